@@ -1,0 +1,442 @@
+//! What an event is: an id, a name and a payload, and the rules each of them keeps.
+//!
+//! Raw strings stop here: whoever holds an [`Envelope`] holds one that may be stored.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use uuid::Uuid;
+
+/// The largest payload of one event, in bytes of its JSON text. An event is a fact, not a file: whoever needs more
+/// stores the bytes elsewhere and their hash here.
+pub const MAX_ARGS: usize = 64 * 1024;
+
+/// The longest name of an event, in bytes.
+pub const MAX_NAME: usize = 100;
+
+/// The longest name of a device, in bytes.
+pub const MAX_DEVICE: usize = 64;
+
+/// The name under which several events travel as one; see [`Batch`]. The prefix `likewise.` is the engine's own.
+pub(crate) const BATCH: &str = "likewise.batch";
+
+/// A type of event. Its values are immutable facts; the payload is what `serde` makes of the value.
+///
+/// ```
+/// # use likewise::engine::Event;
+/// #[derive(serde::Serialize, serde::Deserialize)]
+/// struct LikeAdded {}
+///
+/// impl Event for LikeAdded {
+///     const NAME: &'static str = "LikeAdded";
+/// }
+/// ```
+pub trait Event: Serialize + DeserializeOwned {
+    /// The name under which events of this type are stored, for ever: renaming the type is free, changing this is not.
+    /// ASCII letters, digits and `_ . : / -`, at most [`MAX_NAME`] bytes.
+    const NAME: &'static str;
+}
+
+/// Why something is not an event: the border's refusal of malformed input.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Malformed {
+    /// Not a UUID of version 7 in its hyphenated form.
+    #[error("`{0}` is not an event id: it must be a UUID of version 7 such as 0190d1e5-3f5c-7bb2-8a3e-5d4f6c7b8a90")]
+    Id(String),
+    /// Not a name that an event may have.
+    #[error(
+        "`{0}` is not an event name: use 1 to {MAX_NAME} ASCII letters, digits and `_ . : / -`, and not the prefix `likewise.`"
+    )]
+    Name(String),
+    /// Not a name that a device may have.
+    #[error("`{0}` is not a device name: use 1 to {MAX_DEVICE} bytes without control characters")]
+    Device(String),
+    /// A payload that is not JSON, or that holds a raw control character.
+    #[error("the payload is not JSON text on one line: {0}")]
+    Args(String),
+    /// A payload above [`MAX_ARGS`].
+    #[error("the payload has {0} bytes, more than the {MAX_ARGS} an event may have")]
+    TooLarge(usize),
+    /// A batch without events, or with something in it that isn't one.
+    #[error("not a batch of events: {0}")]
+    Batch(String),
+}
+
+/// Identifies an event at every hop, for ever: a UUIDv7 (RFC 9562, section 5.7), minted where the event happened.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct EventId(Uuid);
+
+impl EventId {
+    /// A new id from the system's clock and random source.
+    pub fn now() -> Self {
+        Self(Uuid::now_v7())
+    }
+
+    /// The id of an event that happened `millis` after the Unix epoch, told apart from others by `random`.
+    pub fn from_parts(millis: u64, random: [u8; 10]) -> Self {
+        Self(uuid::Builder::from_unix_timestamp_millis(millis, &random).into_uuid())
+    }
+
+    /// When the event happened, in milliseconds since the Unix epoch, as its device's clock had it. For people to
+    /// read; nothing is ever ordered by it.
+    pub fn millis(self) -> u64 {
+        let bytes = self.0.as_bytes();
+        bytes[..6].iter().fold(0, |millis, byte| millis << 8 | u64::from(*byte))
+    }
+
+    /// The sixteen bytes that are stored and hashed.
+    pub fn as_bytes(&self) -> &[u8; 16] {
+        self.0.as_bytes()
+    }
+
+    /// Reads an id back from storage.
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Result<Self, Malformed> {
+        let uuid = Uuid::from_slice(bytes).map_err(|_| Malformed::Id(format!("{bytes:02x?}")))?;
+        Self::from_uuid(uuid).ok_or_else(|| Malformed::Id(uuid.to_string()))
+    }
+
+    fn from_uuid(uuid: Uuid) -> Option<Self> {
+        (uuid.get_version_num() == 7 && uuid.get_variant() == uuid::Variant::RFC4122).then_some(Self(uuid))
+    }
+}
+
+impl FromStr for EventId {
+    type Err = Malformed;
+
+    /// Accepts the hyphenated form alone, so that an id has one spelling (letter case aside).
+    fn from_str(text: &str) -> Result<Self, Malformed> {
+        let hyphenated = text.len() == 36;
+        let uuid = Uuid::try_parse(text).ok().filter(|_| hyphenated);
+        uuid.and_then(Self::from_uuid).ok_or_else(|| Malformed::Id(excerpt(text)))
+    }
+}
+
+impl TryFrom<String> for EventId {
+    type Error = Malformed;
+    fn try_from(text: String) -> Result<Self, Malformed> {
+        text.parse()
+    }
+}
+
+impl From<EventId> for String {
+    fn from(id: EventId) -> String {
+        id.to_string()
+    }
+}
+
+impl fmt::Display for EventId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.hyphenated().fmt(f)
+    }
+}
+
+impl fmt::Debug for EventId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// The name of a type of events, as stored.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct EventName(Arc<str>);
+
+impl EventName {
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The name of `E`.
+    ///
+    /// # Errors
+    ///
+    /// When [`Event::NAME`] isn't one that an event may have.
+    pub fn of<E: Event>() -> Result<Self, Malformed> {
+        Self::check(E::NAME)?;
+        Ok(Self(E::NAME.into()))
+    }
+
+    /// A name that was checked before it was stored.
+    pub(crate) fn stored(name: Arc<str>) -> Self {
+        Self(name)
+    }
+
+    fn check(name: &str) -> Result<(), Malformed> {
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"_.:/-".contains(&byte);
+        let own = name.starts_with("likewise.") && name != BATCH;
+        if name.is_empty() || name.len() > MAX_NAME || own || !name.bytes().all(allowed) {
+            return Err(Malformed::Name(excerpt(name)));
+        }
+        Ok(())
+    }
+}
+
+impl FromStr for EventName {
+    type Err = Malformed;
+    fn from_str(name: &str) -> Result<Self, Malformed> {
+        Self::check(name)?;
+        Ok(Self(name.into()))
+    }
+}
+
+/// The payload of an event: nothing, or JSON text that is kept byte for byte.
+///
+/// No payload, `null` and `{}` are one and the same empty payload, which takes no bytes. Raw control characters are
+/// refused even between tokens, so that a payload is always one line and can't break a frame it travels in.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Args(Option<Box<str>>);
+
+impl Args {
+    /// The empty payload.
+    pub const EMPTY: Self = Self(None);
+
+    /// The payload of `event`.
+    ///
+    /// # Errors
+    ///
+    /// When `serde` can't make JSON of it, or the JSON is too large.
+    pub fn of<E: Event>(event: &E) -> Result<Self, Malformed> {
+        serde_json::to_string(event).map_err(|why| Malformed::Args(why.to_string()))?.parse()
+    }
+
+    /// A payload that was checked before it was stored.
+    pub(crate) fn stored(text: Option<&str>) -> Self {
+        Self(text.map(Into::into))
+    }
+
+    /// The JSON text, or `None` for the empty payload.
+    pub fn as_text(&self) -> Option<&str> {
+        self.0.as_deref()
+    }
+}
+
+impl FromStr for Args {
+    type Err = Malformed;
+    fn from_str(text: &str) -> Result<Self, Malformed> {
+        if matches!(text, "" | "null" | "{}") {
+            return Ok(Self::EMPTY);
+        }
+        if text.len() > MAX_ARGS {
+            return Err(Malformed::TooLarge(text.len()));
+        }
+        if let Some(at) = text.bytes().position(|byte| byte < 0x20) {
+            return Err(Malformed::Args(format!("a control character at byte {at}")));
+        }
+        serde_json::from_str::<&RawValue>(text).map_err(|why| Malformed::Args(why.to_string()))?;
+        Ok(Self(Some(text.into())))
+    }
+}
+
+/// Reads a payload back into its event. `text` is what [`Args::as_text`] gave.
+pub(crate) fn decode<E: Event>(text: Option<&str>) -> Result<E, serde_json::Error> {
+    match text {
+        Some(text) => serde_json::from_str(text),
+        // A struct without fields reads `{}`, a unit struct reads `null`: both mean the empty payload.
+        None => serde_json::from_str("{}").or_else(|_| serde_json::from_str("null")),
+    }
+}
+
+/// The name of the device that brought an event to its log. A stamp of the log, not part of the event.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct Device(Arc<str>);
+
+impl Device {
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl Device {
+    /// A name that was checked before it was stored.
+    pub(crate) fn stored(name: Arc<str>) -> Self {
+        Self(name)
+    }
+}
+
+impl FromStr for Device {
+    type Err = Malformed;
+    fn from_str(name: &str) -> Result<Self, Malformed> {
+        if name.is_empty() || name.len() > MAX_DEVICE || name.chars().any(char::is_control) {
+            return Err(Malformed::Device(excerpt(name)));
+        }
+        Ok(Self(name.into()))
+    }
+}
+
+impl TryFrom<String> for Device {
+    type Error = Malformed;
+    fn try_from(name: String) -> Result<Self, Malformed> {
+        name.parse()
+    }
+}
+
+impl From<Device> for String {
+    fn from(device: Device) -> String {
+        device.0.as_ref().to_owned()
+    }
+}
+
+/// An event as it is stored and carried: what is equal here is the same event everywhere.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Envelope {
+    /// The one identity of the event.
+    pub id: EventId,
+    /// What kind of event it is.
+    pub name: EventName,
+    /// Its payload.
+    pub args: Args,
+}
+
+impl Envelope {
+    /// Puts `event` under `id`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Args::of`] and [`EventName::of`].
+    pub fn new<E: Event>(id: EventId, event: &E) -> Result<Self, Malformed> {
+        Ok(Self { id, name: EventName::of::<E>()?, args: Args::of(event)? })
+    }
+}
+
+/// Several events that are committed together: applied wholly or not at all, here and everywhere.
+///
+/// A batch is one event whose payload is the list, so log, outbox and wire know nothing of it.
+#[derive(Debug, Default)]
+pub struct Batch {
+    items: Vec<BatchItem>,
+}
+
+/// One event inside a batch, as it stands in the batch's payload.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct BatchItem {
+    pub(crate) name: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) args: Option<Box<RawValue>>,
+}
+
+impl Batch {
+    /// A batch without events yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds `event` behind those already here.
+    ///
+    /// # Errors
+    ///
+    /// As [`Envelope::new`].
+    pub fn with<E: Event>(mut self, event: &E) -> Result<Self, Malformed> {
+        let name = EventName::of::<E>()?.as_str().to_owned();
+        let args = match Args::of(event)?.0 {
+            Some(text) => Some(RawValue::from_string(text.into()).map_err(|why| Malformed::Args(why.to_string()))?),
+            None => None,
+        };
+        self.items.push(BatchItem { name, args });
+        Ok(self)
+    }
+
+    /// Puts the whole batch under one id.
+    ///
+    /// # Errors
+    ///
+    /// When it is empty, or too large for one event.
+    pub fn seal(self, id: EventId) -> Result<Envelope, Malformed> {
+        if self.items.is_empty() {
+            return Err(Malformed::Batch("it is empty".to_owned()));
+        }
+        let text = serde_json::to_string(&self.items).map_err(|why| Malformed::Args(why.to_string()))?;
+        Ok(Envelope { id, name: EventName(BATCH.into()), args: text.parse()? })
+    }
+}
+
+/// The events inside the payload of a batch.
+pub(crate) fn unseal(text: Option<&str>) -> Result<Vec<BatchItem>, Malformed> {
+    let items: Vec<BatchItem> =
+        serde_json::from_str(text.unwrap_or("[]")).map_err(|why| Malformed::Batch(why.to_string()))?;
+    if items.is_empty() {
+        return Err(Malformed::Batch("it is empty".to_owned()));
+    }
+    Ok(items)
+}
+
+/// Enough of a bad input to recognize it by in a message.
+fn excerpt(text: &str) -> String {
+    let mut short: String = text.chars().take(60).collect();
+    if short.len() < text.len() {
+        short.push('…');
+    }
+    short
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Serialize, Deserialize)]
+    struct Empty {}
+    impl Event for Empty {
+        const NAME: &'static str = "Empty";
+    }
+
+    #[derive(Serialize, Deserialize)]
+    struct Unit;
+    impl Event for Unit {
+        const NAME: &'static str = "Unit";
+    }
+
+    #[test]
+    fn empty_payloads_are_one() {
+        for text in ["", "null", "{}"] {
+            assert_eq!(text.parse(), Ok(Args::EMPTY));
+        }
+        assert_eq!(Args::of(&Empty {}), Ok(Args::EMPTY));
+        assert_eq!(Args::of(&Unit), Ok(Args::EMPTY));
+        assert!(decode::<Empty>(None).is_ok());
+        assert!(decode::<Unit>(None).is_ok());
+    }
+
+    #[test]
+    fn payloads_keep_their_bytes() {
+        for text in ["{ }", "[1.0,1e2,123456789012345678901234567890]", r#"{"a":1,"a":2}"#, r#""\u000d🦀""#] {
+            assert_eq!(text.parse::<Args>().unwrap().as_text(), Some(text));
+        }
+    }
+
+    #[test]
+    fn payloads_that_could_break_a_line_or_are_not_json_are_refused() {
+        for text in ["{\n}", "[1,\r2]", "\u{0}", "{", "1 2", "'a'"] {
+            assert!(matches!(text.parse::<Args>(), Err(Malformed::Args(_))), "{text:?}");
+        }
+        let large = format!("\"{}\"", "x".repeat(MAX_ARGS));
+        assert_eq!(large.parse::<Args>(), Err(Malformed::TooLarge(MAX_ARGS + 2)));
+    }
+
+    #[test]
+    fn ids_are_hyphenated_uuids_of_version_7() {
+        let id = EventId::from_parts(1_700_000_000_123, [7; 10]);
+        assert_eq!(id.millis(), 1_700_000_000_123);
+        assert_eq!(id.to_string().parse(), Ok(id));
+        assert_eq!(EventId::from_bytes(id.as_bytes()), Ok(id));
+        let simple = id.to_string().replace('-', "");
+        let v4 = "8f3c9e0a-1b2d-4c3e-9f4a-5b6c7d8e9f00";
+        for bad in ["", "x", &simple, v4, "{0190d1e5-3f5c-7bb2-8a3e-5d4f6c7b8a9}"] {
+            assert!(bad.parse::<EventId>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn names_of_the_engine_and_odd_names_are_refused() {
+        for bad in ["", "a b", "é", "likewise.other", &"x".repeat(MAX_NAME + 1)] {
+            assert!(bad.parse::<EventName>().is_err(), "{bad}");
+        }
+        assert!("todo/Item:Added_2.0-x".parse::<EventName>().is_ok());
+    }
+}

@@ -1,0 +1,578 @@
+//! The eventlog: the log and the outbox of one store in `eventlog.db`, the source of truth.
+//!
+//! Its methods speak SQLite's errors; [`Replica`](super::replica::Replica) says what they mean.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use rusqlite::types::{FromSqlError, Type};
+use rusqlite::{Connection, OptionalExtension, Row, params};
+
+use super::event::{Args, Device, Envelope, EventId, EventName};
+use super::place::{Digest, Entry, Generation, LogId, Seq};
+use super::storage::{Durability, Fault, open_database, open_read_only};
+use super::witness::Testimony;
+
+/// The format of the tables below. Higher ones are left alone.
+const FORMAT: i64 = 1;
+
+/// Marks the file as ours: "Like" in ASCII.
+const APPLICATION_ID: i64 = 0x4c69_6b65;
+
+/// How many events stand between two checkpoints of the log's digest: what opening a store hashes at most.
+pub(crate) const CHECKPOINT_EVERY: u64 = 1_024;
+
+const TABLES: &str = "
+    CREATE TABLE meta (
+        key TEXT PRIMARY KEY,
+        value ANY
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE name (id INTEGER PRIMARY KEY, text TEXT NOT NULL UNIQUE) STRICT;
+    CREATE TABLE origin (id INTEGER PRIMARY KEY, text TEXT NOT NULL UNIQUE) STRICT;
+    CREATE TABLE log (
+        seq INTEGER PRIMARY KEY,
+        id BLOB NOT NULL UNIQUE,
+        name INTEGER NOT NULL,
+        origin INTEGER NOT NULL,
+        args TEXT
+    ) STRICT;
+    CREATE TABLE outbox (
+        n INTEGER PRIMARY KEY AUTOINCREMENT,
+        id BLOB NOT NULL UNIQUE,
+        name INTEGER NOT NULL,
+        args TEXT
+    ) STRICT;
+    CREATE TABLE set_aside (
+        n INTEGER PRIMARY KEY,
+        id BLOB NOT NULL UNIQUE,
+        name INTEGER NOT NULL,
+        args TEXT,
+        why TEXT NOT NULL
+    ) STRICT;
+    CREATE TABLE checkpoint (seq INTEGER PRIMARY KEY, digest BLOB NOT NULL, length INTEGER NOT NULL) STRICT;
+    CREATE TABLE base (seq INTEGER PRIMARY KEY, digest BLOB NOT NULL, length INTEGER NOT NULL) STRICT;
+";
+
+/// Whose log the eventlog's log is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Whose {
+    /// Ours: this instance is the authority, and what is committed here gets its seq at once.
+    Own(LogId),
+    /// An upstream's, which gives out the seqs. Its log's id is known once it was met.
+    Upstream(Option<LogId>),
+}
+
+impl Whose {
+    /// The log's id, if it is known.
+    pub fn log_id(self) -> Option<LogId> {
+        match self {
+            Self::Own(id) => Some(id),
+            Self::Upstream(id) => id,
+        }
+    }
+}
+
+/// What the eventlog knows about its own end; kept in memory, and put back when a transaction is rolled back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Tip {
+    /// The last event of the log.
+    pub(crate) head: Seq,
+    /// Of the whole log.
+    pub(crate) digest: Digest,
+    /// How many events the log has.
+    pub(crate) length: u64,
+    pub(crate) generation: Generation,
+    pub(crate) whose: Whose,
+    /// How far the upstream's log was pulled.
+    pub(crate) pulled: Seq,
+    /// How many events wait in the outbox.
+    pub(crate) pending: u64,
+    /// The highest number that the outbox has ever given.
+    pub(crate) n: i64,
+    /// How many events are set aside.
+    pub(crate) set_aside: u64,
+}
+
+/// Where the eventlog has an event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Found {
+    /// In the log.
+    Log(Seq, Content),
+    /// In the outbox, under this number.
+    Outbox(i64, Content),
+    /// Among the events that the authority refused.
+    SetAside(Content),
+}
+
+/// What must be equal for two events of one id to be the same.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Content {
+    pub(crate) name: EventName,
+    pub(crate) args: Args,
+}
+
+impl Found {
+    pub(crate) fn is(&self, event: &Envelope) -> bool {
+        let (Self::Log(_, content) | Self::Outbox(_, content) | Self::SetAside(content)) = self;
+        content.name == event.name && content.args == event.args
+    }
+}
+
+/// A point of the log whose digest is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Checkpoint {
+    pub(crate) seq: Seq,
+    pub(crate) digest: Digest,
+    pub(crate) length: u64,
+}
+
+pub(crate) struct Eventlog {
+    conn: Connection,
+    tip: Tip,
+    saved: Option<Tip>,
+    names: Interned,
+    origins: Interned,
+}
+
+impl Eventlog {
+    /// Opens the eventlog at `path`. Where there is none, makes an empty one of our own if it `may_create` one.
+    pub(crate) fn open(path: &Path, may_create: bool) -> Result<Self, Fault> {
+        let is_empty = refuse_newer(path)?;
+        if is_empty && !may_create {
+            return Err(Fault::LostTail("eventlog.db is missing or empty, and had events".to_owned()));
+        }
+        let conn = open_database(path, Durability::Full)?;
+        if is_empty {
+            create(&conn).map_err(Fault::eventlog)?;
+        }
+        Self::over(conn).map_err(Fault::eventlog)
+    }
+
+    /// Opens an existing eventlog for reading, whoever writes to it: a snapshot as of now.
+    pub(crate) fn snapshot(path: &Path) -> Result<Self, Fault> {
+        refuse_newer(path)?;
+        let conn = open_read_only(path).map_err(Fault::eventlog)?;
+        conn.execute_batch("BEGIN").map_err(Fault::eventlog)?;
+        Self::over(conn).map_err(Fault::eventlog)
+    }
+
+    fn over(conn: Connection) -> rusqlite::Result<Self> {
+        conn.set_prepared_statement_cache_capacity(64);
+        let names = Interned::load(&conn, "SELECT id, text FROM name")?;
+        let origins = Interned::load(&conn, "SELECT id, text FROM origin")?;
+        let tip = Tip {
+            head: Seq::START,
+            digest: Digest::EMPTY,
+            length: 0,
+            generation: Generation(meta(&conn, "generation")?.unwrap_or_default()),
+            whose: whose(&conn)?,
+            pulled: Seq(meta(&conn, "pulled")?.unwrap_or_default()),
+            pending: conn.query_row("SELECT count(*) FROM outbox", (), |row| row.get(0))?,
+            n: conn.query_row("SELECT coalesce(max(seq), 0) FROM sqlite_sequence", (), |row| row.get(0))?,
+            set_aside: conn.query_row("SELECT count(*) FROM set_aside", (), |row| row.get(0))?,
+        };
+        let mut log = Self { conn, tip, saved: None, names, origins };
+        let end = log.walk(log.checkpoint_before(Seq(i64::MAX as u64))?, None)?;
+        log.tip = Tip { head: end.seq, digest: end.digest, length: end.length, ..log.tip };
+        Ok(log)
+    }
+
+    /// What is known about the end.
+    pub(crate) fn tip(&self) -> &Tip {
+        &self.tip
+    }
+
+    pub(crate) fn testimony(&self) -> Testimony {
+        Testimony { generation: self.tip.generation, seq: self.tip.head, n: self.tip.n }
+    }
+
+    pub(crate) fn begin(&mut self) -> rusqlite::Result<()> {
+        self.conn.prepare_cached("BEGIN IMMEDIATE")?.execute(())?;
+        self.saved = Some(self.tip);
+        Ok(())
+    }
+
+    /// Makes the transaction durable: after this returns, its events survive a power cut.
+    pub(crate) fn commit(&mut self) -> rusqlite::Result<()> {
+        self.conn.prepare_cached("COMMIT")?.execute(())?;
+        self.saved = None;
+        Ok(())
+    }
+
+    pub(crate) fn rollback(&mut self) -> rusqlite::Result<()> {
+        if !self.conn.is_autocommit() {
+            self.conn.execute_batch("ROLLBACK")?;
+        }
+        let saved = self.saved.take();
+        self.remember(saved.unwrap_or(self.tip))
+    }
+
+    /// Starts a part of the transaction that can be [undone](Self::undo) alone.
+    pub(crate) fn mark(&mut self) -> rusqlite::Result<Tip> {
+        self.conn.prepare_cached("SAVEPOINT mark")?.execute(())?;
+        Ok(self.tip)
+    }
+
+    /// Ends the part that began with the last mark, and keeps it.
+    pub(crate) fn keep(&mut self) -> rusqlite::Result<()> {
+        self.conn.prepare_cached("RELEASE mark")?.execute(()).map(drop)
+    }
+
+    /// Ends the part that began at `mark`, and undoes it.
+    pub(crate) fn undo(&mut self, mark: Tip) -> rusqlite::Result<()> {
+        self.conn.execute_batch("ROLLBACK TO mark; RELEASE mark")?;
+        self.remember(mark)
+    }
+
+    /// Puts what is kept in memory back to how it was at `tip`.
+    fn remember(&mut self, tip: Tip) -> rusqlite::Result<()> {
+        self.tip = tip;
+        self.names = Interned::load(&self.conn, "SELECT id, text FROM name")?;
+        self.origins = Interned::load(&self.conn, "SELECT id, text FROM origin")?;
+        Ok(())
+    }
+
+    /// Puts `event` at the end of the log, as `seq`. False when the log has its id already; then nothing changed.
+    pub(crate) fn append(&mut self, seq: Seq, event: &Envelope, origin: &Device) -> rusqlite::Result<bool> {
+        debug_assert!(seq > self.tip.head, "BUG: {seq} is not behind {}", self.tip.head);
+        let name = self.names.intern(&self.conn, "INSERT INTO name (text) VALUES (?1)", event.name.as_str())?;
+        let origin_id = self.origins.intern(&self.conn, "INSERT INTO origin (text) VALUES (?1)", origin.as_str())?;
+        let sql =
+            "INSERT INTO log (seq, id, name, origin, args) VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT (id) DO NOTHING";
+        let args = event.args.as_text();
+        let added = self.conn.prepare_cached(sql)?.execute(params![
+            seq.to_sql(),
+            event.id.as_bytes(),
+            name,
+            origin_id,
+            args
+        ])?;
+        if added == 0 {
+            return Ok(false);
+        }
+        self.tip.head = seq;
+        self.tip.digest = self.tip.digest.extended(event.id.as_bytes(), event.name.as_str(), args, origin.as_str());
+        self.tip.length += 1;
+        if self.tip.length.is_multiple_of(CHECKPOINT_EVERY) {
+            self.conn
+                .prepare_cached("INSERT INTO checkpoint (seq, digest, length) VALUES (?1, ?2, ?3)")?
+                .execute(params![seq.to_sql(), self.tip.digest.0, self.tip.length])?;
+        }
+        Ok(true)
+    }
+
+    /// Puts `event` at the end of the outbox. False when the outbox has its id already.
+    pub(crate) fn push(&mut self, event: &Envelope) -> rusqlite::Result<bool> {
+        let name = self.names.intern(&self.conn, "INSERT INTO name (text) VALUES (?1)", event.name.as_str())?;
+        let sql = "INSERT INTO outbox (id, name, args) VALUES (?1, ?2, ?3) ON CONFLICT (id) DO NOTHING";
+        let added = self.conn.prepare_cached(sql)?.execute(params![event.id.as_bytes(), name, event.args.as_text()])?;
+        if added == 0 {
+            return Ok(false);
+        }
+        self.tip.n = self.conn.last_insert_rowid();
+        self.tip.pending += 1;
+        Ok(true)
+    }
+
+    /// Takes the event with number `n` out of the outbox.
+    pub(crate) fn remove_pending(&mut self, n: i64) -> rusqlite::Result<()> {
+        let removed = self.conn.prepare_cached("DELETE FROM outbox WHERE n = ?1")?.execute([n])?;
+        self.tip.pending -= removed as u64;
+        Ok(())
+    }
+
+    /// Keeps `event` among those that the authority refused. One that is there already stays as it is.
+    pub(crate) fn set_aside(&mut self, event: &Envelope, why: &str) -> rusqlite::Result<()> {
+        let name = self.names.intern(&self.conn, "INSERT INTO name (text) VALUES (?1)", event.name.as_str())?;
+        let sql = "INSERT INTO set_aside (id, name, args, why) VALUES (?1, ?2, ?3, ?4) ON CONFLICT (id) DO NOTHING";
+        let added =
+            self.conn.prepare_cached(sql)?.execute(params![event.id.as_bytes(), name, event.args.as_text(), why])?;
+        self.tip.set_aside += added as u64;
+        Ok(())
+    }
+
+    /// Takes `id` out of the events set aside.
+    pub(crate) fn remove_set_aside(&mut self, id: EventId) -> rusqlite::Result<()> {
+        let removed = self.conn.prepare_cached("DELETE FROM set_aside WHERE id = ?1")?.execute([id.as_bytes()])?;
+        self.tip.set_aside -= removed as u64;
+        Ok(())
+    }
+
+    /// Where `id` is, if it is anywhere. The log comes first, then the outbox.
+    pub(crate) fn find(&self, id: EventId) -> rusqlite::Result<Option<Found>> {
+        let content = |row: &Row<'_>| {
+            let name = EventName::stored(self.names.text(row.get(1)?)?);
+            Ok((row.get::<_, i64>(0)?, Content { name, args: args(row, 2)? }))
+        };
+        let key = [id.as_bytes()];
+        let sql = "SELECT seq, name, args FROM log WHERE id = ?1";
+        if let Some((seq, content)) = self.conn.prepare_cached(sql)?.query_row(key, content).optional()? {
+            return Ok(Some(Found::Log(Seq::from_sql(seq), content)));
+        }
+        if self.tip.pending > 0 {
+            let sql = "SELECT n, name, args FROM outbox WHERE id = ?1";
+            if let Some((n, content)) = self.conn.prepare_cached(sql)?.query_row(key, content).optional()? {
+                return Ok(Some(Found::Outbox(n, content)));
+            }
+        }
+        if self.tip.set_aside > 0 {
+            let sql = "SELECT n, name, args FROM set_aside WHERE id = ?1";
+            if let Some((_, content)) = self.conn.prepare_cached(sql)?.query_row(key, content).optional()? {
+                return Ok(Some(Found::SetAside(content)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Up to `limit` events of the log after `after`.
+    pub(crate) fn entries(&self, after: Seq, limit: usize) -> rusqlite::Result<Vec<Entry>> {
+        let sql = "SELECT seq, id, name, args, origin FROM log WHERE seq > ?1 ORDER BY seq LIMIT ?2";
+        self.conn
+            .prepare_cached(sql)?
+            .query_map(params![after.to_sql(), limit as i64], |row| {
+                let origin = Device::stored(self.origins.text(row.get(4)?)?);
+                Ok(Entry { seq: Seq::from_sql(row.get(0)?), event: self.envelope(row, 1)?, origin })
+            })?
+            .collect()
+    }
+
+    /// Up to `limit` events of the outbox whose number is above `after`, with their numbers.
+    pub(crate) fn pending(&self, after: i64, limit: usize) -> rusqlite::Result<Vec<(i64, Envelope)>> {
+        let sql = "SELECT n, id, name, args FROM outbox WHERE n > ?1 ORDER BY n LIMIT ?2";
+        self.conn
+            .prepare_cached(sql)?
+            .query_map(params![after, limit as i64], |row| Ok((row.get(0)?, self.envelope(row, 1)?)))?
+            .collect()
+    }
+
+    /// The events set aside, each with the reason, oldest first.
+    pub(crate) fn all_set_aside(&self) -> rusqlite::Result<Vec<(Envelope, String)>> {
+        let sql = "SELECT n, id, name, args, why FROM set_aside ORDER BY n";
+        self.conn.prepare_cached(sql)?.query_map((), |row| Ok((self.envelope(row, 1)?, row.get(4)?)))?.collect()
+    }
+
+    /// The last point at or before `seq` whose digest is stored.
+    pub(crate) fn checkpoint_before(&self, seq: Seq) -> rusqlite::Result<Checkpoint> {
+        let sql = "SELECT seq, digest, length FROM
+                       (SELECT * FROM checkpoint WHERE seq <= ?1 UNION ALL SELECT * FROM base WHERE seq <= ?1)
+                   ORDER BY seq DESC LIMIT 1";
+        let row = self.conn.prepare_cached(sql)?.query_row([seq.to_sql()], read_checkpoint).optional()?;
+        Ok(row.unwrap_or(Checkpoint { seq: Seq::START, digest: Digest::EMPTY, length: 0 }))
+    }
+
+    /// The first stored point that is at least `events` events behind the place with `length` events, or the end.
+    pub(crate) fn milestone_after(&self, seq: Seq, events: u64) -> rusqlite::Result<Checkpoint> {
+        let from = self.checkpoint_before(seq)?.length;
+        let sql = "SELECT seq, digest, length FROM checkpoint WHERE seq > ?1 AND length >= ?2 ORDER BY seq LIMIT 1";
+        let found = self
+            .conn
+            .prepare_cached(sql)?
+            .query_row(params![seq.to_sql(), from.saturating_add(events)], read_checkpoint)
+            .optional()?;
+        let Tip { head, digest, length, .. } = self.tip;
+        Ok(found.unwrap_or(Checkpoint { seq: head, digest, length }))
+    }
+
+    /// Every stored point, for who wants to check them all.
+    pub(crate) fn checkpoints(&self) -> rusqlite::Result<Vec<Checkpoint>> {
+        self.conn
+            .prepare("SELECT seq, digest, length FROM checkpoint ORDER BY seq")?
+            .query_map((), read_checkpoint)?
+            .collect()
+    }
+
+    /// The digest of the log up to `seq`, whether or not an event stands there.
+    pub(crate) fn digest_at(&self, seq: Seq) -> rusqlite::Result<Digest> {
+        if seq >= self.tip.head {
+            return Ok(self.tip.digest);
+        }
+        Ok(self.walk(self.checkpoint_before(seq)?, Some(seq))?.digest)
+    }
+
+    /// Hashes on from a known point, to `until` or to the end.
+    pub(crate) fn walk(&self, from: Checkpoint, until: Option<Seq>) -> rusqlite::Result<Checkpoint> {
+        let mut point = from;
+        let sql = "SELECT seq, id, name, args, origin FROM log WHERE seq > ?1 AND seq <= ?2 ORDER BY seq";
+        let mut statement = self.conn.prepare_cached(sql)?;
+        let until = until.map_or(i64::MAX, Seq::to_sql);
+        let mut rows = statement.query([from.seq.to_sql(), until])?;
+        while let Some(row) = rows.next()? {
+            let event = self.envelope(row, 1)?;
+            let origin = self.origins.text(row.get(4)?)?;
+            point.seq = Seq::from_sql(row.get(0)?);
+            point.digest =
+                point.digest.extended(event.id.as_bytes(), event.name.as_str(), event.args.as_text(), &origin);
+            point.length += 1;
+        }
+        Ok(point)
+    }
+
+    /// SQLite's own check of the file's structure: what is wrong, line by line.
+    pub(crate) fn integrity_check(&self) -> rusqlite::Result<Vec<String>> {
+        let lines: Vec<String> =
+            self.conn.prepare("PRAGMA integrity_check")?.query_map((), |row| row.get(0))?.collect::<Result<_, _>>()?;
+        Ok(lines.into_iter().filter(|line| line != "ok").collect())
+    }
+
+    /// Takes every event of the log after `after` back to the front of the outbox, in log order, under the same ids,
+    /// and raises the generation: the state may hold what the log no longer does.
+    pub(crate) fn take_back(&mut self, after: Seq) -> rusqlite::Result<()> {
+        let from = self.walk(self.checkpoint_before(after)?, Some(after))?;
+        let taken = self.tip.length - from.length;
+        let first: Option<i64> = self.conn.query_row("SELECT min(n) FROM outbox", (), |row| row.get(0))?;
+        // Numbers below every one that the outbox gave or gives, so that what is newer stays behind.
+        let front = first.unwrap_or(1).min(1) - i64::try_from(taken).expect("BUG: a log of 2^63 events");
+        self.conn.execute(
+            "INSERT INTO outbox (n, id, name, args)
+             SELECT ?1 + row_number() OVER (ORDER BY seq) - 1, id, name, args FROM log WHERE seq > ?2",
+            params![front, after.to_sql()],
+        )?;
+        self.conn.execute("DELETE FROM log WHERE seq > ?1", [after.to_sql()])?;
+        self.conn.execute("DELETE FROM checkpoint WHERE seq > ?1", [after.to_sql()])?;
+        self.tip.head = from.seq;
+        self.tip.digest = from.digest;
+        self.tip.length = from.length;
+        self.tip.pending += taken;
+        self.tip.generation.0 += 1;
+        set_meta(&self.conn, "generation", self.tip.generation.0)?;
+        if self.tip.pulled > after {
+            self.set_pulled(after)?;
+        }
+        Ok(())
+    }
+
+    /// Records whose log this is from now on.
+    pub(crate) fn set_whose(&mut self, whose: Whose) -> rusqlite::Result<()> {
+        let (kind, id) = match whose {
+            Whose::Own(id) => ("own", Some(id)),
+            Whose::Upstream(id) => ("upstream", id),
+        };
+        set_meta(&self.conn, "whose", kind)?;
+        set_meta(&self.conn, "log_id", id.map(|id| id.to_string()))?;
+        self.tip.whose = whose;
+        Ok(())
+    }
+
+    /// Records how far the upstream's log was pulled.
+    pub(crate) fn set_pulled(&mut self, seq: Seq) -> rusqlite::Result<()> {
+        set_meta(&self.conn, "pulled", seq.to_sql())?;
+        self.tip.pulled = seq;
+        Ok(())
+    }
+
+    fn envelope(&self, row: &Row<'_>, at: usize) -> rusqlite::Result<Envelope> {
+        Ok(Envelope {
+            id: EventId::from_bytes(row.get_ref(at)?.as_blob()?).map_err(|why| unreadable(at, why))?,
+            name: EventName::stored(self.names.text(row.get(at + 1)?)?),
+            args: args(row, at + 2)?,
+        })
+    }
+}
+
+/// Refuses a file of a later format, or of another program, before anything is written to it. Says whether there is
+/// nothing in it yet.
+fn refuse_newer(path: &Path) -> Result<bool, Fault> {
+    if !path.exists() {
+        return Ok(true);
+    }
+    let conn = open_read_only(path).map_err(Fault::eventlog)?;
+    let pragma = |name: &str| conn.query_row(&format!("PRAGMA {name}"), (), |row| row.get::<_, i64>(0));
+    let found = pragma("user_version").map_err(Fault::eventlog)?;
+    if found > FORMAT {
+        return Err(Fault::NewerFormat { path: path.to_owned(), found, known: FORMAT });
+    }
+    let tables: i64 =
+        conn.query_row("SELECT count(*) FROM sqlite_schema", (), |row| row.get(0)).map_err(Fault::eventlog)?;
+    if tables > 0 && pragma("application_id").map_err(Fault::eventlog)? != APPLICATION_ID {
+        return Err(Fault::Foreign(path.to_owned()));
+    }
+    Ok(tables == 0)
+}
+
+/// Makes the tables, in one transaction, so that a crash leaves either all of them or an empty file.
+fn create(conn: &Connection) -> rusqlite::Result<()> {
+    conn.execute_batch("BEGIN IMMEDIATE")?;
+    conn.execute_batch(TABLES)?;
+    conn.execute("INSERT INTO base VALUES (0, ?1, 0)", [Digest::EMPTY.0])?;
+    set_meta(conn, "whose", "own")?;
+    set_meta(conn, "log_id", LogId::random().to_string())?;
+    conn.execute_batch(&format!("PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {FORMAT}; COMMIT"))?;
+    // Into the file itself, so that a lost WAL can't make the store look new.
+    conn.query_row("PRAGMA wal_checkpoint(TRUNCATE)", (), |_| Ok(()))
+}
+
+fn meta<T: rusqlite::types::FromSql>(conn: &Connection, key: &str) -> rusqlite::Result<Option<T>> {
+    conn.query_row("SELECT value FROM meta WHERE key = ?1", [key], |row| row.get(0)).optional().map(Option::flatten)
+}
+
+fn set_meta(conn: &Connection, key: &str, value: impl rusqlite::ToSql) -> rusqlite::Result<()> {
+    let sql = "INSERT INTO meta VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = excluded.value";
+    conn.prepare_cached(sql)?.execute(params![key, value]).map(drop)
+}
+
+fn whose(conn: &Connection) -> rusqlite::Result<Whose> {
+    let id = meta::<String>(conn, "log_id")?.and_then(|text| LogId::parse(&text));
+    match (meta::<String>(conn, "whose")?.as_deref(), id) {
+        (Some("own"), Some(id)) => Ok(Whose::Own(id)),
+        (Some("upstream"), id) => Ok(Whose::Upstream(id)),
+        (other, _) => Err(unreadable(0, format!("the eventlog doesn't say whose log it is: {other:?}"))),
+    }
+}
+
+fn read_checkpoint(row: &Row<'_>) -> rusqlite::Result<Checkpoint> {
+    let digest = Digest::from_slice(row.get_ref(1)?.as_blob()?);
+    Ok(Checkpoint {
+        seq: Seq::from_sql(row.get(0)?),
+        digest: digest.ok_or_else(|| unreadable(1, "a digest has 32 bytes"))?,
+        length: row.get(2)?,
+    })
+}
+
+fn args(row: &Row<'_>, at: usize) -> rusqlite::Result<Args> {
+    Ok(Args::stored(row.get_ref(at)?.as_str_or_null()?))
+}
+
+fn unreadable(at: usize, why: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> rusqlite::Error {
+    rusqlite::Error::FromSqlConversionFailure(at, Type::Null, why.into())
+}
+
+/// Strings that occur often, each stored once and known by a number.
+#[derive(Default)]
+struct Interned {
+    ids: HashMap<Arc<str>, i64>,
+    texts: HashMap<i64, Arc<str>>,
+}
+
+impl Interned {
+    fn load(conn: &Connection, sql: &str) -> rusqlite::Result<Self> {
+        let mut all = Self::default();
+        let mut statement = conn.prepare_cached(sql)?;
+        let mut rows = statement.query(())?;
+        while let Some(row) = rows.next()? {
+            all.add(row.get(0)?, row.get::<_, String>(1)?.into());
+        }
+        Ok(all)
+    }
+
+    fn add(&mut self, id: i64, text: Arc<str>) {
+        self.ids.insert(Arc::clone(&text), id);
+        self.texts.insert(id, text);
+    }
+
+    /// The number of `text`, given now if it has none yet.
+    fn intern(&mut self, conn: &Connection, insert: &str, text: &str) -> rusqlite::Result<i64> {
+        if let Some(id) = self.ids.get(text) {
+            return Ok(*id);
+        }
+        conn.prepare_cached(insert)?.execute([text])?;
+        let id = conn.last_insert_rowid();
+        self.add(id, text.into());
+        Ok(id)
+    }
+
+    fn text(&self, id: i64) -> rusqlite::Result<Arc<str>> {
+        let text = self.texts.get(&id).map(Arc::clone);
+        text.ok_or_else(|| unreadable(0, FromSqlError::OutOfRange(id)))
+    }
+}

@@ -1,0 +1,23 @@
+//! The engine: events, an eventlog, the state that materializers make of it, and live queries.
+//!
+//! It knows SQLite; it knows neither a network nor HTTP, nor what any event means.
+
+mod event;
+mod eventlog;
+mod place;
+mod query;
+mod replica;
+mod sandbox;
+mod schema;
+mod state;
+mod storage;
+mod witness;
+
+pub use event::{Args, Batch, Device, Envelope, Event, EventId, EventName, MAX_ARGS, MAX_DEVICE, MAX_NAME, Malformed};
+pub use eventlog::Whose;
+pub use place::{Cursor, Digest, Entry, Generation, LogId, Seq};
+pub use query::Query;
+pub use replica::{Files, Outcome, Page, Replica, SETTLE_EVERY, Setup, Standing, committed_state};
+pub use sandbox::DbError;
+pub use schema::{Db, Schema};
+pub use storage::Fault;

@@ -1,0 +1,689 @@
+//! One device's copy of a store: an eventlog and the state that follows from it.
+//!
+//! Plain synchronous code without threads, clock or network, so that a test can drive a hundred of them by a seed.
+//! After a [`Fault`] a replica is to be dropped and opened again; what it had acknowledged is in its eventlog.
+//!
+//! Two rules hold at every point where the process may die:
+//!
+//! - The eventlog commits before the state does, so the state on disk is behind the eventlog or level with it, never
+//!   ahead; [opening](Replica::open) applies what is missing.
+//! - The state on disk holds confirmed events alone. Pending ones are applied in a transaction on it that stays open,
+//!   and reads go through it. Rolling that back is how pending events leave the state, and SQLite does it.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::event::{Device, Envelope, EventId};
+use super::eventlog::{Eventlog, Found, Tip, Whose};
+use super::place::{Cursor, Digest, Entry, Generation, Seq};
+use super::query::Query;
+use super::sandbox::{DbError, Tables};
+use super::schema::{Effect, Schema};
+use super::state::{self, Enders, OnFault, State, Stop};
+use super::storage::{self, Fault, check_sqlite, create_private_dir, remove_database, sync_dir};
+use super::witness::Witness;
+
+/// How many events are read from the eventlog at a time when they are applied.
+const PAGE: usize = 1_024;
+
+/// How many events a rebuild applies in one transaction of the state.
+const PER_COMMIT: u64 = 10_000;
+
+/// How many confirmed events may be in the open transaction alone before they are settled: what opening again after a
+/// crash has to apply.
+pub const SETTLE_EVERY: u64 = 10_000;
+
+/// What a replica needs to know besides its directory.
+#[derive(Clone)]
+pub struct Setup {
+    /// What events mean.
+    pub schema: Arc<Schema>,
+    /// This instance's own name, the origin of what it adds to a log of its own.
+    pub device: Device,
+    /// Identifies the executable; a state made by another one is rebuilt.
+    pub executable: String,
+    /// Is told how far a rebuild has come: events applied, and events in all.
+    pub progress: fn(u64, u64),
+}
+
+/// What became of an event that was to be stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is stored now; with its seq, unless an upstream has yet to give it one.
+    Stored(Option<Seq>),
+    /// It was stored before.
+    Known(Option<Seq>),
+    /// Its id is taken by an event with another name or payload, which stays.
+    Conflict,
+    /// It can't be applied, and was not stored: the reason.
+    Refused(String),
+}
+
+/// A part of an upstream's log, in its order.
+#[derive(Debug, Clone)]
+pub struct Page {
+    /// The events.
+    pub entries: Vec<Entry>,
+    /// Where the next page begins.
+    pub next: Seq,
+    /// Whether the upstream has more events waiting already.
+    pub more: bool,
+}
+
+/// Where a replica stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Standing {
+    /// Whose log it holds.
+    pub whose: Whose,
+    /// How often events were taken back out of it.
+    pub generation: Generation,
+    /// The last event of the log.
+    pub head: Seq,
+    /// How many events the log has.
+    pub length: u64,
+    /// How far the committed state has come.
+    pub cursor: Seq,
+    /// How many events wait for a place in the log.
+    pub pending: u64,
+    /// How many events the authority refused.
+    pub set_aside: u64,
+    /// How many events have no effect because of a fault of theirs.
+    pub skipped: u64,
+    /// How many events have no effect because nothing here knows their name.
+    pub unknown: u64,
+}
+
+/// The files of one store.
+#[derive(Debug, Clone)]
+pub struct Files {
+    dir: PathBuf,
+}
+
+impl Files {
+    /// The files in `dir`, which need not exist.
+    pub fn in_dir(dir: impl Into<PathBuf>) -> Self {
+        Self { dir: dir.into() }
+    }
+
+    /// The directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The log and the outbox.
+    pub fn eventlog(&self) -> PathBuf {
+        self.dir.join("eventlog.db")
+    }
+
+    /// What follows from them.
+    pub fn state(&self) -> PathBuf {
+        self.dir.join("state.db")
+    }
+
+    /// How far the eventlog had come.
+    pub fn witness(&self) -> PathBuf {
+        self.dir.join("witness")
+    }
+
+    /// Whether there is a store here, or what is left of one.
+    pub fn exist(&self) -> bool {
+        [self.eventlog(), self.state(), self.witness()].iter().any(|path| path.exists())
+    }
+}
+
+/// One device's copy of a store.
+pub struct Replica {
+    setup: Setup,
+    files: Files,
+    log: Eventlog,
+    state: State,
+    witness: Witness,
+    /// How many confirmed events only the state's open transaction holds, not yet its file.
+    unsettled: u64,
+    /// Whether the log holds events that the open transaction doesn't.
+    is_behind: bool,
+    identity: Option<Vec<FileId>>,
+}
+
+impl Replica {
+    /// Opens the store in `files`, or makes an empty one whose log is its own. Applies what a crash left to be
+    /// applied, and rebuilds the state when it is missing, damaged or another program's.
+    ///
+    /// # Errors
+    ///
+    /// What keeps the store from being opened; then nothing was changed. In particular [`Fault::LostTail`] when there
+    /// is proof that the eventlog once held more than it does.
+    pub fn open(files: Files, setup: Setup) -> Result<Self, Fault> {
+        check_sqlite()?;
+        // The witness and the state come after the first transaction of the eventlog, so where they are, it was.
+        let may_create = !files.witness().exists() && !files.state().exists();
+        create_private_dir(&files.dir)?;
+        let log = Eventlog::open(&files.eventlog(), may_create)?;
+        let (witness, testimony) = Witness::open(&files.witness())?;
+        if let Some(lack) = testimony.and_then(|earlier| log.testimony().lacks(earlier)) {
+            return Err(Fault::LostTail(lack));
+        }
+        let generation = log.tip().generation;
+        let loaded = State::load(&files.state(), &setup.schema, &setup.executable)?;
+        if let Some(cursor) = loaded.cursor.filter(|cursor| cursor.generation == generation) {
+            check_cursor(&log, cursor)?;
+        }
+        let state = match loaded.state {
+            Ok(state) if state.cursor().generation == generation => state,
+            other => {
+                let why = other.err().unwrap_or_else(|| "events were taken back out of the log".to_owned());
+                if log.tip().length > 0 {
+                    tracing::info!(store = %files.dir.display(), why, "rebuilding the state");
+                }
+                remove_database(&files.state())?;
+                State::new(&files.state(), &setup.schema, &setup.executable, generation)?
+            }
+        };
+        sync_dir(&files.dir)?;
+        let mut replica = Self { setup, files, log, state, witness, unsettled: 0, is_behind: false, identity: None };
+        replica.settle()?;
+        replica.witness.write(replica.log.testimony())?;
+        replica.identity = replica.identify();
+        Ok(replica)
+    }
+
+    /// Commits events that happened here: durable and applied when this returns, except for those it refuses.
+    ///
+    /// Each event is judged on its own; together they cost one fsync.
+    ///
+    /// # Errors
+    ///
+    /// A fault of the machine, after which nothing is known about any of `events`: they may be stored or not, and are
+    /// to be committed again under the same ids.
+    pub fn commit(&mut self, events: &[Envelope]) -> Result<Vec<Outcome>, Fault> {
+        let device = self.setup.device.clone();
+        let batch: Vec<_> = events.iter().map(|event| (event, &device)).collect();
+        self.write(&batch, OnFault::Refuse)
+    }
+
+    /// Adds events that happened elsewhere, in this order, each with the device it comes from. They are not judged: one
+    /// that can't be applied is stored and skipped, as it is on every other replica.
+    ///
+    /// # Errors
+    ///
+    /// As [`commit`](Self::commit).
+    pub fn add(&mut self, events: &[(Envelope, Device)]) -> Result<Vec<Outcome>, Fault> {
+        let batch: Vec<_> = events.iter().map(|(event, origin)| (event, origin)).collect();
+        self.write(&batch, OnFault::Skip)
+    }
+
+    fn write(&mut self, batch: &[(&Envelope, &Device)], on_fault: OnFault) -> Result<Vec<Outcome>, Fault> {
+        self.log.begin().map_err(Fault::eventlog)?;
+        if !self.state.is_open() {
+            self.state.begin()?;
+        }
+        let outcomes = match self.write_together(batch, on_fault)? {
+            Some(outcomes) => outcomes,
+            None => {
+                let each = batch.iter().map(|(event, origin)| self.write_alone(event, origin, on_fault));
+                each.collect::<Result<_, _>>()?
+            }
+        };
+        self.log.commit().map_err(Fault::eventlog)?;
+        if matches!(self.log.tip().whose, Whose::Own(_)) || self.log.tip().pending == 0 && self.unsettled == 0 {
+            self.commit_state()?;
+        }
+        self.witness.write(self.log.testimony())?;
+        Ok(outcomes)
+    }
+
+    /// Stores and applies the whole batch; nothing of it, and `None`, when an event in it needs a closer look.
+    fn write_together(
+        &mut self,
+        batch: &[(&Envelope, &Device)],
+        on_fault: OnFault,
+    ) -> Result<Option<Vec<Outcome>>, Fault> {
+        let mark = self.log.mark().map_err(Fault::eventlog)?;
+        self.state.mark()?;
+        let mut outcomes = Vec::with_capacity(batch.len());
+        let mut fresh = Vec::with_capacity(batch.len());
+        for (event, origin) in batch {
+            let outcome = self.store(event, origin)?;
+            if matches!(outcome, Outcome::Stored(_)) {
+                fresh.push(*event);
+            }
+            outcomes.push(outcome);
+        }
+        match self.state.apply(&fresh, on_fault, &Enders::new()) {
+            Ok(effects) if on_fault == OnFault::Skip || effects.iter().all(|effect| *effect == Effect::Applied) => {
+                self.log.keep().map_err(Fault::eventlog)?;
+                self.state.keep()?;
+                Ok(Some(outcomes))
+            }
+            Ok(_) => {
+                self.log.undo(mark).map_err(Fault::eventlog)?;
+                self.state.undo()?;
+                Ok(None)
+            }
+            Err(Stop::Ended(..)) => {
+                self.log.undo(mark).map_err(Fault::eventlog)?;
+                self.restore()?;
+                Ok(None)
+            }
+            Err(Stop::Fault(fault)) => Err(fault),
+        }
+    }
+
+    /// Stores and applies one event of a batch in which something is wrong.
+    fn write_alone(&mut self, event: &Envelope, origin: &Device, on_fault: OnFault) -> Result<Outcome, Fault> {
+        let mark = self.log.mark().map_err(Fault::eventlog)?;
+        self.state.mark()?;
+        let outcome = self.store(event, origin)?;
+        let refused = match outcome {
+            Outcome::Stored(_) => match self.state.apply(&[event], on_fault, &Enders::new()) {
+                Ok(effects) => {
+                    let refused = match effects.into_iter().next() {
+                        Some(Effect::Skipped(why)) if on_fault == OnFault::Refuse => Some(why),
+                        Some(Effect::Unknown) if on_fault == OnFault::Refuse => {
+                            Some(format!("nothing here knows events named {}", event.name.as_str()))
+                        }
+                        _ => None,
+                    };
+                    if refused.is_some() {
+                        self.state.undo()?
+                    } else {
+                        self.state.keep()?
+                    }
+                    refused
+                }
+                Err(Stop::Ended(_, why)) if on_fault == OnFault::Refuse => {
+                    self.log.undo(mark).map_err(Fault::eventlog)?;
+                    self.restore()?;
+                    return Ok(Outcome::Refused(why));
+                }
+                Err(Stop::Ended(..)) => {
+                    self.log.keep().map_err(Fault::eventlog)?;
+                    self.restore()?;
+                    return Ok(outcome);
+                }
+                Err(Stop::Fault(fault)) => return Err(fault),
+            },
+            _ => {
+                self.state.keep()?;
+                None
+            }
+        };
+        match refused {
+            Some(why) => {
+                self.log.undo(mark).map_err(Fault::eventlog)?;
+                Ok(Outcome::Refused(why))
+            }
+            None => {
+                self.log.keep().map_err(Fault::eventlog)?;
+                Ok(outcome)
+            }
+        }
+    }
+
+    /// Puts `event` where it belongs in the eventlog, unless its id is there.
+    fn store(&mut self, event: &Envelope, origin: &Device) -> Result<Outcome, Fault> {
+        let tip = *self.log.tip();
+        let found = match tip.whose {
+            Whose::Own(_) => {
+                if tip.set_aside > 0
+                    && matches!(self.find(event.id)?, Some(found @ Found::SetAside(_)) if found.is(event))
+                {
+                    self.log.remove_set_aside(event.id).map_err(Fault::eventlog)?;
+                }
+                let seq = tip.head.next();
+                if self.log.append(seq, event, origin).map_err(Fault::eventlog)? {
+                    return Ok(Outcome::Stored(Some(seq)));
+                }
+                self.find(event.id)?
+            }
+            Whose::Upstream(_) => self.find(event.id)?,
+        };
+        match found {
+            Some(found) if !found.is(event) => Ok(Outcome::Conflict),
+            Some(Found::Log(seq, _)) => Ok(Outcome::Known(Some(seq))),
+            Some(_) => Ok(Outcome::Known(None)),
+            None => {
+                self.log.push(event).map_err(Fault::eventlog)?;
+                Ok(Outcome::Stored(None))
+            }
+        }
+    }
+
+    fn find(&self, id: EventId) -> Result<Option<Found>, Fault> {
+        self.log.find(id).map_err(Fault::eventlog)
+    }
+
+    /// Takes in a part of the upstream's log. What confirms a pending event is that it arrives here.
+    ///
+    /// While `page.more` and something is pending, the log goes ahead of what queries see, because to put the outbox
+    /// back once a page would be quadratic; whoever stops after such a page calls [`settle`](Self::settle).
+    ///
+    /// # Errors
+    ///
+    /// A fault of the machine; the page is to be pulled again.
+    pub fn arrive(&mut self, page: &Page) -> Result<(), Fault> {
+        let before = *self.log.tip();
+        let mut is_ours_in_order = !self.is_behind;
+        self.log.begin().map_err(Fault::eventlog)?;
+        for entry in &page.entries {
+            is_ours_in_order &= self.admit(entry).map_err(Fault::eventlog)?;
+        }
+        if page.next > before.pulled {
+            self.log.set_pulled(page.next).map_err(Fault::eventlog)?;
+        }
+        self.log.commit().map_err(Fault::eventlog)?;
+        self.witness.write(self.log.testimony())?;
+
+        let now = *self.log.tip();
+        let added = now.length - before.length;
+        if added == 0 && now.pending == before.pending {
+            return if self.is_behind && !page.more { self.settle() } else { Ok(()) };
+        }
+        if is_ours_in_order {
+            // The open transaction has applied just these events, in this order.
+            self.unsettled += added;
+            if now.pending == 0 {
+                return self.commit_state();
+            }
+            return if self.unsettled >= SETTLE_EVERY { self.settle() } else { Ok(()) };
+        }
+        self.is_behind = true;
+        if page.more && now.pending > 0 { Ok(()) } else { self.settle() }
+    }
+
+    /// Puts one event of the upstream's log into ours. True when it was the next of our own pending ones, so that the
+    /// open transaction has it already.
+    fn admit(&mut self, entry: &Entry) -> rusqlite::Result<bool> {
+        let tip = *self.log.tip();
+        let event = &entry.event;
+        if entry.seq <= tip.head {
+            // It came before.
+            return Ok(true);
+        }
+        let found = if tip.pending > 0 || tip.set_aside > 0 { self.log.find(event.id)? } else { None };
+        let is_same = found.as_ref().is_some_and(|found| found.is(event));
+        let mut is_next = false;
+        match found {
+            Some(Found::Log(..)) => return Ok(true),
+            Some(Found::Outbox(n, _)) => {
+                let first = self.log.pending(i64::MIN, 1)?;
+                is_next = is_same && first.first().is_some_and(|(first, _)| *first == n);
+                if !is_same && let Some((_, ours)) = self.log.pending(n - 1, 1)?.first() {
+                    self.log.set_aside(ours, "its id belongs to another event in the upstream's log")?;
+                }
+                self.log.remove_pending(n)?;
+            }
+            Some(Found::SetAside(_)) if is_same => self.log.remove_set_aside(event.id)?,
+            Some(Found::SetAside(_)) | None => {}
+        }
+        let added = self.log.append(entry.seq, event, &entry.origin)?;
+        Ok(is_next || !added)
+    }
+
+    /// Makes the committed state level with the log, and puts the pending events on top of it again.
+    ///
+    /// # Errors
+    ///
+    /// A fault of the machine.
+    pub fn settle(&mut self) -> Result<(), Fault> {
+        self.state.rollback()?;
+        self.catch_up()?;
+        self.unsettled = 0;
+        self.is_behind = false;
+        if self.log.tip().pending > 0 { self.restore() } else { Ok(()) }
+    }
+
+    /// Applies what the log has after the state's cursor, and commits it. No transaction may be open.
+    fn catch_up(&mut self) -> Result<(), Fault> {
+        let Tip { head, generation, length, .. } = *self.log.tip();
+        let is_long =
+            self.log.milestone_after(self.state.cursor().seq, PER_COMMIT).map_err(Fault::eventlog)?.seq < head;
+        let mut enders = Enders::new();
+        while self.state.cursor().seq < head {
+            let cursor = self.state.cursor();
+            let milestone = self.log.milestone_after(cursor.seq, PER_COMMIT).map_err(Fault::eventlog)?;
+            self.state.begin()?;
+            match self.replay(cursor.seq, milestone.seq, &enders) {
+                Ok(()) => {}
+                Err(Stop::Ended(id, why)) => {
+                    self.state.rollback()?;
+                    enders.insert(id, why);
+                    continue;
+                }
+                Err(Stop::Fault(fault)) => return Err(fault),
+            }
+            self.state.commit(Cursor { generation, seq: milestone.seq, digest: milestone.digest })?;
+            if is_long {
+                (self.setup.progress)(milestone.length, length);
+                storage::checkpoint(&self.files.state()).map_err(Fault::state)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Opens the state's transaction anew and applies, without committing, all that the eventlog has after the state's
+    /// cursor: first the log, then the outbox.
+    fn restore(&mut self) -> Result<(), Fault> {
+        let mut enders = Enders::new();
+        loop {
+            self.state.rollback()?;
+            self.state.begin()?;
+            let log = self.replay(self.state.cursor().seq, self.log.tip().head, &enders);
+            match log.and_then(|()| self.replay_pending(&enders)) {
+                Ok(()) => break,
+                Err(Stop::Ended(id, why)) => drop(enders.insert(id, why)),
+                Err(Stop::Fault(fault)) => return Err(fault),
+            }
+        }
+        self.is_behind = false;
+        if self.state.cursor().seq < self.log.tip().head {
+            self.unsettled = self.unsettled.max(1);
+        }
+        Ok(())
+    }
+
+    fn replay(&self, after: Seq, until: Seq, enders: &Enders) -> Result<(), Stop> {
+        let mut after = after;
+        while after < until {
+            let mut page = self.log.entries(after, PAGE).map_err(|error| Stop::Fault(Fault::eventlog(error)))?;
+            page.retain(|entry| entry.seq <= until);
+            let Some(last) = page.last() else { break };
+            after = last.seq;
+            let events: Vec<_> = page.iter().map(|entry| &entry.event).collect();
+            self.state.apply(&events, OnFault::Skip, enders)?;
+        }
+        Ok(())
+    }
+
+    fn replay_pending(&self, enders: &Enders) -> Result<(), Stop> {
+        let mut after = i64::MIN;
+        loop {
+            let page = self.log.pending(after, PAGE).map_err(|error| Stop::Fault(Fault::eventlog(error)))?;
+            let Some((last, _)) = page.last() else { return Ok(()) };
+            after = *last;
+            let events: Vec<_> = page.iter().map(|(_, event)| event).collect();
+            self.state.apply(&events, OnFault::Skip, enders)?;
+        }
+    }
+
+    /// Commits the state's open transaction as what the whole log amounts to.
+    fn commit_state(&mut self) -> Result<(), Fault> {
+        let Tip { head, digest, generation, .. } = *self.log.tip();
+        self.state.commit(Cursor { generation, seq: head, digest })?;
+        self.unsettled = 0;
+        Ok(())
+    }
+
+    /// Takes everything in the log after `after` back to the front of the outbox, for a log whose authority is `whose`
+    /// from now on. No event is lost: those taken back are pending again, under the same ids.
+    ///
+    /// # Errors
+    ///
+    /// A fault of the machine. A crash between the eventlog's commit and the new state is mended by opening.
+    pub fn take_back(&mut self, after: Seq, whose: Whose) -> Result<(), Fault> {
+        self.state.rollback()?;
+        self.unsettled = 0;
+        self.log.begin().map_err(Fault::eventlog)?;
+        self.log.take_back(after).map_err(Fault::eventlog)?;
+        self.log.set_whose(whose).map_err(Fault::eventlog)?;
+        self.log.commit().map_err(Fault::eventlog)?;
+        self.witness.write(self.log.testimony())?;
+        self.rebuild()
+    }
+
+    /// Makes the state anew from the log.
+    fn rebuild(&mut self) -> Result<(), Fault> {
+        // The old connection has to let go of the file first.
+        self.state = State::in_memory(&self.setup.schema)?;
+        remove_database(&self.files.state())?;
+        let Setup { schema, executable, .. } = &self.setup;
+        self.state = State::new(&self.files.state(), schema, executable, self.log.tip().generation)?;
+        self.state.take_touched();
+        self.settle()?;
+        self.state.touch_all();
+        Ok(())
+    }
+
+    /// Answers a query from confirmed and pending events.
+    ///
+    /// # Errors
+    ///
+    /// Of the query, or of SQLite.
+    pub fn query<T: 'static>(&self, query: &Query<T>) -> Result<T, DbError> {
+        self.read(query).map(|(answer, _)| answer)
+    }
+
+    /// As [`query`](Self::query), with the tables that were read.
+    pub(crate) fn read<T: 'static>(&self, query: &Query<T>) -> Result<(T, Tables), DbError> {
+        self.state.read(query)
+    }
+
+    /// The tables that changed since the last call.
+    pub(crate) fn take_touched(&self) -> Tables {
+        self.state.take_touched()
+    }
+
+    /// Up to `limit` events of the log after `after`.
+    ///
+    /// # Errors
+    ///
+    /// A fault of the machine.
+    pub fn entries(&self, after: Seq, limit: usize) -> Result<Vec<Entry>, Fault> {
+        self.log.entries(after, limit).map_err(Fault::eventlog)
+    }
+
+    /// Up to `limit` events of the outbox whose number is above `after`, with their numbers.
+    ///
+    /// # Errors
+    ///
+    /// A fault of the machine.
+    pub fn pending(&self, after: i64, limit: usize) -> Result<Vec<(i64, Envelope)>, Fault> {
+        self.log.pending(after, limit).map_err(Fault::eventlog)
+    }
+
+    /// The digest of the log up to `seq`.
+    ///
+    /// # Errors
+    ///
+    /// A fault of the machine.
+    pub fn digest_at(&self, seq: Seq) -> Result<Digest, Fault> {
+        self.log.digest_at(seq).map_err(Fault::eventlog)
+    }
+
+    /// The digest of the state, with what is pending.
+    ///
+    /// # Errors
+    ///
+    /// A fault of the machine.
+    pub fn state_digest(&self) -> Result<Digest, Fault> {
+        self.state.digest()
+    }
+
+    /// Why the event `id` has no effect, if it has none for a fault of its own.
+    ///
+    /// # Errors
+    ///
+    /// A fault of the machine.
+    pub fn why_skipped(&self, id: EventId) -> Result<Option<String>, Fault> {
+        self.state.why_skipped(id)
+    }
+
+    /// Where this replica stands.
+    ///
+    /// # Errors
+    ///
+    /// A fault of the machine.
+    pub fn standing(&self) -> Result<Standing, Fault> {
+        let (skipped, unknown) = self.state.count_skipped()?;
+        let Tip { head, length, generation, whose, pending, set_aside, .. } = *self.log.tip();
+        let cursor = self.state.cursor().seq;
+        Ok(Standing { whose, generation, head, length, cursor, pending, set_aside, skipped, unknown })
+    }
+
+    /// Fails when the files are no longer those that were opened, so that nothing is acknowledged into the void.
+    ///
+    /// # Errors
+    ///
+    /// [`Fault::Gone`].
+    pub fn check_files(&self) -> Result<(), Fault> {
+        if self.identity == self.identify() { Ok(()) } else { Err(Fault::Gone(self.files.dir.clone())) }
+    }
+
+    fn identify(&self) -> Option<Vec<FileId>> {
+        let mut wal = self.files.eventlog().into_os_string();
+        wal.push("-wal");
+        [self.files.eventlog(), wal.into()].iter().map(|path| FileId::of(path)).collect()
+    }
+
+    /// The databases whose WAL has grown beyond `bytes`.
+    pub(crate) fn grown_wals(&self, bytes: u64) -> Vec<PathBuf> {
+        let is_grown = |path: &PathBuf| {
+            let mut wal = path.as_os_str().to_owned();
+            wal.push("-wal");
+            fs::metadata(wal).is_ok_and(|meta| meta.len() > bytes)
+        };
+        [self.files.eventlog(), self.files.state()].into_iter().filter(is_grown).collect()
+    }
+}
+
+/// Fails when the state has seen what the eventlog does not hold.
+fn check_cursor(log: &Eventlog, cursor: Cursor) -> Result<(), Fault> {
+    let head = log.tip().head;
+    if cursor.seq > head {
+        return Err(Fault::LostTail(format!("it ends at {head}, and its state has come to {}", cursor.seq)));
+    }
+    if log.digest_at(cursor.seq).map_err(Fault::eventlog)? != cursor.digest {
+        return Err(Fault::LostTail(format!(
+            "its events up to {} are not those that its state was made from",
+            cursor.seq
+        )));
+    }
+    Ok(())
+}
+
+/// What tells a file from another that stands at the same path later.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct FileId(u64, u64);
+
+impl FileId {
+    #[cfg(unix)]
+    fn of(path: &Path) -> Option<Self> {
+        use std::os::unix::fs::MetadataExt;
+        fs::metadata(path).ok().map(|meta| Self(meta.dev(), meta.ino()))
+    }
+
+    #[cfg(not(unix))]
+    fn of(path: &Path) -> Option<Self> {
+        fs::metadata(path).ok().map(|_| Self(0, 0))
+    }
+}
+
+/// The cursor and the digest of the state that is committed in `files`, read beside whoever writes to it.
+///
+/// # Errors
+///
+/// A fault of the machine.
+pub fn committed_state(files: &Files) -> Result<(Cursor, Digest), Fault> {
+    state::committed(&files.state())
+}

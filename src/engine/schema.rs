@@ -1,0 +1,347 @@
+//! A schema: the tables of a state, and the materializer of each type of event.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use rusqlite::{Params, Row};
+
+use super::event::{self, BATCH, Event, EventId, EventName};
+use super::sandbox::{DbError, Mode, Sandbox, Tables, is_of_machine};
+
+/// What events mean: tables, and for each type of event the function that turns one into changes of them.
+///
+/// ```
+/// # use likewise::engine::{Event, Schema};
+/// # #[derive(serde::Serialize, serde::Deserialize)]
+/// # struct LikeAdded {}
+/// # impl Event for LikeAdded { const NAME: &'static str = "LikeAdded"; }
+/// let schema = Schema::new(
+///     "CREATE TABLE likes (id INTEGER PRIMARY KEY, count INTEGER NOT NULL) STRICT;
+///      INSERT INTO likes VALUES (1, 0);",
+/// )
+/// .on(|_: LikeAdded, db| db.execute("UPDATE likes SET count = count + 1 WHERE id = 1", ()));
+/// # schema.check().unwrap();
+/// ```
+pub struct Schema {
+    sql: &'static str,
+    version: u32,
+    materializers: BTreeMap<&'static str, Materializer>,
+}
+
+type Materializer = Box<dyn Fn(Option<&str>, &Db<'_>) -> Result<(), DbError> + Send + Sync>;
+
+/// What became of an event in the state.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Effect {
+    /// Its changes are made.
+    Applied,
+    /// Nothing here knows its name; a later version of the program may.
+    Unknown,
+    /// It can't be applied, here or anywhere: the reason.
+    Skipped(String),
+}
+
+/// Why an event's materializer stopped short. Whatever it did is still in the transaction.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// The event's own fault.
+    Event(String),
+    /// The event's own fault, and it took the transaction with it.
+    Ended(String),
+    /// The machine's: nothing may be concluded about the event.
+    Machine(rusqlite::Error),
+}
+
+impl Schema {
+    /// A schema whose empty state is what `sql` makes: CREATE TABLE, INDEX, VIEW or TRIGGER, and the first rows.
+    pub fn new(sql: &'static str) -> Self {
+        Self { sql, version: 0, materializers: BTreeMap::new() }
+    }
+
+    /// Sets the author's version. Raise it when a materializer changes its meaning while tables and names of events
+    /// stay: replicas compare their states only when their schemas have the same version.
+    #[must_use]
+    pub fn version(mut self, version: u32) -> Self {
+        self.version = version;
+        self
+    }
+
+    /// Adds the materializer of the events of type `E`.
+    ///
+    /// It must be a function of the event, its id and time, and the state; [`Db`] offers nothing else, and the author
+    /// must not reach for more (clocks, files, global variables).
+    ///
+    /// # Panics
+    ///
+    /// When `E` has a name that no event may have, or has a materializer already: mistakes of the program's author
+    /// that show at its first start.
+    #[must_use]
+    pub fn on<E, R, F>(mut self, materializer: F) -> Self
+    where
+        E: Event,
+        F: Fn(E, &Db<'_>) -> Result<R, DbError> + Send + Sync + 'static,
+    {
+        if let Err(why) = EventName::of::<E>() {
+            panic!("{why}");
+        }
+        let run = move |args: Option<&str>, db: &Db<'_>| {
+            let event =
+                event::decode(args).map_err(|why| DbError::refuse(format!("the payload can't be read: {why}")))?;
+            materializer(event, db).map(drop)
+        };
+        let earlier = self.materializers.insert(E::NAME, Box::new(run));
+        assert!(earlier.is_none(), "the event {} has two materializers", E::NAME);
+        self
+    }
+
+    /// Makes an empty state in memory, to show that the script runs and keeps the rules.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with the script.
+    pub fn check(&self) -> Result<(), DbError> {
+        let sandbox = Sandbox::new(rusqlite::Connection::open_in_memory()?)?;
+        self.create(&sandbox)
+    }
+
+    /// Which replicas may compare the digests of their states: those for which this is the same. Covers the tables,
+    /// the names of the events, the author's version and SQLite's version, but not the bodies of the materializers,
+    /// which nothing can see.
+    pub fn fingerprint(&self) -> String {
+        let mut hasher = blake3::Hasher::new();
+        let version = self.version.to_string();
+        let names = self.materializers.keys().copied();
+        for part in [self.sql, &version, rusqlite::version()].into_iter().chain(names) {
+            hasher.update(&(part.len() as u64).to_le_bytes());
+            hasher.update(part.as_bytes());
+        }
+        hasher.finalize().to_hex()[..32].to_owned()
+    }
+
+    /// Makes the tables of an empty state.
+    pub(crate) fn create(&self, sandbox: &Sandbox) -> Result<(), DbError> {
+        sandbox.run_script(self.sql)?;
+        sandbox.learn_tables()?;
+        refuse_deferred(sandbox)?;
+        check_defaults(sandbox)
+    }
+
+    /// Runs the materializer of one event inside the open transaction. `touched` grows by the tables it wrote.
+    pub(crate) fn apply(
+        &self,
+        sandbox: &Sandbox,
+        id: EventId,
+        name: &str,
+        args: Option<&str>,
+        touched: &Cell<Tables>,
+    ) -> Result<Effect, Failure> {
+        assert!(!sandbox.is_autocommit(), "BUG: a materializer outside a transaction");
+        let db = Db { sandbox, id, touched, stopped: RefCell::default() };
+        let run = || sandbox.within(Mode::Materialize, || self.dispatch(name, args, &db));
+        let result = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
+            Err(DbError::refuse(format!("its materializer panicked: {}", panic_message(&*panic))))
+        });
+        // What the materializer returns does not decide alone: it may have swallowed an error.
+        match (db.stopped.into_inner(), result) {
+            (Some(failure), _) => Err(failure),
+            (None, Err(DbError::Sqlite(error))) if is_of_machine(&error) => Err(Failure::Machine(error)),
+            (None, Err(error)) => Err(Failure::Event(error.to_string())),
+            (None, Ok(effect)) => Ok(effect),
+        }
+    }
+
+    fn dispatch(&self, name: &str, args: Option<&str>, db: &Db<'_>) -> Result<Effect, DbError> {
+        if name != BATCH {
+            let Some(materializer) = self.materializers.get(name) else { return Ok(Effect::Unknown) };
+            return materializer(args, db).map(|()| Effect::Applied);
+        }
+        let items = event::unseal(args).map_err(|why| DbError::refuse(why.to_string()))?;
+        // Wholly or not at all: with one unknown event the batch waits for the upgrade as a whole.
+        if items.iter().any(|item| !self.materializers.contains_key(item.name.as_str())) {
+            return Ok(Effect::Unknown);
+        }
+        for item in &items {
+            let args = item.args.as_ref().map(|raw| raw.get()).filter(|text| !matches!(*text, "null" | "{}"));
+            self.materializers[item.name.as_str()](args, db)?;
+        }
+        Ok(Effect::Applied)
+    }
+}
+
+impl fmt::Debug for Schema {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let events: Vec<_> = self.materializers.keys().collect();
+        f.debug_struct("Schema").field("version", &self.version).field("events", &events).finish_non_exhaustive()
+    }
+}
+
+/// What a materializer sees of the world: its event's id and time, and the state.
+pub struct Db<'a> {
+    sandbox: &'a Sandbox,
+    id: EventId,
+    touched: &'a Cell<Tables>,
+    /// Set by the first error after which nothing may run any more.
+    stopped: RefCell<Option<Failure>>,
+}
+
+impl Db<'_> {
+    /// The id of the event.
+    pub fn id(&self) -> EventId {
+        self.id
+    }
+
+    /// When the event happened, in milliseconds since the Unix epoch, as its device's clock had it.
+    pub fn millis(&self) -> u64 {
+        self.id.millis()
+    }
+
+    /// Runs one INSERT, UPDATE or DELETE, and gives the number of rows that it changed.
+    ///
+    /// # Errors
+    ///
+    /// SQLite's own, and [`DbError::Forbidden`] for a statement that a materializer may not use. Return it with `?`:
+    /// the event is then refused, or skipped where it is in a log already.
+    pub fn execute(&self, sql: &str, params: impl Params) -> Result<usize, DbError> {
+        self.attempt(|| {
+            let (mut statement, touched) = self.sandbox.prepare(Mode::Materialize, sql)?;
+            self.touched.set(self.touched.get() | touched.writes);
+            Ok(statement.execute(params)?)
+        })
+    }
+
+    /// All rows of a SELECT, each as `map` reads it. Without ORDER BY their order is SQLite's whim.
+    ///
+    /// # Errors
+    ///
+    /// As [`execute`](Self::execute).
+    pub fn rows<T>(
+        &self,
+        sql: &str,
+        params: impl Params,
+        map: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
+    ) -> Result<Vec<T>, DbError> {
+        self.attempt(|| {
+            let (mut statement, _) = self.sandbox.prepare(Mode::Materialize, sql)?;
+            let rows = statement.query_map(params, map)?.collect::<Result<_, _>>()?;
+            Ok(rows)
+        })
+    }
+
+    /// The first row of a SELECT as `map` reads it, if it has one.
+    ///
+    /// # Errors
+    ///
+    /// As [`execute`](Self::execute).
+    pub fn first<T>(
+        &self,
+        sql: &str,
+        params: impl Params,
+        map: impl FnOnce(&Row<'_>) -> rusqlite::Result<T>,
+    ) -> Result<Option<T>, DbError> {
+        self.attempt(|| {
+            let (mut statement, _) = self.sandbox.prepare(Mode::Materialize, sql)?;
+            let mut rows = statement.query(params)?;
+            Ok(rows.next()?.map(map).transpose()?)
+        })
+    }
+
+    /// Runs one statement unless an earlier one made that impossible, and remembers if this one does.
+    fn attempt<T>(&self, run: impl FnOnce() -> Result<T, DbError>) -> Result<T, DbError> {
+        if self.stopped.borrow().is_some() {
+            return Err(DbError::Stopped);
+        }
+        let failure = match run() {
+            Err(DbError::Sqlite(error)) if is_of_machine(&error) => Failure::Machine(error),
+            Err(error) if self.sandbox.is_autocommit() => Failure::Ended(error.to_string()),
+            other => return other,
+        };
+        self.stopped.replace(Some(failure));
+        Err(DbError::Stopped)
+    }
+}
+
+/// A deferred constraint fails at COMMIT, when it is too late to blame an event.
+fn refuse_deferred(sandbox: &Sandbox) -> Result<(), DbError> {
+    let scripts: Vec<String> = sandbox
+        .engine()
+        .prepare("SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL")?
+        .query_map((), |row| row.get(0))?
+        .collect::<Result<_, _>>()?;
+    let deferred = |sql: &String| {
+        let words: Vec<String> = sql.split_whitespace().map(str::to_ascii_uppercase).collect();
+        words.windows(2).any(|pair| pair[0].ends_with("INITIALLY") && pair[1].starts_with("DEFERRED"))
+    };
+    match scripts.iter().find(|sql| deferred(sql)) {
+        Some(sql) => Err(DbError::Forbidden(format!(
+            "a deferred constraint fails too late to tell which event is at fault; make it immediate in: {sql}"
+        ))),
+        None => Ok(()),
+    }
+}
+
+/// SQLite asks the authorizer about everything but the default values of columns, so those are asked about here.
+fn check_defaults(sandbox: &Sandbox) -> Result<(), DbError> {
+    let defaults: Vec<String> = sandbox
+        .engine()
+        .prepare(
+            "SELECT c.dflt_value FROM sqlite_schema AS t, pragma_table_xinfo(t.name) AS c
+             WHERE t.type = 'table' AND c.dflt_value IS NOT NULL",
+        )?
+        .query_map((), |row| row.get(0))?
+        .collect::<Result<_, _>>()?;
+    for default in defaults {
+        sandbox.within(Mode::Query, || sandbox.prepare(Mode::Query, &format!("SELECT ({default})")).map(drop))?;
+    }
+    Ok(())
+}
+
+fn panic_message(panic: &(dyn std::any::Any + Send)) -> &str {
+    let text = panic.downcast_ref::<&str>().copied();
+    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("without a message")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(sql: &'static str) -> String {
+        Schema::new(sql).check().expect_err(sql).to_string()
+    }
+
+    #[test]
+    fn schemas_that_would_differ_between_replicas_are_refused() {
+        for (sql, word) in [
+            ("CREATE TABLE t (a DEFAULT (random()))", "random"),
+            ("CREATE TABLE t (a DEFAULT CURRENT_TIMESTAMP)", "CURRENT_TIMESTAMP"),
+            ("CREATE TABLE t (a CHECK (a > datetime('now')))", "datetime"),
+            ("CREATE TABLE t (a); INSERT INTO t VALUES (randomblob(8))", "randomblob"),
+            ("CREATE TEMP TABLE t (a)", "temporary"),
+            ("CREATE TABLE likewise_t (a)", "likewise_"),
+            ("CREATE VIRTUAL TABLE t USING fts5(a)", "CreateVtable"),
+            ("ATTACH ':memory:' AS other", "Attach"),
+            ("PRAGMA foreign_keys = OFF", "Pragma"),
+            (
+                "CREATE TABLE p (a PRIMARY KEY); CREATE TABLE t (a REFERENCES p DEFERRABLE INITIALLY DEFERRED)",
+                "deferred",
+            ),
+        ] {
+            assert!(refusal(sql).to_lowercase().contains(&word.to_lowercase()), "{sql}: {}", refusal(sql));
+        }
+    }
+
+    #[test]
+    fn ordinary_schemas_are_accepted() {
+        Schema::new(
+            "CREATE TABLE a (id INTEGER PRIMARY KEY AUTOINCREMENT, t TEXT DEFAULT ('x' || lower('Y')) CHECK (length(t) > 0)) STRICT;
+             CREATE TABLE b (k TEXT PRIMARY KEY, a REFERENCES a(id) ON DELETE CASCADE) WITHOUT ROWID;
+             CREATE INDEX b_a ON b(a) WHERE a IS NOT NULL;
+             CREATE VIEW v AS SELECT count(*) AS n FROM a;
+             CREATE TRIGGER tr AFTER INSERT ON a BEGIN UPDATE a SET t = 'z' WHERE id = new.id; END;
+             INSERT INTO a (t) VALUES ('first');",
+        )
+        .check()
+        .unwrap();
+    }
+}

@@ -1,0 +1,431 @@
+//! The state: tables that materializers derive from the eventlog, in `state.db` or in memory. Disposable.
+//!
+//! The transaction that is open here is the caller's business: an authority opens one a commit, a replica with an
+//! upstream keeps one open that holds what is pending.
+
+use std::cell::Cell;
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use rusqlite::{Connection, OptionalExtension, params};
+
+use super::event::{Envelope, EventId};
+use super::place::{Cursor, Digest, Generation, Seq};
+use super::query::Query;
+use super::sandbox::{DbError, Sandbox, Tables, is_damage};
+use super::schema::{Effect, Failure, Schema};
+use super::storage::{Durability, Fault, open_database, open_read_only};
+
+const TABLES: &str = "
+    CREATE TABLE likewise_cursor (
+        one INTEGER PRIMARY KEY CHECK (one = 1),
+        generation INTEGER NOT NULL,
+        seq INTEGER NOT NULL,
+        digest BLOB NOT NULL,
+        made_by TEXT NOT NULL,
+        schema TEXT NOT NULL
+    ) STRICT;
+    CREATE TABLE likewise_skipped (id BLOB PRIMARY KEY, why TEXT) STRICT, WITHOUT ROWID;
+";
+
+/// How many events share a savepoint: what is applied again, one by one, when one of them fails.
+const CHUNK: usize = 1_024;
+
+/// The longest reason that is stored with a skipped event, in bytes.
+const LONGEST_WHY: usize = 300;
+
+/// What to do with an event that can't be applied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum OnFault {
+    /// It isn't stored anywhere yet, so it is refused and leaves no trace.
+    Refuse,
+    /// It is in an eventlog, so it is passed over, and that is written down.
+    Skip,
+}
+
+/// Why applying events stopped.
+#[derive(Debug)]
+pub(crate) enum Stop {
+    /// This event ended the transaction, so all of it has to be done again without the event.
+    Ended(EventId, String),
+    /// The machine failed.
+    Fault(Fault),
+}
+
+impl From<rusqlite::Error> for Stop {
+    fn from(error: rusqlite::Error) -> Self {
+        Self::Fault(Fault::state(error))
+    }
+}
+
+/// Events that are known to end the transaction they run in, with the reason.
+pub(crate) type Enders = HashMap<EventId, String>;
+
+/// What `state.db` is found to be at opening.
+pub(crate) struct Loaded {
+    /// How far it says to have come, if that can be read.
+    pub(crate) cursor: Option<Cursor>,
+    /// The state, or why it has to be made anew.
+    pub(crate) state: Result<State, String>,
+}
+
+pub(crate) struct State {
+    sandbox: Sandbox,
+    schema: Arc<Schema>,
+    /// As the last commit left it.
+    cursor: Cursor,
+    touched: Cell<Tables>,
+}
+
+impl State {
+    /// The state of an empty log, in memory.
+    pub(crate) fn in_memory(schema: &Arc<Schema>) -> Result<Self, Fault> {
+        Self::create(Connection::open_in_memory().map_err(Fault::state)?, schema, "", Generation(0))
+    }
+
+    /// A new state of an empty log in a file.
+    pub(crate) fn new(path: &Path, schema: &Arc<Schema>, maker: &str, generation: Generation) -> Result<Self, Fault> {
+        Self::create(open_database(path, Durability::Normal)?, schema, maker, generation)
+    }
+
+    fn create(conn: Connection, schema: &Arc<Schema>, maker: &str, generation: Generation) -> Result<Self, Fault> {
+        let maker = made_by(maker);
+        let sandbox = Sandbox::new(conn).map_err(Fault::state)?;
+        let conn = sandbox.engine();
+        conn.execute_batch("BEGIN IMMEDIATE").map_err(Fault::state)?;
+        conn.execute_batch(TABLES).map_err(Fault::state)?;
+        schema.create(&sandbox)?;
+        sandbox
+            .engine()
+            .execute(
+                "INSERT INTO likewise_cursor VALUES (1, ?1, 0, ?2, ?3, ?4)",
+                params![generation.0, Digest::EMPTY.0, maker, schema.fingerprint()],
+            )
+            .map_err(Fault::state)?;
+        sandbox.engine().execute_batch("COMMIT").map_err(Fault::state)?;
+        let cursor = Cursor { generation, ..Cursor::default() };
+        Ok(Self { sandbox, schema: Arc::clone(schema), cursor, touched: Cell::default() })
+    }
+
+    /// Opens the state at `path` and looks whether it can be used.
+    pub(crate) fn load(path: &Path, schema: &Arc<Schema>, maker: &str) -> Result<Loaded, Fault> {
+        let unusable = |why: &str| Loaded { cursor: None, state: Err(why.to_owned()) };
+        if !path.exists() {
+            return Ok(unusable("it is missing"));
+        }
+        let conn = match open_database(path, Durability::Normal) {
+            Err(fault) if fault.is_damaged_state() => return Ok(unusable("it is damaged")),
+            other => other?,
+        };
+        let row = conn.query_row("SELECT * FROM likewise_cursor", (), |row| {
+            let digest = Digest::from_slice(row.get_ref("digest")?.as_blob()?).unwrap_or_default();
+            let cursor =
+                Cursor { generation: Generation(row.get("generation")?), seq: Seq::from_sql(row.get("seq")?), digest };
+            Ok((cursor, row.get::<_, String>("made_by")?, row.get::<_, String>("schema")?))
+        });
+        let (cursor, maker_found, schema_found) = match row {
+            Ok(row) => row,
+            // SQLite found no such row, table or database: whatever the file is, it is no state.
+            Err(error) if is_damage(&error) || !super::sandbox::is_of_machine(&error) => {
+                return Ok(unusable("it is damaged"));
+            }
+            Err(error) => return Err(Fault::state(error)),
+        };
+        let cursor = Some(cursor);
+        if maker_found != made_by(maker) || schema_found != schema.fingerprint() {
+            return Ok(Loaded { cursor, state: Err("another version of the program made it".to_owned()) });
+        }
+        if !is_sound(&conn)? {
+            return Ok(Loaded { cursor, state: Err("it is damaged".to_owned()) });
+        }
+        let sandbox = Sandbox::new(conn).map_err(Fault::state)?;
+        sandbox.learn_tables().map_err(Fault::state)?;
+        let cursor = cursor.unwrap_or_default();
+        let state = Self { sandbox, schema: Arc::clone(schema), cursor, touched: Cell::default() };
+        Ok(Loaded { cursor: Some(cursor), state: Ok(state) })
+    }
+
+    /// How far the committed state has come.
+    pub(crate) fn cursor(&self) -> Cursor {
+        self.cursor
+    }
+
+    /// Whether a transaction is open.
+    pub(crate) fn is_open(&self) -> bool {
+        !self.sandbox.is_autocommit()
+    }
+
+    pub(crate) fn begin(&self) -> Result<(), Fault> {
+        self.run("BEGIN IMMEDIATE")
+    }
+
+    /// Commits what was applied, together with how far that is.
+    pub(crate) fn commit(&mut self, cursor: Cursor) -> Result<(), Fault> {
+        let sql = "UPDATE likewise_cursor SET generation = ?1, seq = ?2, digest = ?3";
+        let set = |conn: &Connection| {
+            let values = params![cursor.generation.0, cursor.seq.to_sql(), cursor.digest.0];
+            conn.prepare_cached(sql)?.execute(values)
+        };
+        set(self.sandbox.engine()).map_err(Fault::state)?;
+        self.run("COMMIT")?;
+        self.cursor = cursor;
+        Ok(())
+    }
+
+    /// Goes back to the committed state, if a transaction is open.
+    pub(crate) fn rollback(&self) -> Result<(), Fault> {
+        if self.sandbox.is_autocommit() {
+            return Ok(());
+        }
+        // What the transaction wrote, and what it overwrote, reads otherwise now.
+        self.touched.set(Tables::ALL);
+        self.run("ROLLBACK")
+    }
+
+    /// Starts a part of the transaction that can be [undone](Self::undo) alone.
+    pub(crate) fn mark(&self) -> Result<(), Fault> {
+        self.run("SAVEPOINT mark")
+    }
+
+    /// Ends the part that began with the last mark, and keeps it.
+    pub(crate) fn keep(&self) -> Result<(), Fault> {
+        self.run("RELEASE mark")
+    }
+
+    /// Ends the part that began with the last mark, and undoes it.
+    pub(crate) fn undo(&self) -> Result<(), Fault> {
+        self.run("ROLLBACK TO mark")?;
+        self.run("RELEASE mark")
+    }
+
+    /// Applies `events` in order inside the open transaction, and says what became of each.
+    ///
+    /// Faults are rare, so many events share a savepoint; when one of them fails, its chunk is applied again one by
+    /// one, so that the fault hits only the event that has it.
+    pub(crate) fn apply<'e>(
+        &self,
+        events: &[&'e Envelope],
+        on_fault: OnFault,
+        enders: &Enders,
+    ) -> Result<Vec<Effect>, Stop> {
+        let mut effects = Vec::with_capacity(events.len());
+        for chunk in events.chunks(CHUNK) {
+            self.mark().map_err(Stop::Fault)?;
+            let all: Result<Vec<Effect>, Option<Stop>> =
+                chunk.iter().map(|event| self.apply_one(event, on_fault, enders)).collect();
+            match all {
+                Ok(all) => {
+                    self.keep().map_err(Stop::Fault)?;
+                    effects.extend(all);
+                }
+                Err(Some(stop)) => return Err(stop),
+                Err(None) => {
+                    self.undo().map_err(Stop::Fault)?;
+                    for event in chunk {
+                        effects.push(self.apply_alone(event, on_fault, enders)?);
+                    }
+                }
+            }
+        }
+        Ok(effects)
+    }
+
+    /// Applies one event under a savepoint of its own.
+    fn apply_alone(&self, event: &Envelope, on_fault: OnFault, enders: &Enders) -> Result<Effect, Stop> {
+        self.mark().map_err(Stop::Fault)?;
+        match self.materialize(event, on_fault, enders)? {
+            Ok(effect) => {
+                self.keep().map_err(Stop::Fault)?;
+                Ok(effect)
+            }
+            Err(why) => {
+                self.undo().map_err(Stop::Fault)?;
+                self.skip(event.id, Some(&why), on_fault)?;
+                Ok(Effect::Skipped(why))
+            }
+        }
+    }
+
+    /// Applies one event among others; `Err(None)` when it fails, so that the others have to be applied again.
+    fn apply_one(&self, event: &Envelope, on_fault: OnFault, enders: &Enders) -> Result<Effect, Option<Stop>> {
+        self.materialize(event, on_fault, enders).map_err(Some)?.map_err(|_| None)
+    }
+
+    /// Runs the materializer. The inner error is the event's fault, with its changes still in the transaction.
+    fn materialize(
+        &self,
+        event: &Envelope,
+        on_fault: OnFault,
+        enders: &Enders,
+    ) -> Result<Result<Effect, String>, Stop> {
+        if !enders.is_empty()
+            && let Some(why) = enders.get(&event.id)
+        {
+            self.skip(event.id, Some(why), on_fault)?;
+            return Ok(Ok(Effect::Skipped(why.clone())));
+        }
+        let args = event.args.as_text();
+        match self.schema.apply(&self.sandbox, event.id, event.name.as_str(), args, &self.touched) {
+            Ok(Effect::Unknown) => {
+                self.skip(event.id, None, on_fault)?;
+                Ok(Ok(Effect::Unknown))
+            }
+            Ok(effect) => Ok(Ok(effect)),
+            Err(Failure::Event(why)) => Ok(Err(shortened(why))),
+            Err(Failure::Ended(why)) => Err(Stop::Ended(event.id, shortened(why))),
+            Err(Failure::Machine(error)) => Err(error.into()),
+        }
+    }
+
+    /// Writes down that an event has no effect: why, or `None` when nothing here knows its name.
+    fn skip(&self, id: EventId, why: Option<&str>, on_fault: OnFault) -> rusqlite::Result<()> {
+        if on_fault == OnFault::Refuse {
+            return Ok(());
+        }
+        let sql = "INSERT INTO likewise_skipped VALUES (?1, ?2) ON CONFLICT DO NOTHING";
+        self.sandbox.engine().prepare_cached(sql)?.execute(params![id.as_bytes(), why]).map(drop)
+    }
+
+    /// How many events were skipped for a fault, and how many because nothing here knows their name.
+    pub(crate) fn count_skipped(&self) -> Result<(u64, u64), Fault> {
+        let sql = "SELECT count(why), count(*) - count(why) FROM likewise_skipped";
+        let count = |conn: &Connection| conn.prepare_cached(sql)?.query_row((), |row| Ok((row.get(0)?, row.get(1)?)));
+        count(self.sandbox.engine()).map_err(Fault::state)
+    }
+
+    /// Why the event `id` has no effect, if it has none for a fault of its own.
+    pub(crate) fn why_skipped(&self, id: EventId) -> Result<Option<String>, Fault> {
+        let sql = "SELECT why FROM likewise_skipped WHERE id = ?1";
+        let why = self.sandbox.engine().query_row(sql, [id.as_bytes()], |row| row.get(0)).optional();
+        Ok(why.map_err(Fault::state)?.flatten())
+    }
+
+    /// Answers a query, with what is in the open transaction.
+    pub(crate) fn read<T: 'static>(&self, query: &Query<T>) -> Result<(T, Tables), DbError> {
+        query.run(&self.sandbox)
+    }
+
+    /// The tables that were written since the last call.
+    pub(crate) fn take_touched(&self) -> Tables {
+        self.touched.replace(Tables::NONE)
+    }
+
+    /// Makes every query count as touched.
+    pub(crate) fn touch_all(&self) {
+        self.touched.set(Tables::ALL);
+    }
+
+    /// The digest of what the tables hold, with what is in the open transaction.
+    pub(crate) fn digest(&self) -> Result<Digest, Fault> {
+        digest_of(self.sandbox.engine()).map_err(Fault::state)
+    }
+
+    /// Makes SQLite give rows in the reverse of its natural order wherever a statement doesn't order them itself: a
+    /// materializer that relies on that order then shows itself.
+    pub(crate) fn reverse_unordered(&self) -> Result<(), Fault> {
+        self.sandbox.engine().execute_batch("PRAGMA reverse_unordered_selects = 1").map_err(Fault::state)
+    }
+
+    fn run(&self, sql: &'static str) -> Result<(), Fault> {
+        let run = |conn: &Connection| conn.prepare_cached(sql)?.execute(()).map(drop);
+        run(self.sandbox.engine()).map_err(Fault::state)
+    }
+}
+
+/// What the file at `path` holds as its committed state, read beside whoever writes to it.
+pub(crate) fn committed(path: &Path) -> Result<(Cursor, Digest), Fault> {
+    let read = || {
+        let conn = open_read_only(path)?;
+        conn.execute_batch("BEGIN")?;
+        let cursor = conn.query_row("SELECT generation, seq, digest FROM likewise_cursor", (), |row| {
+            Ok(Cursor {
+                generation: Generation(row.get(0)?),
+                seq: Seq::from_sql(row.get(1)?),
+                digest: Digest::from_slice(row.get_ref(2)?.as_blob()?).unwrap_or_default(),
+            })
+        })?;
+        Ok((cursor, digest_of(&conn)?))
+    };
+    read().map_err(Fault::state)
+}
+
+/// The digest of all tables that aren't the engine's: of their names, and of each row with its rowid, in the order of
+/// their keys. It depends on what the tables hold, not on where SQLite put it.
+fn digest_of(conn: &Connection) -> rusqlite::Result<Digest> {
+    // `sqlite_sequence` decides about future rowids, so it is content too.
+    let tables: Vec<(String, bool)> = conn
+        .prepare(
+            "SELECT name, wr FROM pragma_table_list
+             WHERE schema = 'main' AND type = 'table' AND name NOT LIKE 'likewise~_%' ESCAPE '~'
+               AND (name NOT LIKE 'sqlite~_%' ESCAPE '~' OR name = 'sqlite_sequence')
+             ORDER BY name",
+        )?
+        .query_map((), |row| Ok((row.get(0)?, row.get(1)?)))?
+        .collect::<Result<_, _>>()?;
+    let mut hasher = blake3::Hasher::new();
+    for (table, without_rowid) in tables {
+        feed(&mut hasher, b'T', table.as_bytes());
+        let quoted = table.replace('"', "\"\"");
+        let sql = if table == "sqlite_sequence" {
+            "SELECT name, seq FROM sqlite_sequence ORDER BY name".to_owned()
+        } else if without_rowid {
+            let keys: Vec<String> = conn
+                .prepare("SELECT name FROM pragma_table_info(?1) WHERE pk > 0 ORDER BY pk")?
+                .query_map([&table], |row| row.get::<_, String>(0))?
+                .map(|name| name.map(|name| format!("\"{}\"", name.replace('"', "\"\""))))
+                .collect::<Result<_, _>>()?;
+            format!("SELECT * FROM \"{quoted}\" ORDER BY {}", keys.join(", "))
+        } else {
+            format!("SELECT rowid, * FROM \"{quoted}\" ORDER BY rowid")
+        };
+        let mut statement = conn.prepare(&sql)?;
+        let columns = statement.column_count();
+        let mut rows = statement.query(())?;
+        while let Some(row) = rows.next()? {
+            feed(&mut hasher, b'R', &[]);
+            for column in 0..columns {
+                use rusqlite::types::ValueRef;
+                match row.get_ref(column)? {
+                    ValueRef::Null => feed(&mut hasher, b'N', &[]),
+                    ValueRef::Integer(value) => feed(&mut hasher, b'I', &value.to_le_bytes()),
+                    ValueRef::Real(value) => feed(&mut hasher, b'F', &value.to_bits().to_le_bytes()),
+                    ValueRef::Text(value) => feed(&mut hasher, b'S', value),
+                    ValueRef::Blob(value) => feed(&mut hasher, b'B', value),
+                    // Only a connection that binds pointers gives these.
+                    _ => feed(&mut hasher, b'?', &[]),
+                }
+            }
+        }
+    }
+    Ok(Digest(*hasher.finalize().as_bytes()))
+}
+
+fn feed(hasher: &mut blake3::Hasher, kind: u8, bytes: &[u8]) {
+    hasher.update(&[kind]);
+    hasher.update(&(bytes.len() as u64).to_le_bytes());
+    hasher.update(bytes);
+}
+
+/// Who makes a state: this executable and this SQLite. No fingerprint of a schema can see the body of a closure.
+fn made_by(executable: &str) -> String {
+    let source: &str = rusqlite::version();
+    format!("{executable} sqlite {source}")
+}
+
+fn is_sound(conn: &Connection) -> Result<bool, Fault> {
+    match conn.query_row("PRAGMA quick_check(1)", (), |row| row.get::<_, String>(0)) {
+        Ok(line) => Ok(line == "ok"),
+        Err(error) if is_damage(&error) => Ok(false),
+        Err(error) => Err(Fault::state(error)),
+    }
+}
+
+fn shortened(mut why: String) -> String {
+    if why.len() > LONGEST_WHY {
+        let end = (0..=LONGEST_WHY).rev().find(|at| why.is_char_boundary(*at)).unwrap_or_default();
+        why.truncate(end);
+        why.push('…');
+    }
+    why
+}

@@ -1,0 +1,247 @@
+//! Files: how a store's databases are made and opened, and what can be wrong with them.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use rusqlite::{Connection, OpenFlags};
+
+use super::sandbox::{DbError, is_damage};
+
+/// The oldest SQLite that may touch our files, as `sqlite3_libversion_number` counts. Older ones can corrupt a
+/// database in WAL mode: <https://sqlite.org/wal.html#walresetbug>.
+const OLDEST_SQLITE: i32 = 3_051_003;
+
+/// How long SQLite waits for another process that holds a lock, say the `sqlite3` shell of a curious person.
+const BUSY: Duration = Duration::from_secs(2);
+
+/// What stops a store. None of these is an event's fault, and none of them loses what was acknowledged.
+#[derive(Debug, thiserror::Error)]
+pub enum Fault {
+    /// The operating system refused something.
+    #[error("cannot {doing} {}: {source}", path.display())]
+    Io {
+        /// What was attempted.
+        doing: &'static str,
+        /// On which file or directory.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// SQLite refused something for a reason that is not an event's.
+    #[error("{file}: {source}")]
+    Sqlite {
+        /// Which of the store's databases.
+        file: &'static str,
+        /// SQLite's answer.
+        source: rusqlite::Error,
+    },
+    /// The eventlog holds what can't be right.
+    #[error(
+        "the eventlog is damaged: {0}. Nothing was changed. Restore the data directory from a backup; \
+         `likewise export` writes out what can still be read"
+    )]
+    Damaged(String),
+    /// The eventlog ends before events that it is known to have held.
+    #[error(
+        "the eventlog has lost its end: {0}. Nothing was changed. If eventlog.db-wal was moved or an older file was put \
+         in its place, put the right one back; otherwise restore a backup. To go on with what is left, delete the \
+         files `witness` and `state.db` of this store"
+    )]
+    LostTail(String),
+    /// The files were written by a later version of this program.
+    #[error(
+        "{} has format {found} and this version of likewise knows formats up to {known}: nothing was changed. \
+         Upgrade likewise to open it", path.display()
+    )]
+    NewerFormat {
+        /// The file.
+        path: PathBuf,
+        /// Its format.
+        found: i64,
+        /// The newest that this program can read.
+        known: i64,
+    },
+    /// The file is a database of something else.
+    #[error("{} is not an eventlog of likewise: nothing was changed. Move it away, or choose another directory with --data", .0.display())]
+    Foreign(PathBuf),
+    /// The program was linked with an SQLite that can corrupt our files.
+    #[error("SQLite {0} can corrupt a database in WAL mode; likewise needs 3.51.3 or newer")]
+    OldSqlite(&'static str),
+    /// SQLite did not do as it was told, so nothing can be promised.
+    #[error("{}: asked SQLite for {wanted}, and it says {found}", path.display())]
+    Pragma {
+        /// The file.
+        path: PathBuf,
+        /// The setting that was asked for.
+        wanted: &'static str,
+        /// The setting that it has.
+        found: String,
+    },
+    /// The schema itself breaks a rule.
+    #[error("the schema can't be used: {0}")]
+    Schema(#[from] DbError),
+    /// The files are no longer where they were when they were opened.
+    #[error(
+        "the files of this store in {} were removed or replaced while it was open. Put them back, or restore a backup, \
+         and start likewise again", .0.display()
+    )]
+    Gone(PathBuf),
+}
+
+impl Fault {
+    pub(crate) fn eventlog(source: rusqlite::Error) -> Self {
+        if is_damage(&source) || source.sqlite_error().is_none() {
+            return Self::Damaged(source.to_string());
+        }
+        Self::Sqlite { file: "eventlog.db", source }
+    }
+
+    pub(crate) fn state(source: rusqlite::Error) -> Self {
+        Self::Sqlite { file: "state.db", source }
+    }
+
+    /// Whether `state.db` is what is damaged, which costs nothing but the time to rebuild it.
+    pub(crate) fn is_damaged_state(&self) -> bool {
+        matches!(self, Self::Sqlite { file: "state.db", source } if is_damage(source))
+    }
+}
+
+/// Turns the operating system's errors into ours.
+pub(crate) trait IoContext<T> {
+    fn doing(self, doing: &'static str, path: &Path) -> Result<T, Fault>;
+}
+
+impl<T> IoContext<T> for io::Result<T> {
+    fn doing(self, doing: &'static str, path: &Path) -> Result<T, Fault> {
+        self.map_err(|source| Fault::Io { doing, path: path.to_owned(), source })
+    }
+}
+
+/// Refuses to go on with an SQLite that isn't safe.
+pub(crate) fn check_sqlite() -> Result<(), Fault> {
+    if rusqlite::version_number() < OLDEST_SQLITE {
+        return Err(Fault::OldSqlite(rusqlite::version()));
+    }
+    Ok(())
+}
+
+/// Makes a directory that only its owner may enter, with those above it, durably.
+pub(crate) fn create_private_dir(path: &Path) -> Result<(), Fault> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        create_private_dir(parent)?;
+    }
+    let mut builder = fs::DirBuilder::new();
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    match builder.create(path) {
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
+        other => other.doing("create the directory", path),
+    }?;
+    sync_parent(path)
+}
+
+/// Opens a file for reading and writing that only its owner may open, and makes it when it isn't there.
+pub(crate) fn open_private_file(path: &Path) -> Result<File, Fault> {
+    let mut options = OpenOptions::new();
+    options.read(true).write(true).create(true).truncate(false);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options.open(path).doing("open", path)
+}
+
+/// Makes the name of a new file or directory durable; SQLite leaves that to others.
+pub(crate) fn sync_parent(path: &Path) -> Result<(), Fault> {
+    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    sync_dir(parent)
+}
+
+/// Makes the names in a directory durable.
+pub(crate) fn sync_dir(path: &Path) -> Result<(), Fault> {
+    if cfg!(unix) {
+        File::open(path).and_then(|dir| dir.sync_all()).doing("make durable the directory", path)?;
+    }
+    Ok(())
+}
+
+/// How durable a database's commits are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Durability {
+    /// A commit is on disk when it returns.
+    Full,
+    /// A commit survives the process; a power cut may undo the last ones, never part of one.
+    Normal,
+}
+
+/// Opens a database for reading and writing, in WAL mode, makes it when it isn't there, and checks that SQLite does as
+/// it is told. Nothing checkpoints on its own: see [`checkpoint`].
+pub(crate) fn open_database(path: &Path, durability: Durability) -> Result<Connection, Fault> {
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let fault = |source| if name == "state.db" { Fault::state(source) } else { Fault::eventlog(source) };
+    let is_new = !path.exists();
+    open_private_file(path)?;
+    if is_new {
+        sync_parent(path)?;
+    }
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
+    let conn = Connection::open_with_flags(path, flags).map_err(fault)?;
+    conn.busy_timeout(BUSY).map_err(fault)?;
+    let mode: String = conn.query_row("PRAGMA journal_mode = WAL", (), |row| row.get(0)).map_err(fault)?;
+    expect(path, "journal_mode = wal", &mode)?;
+    let (pragma, wanted) = match durability {
+        Durability::Full => ("PRAGMA synchronous = FULL", "synchronous = 2"),
+        Durability::Normal => ("PRAGMA synchronous = NORMAL", "synchronous = 1"),
+    };
+    conn.execute_batch(pragma).map_err(fault)?;
+    conn.execute_batch(
+        "PRAGMA foreign_keys = ON; PRAGMA wal_autocheckpoint = 0; PRAGMA temp_store = MEMORY;
+         PRAGMA cell_size_check = ON; PRAGMA trusted_schema = OFF; PRAGMA checkpoint_fullfsync = ON;",
+    )
+    .map_err(fault)?;
+    let found: i64 = conn.query_row("PRAGMA synchronous", (), |row| row.get(0)).map_err(fault)?;
+    expect(path, wanted, &found.to_string())?;
+    Ok(conn)
+}
+
+fn expect(path: &Path, wanted: &'static str, found: &str) -> Result<(), Fault> {
+    if wanted.split(" = ").last() == Some(found) {
+        return Ok(());
+    }
+    Err(Fault::Pragma { path: path.to_owned(), wanted, found: found.to_owned() })
+}
+
+/// Opens a database that others may be writing to, for reading alone.
+pub(crate) fn open_read_only(path: &Path) -> rusqlite::Result<Connection> {
+    let conn = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    conn.busy_timeout(BUSY)?;
+    Ok(conn)
+}
+
+/// Moves what is committed from the WAL into the database file, as far as that needs no waiting.
+///
+/// Through a connection of its own, so that it can run beside the thread that writes: inside the commit path it would
+/// double the time of the slowest commits.
+pub(crate) fn checkpoint(path: &Path) -> rusqlite::Result<()> {
+    let conn = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
+    conn.busy_timeout(BUSY)?;
+    conn.query_row("PRAGMA wal_checkpoint(PASSIVE)", (), |_| Ok(()))
+}
+
+/// Deletes a database with everything that SQLite keeps beside it.
+pub(crate) fn remove_database(path: &Path) -> Result<(), Fault> {
+    for suffix in ["", "-wal", "-shm", "-journal"] {
+        let mut name = path.as_os_str().to_owned();
+        name.push(suffix);
+        match fs::remove_file(&name) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(error).doing("delete", Path::new(&name));
+            }
+            _ => {}
+        }
+    }
+    sync_parent(path)
+}

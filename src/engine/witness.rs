@@ -1,0 +1,112 @@
+//! The witness: a small file that remembers how far the eventlog had come.
+//!
+//! Events that wait for a place in the log are never in `state.db` on disk, so the state's cursor can't tell that they
+//! are missing. This file can. It is written after each commit and never synced: it may be behind the eventlog after a
+//! power cut, but not ahead of it, and a torn one counts as none.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use super::place::{Generation, Seq};
+use super::storage::{Fault, IoContext, open_private_file};
+
+/// How far an eventlog has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Testimony {
+    pub(crate) generation: Generation,
+    /// The last event of the log.
+    pub(crate) seq: Seq,
+    /// The highest number that the outbox has ever given.
+    pub(crate) n: i64,
+}
+
+impl Testimony {
+    /// What `self`, an eventlog, has lost if `earlier` is true of its past.
+    pub(crate) fn lacks(self, earlier: Self) -> Option<String> {
+        if self.generation < earlier.generation {
+            return Some(format!(
+                "it is of generation {}, and had reached generation {}",
+                self.generation.0, earlier.generation.0
+            ));
+        }
+        if self.generation == earlier.generation && self.seq < earlier.seq {
+            return Some(format!("it ends at {}, and had reached {}", self.seq, earlier.seq));
+        }
+        if self.n < earlier.n {
+            return Some(format!("its outbox ends at {}, and had reached {}", self.n, earlier.n));
+        }
+        None
+    }
+
+    /// One line of fixed width, so that each write covers the one before.
+    fn to_line(self) -> String {
+        let body = format!("{:020} {:020} {:020}", self.generation.0, self.seq.0, self.n);
+        format!("{body} {}\n", check(&body))
+    }
+
+    fn from_line(line: &str) -> Option<Self> {
+        let (body, sum) = line.trim_end().rsplit_once(' ')?;
+        if check(body) != sum {
+            return None;
+        }
+        let mut numbers = body.split(' ');
+        let generation = Generation(numbers.next()?.parse().ok()?);
+        let seq = Seq(numbers.next()?.parse().ok()?);
+        let n = numbers.next()?.parse().ok()?;
+        Some(Self { generation, seq, n })
+    }
+}
+
+fn check(body: &str) -> String {
+    blake3::hash(body.as_bytes()).to_hex()[..16].to_owned()
+}
+
+/// The open file.
+#[derive(Debug)]
+pub(crate) struct Witness {
+    file: File,
+    path: PathBuf,
+    last: Testimony,
+}
+
+impl Witness {
+    /// Opens the witness, and gives what it says, if it says something.
+    pub(crate) fn open(path: &Path) -> Result<(Self, Option<Testimony>), Fault> {
+        let file = open_private_file(path)?;
+        let mut bytes = Vec::new();
+        (&file).take(256).read_to_end(&mut bytes).doing("read", path)?;
+        let said = std::str::from_utf8(&bytes).ok().and_then(Testimony::from_line);
+        Ok((Self { file, path: path.to_owned(), last: said.unwrap_or_default() }, said))
+    }
+
+    /// Writes down how far the eventlog has come.
+    pub(crate) fn write(&mut self, now: Testimony) -> Result<(), Fault> {
+        if now == self.last {
+            return Ok(());
+        }
+        let line = now.to_line();
+        self.file
+            .seek(SeekFrom::Start(0))
+            .and_then(|_| self.file.write_all(line.as_bytes()))
+            .doing("write", &self.path)?;
+        self.last = now;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_says_what_was_written_and_a_torn_one_nothing() {
+        let said = Testimony { generation: Generation(3), seq: Seq(70_000), n: -5 };
+        let line = said.to_line();
+        assert_eq!(Testimony::from_line(&line), Some(said));
+        assert_eq!(line.len(), Testimony::default().to_line().len());
+        for cut in 0..line.len() - 1 {
+            assert_eq!(Testimony::from_line(&line[..cut]), None);
+        }
+    }
+}

@@ -1,0 +1,27 @@
+//! The feature: one event, one materializer, one query. Nothing else knows what a like is, but the page that shows it.
+
+use serde::{Deserialize, Serialize};
+
+use crate::engine::{Event, Query, Schema};
+
+/// Somebody likes it. There is nothing more to say: that the event exists is the like.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct LikeAdded {}
+
+impl Event for LikeAdded {
+    const NAME: &'static str = "LikeAdded";
+}
+
+/// What likes amount to: one row that counts them.
+pub fn schema() -> Schema {
+    Schema::new(
+        "CREATE TABLE likes (id INTEGER PRIMARY KEY, count INTEGER NOT NULL) STRICT;
+         INSERT INTO likes VALUES (1, 0);",
+    )
+    .on(|_: LikeAdded, db| db.execute("UPDATE likes SET count = count + 1 WHERE id = 1", ()))
+}
+
+/// How many likes there are.
+pub fn count() -> Query<u64> {
+    Query::first("SELECT count FROM likes WHERE id = 1")
+}
