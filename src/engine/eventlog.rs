@@ -11,7 +11,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::event::{Args, Device, Envelope, EventId, EventName};
 use super::place::{Digest, Entry, Generation, LogId, Seq};
-use super::storage::{Durability, Fault, open_database, open_read_only};
+use super::storage::{Durability, Fault, WalGauge, open_database, open_read_only};
 use super::witness::Testimony;
 
 /// The format of the tables below. Higher ones are left alone.
@@ -129,8 +129,8 @@ pub(crate) struct Checkpoint {
 
 pub(crate) struct Eventlog {
     conn: Connection,
+    wal: Option<Arc<WalGauge>>,
     tip: Tip,
-    saved: Option<Tip>,
     names: Interned,
     origins: Interned,
 }
@@ -142,11 +142,11 @@ impl Eventlog {
         if is_empty && !may_create {
             return Err(Fault::LostTail("eventlog.db is missing or empty, and had events".to_owned()));
         }
-        let conn = open_database(path, Durability::Full)?;
+        let (conn, wal) = open_database(path, Durability::Full)?;
         if is_empty {
             create(&conn).map_err(Fault::eventlog)?;
         }
-        Self::over(conn).map_err(Fault::eventlog)
+        Self::over(conn, Some(wal)).map_err(Fault::eventlog)
     }
 
     /// Opens an existing eventlog for reading, whoever writes to it: a snapshot as of now.
@@ -154,10 +154,10 @@ impl Eventlog {
         refuse_newer(path)?;
         let conn = open_read_only(path).map_err(Fault::eventlog)?;
         conn.execute_batch("BEGIN").map_err(Fault::eventlog)?;
-        Self::over(conn).map_err(Fault::eventlog)
+        Self::over(conn, None).map_err(Fault::eventlog)
     }
 
-    fn over(conn: Connection) -> rusqlite::Result<Self> {
+    fn over(conn: Connection, wal: Option<Arc<WalGauge>>) -> rusqlite::Result<Self> {
         conn.set_prepared_statement_cache_capacity(64);
         let names = Interned::load(&conn, "SELECT id, text FROM name")?;
         let origins = Interned::load(&conn, "SELECT id, text FROM origin")?;
@@ -172,7 +172,7 @@ impl Eventlog {
             n: conn.query_row("SELECT coalesce(max(seq), 0) FROM sqlite_sequence", (), |row| row.get(0))?,
             set_aside: conn.query_row("SELECT count(*) FROM set_aside", (), |row| row.get(0))?,
         };
-        let mut log = Self { conn, tip, saved: None, names, origins };
+        let mut log = Self { conn, wal, tip, names, origins };
         let end = log.walk(log.checkpoint_before(Seq(i64::MAX as u64))?, None)?;
         log.tip = Tip { head: end.seq, digest: end.digest, length: end.length, ..log.tip };
         Ok(log)
@@ -183,29 +183,23 @@ impl Eventlog {
         &self.tip
     }
 
+    pub(crate) fn wal(&self) -> Option<&Arc<WalGauge>> {
+        self.wal.as_ref()
+    }
+
     pub(crate) fn testimony(&self) -> Testimony {
         Testimony { generation: self.tip.generation, seq: self.tip.head, n: self.tip.n }
     }
 
     pub(crate) fn begin(&mut self) -> rusqlite::Result<()> {
         self.conn.prepare_cached("BEGIN IMMEDIATE")?.execute(())?;
-        self.saved = Some(self.tip);
         Ok(())
     }
 
     /// Makes the transaction durable: after this returns, its events survive a power cut.
     pub(crate) fn commit(&mut self) -> rusqlite::Result<()> {
         self.conn.prepare_cached("COMMIT")?.execute(())?;
-        self.saved = None;
         Ok(())
-    }
-
-    pub(crate) fn rollback(&mut self) -> rusqlite::Result<()> {
-        if !self.conn.is_autocommit() {
-            self.conn.execute_batch("ROLLBACK")?;
-        }
-        let saved = self.saved.take();
-        self.remember(saved.unwrap_or(self.tip))
     }
 
     /// Starts a part of the transaction that can be [undone](Self::undo) alone.
@@ -372,6 +366,12 @@ impl Eventlog {
             .optional()?;
         let Tip { head, digest, length, .. } = self.tip;
         Ok(found.unwrap_or(Checkpoint { seq: head, digest, length }))
+    }
+
+    /// Where the log begins.
+    pub(crate) fn base(&self) -> rusqlite::Result<Checkpoint> {
+        let row = self.conn.query_row("SELECT seq, digest, length FROM base", (), read_checkpoint).optional()?;
+        Ok(row.unwrap_or(Checkpoint { seq: Seq::START, digest: Digest::EMPTY, length: 0 }))
     }
 
     /// Every stored point, for who wants to check them all.

@@ -4,20 +4,29 @@
 
 mod event;
 mod eventlog;
+mod live;
 mod place;
 mod query;
 mod replica;
 mod sandbox;
 mod schema;
+mod snapshot;
 mod state;
 mod storage;
+mod store;
 mod witness;
+mod writer;
 
 pub use event::{Args, Batch, Device, Envelope, Event, EventId, EventName, MAX_ARGS, MAX_DEVICE, MAX_NAME, Malformed};
 pub use eventlog::Whose;
+pub use live::Watch;
 pub use place::{Cursor, Digest, Entry, Generation, LogId, Seq};
 pub use query::Query;
 pub use replica::{Files, Outcome, Page, Replica, SETTLE_EVERY, Setup, Standing, committed_state};
 pub use sandbox::DbError;
 pub use schema::{Db, Schema};
+pub use snapshot::{Line, Report, backup, export, verify};
 pub use storage::Fault;
+pub(crate) use storage::{create_private_dir, open_private_file};
+pub use store::{Error, Health, MalformedStoreId, Receipt, Store, StoreId, StoreLimits, Stores, stores_in};
+pub use writer::BATCH;

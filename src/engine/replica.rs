@@ -21,7 +21,7 @@ use super::query::Query;
 use super::sandbox::{DbError, Tables};
 use super::schema::{Effect, Schema};
 use super::state::{self, Enders, OnFault, State, Stop};
-use super::storage::{self, Fault, check_sqlite, create_private_dir, remove_database, sync_dir};
+use super::storage::{self, Fault, WalGauge, check_sqlite, create_private_dir, remove_database, sync_dir};
 use super::witness::Witness;
 
 /// How many events are read from the eventlog at a time when they are applied.
@@ -609,6 +609,24 @@ impl Replica {
         self.state.why_skipped(id)
     }
 
+    /// Keeps an event among those set aside, with the reason, unless its id is here.
+    ///
+    /// # Errors
+    ///
+    /// A fault of the machine.
+    pub fn set_aside(&mut self, event: &Envelope, why: &str) -> Result<Outcome, Fault> {
+        match self.find(event.id)? {
+            Some(found) if !found.is(event) => return Ok(Outcome::Conflict),
+            Some(Found::Log(seq, _)) => return Ok(Outcome::Known(Some(seq))),
+            Some(_) => return Ok(Outcome::Known(None)),
+            None => {}
+        }
+        self.log.begin().map_err(Fault::eventlog)?;
+        self.log.set_aside(event, why).map_err(Fault::eventlog)?;
+        self.log.commit().map_err(Fault::eventlog)?;
+        Ok(Outcome::Stored(None))
+    }
+
     /// Where this replica stands.
     ///
     /// # Errors
@@ -636,14 +654,18 @@ impl Replica {
         [self.files.eventlog(), wal.into()].iter().map(|path| FileId::of(path)).collect()
     }
 
-    /// The databases whose WAL has grown beyond `bytes`.
-    pub(crate) fn grown_wals(&self, bytes: u64) -> Vec<PathBuf> {
-        let is_grown = |path: &PathBuf| {
-            let mut wal = path.as_os_str().to_owned();
-            wal.push("-wal");
-            fs::metadata(wal).is_ok_and(|meta| meta.len() > bytes)
-        };
-        [self.files.eventlog(), self.files.state()].into_iter().filter(is_grown).collect()
+    pub(crate) fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// The WALs of both databases.
+    pub(crate) fn wals(&self) -> impl Iterator<Item = &Arc<WalGauge>> {
+        self.log.wal().into_iter().chain(self.state.wal())
+    }
+
+    /// Whether a transaction is open on the database of `wal`, so that its WAL can't be emptied.
+    pub(crate) fn is_writing(&self, wal: &Arc<WalGauge>) -> bool {
+        self.state.is_open() && self.state.wal().is_some_and(|own| Arc::ptr_eq(own, wal))
     }
 }
 
@@ -685,5 +707,5 @@ impl FileId {
 ///
 /// A fault of the machine.
 pub fn committed_state(files: &Files) -> Result<(Cursor, Digest), Fault> {
-    state::committed(&files.state())
+    state::committed(&files.state()).map(|found| (found.cursor, found.digest))
 }

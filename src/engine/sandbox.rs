@@ -166,10 +166,6 @@ impl Tables {
     pub(crate) fn touches(self, other: Self) -> bool {
         self.0 & other.0 != 0
     }
-
-    pub(crate) fn is_empty(self) -> bool {
-        self.0 == 0
-    }
 }
 
 impl BitOr for Tables {

@@ -8,14 +8,14 @@ use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use rusqlite::{Connection, OptionalExtension, params};
+use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::event::{Envelope, EventId};
 use super::place::{Cursor, Digest, Generation, Seq};
 use super::query::Query;
 use super::sandbox::{DbError, Sandbox, Tables, is_damage};
 use super::schema::{Effect, Failure, Schema};
-use super::storage::{Durability, Fault, open_database, open_read_only};
+use super::storage::{Durability, Fault, WalGauge, open_database, open_read_only};
 
 const TABLES: &str = "
     CREATE TABLE likewise_cursor (
@@ -76,20 +76,30 @@ pub(crate) struct State {
     /// As the last commit left it.
     cursor: Cursor,
     touched: Cell<Tables>,
+    wal: Option<Arc<WalGauge>>,
+    /// How many events are skipped and unknown, while that is known.
+    skipped: Cell<Option<(u64, u64)>>,
 }
 
 impl State {
     /// The state of an empty log, in memory.
     pub(crate) fn in_memory(schema: &Arc<Schema>) -> Result<Self, Fault> {
-        Self::create(Connection::open_in_memory().map_err(Fault::state)?, schema, "", Generation(0))
+        Self::create(Connection::open_in_memory().map_err(Fault::state)?, None, schema, "", Generation(0))
     }
 
     /// A new state of an empty log in a file.
     pub(crate) fn new(path: &Path, schema: &Arc<Schema>, maker: &str, generation: Generation) -> Result<Self, Fault> {
-        Self::create(open_database(path, Durability::Normal)?, schema, maker, generation)
+        let (conn, wal) = open_database(path, Durability::Normal)?;
+        Self::create(conn, Some(wal), schema, maker, generation)
     }
 
-    fn create(conn: Connection, schema: &Arc<Schema>, maker: &str, generation: Generation) -> Result<Self, Fault> {
+    fn create(
+        conn: Connection,
+        wal: Option<Arc<WalGauge>>,
+        schema: &Arc<Schema>,
+        maker: &str,
+        generation: Generation,
+    ) -> Result<Self, Fault> {
         let maker = made_by(maker);
         let sandbox = Sandbox::new(conn).map_err(Fault::state)?;
         let conn = sandbox.engine();
@@ -105,7 +115,7 @@ impl State {
             .map_err(Fault::state)?;
         sandbox.engine().execute_batch("COMMIT").map_err(Fault::state)?;
         let cursor = Cursor { generation, ..Cursor::default() };
-        Ok(Self { sandbox, schema: Arc::clone(schema), cursor, touched: Cell::default() })
+        Ok(Self::over(sandbox, wal, schema, cursor))
     }
 
     /// Opens the state at `path` and looks whether it can be used.
@@ -114,16 +124,11 @@ impl State {
         if !path.exists() {
             return Ok(unusable("it is missing"));
         }
-        let conn = match open_database(path, Durability::Normal) {
+        let (conn, wal) = match open_database(path, Durability::Normal) {
             Err(fault) if fault.is_damaged_state() => return Ok(unusable("it is damaged")),
             other => other?,
         };
-        let row = conn.query_row("SELECT * FROM likewise_cursor", (), |row| {
-            let digest = Digest::from_slice(row.get_ref("digest")?.as_blob()?).unwrap_or_default();
-            let cursor =
-                Cursor { generation: Generation(row.get("generation")?), seq: Seq::from_sql(row.get("seq")?), digest };
-            Ok((cursor, row.get::<_, String>("made_by")?, row.get::<_, String>("schema")?))
-        });
+        let row = conn.query_row("SELECT * FROM likewise_cursor", (), read_cursor);
         let (cursor, maker_found, schema_found) = match row {
             Ok(row) => row,
             // SQLite found no such row, table or database: whatever the file is, it is no state.
@@ -132,18 +137,28 @@ impl State {
             }
             Err(error) => return Err(Fault::state(error)),
         };
-        let cursor = Some(cursor);
         if maker_found != made_by(maker) || schema_found != schema.fingerprint() {
-            return Ok(Loaded { cursor, state: Err("another version of the program made it".to_owned()) });
+            return Ok(Loaded {
+                cursor: Some(cursor),
+                state: Err("another version of the program made it".to_owned()),
+            });
         }
         if !is_sound(&conn)? {
-            return Ok(Loaded { cursor, state: Err("it is damaged".to_owned()) });
+            return Ok(Loaded { cursor: Some(cursor), state: Err("it is damaged".to_owned()) });
         }
         let sandbox = Sandbox::new(conn).map_err(Fault::state)?;
         sandbox.learn_tables().map_err(Fault::state)?;
-        let cursor = cursor.unwrap_or_default();
-        let state = Self { sandbox, schema: Arc::clone(schema), cursor, touched: Cell::default() };
+        let state = Self::over(sandbox, Some(wal), schema, cursor);
         Ok(Loaded { cursor: Some(cursor), state: Ok(state) })
+    }
+
+    fn over(sandbox: Sandbox, wal: Option<Arc<WalGauge>>, schema: &Arc<Schema>, cursor: Cursor) -> Self {
+        let schema = Arc::clone(schema);
+        Self { sandbox, schema, cursor, touched: Cell::default(), wal, skipped: Cell::default() }
+    }
+
+    pub(crate) fn wal(&self) -> Option<&Arc<WalGauge>> {
+        self.wal.as_ref()
     }
 
     /// How far the committed state has come.
@@ -180,6 +195,7 @@ impl State {
         }
         // What the transaction wrote, and what it overwrote, reads otherwise now.
         self.touched.set(Tables::ALL);
+        self.skipped.set(None);
         self.run("ROLLBACK")
     }
 
@@ -195,6 +211,7 @@ impl State {
 
     /// Ends the part that began with the last mark, and undoes it.
     pub(crate) fn undo(&self) -> Result<(), Fault> {
+        self.skipped.set(None);
         self.run("ROLLBACK TO mark")?;
         self.run("RELEASE mark")
     }
@@ -203,12 +220,7 @@ impl State {
     ///
     /// Faults are rare, so many events share a savepoint; when one of them fails, its chunk is applied again one by
     /// one, so that the fault hits only the event that has it.
-    pub(crate) fn apply<'e>(
-        &self,
-        events: &[&'e Envelope],
-        on_fault: OnFault,
-        enders: &Enders,
-    ) -> Result<Vec<Effect>, Stop> {
+    pub(crate) fn apply(&self, events: &[&Envelope], on_fault: OnFault, enders: &Enders) -> Result<Vec<Effect>, Stop> {
         let mut effects = Vec::with_capacity(events.len());
         for chunk in events.chunks(CHUNK) {
             self.mark().map_err(Stop::Fault)?;
@@ -283,15 +295,21 @@ impl State {
         if on_fault == OnFault::Refuse {
             return Ok(());
         }
+        self.skipped.set(None);
         let sql = "INSERT INTO likewise_skipped VALUES (?1, ?2) ON CONFLICT DO NOTHING";
         self.sandbox.engine().prepare_cached(sql)?.execute(params![id.as_bytes(), why]).map(drop)
     }
 
     /// How many events were skipped for a fault, and how many because nothing here knows their name.
     pub(crate) fn count_skipped(&self) -> Result<(u64, u64), Fault> {
+        if let Some(known) = self.skipped.get() {
+            return Ok(known);
+        }
         let sql = "SELECT count(why), count(*) - count(why) FROM likewise_skipped";
         let count = |conn: &Connection| conn.prepare_cached(sql)?.query_row((), |row| Ok((row.get(0)?, row.get(1)?)));
-        count(self.sandbox.engine()).map_err(Fault::state)
+        let counted = count(self.sandbox.engine()).map_err(Fault::state)?;
+        self.skipped.set(Some(counted));
+        Ok(counted)
     }
 
     /// Why the event `id` has no effect, if it has none for a fault of its own.
@@ -333,21 +351,37 @@ impl State {
     }
 }
 
-/// What the file at `path` holds as its committed state, read beside whoever writes to it.
-pub(crate) fn committed(path: &Path) -> Result<(Cursor, Digest), Fault> {
+/// What a file holds as its committed state.
+#[derive(Debug)]
+pub(crate) struct Committed {
+    pub(crate) cursor: Cursor,
+    pub(crate) digest: Digest,
+    made_by: String,
+    schema: String,
+}
+
+impl Committed {
+    /// Whether this program would go on with that state, rather than make it anew.
+    pub(crate) fn is_made_by(&self, schema: &Schema, executable: &str) -> bool {
+        self.made_by == made_by(executable) && self.schema == schema.fingerprint()
+    }
+}
+
+/// Reads the state at `path` beside whoever writes to it.
+pub(crate) fn committed(path: &Path) -> Result<Committed, Fault> {
     let read = || {
         let conn = open_read_only(path)?;
         conn.execute_batch("BEGIN")?;
-        let cursor = conn.query_row("SELECT generation, seq, digest FROM likewise_cursor", (), |row| {
-            Ok(Cursor {
-                generation: Generation(row.get(0)?),
-                seq: Seq::from_sql(row.get(1)?),
-                digest: Digest::from_slice(row.get_ref(2)?.as_blob()?).unwrap_or_default(),
-            })
-        })?;
-        Ok((cursor, digest_of(&conn)?))
+        let (cursor, made_by, schema) = conn.query_row("SELECT * FROM likewise_cursor", (), read_cursor)?;
+        Ok(Committed { cursor, digest: digest_of(&conn)?, made_by, schema })
     };
     read().map_err(Fault::state)
+}
+
+fn read_cursor(row: &Row<'_>) -> rusqlite::Result<(Cursor, String, String)> {
+    let digest = Digest::from_slice(row.get_ref("digest")?.as_blob()?).unwrap_or_default();
+    let cursor = Cursor { generation: Generation(row.get("generation")?), seq: Seq::from_sql(row.get("seq")?), digest };
+    Ok((cursor, row.get("made_by")?, row.get("schema")?))
 }
 
 /// The digest of all tables that aren't the engine's: of their names, and of each row with its rowid, in the order of
@@ -392,8 +426,6 @@ fn digest_of(conn: &Connection) -> rusqlite::Result<Digest> {
                     ValueRef::Real(value) => feed(&mut hasher, b'F', &value.to_bits().to_le_bytes()),
                     ValueRef::Text(value) => feed(&mut hasher, b'S', value),
                     ValueRef::Blob(value) => feed(&mut hasher, b'B', value),
-                    // Only a connection that binds pointers gives these.
-                    _ => feed(&mut hasher, b'?', &[]),
                 }
             }
         }

@@ -3,8 +3,11 @@
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
+use rusqlite::hooks::Wal;
 use rusqlite::{Connection, OpenFlags};
 
 use super::sandbox::{DbError, is_damage};
@@ -15,6 +18,12 @@ const OLDEST_SQLITE: i32 = 3_051_003;
 
 /// How long SQLite waits for another process that holds a lock, say the `sqlite3` shell of a curious person.
 const BUSY: Duration = Duration::from_secs(2);
+
+/// How long a WAL may get, in pages of 4 KiB, before it is moved into its database.
+const CHECKPOINT_PAGES: u32 = 1_000;
+
+/// How long it may get before that can't be left to another thread any more.
+const OVERDUE_PAGES: u32 = 16_000;
 
 /// What stops a store. None of these is an event's fault, and none of them loses what was acknowledged.
 #[derive(Debug, thiserror::Error)]
@@ -179,7 +188,7 @@ pub(crate) enum Durability {
 
 /// Opens a database for reading and writing, in WAL mode, makes it when it isn't there, and checks that SQLite does as
 /// it is told. Nothing checkpoints on its own: see [`checkpoint`].
-pub(crate) fn open_database(path: &Path, durability: Durability) -> Result<Connection, Fault> {
+pub(crate) fn open_database(path: &Path, durability: Durability) -> Result<(Connection, Arc<WalGauge>), Fault> {
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     let fault = |source| if name == "state.db" { Fault::state(source) } else { Fault::eventlog(source) };
     let is_new = !path.exists();
@@ -188,7 +197,7 @@ pub(crate) fn open_database(path: &Path, durability: Durability) -> Result<Conne
         sync_parent(path)?;
     }
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let conn = Connection::open_with_flags(path, flags).map_err(fault)?;
+    let mut conn = Connection::open_with_flags(path, flags).map_err(fault)?;
     conn.busy_timeout(BUSY).map_err(fault)?;
     let mode: String = conn.query_row("PRAGMA journal_mode = WAL", (), |row| row.get(0)).map_err(fault)?;
     expect(path, "journal_mode = wal", &mode)?;
@@ -198,13 +207,14 @@ pub(crate) fn open_database(path: &Path, durability: Durability) -> Result<Conne
     };
     conn.execute_batch(pragma).map_err(fault)?;
     conn.execute_batch(
-        "PRAGMA foreign_keys = ON; PRAGMA wal_autocheckpoint = 0; PRAGMA temp_store = MEMORY;
+        "PRAGMA foreign_keys = ON; PRAGMA temp_store = MEMORY;
          PRAGMA cell_size_check = ON; PRAGMA trusted_schema = OFF; PRAGMA checkpoint_fullfsync = ON;",
     )
     .map_err(fault)?;
     let found: i64 = conn.query_row("PRAGMA synchronous", (), |row| row.get(0)).map_err(fault)?;
     expect(path, wanted, &found.to_string())?;
-    Ok(conn)
+    let gauge = WalGauge::on(&mut conn, path).map_err(fault)?;
+    Ok((conn, gauge))
 }
 
 fn expect(path: &Path, wanted: &'static str, found: &str) -> Result<(), Fault> {
@@ -229,6 +239,46 @@ pub(crate) fn checkpoint(path: &Path) -> rusqlite::Result<()> {
     let conn = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
     conn.busy_timeout(BUSY)?;
     conn.query_row("PRAGMA wal_checkpoint(PASSIVE)", (), |_| Ok(()))
+}
+
+/// How far a database's WAL has grown, as its connection sees it.
+#[derive(Debug)]
+pub(crate) struct WalGauge {
+    path: PathBuf,
+    pages: AtomicU32,
+    is_claimed: AtomicBool,
+}
+
+impl WalGauge {
+    /// Measures the WAL of `conn` at each of its commits.
+    pub(crate) fn on(conn: &mut Connection, path: &Path) -> rusqlite::Result<Arc<Self>> {
+        let gauge =
+            Arc::new(Self { path: path.to_owned(), pages: AtomicU32::new(0), is_claimed: AtomicBool::new(false) });
+        let told = Arc::clone(&gauge);
+        conn.wal_hook(Some(move |_: &mut Wal, pages: i32| {
+            told.pages.store(u32::try_from(pages).unwrap_or_default(), Ordering::Relaxed);
+            Ok(())
+        }))?;
+        Ok(gauge)
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// True once when it is time to checkpoint, and then not before a [release](Self::release).
+    pub(crate) fn claim(&self) -> bool {
+        self.pages.load(Ordering::Relaxed) >= CHECKPOINT_PAGES && !self.is_claimed.swap(true, Ordering::Relaxed)
+    }
+
+    pub(crate) fn release(&self) {
+        self.is_claimed.store(false, Ordering::Relaxed);
+    }
+
+    /// Whether the WAL has grown so far that its writer has to pause for a checkpoint.
+    pub(crate) fn is_overdue(&self) -> bool {
+        self.pages.load(Ordering::Relaxed) >= OVERDUE_PAGES
+    }
 }
 
 /// Deletes a database with everything that SQLite keeps beside it.

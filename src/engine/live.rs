@@ -1,0 +1,150 @@
+//! Live queries: run again when a commit touched a table they read, once however many watch, and told to the watchers
+//! when the answer changed.
+
+use std::any::Any;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use tokio::sync::watch;
+
+use super::query::{Query, QueryKey};
+use super::sandbox::Tables;
+use super::state::State;
+use super::store::Error;
+
+/// The live queries of one store. Watchers add theirs; the thread that owns the state runs them.
+#[derive(Default)]
+pub(crate) struct Live {
+    queries: Mutex<HashMap<QueryKey, Arc<dyn LiveQuery>>>,
+}
+
+/// One live query, whatever the type of its answer.
+trait LiveQuery: Any + Send + Sync {
+    /// Runs the query if it reads one of `touched` or has no answer yet, and tells who watches if the answer changed.
+    fn refresh(&self, state: &State, touched: Tables);
+
+    /// Says why there is no answer, unless there is one, which then stands.
+    fn fail(&self, why: &Error);
+
+    fn is_watched(&self) -> bool;
+}
+
+type Answer<T> = Option<Result<T, Error>>;
+
+struct Watched<T> {
+    query: Query<T>,
+    reads: Mutex<Tables>,
+    answer: watch::Sender<Answer<T>>,
+}
+
+impl Live {
+    /// The answers to `query`, now and from now on. True when nobody asked for them before, so that somebody has to
+    /// [refresh](Self::refresh) them.
+    pub(crate) fn watch<T>(&self, query: Query<T>) -> (watch::Receiver<Answer<T>>, bool)
+    where
+        T: Clone + PartialEq + Send + Sync + 'static,
+    {
+        let mut queries = self.lock();
+        let key = query.key();
+        if let Some(known) = queries.get(&key) {
+            let known: &dyn Any = known.as_ref();
+            let known = known.downcast_ref::<Watched<T>>().expect("BUG: the key has the type of the answer in it");
+            return (known.answer.subscribe(), known.answer.borrow().is_none());
+        }
+        let (answer, receiver) = watch::channel(None);
+        queries.insert(key, Arc::new(Watched { query, reads: Mutex::default(), answer }));
+        (receiver, true)
+    }
+
+    /// Brings every query up to date that reads one of `touched`, and forgets those that nobody watches.
+    pub(crate) fn refresh(&self, state: &State, touched: Tables) {
+        for query in self.watched() {
+            query.refresh(state, touched);
+        }
+    }
+
+    /// Tells those who have no answer yet why there is none.
+    pub(crate) fn fail(&self, why: &Error) {
+        for query in self.watched() {
+            query.fail(why);
+        }
+    }
+
+    /// The queries in use, copied out so that none of them runs under the lock that watchers wait for.
+    fn watched(&self) -> Vec<Arc<dyn LiveQuery>> {
+        let mut queries = self.lock();
+        queries.retain(|_, query| query.is_watched());
+        queries.values().map(Arc::clone).collect()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<QueryKey, Arc<dyn LiveQuery>>> {
+        self.queries.lock().expect("BUG: a live query panicked under the lock")
+    }
+}
+
+impl<T: Clone + PartialEq + Send + Sync + 'static> LiveQuery for Watched<T> {
+    fn refresh(&self, state: &State, touched: Tables) {
+        let mut reads = self.reads.lock().expect("BUG: a live query panicked");
+        let has_answer = matches!(*self.answer.borrow(), Some(Ok(_)));
+        if has_answer && !reads.touches(touched) {
+            return;
+        }
+        let answer = match state.read(&self.query) {
+            Ok((answer, tables)) => {
+                *reads = tables;
+                Ok(answer)
+            }
+            Err(error) => Err(Error::Query(error.to_string())),
+        };
+        self.answer.send_if_modified(|last| {
+            let is_new = last.as_ref() != Some(&answer);
+            if is_new {
+                *last = Some(answer);
+            }
+            is_new
+        });
+    }
+
+    fn fail(&self, why: &Error) {
+        self.answer.send_if_modified(|last| {
+            let is_open = !matches!(last, Some(Ok(_)));
+            if is_open {
+                *last = Some(Err(why.clone()));
+            }
+            is_open
+        });
+    }
+
+    fn is_watched(&self) -> bool {
+        self.answer.receiver_count() > 0
+    }
+}
+
+/// The answers to a query: the present one, and then each newer one. Whoever is slow misses what was between.
+pub struct Watch<T> {
+    answers: watch::Receiver<Answer<T>>,
+    /// Keeps the store open.
+    _store: super::store::Store,
+}
+
+impl<T: Clone> Watch<T> {
+    pub(crate) fn new(mut answers: watch::Receiver<Answer<T>>, store: super::store::Store) -> Self {
+        answers.mark_changed();
+        Self { answers, _store: store }
+    }
+
+    /// The present answer at the first call, afterwards the newest one as soon as it differs from the last. May be
+    /// dropped and called again without missing anything.
+    ///
+    /// # Errors
+    ///
+    /// When the query or the store fails. A later call waits until that has changed.
+    pub async fn next(&mut self) -> Result<T, Error> {
+        loop {
+            self.answers.changed().await.map_err(|_| Error::Closed)?;
+            if let Some(answer) = self.answers.borrow_and_update().clone() {
+                return answer;
+            }
+        }
+    }
+}

@@ -1,0 +1,271 @@
+//! Reading a store beside whoever writes to it: verify, export, backup.
+//!
+//! A snapshot takes the state first and the eventlog second, so that the eventlog it sees is never behind the state.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::Path;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+
+use super::event::{Args, Device, Envelope, EventId, EventName, Malformed};
+use super::eventlog::Eventlog;
+use super::place::{Cursor, Digest, Generation, Seq};
+use super::replica::Files;
+use super::schema::Schema;
+use super::state::{self, Enders, OnFault, State, Stop};
+use super::storage::{Fault, IoContext, create_private_dir, open_private_file, open_read_only, sync_dir, sync_parent};
+use super::witness::{self, Witness};
+
+/// How many events are read at a time.
+const PAGE: usize = 1_024;
+
+/// What a look at the whole store found.
+#[derive(Debug, Default)]
+pub struct Report {
+    /// How many events the log has.
+    pub events: u64,
+    /// How many events wait for a place in it.
+    pub pending: u64,
+    /// The last event of the log.
+    pub head: Seq,
+    /// Of the log, up to `head`.
+    pub log_digest: Digest,
+    /// Of a state made anew from the log, up to the committed state's cursor.
+    pub state_digest: Digest,
+    /// What is wrong. Empty when all is well.
+    pub problems: Vec<String>,
+    /// What is not wrong, but good to know.
+    pub notes: Vec<String>,
+}
+
+/// Reads everything: the log against its digests, and the state against one that is made anew from the log.
+///
+/// The new state is made with every SELECT that leaves the order of its rows open giving them in reverse, so that a
+/// materializer that depends on such an order shows itself.
+///
+/// # Errors
+///
+/// When the store can't be read at all; what is wrong inside it is in the [`Report`].
+pub fn verify(files: &Files, schema: &Arc<Schema>, executable: &str) -> Result<Report, Fault> {
+    let mut report = Report::default();
+    let committed = if files.state().exists() {
+        match state::committed(&files.state()) {
+            Ok(committed) => Some(committed),
+            Err(fault) => {
+                report.problems.push(format!("the state can't be read: {fault}. {REBUILD}"));
+                None
+            }
+        }
+    } else {
+        report.notes.push("there is no state; it is made at the next start".to_owned());
+        None
+    };
+    let log = Eventlog::snapshot(&files.eventlog())?;
+    let tip = *log.tip();
+    report.events = tip.length;
+    report.pending = tip.pending;
+    report.head = tip.head;
+    report.log_digest = tip.digest;
+    check_log(&log, &mut report).map_err(Fault::eventlog)?;
+    if let Some(lack) = witness::testimony(&files.witness()).and_then(|earlier| log.testimony().lacks(earlier)) {
+        report.problems.push(Fault::LostTail(lack).to_string());
+    }
+
+    let cursor = committed.as_ref().map_or(Cursor { seq: tip.head, ..Cursor::default() }, |found| found.cursor);
+    report.state_digest = replayed(&log, schema, cursor.seq, true)?;
+    let Some(found) = committed else { return Ok(report) };
+    if cursor.generation != tip.generation {
+        report.notes.push("events were taken back out of the log; the state is made anew at the next start".to_owned());
+    } else if cursor.seq > tip.head {
+        let lack = format!("it ends at {}, and its state has come to {}", tip.head, cursor.seq);
+        report.problems.push(Fault::LostTail(lack).to_string());
+    } else if log.digest_at(cursor.seq).map_err(Fault::eventlog)? != cursor.digest {
+        report.problems.push(format!(
+            "the events up to {} are not those that the state was made from: one of the two was changed. \
+             Restore a backup, or compare with another device",
+            cursor.seq
+        ));
+    } else if !found.is_made_by(schema, executable) {
+        report
+            .notes
+            .push("another version of the program made the state; it is made anew at the next start".to_owned());
+    } else if found.digest != report.state_digest {
+        if replayed(&log, schema, cursor.seq, false)? == found.digest {
+            report.problems.push(
+                "a materializer depends on the order of rows that it doesn't ask for: a state made with the rows the \
+                 other way round differs. Add ORDER BY to its SELECTs"
+                    .to_owned(),
+            );
+        } else {
+            report.problems.push(format!("the state differs from one that is made anew from the log. {REBUILD}"));
+        }
+    }
+    Ok(report)
+}
+
+const REBUILD: &str = "No event is lost: stop likewise and delete the file state.db of this store, and it is made anew \
+                       at the next start";
+
+/// Hashes the whole log, and compares it with each digest that was stored on the way.
+fn check_log(log: &Eventlog, report: &mut Report) -> rusqlite::Result<()> {
+    report.problems.extend(log.integrity_check()?.into_iter().map(|line| format!("the eventlog is damaged: {line}")));
+    let mut point = log.base()?;
+    for stored in log.checkpoints()? {
+        let walked = log.walk(point, Some(stored.seq))?;
+        if walked != stored {
+            report.problems.push(format!(
+                "the events {} to {} are not those that were stored: their digest differs. Restore a backup, or compare \
+                 with another device",
+                point.seq.next(),
+                stored.seq
+            ));
+        }
+        point = stored;
+    }
+    Ok(())
+}
+
+/// The digest of a state that is made from the log up to `until`.
+fn replayed(log: &Eventlog, schema: &Arc<Schema>, until: Seq, reverse: bool) -> Result<Digest, Fault> {
+    let mut enders = Enders::new();
+    loop {
+        let mut state = State::in_memory(schema)?;
+        if reverse {
+            state.reverse_unordered()?;
+        }
+        state.begin()?;
+        match replay(log, &state, until, &enders) {
+            Ok(()) => {
+                state.commit(Cursor { generation: Generation(0), seq: until, digest: Digest::EMPTY })?;
+                return state.digest();
+            }
+            Err(Stop::Ended(id, why)) => drop(enders.insert(id, why)),
+            Err(Stop::Fault(fault)) => return Err(fault),
+        }
+    }
+}
+
+fn replay(log: &Eventlog, state: &State, until: Seq, enders: &Enders) -> Result<(), Stop> {
+    let mut after = Seq::START;
+    while after < until {
+        let mut page = log.entries(after, PAGE).map_err(|error| Stop::Fault(Fault::eventlog(error)))?;
+        page.retain(|entry| entry.seq <= until);
+        let Some(last) = page.last() else { break };
+        after = last.seq;
+        let events: Vec<_> = page.iter().map(|entry| &entry.event).collect();
+        state.apply(&events, OnFault::Skip, enders)?;
+    }
+    Ok(())
+}
+
+/// One line of an export: an event, and where it stands.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Line {
+    /// Its place in the log; null while it waits for one.
+    #[serde(default)]
+    pub seq: Option<Seq>,
+    /// Its id.
+    pub id: EventId,
+    /// Its name.
+    pub name: String,
+    /// The bytes of its payload as a JSON string; null when it is empty.
+    #[serde(default)]
+    pub args: Option<Box<RawValue>>,
+    /// The device that brought it to the log; null while it waits.
+    #[serde(default)]
+    pub origin: Option<Device>,
+    /// Why the authority refused it, if it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub set_aside: Option<String>,
+}
+
+impl Line {
+    fn new(seq: Option<Seq>, event: &Envelope, origin: Option<Device>, set_aside: Option<String>) -> Self {
+        let quote = |text: &str| serde_json::to_string(text).and_then(RawValue::from_string);
+        let args = event.args.as_text().map(|text| quote(text).expect("BUG: a string is JSON"));
+        Self { seq, id: event.id, name: event.name.as_str().to_owned(), args, origin, set_aside }
+    }
+
+    /// The event on this line.
+    ///
+    /// # Errors
+    ///
+    /// When its name or payload is not one that an event may have.
+    pub fn event(&self) -> Result<Envelope, Malformed> {
+        let name: EventName = self.name.parse()?;
+        // A payload stands here as a string that holds its bytes; one that was written by hand may stand as it is.
+        let args: Args = match self.args.as_ref().map(|raw| raw.get()) {
+            None => Args::EMPTY,
+            Some(raw) if raw.starts_with('"') => {
+                let text: String = serde_json::from_str(raw).map_err(|why| Malformed::Args(why.to_string()))?;
+                text.parse()?
+            }
+            Some(raw) => raw.parse()?,
+        };
+        Ok(Envelope { id: self.id, name, args })
+    }
+}
+
+/// Writes every event of the store to `out`, one a line: the log in its order, then what is pending, then what was set
+/// aside. Gives how many there were.
+///
+/// # Errors
+///
+/// When the store can't be read, or `out` can't be written.
+pub fn export(files: &Files, out: &mut dyn Write) -> Result<u64, Fault> {
+    let log = Eventlog::snapshot(&files.eventlog())?;
+    let mut count = 0;
+    let mut put = |line: Line| -> Result<(), Fault> {
+        let written =
+            serde_json::to_writer(&mut *out, &line).map_err(io::Error::from).and_then(|()| out.write_all(b"\n"));
+        count += 1;
+        written.doing("write", Path::new("the export"))
+    };
+    let mut after = Seq::START;
+    loop {
+        let page = log.entries(after, PAGE).map_err(Fault::eventlog)?;
+        let Some(last) = page.last() else { break };
+        after = last.seq;
+        for entry in page {
+            put(Line::new(Some(entry.seq), &entry.event, Some(entry.origin), None))?;
+        }
+    }
+    let mut after = i64::MIN;
+    loop {
+        let page = log.pending(after, PAGE).map_err(Fault::eventlog)?;
+        let Some((last, _)) = page.last() else { break };
+        after = *last;
+        for (_, event) in page {
+            put(Line::new(None, &event, None, None))?;
+        }
+    }
+    for (event, why) in log.all_set_aside().map_err(Fault::eventlog)? {
+        put(Line::new(None, &event, None, Some(why)))?;
+    }
+    out.flush().doing("write", Path::new("the export"))?;
+    Ok(count)
+}
+
+/// Copies the store to the directory `to`, which must not have one, as of now: the same log with the same seqs. The
+/// state is left out, because it follows from the eventlog.
+///
+/// # Errors
+///
+/// When the store can't be read, or the copy can't be written.
+pub fn backup(files: &Files, to: &Files) -> Result<(), Fault> {
+    create_private_dir(to.dir())?;
+    let target = to.eventlog();
+    open_private_file(&target)?;
+    let conn = open_read_only(&files.eventlog()).map_err(Fault::eventlog)?;
+    let path = target.to_str().ok_or_else(|| io::Error::other("its name is not UTF-8")).doing("write", &target)?;
+    conn.execute("VACUUM INTO ?1", [path]).map_err(Fault::eventlog)?;
+    File::open(&target).and_then(|file| file.sync_all()).doing("make durable", &target)?;
+    // The copy bears witness to itself, so that a loss of its tail is noticed like any other.
+    let copy = Eventlog::snapshot(&target)?;
+    Witness::open(&to.witness())?.0.write(copy.testimony())?;
+    sync_dir(to.dir())?;
+    sync_parent(to.dir())
+}

@@ -1,0 +1,451 @@
+//! Stores: the cheap, cloneable, async handle that everything above the engine uses, and the directory of them.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::event::{Device, Envelope, Event, EventId, Malformed};
+use super::live::{Live, Watch};
+use super::place::{Cursor, Digest, Seq};
+use super::query::Query;
+use super::replica::{Files, Outcome, Replica, Setup, Standing};
+use super::schema::Schema;
+use super::state::State;
+use super::storage::{Fault, IoContext};
+use super::writer::{Common, Work, Writer, start_checkpoints};
+
+/// How long a store stays open without anybody using it.
+const IDLE: Duration = Duration::from_secs(60);
+
+/// How often idle stores are looked for, at most.
+const SWEEP_EVERY: Duration = Duration::from_secs(5);
+
+/// Why a store didn't do as asked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// The input is not an event.
+    #[error(transparent)]
+    Malformed(#[from] Malformed),
+    /// The event can't be applied, so it was not stored.
+    #[error("the event was refused: {0}")]
+    Refused(String),
+    /// Another event has this id already.
+    #[error("the id {0} belongs to another event, which stays; use a new id")]
+    Conflict(EventId),
+    /// More events wait than the queue holds; none of this one was stored.
+    #[error("too many events are waiting to be stored; try again in a moment")]
+    Overloaded,
+    /// The store can't be used at present: what is wrong and what to do.
+    #[error("{0}")]
+    Unavailable(Arc<str>),
+    /// There are as many stores as there may be.
+    #[error("there are {0} stores already, which is the limit; use one of them")]
+    TooManyStores(u64),
+    /// More stores are in use than may be open at a time.
+    #[error("too many stores are in use at the same time; try again in a moment")]
+    TooManyOpen,
+    /// A query failed.
+    #[error("the query failed: {0}")]
+    Query(String),
+    /// The store was closed, for the program is ending.
+    #[error("the store is closed, because likewise is shutting down")]
+    Closed,
+}
+
+impl From<&Fault> for Error {
+    fn from(fault: &Fault) -> Self {
+        Self::Unavailable(fault.to_string().into())
+    }
+}
+
+/// The name of a store: `[a-z0-9][a-z0-9-]{0,62}`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct StoreId(Arc<str>);
+
+/// What is not the name of a store.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is not a store: its name has 1 to 63 characters, a to z, 0 to 9 and -, and doesn't begin with -")]
+pub struct MalformedStoreId(String);
+
+impl StoreId {
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for StoreId {
+    type Err = MalformedStoreId;
+    fn from_str(name: &str) -> Result<Self, MalformedStoreId> {
+        let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+        if name.is_empty() || name.len() > 63 || name.starts_with('-') || !name.bytes().all(allowed) {
+            return Err(MalformedStoreId(name.chars().take(80).collect()));
+        }
+        Ok(Self(name.into()))
+    }
+}
+
+impl fmt::Display for StoreId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// That an event is stored: on disk, and applied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Receipt {
+    /// Its place in the log, unless an upstream has yet to give it one.
+    pub seq: Option<Seq>,
+    /// False when it was stored before.
+    pub is_new: bool,
+}
+
+/// How a store is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Health {
+    /// Nobody has looked yet.
+    Opening,
+    /// It has no events yet, and no files.
+    Absent,
+    /// It works.
+    Open(Standing),
+    /// It can't be used at present: why, and what to do.
+    Failed(String),
+}
+
+/// A handle of one store. Cloning is cheap; the store stays open as long as a handle is used.
+#[derive(Clone)]
+pub struct Store {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    id: StoreId,
+    files: Files,
+    schema: Arc<Schema>,
+    queue: mpsc::Sender<Work>,
+    live: Arc<Live>,
+    health: watch::Receiver<Health>,
+}
+
+impl Store {
+    /// Commits an event that happened now: on disk and applied when this returns.
+    ///
+    /// ```
+    /// # use likewise::engine::{Error, Store};
+    /// # use likewise::likes::{self, LikeAdded};
+    /// # async fn f(store: Store) -> Result<(), Error> {
+    /// store.commit(LikeAdded {}).await?;
+    /// let mut likes = store.watch(likes::count());
+    /// println!("{} likes", likes.next().await?);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// See [`Error`]. After [`Error::Unavailable`] it is not known whether the event is stored.
+    pub async fn commit<E: Event>(&self, event: E) -> Result<Receipt, Error> {
+        self.commit_envelope(Envelope::new(EventId::now(), &event)?).await
+    }
+
+    /// As [`commit`](Self::commit), for an event that has an id already. Repeating it is always safe: one id counts
+    /// once, however often it comes.
+    ///
+    /// # Errors
+    ///
+    /// As [`commit`](Self::commit).
+    pub async fn commit_envelope(&self, event: Envelope) -> Result<Receipt, Error> {
+        let (reply, receipt) = oneshot::channel();
+        self.inner.queue.try_send(Work::Commit(event, reply)).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => Error::Overloaded,
+            mpsc::error::TrySendError::Closed(_) => Error::Closed,
+        })?;
+        receipt.await.map_err(|_| Error::Closed)?
+    }
+
+    /// Adds events that happened elsewhere, with the devices they come from. They are not judged: one that can't be
+    /// applied is stored and skipped.
+    ///
+    /// # Errors
+    ///
+    /// As [`commit`](Self::commit); then none or all of them are stored.
+    pub async fn add(&self, events: Vec<(Envelope, Device)>) -> Result<Vec<Outcome>, Error> {
+        self.with(move |replica| replica.add(&events)).await
+    }
+
+    /// Keeps an event that its authority refused, with the reason.
+    ///
+    /// # Errors
+    ///
+    /// As [`commit`](Self::commit).
+    pub async fn set_aside(&self, event: Envelope, why: String) -> Result<Outcome, Error> {
+        self.with(move |replica| replica.set_aside(&event, &why)).await
+    }
+
+    /// The cursor and the digest of a state without events.
+    ///
+    /// # Errors
+    ///
+    /// A fault of the machine.
+    pub fn empty_state(&self) -> Result<(Cursor, Digest), Error> {
+        let digest = State::in_memory(&self.inner.schema).and_then(|state| state.digest());
+        Ok((Cursor::default(), digest.map_err(|fault| Error::from(&fault))?))
+    }
+
+    /// The answers to `query`: the present one, and every newer one.
+    pub fn watch<T>(&self, query: Query<T>) -> Watch<T>
+    where
+        T: Clone + PartialEq + Send + Sync + 'static,
+    {
+        let (answers, is_new) = self.inner.live.watch(query);
+        if is_new {
+            // With a full queue the thread is busy, and will come by here after its next batch.
+            drop(self.inner.queue.try_send(Work::Refresh));
+        }
+        Watch::new(answers, self.clone())
+    }
+
+    /// The present answer to `query`.
+    ///
+    /// # Errors
+    ///
+    /// When the query or the store fails.
+    pub async fn read<T>(&self, query: Query<T>) -> Result<T, Error>
+    where
+        T: Clone + PartialEq + Send + Sync + 'static,
+    {
+        self.watch(query).next().await
+    }
+
+    /// How the store is, now and from now on.
+    pub fn health(&self) -> watch::Receiver<Health> {
+        self.inner.health.clone()
+    }
+
+    /// How the store is, once that is known. A look at a store that failed makes it try again.
+    pub async fn healthy(&self) -> Health {
+        let mut health = self.health();
+        if matches!(*health.borrow(), Health::Failed(_)) {
+            drop(self.inner.queue.try_send(Work::Refresh));
+        }
+        match health.wait_for(|health| *health != Health::Opening).await {
+            Ok(health) => health.clone(),
+            Err(_) => Health::Failed(Error::Closed.to_string()),
+        }
+    }
+
+    /// The store's name.
+    pub fn id(&self) -> &StoreId {
+        &self.inner.id
+    }
+
+    /// The store's files, which need not exist.
+    pub fn files(&self) -> &Files {
+        &self.inner.files
+    }
+
+    /// Runs `act` on the store's thread. A fault closes the store, to be opened again.
+    async fn with<R: Send + 'static>(
+        &self,
+        act: impl FnOnce(&mut Replica) -> Result<R, Fault> + Send + 'static,
+    ) -> Result<R, Error> {
+        let (reply, answer) = oneshot::channel();
+        let work = Work::With(Box::new(move |replica| {
+            let (answer, result) = match replica.map(act) {
+                Ok(Ok(value)) => (Ok(value), Ok(())),
+                Ok(Err(fault)) => (Err(Error::from(&fault)), Err(fault)),
+                Err(error) => (Err(error), Ok(())),
+            };
+            drop(reply.send(answer));
+            result
+        }));
+        self.inner.queue.send(work).await.map_err(|_| Error::Closed)?;
+        answer.await.map_err(|_| Error::Closed)?
+    }
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Store").field(&self.inner.id).finish()
+    }
+}
+
+/// The bounds of what stores may use. The program's own are in `cli.rs`.
+#[derive(Debug, Clone, Copy)]
+pub struct StoreLimits {
+    /// How many events may wait to be stored, a store.
+    pub queue: usize,
+    /// How many stores there may be.
+    pub stores: u64,
+    /// How many of them may be in use at the same time; each has a thread.
+    pub open: usize,
+}
+
+impl Default for StoreLimits {
+    fn default() -> Self {
+        Self { queue: 8_192, stores: 10_000, open: 512 }
+    }
+}
+
+/// The stores of one data directory: opened at first use, closed when idle.
+#[derive(Clone)]
+pub struct Stores {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    dir: PathBuf,
+    limits: StoreLimits,
+    common: Arc<Common>,
+    open: Mutex<OpenStores>,
+}
+
+#[derive(Default)]
+struct OpenStores {
+    stores: HashMap<StoreId, OpenStore>,
+    /// Threads that are closing their store; whoever opens it again has to wait for them.
+    closing: HashMap<StoreId, JoinHandle<()>>,
+    swept: Option<Instant>,
+    is_closed: bool,
+}
+
+struct OpenStore {
+    store: Store,
+    thread: JoinHandle<()>,
+    used: Instant,
+}
+
+impl Stores {
+    /// The stores under `dir`, each in a directory of its name. Nothing is made before a store has its first event.
+    ///
+    /// The caller sees to it that no other process has them open.
+    ///
+    /// # Errors
+    ///
+    /// When the schema breaks a rule, or `dir` can't be read.
+    pub fn open(dir: &Path, setup: Setup, limits: StoreLimits) -> Result<Self, Fault> {
+        setup.schema.check()?;
+        let count = stores_in(dir)?.len() as u64;
+        let checkpoints = start_checkpoints().doing("start a thread for", dir)?;
+        let common = Arc::new(Common { setup, count: AtomicU64::new(count), max: limits.stores, checkpoints });
+        Ok(Self { shared: Arc::new(Shared { dir: dir.to_owned(), limits, common, open: Mutex::default() }) })
+    }
+
+    /// The store `id`, opened if need be. One that has no events is just as good: it shows an empty state.
+    ///
+    /// # Errors
+    ///
+    /// When too many stores are in use, or all are being closed.
+    pub fn get(&self, id: &StoreId) -> Result<Store, Error> {
+        let mut open = self.shared.open.lock().expect("BUG: opening a store panicked");
+        if open.is_closed {
+            return Err(Error::Closed);
+        }
+        let now = Instant::now();
+        if open.swept.is_none_or(|swept| now.duration_since(swept) >= SWEEP_EVERY) {
+            open.sweep(now, IDLE);
+        }
+        if let Some(known) = open.stores.get_mut(id) {
+            known.used = now;
+            return Ok(known.store.clone());
+        }
+        if open.stores.len() >= self.shared.limits.open {
+            open.sweep(now, Duration::ZERO);
+        }
+        if open.stores.len() >= self.shared.limits.open {
+            return Err(Error::TooManyOpen);
+        }
+        let predecessor = open.closing.remove(id);
+        let (store, thread) = self.start(id, predecessor)?;
+        open.stores.insert(id.clone(), OpenStore { store: store.clone(), thread, used: now });
+        Ok(store)
+    }
+
+    fn start(&self, id: &StoreId, predecessor: Option<JoinHandle<()>>) -> Result<(Store, JoinHandle<()>), Error> {
+        let files = Files::in_dir(self.shared.dir.join(id.as_str()));
+        let (queue, work) = mpsc::channel(self.shared.limits.queue);
+        let (tell_health, health) = watch::channel(Health::Opening);
+        let live = Arc::new(Live::default());
+        let writer = Writer::new(files.clone(), Arc::clone(&self.shared.common), work, Arc::clone(&live), tell_health);
+        let run = move || {
+            if let Some(predecessor) = predecessor {
+                drop(predecessor.join());
+            }
+            writer.run();
+        };
+        let thread = std::thread::Builder::new().name(format!("store {id}")).spawn(run);
+        let thread = thread.map_err(|why| Error::Unavailable(format!("cannot start a thread: {why}").into()))?;
+        let schema = Arc::clone(&self.shared.common.setup.schema);
+        Ok((Store { inner: Arc::new(Inner { id: id.clone(), files, schema, queue, live, health }) }, thread))
+    }
+
+    /// The names of the stores on disk, in order.
+    ///
+    /// # Errors
+    ///
+    /// When the directory can't be read.
+    pub fn list(&self) -> Result<Vec<StoreId>, Fault> {
+        stores_in(&self.shared.dir)
+    }
+
+    /// Lets every store finish what it has been given, and closes it. Blocks until that is done.
+    pub fn close(&self) {
+        let (stores, closing) = {
+            let mut open = self.shared.open.lock().expect("BUG: opening a store panicked");
+            open.is_closed = true;
+            (std::mem::take(&mut open.stores), std::mem::take(&mut open.closing))
+        };
+        let mut threads: Vec<_> = closing.into_values().collect();
+        for OpenStore { store, thread, .. } in stores.into_values() {
+            drop(store.inner.queue.blocking_send(Work::Close));
+            threads.push(thread);
+        }
+        threads.into_iter().for_each(|thread| drop(thread.join()));
+    }
+}
+
+impl OpenStores {
+    /// Lets go of the stores that nobody has used for `idle`.
+    fn sweep(&mut self, now: Instant, idle: Duration) {
+        self.swept = Some(now);
+        self.closing.retain(|_, thread| !thread.is_finished());
+        let is_idle =
+            |open: &OpenStore| Arc::strong_count(&open.store.inner) == 1 && now.duration_since(open.used) >= idle;
+        for (id, OpenStore { store, thread, .. }) in self.stores.extract_if(|_, open| is_idle(open)) {
+            // With its last handle goes its queue, and the thread ends.
+            drop(store);
+            self.closing.insert(id, thread);
+        }
+    }
+}
+
+/// The names of the stores under `dir`, in order, whoever has them open.
+///
+/// # Errors
+///
+/// When the directory can't be read.
+pub fn stores_in(dir: &Path) -> Result<Vec<StoreId>, Fault> {
+    let entries = match fs::read_dir(dir) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.doing("read", dir)?,
+    };
+    let mut stores = Vec::new();
+    for entry in entries {
+        let entry = entry.doing("read", dir)?;
+        if let Some(id) = entry.file_name().to_str().and_then(|name| name.parse().ok())
+            && Files::in_dir(entry.path()).exist()
+        {
+            stores.push(id);
+        }
+    }
+    stores.sort();
+    Ok(stores)
+}

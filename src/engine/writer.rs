@@ -1,0 +1,291 @@
+//! The one thread that owns a store's replica: it takes work from a bounded queue and commits what waits together.
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::event::Envelope;
+use super::live::Live;
+use super::replica::{Files, Outcome, Replica, Setup};
+use super::state::State;
+use super::storage::{self, Fault, WalGauge};
+use super::store::{Error, Health, Receipt};
+
+/// How many events are committed together at most: one fsync serves all of them, and none waits for more than this.
+pub const BATCH: usize = 1_024;
+
+/// How long a store that failed is left alone before it is opened again.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// How often the files are looked at, to see whether they are still there.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// What a store's thread is asked to do.
+pub(crate) enum Work {
+    /// Commit an event, together with others that wait.
+    Commit(Envelope, oneshot::Sender<Result<Receipt, Error>>),
+    /// Anything that needs the replica itself; the store is made if need be.
+    With(Act),
+    /// Answer queries that have no answer yet, and see whether a store that failed works again.
+    Refresh,
+    /// Finish what came before, and end.
+    Close,
+}
+
+/// Something to do with a replica, or with the reason why there is none. A fault closes the replica.
+pub(crate) type Act = Box<dyn FnOnce(Result<&mut Replica, Error>) -> Result<(), Fault> + Send>;
+
+/// What the thread has in its hands.
+enum Held {
+    /// Nothing on disk: the state of an empty log, to read from. Files come with the first event.
+    Absent(Box<State>),
+    Open(Box<Replica>),
+    /// Something that keeps the store from being used, and since when.
+    Failed(Error, Instant),
+}
+
+/// What stores have in common that belong to one directory.
+pub(crate) struct Common {
+    pub(crate) setup: Setup,
+    /// How many stores there are on disk.
+    pub(crate) count: AtomicU64,
+    /// How many there may be.
+    pub(crate) max: u64,
+    /// The thread that checkpoints.
+    pub(crate) checkpoints: std::sync::mpsc::Sender<Arc<WalGauge>>,
+}
+
+pub(crate) struct Writer {
+    files: Files,
+    common: Arc<Common>,
+    queue: mpsc::Receiver<Work>,
+    live: Arc<Live>,
+    health: watch::Sender<Health>,
+    held: Held,
+    /// Whether files were seen here, so that their absence is a fault and not a beginning.
+    has_files: bool,
+    looked: Instant,
+}
+
+impl Writer {
+    pub(crate) fn new(
+        files: Files,
+        common: Arc<Common>,
+        queue: mpsc::Receiver<Work>,
+        live: Arc<Live>,
+        health: watch::Sender<Health>,
+    ) -> Self {
+        let held = Held::Failed(Error::Closed, Instant::now());
+        Self { files, common, queue, live, health, held, has_files: false, looked: Instant::now() }
+    }
+
+    /// Works until every handle of the store is gone, or somebody closes it.
+    pub(crate) fn run(mut self) {
+        self.open();
+        self.publish();
+        while let Some(work) = self.queue.blocking_recv() {
+            if self.serve(work).is_break() {
+                break;
+            }
+            self.publish();
+        }
+    }
+
+    /// Serves `first`, and with it what waits behind it as far as it can be committed together.
+    fn serve(&mut self, first: Work) -> ControlFlow<()> {
+        let mut events = Vec::new();
+        let mut replies = Vec::new();
+        let mut next = Some(first);
+        while let Some(Work::Commit(event, reply)) = next {
+            events.push(event);
+            replies.push(reply);
+            next = if events.len() < BATCH { self.queue.try_recv().ok() } else { None };
+        }
+        if !events.is_empty() {
+            self.commit(&events, replies);
+        }
+        match next {
+            Some(Work::Refresh) => self.reopen(),
+            None | Some(Work::Commit(..)) => {}
+            Some(Work::With(act)) => self.with(act),
+            Some(Work::Close) => return ControlFlow::Break(()),
+        }
+        ControlFlow::Continue(())
+    }
+
+    fn commit(&mut self, events: &[Envelope], replies: Vec<oneshot::Sender<Result<Receipt, Error>>>) {
+        let result = self.replica().and_then(|replica| replica.commit(events).map_err(|fault| Error::from(&fault)));
+        // An answer that nobody waits for any more is not an error: the event is stored all the same.
+        match result {
+            Ok(outcomes) => {
+                for ((outcome, event), reply) in outcomes.into_iter().zip(events).zip(replies) {
+                    drop(reply.send(match outcome {
+                        Outcome::Stored(seq) => Ok(Receipt { seq, is_new: true }),
+                        Outcome::Known(seq) => Ok(Receipt { seq, is_new: false }),
+                        Outcome::Conflict => Err(Error::Conflict(event.id)),
+                        Outcome::Refused(why) => Err(Error::Refused(why)),
+                    }));
+                }
+            }
+            Err(error) => {
+                self.fail(error.clone());
+                replies.into_iter().for_each(|reply| drop(reply.send(Err(error.clone()))));
+            }
+        }
+    }
+
+    fn with(&mut self, act: Act) {
+        match self.replica() {
+            Ok(replica) => {
+                if let Err(fault) = act(Ok(replica)) {
+                    self.fail(Error::from(&fault));
+                }
+            }
+            Err(error) => drop(act(Err(error))),
+        }
+    }
+
+    /// The replica, opened again if it failed a while ago, and made if there is none yet.
+    fn replica(&mut self) -> Result<&mut Replica, Error> {
+        self.reopen();
+        if matches!(self.held, Held::Absent(_)) {
+            self.create()?;
+        }
+        if self.looked.elapsed() >= LOOK_EVERY
+            && let Held::Open(replica) = &self.held
+        {
+            self.looked = Instant::now();
+            if let Err(fault) = replica.check_files() {
+                self.fail(Error::from(&fault));
+            }
+        }
+        match &mut self.held {
+            Held::Open(replica) => Ok(replica),
+            Held::Failed(error, _) => Err(error.clone()),
+            Held::Absent(_) => Err(Error::Closed),
+        }
+    }
+
+    /// Tries again to open a store that failed a while ago.
+    fn reopen(&mut self) {
+        if matches!(&self.held, Held::Failed(_, since) if since.elapsed() >= RETRY_AFTER) {
+            self.open();
+        }
+    }
+
+    /// Opens what is on disk, or an empty state where nothing is.
+    fn open(&mut self) {
+        // The last one lets go of its files first.
+        self.held = Held::Failed(Error::Closed, Instant::now());
+        let exists = self.files.exist();
+        if self.has_files && !exists {
+            return self.fail(Error::from(&Fault::Gone(self.files.dir().to_owned())));
+        }
+        self.has_files = exists;
+        let setup = self.common.setup.clone();
+        let opened = if exists {
+            Replica::open(self.files.clone(), setup).map(|replica| Held::Open(Box::new(replica)))
+        } else {
+            State::in_memory(&setup.schema).map(|state| Held::Absent(Box::new(state)))
+        };
+        match opened {
+            Ok(held) => self.held = held,
+            Err(fault) => self.fail(Error::from(&fault)),
+        }
+    }
+
+    /// Makes the files of a store that gets its first event.
+    fn create(&mut self) -> Result<(), Error> {
+        let Common { setup, count, max, .. } = &*self.common;
+        let may = |stores: u64| (stores < *max).then_some(stores + 1);
+        if count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, may).is_err() {
+            return Err(Error::TooManyStores(*max));
+        }
+        match Replica::open(self.files.clone(), setup.clone()) {
+            Ok(replica) => {
+                self.held = Held::Open(Box::new(replica));
+                self.has_files = true;
+                Ok(())
+            }
+            Err(fault) => {
+                if !self.files.exist() {
+                    self.common.count.fetch_sub(1, Ordering::Relaxed);
+                }
+                let error = Error::from(&fault);
+                self.fail(error.clone());
+                Err(error)
+            }
+        }
+    }
+
+    fn fail(&mut self, error: Error) {
+        if !matches!(error, Error::Unavailable(_)) {
+            return;
+        }
+        let is_news = !matches!(&self.held, Held::Failed(last, _) if *last == error);
+        if is_news {
+            tracing::error!(store = %self.files.dir().display(), "{error}");
+        }
+        self.held = Held::Failed(error, Instant::now());
+    }
+
+    /// Tells everybody what changed.
+    fn publish(&mut self) {
+        let health = match &self.held {
+            Held::Absent(state) => {
+                self.live.refresh(state, state.take_touched());
+                Health::Absent
+            }
+            Held::Open(replica) => {
+                self.live.refresh(replica.state(), replica.take_touched());
+                self.checkpoint(replica);
+                match replica.standing() {
+                    Ok(standing) => Health::Open(standing),
+                    Err(fault) => Health::Failed(fault.to_string()),
+                }
+            }
+            Held::Failed(error, _) => {
+                self.live.fail(error);
+                Health::Failed(error.to_string())
+            }
+        };
+        self.health.send_if_modified(|last| {
+            let is_new = *last != health;
+            if is_new {
+                *last = health;
+            }
+            is_new
+        });
+    }
+
+    /// Has the WALs moved into their databases, beside this thread as long as that keeps up.
+    fn checkpoint(&self, replica: &Replica) {
+        for gauge in replica.wals() {
+            if gauge.is_overdue() && !replica.is_writing(gauge) {
+                // Commits came faster than a checkpoint beside them could follow; nothing is written while this runs.
+                if let Err(error) = storage::checkpoint(gauge.path()) {
+                    tracing::warn!(path = %gauge.path().display(), %error, "cannot checkpoint");
+                }
+            } else if gauge.claim() {
+                drop(self.common.checkpoints.send(Arc::clone(gauge)));
+            }
+        }
+    }
+}
+
+/// Starts the thread that checkpoints for all stores. It ends when the last sender is gone.
+pub(crate) fn start_checkpoints() -> std::io::Result<std::sync::mpsc::Sender<Arc<WalGauge>>> {
+    let (sender, receiver) = std::sync::mpsc::channel::<Arc<WalGauge>>();
+    std::thread::Builder::new().name("checkpoints".to_owned()).spawn(move || {
+        for gauge in receiver {
+            if let Err(error) = storage::checkpoint(gauge.path()) {
+                tracing::warn!(path = %gauge.path().display(), %error, "cannot checkpoint");
+            }
+            gauge.release();
+        }
+    })?;
+    Ok(sender)
+}
