@@ -1,0 +1,134 @@
+//! What commands on this machine ask of the process that has the data directory. The key is in the lock file, which
+//! only the owner of the data can read.
+
+use axum::Json;
+use axum::body::Body;
+use axum::extract::State;
+use axum::http::{HeaderMap, StatusCode, header};
+use futures_util::{Stream, StreamExt, TryStreamExt};
+use serde::{Deserialize, Serialize};
+use subtle::ConstantTimeEq;
+use tokio::io::AsyncRead;
+use tokio_util::codec::{FramedRead, LinesCodec, LinesCodecError};
+use tokio_util::io::StreamReader;
+
+use super::problem::Problem;
+use super::{App, Opened};
+use crate::engine::{BATCH, Device, Envelope, Error, Line, MAX_ARGS, Outcome, Store};
+
+/// The longest line of an import: a payload of which every byte is escaped, and the rest of the line.
+const MAX_LINE: usize = 6 * MAX_ARGS + 1_024;
+
+/// What an import did.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Imported {
+    /// Events that are stored now.
+    pub(crate) added: u64,
+    /// Events that were stored before.
+    pub(crate) known: u64,
+}
+
+/// Why an import stopped. What came before that line is stored; importing again adds nothing twice.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ImportError {
+    #[error("line {0}: {1}")]
+    Line(u64, String),
+    #[error("after line {0}: {1}")]
+    Store(u64, Error),
+}
+
+/// Adds the events of an export, as [`Line`]s, to `store`.
+pub(crate) async fn import(
+    store: &Store,
+    device: &Device,
+    input: impl AsyncRead + Unpin,
+) -> Result<Imported, ImportError> {
+    let lines = FramedRead::new(input, LinesCodec::new_with_max_length(MAX_LINE));
+    add_all(store, device, lines).await
+}
+
+async fn add_all(
+    store: &Store,
+    device: &Device,
+    mut lines: impl Stream<Item = Result<String, LinesCodecError>> + Unpin,
+) -> Result<Imported, ImportError> {
+    let mut imported = Imported::default();
+    let mut batch: Vec<(Envelope, Device)> = Vec::new();
+    let mut number = 0;
+    while let Some(line) = lines.next().await {
+        number += 1;
+        let bad = |why: String| ImportError::Line(number, why);
+        let line = line.map_err(|why| bad(why.to_string()))?;
+        if line.trim().is_empty() {
+            continue;
+        }
+        let line: Line = serde_json::from_str(&line).map_err(|why| bad(format!("not an exported event: {why}")))?;
+        let event = line.event().map_err(|why| bad(why.to_string()))?;
+        match line.set_aside {
+            Some(why) => {
+                flush(store, &mut batch, &mut imported, number).await?;
+                let outcome = store.set_aside(event, why).await;
+                tally(&[outcome.map_err(|error| ImportError::Store(number, error))?], &mut imported, number)?;
+            }
+            None => batch.push((event, line.origin.unwrap_or_else(|| device.clone()))),
+        }
+        if batch.len() >= BATCH {
+            flush(store, &mut batch, &mut imported, number).await?;
+        }
+    }
+    flush(store, &mut batch, &mut imported, number).await?;
+    Ok(imported)
+}
+
+async fn flush(
+    store: &Store,
+    batch: &mut Vec<(Envelope, Device)>,
+    imported: &mut Imported,
+    number: u64,
+) -> Result<(), ImportError> {
+    if batch.is_empty() {
+        return Ok(());
+    }
+    let first = number - batch.len() as u64 + 1;
+    let outcomes = store.add(std::mem::take(batch)).await.map_err(|error| ImportError::Store(first - 1, error))?;
+    tally(&outcomes, imported, first)
+}
+
+fn tally(outcomes: &[Outcome], imported: &mut Imported, first: u64) -> Result<(), ImportError> {
+    for (number, outcome) in (first..).zip(outcomes) {
+        match outcome {
+            Outcome::Stored(_) => imported.added += 1,
+            Outcome::Known(_) => imported.known += 1,
+            Outcome::Conflict => {
+                let why = "its id belongs to another event here, which stays; the rest of its batch is stored";
+                return Err(ImportError::Line(number, why.to_owned()));
+            }
+            Outcome::Refused(why) => return Err(ImportError::Line(number, why.clone())),
+        }
+    }
+    Ok(())
+}
+
+/// `POST /control/v1/{store}/import`
+pub(crate) async fn import_route(
+    State(app): State<App>,
+    headers: HeaderMap,
+    Opened { store, .. }: Opened,
+    body: Body,
+) -> Result<Json<Imported>, Problem> {
+    authorize(&app, &headers)?;
+    let input = StreamReader::new(body.into_data_stream().map_err(std::io::Error::other));
+    let imported = import(&store, &app.device, input).await.map_err(|error| match error {
+        ImportError::Line(..) => Problem::bad_request("malformed-import", error.to_string(), AFTER_IMPORT),
+        ImportError::Store(..) => Problem::unavailable("store-unavailable", error.to_string(), AFTER_IMPORT, 2),
+    })?;
+    Ok(Json(imported))
+}
+
+const AFTER_IMPORT: &str = "What stood before it is stored. Mend the cause and import again: nothing is added twice.";
+
+fn authorize(app: &App, headers: &HeaderMap) -> Result<(), Problem> {
+    let shown = headers.get(header::AUTHORIZATION).map(|value| value.as_bytes()).unwrap_or_default();
+    let expected = format!("Bearer {}", app.control_key);
+    if bool::from(shown.ct_eq(expected.as_bytes())) { Ok(()) } else { Err(StatusCode::UNAUTHORIZED.into()) }
+}

@@ -1,0 +1,94 @@
+//! The page, and the form that likes.
+
+use askama::Template;
+use axum::body::Bytes;
+use axum::extract::{RawQuery, State};
+use axum::http::{HeaderMap, StatusCode, header};
+use axum::response::{Html, IntoResponse, Redirect, Response};
+
+use super::problem::Problem;
+use super::status::StatusLine;
+use super::{ASSETS_VERSION, App, Opened, Page};
+use crate::engine::{Envelope, EventId, Malformed};
+use crate::likes::{LikeAdded, count};
+
+/// The whole page.
+#[derive(Template)]
+#[template(path = "page.html")]
+struct LikesPage<'a> {
+    base: &'a str,
+    store: &'a str,
+    count: u64,
+    id: String,
+    status: StatusLine,
+    assets: &'a str,
+}
+
+/// `GET /`
+///
+/// The page has one address, the one that the form's redirect leads to: a browser that goes back to another address
+/// may show the old page from its cache, with an id that was posted already, and a new click would count for nothing.
+pub(crate) async fn page(State(app): State<App>, page: Page, RawQuery(query): RawQuery) -> Result<Response, Problem> {
+    if query.is_some() {
+        return Ok(Redirect::to(&page.home()).into_response());
+    }
+    let store = app.stores.get(&page.id)?;
+    let html = LikesPage {
+        base: &page.base(),
+        store: page.id.as_str(),
+        count: store.read(count()).await?,
+        id: EventId::now().to_string(),
+        status: StatusLine::of(&store.healthy().await),
+        assets: &ASSETS_VERSION,
+    };
+    let html = html.render().map_err(Problem::internal)?;
+    Ok(([(header::CACHE_CONTROL, "no-store")], Html(html)).into_response())
+}
+
+/// `POST /likes`
+pub(crate) async fn like(
+    State(app): State<App>,
+    Opened { page, store }: Opened,
+    headers: HeaderMap,
+    body: Bytes,
+) -> Result<Redirect, Problem> {
+    let id = form_id(&headers, &body)?;
+    let event = Envelope::new(id, &LikeAdded {}).map_err(crate::engine::Error::from)?;
+    let receipt = store.commit_envelope(event).await;
+    app.metrics.count_like(&receipt);
+    receipt?;
+    Ok(Redirect::to(&page.home()))
+}
+
+/// The id of the click: the form's, or a new one when it has none.
+fn form_id(headers: &HeaderMap, body: &[u8]) -> Result<EventId, Problem> {
+    if body.is_empty() {
+        return Ok(EventId::now());
+    }
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    let kind = kind.split(';').next().unwrap_or_default().trim();
+    if !kind.eq_ignore_ascii_case("application/x-www-form-urlencoded") {
+        return Err(Problem::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "not-a-form",
+            "A like is posted as a form, and this was something else.",
+            "Send the field `id` as application/x-www-form-urlencoded, or nothing at all.",
+        ));
+    }
+    let mut ids = form_urlencoded::parse(body).filter(|(name, _)| name == "id").map(|(_, value)| value);
+    match (ids.next(), ids.next()) {
+        (None, _) => Ok(EventId::now()),
+        (Some(id), None) => id.parse().map_err(|why: Malformed| {
+            Problem::bad_request(
+                "malformed-id",
+                format!("{why}."),
+                "Nothing was stored. Reload the page and click again; a program must send a new UUID of version 7.",
+            )
+        }),
+        (Some(_), Some(_)) => Err(Problem::bad_request(
+            "malformed-id",
+            "The form has the field `id` more than once.",
+            "Nothing was stored. Reload the page and click again.",
+        )),
+    }
+}

@@ -1,0 +1,229 @@
+//! The live stream: every change of the page's fragments, rendered and framed once, sent to every open page.
+
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::future::pending;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use askama::Template;
+use axum::body::{Body, Bytes};
+use axum::extract::State;
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use futures_util::stream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::{Interval, MissedTickBehavior, interval_at, sleep};
+use tokio_util::sync::CancellationToken;
+
+use super::problem::Problem;
+use super::status::StatusLine;
+use super::{App, Opened};
+use crate::engine::{Error, Store, StoreId};
+use crate::likes::count;
+
+/// How often a stream says that it is alive, so that both ends notice when the other is gone.
+const COMMENT_EVERY: Duration = Duration::from_secs(15);
+
+/// The shortest and the longest pause between two updates of a page.
+const PAUSE: [Duration; 2] = [Duration::from_millis(16), Duration::from_millis(100)];
+
+/// How many open pages make the pause its longest. To wake a page costs about as much as to store a like.
+const CROWD: u32 = 1_000;
+
+/// The fragment that holds the count.
+#[derive(Template)]
+#[template(path = "likes.html")]
+struct LikesFragment {
+    count: u64,
+}
+
+/// The fragment that says how the store is.
+#[derive(Template)]
+#[template(path = "status.html")]
+struct StatusFragment {
+    status: StatusLine,
+}
+
+/// What is on every open page of a store at present, each fragment as the frame that puts it there.
+#[derive(Debug, Clone, Default)]
+struct Frames {
+    likes: Frame,
+    status: Frame,
+}
+
+/// A framed fragment, and how many there were before it.
+#[derive(Debug, Clone, Default)]
+struct Frame {
+    version: u64,
+    bytes: Bytes,
+}
+
+impl Frame {
+    fn set(&mut self, event: &str, html: &str) {
+        let mut text = format!("event: {event}\n");
+        for line in html.trim_end().lines() {
+            text.push_str("data: ");
+            text.push_str(line);
+            text.push('\n');
+        }
+        text.push('\n');
+        if self.bytes != text.as_bytes() {
+            *self = Self { version: self.version + 1, bytes: text.into() };
+        }
+    }
+}
+
+/// The open pages, a store.
+#[derive(Clone)]
+pub(crate) struct Pages {
+    stores: Arc<Mutex<HashMap<StoreId, watch::Sender<Frames>>>>,
+    slots: Arc<Semaphore>,
+}
+
+impl Pages {
+    pub(crate) fn new(max_streams: usize) -> Self {
+        Self { stores: Arc::default(), slots: Arc::new(Semaphore::new(max_streams)) }
+    }
+
+    /// The frames of `store`, kept up to date as long as somebody has them.
+    fn subscribe(&self, store: &Store) -> watch::Receiver<Frames> {
+        let mut stores = self.stores.lock().expect("BUG: subscribing panicked");
+        if let Some(known) = stores.get(store.id()) {
+            return known.subscribe();
+        }
+        let (frames, receiver) = watch::channel(Frames::default());
+        stores.insert(store.id().clone(), frames.clone());
+        tokio::spawn(self.clone().publish(store.clone(), frames));
+        receiver
+    }
+
+    /// Renders each change of `store` once, until nobody is there to see it.
+    async fn publish(self, store: Store, frames: watch::Sender<Frames>) {
+        let mut likes = store.watch(count());
+        let mut health = store.health();
+        health.mark_changed();
+        loop {
+            tokio::select! {
+                count = likes.next() => match count {
+                    Ok(count) => send(&frames, |frames| &mut frames.likes, "likes", &LikesFragment { count }),
+                    Err(Error::Closed) => break,
+                    // What is wrong with the store is in its status.
+                    Err(_) => {}
+                },
+                changed = health.changed() => {
+                    if changed.is_err() {
+                        break;
+                    }
+                    let status = StatusLine::of(&health.borrow_and_update());
+                    send(&frames, |frames| &mut frames.status, "status", &StatusFragment { status });
+                }
+                () = frames.closed() => {
+                    let mut stores = self.stores.lock().expect("BUG: subscribing panicked");
+                    if frames.receiver_count() == 0 {
+                        stores.remove(store.id());
+                        return;
+                    }
+                }
+            }
+            sleep(pause(frames.receiver_count())).await;
+        }
+        self.stores.lock().expect("BUG: subscribing panicked").remove(store.id());
+    }
+}
+
+fn send(frames: &watch::Sender<Frames>, which: fn(&mut Frames) -> &mut Frame, event: &str, fragment: &impl Template) {
+    match fragment.render() {
+        Ok(html) => frames.send_if_modified(|frames| {
+            let frame = which(frames);
+            let before = frame.version;
+            frame.set(event, &html);
+            frame.version != before
+        }),
+        Err(error) => {
+            tracing::error!(%error, "cannot render the fragment {event}");
+            false
+        }
+    };
+}
+
+/// How long to wait after an update before the next: the more pages it woke, the longer.
+fn pause(pages: usize) -> Duration {
+    let crowd = u32::try_from(pages).unwrap_or(CROWD).min(CROWD);
+    PAUSE[0] + (PAUSE[1] - PAUSE[0]) * crowd / CROWD
+}
+
+/// `GET /live`
+pub(crate) async fn live(State(app): State<App>, Opened { store, .. }: Opened) -> Result<Response, Problem> {
+    let slot = Arc::clone(&app.pages.slots).try_acquire_owned().map_err(|_| {
+        Problem::unavailable(
+            "too-many-streams",
+            "As many pages are open as this server can keep up to date.",
+            "Close some of them. Likes are stored all the same; reload the page to see the present count.",
+            5,
+        )
+    })?;
+    let stream = LiveStream {
+        frames: app.pages.subscribe(&store),
+        sent: [0, 0],
+        waiting: Vec::new(),
+        alive: comments(),
+        shutdown: app.shutdown.clone(),
+        _slot: slot,
+        _open: app.metrics.stream_opened(),
+    };
+    let body = Body::from_stream(stream::unfold(stream, async |mut stream| {
+        let bytes = stream.next().await?;
+        Some((Ok::<_, Infallible>(bytes), stream))
+    }));
+    let headers = [(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-store")];
+    Ok((headers, body).into_response())
+}
+
+fn comments() -> Interval {
+    let mut alive = interval_at(tokio::time::Instant::now() + COMMENT_EVERY, COMMENT_EVERY);
+    alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    alive
+}
+
+/// One page's stream. It holds no backlog: whoever reads slowly gets what is newest when it reads again.
+struct LiveStream {
+    frames: watch::Receiver<Frames>,
+    /// The versions of the fragments that were sent.
+    sent: [u64; 2],
+    waiting: Vec<Bytes>,
+    alive: Interval,
+    shutdown: CancellationToken,
+    _slot: OwnedSemaphorePermit,
+    _open: super::metrics::OpenStream,
+}
+
+impl LiveStream {
+    async fn next(&mut self) -> Option<Bytes> {
+        loop {
+            {
+                let frames = self.frames.borrow_and_update();
+                for (sent, frame) in self.sent.iter_mut().zip([&frames.likes, &frames.status]) {
+                    if *sent != frame.version {
+                        *sent = frame.version;
+                        self.waiting.push(frame.bytes.clone());
+                    }
+                }
+            }
+            if !self.waiting.is_empty() {
+                return Some(self.waiting.drain(..).flatten().collect());
+            }
+            tokio::select! {
+                () = self.shutdown.cancelled() => return None,
+                changed = self.frames.changed() => {
+                    if changed.is_err() {
+                        // The store is closed, which only happens at the end.
+                        self.shutdown.cancelled().await;
+                        pending::<()>().await;
+                    }
+                }
+                _ = self.alive.tick() => return Some(Bytes::from_static(b":\n\n")),
+            }
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! The web floor: pages, forms and live streams over the stores, behind the guard.
+
+mod assets;
+mod control;
+mod guard;
+mod likes;
+mod live;
+mod metrics;
+mod problem;
+mod server;
+mod status;
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use axum::Router;
+use axum::extract::{FromRef, FromRequestParts, RawPathParams};
+use axum::http::StatusCode;
+use axum::http::request::Parts;
+use axum::response::Redirect;
+use axum::routing::{get, post};
+use tokio_util::sync::CancellationToken;
+
+use crate::engine::{Device, Error, Store, StoreId, Stores};
+
+pub(crate) use assets::ASSETS_VERSION;
+pub(crate) use control::{Imported, import};
+pub(crate) use guard::AllowedHost;
+pub(crate) use guard::{Policy, protect};
+use problem::Problem;
+pub(crate) use server::{Limits, raise_open_file_limit, serve};
+pub(crate) use status::{StatusReport, digests};
+
+/// The store whose routes have no prefix.
+pub(crate) const DEFAULT_STORE: &str = "likes";
+
+/// What every handler may use.
+#[derive(Clone)]
+pub(crate) struct App {
+    pub(crate) stores: Stores,
+    pub(crate) device: Device,
+    pub(crate) pages: live::Pages,
+    pub(crate) control_key: Arc<str>,
+    pub(crate) metrics: metrics::Metrics,
+    pub(crate) shutdown: CancellationToken,
+}
+
+impl App {
+    pub(crate) fn new(
+        stores: Stores,
+        device: Device,
+        control_key: &str,
+        max_streams: usize,
+        shutdown: CancellationToken,
+    ) -> Self {
+        let pages = live::Pages::new(max_streams);
+        Self { stores, device, pages, control_key: control_key.into(), metrics: metrics::Metrics::install(), shutdown }
+    }
+}
+
+/// All routes, without the guard.
+pub(crate) fn routes(app: App) -> Router {
+    let of_a_store = Router::new()
+        .route("/likes", post(likes::like))
+        .route("/live", get(live::live))
+        .route("/status", get(status::status))
+        .route("/healthz", get(status::healthz))
+        .route("/metrics", get(metrics::metrics));
+    Router::new()
+        .route("/", get(likes::page))
+        .merge(of_a_store.clone())
+        .route("/s/{store}", get(async |page: Page| Redirect::permanent(&page.home())))
+        .route("/s/{store}/", get(likes::page))
+        .nest("/s/{store}", of_a_store)
+        .route("/static/{file}", get(assets::asset))
+        .route("/favicon.ico", get(assets::favicon))
+        .route("/control/v1/{store}/import", post(control::import_route))
+        .with_state(app)
+}
+
+/// The store that a request is about, by name; not opened yet.
+pub(crate) struct Page {
+    id: StoreId,
+    is_default: bool,
+}
+
+impl Page {
+    /// What the routes of this store begin with.
+    pub(crate) fn base(&self) -> String {
+        if self.is_default { String::new() } else { format!("/s/{}", self.id) }
+    }
+
+    /// Where the page is.
+    pub(crate) fn home(&self) -> String {
+        self.base() + "/"
+    }
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Page {
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let params = RawPathParams::from_request_parts(parts, state).await.map_err(|error| {
+            Problem::bad_request("malformed-store", error.to_string(), "Check the address for typing errors.")
+        })?;
+        let params: HashMap<&str, &str> = params.iter().collect();
+        let name = params.get("store").copied();
+        let id = name.unwrap_or(DEFAULT_STORE).parse().map_err(|error: crate::engine::MalformedStoreId| {
+            Problem::new(
+                StatusCode::NOT_FOUND,
+                "no-such-store",
+                format!("{error}."),
+                "Check the address for typing errors. Any name of that form is a store, also one without likes yet.",
+            )
+        })?;
+        Ok(Self { id, is_default: name.is_none() })
+    }
+}
+
+/// The store that a request is about, open.
+pub(crate) struct Opened {
+    pub(crate) page: Page,
+    pub(crate) store: Store,
+}
+
+impl<S> FromRequestParts<S> for Opened
+where
+    S: Send + Sync,
+    App: FromRef<S>,
+{
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let page = Page::from_request_parts(parts, state).await?;
+        let store = App::from_ref(state).stores.get(&page.id)?;
+        Ok(Self { page, store })
+    }
+}
+
+impl From<Error> for Problem {
+    fn from(error: Error) -> Self {
+        let detail = sentence(&error);
+        match error {
+            Error::Malformed(_) => Self::bad_request(
+                "malformed-event",
+                detail,
+                "Nothing was stored. Reload the page and click again; a program must send a new UUID of version 7.",
+            ),
+            Error::Refused(_) => Self::new(
+                StatusCode::UNPROCESSABLE_ENTITY,
+                "event-refused",
+                detail,
+                "Nothing was stored, and the same event would be refused again.",
+            ),
+            Error::Conflict(_) => {
+                Self::conflict("id-taken", detail, "Nothing was changed. Reload the page and click again.")
+            }
+            Error::Overloaded => {
+                Self::unavailable("overloaded", detail, "Nothing was stored. Repeat it with the same id.", 1)
+            }
+            Error::TooManyOpen => {
+                Self::unavailable("too-many-stores-open", detail, "Nothing was stored. Repeat it with the same id.", 5)
+            }
+            Error::TooManyStores(_) => Self::new(
+                StatusCode::INSUFFICIENT_STORAGE,
+                "too-many-stores",
+                detail,
+                "Nothing was stored. Like in a store that exists.",
+            ),
+            Error::Unavailable(_) => Self::unavailable(
+                "store-unavailable",
+                detail,
+                "Nothing that was acknowledged is lost. Repeat the click when the cause is gone: one id counts once.",
+                2,
+            ),
+            Error::Closed => Self::unavailable("shutting-down", detail, "Try again when it has started again.", 1),
+            Error::Query(_) => Self::internal(&error),
+        }
+    }
+}
+
+/// The message of an error as a sentence.
+fn sentence(error: &Error) -> String {
+    let text = error.to_string();
+    let mut chars = text.chars();
+    let first = chars.next().map(|first| first.to_uppercase().to_string()).unwrap_or_default();
+    let end = if text.ends_with('.') { "" } else { "." };
+    format!("{first}{}{end}", chars.as_str())
+}

@@ -1,0 +1,742 @@
+//! The HTTP/1.1 server loop. `axum::serve` knows no header timeout, no limit of connections and no deadline for event
+//! streams at shutdown; a server that strangers can reach, and that must stop within seconds, needs all three.
+
+use std::convert::Infallible;
+use std::fmt::Write as _;
+use std::io::{self, Write as _};
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::ConnectInfo;
+use hyper::Request;
+use hyper::body::Incoming;
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::{JoinError, JoinSet};
+use tokio::time::{Instant, Sleep, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tower::Service as _;
+
+use super::guard::SECURITY_HEADERS;
+
+/// How much of the server one peer, or all of them, may take up.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// Open connections. More than the open event streams, so that full streams leave room for likes.
+    pub(crate) connections: usize,
+    /// For the head of a request, from the opening of the connection or the end of the request before. So it bounds
+    /// silent, half-sent and idle connections alike.
+    pub(crate) header_read: Duration,
+    /// Buffer of a connection for reading and for writing, in bytes; a request head that is larger gets 431. Twice what
+    /// the guard allows, so that its page answers the common case.
+    pub(crate) buffer_bytes: usize,
+    /// How long a peer may take nothing of what we send. Long, because an event stream to a suspended page stalls, too;
+    /// but not for ever, because nothing else ends it.
+    pub(crate) write_stall: Duration,
+    /// How long to discard what a peer still sends after the last answer. Closing at once would reset the connection,
+    /// and the peer would lose the answer that says why.
+    pub(crate) linger: Duration,
+    /// How long requests are still taken after the shutdown began. Some were sent before it, and sit in a socket that
+    /// the runtime hasn't looked at yet; dropping them would turn a stop into errors.
+    pub(crate) last_call: Duration,
+    /// How long the shutdown then waits for requests in flight. Leaves the stores the rest of five seconds to close.
+    pub(crate) drain: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 12_000,
+            header_read: Duration::from_secs(10),
+            buffer_bytes: 64 * 1024,
+            write_stall: Duration::from_secs(300),
+            linger: Duration::from_secs(1),
+            last_call: Duration::from_millis(100),
+            drain: Duration::from_millis(3_900),
+        }
+    }
+}
+
+impl Limits {
+    /// Fits the connections into what [`raise_open_file_limit`] found, and leaves half of it to the stores: without a
+    /// free descriptor no store opens, and no connection is even refused.
+    pub(crate) fn within_open_files(mut self, open_files: Option<u64>) -> Self {
+        if let Some(open_files) = open_files {
+            let share = usize::try_from(open_files / 2).unwrap_or(usize::MAX);
+            self.connections = self.connections.min(share.max(1));
+        }
+        self
+    }
+}
+
+/// Serves `router` on `listener` until `shutdown`, and returns when the last connection is gone or `limits.drain` is
+/// over.
+///
+/// Each request carries the peer's address as `ConnectInfo<SocketAddr>`. At shutdown requests in flight finish; event
+/// streams have to end by themselves, on the same token.
+pub(crate) async fn serve(listener: TcpListener, router: Router, limits: Limits, shutdown: CancellationToken) {
+    let http = http1_with(limits);
+    let busy_answer = busy_answer();
+    let mut connections = JoinSet::new();
+    let mut accept_errors = AcceptErrors::default();
+    let mut closing = pin!(closing_time(shutdown.clone(), limits));
+    loop {
+        let accepted = tokio::select! {
+            () = &mut closing => break,
+            accepted = listener.accept() => accepted,
+        };
+        while let Some(ended) = connections.try_join_next() {
+            report_panic(ended);
+        }
+        match accepted {
+            Ok((stream, _)) if connections.len() >= limits.connections => {
+                tracing::debug!("a connection was refused: {} are open", limits.connections);
+                refuse(stream, &busy_answer);
+            }
+            Ok((stream, peer)) => {
+                connections.spawn(converse(stream, peer, http.clone(), router.clone(), limits, shutdown.clone()));
+            }
+            Err(error) => accept_errors.pause_after(&error).await,
+        }
+    }
+
+    drop(listener);
+    let drained = timeout(limits.drain, async {
+        while let Some(ended) = connections.join_next().await {
+            report_panic(ended);
+        }
+    });
+    if drained.await.is_err() {
+        tracing::warn!("{} connections did not end within {:?} and were cut off", connections.len(), limits.drain);
+        connections.shutdown().await;
+    }
+}
+
+/// Lets this process open as many files as its hard limit allows, and returns how many that is: connections and
+/// stores are files, and the usual soft limit of 1,024 is for programs that use `select`. `None` means no limit, or
+/// none known.
+pub(crate) fn raise_open_file_limit() -> Option<u64> {
+    #[cfg(unix)]
+    {
+        use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+        let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+        if current == maximum {
+            return current;
+        }
+        // macOS reports no hard limit, but refuses more than this.
+        const WITHOUT_HARD_LIMIT: u64 = 10_240;
+        let raised = maximum.or(current.max(Some(WITHOUT_HARD_LIMIT)));
+        match setrlimit(Resource::Nofile, Rlimit { current: raised, maximum }) {
+            Ok(()) => raised,
+            Err(error) => {
+                tracing::warn!(
+                    %error,
+                    "the limit of open files stays at {current:?}; raise it with `ulimit -n` to serve more connections"
+                );
+                current
+            }
+        }
+    }
+    #[cfg(not(unix))]
+    None
+}
+
+/// Resolves when no more requests are to be taken.
+async fn closing_time(shutdown: CancellationToken, limits: Limits) {
+    shutdown.cancelled().await;
+    sleep(limits.last_call).await;
+}
+
+fn http1_with(limits: Limits) -> http1::Builder {
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(limits.header_read).max_buf_size(limits.buffer_bytes);
+    http
+}
+
+/// One connection, from its acceptance to its end.
+async fn converse(
+    stream: TcpStream,
+    peer: SocketAddr,
+    http: http1::Builder,
+    router: Router,
+    limits: Limits,
+    shutdown: CancellationToken,
+) {
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%error, "a connection was gone before its first byte");
+        return;
+    }
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(ConnectInfo(peer));
+        let answer = router.clone().call(request);
+        async move { Ok::<_, Infallible>(answer.await.unwrap_or_else(|never| match never {})) }
+    });
+    let io = TokioIo::new(Socket::new(stream, limits));
+    let mut connection = pin!(http.serve_connection(io, service));
+    let ended = tokio::select! {
+        biased;
+        ended = connection.as_mut() => ended,
+        () = closing_time(shutdown, limits) => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Err(error) = ended {
+        // Peers hang up, stall and send nonsense all day. It is their business, not a fault of ours.
+        tracing::debug!(error = %error_chain(&error), "a connection broke off");
+    }
+}
+
+/// A TCP stream that gives up on a peer that takes nothing, and that closes without resetting the connection.
+struct Socket {
+    stream: TcpStream,
+    write_stall: Duration,
+    linger: Duration,
+    /// Runs while a write has to wait.
+    stalled: Option<Pin<Box<Sleep>>>,
+    /// Runs after our side is closed.
+    lingering: Option<Pin<Box<Sleep>>>,
+}
+
+impl Socket {
+    fn new(stream: TcpStream, limits: Limits) -> Self {
+        Self { stream, write_stall: limits.write_stall, linger: limits.linger, stalled: None, lingering: None }
+    }
+
+    fn watch_stall(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if written.is_ready() {
+            self.stalled = None;
+            return written;
+        }
+        let patience = self.write_stall;
+        let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(patience)));
+        ready!(stalled.as_mut().poll(cx));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buffer)
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.watch_stall(cx, written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
+        self.watch_stall(cx, written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    /// Closes our side, then reads and discards until the peer closes its own or `linger` is over.
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.lingering.is_none() {
+            ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
+            self.lingering = Some(Box::pin(sleep(self.linger)));
+        }
+        loop {
+            let over = self.lingering.as_mut().is_none_or(|lingering| lingering.as_mut().poll(cx).is_ready());
+            if over {
+                return Poll::Ready(Ok(()));
+            }
+            let mut scratch = [0; 4096];
+            let mut discarded = ReadBuf::new(&mut scratch);
+            let read = ready!(Pin::new(&mut self.stream).poll_read(cx, &mut discarded));
+            if read.is_err() || discarded.filled().is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+        }
+    }
+}
+
+/// Tells a peer, as far as it goes without waiting, that there is no room.
+fn refuse(stream: TcpStream, answer: &str) {
+    // The socket is new, so its send buffer takes this little. If not, the peer sees a closed connection, also an
+    // answer.
+    if let Ok(mut stream) = stream.into_std() {
+        let _ = stream.write_all(answer.as_bytes());
+        let _ = stream.shutdown(std::net::Shutdown::Write);
+    }
+}
+
+fn busy_answer() -> String {
+    let body = "Too many connections are open. Try again in a moment.\n";
+    let mut answer = format!(
+        "HTTP/1.1 503 Service Unavailable\r\n\
+         content-type: text/plain; charset=utf-8\r\n\
+         content-length: {}\r\n\
+         cache-control: no-store\r\n\
+         retry-after: 1\r\n\
+         connection: close\r\n",
+        body.len()
+    );
+    for (name, value) in SECURITY_HEADERS {
+        write!(answer, "{name}: {value}\r\n").expect("BUG: a String takes all text");
+    }
+    answer + "\r\n" + body
+}
+
+/// Keeps a failing `accept` from spinning and from filling the log.
+#[derive(Default)]
+struct AcceptErrors {
+    last_logged: Option<Instant>,
+}
+
+impl AcceptErrors {
+    /// A connection that died in the queue costs nothing. Anything else, like running out of file descriptors, passes
+    /// only with time; a pause this short still lets an honest peer in at once when it does.
+    async fn pause_after(&mut self, error: &io::Error) {
+        use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
+
+        let fleeting = matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted);
+        let now = Instant::now();
+        if self.last_logged.is_none_or(|last| now - last >= Duration::from_secs(1)) {
+            self.last_logged = Some(now);
+            tracing::warn!(%error, "a connection could not be accepted; trying on");
+        }
+        if !fleeting {
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+fn report_panic(ended: Result<(), JoinError>) {
+    if let Err(error) = ended
+        && error.is_panic()
+    {
+        tracing::error!(%error, "a connection ended in a panic");
+    }
+}
+
+fn error_chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text = format!("{text}: {error}");
+        source = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use axum::body::{Body, Bytes};
+    use axum::routing::{get, post};
+    use futures_util::stream::{self, Stream, StreamExt as _};
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::sync::Notify;
+    use tokio::task::JoinHandle;
+
+    use super::*;
+    use crate::web::guard::{BodyRule, Patience, Policy, protect};
+
+    const GET: &str = "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    const GET_AND_CLOSE: &str = "GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    const GET_LIVE: &str = "GET /live HTTP/1.1\r\nHost: localhost\r\n\r\n";
+
+    /// A server on a port of its own, behind the real guard.
+    struct Server {
+        address: SocketAddr,
+        shutdown: CancellationToken,
+        serving: JoinHandle<()>,
+        /// Lets the handlers of `/wait` answer.
+        release: Arc<Notify>,
+        /// Requests that arrived at `/wait`.
+        waiting: Arc<AtomicUsize>,
+        /// Endless bodies that are still held.
+        bodies: Arc<AtomicUsize>,
+    }
+
+    impl Server {
+        async fn start(limits: Limits) -> Self {
+            let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+            let address = listener.local_addr().expect("an address");
+            let shutdown = CancellationToken::new();
+            let release = Arc::new(Notify::new());
+            let waiting = Arc::new(AtomicUsize::new(0));
+            let bodies = Arc::new(AtomicUsize::new(0));
+
+            let live = {
+                let (bodies, shutdown) = (bodies.clone(), shutdown.clone());
+                move || {
+                    let ended = shutdown.clone().cancelled_owned();
+                    let updates = stream::iter([&b"data: 1\n\n"[..]]).chain(stream::pending());
+                    std::future::ready(body(&bodies, updates.take_until(ended)))
+                }
+            };
+            let deaf = {
+                let bodies = bodies.clone();
+                move || {
+                    let endless = stream::iter([&b"on and on"[..]]).chain(stream::pending());
+                    std::future::ready(body(&bodies, endless))
+                }
+            };
+            let flood = {
+                let bodies = bodies.clone();
+                move || std::future::ready(body(&bodies, stream::repeat(&[b'x'; 65_536][..])))
+            };
+            let wait = {
+                let (release, waiting) = (release.clone(), waiting.clone());
+                move || async move {
+                    let released = release.notified();
+                    waiting.fetch_add(1, Ordering::SeqCst);
+                    released.await;
+                    "waited"
+                }
+            };
+            let router = Router::new()
+                .route("/", get(|| async { "hello" }))
+                .route("/live", get(live))
+                .route("/deaf", get(deaf))
+                .route("/flood", get(flood))
+                .route("/wait", get(wait))
+                .route("/likes", post(|body: Bytes| async move { body.len().to_string() }));
+            let policy = Policy {
+                form: BodyRule { max_bytes: Some(4096), patience: Patience::Total(limits.header_read) },
+                ..Policy::default()
+            };
+            let serving = tokio::spawn(serve(listener, protect(router, policy), limits, shutdown.clone()));
+            Self { address, shutdown, serving, release, waiting, bodies }
+        }
+
+        async fn connect(&self) -> TcpStream {
+            within(TcpStream::connect(self.address)).await.expect("a connection")
+        }
+
+        async fn connect_and_send(&self, text: &str) -> TcpStream {
+            let mut stream = self.connect().await;
+            stream.write_all(text.as_bytes()).await.expect("sent");
+            stream
+        }
+
+        /// Sends everything, then reads to the end, as a simple client does.
+        async fn ask(&self, text: &str) -> String {
+            read_to_end(self.connect_and_send(text).await).await
+        }
+
+        async fn stop(self) {
+            self.shutdown.cancel();
+            within(self.serving).await.expect("no panic");
+            assert_eq!(self.bodies.load(Ordering::SeqCst), 0, "bodies leaked");
+        }
+    }
+
+    fn body(held: &Arc<AtomicUsize>, pieces: impl Stream<Item = &'static [u8]> + Send + 'static) -> Body {
+        struct Held(Arc<AtomicUsize>);
+        impl Drop for Held {
+            fn drop(&mut self) {
+                self.0.fetch_sub(1, Ordering::SeqCst);
+            }
+        }
+        held.fetch_add(1, Ordering::SeqCst);
+        let held = Held(held.clone());
+        Body::from_stream(pieces.map(move |piece| {
+            let _held = &held;
+            Ok::<_, Infallible>(Bytes::from_static(piece))
+        }))
+    }
+
+    /// Far more than anything here takes, so that only a hang fails.
+    async fn within<T>(future: impl Future<Output = T>) -> T {
+        timeout(Duration::from_secs(60), future).await.expect("this should not take a minute")
+    }
+
+    async fn until(condition: impl Fn() -> bool) {
+        within(async {
+            while !condition() {
+                sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await;
+    }
+
+    /// What the server says until it closes. A reset counts as a close, because to the client it is one.
+    async fn read_to_end(mut stream: TcpStream) -> String {
+        let mut bytes = Vec::new();
+        let _ = within(stream.read_to_end(&mut bytes)).await;
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    async fn read_until(stream: &mut TcpStream, ending: &str) -> String {
+        let mut bytes = Vec::new();
+        while !bytes.ends_with(ending.as_bytes()) {
+            let byte = within(stream.read_u8()).await;
+            bytes.push(byte.unwrap_or_else(|error| panic!("{error} after {}", String::from_utf8_lossy(&bytes))));
+        }
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    fn status(answer: &str) -> &str {
+        answer.get(9..12).unwrap_or("no answer")
+    }
+
+    /// Short where a test waits for a limit, long where reaching one would be a failure.
+    fn short() -> Limits {
+        Limits { header_read: Duration::from_millis(300), drain: Duration::from_secs(60), ..Limits::default() }
+    }
+
+    fn patient() -> Limits {
+        Limits { header_read: Duration::from_secs(60), drain: Duration::from_secs(60), ..Limits::default() }
+    }
+
+    #[tokio::test]
+    async fn a_connection_serves_one_request_after_the_other() {
+        let server = Server::start(patient()).await;
+        let mut stream = server.connect().await;
+        for _ in 0..3 {
+            stream.write_all(GET.as_bytes()).await.expect("sent");
+            assert_eq!(status(&read_until(&mut stream, "hello").await), "200");
+        }
+        let head = "HEAD /nothing HTTP/1.1\r\nHost: localhost\r\n\r\n";
+        stream.write_all(head.as_bytes()).await.expect("sent");
+        let answer = read_until(&mut stream, "\r\n\r\n").await;
+        assert_eq!(status(&answer), "404");
+        assert!(!answer.contains("content-length: 0"), "{answer}");
+        stream.write_all(GET_AND_CLOSE.as_bytes()).await.expect("sent");
+        let answer = read_to_end(stream).await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+        server.stop().await;
+    }
+
+    #[tokio::test]
+    async fn trust_34_hosts_are_checked_on_the_wire() {
+        let server = Server::start(patient()).await;
+        for (request, expected) in [
+            ("GET / HTTP/1.1\r\nHost: evil.example\r\n", "403"),
+            ("GET / HTTP/1.1\r\nHost:\r\n", "403"),
+            ("GET / HTTP/1.1\r\nHost: localhost\r\nHost: localhost\r\n", "400"),
+            ("GET / HTTP/1.1\r\n", "400"),
+            ("GET / HTTP/1.0\r\n", "400"),
+            ("GET http://evil.example/ HTTP/1.1\r\nHost: localhost\r\n", "403"),
+            ("GET http://localhost/ HTTP/1.1\r\nHost: localhost\r\n", "200"),
+            ("CONNECT evil.example:80 HTTP/1.1\r\nHost: evil.example:80\r\n", "403"),
+            ("CONNECT localhost:80 HTTP/1.1\r\nHost: localhost:80\r\n", "404"),
+            ("OPTIONS * HTTP/1.1\r\nHost: localhost\r\n", "404"),
+            ("TRACE / HTTP/1.1\r\nHost: localhost\r\n", "405"),
+        ] {
+            let answer = server.ask(&format!("{request}Connection: close\r\n\r\n")).await;
+            assert_eq!(status(&answer), expected, "{request} {answer}");
+            for (name, value) in SECURITY_HEADERS {
+                let header = format!("{name}: {value}\r\n");
+                assert!(answer.contains(&header), "{request} {answer}");
+            }
+        }
+        server.stop().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn trust_39_sockets_that_say_nothing_are_closed_and_honest_clients_served() {
+        raise_open_file_limit();
+        let server = Server::start(short()).await;
+        let slow_body = "POST /likes HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\nxx";
+        let slow_chunks = "POST /likes HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nxx\r\n";
+        let mut held = Vec::new();
+        for opening in ["", "\r\n\r\n", "GET / HT", &GET[..GET.len() - 2], GET, slow_body, slow_chunks] {
+            for _ in 0..30 {
+                held.push((opening, server.connect_and_send(opening).await));
+            }
+        }
+        // Some keep sending, a byte at a time, and get no more time for it.
+        let mut dripping = server.connect_and_send("GET /").await;
+        let drip = tokio::spawn(async move {
+            while dripping.write_all(b"x").await.is_ok() {
+                sleep(Duration::from_millis(20)).await;
+            }
+        });
+
+        assert_eq!(status(&server.ask(GET_AND_CLOSE).await), "200");
+        for (opening, stream) in held {
+            let answer = read_to_end(stream).await;
+            let expected = match opening {
+                GET => "200",
+                opening if opening.starts_with("POST") => "408",
+                _ => "no answer",
+            };
+            assert_eq!(status(&answer), expected, "{opening:?} {answer}");
+        }
+        within(drip).await.expect("no panic");
+        assert_eq!(status(&server.ask(GET_AND_CLOSE).await), "200");
+        server.stop().await;
+    }
+
+    #[tokio::test]
+    async fn trust_40_what_is_too_large_gets_an_answer_that_arrives() {
+        let server = Server::start(Limits { linger: Duration::from_secs(60), ..patient() }).await;
+        let big = "x".repeat(5 << 20);
+        let head = |more: &str| format!("POST /likes HTTP/1.1\r\nHost: localhost\r\n{more}\r\n");
+        let declared = head(&format!("Content-Length: {}\r\n", big.len())) + &big;
+        let chunked = head("Transfer-Encoding: chunked\r\n") + &format!("{:x}\r\n{big}\r\n0\r\n\r\n", big.len());
+        let unsent = head("Content-Length: 5000\r\nExpect: 100-continue\r\n");
+        let long_uri = format!("GET /?{} HTTP/1.1\r\nHost: localhost\r\n\r\n", &big[..9000]);
+        let cookies = head(&format!("Cookie: {}\r\n", &big[..40_000]));
+        let endless = head(&format!("Cookie: {big}\r\n"));
+        let many = head(&"A: b\r\n".repeat(101));
+        for (name, request, expected) in [
+            ("declared", declared, "413"),
+            ("chunked", chunked, "413"),
+            ("unsent", unsent, "413"),
+            ("long URI", long_uri, "414"),
+            ("cookies", cookies, "431"),
+            ("endless", endless, "431"),
+            ("many", many, "431"),
+        ] {
+            let mut stream = server.connect().await;
+            // A reset would fail the sending, and some systems then also throw away the answer.
+            let sent = within(stream.write_all(request.as_bytes())).await;
+            assert!(sent.is_ok(), "{name} {sent:?}");
+            let answer = read_until(&mut stream, "\r\n\r\n").await;
+            assert_eq!(status(&answer), expected, "{name}");
+        }
+        server.stop().await;
+    }
+
+    #[tokio::test]
+    async fn full_means_a_clear_refusal_until_there_is_room() {
+        let server = Server::start(Limits { connections: 2, ..patient() }).await;
+        let mut first = server.connect_and_send(GET).await;
+        let mut second = server.connect_and_send(GET).await;
+        read_until(&mut first, "hello").await;
+        read_until(&mut second, "hello").await;
+
+        let refusal = read_to_end(server.connect().await).await;
+        assert_eq!(status(&refusal), "503");
+        assert!(refusal.contains("retry-after: 1\r\n") && refusal.contains("nosniff"));
+        first.write_all(GET.as_bytes()).await.expect("sent");
+        read_until(&mut first, "hello").await;
+
+        drop(second);
+        within(async { while status(&server.ask(GET_AND_CLOSE).await) != "200" {} }).await;
+        drop(first);
+        server.stop().await;
+    }
+
+    #[tokio::test]
+    async fn trust_47_shutdown_ends_streams_and_lets_requests_finish() {
+        let server = Server::start(patient()).await;
+        let mut streams = Vec::new();
+        for _ in 0..50 {
+            let mut stream = server.connect_and_send(GET_LIVE).await;
+            read_until(&mut stream, "data: 1\n\n\r\n").await;
+            streams.push(stream);
+        }
+        let mut in_flight = Vec::new();
+        for _ in 0..20 {
+            let request = "GET /wait HTTP/1.1\r\nHost: localhost\r\n\r\n";
+            in_flight.push(server.connect_and_send(request).await);
+        }
+        let idle = {
+            let mut idle = server.connect_and_send(GET).await;
+            read_until(&mut idle, "hello").await;
+            idle
+        };
+        let silent = server.connect().await;
+        until(|| server.waiting.load(Ordering::SeqCst) == 20).await;
+
+        server.shutdown.cancel();
+        for stream in streams {
+            assert_eq!(read_to_end(stream).await, "0\r\n\r\n");
+        }
+        assert_eq!(read_to_end(idle).await, "");
+        assert_eq!(read_to_end(silent).await, "");
+        assert!(!server.serving.is_finished());
+        server.release.notify_waiters();
+        for stream in in_flight {
+            assert!(read_to_end(stream).await.ends_with("waited"));
+        }
+        let address = server.address;
+        server.stop().await;
+        TcpStream::connect(address).await.expect_err("nobody listens");
+    }
+
+    #[tokio::test]
+    async fn shutdown_answers_what_was_sent_before_it() {
+        let server = Server::start(Limits { last_call: Duration::from_secs(2), ..patient() }).await;
+        let mut sent = Vec::new();
+        for _ in 0..20 {
+            sent.push(server.connect_and_send(GET_AND_CLOSE).await);
+        }
+        server.shutdown.cancel();
+        for stream in sent {
+            assert_eq!(status(&read_to_end(stream).await), "200");
+        }
+        server.stop().await;
+    }
+
+    #[tokio::test]
+    async fn shutdown_cuts_off_whoever_does_not_end() {
+        let server = Server::start(Limits { drain: Duration::from_millis(200), ..patient() }).await;
+        let mut streams = Vec::new();
+        for path in ["/deaf", "/flood", "/live"] {
+            let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n");
+            streams.push(server.connect_and_send(&request).await);
+        }
+        streams.push(server.connect_and_send("GET / HTTP/1.1\r\nHo").await);
+        until(|| server.bodies.load(Ordering::SeqCst) == 3).await;
+        server.stop().await;
+        drop(streams);
+    }
+
+    #[tokio::test]
+    async fn peers_that_take_nothing_or_hang_up_hold_nothing() {
+        let server = Server::start(Limits { write_stall: Duration::from_millis(200), ..patient() }).await;
+        let flood = "GET /flood HTTP/1.1\r\nHost: localhost\r\n\r\n";
+        let deaf = "GET /deaf HTTP/1.1\r\nHost: localhost\r\n\r\n";
+        let stalled = server.connect_and_send(flood).await;
+        let mut quiet = server.connect_and_send(deaf).await;
+        read_until(&mut quiet, "on and on\r\n").await;
+        // Nothing to send is no stall: the quiet stream stays.
+        until(|| server.bodies.load(Ordering::SeqCst) == 1).await;
+        drop(quiet);
+        until(|| server.bodies.load(Ordering::SeqCst) == 0).await;
+        drop(stalled);
+        server.stop().await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn accept_errors_are_logged_seldom_and_slept_over() {
+        let mut errors = AcceptErrors::default();
+        let start = Instant::now();
+        errors.pause_after(&io::Error::from_raw_os_error(24)).await;
+        assert!(start.elapsed() >= Duration::from_millis(50));
+        let logged = errors.last_logged;
+        errors.pause_after(&io::ErrorKind::ConnectionAborted.into()).await;
+        assert_eq!(errors.last_logged, logged);
+        assert!(start.elapsed() < Duration::from_secs(1));
+    }
+
+    #[test]
+    fn connections_leave_files_to_the_stores() {
+        for (open_files, connections) in [(None, 12_000), (Some(1 << 20), 12_000), (Some(1_024), 512), (Some(1), 1)] {
+            let limits = Limits::default().within_open_files(open_files);
+            assert_eq!(limits.connections, connections);
+        }
+        let raised = raise_open_file_limit();
+        assert_eq!(raise_open_file_limit(), raised);
+    }
+}
