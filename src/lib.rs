@@ -1,4 +1,19 @@
 //! A local-first, event-sourced likes feature, and the engine that it is built on.
+//!
+//! ```text
+//! click ─▶ LikeAdded ─▶ eventlog ─▶ materializer ─▶ SQLite state ─▶ live query ─▶ SSE ─▶ every open page
+//! ```
+//!
+//! [`likes`] is the whole feature: one event, one materializer, one query. [`engine`] does the rest: it stores events
+//! durably before it answers, derives the state from them, and tells who watches. A feature of your own is a file like
+//! `likes.rs`; `examples/` has a larger one.
+//!
+//! Above the engine stands the web floor with the page, its live stream and the guard around both, and above that the
+//! command line, which is all that the binary is.
 
+pub mod cli;
+mod data_dir;
 pub mod engine;
 pub mod likes;
+mod serve;
+mod web;

@@ -1,1 +1,7 @@
-fn main() {}
+//! The `likewise` program.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    likewise::cli::main()
+}

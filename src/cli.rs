@@ -1,0 +1,493 @@
+//! The command line: commands, flags, environment variables, and every default and limit of the program.
+
+use std::fs;
+use std::io::{self, BufWriter, IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use tokio::net::TcpListener;
+use tokio_util::io::ReaderStream;
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+use crate::data_dir::{self, Claim, DataDir, Holder};
+use crate::engine::{self, Device, Files, StoreId, StoreLimits, Stores};
+use crate::likes;
+use crate::serve::{Config, Instance, executable, open_stores};
+use crate::web::{self, AllowedHost, Imported, StatusReport};
+
+/// Events that may wait to be stored, a store. More than a second's worth at full speed; beyond that a quick "try again"
+/// serves a person better than a slow answer.
+const WRITE_QUEUE: usize = 8_192;
+
+/// Stores in a data directory. Anyone who can like can make one, so there has to be an end.
+const STORES: u64 = 10_000;
+
+/// Stores that are in use at the same time. Each has a thread and some open files.
+const OPEN_STORES: usize = 512;
+
+/// Open event streams, of all stores together. Each is a connection, and there are a few thousand more of those.
+const STREAMS: usize = 10_000;
+
+/// How long a command waits for the process that it asks.
+const ANSWER: Duration = Duration::from_secs(30);
+
+/// How long to wait for everything to end before ending anyway.
+const SHUTDOWN: Duration = Duration::from_secs(5);
+
+/// Likes that are always fast, always there and never wrong.
+///
+/// Run `likewise`, open the address that it prints in a browser, and click. Likes are stored on this machine before the
+/// click is answered, and the count changes at once in every open tab.
+#[derive(Parser)]
+#[command(name = "likewise", version, after_help = AFTER_HELP)]
+struct Cli {
+    #[command(flatten)]
+    data: DataArgs,
+    #[command(flatten)]
+    serve: ServeArgs,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+const AFTER_HELP: &str = "\
+Without a command, likewise serves. Each flag can also be given as an environment variable, which its description
+names. LIKEWISE_LOG sets what is logged on standard error, for example `debug` or `likewise=trace`.
+
+Commands work on the data directory whether or not a likewise process is serving it. They exit with 0 when they did
+what they say, with 1 when they could not (and `verify` also when it found a difference), and with 2 when the command
+line is wrong.";
+
+#[derive(Args)]
+struct DataArgs {
+    /// Directory of all data, made when the first like comes [default: this platform's place for applications]
+    #[arg(long, value_name = "DIR", env = "LIKEWISE_DATA", global = true)]
+    data: Option<PathBuf>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Serve the page, until Ctrl-C or SIGTERM
+    Serve(ServeArgs),
+    /// Show how a store is
+    Status {
+        #[command(flatten)]
+        store: StoreArgs,
+        /// Ask the likewise at this address, rather than the data directory
+        #[arg(long, env = "LIKEWISE_URL", conflicts_with = "data")]
+        url: Option<String>,
+        /// Print JSON, as `GET /status` answers it
+        #[arg(long)]
+        json: bool,
+    },
+    /// Check the log against its digests, and the state against one that is made anew from the log
+    ///
+    /// Reads everything and changes nothing. Exits with 1 when it finds a difference.
+    Verify {
+        #[command(flatten)]
+        store: StoreArgs,
+    },
+    /// Write every event to standard output, one JSON object a line
+    ///
+    /// First the log in its order, then events that wait for a place in it (their seq is null), then events that were set
+    /// aside (with the reason). The payload is a string that holds its bytes, or null.
+    Export {
+        #[command(flatten)]
+        store: StoreArgs,
+    },
+    /// Add the events of an export from standard input
+    ///
+    /// Ids are kept, so to import the same events twice adds nothing.
+    Import {
+        #[command(flatten)]
+        store: StoreArgs,
+    },
+    /// Copy all stores to a new directory, also while they are in use
+    ///
+    /// To go back to a backup, stop likewise and start it with `--data` naming the copy, or put the copy in the place of
+    /// the data directory.
+    Backup {
+        /// Directory of the copy; it must not exist, or be empty
+        to: PathBuf,
+    },
+}
+
+#[derive(Args)]
+struct StoreArgs {
+    /// The store, as in the address `/s/STORE/`
+    #[arg(long, env = "LIKEWISE_STORE", default_value = web::DEFAULT_STORE)]
+    store: StoreId,
+}
+
+#[derive(Args)]
+struct ServeArgs {
+    /// Address and port to listen on; port 0 takes a free one
+    #[arg(long, value_name = "ADDRESS", env = "LIKEWISE_LISTEN", default_value = "127.0.0.1:3000")]
+    listen: String,
+    /// Name of this device, which the log shows with its likes [default: the host's name]
+    #[arg(long, value_name = "NAME", env = "LIKEWISE_DEVICE")]
+    device: Option<Device>,
+    /// Name or address besides the loopback ones under which this server may be asked, for `/healthz` (repeatable)
+    #[arg(long, value_name = "HOST", env = "LIKEWISE_ALLOW_HOST", value_delimiter = ',')]
+    allow_host: Vec<AllowedHost>,
+    /// Serve the page, too, under the names of --allow-host: whoever reaches this server can then like
+    #[arg(long, env = "LIKEWISE_PUBLIC", requires = "allow_host")]
+    public: bool,
+}
+
+/// Runs the program.
+pub fn main() -> ExitCode {
+    let cli = parse();
+    let filter = EnvFilter::try_from_env("LIKEWISE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let is_terminal = io::stderr().is_terminal();
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(is_terminal)
+        .with_target(false)
+        .init();
+    let result =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(anyhow::Error::from).and_then(
+            |runtime| {
+                let result = runtime.block_on(run(cli));
+                // Whatever still runs belongs to nobody any more.
+                runtime.shutdown_timeout(Duration::from_millis(100));
+                result
+            },
+        );
+    match result {
+        Ok(code) => code,
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("likewise: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Reads the command line. The flags of `serve` may stand alone, but not before another command.
+fn parse() -> Cli {
+    let matches = Cli::command().get_matches();
+    let is_given = |id: &&'static str| matches.value_source(id) == Some(ValueSource::CommandLine);
+    if let (Some(command), Some(flag)) =
+        (matches.subcommand_name(), ["listen", "device", "allow_host", "public"].into_iter().find(is_given))
+    {
+        let flag = flag.replace('_', "-");
+        let message = format!("--{flag} is a flag of `serve`; it can't stand before `{command}`");
+        Cli::command().error(ErrorKind::ArgumentConflict, message).exit();
+    }
+    Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+}
+
+async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
+    let data = match cli.data.data {
+        Some(path) => path,
+        None => data_dir::default_path()?,
+    };
+    match cli.command {
+        None => serve(&data, cli.serve).await,
+        Some(Command::Serve(args)) => serve(&data, args).await,
+        Some(Command::Status { store, url, json }) => status(&data, &store.store, url, json).await,
+        Some(Command::Verify { store }) => verify(&data, &store.store),
+        Some(Command::Export { store }) => export(&data, &store.store),
+        Some(Command::Import { store }) => import(&data, &store.store).await,
+        Some(Command::Backup { to }) => backup(&data, &to),
+    }
+}
+
+async fn serve(data: &Path, args: ServeArgs) -> anyhow::Result<ExitCode> {
+    let dir = DataDir::take(data)?;
+    let listener = TcpListener::bind(&args.listen).await.with_context(|| {
+        format!(
+            "cannot listen on {}; choose another address with --listen, or let the system choose a port with \
+             --listen 127.0.0.1:0",
+            args.listen
+        )
+    })?;
+    let shutdown = CancellationToken::new();
+    let config = Config {
+        device: args.device.unwrap_or_else(host_name),
+        allow_hosts: args.allow_host,
+        public: args.public,
+        stores: store_limits(),
+        streams: STREAMS,
+        progress: show_progress,
+    };
+    let instance = Instance::prepare(config, dir, listener, shutdown.clone()).await?;
+    tokio::spawn(end_at_signal(shutdown.clone()));
+    writeln!(io::stdout(), "listening on http://{}", instance.address).context("cannot write to standard output")?;
+    tracing::info!("the data is in {}", data.display());
+    let mut running = tokio::spawn(instance.run());
+    tokio::select! {
+        ended = &mut running => {
+            ended.context("the server failed")??;
+            return Ok(ExitCode::SUCCESS);
+        }
+        () = shutdown.cancelled() => {}
+    }
+    match tokio::time::timeout(SHUTDOWN, running).await {
+        Ok(ended) => ended.context("the server failed")??,
+        Err(_) => tracing::warn!("not everything ended within {SHUTDOWN:?}; what was acknowledged is stored"),
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Ends the program in good order at the first signal, and at once at the second.
+async fn end_at_signal(shutdown: CancellationToken) {
+    for attempt in 0.. {
+        if let Err(error) = signal().await {
+            tracing::warn!(%error, "cannot wait for signals");
+            return;
+        }
+        if attempt > 0 {
+            std::process::exit(130);
+        }
+        tracing::info!("shutting down");
+        shutdown.cancel();
+    }
+}
+
+async fn signal() -> io::Result<()> {
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        let mut terminate = signal(SignalKind::terminate())?;
+        tokio::select! {
+            result = tokio::signal::ctrl_c() => result,
+            _ = terminate.recv() => Ok(()),
+        }
+    }
+    #[cfg(not(unix))]
+    tokio::signal::ctrl_c().await
+}
+
+async fn status(data: &Path, store: &StoreId, url: Option<String>, json: bool) -> anyhow::Result<ExitCode> {
+    let report = match url {
+        Some(url) => ask_status(&url, store).await?,
+        None if !data.exists() => {
+            bail!("there is no data in {}; run `likewise` and click, or name the directory with --data", data.display())
+        }
+        None => match DataDir::claim(data)? {
+            Claim::Taken(holder) => ask_status(&address(data, holder.as_ref())?, store).await?,
+            Claim::Ours(dir) => {
+                let device = host_name();
+                let stores = open_stores(&dir, &device, store_limits(), show_progress)?;
+                let opened = stores.get(store)?;
+                let mut report = StatusReport::of(&opened, &device).await?;
+                report.digests = Some(web::digests(&opened)?);
+                close(stores).await?;
+                report
+            }
+        },
+    };
+    let mut out = io::stdout().lock();
+    if json {
+        serde_json::to_writer_pretty(&mut out, &report)?;
+        writeln!(out)?;
+    } else {
+        show_status(&mut out, &report)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn ask_status(url: &str, store: &StoreId) -> anyhow::Result<StatusReport> {
+    let url = format!("{}{}/status?digests", url.trim_end_matches('/'), base(store));
+    let answer = http_client()?.get(&url).send().await.with_context(|| format!("cannot ask {url}"))?;
+    understood(answer, &url).await?.json().await.with_context(|| format!("{url} is not the status of a likewise"))
+}
+
+fn show_status(out: &mut impl Write, report: &StatusReport) -> io::Result<()> {
+    let StatusReport { store, device, count, head, cursor, pending, set_aside, skipped, unknown, log, .. } = report;
+    writeln!(out, "store      {store} on {device}", device = device.as_str())?;
+    writeln!(out, "likes      {count}")?;
+    writeln!(out, "log        {} up to {head}", log.as_deref().unwrap_or("none yet,"))?;
+    writeln!(out, "state      up to {cursor}")?;
+    let upstream = &report.upstream;
+    writeln!(
+        out,
+        "upstream   {}{}",
+        upstream.state,
+        upstream.url.as_ref().map(|url| format!(", {url}")).unwrap_or_default()
+    )?;
+    for (count, what) in [
+        (pending, "waiting for a place in the log"),
+        (set_aside, "set aside: see `likewise export`"),
+        (skipped, "without effect, for a fault of their own"),
+        (unknown, "of kinds that a newer likewise knows"),
+    ] {
+        if *count > 0 {
+            writeln!(out, "events     {count} {what}")?;
+        }
+    }
+    if let Some(digests) = &report.digests {
+        writeln!(
+            out,
+            "digests    at {}: log {}, state {}",
+            digests.digest_seq, digests.log_digest, digests.state_digest
+        )?;
+    }
+    Ok(())
+}
+
+fn verify(data: &Path, store: &StoreId) -> anyhow::Result<ExitCode> {
+    let files = existing(data, store)?;
+    let report = engine::verify(&files, &Arc::new(likes::schema()), &executable()?)?;
+    let mut out = io::stdout().lock();
+    writeln!(out, "store {store}: {} events in the log, {} pending", report.events, report.pending)?;
+    writeln!(out, "log digest   {} at {}", report.log_digest, report.head)?;
+    writeln!(out, "state digest {}", report.state_digest)?;
+    for note in &report.notes {
+        writeln!(out, "note: {note}")?;
+    }
+    for problem in &report.problems {
+        writeln!(out, "problem: {problem}")?;
+    }
+    writeln!(out, "{}", if report.problems.is_empty() { "all is well" } else { "something is wrong" })?;
+    Ok(if report.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+fn export(data: &Path, store: &StoreId) -> anyhow::Result<ExitCode> {
+    let files = existing(data, store)?;
+    engine::export(&files, &mut BufWriter::new(io::stdout().lock()))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn import(data: &Path, store: &StoreId) -> anyhow::Result<ExitCode> {
+    let imported = match DataDir::claim(data)? {
+        Claim::Taken(holder) => {
+            let url = format!("{}/control/v1/{store}/import", address(data, holder.as_ref())?);
+            let key = holder.map(|holder| holder.key).unwrap_or_default();
+            let body = reqwest::Body::wrap_stream(ReaderStream::new(tokio::io::stdin()));
+            let answer = http_client()?.post(&url).bearer_auth(key).body(body).send().await;
+            let answer = answer.with_context(|| format!("cannot ask {url}"))?;
+            understood(answer, &url).await?.json::<Imported>().await.context("the answer is not understood")?
+        }
+        Claim::Ours(dir) => {
+            let device = host_name();
+            let stores = open_stores(&dir, &device, store_limits(), show_progress)?;
+            let result = web::import(&stores.get(store)?, &device, tokio::io::stdin()).await;
+            close(stores).await?;
+            result.context(
+                "the import stopped; what stood before is stored. Mend the cause and import again: nothing is added twice",
+            )?
+        }
+    };
+    let Imported { added, known } = imported;
+    eprintln!("{added} events added to {store}, {known} were there before");
+    Ok(ExitCode::SUCCESS)
+}
+
+fn backup(data: &Path, to: &Path) -> anyhow::Result<ExitCode> {
+    let stores = engine::stores_in(&DataDir::stores(data))?;
+    if stores.is_empty() {
+        bail!("there is no data in {}; name the directory with --data", data.display());
+    }
+    if to.exists() && fs::read_dir(to).with_context(|| format!("cannot read {}", to.display()))?.next().is_some() {
+        bail!("{} is not empty; name a directory that doesn't exist yet", to.display());
+    }
+    for store in &stores {
+        engine::backup(&DataDir::files(data, store), &DataDir::files(to, store))
+            .with_context(|| format!("the store {store} was not copied"))?;
+    }
+    eprintln!("{} {} copied to {}", stores.len(), if stores.len() == 1 { "store" } else { "stores" }, to.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The files of a store that there is.
+fn existing(data: &Path, store: &StoreId) -> anyhow::Result<Files> {
+    let files = DataDir::files(data, store);
+    if !files.exist() {
+        bail!(
+            "there is no store {store} in {}; name the directory with --data, the store with --store",
+            data.display()
+        );
+    }
+    Ok(files)
+}
+
+async fn close(stores: Stores) -> anyhow::Result<()> {
+    tokio::task::spawn_blocking(move || stores.close()).await.context("closing the stores failed")
+}
+
+/// Where the process listens that has the data directory.
+fn address(data: &Path, holder: Option<&Holder>) -> anyhow::Result<String> {
+    match holder.and_then(|holder| holder.address.clone()) {
+        Some(address) => Ok(address),
+        None => bail!(
+            "{} is in use by another likewise command, or by one that is just starting; try again in a moment",
+            data.display()
+        ),
+    }
+}
+
+/// What the routes of `store` begin with.
+fn base(store: &StoreId) -> String {
+    if store.as_str() == web::DEFAULT_STORE { String::new() } else { format!("/s/{store}") }
+}
+
+fn http_client() -> anyhow::Result<reqwest::Client> {
+    // The process that is asked is on this machine, or was named: no proxy stands between.
+    reqwest::Client::builder().no_proxy().read_timeout(ANSWER).build().context("cannot make requests")
+}
+
+/// The answer, unless it says what went wrong.
+async fn understood(answer: reqwest::Response, url: &str) -> anyhow::Result<reqwest::Response> {
+    #[derive(serde::Deserialize)]
+    struct Problem {
+        detail: String,
+        advice: String,
+    }
+    let status = answer.status();
+    if status.is_success() {
+        return Ok(answer);
+    }
+    match answer.json::<Problem>().await {
+        Ok(Problem { detail, advice }) => bail!("{detail} {advice}"),
+        Err(_) => bail!("{url} answered {status}, which a likewise would not; check the address"),
+    }
+}
+
+fn store_limits() -> StoreLimits {
+    StoreLimits { queue: WRITE_QUEUE, stores: STORES, open: OPEN_STORES }
+}
+
+/// This machine's name, if it can be the name of a device.
+fn host_name() -> Device {
+    #[cfg(unix)]
+    let name = rustix::system::uname().nodename().to_str().map(str::to_owned).ok();
+    #[cfg(not(unix))]
+    let name = std::env::var("COMPUTERNAME").ok();
+    let named = name.as_deref().and_then(|name| name.parse().ok());
+    named.unwrap_or_else(|| "likewise".parse().expect("BUG: not the name of a device"))
+}
+
+fn show_progress(done: u64, total: u64) {
+    let mut err = io::stderr();
+    if err.is_terminal() {
+        let end = if done >= total { "\n" } else { "" };
+        // Only a courtesy: what can't be shown is not missed.
+        drop(write!(err, "\rmaking the state from the log: {done} of {total} events{end}"));
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error
+        .chain()
+        .any(|cause| cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,103 @@
+//! One instance: its stores, and the server in front of them.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use anyhow::{Context, bail};
+use axum::Router;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+
+use crate::data_dir::DataDir;
+use crate::engine::{Device, Health, Setup, StoreLimits, Stores};
+use crate::likes;
+use crate::web::{self, AllowedHost, App, Policy};
+
+/// What an instance is made of.
+pub(crate) struct Config {
+    pub(crate) device: Device,
+    pub(crate) allow_hosts: Vec<AllowedHost>,
+    pub(crate) public: bool,
+    pub(crate) stores: StoreLimits,
+    /// Open event streams, of all stores together.
+    pub(crate) streams: usize,
+    /// Is told how far the rebuild of a state has come.
+    pub(crate) progress: fn(u64, u64),
+}
+
+/// An instance that is ready to serve.
+pub(crate) struct Instance {
+    stores: Stores,
+    shutdown: CancellationToken,
+    router: Router,
+    limits: web::Limits,
+    listener: TcpListener,
+    /// Where it listens.
+    pub(crate) address: SocketAddr,
+    /// Kept until the end, because with it goes the lock.
+    _dir: DataDir,
+}
+
+/// The stores of the likes feature in the data directory `dir`, which the caller has.
+pub(crate) fn open_stores(
+    dir: &DataDir,
+    device: &Device,
+    limits: StoreLimits,
+    progress: fn(u64, u64),
+) -> anyhow::Result<Stores> {
+    let setup =
+        Setup { schema: Arc::new(likes::schema()), device: device.clone(), executable: executable()?, progress };
+    Ok(Stores::open(&DataDir::stores(dir.path()), setup, limits)?)
+}
+
+/// Identifies this executable, so that a state made by another one is rebuilt.
+pub(crate) fn executable() -> anyhow::Result<String> {
+    let path = std::env::current_exe().context("cannot find the path of this program")?;
+    let mut hasher = blake3::Hasher::new();
+    let hash = std::fs::File::open(&path).and_then(|file| hasher.update_reader(file).map(|hasher| hasher.finalize()));
+    let hash = hash.with_context(|| format!("cannot read this program at {}", path.display()))?;
+    Ok(hash.to_hex()[..32].to_owned())
+}
+
+impl Instance {
+    /// Opens the stores of `dir`, and gets ready to serve them on `listener`. A store of the routes without prefix that
+    /// can't be used is an error now, rather than a page that says so later.
+    pub(crate) async fn prepare(
+        config: Config,
+        mut dir: DataDir,
+        listener: TcpListener,
+        shutdown: CancellationToken,
+    ) -> anyhow::Result<Self> {
+        let limits = web::Limits::default().within_open_files(web::raise_open_file_limit());
+        let stores = open_stores(&dir, &config.device, config.stores, config.progress)?;
+        let first = stores.get(&web::DEFAULT_STORE.parse().context("BUG: the default store has no valid name")?)?;
+        if let Health::Failed(why) = first.healthy().await {
+            bail!("the store {}: {why}", first.id());
+        }
+        drop(first);
+        let address = listener.local_addr().context("cannot learn the address that is listened on")?;
+        dir.announce(&format!("http://{}", reachable(address)))?;
+        let app = App::new(stores.clone(), config.device, dir.key(), config.streams, shutdown.clone());
+        let policy = Policy { allow_hosts: config.allow_hosts, public: config.public, ..Policy::default() };
+        let router = web::protect(web::routes(app), policy);
+        Ok(Self { stores, shutdown, router, limits, listener, address, _dir: dir })
+    }
+
+    /// Serves until the shutdown that was given to [`prepare`](Self::prepare), then lets requests and stores finish.
+    pub(crate) async fn run(self) -> anyhow::Result<()> {
+        let Self { stores, shutdown, router, limits, listener, .. } = self;
+        web::serve(listener, router, limits, shutdown).await;
+        tokio::task::spawn_blocking(move || stores.close()).await.context("closing the stores failed")
+    }
+}
+
+/// Where a program on this machine reaches a server that listens on `address`.
+fn reachable(mut address: SocketAddr) -> SocketAddr {
+    if address.ip().is_unspecified() {
+        address.set_ip(match address {
+            SocketAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
+            SocketAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
+        });
+    }
+    address
+}
