@@ -1,0 +1,128 @@
+//! What the tests of the whole program share: the real binary on a free port, with data of its own.
+#![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
+
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
+
+/// How long a test waits for something that has to happen. Long, because the machine may be busy; a test that passes
+/// never waits so long.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The program under test, ready to get its arguments. It sees no `LIKEWISE_…` of the person who runs the tests.
+pub fn likewise() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_likewise"));
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("LIKEWISE_") {
+            command.env_remove(name);
+        }
+    }
+    command
+}
+
+/// A directory for data that goes away with the test.
+pub fn data_dir() -> TempDir {
+    tempfile::tempdir().expect("a directory for the test's data")
+}
+
+/// A running `likewise serve`; killed when dropped.
+pub struct Server {
+    child: Child,
+    stdout: Option<BufReader<ChildStdout>>,
+    /// Where it listens, such as `http://127.0.0.1:40123`.
+    pub url: String,
+    data: PathBuf,
+}
+
+impl Server {
+    /// Serves the data in `data` on a free port.
+    pub fn start(data: &Path) -> Self {
+        Self::start_with(data, &["--listen", "127.0.0.1:0"])
+    }
+
+    /// Serves the data in `data`, with these flags of `serve`.
+    pub fn start_with(data: &Path, flags: &[&str]) -> Self {
+        let mut command = likewise();
+        command.arg("serve").args(flags);
+        Self::spawn(command, data)
+    }
+
+    /// Runs `command`, which has to serve, on the data in `data`.
+    pub fn spawn(mut command: Command, data: &Path) -> Self {
+        let mut child = command
+            .env("LIKEWISE_DATA", data)
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the program starts");
+        let mut stdout = BufReader::new(child.stdout.take().expect("its standard output"));
+        let mut line = String::new();
+        stdout.read_line(&mut line).expect("its ready line");
+        let url = line.trim().strip_prefix("listening on ").map(str::to_owned);
+        let Some(url) = url else {
+            let status = child.wait().expect("its end");
+            panic!("the program did not get ready ({status}); it printed {line:?}, and its errors above");
+        };
+        Self { child, stdout: Some(stdout), url, data: data.to_owned() }
+    }
+
+    /// The port it listens on.
+    pub fn port(&self) -> u16 {
+        self.url.rsplit(':').next().and_then(|port| port.parse().ok()).expect("a port in the address")
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// The files of one of its stores.
+    pub fn store(&self, name: &str) -> PathBuf {
+        self.data.join("stores").join(name)
+    }
+
+    /// Ends it as a power cut of the process would.
+    pub fn kill(mut self) {
+        self.child.kill().expect("it can be killed");
+        self.child.wait().expect("it ends");
+    }
+
+    /// Asks it to end, as a service manager does, and gives how it ended.
+    pub fn terminate(mut self) -> ExitStatus {
+        let pid = i32::try_from(self.child.id()).expect("a process id");
+        let pid = rustix::process::Pid::from_raw(pid).expect("a process id");
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it gets the signal");
+        self.child.wait().expect("it ends")
+    }
+
+    /// The rest of what it prints on standard output, once it has ended.
+    pub fn rest_of_stdout(&mut self) -> String {
+        let mut rest = String::new();
+        if let Some(mut stdout) = self.stdout.take() {
+            stdout.read_to_string(&mut rest).expect("its standard output");
+        }
+        rest
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
+/// Waits until `look` sees something, and says what it waited for if it never comes.
+pub fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(seen) = look() {
+            return seen;
+        }
+        assert!(start.elapsed() < PATIENCE, "waited {PATIENCE:?} for {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
