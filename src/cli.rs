@@ -17,9 +17,10 @@ use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
 use crate::data_dir::{self, Claim, DataDir, Holder};
-use crate::engine::{self, Device, Files, StoreId, StoreLimits, Stores};
+use crate::engine::{self, Authority, Device, Files, Standing, StoreId, StoreLimits, Stores};
 use crate::likes;
 use crate::serve::{Config, Instance, executable, open_stores};
+use crate::sync::{LinkStatus, Seen, TokenFile, TokenSource, Upstream, UpstreamOptions};
 use crate::web::{self, AllowedHost, Imported, StatusReport};
 
 /// Events that may wait to be stored, a store. More than a second's worth at full speed; beyond that a quick "try again"
@@ -34,6 +35,10 @@ const OPEN_STORES: usize = 512;
 
 /// Open event streams, of all stores together. Each is a connection, and there are a few thousand more of those.
 const STREAMS: usize = 10_000;
+
+/// Seconds until a store that its hub refuses tries again by itself: seldom enough not to be a nuisance, often enough that
+/// a person who mended it on the other side needs not come back here.
+const RETRY_HALTED: u64 = 180;
 
 /// How long a command waits for the process that it asks.
 const ANSWER: Duration = Duration::from_secs(30);
@@ -108,6 +113,39 @@ enum Command {
         #[command(flatten)]
         store: StoreArgs,
     },
+    /// Say who may sync with this likewise as their hub
+    Token {
+        #[command(subcommand)]
+        command: TokenCommand,
+    },
+    /// Move a store to whatever log its hub has, after the hub was replaced
+    ///
+    /// Everything here goes back to the outbox and is pushed to the hub. Nothing is lost, and what the hub has already is
+    /// not counted twice.
+    Adopt {
+        #[command(flatten)]
+        store: StoreArgs,
+        /// Don't ask
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Make this likewise the authority of a store's log, when its hub is gone for good
+    ///
+    /// Stop likewise and start it without --upstream first. Other devices can then follow this one.
+    Promote {
+        #[command(flatten)]
+        store: StoreArgs,
+        /// Don't ask
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Look after events that the hub refused
+    SetAside {
+        #[command(flatten)]
+        store: StoreArgs,
+        #[command(subcommand)]
+        command: SetAsideCommand,
+    },
     /// Copy all stores to a new directory, also while they are in use
     ///
     /// To go back to a backup, stop likewise and start it with `--data` naming the copy, or put the copy in the place of
@@ -116,6 +154,32 @@ enum Command {
         /// Directory of the copy; it must not exist, or be empty
         to: PathBuf,
     },
+}
+
+#[derive(Subcommand)]
+enum TokenCommand {
+    /// Let a device sync; prints its token, which is shown only now
+    Add {
+        /// Name of the device, which the log shows with its likes
+        name: Device,
+    },
+    /// Show the devices, when each was last seen, and how far it has pulled
+    List,
+    /// Let a device sync no more
+    Revoke {
+        /// Name of the device
+        name: Device,
+    },
+}
+
+#[derive(Subcommand)]
+enum SetAsideCommand {
+    /// Show them, with the reason
+    List,
+    /// Commit them once more; one whose id belongs to another event gets a new one
+    Retry,
+    /// Write them to standard output, as `likewise export` does
+    Export,
 }
 
 #[derive(Args)]
@@ -133,9 +197,25 @@ struct ServeArgs {
     /// Name of this device, which the log shows with its likes [default: the host's name]
     #[arg(long, value_name = "NAME", env = "LIKEWISE_DEVICE")]
     device: Option<Device>,
-    /// Name or address besides the loopback ones under which this server may be asked, for `/healthz` (repeatable)
+    /// Name or address besides the loopback ones under which this server may be asked, for sync and `/healthz`
+    /// (repeatable)
     #[arg(long, value_name = "HOST", env = "LIKEWISE_ALLOW_HOST", value_delimiter = ',')]
     allow_host: Vec<AllowedHost>,
+    /// The hub to sync with, such as https://likes.example.org
+    #[arg(long, value_name = "URL", env = "LIKEWISE_UPSTREAM")]
+    upstream: Option<String>,
+    /// File that holds this device's token for the hub; it is read again when it changes. LIKEWISE_TOKEN may hold the
+    /// token itself instead
+    #[arg(long, value_name = "FILE", env = "LIKEWISE_TOKEN_FILE", requires = "upstream")]
+    token_file: Option<PathBuf>,
+    #[arg(long, env = "LIKEWISE_TOKEN", hide = true, hide_env_values = true)]
+    token: Option<String>,
+    /// Certificates in PEM form to trust for the hub, besides the system's
+    #[arg(long, value_name = "FILE", env = "LIKEWISE_ROOT_CERTIFICATE", requires = "upstream")]
+    root_certificate: Option<PathBuf>,
+    /// Seconds until a store that the hub refuses tries again
+    #[arg(long, env = "LIKEWISE_RETRY_HALTED", default_value_t = RETRY_HALTED, hide = true)]
+    retry_halted: u64,
     /// Serve the page, too, under the names of --allow-host: whoever reaches this server can then like
     #[arg(long, env = "LIKEWISE_PUBLIC", requires = "allow_host")]
     public: bool,
@@ -144,6 +224,8 @@ struct ServeArgs {
 /// Runs the program.
 pub fn main() -> ExitCode {
     let cli = parse();
+    // Whoever makes TLS connections finds it there.
+    drop(rustls::crypto::ring::default_provider().install_default());
     let filter = EnvFilter::try_from_env("LIKEWISE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     let is_terminal = io::stderr().is_terminal();
     tracing_subscriber::fmt()
@@ -171,13 +253,15 @@ pub fn main() -> ExitCode {
     }
 }
 
+/// The flags that may stand without a command.
+const SERVE_FLAGS: [&str; 9] =
+    ["listen", "device", "allow_host", "public", "upstream", "token_file", "token", "root_certificate", "retry_halted"];
+
 /// Reads the command line. The flags of `serve` may stand alone, but not before another command.
 fn parse() -> Cli {
     let matches = Cli::command().get_matches();
     let is_given = |id: &&'static str| matches.value_source(id) == Some(ValueSource::CommandLine);
-    if let (Some(command), Some(flag)) =
-        (matches.subcommand_name(), ["listen", "device", "allow_host", "public"].into_iter().find(is_given))
-    {
+    if let (Some(command), Some(flag)) = (matches.subcommand_name(), SERVE_FLAGS.into_iter().find(is_given)) {
         let flag = flag.replace('_', "-");
         let message = format!("--{flag} is a flag of `serve`; it can't stand before `{command}`");
         Cli::command().error(ErrorKind::ArgumentConflict, message).exit();
@@ -198,10 +282,26 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Some(Command::Export { store }) => export(&data, &store.store),
         Some(Command::Import { store }) => import(&data, &store.store).await,
         Some(Command::Backup { to }) => backup(&data, &to),
+        Some(Command::Token { command }) => token(&data, command),
+        Some(Command::Adopt { store, yes }) => adopt(&data, &store.store, yes).await,
+        Some(Command::Promote { store, yes }) => promote(&data, &store.store, yes).await,
+        Some(Command::SetAside { store, command }) => set_aside(&data, &store.store, &command).await,
     }
 }
 
 async fn serve(data: &Path, args: ServeArgs) -> anyhow::Result<ExitCode> {
+    let upstream = args.upstream.map(|url| {
+        let token = match (args.token_file, args.token) {
+            (Some(path), _) => TokenSource::File(path),
+            (None, Some(token)) => TokenSource::Given(token),
+            (None, None) => bail!(
+                "to sync with {url} takes a token: make one there with `likewise token add NAME`, put it into a file, and \
+                 name that with --token-file"
+            ),
+        };
+        Upstream::new(UpstreamOptions { url, token, root_certificate: args.root_certificate })
+    });
+    let upstream = upstream.transpose()?;
     let dir = DataDir::take(data)?;
     let listener = TcpListener::bind(&args.listen).await.with_context(|| {
         format!(
@@ -217,6 +317,8 @@ async fn serve(data: &Path, args: ServeArgs) -> anyhow::Result<ExitCode> {
         public: args.public,
         stores: store_limits(),
         streams: STREAMS,
+        retry_halted: Duration::from_secs(args.retry_halted),
+        upstream,
         progress: show_progress,
     };
     let instance = Instance::prepare(config, dir, listener, shutdown.clone()).await?;
@@ -277,9 +379,9 @@ async fn status(data: &Path, store: &StoreId, url: Option<String>, json: bool) -
             Claim::Taken(holder) => ask_status(&address(data, holder.as_ref())?, store).await?,
             Claim::Ours(dir) => {
                 let device = host_name();
-                let stores = open_stores(&dir, &device, store_limits(), show_progress)?;
+                let stores = open_stores(&dir, &device, store_limits(), Authority::AsRecorded, show_progress)?;
                 let opened = stores.get(store)?;
-                let mut report = StatusReport::of(&opened, &device).await?;
+                let mut report = StatusReport::of(&opened, &device, &LinkStatus::none()).await?;
                 report.digests = Some(web::digests(&opened)?);
                 close(stores).await?;
                 report
@@ -370,7 +472,7 @@ async fn import(data: &Path, store: &StoreId) -> anyhow::Result<ExitCode> {
         }
         Claim::Ours(dir) => {
             let device = host_name();
-            let stores = open_stores(&dir, &device, store_limits(), show_progress)?;
+            let stores = open_stores(&dir, &device, store_limits(), Authority::AsRecorded, show_progress)?;
             let result = web::import(&stores.get(store)?, &device, tokio::io::stdin()).await;
             close(stores).await?;
             result.context(
@@ -397,6 +499,129 @@ fn backup(data: &Path, to: &Path) -> anyhow::Result<ExitCode> {
     }
     eprintln!("{} {} copied to {}", stores.len(), if stores.len() == 1 { "store" } else { "stores" }, to.display());
     Ok(ExitCode::SUCCESS)
+}
+
+fn token(data: &Path, command: TokenCommand) -> anyhow::Result<ExitCode> {
+    let file = TokenFile::in_dir(data);
+    let mut out = io::stdout().lock();
+    match command {
+        TokenCommand::Add { name } => {
+            engine::create_private_dir(data)?;
+            let token = file.add(name.clone())?;
+            writeln!(out, "{token}")?;
+            eprintln!(
+                "this is the token of {}; it is shown only now. Put it into a file on that device, and start likewise there \
+                 with --upstream URL --token-file FILE",
+                name.as_str()
+            );
+        }
+        TokenCommand::Revoke { name } => {
+            file.revoke(&name)?;
+            eprintln!("{} can no longer sync; what it pushed stays", name.as_str());
+        }
+        TokenCommand::List => {
+            let seen = Seen::read(data);
+            for token in file.list()? {
+                let device = token.device.as_str();
+                let made = web::date_time(token.created);
+                match seen.get(device) {
+                    Some(seen) => {
+                        let pulled = seen.pulled.iter().map(|(store, seq)| format!("{store} up to {seq}"));
+                        let pulled = pulled.collect::<Vec<_>>().join(", ");
+                        writeln!(out, "{device}\tadded {made}\tseen {}\tpulled {pulled}", web::date_time(seen.at))?;
+                    }
+                    None => writeln!(out, "{device}\tadded {made}\tnever seen")?,
+                }
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn adopt(data: &Path, store: &StoreId, yes: bool) -> anyhow::Result<ExitCode> {
+    existing(data, store)?;
+    confirm(yes, &format!("Move the store {store} to the log that its hub has, and push everything there?"))?;
+    let standing: Standing = match DataDir::claim(data)? {
+        Claim::Taken(holder) => control(data, holder.as_ref(), &format!("{store}/adopt")).await?,
+        Claim::Ours(dir) => {
+            let stores = open_stores(&dir, &host_name(), store_limits(), Authority::AsRecorded, show_progress)?;
+            let adopted = stores.get(store)?.adopt().await;
+            close(stores).await?;
+            adopted?
+        }
+    };
+    eprintln!("{} events of {store} wait to be pushed", standing.pending);
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn promote(data: &Path, store: &StoreId, yes: bool) -> anyhow::Result<ExitCode> {
+    existing(data, store)?;
+    confirm(yes, &format!("Make this likewise the authority of the store {store}? Its hub must be gone for good."))?;
+    let standing: Standing = match DataDir::claim(data)? {
+        Claim::Taken(holder) => control(data, holder.as_ref(), &format!("{store}/promote")).await?,
+        Claim::Ours(dir) => {
+            let stores = open_stores(&dir, &host_name(), store_limits(), Authority::AsRecorded, show_progress)?;
+            let promoted = stores.get(store)?.promote().await;
+            close(stores).await?;
+            promoted?
+        }
+    };
+    eprintln!("the log of {store} is this instance's own now, up to {}", standing.head);
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn set_aside(data: &Path, store: &StoreId, command: &SetAsideCommand) -> anyhow::Result<ExitCode> {
+    let files = existing(data, store)?;
+    let mut out = BufWriter::new(io::stdout().lock());
+    match command {
+        SetAsideCommand::Export => drop(engine::export_set_aside(&files, &mut out)?),
+        SetAsideCommand::List => {
+            for (event, why) in engine::set_aside(&files)? {
+                writeln!(out, "{}\t{}\t{why}", event.id, event.name.as_str())?;
+            }
+        }
+        SetAsideCommand::Retry => {
+            let count: usize = match DataDir::claim(data)? {
+                Claim::Taken(holder) => control(data, holder.as_ref(), &format!("{store}/set-aside/retry")).await?,
+                Claim::Ours(dir) => {
+                    let stores = open_stores(&dir, &host_name(), store_limits(), Authority::AsRecorded, show_progress)?;
+                    let retried = stores.get(store)?.retry_set_aside().await;
+                    close(stores).await?;
+                    retried?
+                }
+            };
+            eprintln!("{count} events are committed once more");
+        }
+    }
+    out.flush()?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Asks the process that has the data directory to do something.
+async fn control<T: serde::de::DeserializeOwned>(
+    data: &Path,
+    holder: Option<&Holder>,
+    what: &str,
+) -> anyhow::Result<T> {
+    let url = format!("{}/control/v1/{what}", address(data, holder)?);
+    let key = holder.map(|holder| holder.key.as_str()).unwrap_or_default();
+    let answer = http_client()?.post(&url).bearer_auth(key).send().await;
+    let answer = understood(answer.with_context(|| format!("cannot ask {url}"))?, &url).await?;
+    answer.json().await.context("the answer is not understood")
+}
+
+/// Asks the person at the terminal, unless they said yes already.
+fn confirm(yes: bool, question: &str) -> anyhow::Result<()> {
+    if yes {
+        return Ok(());
+    }
+    if !io::stdin().is_terminal() {
+        bail!("{question} Nobody is there to ask; give --yes to do it");
+    }
+    eprint!("{question} [y/N] ");
+    let mut answer = String::new();
+    io::stdin().read_line(&mut answer)?;
+    if matches!(answer.trim(), "y" | "Y" | "yes") { Ok(()) } else { bail!("nothing was changed") }
 }
 
 /// The files of a store that there is.

@@ -16,4 +16,5 @@ mod data_dir;
 pub mod engine;
 pub mod likes;
 mod serve;
+mod sync;
 mod web;

@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use axum::Router;
@@ -9,8 +10,11 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::data_dir::DataDir;
-use crate::engine::{Device, Health, Setup, StoreLimits, Stores};
+use crate::engine::{Authority, Device, Health, Setup, StoreLimits, Stores};
 use crate::likes;
+use crate::sync::{Clients, Hub, TokenFile, Tokens, Upstream};
+use crate::web::live::Pages;
+use crate::web::metrics::Metrics;
 use crate::web::{self, AllowedHost, App, Policy};
 
 /// What an instance is made of.
@@ -19,6 +23,10 @@ pub(crate) struct Config {
     pub(crate) allow_hosts: Vec<AllowedHost>,
     pub(crate) public: bool,
     pub(crate) stores: StoreLimits,
+    /// The hub to follow, if any.
+    pub(crate) upstream: Option<Upstream>,
+    /// How long a store that the hub refuses waits before it tries again.
+    pub(crate) retry_halted: Duration,
     /// Open event streams, of all stores together.
     pub(crate) streams: usize,
     /// Is told how far the rebuild of a state has come.
@@ -43,11 +51,12 @@ pub(crate) fn open_stores(
     dir: &DataDir,
     device: &Device,
     limits: StoreLimits,
+    authority: Authority,
     progress: fn(u64, u64),
 ) -> anyhow::Result<Stores> {
     let setup =
         Setup { schema: Arc::new(likes::schema()), device: device.clone(), executable: executable()?, progress };
-    Ok(Stores::open(&DataDir::stores(dir.path()), setup, limits)?)
+    Ok(Stores::open(&DataDir::stores(dir.path()), setup, limits, authority)?)
 }
 
 /// Identifies this executable, so that a state made by another one is rebuilt.
@@ -69,15 +78,28 @@ impl Instance {
         shutdown: CancellationToken,
     ) -> anyhow::Result<Self> {
         let limits = web::Limits::default().within_open_files(web::raise_open_file_limit());
-        let stores = open_stores(&dir, &config.device, config.stores, config.progress)?;
+        let authority = if config.upstream.is_some() { Authority::Upstream } else { Authority::AsRecorded };
+        let stores = open_stores(&dir, &config.device, config.stores, authority, config.progress)?;
         let first = stores.get(&web::DEFAULT_STORE.parse().context("BUG: the default store has no valid name")?)?;
         if let Health::Failed(why) = first.healthy().await {
             bail!("the store {}: {why}", first.id());
         }
-        drop(first);
+        let first = first.id().clone();
         let address = listener.local_addr().context("cannot learn the address that is listened on")?;
         dir.announce(&format!("http://{}", reachable(address)))?;
-        let app = App::new(stores.clone(), config.device, dir.key(), config.streams, shutdown.clone());
+        let clients = Clients::new(config.upstream, config.retry_halted, shutdown.clone());
+        tokio::spawn(clients.clone().resume(stores.clone(), first));
+        let tokens = Tokens::follow(TokenFile::in_dir(dir.path()), shutdown.clone())?;
+        let app = App {
+            stores: stores.clone(),
+            device: config.device,
+            pages: Pages::new(config.streams),
+            clients,
+            hub: Hub::new(tokens, dir.path().to_owned(), shutdown.clone()),
+            control_key: dir.key().into(),
+            metrics: Metrics::install(),
+            shutdown: shutdown.clone(),
+        };
         let policy = Policy { allow_hosts: config.allow_hosts, public: config.public, ..Policy::default() };
         let router = web::protect(web::routes(app), policy);
         Ok(Self { stores, shutdown, router, limits, listener, address, _dir: dir })

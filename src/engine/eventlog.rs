@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use rusqlite::types::{FromSqlError, Type};
 use rusqlite::{Connection, OptionalExtension, Row, params};
+use serde::{Deserialize, Serialize};
 
 use super::event::{Args, Device, Envelope, EventId, EventName};
 use super::place::{Digest, Entry, Generation, LogId, Seq};
@@ -55,12 +56,19 @@ const TABLES: &str = "
 ";
 
 /// Whose log the eventlog's log is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Whose {
     /// Ours: this instance is the authority, and what is committed here gets its seq at once.
     Own(LogId),
     /// An upstream's, which gives out the seqs. Its log's id is known once it was met.
     Upstream(Option<LogId>),
+}
+
+impl Default for Whose {
+    /// Of a log that isn't there yet.
+    fn default() -> Self {
+        Self::Upstream(None)
+    }
 }
 
 impl Whose {
@@ -116,6 +124,36 @@ impl Found {
     pub(crate) fn is(&self, event: &Envelope) -> bool {
         let (Self::Log(_, content) | Self::Outbox(_, content) | Self::SetAside(content)) = self;
         content.name == event.name && content.args == event.args
+    }
+}
+
+/// How much is read from the eventlog at a time, so that memory stays bounded however long it is.
+#[derive(Debug, Clone, Copy)]
+pub struct PageSize {
+    /// Events.
+    pub events: usize,
+    /// Bytes of their names and payloads. A page has one event at least, however large that is.
+    pub bytes: usize,
+}
+
+impl PageSize {
+    fn fill<T>(
+        self,
+        rows: impl Iterator<Item = rusqlite::Result<T>>,
+        event: impl Fn(&T) -> &Envelope,
+    ) -> rusqlite::Result<Vec<T>> {
+        let mut page = Vec::new();
+        let mut bytes = 0;
+        for row in rows {
+            let row = row?;
+            let Envelope { name, args, .. } = event(&row);
+            bytes += name.as_str().len() + args.as_text().map_or(0, str::len);
+            if bytes > self.bytes && !page.is_empty() {
+                break;
+            }
+            page.push(row);
+        }
+        Ok(page)
     }
 }
 
@@ -319,25 +357,24 @@ impl Eventlog {
         Ok(None)
     }
 
-    /// Up to `limit` events of the log after `after`.
-    pub(crate) fn entries(&self, after: Seq, limit: usize) -> rusqlite::Result<Vec<Entry>> {
+    /// The events of the log after `after`, as many as fit into `size`.
+    pub(crate) fn entries(&self, after: Seq, size: PageSize) -> rusqlite::Result<Vec<Entry>> {
         let sql = "SELECT seq, id, name, args, origin FROM log WHERE seq > ?1 ORDER BY seq LIMIT ?2";
-        self.conn
-            .prepare_cached(sql)?
-            .query_map(params![after.to_sql(), limit as i64], |row| {
-                let origin = Device::stored(self.origins.text(row.get(4)?)?);
-                Ok(Entry { seq: Seq::from_sql(row.get(0)?), event: self.envelope(row, 1)?, origin })
-            })?
-            .collect()
+        let mut statement = self.conn.prepare_cached(sql)?;
+        let rows = statement.query_map(params![after.to_sql(), size.events as i64], |row| {
+            let origin = Device::stored(self.origins.text(row.get(4)?)?);
+            Ok(Entry { seq: Seq::from_sql(row.get(0)?), event: self.envelope(row, 1)?, origin })
+        })?;
+        size.fill(rows, |entry| &entry.event)
     }
 
-    /// Up to `limit` events of the outbox whose number is above `after`, with their numbers.
-    pub(crate) fn pending(&self, after: i64, limit: usize) -> rusqlite::Result<Vec<(i64, Envelope)>> {
+    /// The events of the outbox whose number is above `after`, with their numbers, as many as fit into `size`.
+    pub(crate) fn pending(&self, after: i64, size: PageSize) -> rusqlite::Result<Vec<(i64, Envelope)>> {
         let sql = "SELECT n, id, name, args FROM outbox WHERE n > ?1 ORDER BY n LIMIT ?2";
-        self.conn
-            .prepare_cached(sql)?
-            .query_map(params![after, limit as i64], |row| Ok((row.get(0)?, self.envelope(row, 1)?)))?
-            .collect()
+        let mut statement = self.conn.prepare_cached(sql)?;
+        let rows =
+            statement.query_map(params![after, size.events as i64], |row| Ok((row.get(0)?, self.envelope(row, 1)?)))?;
+        size.fill(rows, |(_, event)| event)
     }
 
     /// The events set aside, each with the reason, oldest first.

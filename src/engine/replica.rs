@@ -14,9 +14,11 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use serde::{Deserialize, Serialize};
+
 use super::event::{Device, Envelope, EventId};
-use super::eventlog::{Eventlog, Found, Tip, Whose};
-use super::place::{Cursor, Digest, Entry, Generation, Seq};
+use super::eventlog::{Content, Eventlog, Found, PageSize, Tip, Whose};
+use super::place::{Cursor, Digest, Entry, Generation, LogId, Seq};
 use super::query::Query;
 use super::sandbox::{DbError, Tables};
 use super::schema::{Effect, Schema};
@@ -24,8 +26,11 @@ use super::state::{self, Enders, OnFault, State, Stop};
 use super::storage::{self, Fault, WalGauge, check_sqlite, create_private_dir, remove_database, sync_dir};
 use super::witness::Witness;
 
-/// How many events are read from the eventlog at a time when they are applied.
-const PAGE: usize = 1_024;
+/// What is read from the eventlog at a time when it is applied.
+const PAGE: PageSize = PageSize { events: 1_024, bytes: 8 << 20 };
+
+/// The next event alone.
+const ONE: PageSize = PageSize { events: 1, bytes: 0 };
 
 /// How many events a rebuild applies in one transaction of the state.
 const PER_COMMIT: u64 = 10_000;
@@ -60,6 +65,19 @@ pub enum Outcome {
     Refused(String),
 }
 
+/// Where a replica stands in its upstream's log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Position {
+    /// When this changes, so does everything else here.
+    pub generation: Generation,
+    /// The upstream's log, if it was met before.
+    pub log: Option<LogId>,
+    /// How far it was pulled.
+    pub after: Seq,
+    /// Of our log up to there.
+    pub digest: Digest,
+}
+
 /// A part of an upstream's log, in its order.
 #[derive(Debug, Clone)]
 pub struct Page {
@@ -72,7 +90,7 @@ pub struct Page {
 }
 
 /// Where a replica stands.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Standing {
     /// Whose log it holds.
     pub whose: Whose,
@@ -407,9 +425,9 @@ impl Replica {
         match found {
             Some(Found::Log(..)) => return Ok(true),
             Some(Found::Outbox(n, _)) => {
-                let first = self.log.pending(i64::MIN, 1)?;
+                let first = self.log.pending(i64::MIN, ONE)?;
                 is_next = is_same && first.first().is_some_and(|(first, _)| *first == n);
-                if !is_same && let Some((_, ours)) = self.log.pending(n - 1, 1)?.first() {
+                if !is_same && let Some((_, ours)) = self.log.pending(n - 1, ONE)?.first() {
                     self.log.set_aside(ours, "its id belongs to another event in the upstream's log")?;
                 }
                 self.log.remove_pending(n)?;
@@ -432,6 +450,15 @@ impl Replica {
         self.unsettled = 0;
         self.is_behind = false;
         if self.log.tip().pending > 0 { self.restore() } else { Ok(()) }
+    }
+
+    /// Shows queries what [`arrive`](Self::arrive) left for later, when no further page is going to come.
+    ///
+    /// # Errors
+    ///
+    /// A fault of the machine.
+    pub fn settle_arrivals(&mut self) -> Result<(), Fault> {
+        if self.is_behind { self.settle() } else { Ok(()) }
     }
 
     /// Applies what the log has after the state's cursor, and commits it. No transaction may be open.
@@ -524,11 +551,10 @@ impl Replica {
     pub fn take_back(&mut self, after: Seq, whose: Whose) -> Result<(), Fault> {
         self.state.rollback()?;
         self.unsettled = 0;
-        self.log.begin().map_err(Fault::eventlog)?;
-        self.log.take_back(after).map_err(Fault::eventlog)?;
-        self.log.set_whose(whose).map_err(Fault::eventlog)?;
-        self.log.commit().map_err(Fault::eventlog)?;
-        self.witness.write(self.log.testimony())?;
+        self.transact(|own| {
+            own.take_back(after)?;
+            own.set_whose(whose)
+        })?;
         self.rebuild()
     }
 
@@ -564,22 +590,181 @@ impl Replica {
         self.state.take_touched()
     }
 
-    /// Up to `limit` events of the log after `after`.
+    /// The events of the log after `after`, as many as fit into `size`.
     ///
     /// # Errors
     ///
     /// A fault of the machine.
-    pub fn entries(&self, after: Seq, limit: usize) -> Result<Vec<Entry>, Fault> {
-        self.log.entries(after, limit).map_err(Fault::eventlog)
+    pub fn entries(&self, after: Seq, size: PageSize) -> Result<Vec<Entry>, Fault> {
+        self.log.entries(after, size).map_err(Fault::eventlog)
     }
 
-    /// Up to `limit` events of the outbox whose number is above `after`, with their numbers.
+    /// The events of the outbox whose number is above `after`, with their numbers, as many as fit into `size`.
     ///
     /// # Errors
     ///
     /// A fault of the machine.
-    pub fn pending(&self, after: i64, limit: usize) -> Result<Vec<(i64, Envelope)>, Fault> {
-        self.log.pending(after, limit).map_err(Fault::eventlog)
+    pub fn pending(&self, after: i64, size: PageSize) -> Result<Vec<(i64, Envelope)>, Fault> {
+        self.log.pending(after, size).map_err(Fault::eventlog)
+    }
+
+    /// How far the upstream's log was pulled, and the digest of our log up to there.
+    ///
+    /// # Errors
+    ///
+    /// A fault of the machine.
+    pub fn position(&self) -> Result<Position, Fault> {
+        let Tip { generation, whose, pulled, .. } = *self.log.tip();
+        Ok(Position { generation, log: whose.log_id(), after: pulled, digest: self.digest_at(pulled)? })
+    }
+
+    /// Whether the log up to `after` is the one that has this digest.
+    ///
+    /// # Errors
+    ///
+    /// A fault of the machine.
+    pub fn vouches_for(&self, after: Seq, digest: Digest) -> Result<bool, Fault> {
+        Ok(after <= self.log.tip().head && self.digest_at(after)? == digest)
+    }
+
+    /// Points of the log with their digests, from its end to its beginning: close together at first, then ever sparser,
+    /// so that another replica finds one that both share not much before the place where they part.
+    ///
+    /// # Errors
+    ///
+    /// A fault of the machine.
+    pub fn points(&self) -> Result<Vec<(Seq, Digest)>, Fault> {
+        let head = self.log.tip().head;
+        let distances = (0..64).map(|power| 1_u64 << power).take_while(|distance| *distance < head.0);
+        let seqs = std::iter::once(0).chain(distances).map(|distance| Seq(head.0 - distance.min(head.0)));
+        let points = seqs.chain([Seq::START]).map(|seq| Ok((seq, self.digest_at(seq)?)));
+        points.collect()
+    }
+
+    /// The last of `points` that this log shares; its beginning, if no other.
+    ///
+    /// # Errors
+    ///
+    /// A fault of the machine.
+    pub fn last_shared(&self, points: &[(Seq, Digest)]) -> Result<Seq, Fault> {
+        let mut shared = Seq::START;
+        for (seq, digest) in points {
+            if *seq > shared && self.vouches_for(*seq, *digest)? {
+                shared = *seq;
+            }
+        }
+        Ok(shared)
+    }
+
+    /// Begins to follow an upstream: a log of our own is taken back to the outbox, to be pushed. Does nothing where the
+    /// log is an upstream's already.
+    ///
+    /// # Errors
+    ///
+    /// As [`take_back`](Self::take_back).
+    pub fn follow(&mut self) -> Result<(), Fault> {
+        match self.log.tip().whose {
+            Whose::Own(_) => self.take_back(Seq::START, Whose::Upstream(None)),
+            Whose::Upstream(_) => Ok(()),
+        }
+    }
+
+    /// Records which log the upstream has, at the first meeting.
+    ///
+    /// # Errors
+    ///
+    /// A fault of the machine.
+    pub fn meet(&mut self, log: LogId) -> Result<(), Fault> {
+        if self.log.tip().whose == Whose::Upstream(Some(log)) {
+            return Ok(());
+        }
+        self.transact(|own| own.set_whose(Whose::Upstream(Some(log))))
+    }
+
+    /// Makes this replica the authority of the log: what is pending gets its place at the end.
+    ///
+    /// # Errors
+    ///
+    /// A fault of the machine.
+    pub fn promote(&mut self) -> Result<(), Fault> {
+        let Whose::Upstream(log) = self.log.tip().whose else { return Ok(()) };
+        let device = self.setup.device.clone();
+        self.transact(|own| {
+            own.set_whose(Whose::Own(log.unwrap_or_else(LogId::random)))?;
+            loop {
+                let page = own.pending(i64::MIN, PAGE)?;
+                if page.is_empty() {
+                    return Ok(());
+                }
+                for (n, event) in page {
+                    own.append(own.tip().head.next(), &event, &device)?;
+                    own.remove_pending(n)?;
+                }
+            }
+        })?;
+        self.is_behind = true;
+        self.settle()
+    }
+
+    /// Takes pending events that the upstream refuses out of its way: each is kept, with the reason, and its effect is
+    /// gone.
+    ///
+    /// # Errors
+    ///
+    /// A fault of the machine.
+    pub fn refuse(&mut self, refused: &[(EventId, String)]) -> Result<(), Fault> {
+        self.transact(|own| {
+            for (id, why) in refused {
+                if let Some(Found::Outbox(n, Content { name, args })) = own.find(*id)? {
+                    own.set_aside(&Envelope { id: *id, name, args }, why)?;
+                    own.remove_pending(n)?;
+                }
+            }
+            Ok(())
+        })?;
+        self.settle()
+    }
+
+    /// Puts the events set aside to those that are waiting, once more. One whose id belongs to another event by now gets
+    /// the id that `new_id` gives. Returns how many there were.
+    ///
+    /// # Errors
+    ///
+    /// A fault of the machine.
+    pub fn retry_set_aside(&mut self, mut new_id: impl FnMut() -> EventId) -> Result<usize, Fault> {
+        let all = self.all_set_aside()?;
+        let device = self.setup.device.clone();
+        self.transact(|own| {
+            for (event, _) in &all {
+                own.remove_set_aside(event.id)?;
+                let id = if own.find(event.id)?.is_some() { new_id() } else { event.id };
+                let event = Envelope { id, ..event.clone() };
+                match own.tip().whose {
+                    Whose::Own(_) => drop(own.append(own.tip().head.next(), &event, &device)?),
+                    Whose::Upstream(_) => drop(own.push(&event)?),
+                }
+            }
+            Ok(())
+        })?;
+        self.is_behind = true;
+        self.settle()?;
+        Ok(all.len())
+    }
+
+    /// The events set aside, each with the reason, oldest first.
+    ///
+    /// # Errors
+    ///
+    /// A fault of the machine.
+    pub fn all_set_aside(&self) -> Result<Vec<(Envelope, String)>, Fault> {
+        self.log.all_set_aside().map_err(Fault::eventlog)
+    }
+
+    /// Changes the eventlog alone, durably.
+    fn transact(&mut self, change: impl FnOnce(&mut Eventlog) -> rusqlite::Result<()>) -> Result<(), Fault> {
+        let done = self.log.begin().and_then(|()| change(&mut self.log)).and_then(|()| self.log.commit());
+        done.map_err(Fault::eventlog)?;
+        self.witness.write(self.log.testimony())
     }
 
     /// The digest of the log up to `seq`.
@@ -621,9 +806,7 @@ impl Replica {
             Some(_) => return Ok(Outcome::Known(None)),
             None => {}
         }
-        self.log.begin().map_err(Fault::eventlog)?;
-        self.log.set_aside(event, why).map_err(Fault::eventlog)?;
-        self.log.commit().map_err(Fault::eventlog)?;
+        self.transact(|own| own.set_aside(event, why))?;
         Ok(Outcome::Stored(None))
     }
 

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::event::{Args, Device, Envelope, EventId, EventName, Malformed};
-use super::eventlog::Eventlog;
+use super::eventlog::{Eventlog, PageSize};
 use super::place::{Cursor, Digest, Generation, Seq};
 use super::replica::Files;
 use super::schema::Schema;
@@ -19,8 +19,8 @@ use super::state::{self, Enders, OnFault, State, Stop};
 use super::storage::{Fault, IoContext, create_private_dir, open_private_file, open_read_only, sync_dir, sync_parent};
 use super::witness::{self, Witness};
 
-/// How many events are read at a time.
-const PAGE: usize = 1_024;
+/// What is read at a time.
+const PAGE: PageSize = PageSize { events: 1_024, bytes: 8 << 20 };
 
 /// What a look at the whole store found.
 #[derive(Debug, Default)]
@@ -218,11 +218,9 @@ impl Line {
 pub fn export(files: &Files, out: &mut dyn Write) -> Result<u64, Fault> {
     let log = Eventlog::snapshot(&files.eventlog())?;
     let mut count = 0;
-    let mut put = |line: Line| -> Result<(), Fault> {
-        let written =
-            serde_json::to_writer(&mut *out, &line).map_err(io::Error::from).and_then(|()| out.write_all(b"\n"));
+    let mut put = |line: Line| {
         count += 1;
-        written.doing("write", Path::new("the export"))
+        put(out, &line)
     };
     let mut after = Seq::START;
     loop {
@@ -247,6 +245,32 @@ pub fn export(files: &Files, out: &mut dyn Write) -> Result<u64, Fault> {
     }
     out.flush().doing("write", Path::new("the export"))?;
     Ok(count)
+}
+
+/// The events that the authority refused, each with the reason, oldest first.
+///
+/// # Errors
+///
+/// When the store can't be read.
+pub fn set_aside(files: &Files) -> Result<Vec<(Envelope, String)>, Fault> {
+    Eventlog::snapshot(&files.eventlog())?.all_set_aside().map_err(Fault::eventlog)
+}
+
+/// Writes the events that the authority refused to `out`, as [`export`] does.
+///
+/// # Errors
+///
+/// As [`export`].
+pub fn export_set_aside(files: &Files, out: &mut dyn Write) -> Result<(), Fault> {
+    for (event, why) in set_aside(files)? {
+        put(out, &Line::new(None, &event, None, Some(why)))?;
+    }
+    out.flush().doing("write", Path::new("the export"))
+}
+
+fn put(out: &mut dyn Write, line: &Line) -> Result<(), Fault> {
+    let written = serde_json::to_writer(&mut *out, line).map_err(io::Error::from).and_then(|()| out.write_all(b"\n"));
+    written.doing("write", Path::new("the export"))
 }
 
 /// Copies the store to the directory `to`, which must not have one, as of now: the same log with the same seqs. The

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::event::{Device, Envelope, Event, EventId, Malformed};
+use super::eventlog::Whose;
 use super::live::{Live, Watch};
 use super::place::{Cursor, Digest, Seq};
 use super::query::Query;
@@ -20,7 +21,7 @@ use super::replica::{Files, Outcome, Replica, Setup, Standing};
 use super::schema::Schema;
 use super::state::State;
 use super::storage::{Fault, IoContext};
-use super::writer::{Common, Work, Writer, start_checkpoints};
+use super::writer::{Act, Common, Work, Writer, start_checkpoints};
 
 /// How long a store stays open without anybody using it.
 const IDLE: Duration = Duration::from_secs(60);
@@ -190,6 +191,42 @@ impl Store {
         self.with(move |replica| replica.set_aside(&event, &why)).await
     }
 
+    /// Moves the store to whatever log its upstream has: everything goes back to the outbox, to be pushed there. Nothing
+    /// is lost; what the other log has already is recognized by its id.
+    ///
+    /// # Errors
+    ///
+    /// As [`commit`](Self::commit).
+    pub async fn adopt(&self) -> Result<Standing, Error> {
+        self.with(|replica| {
+            replica.take_back(Seq::START, Whose::Upstream(None))?;
+            replica.standing()
+        })
+        .await
+    }
+
+    /// Makes this instance the authority of the store's log. What is pending gets its place at the end.
+    ///
+    /// # Errors
+    ///
+    /// As [`commit`](Self::commit).
+    pub async fn promote(&self) -> Result<Standing, Error> {
+        self.with(|replica| {
+            replica.promote()?;
+            replica.standing()
+        })
+        .await
+    }
+
+    /// Puts the events set aside to those that wait, once more. Gives how many there were.
+    ///
+    /// # Errors
+    ///
+    /// As [`commit`](Self::commit).
+    pub async fn retry_set_aside(&self) -> Result<usize, Error> {
+        self.with(|replica| replica.retry_set_aside(EventId::now)).await
+    }
+
     /// The cursor and the digest of a state without events.
     ///
     /// # Errors
@@ -252,22 +289,38 @@ impl Store {
         &self.inner.files
     }
 
-    /// Runs `act` on the store's thread. A fault closes the store, to be opened again.
-    async fn with<R: Send + 'static>(
+    /// Runs `act` on the store's thread, which makes the store if need be. A fault closes the replica, to be opened again.
+    pub(crate) async fn with<R: Send + 'static>(
         &self,
         act: impl FnOnce(&mut Replica) -> Result<R, Fault> + Send + 'static,
     ) -> Result<R, Error> {
+        self.ask(Work::With, act).await?.ok_or(Error::Closed)
+    }
+
+    /// Runs `act` on the store's thread if the store has events; otherwise gives nothing, and makes nothing.
+    pub(crate) async fn look<R: Send + 'static>(
+        &self,
+        act: impl FnOnce(&mut Replica) -> Result<R, Fault> + Send + 'static,
+    ) -> Result<Option<R>, Error> {
+        self.ask(Work::Look, act).await
+    }
+
+    async fn ask<R: Send + 'static>(
+        &self,
+        work: fn(Act) -> Work,
+        act: impl FnOnce(&mut Replica) -> Result<R, Fault> + Send + 'static,
+    ) -> Result<Option<R>, Error> {
         let (reply, answer) = oneshot::channel();
-        let work = Work::With(Box::new(move |replica| {
-            let (answer, result) = match replica.map(act) {
+        let act: Act = Box::new(move |replica| {
+            let (answer, result) = match replica.map(|replica| replica.map(act).transpose()) {
                 Ok(Ok(value)) => (Ok(value), Ok(())),
                 Ok(Err(fault)) => (Err(Error::from(&fault)), Err(fault)),
                 Err(error) => (Err(error), Ok(())),
             };
             drop(reply.send(answer));
             result
-        }));
-        self.inner.queue.send(work).await.map_err(|_| Error::Closed)?;
+        });
+        self.inner.queue.send(work(act)).await.map_err(|_| Error::Closed)?;
         answer.await.map_err(|_| Error::Closed)?
     }
 }
@@ -276,6 +329,15 @@ impl fmt::Debug for Store {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("Store").field(&self.inner.id).finish()
     }
+}
+
+/// Who gives the events of all stores their places in the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Authority {
+    /// Whoever each store's eventlog says: this instance, or an upstream that is not connected now.
+    AsRecorded,
+    /// An upstream. A store whose log is its own is taken back to its outbox, to be pushed.
+    Upstream,
 }
 
 /// The bounds of what stores may use. The program's own are in `cli.rs`.
@@ -331,11 +393,12 @@ impl Stores {
     /// # Errors
     ///
     /// When the schema breaks a rule, or `dir` can't be read.
-    pub fn open(dir: &Path, setup: Setup, limits: StoreLimits) -> Result<Self, Fault> {
+    pub fn open(dir: &Path, setup: Setup, limits: StoreLimits, authority: Authority) -> Result<Self, Fault> {
         setup.schema.check()?;
         let count = stores_in(dir)?.len() as u64;
         let checkpoints = start_checkpoints().doing("start a thread for", dir)?;
-        let common = Arc::new(Common { setup, count: AtomicU64::new(count), max: limits.stores, checkpoints });
+        let follows = authority == Authority::Upstream;
+        let common = Arc::new(Common { setup, follows, count: AtomicU64::new(count), max: limits.stores, checkpoints });
         Ok(Self { shared: Arc::new(Shared { dir: dir.to_owned(), limits, common, open: Mutex::default() }) })
     }
 

@@ -29,14 +29,17 @@ pub(crate) enum Work {
     Commit(Envelope, oneshot::Sender<Result<Receipt, Error>>),
     /// Anything that needs the replica itself; the store is made if need be.
     With(Act),
+    /// Anything that needs the replica if there is one.
+    Look(Act),
     /// Answer queries that have no answer yet, and see whether a store that failed works again.
     Refresh,
     /// Finish what came before, and end.
     Close,
 }
 
-/// Something to do with a replica, or with the reason why there is none. A fault closes the replica.
-pub(crate) type Act = Box<dyn FnOnce(Result<&mut Replica, Error>) -> Result<(), Fault> + Send>;
+/// Something to do with a replica, which may be missing where nobody made it, or with the reason why it can't be had. A
+/// fault closes the replica.
+pub(crate) type Act = Box<dyn FnOnce(Result<Option<&mut Replica>, Error>) -> Result<(), Fault> + Send>;
 
 /// What the thread has in its hands.
 enum Held {
@@ -50,6 +53,8 @@ enum Held {
 /// What stores have in common that belong to one directory.
 pub(crate) struct Common {
     pub(crate) setup: Setup,
+    /// Whether an upstream is the authority of every store.
+    pub(crate) follows: bool,
     /// How many stores there are on disk.
     pub(crate) count: AtomicU64,
     /// How many there may be.
@@ -110,7 +115,11 @@ impl Writer {
         match next {
             Some(Work::Refresh) => self.reopen(),
             None | Some(Work::Commit(..)) => {}
-            Some(Work::With(act)) => self.with(act),
+            Some(Work::With(act)) => self.act(act),
+            Some(Work::Look(act)) => {
+                self.reopen();
+                if matches!(self.held, Held::Absent(_)) { drop(act(Ok(None))) } else { self.act(act) }
+            }
             Some(Work::Close) => return ControlFlow::Break(()),
         }
         ControlFlow::Continue(())
@@ -137,10 +146,10 @@ impl Writer {
         }
     }
 
-    fn with(&mut self, act: Act) {
+    fn act(&mut self, act: Act) {
         match self.replica() {
             Ok(replica) => {
-                if let Err(fault) = act(Ok(replica)) {
+                if let Err(fault) = act(Ok(Some(replica))) {
                     self.fail(Error::from(&fault));
                 }
             }
@@ -185,11 +194,10 @@ impl Writer {
             return self.fail(Error::from(&Fault::Gone(self.files.dir().to_owned())));
         }
         self.has_files = exists;
-        let setup = self.common.setup.clone();
         let opened = if exists {
-            Replica::open(self.files.clone(), setup).map(|replica| Held::Open(Box::new(replica)))
+            self.open_replica().map(|replica| Held::Open(Box::new(replica)))
         } else {
-            State::in_memory(&setup.schema).map(|state| Held::Absent(Box::new(state)))
+            State::in_memory(&self.common.setup.schema).map(|state| Held::Absent(Box::new(state)))
         };
         match opened {
             Ok(held) => self.held = held,
@@ -197,14 +205,22 @@ impl Writer {
         }
     }
 
+    fn open_replica(&self) -> Result<Replica, Fault> {
+        let mut replica = Replica::open(self.files.clone(), self.common.setup.clone())?;
+        if self.common.follows {
+            replica.follow()?;
+        }
+        Ok(replica)
+    }
+
     /// Makes the files of a store that gets its first event.
     fn create(&mut self) -> Result<(), Error> {
-        let Common { setup, count, max, .. } = &*self.common;
+        let Common { count, max, .. } = &*self.common;
         let may = |stores: u64| (stores < *max).then_some(stores + 1);
         if count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, may).is_err() {
             return Err(Error::TooManyStores(*max));
         }
-        match Replica::open(self.files.clone(), setup.clone()) {
+        match self.open_replica() {
             Ok(replica) => {
                 self.held = Held::Open(Box::new(replica));
                 self.has_files = true;

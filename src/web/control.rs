@@ -14,7 +14,7 @@ use tokio_util::io::StreamReader;
 
 use super::problem::Problem;
 use super::{App, Opened};
-use crate::engine::{BATCH, Device, Envelope, Error, Line, MAX_ARGS, Outcome, Store};
+use crate::engine::{BATCH, Device, Envelope, Error, Line, MAX_ARGS, Outcome, Standing, Store};
 
 /// The longest line of an import: a payload of which every byte is escaped, and the rest of the line.
 const MAX_LINE: usize = 6 * MAX_ARGS + 1_024;
@@ -123,6 +123,50 @@ pub(crate) async fn import_route(
         ImportError::Store(..) => Problem::unavailable("store-unavailable", error.to_string(), AFTER_IMPORT, 2),
     })?;
     Ok(Json(imported))
+}
+
+/// `POST /control/v1/{store}/adopt`
+pub(crate) async fn adopt(
+    State(app): State<App>,
+    headers: HeaderMap,
+    Opened { store, .. }: Opened,
+) -> Result<Json<Standing>, Problem> {
+    authorize(&app, &headers)?;
+    if !app.clients.follow() {
+        return Err(Problem::conflict(
+            "no-upstream",
+            "This likewise follows no hub that it could adopt the log of.",
+            "Start it with --upstream, and adopt then.",
+        ));
+    }
+    Ok(Json(store.adopt().await?))
+}
+
+/// `POST /control/v1/{store}/promote`
+pub(crate) async fn promote(
+    State(app): State<App>,
+    headers: HeaderMap,
+    Opened { store, .. }: Opened,
+) -> Result<Json<Standing>, Problem> {
+    authorize(&app, &headers)?;
+    if app.clients.follow() {
+        return Err(Problem::conflict(
+            "follows-a-hub",
+            "This likewise follows a hub, so it can't be the authority of the log itself.",
+            "Stop it, start it without --upstream, and promote then.",
+        ));
+    }
+    Ok(Json(store.promote().await?))
+}
+
+/// `POST /control/v1/{store}/set-aside/retry`
+pub(crate) async fn retry_set_aside(
+    State(app): State<App>,
+    headers: HeaderMap,
+    Opened { store, .. }: Opened,
+) -> Result<Json<usize>, Problem> {
+    authorize(&app, &headers)?;
+    Ok(Json(store.retry_set_aside().await?))
 }
 
 const AFTER_IMPORT: &str = "What stood before it is stored. Mend the cause and import again: nothing is added twice.";

@@ -8,7 +8,7 @@ use axum::response::{Html, IntoResponse, Redirect, Response};
 
 use super::problem::Problem;
 use super::status::StatusLine;
-use super::{ASSETS_VERSION, App, Opened, Page};
+use super::{ASSETS_VERSION, App, Opened};
 use crate::engine::{Envelope, EventId, Malformed};
 use crate::likes::{LikeAdded, count};
 
@@ -28,17 +28,18 @@ struct LikesPage<'a> {
 ///
 /// The page has one address, the one that the form's redirect leads to: a browser that goes back to another address
 /// may show the old page from its cache, with an id that was posted already, and a new click would count for nothing.
-pub(crate) async fn page(State(app): State<App>, page: Page, RawQuery(query): RawQuery) -> Result<Response, Problem> {
+pub(crate) async fn page(Opened { page, store, link }: Opened, RawQuery(query): RawQuery) -> Result<Response, Problem> {
     if query.is_some() {
         return Ok(Redirect::to(&page.home()).into_response());
     }
-    let store = app.stores.get(&page.id)?;
+    let health = store.healthy().await;
+    let status = StatusLine::of(&health, &link.borrow());
     let html = LikesPage {
         base: &page.base(),
-        store: page.id.as_str(),
+        store: store.id().as_str(),
         count: store.read(count()).await?,
         id: EventId::now().to_string(),
-        status: StatusLine::of(&store.healthy().await),
+        status,
         assets: &ASSETS_VERSION,
     };
     let html = html.render().map_err(Problem::internal)?;
@@ -48,7 +49,7 @@ pub(crate) async fn page(State(app): State<App>, page: Page, RawQuery(query): Ra
 /// `POST /likes`
 pub(crate) async fn like(
     State(app): State<App>,
-    Opened { page, store }: Opened,
+    Opened { page, store, .. }: Opened,
     headers: HeaderMap,
     body: Bytes,
 ) -> Result<Redirect, Problem> {

@@ -21,6 +21,7 @@ use super::status::StatusLine;
 use super::{App, Opened};
 use crate::engine::{Error, Store, StoreId};
 use crate::likes::count;
+use crate::sync::LinkStatus;
 
 /// How often a stream says that it is alive, so that both ends notice when the other is gone.
 const COMMENT_EVERY: Duration = Duration::from_secs(15);
@@ -86,24 +87,37 @@ impl Pages {
         Self { stores: Arc::default(), slots: Arc::new(Semaphore::new(max_streams)) }
     }
 
+    /// A place for one more stream, taken until it is dropped.
+    pub(crate) fn slot(&self) -> Result<OwnedSemaphorePermit, Problem> {
+        Arc::clone(&self.slots).try_acquire_owned().map_err(|_| {
+            Problem::unavailable(
+                "too-many-streams",
+                "As many pages are open as this server can keep up to date.",
+                "Close some of them. Likes are stored all the same; reload the page to see the present count.",
+                5,
+            )
+        })
+    }
+
     /// The frames of `store`, kept up to date as long as somebody has them.
-    fn subscribe(&self, store: &Store) -> watch::Receiver<Frames> {
+    fn subscribe(&self, store: &Store, link: watch::Receiver<LinkStatus>) -> watch::Receiver<Frames> {
         let mut stores = self.stores.lock().expect("BUG: subscribing panicked");
         if let Some(known) = stores.get(store.id()) {
             return known.subscribe();
         }
         let (frames, receiver) = watch::channel(Frames::default());
         stores.insert(store.id().clone(), frames.clone());
-        tokio::spawn(self.clone().publish(store.clone(), frames));
+        tokio::spawn(self.clone().publish(store.clone(), link, frames));
         receiver
     }
 
     /// Renders each change of `store` once, until nobody is there to see it.
-    async fn publish(self, store: Store, frames: watch::Sender<Frames>) {
+    async fn publish(self, store: Store, mut link: watch::Receiver<LinkStatus>, frames: watch::Sender<Frames>) {
         let mut likes = store.watch(count());
         let mut health = store.health();
-        health.mark_changed();
         loop {
+            let status = StatusLine::of(&health.borrow_and_update(), &link.borrow_and_update());
+            send(&frames, |frames| &mut frames.status, "status", &StatusFragment { status });
             tokio::select! {
                 count = likes.next() => match count {
                     Ok(count) => send(&frames, |frames| &mut frames.likes, "likes", &LikesFragment { count }),
@@ -111,13 +125,8 @@ impl Pages {
                     // What is wrong with the store is in its status.
                     Err(_) => {}
                 },
-                changed = health.changed() => {
-                    if changed.is_err() {
-                        break;
-                    }
-                    let status = StatusLine::of(&health.borrow_and_update());
-                    send(&frames, |frames| &mut frames.status, "status", &StatusFragment { status });
-                }
+                changed = health.changed() => if changed.is_err() { break },
+                changed = link.changed() => if changed.is_err() { break },
                 () = frames.closed() => {
                     let mut stores = self.stores.lock().expect("BUG: subscribing panicked");
                     if frames.receiver_count() == 0 {
@@ -154,17 +163,10 @@ fn pause(pages: usize) -> Duration {
 }
 
 /// `GET /live`
-pub(crate) async fn live(State(app): State<App>, Opened { store, .. }: Opened) -> Result<Response, Problem> {
-    let slot = Arc::clone(&app.pages.slots).try_acquire_owned().map_err(|_| {
-        Problem::unavailable(
-            "too-many-streams",
-            "As many pages are open as this server can keep up to date.",
-            "Close some of them. Likes are stored all the same; reload the page to see the present count.",
-            5,
-        )
-    })?;
+pub(crate) async fn live(State(app): State<App>, Opened { store, link, .. }: Opened) -> Result<Response, Problem> {
+    let slot = app.pages.slot()?;
     let stream = LiveStream {
-        frames: app.pages.subscribe(&store),
+        frames: app.pages.subscribe(&store, link),
         sent: [0, 0],
         waiting: Vec::new(),
         alive: comments(),

@@ -4,8 +4,8 @@ mod assets;
 mod control;
 mod guard;
 mod likes;
-mod live;
-mod metrics;
+pub(crate) mod live;
+pub(crate) mod metrics;
 mod problem;
 mod server;
 mod status;
@@ -19,17 +19,19 @@ use axum::http::StatusCode;
 use axum::http::request::Parts;
 use axum::response::Redirect;
 use axum::routing::{get, post};
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::engine::{Device, Error, Store, StoreId, Stores};
+use crate::sync::{self, Clients, Hub, LinkStatus};
 
 pub(crate) use assets::ASSETS_VERSION;
 pub(crate) use control::{Imported, import};
 pub(crate) use guard::AllowedHost;
 pub(crate) use guard::{Policy, protect};
-use problem::Problem;
+pub(crate) use problem::Problem;
 pub(crate) use server::{Limits, raise_open_file_limit, serve};
-pub(crate) use status::{StatusReport, digests};
+pub(crate) use status::{StatusReport, date_time, digests};
 
 /// The store whose routes have no prefix.
 pub(crate) const DEFAULT_STORE: &str = "likes";
@@ -40,22 +42,13 @@ pub(crate) struct App {
     pub(crate) stores: Stores,
     pub(crate) device: Device,
     pub(crate) pages: live::Pages,
+    /// Keep stores level with the upstream, if there is one.
+    pub(crate) clients: Clients,
+    /// Lets others be level with us.
+    pub(crate) hub: Hub,
     pub(crate) control_key: Arc<str>,
     pub(crate) metrics: metrics::Metrics,
     pub(crate) shutdown: CancellationToken,
-}
-
-impl App {
-    pub(crate) fn new(
-        stores: Stores,
-        device: Device,
-        control_key: &str,
-        max_streams: usize,
-        shutdown: CancellationToken,
-    ) -> Self {
-        let pages = live::Pages::new(max_streams);
-        Self { stores, device, pages, control_key: control_key.into(), metrics: metrics::Metrics::install(), shutdown }
-    }
 }
 
 /// All routes, without the guard.
@@ -75,6 +68,10 @@ pub(crate) fn routes(app: App) -> Router {
         .route("/static/{file}", get(assets::asset))
         .route("/favicon.ico", get(assets::favicon))
         .route("/control/v1/{store}/import", post(control::import_route))
+        .route("/control/v1/{store}/adopt", post(control::adopt))
+        .route("/control/v1/{store}/promote", post(control::promote))
+        .route("/control/v1/{store}/set-aside/retry", post(control::retry_set_aside))
+        .route("/sync/v1/{store}/events", get(sync::pull).post(sync::push))
         .with_state(app)
 }
 
@@ -121,6 +118,8 @@ impl<S: Send + Sync> FromRequestParts<S> for Page {
 pub(crate) struct Opened {
     pub(crate) page: Page,
     pub(crate) store: Store,
+    /// How its connection to the upstream is.
+    pub(crate) link: watch::Receiver<LinkStatus>,
 }
 
 impl<S> FromRequestParts<S> for Opened
@@ -132,8 +131,10 @@ where
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         let page = Page::from_request_parts(parts, state).await?;
-        let store = App::from_ref(state).stores.get(&page.id)?;
-        Ok(Self { page, store })
+        let app = App::from_ref(state);
+        let store = app.stores.get(&page.id)?;
+        let link = app.clients.attend(&store);
+        Ok(Self { page, store, link })
     }
 }
 

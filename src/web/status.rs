@@ -10,6 +10,7 @@ use super::problem::Problem;
 use super::{App, Opened};
 use crate::engine::{Device, Error, Health, Standing, Store, committed_state};
 use crate::likes::{count, schema};
+use crate::sync::{LinkState, LinkStatus, code};
 
 /// The body of `GET /status`.
 #[derive(Debug, Serialize, Deserialize)]
@@ -46,10 +47,15 @@ pub(crate) struct UpstreamStatus {
     pub(crate) since: Option<u64>,
 }
 
-impl UpstreamStatus {
-    /// Of an instance on its own.
-    pub(crate) fn none() -> Self {
-        Self { url: None, state: "none".to_owned(), code: None, error: None, since: None }
+impl From<&LinkStatus> for UpstreamStatus {
+    fn from(link: &LinkStatus) -> Self {
+        Self {
+            url: link.url.as_deref().map(str::to_owned),
+            state: link.state.as_str().to_owned(),
+            code: link.code.map(str::to_owned),
+            error: link.error.clone(),
+            since: link.since,
+        }
     }
 }
 
@@ -64,7 +70,7 @@ pub(crate) struct Digests {
 
 impl StatusReport {
     /// The status of `store`, without digests.
-    pub(crate) async fn of(store: &Store, device: &Device) -> Result<Self, Error> {
+    pub(crate) async fn of(store: &Store, device: &Device, link: &LinkStatus) -> Result<Self, Error> {
         let standing = match store.healthy().await {
             Health::Open(standing) => Some(standing),
             Health::Absent | Health::Opening => None,
@@ -84,7 +90,7 @@ impl StatusReport {
             unknown: at(|standing| standing.unknown),
             log: standing.and_then(|standing| standing.whose.log_id()).map(|id| id.to_string()),
             schema: schema().fingerprint(),
-            upstream: UpstreamStatus::none(),
+            upstream: link.into(),
             digests: None,
         })
     }
@@ -105,9 +111,10 @@ pub(crate) fn digests(store: &Store) -> Result<Digests, Error> {
 pub(crate) async fn status(
     State(app): State<App>,
     RawQuery(query): RawQuery,
-    Opened { store, .. }: Opened,
+    Opened { store, link, .. }: Opened,
 ) -> Result<impl IntoResponse, Problem> {
-    let mut report = StatusReport::of(&store, &app.device).await?;
+    let link = link.borrow().clone();
+    let mut report = StatusReport::of(&store, &app.device, &link).await?;
     let asks = |query: &str| query.split('&').any(|part| part.split('=').next() == Some("digests"));
     if query.as_deref().is_some_and(asks) {
         let digested = tokio::task::spawn_blocking(move || digests(&store)).await.map_err(Problem::internal)?;
@@ -136,15 +143,58 @@ pub(crate) struct StatusLine {
 }
 
 impl StatusLine {
-    pub(crate) fn of(health: &Health) -> Self {
-        match health {
-            Health::Opening => Self { state: "opening", ..Self::default() },
-            Health::Absent => Self { state: "none", ..Self::default() },
-            Health::Open(standing) => {
-                let Standing { pending, set_aside, .. } = *standing;
-                Self { state: "none", pending, set_aside, ..Self::default() }
-            }
-            Health::Failed(why) => Self { state: "failed", error: Some(why.clone()), ..Self::default() },
+    pub(crate) fn of(health: &Health, link: &LinkStatus) -> Self {
+        let Standing { pending, set_aside, .. } = match health {
+            Health::Opening => return Self { state: "opening", ..Self::default() },
+            Health::Failed(why) => return Self { state: "failed", error: Some(why.clone()), ..Self::default() },
+            Health::Absent => Standing::default(),
+            Health::Open(standing) => standing.clone(),
+        };
+        // Since how long something lasts that works is nobody's concern.
+        let since = (link.state == LinkState::Offline).then_some(link.since).flatten().map(clock_time);
+        let is_halted = link.state == LinkState::Halted;
+        let what_to_do = link.code.filter(|_| is_halted).and_then(what_to_do).map(str::to_owned);
+        // A store that was synced, and now runs without its upstream, has events that wait for it.
+        let is_detached = link.state == LinkState::None && pending > 0;
+        Self {
+            state: if is_detached { "detached" } else { link.state.as_str() },
+            pending,
+            set_aside,
+            since,
+            error: link.error.clone().filter(|_| is_halted),
+            what_to_do,
         }
     }
+}
+
+/// What somebody can do about a store that its hub refuses.
+fn what_to_do(code: &str) -> Option<&'static str> {
+    match code {
+        code::UNAUTHORIZED => Some(
+            "Your likes are kept. Get a token with `likewise token add` at the hub and put it into the token file.",
+        ),
+        code::WRONG_LOG => Some(
+            "Your likes are kept. Check the hub's address; if it is a new hub, run `likewise adopt` here to move to it.",
+        ),
+        code::NOT_A_HUB => Some("Your likes are kept. Sync with the hub itself, with --upstream."),
+        code::TOO_MANY_STORES => Some("Your likes are kept. The hub has to make room."),
+        _ => None,
+    }
+}
+
+/// Date and time here, such as 2026-03-01 14:02.
+pub(crate) fn date_time(millis: u64) -> String {
+    let time = i64::try_from(millis).ok().and_then(|millis| jiff::Timestamp::from_millisecond(millis).ok());
+    let zoned = time.map(|time| time.to_zoned_datetime(jiff::tz::TimeZone::system()));
+    zoned.map(|zoned| zoned.strftime("%Y-%m-%d %H:%M").to_string()).unwrap_or_default()
+}
+
+/// The time of day here, such as 14:02; with the date when it isn't today's.
+fn clock_time(millis: u64) -> String {
+    let zoned = i64::try_from(millis).ok().and_then(|millis| jiff::Timestamp::from_millisecond(millis).ok());
+    let Some(zoned) = zoned.map(|time| time.to_zoned_datetime(jiff::tz::TimeZone::system())) else {
+        return String::new();
+    };
+    let is_today = zoned.date() == jiff::ZonedDateTime::now().date();
+    zoned.strftime(if is_today { "%H:%M" } else { "%e %B, %H:%M" }).to_string().trim().to_owned()
 }

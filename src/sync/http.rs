@@ -1,0 +1,255 @@
+//! An upstream that is a hub, reached over HTTP: how requests are made, and what their answers mean.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use bytes::Bytes;
+use futures_util::{Stream, TryStreamExt};
+use reqwest::{Certificate, Response, StatusCode, Url, header, redirect};
+use serde::Deserialize;
+
+use super::protocol::{Point, Push, Pushed, code};
+use crate::engine::{Position, StoreId};
+
+/// How long the hub may take to accept a connection.
+const CONNECT: Duration = Duration::from_secs(10);
+
+/// How long the hub may take to answer a push.
+const ANSWER: Duration = Duration::from_secs(30);
+
+/// The largest answer that is read whole. That of a push of 1,000 refused events is about 200 KB.
+const MAX_ANSWER: usize = 4 << 20;
+
+/// Where the upstream is, and how to be let in.
+pub(crate) struct UpstreamOptions {
+    pub(crate) url: String,
+    pub(crate) token: TokenSource,
+    /// A certificate that is trusted besides the system's.
+    pub(crate) root_certificate: Option<PathBuf>,
+}
+
+/// Where the token comes from.
+#[derive(Debug, Clone)]
+pub(crate) enum TokenSource {
+    /// A file, read again for every connection, so that a new token needs no restart.
+    File(PathBuf),
+    /// The token itself.
+    Given(String),
+}
+
+impl TokenSource {
+    fn read(&self) -> anyhow::Result<String> {
+        let token = match self {
+            Self::File(path) => {
+                std::fs::read_to_string(path).with_context(|| format!("cannot read the token in {}", path.display()))?
+            }
+            Self::Given(token) => token.clone(),
+        };
+        Ok(token.trim().to_owned())
+    }
+}
+
+/// Why a session with the upstream ended, or can't begin.
+#[derive(Debug)]
+pub(crate) enum End {
+    /// Whatever it was, it is no word of a hub about us: the network, a proxy, a portal, a hub in trouble.
+    Offline(String),
+    /// The hub refuses us, and going on would need somebody to act: its code, and why.
+    Halted(&'static str, String),
+    /// The hub was started anew: what was pushed to the last run has to be pulled before more is pushed.
+    PullFirst,
+    /// The hub's log parts from ours; these are points of it.
+    Diverged(Vec<Point>),
+    /// The store was closed here.
+    Closed,
+}
+
+/// The hub's answer to a push.
+pub(crate) enum PushAnswer {
+    Pushed(Pushed),
+    /// More than the hub takes at once.
+    TooLarge,
+}
+
+/// A hub.
+#[derive(Clone)]
+pub(crate) struct Upstream {
+    url: Url,
+    token: TokenSource,
+    client: reqwest::Client,
+}
+
+impl Upstream {
+    /// Checks the options. The token is only ever sent over TLS, or to this machine.
+    pub(crate) fn new(options: UpstreamOptions) -> anyhow::Result<Self> {
+        let text = options.url.trim_end_matches('/');
+        let url = Url::parse(text)
+            .with_context(|| format!("{text} is not the address of a hub, like https://likes.example.org"))?;
+        let is_local = match url.host() {
+            Some(url::Host::Domain(name)) => name.eq_ignore_ascii_case("localhost"),
+            Some(url::Host::Ipv4(address)) => address.is_loopback(),
+            Some(url::Host::Ipv6(address)) => address.is_loopback(),
+            None => bail!("{text} is not the address of a hub, like https://likes.example.org"),
+        };
+        match url.scheme() {
+            "https" => {}
+            "http" if is_local => {}
+            "http" => bail!(
+                "the token would travel over the network for all to read; use https:// for the hub, which takes a proxy \
+                 such as Caddy in front of it"
+            ),
+            other => bail!("a hub is reached over https, not over {other}"),
+        }
+        if url.path() != "/"
+            || url.query().is_some()
+            || url.fragment().is_some()
+            || !url.username().is_empty()
+            || url.password().is_some()
+        {
+            bail!("{text} has more than the host and port of a hub; write it like https://likes.example.org");
+        }
+        let mut builder = reqwest::Client::builder()
+            .redirect(redirect::Policy::none())
+            .connect_timeout(CONNECT)
+            .tcp_keepalive(Duration::from_secs(15))
+            .user_agent(concat!("likewise/", env!("CARGO_PKG_VERSION")));
+        if is_local {
+            builder = builder.no_proxy();
+        }
+        if let Some(path) = &options.root_certificate {
+            let text = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+            let roots = Certificate::from_pem_bundle(&text);
+            let roots = roots.with_context(|| format!("{} holds no certificate in PEM form", path.display()))?;
+            builder = builder.tls_certs_merge(roots);
+        }
+        let client = builder.build().context("cannot make requests")?;
+        Ok(Self { url, token: options.token, client })
+    }
+
+    /// Where it is.
+    pub(crate) fn url(&self) -> &str {
+        self.url.as_str().trim_end_matches('/')
+    }
+
+    /// What would have to change for a refused token to be tried again at once.
+    pub(crate) fn token_stamp(&self) -> Option<std::time::SystemTime> {
+        match &self.token {
+            TokenSource::File(path) => std::fs::metadata(path).and_then(|meta| meta.modified()).ok(),
+            TokenSource::Given(_) => None,
+        }
+    }
+
+    /// Begins to pull what comes after `position`.
+    pub(crate) async fn pull(
+        &self,
+        store: &StoreId,
+        position: Position,
+    ) -> Result<impl Stream<Item = std::io::Result<Bytes>> + Unpin + Send + use<>, End> {
+        let mut url = self.events_url(store);
+        url.query_pairs_mut()
+            .extend_pairs(position.log.map(|log| ("log", log.to_string())))
+            .append_pair("after", &position.after.to_string())
+            .append_pair("digest", &position.digest.to_string());
+        let request = self.client.get(url).bearer_auth(self.token()?).header(header::ACCEPT, "text/event-stream");
+        let answer = request.send().await.map_err(offline)?;
+        let answer = self.accepted(answer).await?;
+        let kind = answer.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
+        if !kind.starts_with("text/event-stream") {
+            return Err(End::Offline(format!("{} answered with {kind:?}, which no hub does", self.url())));
+        }
+        Ok(Box::pin(answer.bytes_stream().map_err(std::io::Error::other)))
+    }
+
+    /// Pushes events.
+    pub(crate) async fn push(&self, store: &StoreId, push: &Push) -> Result<PushAnswer, End> {
+        let request = self.client.post(self.events_url(store)).bearer_auth(self.token()?).json(push).timeout(ANSWER);
+        let answer = request.send().await.map_err(offline)?;
+        let is_too_large = answer.status() == StatusCode::PAYLOAD_TOO_LARGE;
+        let answer = match self.accepted(answer).await {
+            // Whoever says so, a proxy or the hub, less at once may pass.
+            Err(_) if is_too_large => return Ok(PushAnswer::TooLarge),
+            other => other?,
+        };
+        let text = whole(answer).await?;
+        let pushed: Pushed = serde_json::from_slice(&text)
+            .map_err(|_| End::Offline(format!("{} answered a push with something else than a hub does", self.url())))?;
+        if pushed.events.len() != push.events.len() {
+            return Err(End::Offline(format!("{} answered for other events than were pushed", self.url())));
+        }
+        Ok(PushAnswer::Pushed(pushed))
+    }
+
+    fn events_url(&self, store: &StoreId) -> Url {
+        let mut url = self.url.clone();
+        url.set_path(&format!("/sync/v1/{store}/events"));
+        url
+    }
+
+    fn token(&self) -> Result<String, End> {
+        self.token.read().map_err(|error| End::Halted(code::UNAUTHORIZED, format!("{error:#}")))
+    }
+
+    /// The answer if it is one of success. Otherwise what it means: only a problem that carries one of our own codes is
+    /// a hub's word; a portal's 403 or a proxy's 502 is not.
+    async fn accepted(&self, answer: Response) -> Result<Response, End> {
+        #[derive(Deserialize)]
+        struct Problem {
+            code: String,
+            detail: String,
+            #[serde(default)]
+            checkpoints: Vec<Point>,
+        }
+        let status = answer.status();
+        if status == StatusCode::OK {
+            return Ok(answer);
+        }
+        let is_problem = answer
+            .headers()
+            .get(header::CONTENT_TYPE)
+            .is_some_and(|kind| kind.as_bytes().starts_with(b"application/problem+json"));
+        let problem: Option<Problem> =
+            if is_problem { serde_json::from_slice(&whole(answer).await?).ok() } else { None };
+        let other = || End::Offline(format!("{} answered {status}", self.url()));
+        let Some(Problem { code, detail, checkpoints }) = problem else { return Err(other()) };
+        let halting = [code::WRONG_LOG, code::NOT_A_HUB, code::UNAUTHORIZED, code::TOO_MANY_STORES];
+        Err(match code.as_str() {
+            code::PULL_FIRST => End::PullFirst,
+            code::DIVERGED => End::Diverged(checkpoints),
+            code => match halting.into_iter().find(|halting| *halting == code) {
+                Some(code) => End::Halted(code, detail),
+                None if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS => End::Offline(detail),
+                None if status == StatusCode::FORBIDDEN => {
+                    // The hub's guard: the name that we call it by is not among those it answers to.
+                    End::Offline(detail)
+                }
+                None => other(),
+            },
+        })
+    }
+}
+
+/// The whole body of an answer, up to a limit.
+async fn whole(mut answer: Response) -> Result<Vec<u8>, End> {
+    let mut text = Vec::new();
+    while let Some(chunk) = answer.chunk().await.map_err(offline)? {
+        if text.len() + chunk.len() > MAX_ANSWER {
+            return Err(End::Offline("the answer is too long for a hub's".to_owned()));
+        }
+        text.extend_from_slice(&chunk);
+    }
+    Ok(text)
+}
+
+/// What went wrong on the way, down to its cause; without the URL, which the status shows anyway.
+#[expect(clippy::needless_pass_by_value, reason = "it is used as a function from error to error")]
+fn offline(error: reqwest::Error) -> End {
+    let error = error.without_url();
+    let mut text = error.to_string();
+    let mut cause = std::error::Error::source(&error);
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    End::Offline(text)
+}

@@ -1,0 +1,361 @@
+//! The hub: the routes through which other instances sync with this one.
+
+use std::collections::BTreeMap;
+use std::convert::Infallible;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use axum::Json;
+use axum::body::{Body, Bytes};
+use axum::extract::{FromRef, FromRequestParts, Query, State};
+use axum::http::request::Parts;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use futures_util::stream;
+use serde::Deserialize;
+use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::time::{Interval, MissedTickBehavior, interval_at};
+use tokio_util::sync::CancellationToken;
+
+use super::protocol::{Hello, PAGE, Point, Push, Pushed, PushedEvent, WirePage, code, refused};
+use super::sse;
+use super::tokens::{self, Seen, Token, Tokens};
+use crate::engine::{Device, Digest, Envelope, Fault, Generation, Health, LogId, Outcome, Replica, Seq, Store, Whose};
+use crate::web::{App, Opened, Problem};
+
+/// How often a pull stream says that it is alive.
+const PING_EVERY: Duration = Duration::from_secs(10);
+
+/// How long a client may take to read what it was sent before it is disconnected: it would miss the pings anyway.
+const SLOWEST: Duration = Duration::from_secs(25);
+
+/// How often it is written down which device was seen when.
+const NOTE_EVERY: Duration = Duration::from_secs(5);
+
+/// Identifies the time from one start of a hub to its end.
+pub(crate) type RunId = Arc<str>;
+
+/// What a hub knows besides its stores.
+#[derive(Clone)]
+pub(crate) struct Hub {
+    run: RunId,
+    tokens: Tokens,
+    devices: Arc<Mutex<BTreeMap<String, Seen>>>,
+}
+
+impl Hub {
+    /// A hub with these tokens, which notes in `dir` what it sees of its devices.
+    pub(crate) fn new(tokens: Tokens, dir: PathBuf, shutdown: CancellationToken) -> Self {
+        let devices = Arc::new(Mutex::new(Seen::read(&dir)));
+        tokio::spawn(note(Arc::clone(&devices), dir, shutdown));
+        Self { run: uuid::Uuid::new_v4().to_string().into(), tokens, devices }
+    }
+
+    fn saw(&self, device: &Device, store: &Store, pulled: Option<Seq>) {
+        let mut devices = self.devices.lock().expect("BUG: noting a device panicked");
+        let seen = devices.entry(device.as_str().to_owned()).or_default();
+        seen.at = tokens::now();
+        if let Some(pulled) = pulled {
+            seen.pulled.insert(store.id().to_string(), pulled);
+        }
+    }
+}
+
+/// Writes down now and then what was seen of the devices, if it changed.
+async fn note(devices: Arc<Mutex<BTreeMap<String, Seen>>>, dir: PathBuf, shutdown: CancellationToken) {
+    let copy = || devices.lock().expect("BUG: noting a device panicked").clone();
+    let mut noted = copy();
+    loop {
+        let is_over = shutdown.run_until_cancelled(tokio::time::sleep(NOTE_EVERY)).await.is_none();
+        let now = copy();
+        if now != noted
+            && let Err(error) = Seen::write(&dir, &now)
+        {
+            tracing::warn!("cannot note when devices were seen: {error:#}");
+        }
+        noted = now;
+        if is_over {
+            return;
+        }
+    }
+}
+
+/// A device that showed its token to an instance that is a hub.
+pub(crate) struct Bearer(Token);
+
+impl<S> FromRequestParts<S> for Bearer
+where
+    S: Send + Sync,
+    App: FromRef<S>,
+{
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let app = App::from_ref(state);
+        if app.clients.follow() {
+            return Err(not_a_hub("This likewise follows a hub itself, so it is none."));
+        }
+        let mut shown = parts.headers.get_all(header::AUTHORIZATION).iter();
+        let shown = shown.next().filter(|_| shown.next().is_none()).map(|value| value.as_bytes());
+        let token = shown.and_then(|value| value.strip_prefix(b"Bearer ")).and_then(|token| app.hub.tokens.find(token));
+        token.map(Self).ok_or_else(|| StatusCode::UNAUTHORIZED.into())
+    }
+}
+
+/// `POST /sync/v1/{store}/events`
+pub(crate) async fn push(
+    State(app): State<App>,
+    Bearer(token): Bearer,
+    Opened { store, .. }: Opened,
+    body: Bytes,
+) -> Result<Json<Pushed>, Problem> {
+    let push: Push = serde_json::from_slice(&body).map_err(|why| {
+        Problem::bad_request("malformed-push", format!("This is not a push: {why}."), "See docs/wire.md for its form.")
+    })?;
+    if push.events.len() > PAGE.events {
+        return Err(Problem::new(
+            StatusCode::PAYLOAD_TOO_LARGE,
+            code::TOO_LARGE,
+            format!("A push has at most {} events, and this one has {}.", PAGE.events, push.events.len()),
+            "Nothing was stored. Push fewer at once.",
+        ));
+    }
+    if *push.run != *app.hub.run {
+        return Err(Problem::conflict(
+            code::PULL_FIRST,
+            "The hub was started anew since this client pulled.",
+            "Nothing was stored. Pull first, and push again what is not in the log.",
+        ));
+    }
+    if push.log.is_some() && store.look(|_| Ok(())).await?.is_none() {
+        return Err(wrong_log("The hub has no log of this store."));
+    }
+    let mut events = Vec::with_capacity(push.events.len());
+    let mut results: Vec<Option<PushedEvent>> = Vec::with_capacity(push.events.len());
+    for event in push.events {
+        match Envelope::try_from(event) {
+            Ok(event) => {
+                events.push((event, token.device.clone()));
+                results.push(None);
+            }
+            Err(why) => results
+                .push(Some(PushedEvent::Refused { refused: refused::MALFORMED.to_owned(), why: why.to_string() })),
+        }
+    }
+    let known = push.log;
+    let added = store.with(move |replica| add(replica, known, &events)).await?;
+    let (log, outcomes) = added?;
+    app.hub.saw(&token.device, &store, None);
+    let mut outcomes = outcomes.into_iter();
+    let events = results.into_iter().map(|result| result.or_else(|| outcomes.next())).collect::<Option<_>>();
+    let events = events.ok_or_else(|| Problem::internal("BUG: fewer outcomes than events"))?;
+    Ok(Json(Pushed { log, events }))
+}
+
+/// Adds pushed events to a log that is ours and the one that the client knows.
+fn add(
+    replica: &mut Replica,
+    known: Option<LogId>,
+    events: &[(Envelope, Device)],
+) -> Result<Result<(LogId, Vec<PushedEvent>), Problem>, Fault> {
+    let log = match our_log(replica, known)? {
+        Ok(log) => log,
+        Err(problem) => return Ok(Err(problem)),
+    };
+    let outcomes = replica.add(events)?;
+    let has_skipped = replica.standing()?.skipped > 0;
+    let results = outcomes.into_iter().zip(events).map(|(outcome, (event, _))| {
+        Ok(match outcome {
+            Outcome::Stored(Some(seq)) | Outcome::Known(Some(seq)) => {
+                let no_effect = if has_skipped { replica.why_skipped(event.id)? } else { None };
+                PushedEvent::Stored { seq, no_effect }
+            }
+            Outcome::Conflict => PushedEvent::Refused {
+                refused: refused::ID_TAKEN.to_owned(),
+                why: "its id belongs to another event in the log".to_owned(),
+            },
+            Outcome::Stored(None) | Outcome::Known(None) => PushedEvent::Refused {
+                refused: refused::ID_TAKEN.to_owned(),
+                why: "the hub has set aside an event with this id".to_owned(),
+            },
+            Outcome::Refused(why) => PushedEvent::Refused { refused: refused::MALFORMED.to_owned(), why },
+        })
+    });
+    let results = results.collect::<Result<_, Fault>>()?;
+    Ok(Ok((log, results)))
+}
+
+/// The id of a log that is ours to serve, and the one that the client knows.
+fn our_log(replica: &Replica, known: Option<LogId>) -> Result<Result<LogId, Problem>, Fault> {
+    Ok(match replica.standing()?.whose {
+        Whose::Upstream(_) => Err(not_a_hub(
+            "This likewise is not the authority of this store: its log is another hub's, which it doesn't follow now.",
+        )),
+        Whose::Own(log) if known.is_some_and(|known| known != log) => {
+            Err(wrong_log("The hub's log of this store is another one than the client knows."))
+        }
+        Whose::Own(log) => Ok(log),
+    })
+}
+
+fn not_a_hub(detail: &'static str) -> Problem {
+    let advice = "Sync with the hub itself. If that is gone for good, `likewise promote` makes this one the authority.";
+    Problem::forbidden(code::NOT_A_HUB, detail, advice)
+}
+
+fn wrong_log(detail: &'static str) -> Problem {
+    let advice = "Nothing was changed. Check the address of the hub. If this is meant to be its log from now on, run \
+                  `likewise adopt` on the client.";
+    Problem::conflict(code::WRONG_LOG, detail, advice)
+}
+
+/// Where a client stands.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Pull {
+    log: Option<LogId>,
+    #[serde(default)]
+    after: Seq,
+    digest: Option<Digest>,
+    /// The last event that the client has; for authorities that have no digests.
+    #[serde(rename = "last_id")]
+    _last_id: Option<String>,
+}
+
+/// `GET /sync/v1/{store}/events`
+pub(crate) async fn pull(
+    State(app): State<App>,
+    Bearer(token): Bearer,
+    Opened { store, .. }: Opened,
+    query: Result<Query<Pull>, axum::extract::rejection::QueryRejection>,
+) -> Result<Response, Problem> {
+    let Query(query) = query.map_err(|why| {
+        Problem::bad_request("malformed-pull", format!("{}.", why.body_text()), "See docs/wire.md for its parameters.")
+    })?;
+    let slot = app.pages.slot()?;
+    let (known, after, digest) = (query.log, query.after, query.digest.unwrap_or_default());
+    let start = match store.look(move |replica| vouch(replica, known, after, digest)).await? {
+        Some(vouched) => vouched?,
+        None if query.log.is_some() || after > Seq::START => {
+            return Err(wrong_log("The hub has no log of this store."));
+        }
+        None => Start { log: None, generation: Generation::default(), head: Seq::START },
+    };
+    app.hub.saw(&token.device, &store, Some(after));
+    let mut ping = interval_at(tokio::time::Instant::now() + PING_EVERY, PING_EVERY);
+    ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let stream = PullStream {
+        hello: Some(Hello { log: start.log, run: app.hub.run.to_string(), head: start.head }),
+        start,
+        after,
+        health: store.health(),
+        store,
+        token,
+        hub: app.hub.clone(),
+        ping,
+        handed: None,
+        shutdown: app.shutdown.clone(),
+        _slot: slot,
+    };
+    let body = Body::from_stream(stream::unfold(stream, async |mut stream| {
+        let bytes = stream.next().await?;
+        stream.handed = Some(Instant::now());
+        Some((Ok::<_, Infallible>(bytes), stream))
+    }));
+    let headers = [(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-store")];
+    Ok((headers, body).into_response())
+}
+
+/// What a pull begins with.
+#[derive(Debug, Clone, Copy)]
+struct Start {
+    /// None while the store has no events.
+    log: Option<LogId>,
+    generation: Generation,
+    head: Seq,
+}
+
+/// Makes sure that what the client has is the beginning of our log.
+fn vouch(
+    replica: &mut Replica,
+    known: Option<LogId>,
+    after: Seq,
+    digest: Digest,
+) -> Result<Result<Start, Problem>, Fault> {
+    let log = match our_log(replica, known)? {
+        Ok(log) => log,
+        Err(problem) => return Ok(Err(problem)),
+    };
+    let standing = replica.standing()?;
+    if !replica.vouches_for(after, digest)? {
+        let points: Vec<_> = replica.points()?.into_iter().map(|(seq, digest)| Point { seq, digest }).collect();
+        let problem = Problem::conflict(
+            code::DIVERGED,
+            format!("The hub's log is not the one that the client has up to {after}."),
+            "Take back what comes after the last checkpoint that both share, pull, and push it again.",
+        );
+        let points = serde_json::to_value(points).unwrap_or_default();
+        return Ok(Err(problem.with("head", standing.head.0).with("checkpoints", points)));
+    }
+    Ok(Ok(Start { log: Some(log), generation: standing.generation, head: standing.head }))
+}
+
+/// One client's stream. It holds one page at most: the next is read when the client took the last.
+struct PullStream {
+    hello: Option<Hello>,
+    start: Start,
+    after: Seq,
+    health: watch::Receiver<Health>,
+    store: Store,
+    token: Token,
+    hub: Hub,
+    ping: Interval,
+    /// When the last piece was handed over.
+    handed: Option<Instant>,
+    shutdown: CancellationToken,
+    _slot: OwnedSemaphorePermit,
+}
+
+impl PullStream {
+    async fn next(&mut self) -> Option<Bytes> {
+        if let Some(hello) = self.hello.take() {
+            return Some(sse::frame("hello", &hello));
+        }
+        if self.handed.is_some_and(|handed| handed.elapsed() > SLOWEST) {
+            tracing::info!(device = self.token.device.as_str(), "a client read too slowly and was disconnected");
+            return None;
+        }
+        loop {
+            self.health.mark_unchanged();
+            if let Some(page) = self.page().await? {
+                self.hub.saw(&self.token.device, &self.store, Some(self.after));
+                return Some(sse::frame("page", &page));
+            }
+            tokio::select! {
+                () = self.shutdown.cancelled() => return None,
+                () = self.hub.tokens.revoked(&self.token) => return None,
+                changed = self.health.changed() => changed.ok()?,
+                _ = self.ping.tick() => {
+                    self.hub.saw(&self.token.device, &self.store, None);
+                    return Some(sse::frame("ping", &serde_json::json!({})));
+                }
+            }
+        }
+    }
+
+    /// The next page, if there is more; the outer `None` when this stream can't go on.
+    async fn page(&mut self) -> Option<Option<WirePage>> {
+        let after = self.after;
+        let read = self.store.look(move |replica| Ok((replica.standing()?, replica.entries(after, PAGE)?)));
+        let Some((standing, entries)) = read.await.ok()? else { return Some(None) };
+        let Whose::Own(log) = standing.whose else { return None };
+        let is_same = self.start.log.is_none_or(|known| known == log && self.start.generation == standing.generation);
+        if !is_same {
+            return None;
+        }
+        self.start = Start { log: Some(log), generation: standing.generation, ..self.start };
+        let Some(last) = entries.last() else { return Some(None) };
+        self.after = last.seq;
+        Some(Some(WirePage::new(log, &entries, self.after, self.after < standing.head)))
+    }
+}

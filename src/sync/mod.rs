@@ -1,0 +1,18 @@
+//! The sync floor: what a hub serves, and the client that follows one.
+//!
+//! The authority orders and does not judge, so a push can't come too late and two clients can't block each other. What
+//! confirms an event is its arrival in the log through the pull; the answer to a push only says that it need not be
+//! sent again for now.
+
+mod client;
+mod http;
+mod hub;
+mod protocol;
+mod sse;
+mod tokens;
+
+pub(crate) use client::{Clients, LinkState, LinkStatus};
+pub(crate) use http::{TokenSource, Upstream, UpstreamOptions};
+pub(crate) use hub::{Hub, pull, push};
+pub(crate) use protocol::code;
+pub(crate) use tokens::{Seen, TokenFile, Tokens};

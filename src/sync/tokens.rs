@@ -1,0 +1,240 @@
+//! Device tokens: who may sync with this hub. A token names its device, so no device can speak for another. Only hashes
+//! are stored; a token has 256 random bits, so one round of a fast hash is enough.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use anyhow::{Context, bail};
+use serde::{Deserialize, Serialize};
+use subtle::{Choice, ConstantTimeEq};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::engine::{Device, Seq, open_private_file, sync_dir};
+
+/// How often a hub looks whether the file of tokens was changed.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// The longest token that is looked at. Ours have 67 bytes.
+const MAX_TOKEN: usize = 200;
+
+/// A token as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Token {
+    /// The device that it names.
+    pub(crate) device: Device,
+    /// BLAKE3 of the token, in hexadecimal.
+    hash: String,
+    /// When it was made, in milliseconds since the Unix epoch.
+    pub(crate) created: u64,
+}
+
+/// The file of tokens in a data directory.
+#[derive(Debug, Clone)]
+pub(crate) struct TokenFile {
+    dir: PathBuf,
+}
+
+impl TokenFile {
+    pub(crate) fn in_dir(dir: &Path) -> Self {
+        Self { dir: dir.to_owned() }
+    }
+
+    fn path(&self) -> PathBuf {
+        self.dir.join("tokens.json")
+    }
+
+    /// All tokens, in the order in which they were added.
+    pub(crate) fn list(&self) -> anyhow::Result<Vec<Token>> {
+        let path = self.path();
+        match fs::read(&path) {
+            Ok(text) => serde_json::from_slice(&text).with_context(|| format!("{} is damaged", path.display())),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
+            Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
+        }
+    }
+
+    /// Makes a token for `device`, and gives the token itself, which is nowhere else.
+    pub(crate) fn add(&self, device: Device) -> anyhow::Result<String> {
+        self.change(|tokens| {
+            if tokens.iter().any(|token| token.device == device) {
+                bail!(
+                    "the device {0} has a token already; revoke it first with `likewise token revoke {0}`, or choose \
+                     another name",
+                    device.as_str()
+                );
+            }
+            let secret: String = (0..2).map(|_| uuid::Uuid::new_v4().simple().to_string()).collect();
+            // Two random UUIDs have 244 random bits.
+            let token = format!("lw_{secret}");
+            tokens.push(Token { device, hash: hash(&token), created: now() });
+            Ok(token)
+        })
+    }
+
+    /// Makes the token of `device` invalid.
+    pub(crate) fn revoke(&self, device: &Device) -> anyhow::Result<()> {
+        self.change(|tokens| {
+            let before = tokens.len();
+            tokens.retain(|token| token.device != *device);
+            if tokens.len() == before {
+                bail!("there is no token of a device {}; `likewise token list` shows all", device.as_str());
+            }
+            Ok(())
+        })
+    }
+
+    /// Changes the file, under a lock that other commands wait for; others see the old file or the new one.
+    fn change<T>(&self, change: impl FnOnce(&mut Vec<Token>) -> anyhow::Result<T>) -> anyhow::Result<T> {
+        let lock = open_private_file(&self.dir.join("tokens.lock"))?;
+        lock.lock().context("cannot lock the tokens")?;
+        let mut tokens = self.list()?;
+        let result = change(&mut tokens)?;
+        replace(&self.path(), &serde_json::to_vec_pretty(&tokens)?)?;
+        Ok(result)
+    }
+}
+
+/// Puts `bytes` in the place of a file, wholly or not at all.
+fn replace(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+    let new = path.with_extension("new");
+    let write = |mut file: File| {
+        file.set_len(0)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&new, path)
+    };
+    write(open_private_file(&new)?).with_context(|| format!("cannot write {}", path.display()))?;
+    path.parent().map(sync_dir).transpose()?;
+    Ok(())
+}
+
+/// The tokens of a running hub, kept up to date with the file.
+#[derive(Clone)]
+pub(crate) struct Tokens {
+    list: watch::Receiver<Vec<Token>>,
+}
+
+impl Tokens {
+    /// Reads the file, and goes on to look for changes until `shutdown`.
+    pub(crate) fn follow(file: TokenFile, shutdown: CancellationToken) -> anyhow::Result<Self> {
+        let (sender, list) = watch::channel(file.list()?);
+        tokio::spawn(async move {
+            let mut stamp = None;
+            while shutdown.run_until_cancelled(tokio::time::sleep(LOOK_EVERY)).await.is_some() {
+                let now = fs::metadata(file.path()).ok().map(|meta| (meta.modified().ok(), meta.len()));
+                if now == stamp {
+                    continue;
+                }
+                match file.list() {
+                    Ok(tokens) => {
+                        stamp = now;
+                        sender.send_if_modified(|list| {
+                            let is_new = *list != tokens;
+                            *list = tokens;
+                            is_new
+                        });
+                    }
+                    // The tokens that are known stay valid; a hub doesn't lock everybody out over a slip in a file.
+                    Err(error) => tracing::error!("the tokens stay as they were: {error:#}"),
+                }
+            }
+        });
+        Ok(Self { list })
+    }
+
+    /// The token that was shown, if it is one of ours. Takes as long for a wrong one as for a right one.
+    pub(crate) fn find(&self, shown: &[u8]) -> Option<Token> {
+        let shown = hash(std::str::from_utf8(shown).ok().filter(|text| text.len() <= MAX_TOKEN).unwrap_or_default());
+        let mut found = None;
+        for token in self.list.borrow().iter() {
+            let is_equal: Choice = token.hash.as_bytes().ct_eq(shown.as_bytes());
+            if is_equal.into() {
+                found = Some(token.clone());
+            }
+        }
+        found
+    }
+
+    /// Returns when `token` is no longer valid.
+    pub(crate) async fn revoked(&self, token: &Token) {
+        let mut list = self.list.clone();
+        let is_gone = list.wait_for(|tokens| !tokens.contains(token)).await.is_ok();
+        if !is_gone {
+            // The hub is shutting down, and ends its streams itself.
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+fn hash(token: &str) -> String {
+    blake3::hash(token.as_bytes()).to_hex().to_string()
+}
+
+/// In milliseconds since the Unix epoch.
+pub(crate) fn now() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// When a device was last seen at this hub, and how far it has pulled each store.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Seen {
+    /// In milliseconds since the Unix epoch.
+    pub(crate) at: u64,
+    pub(crate) pulled: BTreeMap<String, Seq>,
+}
+
+impl Seen {
+    /// What is known about each device, as the hub wrote it down last.
+    pub(crate) fn read(dir: &Path) -> BTreeMap<String, Self> {
+        // A courtesy to people; nothing depends on it, so a damaged file counts as none.
+        fs::read(dir.join("devices.json")).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
+    }
+
+    /// Writes down what is known about each device.
+    pub(crate) fn write(dir: &Path, devices: &BTreeMap<String, Self>) -> anyhow::Result<()> {
+        replace(&dir.join("devices.json"), &serde_json::to_vec_pretty(devices)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_hash_is_stored_and_names_are_unique() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = TokenFile::in_dir(dir.path());
+        let token = file.add("phone".parse().unwrap()).unwrap();
+        let text = fs::read_to_string(file.path()).unwrap();
+        assert!(!text.contains(&token) && !text.contains(token.trim_start_matches("lw_")), "{text}");
+        assert!(file.add("phone".parse().unwrap()).is_err());
+        file.revoke(&"phone".parse().unwrap()).unwrap();
+        assert!(file.revoke(&"phone".parse().unwrap()).is_err());
+        assert_eq!(file.list().unwrap(), []);
+    }
+
+    #[tokio::test]
+    async fn a_running_hub_notices_changes() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = TokenFile::in_dir(dir.path());
+        let tokens = Tokens::follow(file.clone(), CancellationToken::new()).unwrap();
+        let shown = file.add("phone".parse().unwrap()).unwrap();
+        let token = loop {
+            if let Some(token) = tokens.find(shown.as_bytes()) {
+                break token;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        };
+        assert_eq!(token.device.as_str(), "phone");
+        for wrong in [&shown[1..], &shown[..shown.len() - 1], &format!("{shown}{shown}"), "", &"x".repeat(10_000)] {
+            assert_eq!(tokens.find(wrong.as_bytes()), None, "{wrong}");
+        }
+        file.revoke(&token.device).unwrap();
+        tokens.revoked(&token).await;
+    }
+}
