@@ -242,7 +242,6 @@ async fn whole(mut answer: Response) -> Result<Vec<u8>, End> {
 }
 
 /// What went wrong on the way, down to its cause; without the URL, which the status shows anyway.
-#[expect(clippy::needless_pass_by_value, reason = "it is used as a function from error to error")]
 fn offline(error: reqwest::Error) -> End {
     let error = error.without_url();
     let mut text = error.to_string();
