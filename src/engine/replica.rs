@@ -582,6 +582,15 @@ impl Replica {
         self.log.pending(after, limit).map_err(Fault::eventlog)
     }
 
+    /// The events set aside, each with the reason, oldest first.
+    ///
+    /// # Errors
+    ///
+    /// A fault of the machine.
+    pub fn all_set_aside(&self) -> Result<Vec<(Envelope, String)>, Fault> {
+        self.log.all_set_aside().map_err(Fault::eventlog)
+    }
+
     /// The digest of the log up to `seq`.
     ///
     /// # Errors
