@@ -11,7 +11,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::event::{Args, Device, Envelope, EventId, EventName};
 use super::place::{Digest, Entry, Generation, LogId, Seq};
-use super::storage::{Durability, Fault, open_database, open_read_only};
+use super::storage::{Durability, Fault, open_database, open_read_only, trust_wal};
 use super::witness::Testimony;
 
 /// The format of the tables below. Higher ones are left alone.
@@ -176,6 +176,11 @@ impl Eventlog {
         let end = log.walk(log.checkpoint_before(Seq(i64::MAX as u64))?, None)?;
         log.tip = Tip { head: end.seq, digest: end.digest, length: end.length, ..log.tip };
         Ok(log)
+    }
+
+    /// Says that all of it was found to be there, so that its WAL may be moved into the file when it is closed.
+    pub(crate) fn trust_wal(&self) -> rusqlite::Result<()> {
+        trust_wal(&self.conn)
     }
 
     /// What is known about the end.

@@ -169,6 +169,7 @@ impl Replica {
         if let Some(cursor) = loaded.cursor.filter(|cursor| cursor.generation == generation) {
             check_cursor(&log, cursor)?;
         }
+        log.trust_wal().map_err(Fault::eventlog)?;
         let state = match loaded.state {
             Ok(state) if state.cursor().generation == generation => state,
             other => {

@@ -15,7 +15,7 @@ use super::place::{Cursor, Digest, Generation, Seq};
 use super::query::Query;
 use super::sandbox::{DbError, Sandbox, Tables, is_damage};
 use super::schema::{Effect, Failure, Schema};
-use super::storage::{Durability, Fault, open_database, open_read_only};
+use super::storage::{Durability, Fault, open_database, open_read_only, trust_wal};
 
 const TABLES: &str = "
     CREATE TABLE likewise_cursor (
@@ -91,6 +91,7 @@ impl State {
 
     fn create(conn: Connection, schema: &Arc<Schema>, maker: &str, generation: Generation) -> Result<Self, Fault> {
         let maker = made_by(maker);
+        trust_wal(&conn).map_err(Fault::state)?;
         let sandbox = Sandbox::new(conn).map_err(Fault::state)?;
         let conn = sandbox.engine();
         conn.execute_batch("BEGIN IMMEDIATE").map_err(Fault::state)?;
@@ -139,6 +140,7 @@ impl State {
         if !is_sound(&conn)? {
             return Ok(Loaded { cursor, state: Err("it is damaged".to_owned()) });
         }
+        trust_wal(&conn).map_err(Fault::state)?;
         let sandbox = Sandbox::new(conn).map_err(Fault::state)?;
         sandbox.learn_tables().map_err(Fault::state)?;
         let cursor = cursor.unwrap_or_default();

@@ -5,6 +5,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 
 use super::sandbox::{DbError, is_damage};
@@ -178,7 +179,7 @@ pub(crate) enum Durability {
 }
 
 /// Opens a database for reading and writing, in WAL mode, makes it when it isn't there, and checks that SQLite does as
-/// it is told. Nothing checkpoints on its own: see [`checkpoint`].
+/// it is told. Nothing checkpoints on its own: see [`checkpoint`], and for its closing [`trust_wal`].
 pub(crate) fn open_database(path: &Path, durability: Durability) -> Result<Connection, Fault> {
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     let fault = |source| if name == "state.db" { Fault::state(source) } else { Fault::eventlog(source) };
@@ -189,6 +190,9 @@ pub(crate) fn open_database(path: &Path, durability: Durability) -> Result<Conne
     }
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let conn = Connection::open_with_flags(path, flags).map_err(fault)?;
+    // Whoever closes a database last moves its WAL into it. If this WAL turns out to be another's, an older one, that
+    // would overwrite what is newer, and to put the right one back would be too late.
+    conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).map_err(fault)?;
     conn.busy_timeout(BUSY).map_err(fault)?;
     let mode: String = conn.query_row("PRAGMA journal_mode = WAL", (), |row| row.get(0)).map_err(fault)?;
     expect(path, "journal_mode = wal", &mode)?;
@@ -205,6 +209,11 @@ pub(crate) fn open_database(path: &Path, durability: Durability) -> Result<Conne
     let found: i64 = conn.query_row("PRAGMA synchronous", (), |row| row.get(0)).map_err(fault)?;
     expect(path, wanted, &found.to_string())?;
     Ok(conn)
+}
+
+/// Lets the last connection that closes the database move its WAL into it, now that the WAL is known to belong to it.
+pub(crate) fn trust_wal(conn: &Connection) -> rusqlite::Result<()> {
+    conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false).map(drop)
 }
 
 fn expect(path: &Path, wanted: &'static str, found: &str) -> Result<(), Fault> {
