@@ -166,7 +166,7 @@ impl Replica {
         }
         let generation = log.tip().generation;
         let loaded = State::load(&files.state(), &setup.schema, &setup.executable)?;
-        if let Some(cursor) = loaded.cursor.filter(|cursor| cursor.generation == generation) {
+        if let Some(cursor) = loaded.cursor.filter(|cursor| cursor.generation >= generation) {
             check_cursor(&log, cursor)?;
         }
         log.trust_wal().map_err(Fault::eventlog)?;
@@ -659,7 +659,13 @@ impl Replica {
 
 /// Fails when the state has seen what the eventlog does not hold.
 fn check_cursor(log: &Eventlog, cursor: Cursor) -> Result<(), Fault> {
-    let head = log.tip().head;
+    let Tip { head, generation, .. } = *log.tip();
+    if cursor.generation > generation {
+        return Err(Fault::LostTail(format!(
+            "it is of generation {}, and its state is of generation {}",
+            generation.0, cursor.generation.0
+        )));
+    }
     if cursor.seq > head {
         return Err(Fault::LostTail(format!("it ends at {head}, and its state has come to {}", cursor.seq)));
     }
