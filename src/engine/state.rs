@@ -137,7 +137,8 @@ impl State {
         if maker_found != made_by(maker) || schema_found != schema.fingerprint() {
             return Ok(Loaded { cursor, state: Err("another version of the program made it".to_owned()) });
         }
-        if !is_sound(&conn)? {
+        // A flipped bit in the header's format version reads as a file of the future, not to be written to.
+        if conn.is_readonly("main").map_err(Fault::state)? || !is_sound(&conn)? {
             return Ok(Loaded { cursor, state: Err("it is damaged".to_owned()) });
         }
         trust_wal(&conn).map_err(Fault::state)?;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use rusqlite::config::DbConfig;
 use rusqlite::{Connection, OpenFlags};
 
-use super::sandbox::{DbError, is_damage};
+use super::sandbox::{DbError, is_damage, is_of_machine};
 
 /// The oldest SQLite that may touch our files, as `sqlite3_libversion_number` counts. Older ones can corrupt a
 /// database in WAL mode: <https://sqlite.org/wal.html#walresetbug>.
@@ -105,7 +105,7 @@ impl Fault {
 
     /// Whether `state.db` is what is damaged, which costs nothing but the time to rebuild it.
     pub(crate) fn is_damaged_state(&self) -> bool {
-        matches!(self, Self::Sqlite { file: "state.db", source } if is_damage(source))
+        matches!(self, Self::Sqlite { file: "state.db", source } if is_damage(source) || !is_of_machine(source))
     }
 }
 
