@@ -447,6 +447,20 @@ impl Eventlog {
         Ok(())
     }
 
+    /// Gives every event of the outbox its place at the end of the log, in order.
+    pub(crate) fn place_pending(&mut self, origin: &Device) -> rusqlite::Result<()> {
+        loop {
+            let page = self.pending(i64::MIN, 1_024)?;
+            if page.is_empty() {
+                return Ok(());
+            }
+            for (n, event) in page {
+                self.remove_pending(n)?;
+                self.append(self.tip.head.next(), &event, origin)?;
+            }
+        }
+    }
+
     /// Records whose log this is from now on.
     pub(crate) fn set_whose(&mut self, whose: Whose) -> rusqlite::Result<()> {
         let (kind, id) = match whose {

@@ -517,7 +517,8 @@ impl Replica {
     }
 
     /// Takes everything in the log after `after` back to the front of the outbox, for a log whose authority is `whose`
-    /// from now on. No event is lost: those taken back are pending again, under the same ids.
+    /// from now on. No event is lost: those taken back are pending again, under the same ids. When the log is our own
+    /// from now on, nobody else gives places out, and everything pending gets its own at once.
     ///
     /// # Errors
     ///
@@ -528,6 +529,9 @@ impl Replica {
         self.log.begin().map_err(Fault::eventlog)?;
         self.log.take_back(after).map_err(Fault::eventlog)?;
         self.log.set_whose(whose).map_err(Fault::eventlog)?;
+        if let Whose::Own(_) = whose {
+            self.log.place_pending(&self.setup.device).map_err(Fault::eventlog)?;
+        }
         self.log.commit().map_err(Fault::eventlog)?;
         self.witness.write(self.log.testimony())?;
         self.rebuild()
