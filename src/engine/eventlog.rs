@@ -45,11 +45,12 @@ const TABLES: &str = "
     ) STRICT;
     CREATE TABLE set_aside (
         n INTEGER PRIMARY KEY,
-        id BLOB NOT NULL UNIQUE,
+        id BLOB NOT NULL,
         name INTEGER NOT NULL,
         args TEXT,
         why TEXT NOT NULL
     ) STRICT;
+    CREATE UNIQUE INDEX set_aside_content ON set_aside (id, name, coalesce(args, ''));
     CREATE TABLE checkpoint (seq INTEGER PRIMARY KEY, digest BLOB NOT NULL, length INTEGER NOT NULL) STRICT;
     CREATE TABLE base (seq INTEGER PRIMARY KEY, digest BLOB NOT NULL, length INTEGER NOT NULL) STRICT;
 ";
@@ -287,19 +288,23 @@ impl Eventlog {
         Ok(())
     }
 
-    /// Keeps `event` among those that the authority refused. One that is there already stays as it is.
+    /// Keeps `event` among those that the authority refused. One that is there already stays as it is; another that has
+    /// its id, and came off worse against a third, is kept beside it.
     pub(crate) fn set_aside(&mut self, event: &Envelope, why: &str) -> rusqlite::Result<()> {
         let name = self.names.intern(&self.conn, "INSERT INTO name (text) VALUES (?1)", event.name.as_str())?;
-        let sql = "INSERT INTO set_aside (id, name, args, why) VALUES (?1, ?2, ?3, ?4) ON CONFLICT (id) DO NOTHING";
+        let sql = "INSERT INTO set_aside (id, name, args, why) VALUES (?1, ?2, ?3, ?4) ON CONFLICT DO NOTHING";
         let added =
             self.conn.prepare_cached(sql)?.execute(params![event.id.as_bytes(), name, event.args.as_text(), why])?;
         self.tip.set_aside += added as u64;
         Ok(())
     }
 
-    /// Takes `id` out of the events set aside.
-    pub(crate) fn remove_set_aside(&mut self, id: EventId) -> rusqlite::Result<()> {
-        let removed = self.conn.prepare_cached("DELETE FROM set_aside WHERE id = ?1")?.execute([id.as_bytes()])?;
+    /// Takes `event` out of those set aside, if it is among them. Another with its id stays.
+    pub(crate) fn remove_set_aside(&mut self, event: &Envelope) -> rusqlite::Result<()> {
+        let Some(name) = self.names.ids.get(event.name.as_str()) else { return Ok(()) };
+        let sql = "DELETE FROM set_aside WHERE id = ?1 AND name = ?2 AND args IS ?3";
+        let removed =
+            self.conn.prepare_cached(sql)?.execute(params![event.id.as_bytes(), name, event.args.as_text()])?;
         self.tip.set_aside -= removed as u64;
         Ok(())
     }

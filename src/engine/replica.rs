@@ -327,13 +327,11 @@ impl Replica {
         let tip = *self.log.tip();
         let found = match tip.whose {
             Whose::Own(_) => {
-                if tip.set_aside > 0
-                    && matches!(self.find(event.id)?, Some(found @ Found::SetAside(_)) if found.is(event))
-                {
-                    self.log.remove_set_aside(event.id).map_err(Fault::eventlog)?;
-                }
                 let seq = tip.head.next();
                 if self.log.append(seq, event, origin).map_err(Fault::eventlog)? {
+                    if tip.set_aside > 0 {
+                        self.log.remove_set_aside(event).map_err(Fault::eventlog)?;
+                    }
                     return Ok(Outcome::Stored(Some(seq)));
                 }
                 self.find(event.id)?
@@ -415,8 +413,10 @@ impl Replica {
                 }
                 self.log.remove_pending(n)?;
             }
-            Some(Found::SetAside(_)) if is_same => self.log.remove_set_aside(event.id)?,
             Some(Found::SetAside(_)) | None => {}
+        }
+        if tip.set_aside > 0 {
+            self.log.remove_set_aside(event)?;
         }
         let added = self.log.append(entry.seq, event, &entry.origin)?;
         Ok(is_next || !added)
