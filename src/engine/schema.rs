@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use rusqlite::{Params, Row};
+use rusqlite::{CachedStatement, Params, Row};
 
 use super::event::{self, BATCH, Event, EventId, EventName};
 use super::sandbox::{DbError, Mode, Sandbox, Tables, is_of_machine};
@@ -204,11 +204,7 @@ impl Db<'_> {
     /// SQLite's own, and [`DbError::Forbidden`] for a statement that a materializer may not use. Return it with `?`:
     /// the event is then refused, or skipped where it is in a log already.
     pub fn execute(&self, sql: &str, params: impl Params) -> Result<usize, DbError> {
-        self.attempt(|| {
-            let (mut statement, touched) = self.sandbox.prepare(Mode::Materialize, sql)?;
-            self.touched.set(self.touched.get() | touched.writes);
-            Ok(statement.execute(params)?)
-        })
+        self.attempt(|| Ok(self.prepare(sql)?.execute(params)?))
     }
 
     /// All rows of a SELECT, each as `map` reads it. Without ORDER BY their order is SQLite's whim.
@@ -223,7 +219,7 @@ impl Db<'_> {
         map: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
     ) -> Result<Vec<T>, DbError> {
         self.attempt(|| {
-            let (mut statement, _) = self.sandbox.prepare(Mode::Materialize, sql)?;
+            let mut statement = self.prepare(sql)?;
             let rows = statement.query_map(params, map)?.collect::<Result<_, _>>()?;
             Ok(rows)
         })
@@ -241,10 +237,17 @@ impl Db<'_> {
         map: impl FnOnce(&Row<'_>) -> rusqlite::Result<T>,
     ) -> Result<Option<T>, DbError> {
         self.attempt(|| {
-            let (mut statement, _) = self.sandbox.prepare(Mode::Materialize, sql)?;
+            let mut statement = self.prepare(sql)?;
             let mut rows = statement.query(params)?;
             Ok(rows.next()?.map(map).transpose()?)
         })
+    }
+
+    /// Prepares one statement, and writes down what it is going to write: one that gives rows may, by RETURNING.
+    fn prepare(&self, sql: &str) -> Result<CachedStatement<'_>, DbError> {
+        let (statement, touched) = self.sandbox.prepare(Mode::Materialize, sql)?;
+        self.touched.set(self.touched.get() | touched.writes);
+        Ok(statement)
     }
 
     /// Runs one statement unless an earlier one made that impossible, and remembers if this one does.
