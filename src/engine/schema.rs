@@ -9,6 +9,7 @@ use rusqlite::{CachedStatement, Params, Row};
 
 use super::event::{self, BATCH, Event, EventId, EventName};
 use super::sandbox::{DbError, Mode, Sandbox, Tables, is_of_machine};
+use super::storage::open_in_memory;
 
 /// What events mean: tables, and for each type of event the function that turns one into changes of them.
 ///
@@ -102,7 +103,7 @@ impl Schema {
     ///
     /// What is wrong with the script.
     pub fn check(&self) -> Result<(), DbError> {
-        let sandbox = Sandbox::new(rusqlite::Connection::open_in_memory()?)?;
+        let sandbox = Sandbox::new(open_in_memory()?)?;
         self.create(&sandbox)
     }
 

@@ -15,7 +15,7 @@ use super::place::{Cursor, Digest, Generation, Seq};
 use super::query::Query;
 use super::sandbox::{DbError, Sandbox, Tables, is_damage};
 use super::schema::{Effect, Failure, Schema};
-use super::storage::{Durability, Fault, open_database, open_read_only, trust_wal};
+use super::storage::{Durability, Fault, open_database, open_in_memory, open_read_only, trust_wal};
 
 const TABLES: &str = "
     CREATE TABLE likewise_cursor (
@@ -81,7 +81,7 @@ pub(crate) struct State {
 impl State {
     /// The state of an empty log, in memory.
     pub(crate) fn in_memory(schema: &Arc<Schema>) -> Result<Self, Fault> {
-        Self::create(Connection::open_in_memory().map_err(Fault::state)?, schema, "", Generation(0))
+        Self::create(open_in_memory().map_err(Fault::state)?, schema, "", Generation(0))
     }
 
     /// A new state of an empty log in a file.

@@ -169,6 +169,9 @@ pub(crate) fn sync_dir(path: &Path) -> Result<(), Fault> {
     Ok(())
 }
 
+/// Settings that decide what a statement does: the same wherever events are applied, or the states would differ.
+const MEANING: &str = "PRAGMA foreign_keys = ON; PRAGMA temp_store = MEMORY; PRAGMA trusted_schema = OFF;";
+
 /// How durable a database's commits are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Durability {
@@ -201,11 +204,9 @@ pub(crate) fn open_database(path: &Path, durability: Durability) -> Result<Conne
         Durability::Normal => ("PRAGMA synchronous = NORMAL", "synchronous = 1"),
     };
     conn.execute_batch(pragma).map_err(fault)?;
-    conn.execute_batch(
-        "PRAGMA foreign_keys = ON; PRAGMA wal_autocheckpoint = 0; PRAGMA temp_store = MEMORY;
-         PRAGMA cell_size_check = ON; PRAGMA trusted_schema = OFF; PRAGMA checkpoint_fullfsync = ON;",
-    )
-    .map_err(fault)?;
+    conn.execute_batch("PRAGMA wal_autocheckpoint = 0; PRAGMA cell_size_check = ON; PRAGMA checkpoint_fullfsync = ON")
+        .and_then(|()| conn.execute_batch(MEANING))
+        .map_err(fault)?;
     let found: i64 = conn.query_row("PRAGMA synchronous", (), |row| row.get(0)).map_err(fault)?;
     expect(path, wanted, &found.to_string())?;
     Ok(conn)
@@ -214,6 +215,13 @@ pub(crate) fn open_database(path: &Path, durability: Durability) -> Result<Conne
 /// Lets the last connection that closes the database move its WAL into it, now that the WAL is known to belong to it.
 pub(crate) fn trust_wal(conn: &Connection) -> rusqlite::Result<()> {
     conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false).map(drop)
+}
+
+/// Opens a database in memory in which statements mean what they mean in a file.
+pub(crate) fn open_in_memory() -> rusqlite::Result<Connection> {
+    let conn = Connection::open_in_memory()?;
+    conn.execute_batch(MEANING)?;
+    Ok(conn)
 }
 
 fn expect(path: &Path, wanted: &'static str, found: &str) -> Result<(), Fault> {
