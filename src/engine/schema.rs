@@ -274,8 +274,8 @@ fn refuse_deferred(sandbox: &Sandbox) -> Result<(), DbError> {
         .query_map((), |row| row.get(0))?
         .collect::<Result<_, _>>()?;
     let deferred = |sql: &String| {
-        let words: Vec<String> = sql.split_whitespace().map(str::to_ascii_uppercase).collect();
-        words.windows(2).any(|pair| pair[0].ends_with("INITIALLY") && pair[1].starts_with("DEFERRED"))
+        let words = bare_words(sql);
+        words.windows(2).any(|pair| pair[0] == "INITIALLY" && pair[1] == "DEFERRED")
     };
     match scripts.iter().find(|sql| deferred(sql)) {
         Some(sql) => Err(DbError::Forbidden(format!(
@@ -283,6 +283,32 @@ fn refuse_deferred(sandbox: &Sandbox) -> Result<(), DbError> {
         ))),
         None => Ok(()),
     }
+}
+
+/// The words of a statement in capitals, without what is quoted or a comment.
+fn bare_words(sql: &str) -> Vec<String> {
+    let mut words = Vec::new();
+    let mut rest = sql;
+    while let Some(first) = rest.chars().next() {
+        let after = |end: &str, from: usize| rest[from..].find(end).map_or(rest.len(), |at| from + at + end.len());
+        let length = match first {
+            '-' if rest.starts_with("--") => after("\n", 2),
+            '/' if rest.starts_with("/*") => after("*/", 2),
+            // A doubled quote reads as the end of one string and the start of the next, which comes to the same.
+            '\'' | '"' | '`' => after(&first.to_string(), 1),
+            '[' => after("]", 1),
+            _ => {
+                let is_word = |c: char| c.is_alphanumeric() || c == '_' || c == '$';
+                let length = rest.find(|c| !is_word(c)).unwrap_or(rest.len());
+                if length > 0 {
+                    words.push(rest[..length].to_ascii_uppercase());
+                }
+                length.max(first.len_utf8())
+            }
+        };
+        rest = &rest[length..];
+    }
+    words
 }
 
 /// SQLite asks the authorizer about everything but the default values of columns, so those are asked about here.
