@@ -93,6 +93,8 @@ pub(crate) struct Tip {
     pub(crate) n: i64,
     /// How many events are set aside.
     pub(crate) set_aside: u64,
+    /// How many transactions have changed anything.
+    pub(crate) commits: u64,
 }
 
 /// Where the eventlog has an event.
@@ -172,6 +174,7 @@ impl Eventlog {
             pending: conn.query_row("SELECT count(*) FROM outbox", (), |row| row.get(0))?,
             n: conn.query_row("SELECT coalesce(max(seq), 0) FROM sqlite_sequence", (), |row| row.get(0))?,
             set_aside: conn.query_row("SELECT count(*) FROM set_aside", (), |row| row.get(0))?,
+            commits: meta(&conn, "commits")?.unwrap_or_default(),
         };
         let mut log = Self { conn, tip, saved: None, names, origins };
         let end = log.walk(log.checkpoint_before(Seq(i64::MAX as u64))?, None)?;
@@ -190,7 +193,8 @@ impl Eventlog {
     }
 
     pub(crate) fn testimony(&self) -> Testimony {
-        Testimony { generation: self.tip.generation, seq: self.tip.head, n: self.tip.n }
+        let Tip { generation, head, n, commits, .. } = self.tip;
+        Testimony { generation, seq: head, n, commits }
     }
 
     pub(crate) fn begin(&mut self) -> rusqlite::Result<()> {
@@ -201,6 +205,10 @@ impl Eventlog {
 
     /// Makes the transaction durable: after this returns, its events survive a power cut.
     pub(crate) fn commit(&mut self) -> rusqlite::Result<()> {
+        if self.saved != Some(self.tip) {
+            self.tip.commits += 1;
+            set_meta(&self.conn, "commits", self.tip.commits)?;
+        }
         self.conn.prepare_cached("COMMIT")?.execute(())?;
         self.saved = None;
         Ok(())
