@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::event::{Args, Device, Envelope, EventId, EventName};
 use super::place::{Digest, Entry, Generation, LogId, Seq};
-use super::storage::{Durability, Fault, WalGauge, open_database, open_read_only};
+use super::storage::{Durability, Fault, WalGauge, open_database, open_read_only, trust_wal};
 use super::witness::Testimony;
 
 /// The format of the tables below. Higher ones are left alone.
@@ -46,11 +46,12 @@ const TABLES: &str = "
     ) STRICT;
     CREATE TABLE set_aside (
         n INTEGER PRIMARY KEY,
-        id BLOB NOT NULL UNIQUE,
+        id BLOB NOT NULL,
         name INTEGER NOT NULL,
         args TEXT,
         why TEXT NOT NULL
     ) STRICT;
+    CREATE UNIQUE INDEX set_aside_content ON set_aside (id, name, coalesce(args, ''));
     CREATE TABLE checkpoint (seq INTEGER PRIMARY KEY, digest BLOB NOT NULL, length INTEGER NOT NULL) STRICT;
     CREATE TABLE base (seq INTEGER PRIMARY KEY, digest BLOB NOT NULL, length INTEGER NOT NULL) STRICT;
 ";
@@ -100,6 +101,8 @@ pub(crate) struct Tip {
     pub(crate) n: i64,
     /// How many events are set aside.
     pub(crate) set_aside: u64,
+    /// How many transactions have changed anything.
+    pub(crate) commits: u64,
 }
 
 /// Where the eventlog has an event.
@@ -169,6 +172,8 @@ pub(crate) struct Eventlog {
     conn: Connection,
     wal: Option<Arc<WalGauge>>,
     tip: Tip,
+    /// The tip as the transaction found it.
+    saved: Option<Tip>,
     names: Interned,
     origins: Interned,
 }
@@ -209,11 +214,17 @@ impl Eventlog {
             pending: conn.query_row("SELECT count(*) FROM outbox", (), |row| row.get(0))?,
             n: conn.query_row("SELECT coalesce(max(seq), 0) FROM sqlite_sequence", (), |row| row.get(0))?,
             set_aside: conn.query_row("SELECT count(*) FROM set_aside", (), |row| row.get(0))?,
+            commits: meta(&conn, "commits")?.unwrap_or_default(),
         };
-        let mut log = Self { conn, wal, tip, names, origins };
+        let mut log = Self { conn, wal, tip, saved: None, names, origins };
         let end = log.walk(log.checkpoint_before(Seq(i64::MAX as u64))?, None)?;
         log.tip = Tip { head: end.seq, digest: end.digest, length: end.length, ..log.tip };
         Ok(log)
+    }
+
+    /// Says that all of it was found to be there, so that its WAL may be moved into the file when it is closed.
+    pub(crate) fn trust_wal(&self) -> rusqlite::Result<()> {
+        trust_wal(&self.conn)
     }
 
     /// What is known about the end.
@@ -226,16 +237,22 @@ impl Eventlog {
     }
 
     pub(crate) fn testimony(&self) -> Testimony {
-        Testimony { generation: self.tip.generation, seq: self.tip.head, n: self.tip.n }
+        let Tip { generation, head, n, commits, .. } = self.tip;
+        Testimony { generation, seq: head, n, commits }
     }
 
     pub(crate) fn begin(&mut self) -> rusqlite::Result<()> {
         self.conn.prepare_cached("BEGIN IMMEDIATE")?.execute(())?;
+        self.saved = Some(self.tip);
         Ok(())
     }
 
     /// Makes the transaction durable: after this returns, its events survive a power cut.
     pub(crate) fn commit(&mut self) -> rusqlite::Result<()> {
+        if self.saved != Some(self.tip) {
+            self.tip.commits += 1;
+            set_meta(&self.conn, "commits", self.tip.commits)?;
+        }
         self.conn.prepare_cached("COMMIT")?.execute(())?;
         Ok(())
     }
@@ -314,19 +331,23 @@ impl Eventlog {
         Ok(())
     }
 
-    /// Keeps `event` among those that the authority refused. One that is there already stays as it is.
+    /// Keeps `event` among those that the authority refused. One that is there already stays as it is; another that has
+    /// its id, and came off worse against a third, is kept beside it.
     pub(crate) fn set_aside(&mut self, event: &Envelope, why: &str) -> rusqlite::Result<()> {
         let name = self.names.intern(&self.conn, "INSERT INTO name (text) VALUES (?1)", event.name.as_str())?;
-        let sql = "INSERT INTO set_aside (id, name, args, why) VALUES (?1, ?2, ?3, ?4) ON CONFLICT (id) DO NOTHING";
+        let sql = "INSERT INTO set_aside (id, name, args, why) VALUES (?1, ?2, ?3, ?4) ON CONFLICT DO NOTHING";
         let added =
             self.conn.prepare_cached(sql)?.execute(params![event.id.as_bytes(), name, event.args.as_text(), why])?;
         self.tip.set_aside += added as u64;
         Ok(())
     }
 
-    /// Takes `id` out of the events set aside.
-    pub(crate) fn remove_set_aside(&mut self, id: EventId) -> rusqlite::Result<()> {
-        let removed = self.conn.prepare_cached("DELETE FROM set_aside WHERE id = ?1")?.execute([id.as_bytes()])?;
+    /// Takes `event` out of those set aside, if it is among them. Another with its id stays.
+    pub(crate) fn remove_set_aside(&mut self, event: &Envelope) -> rusqlite::Result<()> {
+        let Some(name) = self.names.ids.get(event.name.as_str()) else { return Ok(()) };
+        let sql = "DELETE FROM set_aside WHERE id = ?1 AND name = ?2 AND args IS ?3";
+        let removed =
+            self.conn.prepare_cached(sql)?.execute(params![event.id.as_bytes(), name, event.args.as_text()])?;
         self.tip.set_aside -= removed as u64;
         Ok(())
     }
@@ -477,6 +498,20 @@ impl Eventlog {
             self.set_pulled(after)?;
         }
         Ok(())
+    }
+
+    /// Gives every event of the outbox its place at the end of the log, in order.
+    pub(crate) fn place_pending(&mut self, origin: &Device) -> rusqlite::Result<()> {
+        loop {
+            let page = self.pending(i64::MIN, PageSize { events: 1_024, bytes: 8 << 20 })?;
+            if page.is_empty() {
+                return Ok(());
+            }
+            for (n, event) in page {
+                self.remove_pending(n)?;
+                self.append(self.tip.head.next(), &event, origin)?;
+            }
+        }
     }
 
     /// Records whose log this is from now on.

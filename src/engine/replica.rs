@@ -184,9 +184,10 @@ impl Replica {
         }
         let generation = log.tip().generation;
         let loaded = State::load(&files.state(), &setup.schema, &setup.executable)?;
-        if let Some(cursor) = loaded.cursor.filter(|cursor| cursor.generation == generation) {
+        if let Some(cursor) = loaded.cursor.filter(|cursor| cursor.generation >= generation) {
             check_cursor(&log, cursor)?;
         }
+        log.trust_wal().map_err(Fault::eventlog)?;
         let state = match loaded.state {
             Ok(state) if state.cursor().generation == generation => state,
             other => {
@@ -344,13 +345,11 @@ impl Replica {
         let tip = *self.log.tip();
         let found = match tip.whose {
             Whose::Own(_) => {
-                if tip.set_aside > 0
-                    && matches!(self.find(event.id)?, Some(found @ Found::SetAside(_)) if found.is(event))
-                {
-                    self.log.remove_set_aside(event.id).map_err(Fault::eventlog)?;
-                }
                 let seq = tip.head.next();
                 if self.log.append(seq, event, origin).map_err(Fault::eventlog)? {
+                    if tip.set_aside > 0 {
+                        self.log.remove_set_aside(event).map_err(Fault::eventlog)?;
+                    }
                     return Ok(Outcome::Stored(Some(seq)));
                 }
                 self.find(event.id)?
@@ -432,8 +431,10 @@ impl Replica {
                 }
                 self.log.remove_pending(n)?;
             }
-            Some(Found::SetAside(_)) if is_same => self.log.remove_set_aside(event.id)?,
             Some(Found::SetAside(_)) | None => {}
+        }
+        if tip.set_aside > 0 {
+            self.log.remove_set_aside(event)?;
         }
         let added = self.log.append(entry.seq, event, &entry.origin)?;
         Ok(is_next || !added)
@@ -543,7 +544,8 @@ impl Replica {
     }
 
     /// Takes everything in the log after `after` back to the front of the outbox, for a log whose authority is `whose`
-    /// from now on. No event is lost: those taken back are pending again, under the same ids.
+    /// from now on. No event is lost: those taken back are pending again, under the same ids. When the log is our own
+    /// from now on, nobody else gives places out, and everything pending gets its own at once.
     ///
     /// # Errors
     ///
@@ -551,9 +553,11 @@ impl Replica {
     pub fn take_back(&mut self, after: Seq, whose: Whose) -> Result<(), Fault> {
         self.state.rollback()?;
         self.unsettled = 0;
+        let device = self.setup.device.clone();
         self.transact(|own| {
             own.take_back(after)?;
-            own.set_whose(whose)
+            own.set_whose(whose)?;
+            if let Whose::Own(_) = whose { own.place_pending(&device) } else { Ok(()) }
         })?;
         self.rebuild()
     }
@@ -691,16 +695,7 @@ impl Replica {
         let device = self.setup.device.clone();
         self.transact(|own| {
             own.set_whose(Whose::Own(log.unwrap_or_else(LogId::random)))?;
-            loop {
-                let page = own.pending(i64::MIN, PAGE)?;
-                if page.is_empty() {
-                    return Ok(());
-                }
-                for (n, event) in page {
-                    own.append(own.tip().head.next(), &event, &device)?;
-                    own.remove_pending(n)?;
-                }
-            }
+            own.place_pending(&device)
         })?;
         self.is_behind = true;
         self.settle()
@@ -736,7 +731,7 @@ impl Replica {
         let device = self.setup.device.clone();
         self.transact(|own| {
             for (event, _) in &all {
-                own.remove_set_aside(event.id)?;
+                own.remove_set_aside(event)?;
                 let id = if own.find(event.id)?.is_some() { new_id() } else { event.id };
                 let event = Envelope { id, ..event.clone() };
                 match own.tip().whose {
@@ -854,7 +849,13 @@ impl Replica {
 
 /// Fails when the state has seen what the eventlog does not hold.
 fn check_cursor(log: &Eventlog, cursor: Cursor) -> Result<(), Fault> {
-    let head = log.tip().head;
+    let Tip { head, generation, .. } = *log.tip();
+    if cursor.generation > generation {
+        return Err(Fault::LostTail(format!(
+            "it is of generation {}, and its state is of generation {}",
+            generation.0, cursor.generation.0
+        )));
+    }
     if cursor.seq > head {
         return Err(Fault::LostTail(format!("it ends at {head}, and its state has come to {}", cursor.seq)));
     }

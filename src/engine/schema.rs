@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use rusqlite::{Params, Row};
+use rusqlite::{CachedStatement, Params, Row};
 
 use super::event::{self, BATCH, Event, EventId, EventName};
 use super::sandbox::{DbError, Mode, Sandbox, Tables, is_of_machine};
+use super::storage::open_in_memory;
 
 /// What events mean: tables, and for each type of event the function that turns one into changes of them.
 ///
@@ -102,7 +103,7 @@ impl Schema {
     ///
     /// What is wrong with the script.
     pub fn check(&self) -> Result<(), DbError> {
-        let sandbox = Sandbox::new(rusqlite::Connection::open_in_memory()?)?;
+        let sandbox = Sandbox::new(open_in_memory()?)?;
         self.create(&sandbox)
     }
 
@@ -204,11 +205,7 @@ impl Db<'_> {
     /// SQLite's own, and [`DbError::Forbidden`] for a statement that a materializer may not use. Return it with `?`:
     /// the event is then refused, or skipped where it is in a log already.
     pub fn execute(&self, sql: &str, params: impl Params) -> Result<usize, DbError> {
-        self.attempt(|| {
-            let (mut statement, touched) = self.sandbox.prepare(Mode::Materialize, sql)?;
-            self.touched.set(self.touched.get() | touched.writes);
-            Ok(statement.execute(params)?)
-        })
+        self.attempt(|| Ok(self.prepare(sql)?.execute(params)?))
     }
 
     /// All rows of a SELECT, each as `map` reads it. Without ORDER BY their order is SQLite's whim.
@@ -223,7 +220,7 @@ impl Db<'_> {
         map: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
     ) -> Result<Vec<T>, DbError> {
         self.attempt(|| {
-            let (mut statement, _) = self.sandbox.prepare(Mode::Materialize, sql)?;
+            let mut statement = self.prepare(sql)?;
             let rows = statement.query_map(params, map)?.collect::<Result<_, _>>()?;
             Ok(rows)
         })
@@ -241,10 +238,17 @@ impl Db<'_> {
         map: impl FnOnce(&Row<'_>) -> rusqlite::Result<T>,
     ) -> Result<Option<T>, DbError> {
         self.attempt(|| {
-            let (mut statement, _) = self.sandbox.prepare(Mode::Materialize, sql)?;
+            let mut statement = self.prepare(sql)?;
             let mut rows = statement.query(params)?;
             Ok(rows.next()?.map(map).transpose()?)
         })
+    }
+
+    /// Prepares one statement, and writes down what it is going to write: one that gives rows may, by RETURNING.
+    fn prepare(&self, sql: &str) -> Result<CachedStatement<'_>, DbError> {
+        let (statement, touched) = self.sandbox.prepare(Mode::Materialize, sql)?;
+        self.touched.set(self.touched.get() | touched.writes);
+        Ok(statement)
     }
 
     /// Runs one statement unless an earlier one made that impossible, and remembers if this one does.
@@ -270,8 +274,8 @@ fn refuse_deferred(sandbox: &Sandbox) -> Result<(), DbError> {
         .query_map((), |row| row.get(0))?
         .collect::<Result<_, _>>()?;
     let deferred = |sql: &String| {
-        let words: Vec<String> = sql.split_whitespace().map(str::to_ascii_uppercase).collect();
-        words.windows(2).any(|pair| pair[0].ends_with("INITIALLY") && pair[1].starts_with("DEFERRED"))
+        let words = bare_words(sql);
+        words.windows(2).any(|pair| pair[0] == "INITIALLY" && pair[1] == "DEFERRED")
     };
     match scripts.iter().find(|sql| deferred(sql)) {
         Some(sql) => Err(DbError::Forbidden(format!(
@@ -279,6 +283,32 @@ fn refuse_deferred(sandbox: &Sandbox) -> Result<(), DbError> {
         ))),
         None => Ok(()),
     }
+}
+
+/// The words of a statement in capitals, without what is quoted or a comment.
+fn bare_words(sql: &str) -> Vec<String> {
+    let mut words = Vec::new();
+    let mut rest = sql;
+    while let Some(first) = rest.chars().next() {
+        let after = |end: &str, from: usize| rest[from..].find(end).map_or(rest.len(), |at| from + at + end.len());
+        let length = match first {
+            '-' if rest.starts_with("--") => after("\n", 2),
+            '/' if rest.starts_with("/*") => after("*/", 2),
+            // A doubled quote reads as the end of one string and the start of the next, which comes to the same.
+            '\'' | '"' | '`' => after(&first.to_string(), 1),
+            '[' => after("]", 1),
+            _ => {
+                let is_word = |c: char| c.is_alphanumeric() || c == '_' || c == '$';
+                let length = rest.find(|c| !is_word(c)).unwrap_or(rest.len());
+                if length > 0 {
+                    words.push(rest[..length].to_ascii_uppercase());
+                }
+                length.max(first.len_utf8())
+            }
+        };
+        rest = &rest[length..];
+    }
+    words
 }
 
 /// SQLite asks the authorizer about everything but the default values of columns, so those are asked about here.

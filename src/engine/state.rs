@@ -15,7 +15,7 @@ use super::place::{Cursor, Digest, Generation, Seq};
 use super::query::Query;
 use super::sandbox::{DbError, Sandbox, Tables, is_damage};
 use super::schema::{Effect, Failure, Schema};
-use super::storage::{Durability, Fault, WalGauge, open_database, open_read_only};
+use super::storage::{Durability, Fault, WalGauge, open_database, open_in_memory, open_read_only, trust_wal};
 
 const TABLES: &str = "
     CREATE TABLE likewise_cursor (
@@ -84,7 +84,7 @@ pub(crate) struct State {
 impl State {
     /// The state of an empty log, in memory.
     pub(crate) fn in_memory(schema: &Arc<Schema>) -> Result<Self, Fault> {
-        Self::create(Connection::open_in_memory().map_err(Fault::state)?, None, schema, "", Generation(0))
+        Self::create(open_in_memory().map_err(Fault::state)?, None, schema, "", Generation(0))
     }
 
     /// A new state of an empty log in a file.
@@ -101,6 +101,7 @@ impl State {
         generation: Generation,
     ) -> Result<Self, Fault> {
         let maker = made_by(maker);
+        trust_wal(&conn).map_err(Fault::state)?;
         let sandbox = Sandbox::new(conn).map_err(Fault::state)?;
         let conn = sandbox.engine();
         conn.execute_batch("BEGIN IMMEDIATE").map_err(Fault::state)?;
@@ -143,9 +144,11 @@ impl State {
                 state: Err("another version of the program made it".to_owned()),
             });
         }
-        if !is_sound(&conn)? {
+        // A flipped bit in the header's format version reads as a file of the future, not to be written to.
+        if conn.is_readonly("main").map_err(Fault::state)? || !is_sound(&conn)? {
             return Ok(Loaded { cursor: Some(cursor), state: Err("it is damaged".to_owned()) });
         }
+        trust_wal(&conn).map_err(Fault::state)?;
         let sandbox = Sandbox::new(conn).map_err(Fault::state)?;
         sandbox.learn_tables().map_err(Fault::state)?;
         let state = Self::over(sandbox, Some(wal), schema, cursor);

@@ -7,10 +7,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
+use rusqlite::config::DbConfig;
 use rusqlite::hooks::Wal;
 use rusqlite::{Connection, OpenFlags};
 
-use super::sandbox::{DbError, is_damage};
+use super::sandbox::{DbError, is_damage, is_of_machine};
 
 /// The oldest SQLite that may touch our files, as `sqlite3_libversion_number` counts. Older ones can corrupt a
 /// database in WAL mode: <https://sqlite.org/wal.html#walresetbug>.
@@ -113,7 +114,7 @@ impl Fault {
 
     /// Whether `state.db` is what is damaged, which costs nothing but the time to rebuild it.
     pub(crate) fn is_damaged_state(&self) -> bool {
-        matches!(self, Self::Sqlite { file: "state.db", source } if is_damage(source))
+        matches!(self, Self::Sqlite { file: "state.db", source } if is_damage(source) || !is_of_machine(source))
     }
 }
 
@@ -177,6 +178,9 @@ pub(crate) fn sync_dir(path: &Path) -> Result<(), Fault> {
     Ok(())
 }
 
+/// Settings that decide what a statement does: the same wherever events are applied, or the states would differ.
+const MEANING: &str = "PRAGMA foreign_keys = ON; PRAGMA temp_store = MEMORY; PRAGMA trusted_schema = OFF;";
+
 /// How durable a database's commits are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Durability {
@@ -187,7 +191,7 @@ pub(crate) enum Durability {
 }
 
 /// Opens a database for reading and writing, in WAL mode, makes it when it isn't there, and checks that SQLite does as
-/// it is told. Nothing checkpoints on its own: see [`checkpoint`].
+/// it is told. Nothing checkpoints on its own: see [`checkpoint`], and for its closing [`trust_wal`].
 pub(crate) fn open_database(path: &Path, durability: Durability) -> Result<(Connection, Arc<WalGauge>), Fault> {
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     let fault = |source| if name == "state.db" { Fault::state(source) } else { Fault::eventlog(source) };
@@ -198,6 +202,9 @@ pub(crate) fn open_database(path: &Path, durability: Durability) -> Result<(Conn
     }
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let mut conn = Connection::open_with_flags(path, flags).map_err(fault)?;
+    // Whoever closes a database last moves its WAL into it. If this WAL turns out to be another's, an older one, that
+    // would overwrite what is newer, and to put the right one back would be too late.
+    conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).map_err(fault)?;
     conn.busy_timeout(BUSY).map_err(fault)?;
     let mode: String = conn.query_row("PRAGMA journal_mode = WAL", (), |row| row.get(0)).map_err(fault)?;
     expect(path, "journal_mode = wal", &mode)?;
@@ -206,15 +213,25 @@ pub(crate) fn open_database(path: &Path, durability: Durability) -> Result<(Conn
         Durability::Normal => ("PRAGMA synchronous = NORMAL", "synchronous = 1"),
     };
     conn.execute_batch(pragma).map_err(fault)?;
-    conn.execute_batch(
-        "PRAGMA foreign_keys = ON; PRAGMA temp_store = MEMORY;
-         PRAGMA cell_size_check = ON; PRAGMA trusted_schema = OFF; PRAGMA checkpoint_fullfsync = ON;",
-    )
-    .map_err(fault)?;
+    conn.execute_batch("PRAGMA cell_size_check = ON; PRAGMA checkpoint_fullfsync = ON")
+        .and_then(|()| conn.execute_batch(MEANING))
+        .map_err(fault)?;
     let found: i64 = conn.query_row("PRAGMA synchronous", (), |row| row.get(0)).map_err(fault)?;
     expect(path, wanted, &found.to_string())?;
     let gauge = WalGauge::on(&mut conn, path).map_err(fault)?;
     Ok((conn, gauge))
+}
+
+/// Lets the last connection that closes the database move its WAL into it, now that the WAL is known to belong to it.
+pub(crate) fn trust_wal(conn: &Connection) -> rusqlite::Result<()> {
+    conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false).map(drop)
+}
+
+/// Opens a database in memory in which statements mean what they mean in a file.
+pub(crate) fn open_in_memory() -> rusqlite::Result<Connection> {
+    let conn = Connection::open_in_memory()?;
+    conn.execute_batch(MEANING)?;
+    Ok(conn)
 }
 
 fn expect(path: &Path, wanted: &'static str, found: &str) -> Result<(), Fault> {

@@ -19,6 +19,9 @@ pub(crate) struct Testimony {
     pub(crate) seq: Seq,
     /// The highest number that the outbox has ever given.
     pub(crate) n: i64,
+    /// How many transactions have changed it. The others stand still while pending events only leave, and SQLite takes
+    /// a newer database under an older WAL, in which they are still there, for sound.
+    pub(crate) commits: u64,
 }
 
 impl Testimony {
@@ -36,12 +39,15 @@ impl Testimony {
         if self.n < earlier.n {
             return Some(format!("its outbox ends at {}, and had reached {}", self.n, earlier.n));
         }
+        if self.commits < earlier.commits {
+            return Some(format!("it was written to {} times, and had been {} times", self.commits, earlier.commits));
+        }
         None
     }
 
     /// One line of fixed width, so that each write covers the one before.
     fn to_line(self) -> String {
-        let body = format!("{:020} {:020} {:020}", self.generation.0, self.seq.0, self.n);
+        let body = format!("{:020} {:020} {:020} {:020}", self.generation.0, self.seq.0, self.n, self.commits);
         format!("{body} {}\n", check(&body))
     }
 
@@ -54,7 +60,8 @@ impl Testimony {
         let generation = Generation(numbers.next()?.parse().ok()?);
         let seq = Seq(numbers.next()?.parse().ok()?);
         let n = numbers.next()?.parse().ok()?;
-        Some(Self { generation, seq, n })
+        let commits = numbers.next()?.parse().ok()?;
+        Some(Self { generation, seq, n, commits })
     }
 }
 
@@ -106,7 +113,7 @@ mod tests {
 
     #[test]
     fn a_line_says_what_was_written_and_a_torn_one_nothing() {
-        let said = Testimony { generation: Generation(3), seq: Seq(70_000), n: -5 };
+        let said = Testimony { generation: Generation(3), seq: Seq(70_000), n: -5, commits: 9 };
         let line = said.to_line();
         assert_eq!(Testimony::from_line(&line), Some(said));
         assert_eq!(line.len(), Testimony::default().to_line().len());
