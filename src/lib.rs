@@ -18,3 +18,8 @@ pub mod likes;
 mod serve;
 mod sync;
 mod web;
+
+/// The README's code is compiled with the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
