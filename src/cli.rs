@@ -399,7 +399,7 @@ async fn status(data: &Path, store: &StoreId, url: Option<String>, json: bool) -
 }
 
 async fn ask_status(url: &str, store: &StoreId) -> anyhow::Result<StatusReport> {
-    let url = format!("{}{}/status?digests", url.trim_end_matches('/'), base(store));
+    let url = format!("{}{}/status?digests", url.trim_end_matches('/'), web::base(store));
     let answer = http_client()?.get(&url).send().await.with_context(|| format!("cannot ask {url}"))?;
     understood(answer, &url).await?.json().await.with_context(|| format!("{url} is not the status of a likewise"))
 }
@@ -411,12 +411,15 @@ fn show_status(out: &mut impl Write, report: &StatusReport) -> io::Result<()> {
     writeln!(out, "log        {} up to {head}", log.as_deref().unwrap_or("none yet,"))?;
     writeln!(out, "state      up to {cursor}")?;
     let upstream = &report.upstream;
-    writeln!(
-        out,
-        "upstream   {}{}",
-        upstream.state,
-        upstream.url.as_ref().map(|url| format!(", {url}")).unwrap_or_default()
-    )?;
+    let url = upstream.url.as_ref().map(|url| format!(", {url}")).unwrap_or_default();
+    let since = upstream.since.map(|since| format!(" since {}", web::date_time(since))).unwrap_or_default();
+    writeln!(out, "upstream   {}{since}{url}", upstream.state)?;
+    if let Some(error) = &upstream.error {
+        writeln!(out, "           {error}")?;
+    }
+    if let Some(advice) = upstream.code.as_deref().and_then(web::what_to_do) {
+        writeln!(out, "           {advice}")?;
+    }
     for (count, what) in [
         (pending, "waiting for a place in the log"),
         (set_aside, "set aside: see `likewise export`"),
@@ -649,11 +652,6 @@ fn address(data: &Path, holder: Option<&Holder>) -> anyhow::Result<String> {
             data.display()
         ),
     }
-}
-
-/// What the routes of `store` begin with.
-fn base(store: &StoreId) -> String {
-    if store.as_str() == web::DEFAULT_STORE { String::new() } else { format!("/s/{store}") }
 }
 
 fn http_client() -> anyhow::Result<reqwest::Client> {

@@ -163,9 +163,16 @@ struct Client {
 
 impl Client {
     async fn run(self) {
-        let shutdown = self.clients.shared.shutdown.clone();
-        shutdown.run_until_cancelled(self.keep_level()).await;
-        self.clients.shared.links.lock().expect("BUG: attending to a store panicked").remove(self.store.id());
+        let shared = &self.clients.shared;
+        loop {
+            let is_over = shared.shutdown.run_until_cancelled(self.keep_level()).await.is_none();
+            let mut links = shared.links.lock().expect("BUG: attending to a store panicked");
+            // Under the lock nobody can begin to use the store.
+            if is_over || self.is_idle() {
+                links.remove(self.store.id());
+                return;
+            }
+        }
     }
 
     /// One session after the other, until nobody uses the store and nothing waits to be pushed.
@@ -429,18 +436,20 @@ impl Client {
 
     /// Returns when nobody has used the store for a while and nothing waits to be pushed.
     async fn idle(&self) {
-        loop {
+        while !self.is_idle() {
             sleep(IDLE / 10).await;
-            let used = *self.used.lock().expect("BUG: touching a link panicked");
-            let is_level = match &*self.store.health().borrow() {
-                Health::Open(standing) => standing.pending == 0,
-                Health::Absent => true,
-                Health::Opening | Health::Failed(_) => false,
-            };
-            if is_level && used.elapsed() > IDLE && self.status.receiver_count() <= 1 {
-                return;
-            }
         }
+    }
+
+    fn is_idle(&self) -> bool {
+        let used = *self.used.lock().expect("BUG: touching a link panicked");
+        let is_level = match &*self.store.health().borrow() {
+            Health::Open(standing) => standing.pending == 0,
+            Health::Absent => true,
+            Health::Opening | Health::Failed(_) => false,
+        };
+        // One receiver is in the list of links; another is an open page's.
+        is_level && used.elapsed() > IDLE && self.status.receiver_count() <= 1
     }
 
     fn tell(&self, state: LinkState, code: Option<&'static str>, error: Option<String>) {

@@ -11,6 +11,7 @@ use super::status::StatusLine;
 use super::{ASSETS_VERSION, App, Opened};
 use crate::engine::{Envelope, EventId, Malformed};
 use crate::likes::{LikeAdded, count};
+use crate::sync::code;
 
 /// The whole page.
 #[derive(Template)]
@@ -33,7 +34,7 @@ pub(crate) async fn page(Opened { page, store, link }: Opened, RawQuery(query): 
         return Ok(Redirect::to(&page.home()).into_response());
     }
     let health = store.healthy().await;
-    let status = StatusLine::of(&health, &link.borrow());
+    let status = StatusLine::of(&health, &link.borrow(), &page.base());
     let html = LikesPage {
         base: &page.base(),
         store: store.id().as_str(),
@@ -58,6 +59,19 @@ pub(crate) async fn like(
     let receipt = store.commit_envelope(event).await;
     app.metrics.count_like(&receipt);
     receipt?;
+    Ok(Redirect::to(&page.home()))
+}
+
+/// `POST /adopt`, from the button that a page shows while its hub has another log than the store was synced with.
+pub(crate) async fn adopt(Opened { page, store, link }: Opened) -> Result<Redirect, Problem> {
+    if link.borrow().code != Some(code::WRONG_LOG) {
+        return Err(Problem::conflict(
+            "nothing-to-adopt",
+            "The store is not halted because of another log at its hub.",
+            "Nothing was changed. Go back and reload the page to see how it is.",
+        ));
+    }
+    store.adopt().await?;
     Ok(Redirect::to(&page.home()))
 }
 

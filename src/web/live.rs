@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::problem::Problem;
 use super::status::StatusLine;
-use super::{App, Opened};
+use super::{App, Opened, base};
 use crate::engine::{Error, Store, StoreId};
 use crate::likes::count;
 use crate::sync::LinkStatus;
@@ -116,7 +116,7 @@ impl Pages {
         let mut likes = store.watch(count());
         let mut health = store.health();
         loop {
-            let status = StatusLine::of(&health.borrow_and_update(), &link.borrow_and_update());
+            let status = StatusLine::of(&health.borrow_and_update(), &link.borrow_and_update(), &base(store.id()));
             send(&frames, |frames| &mut frames.status, "status", &StatusFragment { status });
             tokio::select! {
                 count = likes.next() => match count {

@@ -31,7 +31,7 @@ pub(crate) use guard::AllowedHost;
 pub(crate) use guard::{Policy, protect};
 pub(crate) use problem::Problem;
 pub(crate) use server::{Limits, raise_open_file_limit, serve};
-pub(crate) use status::{StatusReport, date_time, digests};
+pub(crate) use status::{StatusReport, date_time, digests, what_to_do};
 
 /// The store whose routes have no prefix.
 pub(crate) const DEFAULT_STORE: &str = "likes";
@@ -55,6 +55,7 @@ pub(crate) struct App {
 pub(crate) fn routes(app: App) -> Router {
     let of_a_store = Router::new()
         .route("/likes", post(likes::like))
+        .route("/adopt", post(likes::adopt))
         .route("/live", get(live::live))
         .route("/status", get(status::status))
         .route("/healthz", get(status::healthz))
@@ -75,16 +76,20 @@ pub(crate) fn routes(app: App) -> Router {
         .with_state(app)
 }
 
+/// What the routes of `store` begin with.
+pub(crate) fn base(store: &StoreId) -> String {
+    if store.as_str() == DEFAULT_STORE { String::new() } else { format!("/s/{store}") }
+}
+
 /// The store that a request is about, by name; not opened yet.
 pub(crate) struct Page {
     id: StoreId,
-    is_default: bool,
 }
 
 impl Page {
     /// What the routes of this store begin with.
     pub(crate) fn base(&self) -> String {
-        if self.is_default { String::new() } else { format!("/s/{}", self.id) }
+        base(&self.id)
     }
 
     /// Where the page is.
@@ -110,7 +115,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Page {
                 "Check the address for typing errors. Any name of that form is a store, also one without likes yet.",
             )
         })?;
-        Ok(Self { id, is_default: name.is_none() })
+        Ok(Self { id })
     }
 }
 

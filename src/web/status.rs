@@ -140,10 +140,12 @@ pub(crate) struct StatusLine {
     pub(crate) since: Option<String>,
     pub(crate) error: Option<String>,
     pub(crate) what_to_do: Option<String>,
+    /// Where to post that the store is to move to the log that its hub has, while that is what it takes.
+    pub(crate) adopt: Option<String>,
 }
 
 impl StatusLine {
-    pub(crate) fn of(health: &Health, link: &LinkStatus) -> Self {
+    pub(crate) fn of(health: &Health, link: &LinkStatus, base: &str) -> Self {
         let Standing { pending, set_aside, .. } = match health {
             Health::Opening => return Self { state: "opening", ..Self::default() },
             Health::Failed(why) => return Self { state: "failed", error: Some(why.clone()), ..Self::default() },
@@ -163,18 +165,19 @@ impl StatusLine {
             since,
             error: link.error.clone().filter(|_| is_halted),
             what_to_do,
+            adopt: (is_halted && link.code == Some(code::WRONG_LOG)).then(|| format!("{base}/adopt")),
         }
     }
 }
 
 /// What somebody can do about a store that its hub refuses.
-fn what_to_do(code: &str) -> Option<&'static str> {
+pub(crate) fn what_to_do(code: &str) -> Option<&'static str> {
     match code {
         code::UNAUTHORIZED => Some(
             "Your likes are kept. Get a token with `likewise token add` at the hub and put it into the token file.",
         ),
         code::WRONG_LOG => Some(
-            "Your likes are kept. Check the hub's address; if it is a new hub, run `likewise adopt` here to move to it.",
+            "Your likes are kept. Check the hub's address. If it is a new hub, move to it: `likewise adopt` pushes them there.",
         ),
         code::NOT_A_HUB => Some("Your likes are kept. Sync with the hub itself, with --upstream."),
         code::TOO_MANY_STORES => Some("Your likes are kept. The hub has to make room."),
