@@ -417,6 +417,7 @@ function runPage() {
       text = `${waiting} Trying again…${unsafe}`;
     }
     if (message.textContent !== text) message.textContent = text;
+    root.toggleAttribute("data-trouble", text !== "" && !refusal);
     message.dataset.tone = refusal ? "bad" : "";
   }
 
