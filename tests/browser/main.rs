@@ -1,0 +1,13 @@
+//! The page in a real Chromium, served by the real binary.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod access;
+mod chromium;
+mod errors;
+mod likewise;
+mod look;
+mod offline;
+mod plain;
+mod tabs;
