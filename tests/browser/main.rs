@@ -6,6 +6,7 @@ mod common;
 mod access;
 mod chromium;
 mod errors;
+mod impostor;
 mod likewise;
 mod look;
 mod offline;
