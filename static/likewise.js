@@ -231,16 +231,17 @@ function makeOutbox(action, { changed, stored, refused }) {
     click.posting = true;
     const answer = await fetch(action, {
       method: "POST",
+      headers: { Accept: "application/json" }, // a word about this like, instead of the page
       body: new URLSearchParams({ id }),
       credentials: "same-origin",
-      redirect: "manual", // the redirect to the page says "stored"; nobody needs the page itself
+      redirect: "manual", // ours doesn't redirect; a network's login page does
       keepalive: true, // so that a click may be the last thing that happens in a page
       signal: AbortSignal.timeout(ANSWER_WITHIN),
     }).catch(() => undefined);
     const why = isFinal(answer?.status) && (await reason(answer));
     posting -= 1;
 
-    if (answer?.type === "opaqueredirect") {
+    if (answer?.headers.get("Likewise-Stored") === id) {
       failures = 0;
       if (settle(id)?.own) stored();
     } else if (why) {
@@ -320,11 +321,11 @@ function isFinal(status) {
   return status >= 400 && status < 500 && ![408, 425, 429].includes(status);
 }
 
-/** The words of an error page. */
+/** Why our server refused it; nothing when somebody else answered in its place. */
 async function reason(answer) {
-  const page = parse(await answer.text().catch(() => ""));
-  const words = ["detail", "advice"].map((id) => page.getElementById(id)?.textContent.trim()).filter(Boolean);
-  return words.join(" ") || `The server refused it (${answer.status}). Reload the page and try again.`;
+  if (!answer.headers.get("Content-Type")?.startsWith("application/problem+json")) return undefined;
+  const problem = await answer.json().catch(() => undefined);
+  return problem?.code && `${problem.detail} ${problem.advice}`;
 }
 
 /** Parses a fragment into a document of its own, where nothing runs and nothing is loaded. */
@@ -417,6 +418,7 @@ function runPage() {
       text = `${waiting} Trying again…${unsafe}`;
     }
     if (message.textContent !== text) message.textContent = text;
+    root.toggleAttribute("data-trouble", text !== "" && !refusal);
     message.dataset.tone = refusal ? "bad" : "";
   }
 

@@ -170,6 +170,7 @@ struct Guard {
 async fn admit(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
     let method = request.method().clone();
     let uri = request.uri().clone();
+    let asks_for_json = problem::asks_for_json(request.headers());
     let answer = match check(&guard.policy, &request) {
         Err(problem) => problem.into_response(),
         Ok(()) => AssertUnwindSafe(next.run(request)).catch_unwind().await.unwrap_or_else(|_| {
@@ -177,7 +178,7 @@ async fn admit(State(guard): State<Arc<Guard>>, request: Request, next: Next) ->
             Problem::internal(format_args!("{method} {} panicked", uri.path())).into_response()
         }),
     };
-    let mut answer = problem::render(&method, &uri, answer);
+    let mut answer = problem::render(&method, &uri, asks_for_json, answer);
     for (name, value) in &guard.headers {
         answer.headers_mut().insert(name, value.clone());
     }

@@ -6,7 +6,7 @@ use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{Html, IntoResponse, Redirect, Response};
 
-use super::problem::Problem;
+use super::problem::{Problem, asks_for_json};
 use super::status::StatusLine;
 use super::{ASSETS_VERSION, App, Opened};
 use crate::engine::{Envelope, EventId, Malformed};
@@ -47,19 +47,29 @@ pub(crate) async fn page(Opened { page, store, link }: Opened, RawQuery(query): 
     Ok(([(header::CACHE_CONTROL, "no-store")], Html(html)).into_response())
 }
 
+/// Names the like that is stored now, to a script: an answer without it comes from somebody else, such as the login page
+/// of a network.
+const STORED: &str = "likewise-stored";
+
 /// `POST /likes`
+///
+/// A form leads back to the page. A script, which asks for JSON, is told that its like is stored.
 pub(crate) async fn like(
     State(app): State<App>,
     Opened { page, store, .. }: Opened,
     headers: HeaderMap,
     body: Bytes,
-) -> Result<Redirect, Problem> {
+) -> Result<Response, Problem> {
     let id = form_id(&headers, &body)?;
     let event = Envelope::new(id, &LikeAdded {}).map_err(crate::engine::Error::from)?;
     let receipt = store.commit_envelope(event).await;
     app.metrics.count_like(&receipt);
     receipt?;
-    Ok(Redirect::to(&page.home()))
+    Ok(if asks_for_json(&headers) {
+        (StatusCode::NO_CONTENT, [(STORED, id.to_string())]).into_response()
+    } else {
+        Redirect::to(&page.home()).into_response()
+    })
 }
 
 /// `POST /adopt`, from the button that a page shows while its hub has another log than the store was synced with.

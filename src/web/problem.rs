@@ -6,7 +6,7 @@ use std::fmt::Display;
 
 use askama::Template;
 use axum::body::Body;
-use axum::http::header::{self, HeaderName, HeaderValue};
+use axum::http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use axum::http::{Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value};
@@ -205,8 +205,9 @@ impl IntoResponse for Problem {
 }
 
 /// Gives an answer to `method uri` its final form. Answers below 400 pass; any other becomes its [`Problem`], or the
-/// one made from its status, as JSON or as a page. Whatever body it had is dropped: it was never meant for a reader.
-pub(crate) fn render(method: &Method, uri: &Uri, response: Response) -> Response {
+/// one made from its status, as JSON (where the path or the request asks for it) or as a page. Whatever body it had is
+/// dropped: it was never meant for a reader.
+pub(crate) fn render(method: &Method, uri: &Uri, asks_for_json: bool, response: Response) -> Response {
     if !is_failure(response.status()) {
         return response;
     }
@@ -221,7 +222,7 @@ pub(crate) fn render(method: &Method, uri: &Uri, response: Response) -> Response
 
     let status = problem.status;
     let retry_after = problem.retry_after;
-    let (media_type, body) = if speaks_json(uri.path()) {
+    let (media_type, body) = if asks_for_json || speaks_json(uri.path()) {
         ("application/problem+json", problem.into_json())
     } else {
         ("text/html; charset=utf-8", problem.into_page(home(uri)))
@@ -252,6 +253,22 @@ pub(crate) fn render(method: &Method, uri: &Uri, response: Response) -> Response
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     answer
+}
+
+/// Whether a request wants JSON rather than a page. Browsers that go to an address, and programs that don't care, don't
+/// name it.
+pub(super) fn asks_for_json(headers: &HeaderMap) -> bool {
+    let accepts = |media_types: &[&str]| {
+        let ranges = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
+        let weights = ranges.flat_map(|value| value.split(',')).filter_map(|range| {
+            let mut parts = range.split(';').map(str::trim);
+            let media_type = parts.next()?.to_ascii_lowercase();
+            let weight = parts.find_map(|part| part.strip_prefix("q=")).map_or(Some(1.0), |q| q.parse::<f32>().ok())?;
+            media_types.contains(&media_type.as_str()).then_some(weight)
+        });
+        weights.fold(0.0, f32::max)
+    };
+    accepts(&["application/json", "application/problem+json"]) > accepts(&["text/html"])
 }
 
 /// The path as it would be under the default store: `/s/work/live` and `/live` are the same route.
@@ -342,7 +359,7 @@ mod tests {
     }
 
     fn answer(path: &'static str, response: impl IntoResponse) -> Response {
-        render(&Method::GET, &Uri::from_static(path), response.into_response())
+        render(&Method::GET, &Uri::from_static(path), false, response.into_response())
     }
 
     #[tokio::test]
@@ -369,6 +386,29 @@ mod tests {
             let page = text(response).await;
             assert!(page.contains("The logs differ at &#60;7&#62;.") && page.contains("Pull first."), "{page}");
         }
+    }
+
+    #[test]
+    fn json_is_for_who_prefers_it_to_a_page() {
+        for (accept, expected) in [
+            ("application/json", true),
+            ("application/problem+json, */*;q=0.1", true),
+            ("Application/JSON;charset=utf-8, text/html;q=0.9", true),
+            ("application/json;q=0", false),
+            ("application/json;q=much", false),
+            ("text/html, application/json;q=0.9", false),
+            ("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", false),
+            ("text/event-stream", false),
+            ("*/*", false),
+            ("", false),
+        ] {
+            let headers = HeaderMap::from_iter([(header::ACCEPT, HeaderValue::from_static(accept))]);
+            assert_eq!(asks_for_json(&headers), expected, "{accept}");
+        }
+        assert!(!asks_for_json(&HeaderMap::new()));
+        let response =
+            render(&Method::POST, &Uri::from_static("/likes"), true, StatusCode::BAD_REQUEST.into_response());
+        assert_eq!(response.headers()[header::CONTENT_TYPE], "application/problem+json");
     }
 
     #[tokio::test]

@@ -1,0 +1,464 @@
+//! A real Chromium without a window, driven over the DevTools protocol.
+//!
+//! The protocol is JSON objects that end with a zero byte. It goes through a pipe and not a web socket, so that the
+//! program ends together with the test, however that ends, and no port is needed. That is little enough to speak it
+//! here: a client library would bring generated code for the whole protocol, or a second program to install.
+
+use std::collections::HashMap;
+use std::io::{BufRead, BufReader, Write};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::Instant;
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::common::{PATIENCE, wait_for};
+
+/// Browsers that run at once. Each has a handful of processes, and they share the machine with the programs under test.
+const AT_ONCE: usize = 2;
+
+const FLAGS: [&str; 12] = [
+    "--headless=new",
+    "--remote-debugging-pipe",
+    "--no-sandbox", // it can't have one as root, and sees only our own pages
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--disable-quic",
+    "--disable-sync",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--no-first-run",
+    "--window-size=1000,800",
+    "--host-resolver-rules=MAP evil.example 127.0.0.1",
+];
+
+/// A browser with a profile of its own. When it goes out of scope, it must have had nothing to complain about.
+pub(crate) struct Browser {
+    process: Child,
+    wire: Wire,
+    expected: Mutex<Vec<&'static str>>,
+    _profile: TempDir,
+    _turn: Turn,
+}
+
+impl Browser {
+    /// Starts one, once it is this test's turn.
+    pub(crate) fn launch() -> Self {
+        let turn = Turn::take();
+        let profile = tempfile::tempdir().expect("a directory for the browser's profile");
+        let log = profile.path().join("stderr");
+        let log = std::fs::File::create(log).expect("a file for what the browser says");
+        // The browser reads file descriptor 3 and writes 4.
+        let mut process = Command::new("sh")
+            .args(["-c", "exec \"$@\" 3<&0 4>&1 </dev/null >/dev/null", "sh", program()])
+            .args(FLAGS)
+            .arg(format!("--user-data-dir={}", profile.path().join("profile").display()))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(log)
+            .spawn()
+            .expect("a shell");
+        let requests = process.stdin.take().expect("its end of the pipe");
+        let answers = process.stdout.take().expect("its end of the pipe");
+        let browser = Self {
+            process,
+            wire: Wire::new(requests, answers),
+            expected: Mutex::default(),
+            _profile: profile,
+            _turn: turn,
+        };
+        let shared_workers = json!([{ "type": "shared_worker" }]);
+        browser.wire.call(
+            None,
+            "Target.setAutoAttach",
+            json!({ "autoAttach": true, "waitForDebuggerOnStart": false, "flatten": true, "filter": shared_workers }),
+        );
+        browser
+    }
+
+    /// A new tab in front of the others, which shows `url`.
+    pub(crate) fn open(&self, url: &str) -> Tab<'_> {
+        let tab = self.blank();
+        tab.go(url);
+        tab
+    }
+
+    /// A new empty tab in front of the others.
+    pub(crate) fn blank(&self) -> Tab<'_> {
+        let target = self.wire.call(None, "Target.createTarget", json!({ "url": "about:blank" }));
+        let target = text(&target["targetId"]);
+        let attach = json!({ "targetId": target, "flatten": true });
+        let session = text(&self.wire.call(None, "Target.attachToTarget", attach)["sessionId"]);
+        let tab = Tab { browser: self, target, session };
+        for domain in ["Page", "Runtime", "Log"] {
+            tab.call(&format!("{domain}.enable"), json!({}));
+        }
+        tab
+    }
+
+    /// The test takes the server away, or is refused: then the browser may say that a request has failed.
+    pub(crate) fn network_may_fail(&self) {
+        self.may_complain(r#""source":"network""#);
+    }
+
+    /// The browser may complain in these words.
+    pub(crate) fn may_complain(&self, words: &'static str) {
+        self.expected.lock().expect("BUG: somebody panicked while it had this").push(words);
+    }
+
+    /// Errors and warnings of all tabs and workers: uncaught exceptions, the console, the content security policy.
+    fn complaints(&self) -> Vec<String> {
+        let expected = self.expected.lock().expect("BUG: somebody panicked while it had this");
+        let heard = self.wire.heard();
+        let of_event = |event: &Value| {
+            let params = &event["params"];
+            let entry = &params["entry"];
+            match event["method"].as_str()? {
+                "Runtime.exceptionThrown" => Some(params["exceptionDetails"].to_string()),
+                "Runtime.consoleAPICalled" if params["type"] != "log" => Some(params.to_string()),
+                "Log.entryAdded" if entry["level"] != "verbose" => Some(entry.to_string()),
+                _ => None,
+            }
+        };
+        let complaints = heard.events.iter().filter_map(of_event);
+        complaints.filter(|complaint| !expected.iter().any(|words| complaint.contains(words))).collect()
+    }
+}
+
+impl Drop for Browser {
+    fn drop(&mut self) {
+        let complaints = self.complaints();
+        self.wire.hang_up();
+        drop(self.process.wait());
+        if !std::thread::panicking() {
+            assert!(complaints.is_empty(), "the browser complained: {complaints:#?}");
+        }
+    }
+}
+
+/// One tab of a [`Browser`]. It stays open when this goes out of scope.
+pub(crate) struct Tab<'a> {
+    browser: &'a Browser,
+    target: String,
+    session: String,
+}
+
+impl Tab<'_> {
+    /// Sends one command of the DevTools protocol to this tab.
+    pub(crate) fn call(&self, method: &str, params: Value) -> Value {
+        self.browser.wire.call(Some(&self.session), method, params)
+    }
+
+    /// What the last event of this name from this tab said.
+    pub(crate) fn event(&self, method: &str) -> Option<Value> {
+        let heard = self.browser.wire.heard();
+        let mine = |event: &&Value| event["sessionId"] == self.session.as_str() && event["method"] == method;
+        heard.events.iter().rev().find(mine).map(|event| event["params"].clone())
+    }
+
+    /// Goes to an address and waits until what is there is complete, be it the browser's own error page.
+    pub(crate) fn go(&self, url: &str) {
+        self.call("Page.navigate", json!({ "url": url }));
+        self.until("document.readyState === 'complete'");
+    }
+
+    /// Does `act`, which leads to another page, and waits until that is complete.
+    pub(crate) fn leave_by(&self, act: impl FnOnce(&Self)) {
+        self.eval("window.leaving = true");
+        act(self);
+        self.until("!window.leaving && document.readyState === 'complete'");
+    }
+
+    /// Goes back in the history, and waits until the page of then shows up.
+    pub(crate) fn back(&self) {
+        let history = self.history().expect("a history");
+        let here = history["currentIndex"].as_u64().expect("a place in the history");
+        let before = usize::try_from(here).ok().and_then(|here| here.checked_sub(1)).expect("a page before");
+        self.call("Page.navigateToHistoryEntry", json!({ "entryId": history["entries"][before]["id"] }));
+        wait_for("the page before", || {
+            let history = self.history().ok()?;
+            (history["currentIndex"] == before).then_some(())
+        });
+        self.until("document.readyState === 'complete'");
+    }
+
+    fn history(&self) -> Result<Value, String> {
+        self.browser.wire.try_call(Some(&self.session), "Page.getNavigationHistory", json!({}))
+    }
+
+    /// Evaluates JavaScript, also where pages may run none, and gives the value, or what the promise resolves to.
+    pub(crate) fn eval(&self, script: &str) -> Value {
+        self.try_eval(script).unwrap_or_else(|error| panic!("{script}: {error}"))
+    }
+
+    fn try_eval(&self, script: &str) -> Result<Value, String> {
+        let params = json!({ "expression": script, "returnByValue": true, "awaitPromise": true });
+        let answer = self.browser.wire.try_call(Some(&self.session), "Runtime.evaluate", params)?;
+        match answer.get("exceptionDetails") {
+            None => Ok(answer["result"]["value"].clone()),
+            Some(exception) => Err(exception["exception"]["description"].to_string()),
+        }
+    }
+
+    /// Waits until this JavaScript gives true.
+    pub(crate) fn until(&self, condition: &str) {
+        let start = Instant::now();
+        loop {
+            // Between two pages there is nothing that could evaluate it.
+            let now = self.try_eval(condition);
+            if now == Ok(Value::Bool(true)) {
+                return;
+            }
+            if start.elapsed() > PATIENCE {
+                let page = self.try_eval("document.documentElement.outerHTML");
+                panic!("waited {PATIENCE:?} for {condition}, got {now:?}; the page: {page:?}");
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+    }
+
+    /// Brings this tab in front of the others, where it gets keys and clicks.
+    pub(crate) fn to_front(&self) {
+        self.call("Page.bringToFront", json!({}));
+        self.until("!document.hidden");
+    }
+
+    pub(crate) fn close(self) {
+        self.browser.wire.call(None, "Target.closeTarget", json!({ "targetId": self.target }));
+        wait_for("the tab to be closed", || {
+            let targets = self.browser.wire.call(None, "Target.getTargets", json!({}));
+            let targets = targets["targetInfos"].as_array().expect("a list").clone();
+            targets.iter().all(|target| target["targetId"] != self.target.as_str()).then_some(())
+        });
+    }
+
+    /// Presses and releases the mouse in the middle of an element.
+    pub(crate) fn click(&self, selector: &str) {
+        let [x, y, width, height] = self.place(selector);
+        for kind in ["mousePressed", "mouseReleased"] {
+            let (x, y) = (x + width / 2.0, y + height / 2.0);
+            let click = json!({ "type": kind, "x": x, "y": y, "button": "left", "clickCount": 1 });
+            self.call("Input.dispatchMouseEvent", click);
+        }
+    }
+
+    /// Presses and releases a key.
+    pub(crate) fn press(&self, key: &Key) {
+        self.hold(key, 0);
+    }
+
+    /// Holds a key down until it has been repeated so often.
+    pub(crate) fn hold(&self, key: &Key, repeats: usize) {
+        let (name, code, text) = *key;
+        let event = |kind: &str| json!({ "type": kind, "key": if text == " " { " " } else { name }, "code": name, "windowsVirtualKeyCode": code });
+        let mut down = event("keyDown");
+        down["text"] = text.into();
+        for repeat in 0..=repeats {
+            down["autoRepeat"] = (repeat > 0).into();
+            self.call("Input.dispatchKeyEvent", down.clone());
+        }
+        self.call("Input.dispatchKeyEvent", event("keyUp"));
+    }
+
+    /// Left, top, width and height of an element, in CSS pixels.
+    pub(crate) fn place(&self, selector: &str) -> [f64; 4] {
+        let place = self.eval(&format!(
+            "(() => {{ const box = document.querySelector('{selector}').getBoundingClientRect();
+                       return [box.x, box.y, box.width, box.height]; }})()"
+        ));
+        serde_json::from_value(place).expect("four numbers")
+    }
+
+    pub(crate) fn text(&self, selector: &str) -> String {
+        text(&self.eval(&format!("document.querySelector('{selector}').textContent.trim()")))
+    }
+
+    pub(crate) fn is_visible(&self, selector: &str) -> bool {
+        let visible = format!("document.querySelector('{selector}').checkVisibility({{ visibilityProperty: true }})");
+        self.eval(&visible) == true
+    }
+
+    /// How the page is shown: width and height in CSS pixels, and whether in dark colours.
+    pub(crate) fn shown_as(&self, width: u32, height: u32, dark: bool) {
+        let metrics = json!({ "width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500 });
+        self.call("Emulation.setDeviceMetricsOverride", metrics);
+        self.prefers("prefers-color-scheme", if dark { "dark" } else { "light" });
+    }
+
+    /// Sets a preference of the user, as media queries see it.
+    pub(crate) fn prefers(&self, name: &str, value: &str) {
+        self.call("Emulation.setEmulatedMedia", json!({ "features": [{ "name": name, "value": value }] }));
+    }
+
+    /// Lets the pages of this tab run no JavaScript from now on.
+    pub(crate) fn without_scripts(&self) {
+        self.call("Emulation.setScriptExecutionDisabled", json!({ "value": true }));
+    }
+
+    pub(crate) fn with_scripts(&self) {
+        self.call("Emulation.setScriptExecutionDisabled", json!({ "value": false }));
+    }
+
+    /// What the page looks like, as a PNG.
+    pub(crate) fn screenshot(&self) -> Vec<u8> {
+        let picture = text(&self.call("Page.captureScreenshot", json!({ "format": "png" }))["data"]);
+        from_base64(&picture)
+    }
+}
+
+/// The name of a key, its Windows code, and the text that it types.
+pub(crate) type Key = (&'static str, u32, &'static str);
+pub(crate) const TAB: Key = ("Tab", 9, "");
+pub(crate) const ENTER: Key = ("Enter", 13, "\r");
+pub(crate) const SPACE: Key = ("Space", 32, " ");
+
+/// The conversation with the browser.
+#[derive(Clone)]
+struct Wire(Arc<WireEnds>);
+
+struct WireEnds {
+    requests: Mutex<Option<ChildStdin>>,
+    last_id: AtomicU64,
+    heard: Mutex<Heard>,
+    news: Condvar,
+}
+
+#[derive(Default)]
+struct Heard {
+    answers: HashMap<u64, Value>,
+    events: Vec<Value>,
+    is_over: bool,
+}
+
+impl Wire {
+    fn new(requests: ChildStdin, answers: ChildStdout) -> Self {
+        let wire = Self(Arc::new(WireEnds {
+            requests: Mutex::new(Some(requests)),
+            last_id: AtomicU64::new(0),
+            heard: Mutex::default(),
+            news: Condvar::new(),
+        }));
+        let listener = wire.clone();
+        std::thread::spawn(move || listener.listen(answers));
+        wire
+    }
+
+    fn call(&self, session: Option<&str>, method: &str, params: Value) -> Value {
+        self.try_call(session, method, params).unwrap_or_else(|error| panic!("{method}: {error}"))
+    }
+
+    fn try_call(&self, session: Option<&str>, method: &str, params: Value) -> Result<Value, String> {
+        let id = self.send(session, method, params)?;
+        let waiting = |heard: &mut Heard| !heard.is_over && !heard.answers.contains_key(&id);
+        let waited = self.0.news.wait_timeout_while(self.heard(), PATIENCE, waiting);
+        let (mut heard, _) = waited.expect("BUG: somebody panicked while it had this");
+        match heard.answers.remove(&id) {
+            Some(mut answer) if answer.get("error").is_none() => Ok(answer["result"].take()),
+            Some(answer) => Err(answer["error"].to_string()),
+            None if heard.is_over => Err("the browser has ended".to_owned()),
+            None => Err(format!("no answer within {PATIENCE:?}")),
+        }
+    }
+
+    fn send(&self, session: Option<&str>, method: &str, params: Value) -> Result<u64, String> {
+        let id = self.0.last_id.fetch_add(1, Ordering::Relaxed) + 1;
+        let mut request = json!({ "id": id, "method": method, "params": params });
+        if let Some(session) = session {
+            request["sessionId"] = session.into();
+        }
+        let mut requests = self.0.requests.lock().expect("BUG: somebody panicked while it had this");
+        let pipe = requests.as_mut().ok_or("the browser has ended")?;
+        pipe.write_all(format!("{request}\0").as_bytes()).map_err(|error| format!("the browser has ended: {error}"))?;
+        Ok(id)
+    }
+
+    fn heard(&self) -> MutexGuard<'_, Heard> {
+        self.0.heard.lock().expect("BUG: somebody panicked while it had this")
+    }
+
+    /// Takes in what the browser says, until it ends.
+    fn listen(&self, answers: ChildStdout) {
+        let mut messages = BufReader::new(answers).split(0);
+        while let Some(Ok(message)) = messages.next() {
+            let message: Value = serde_json::from_slice(&message).expect("JSON from the browser");
+            if message["method"] == "Target.attachedToTarget" && message["params"]["targetInfo"]["type"] != "page" {
+                self.listen_to_worker(&text(&message["params"]["sessionId"]));
+            }
+            match message["id"].as_u64() {
+                Some(id) => drop(self.heard().answers.insert(id, message)),
+                None => self.heard().events.push(message),
+            }
+            self.0.news.notify_all();
+        }
+        self.heard().is_over = true;
+        self.0.news.notify_all();
+    }
+
+    fn listen_to_worker(&self, session: &str) {
+        for domain in ["Runtime", "Log"] {
+            // It may have ended already; then it has nothing more to say.
+            drop(self.send(Some(session), &format!("{domain}.enable"), json!({})));
+        }
+    }
+
+    /// The browser ends when nobody can ask it anything any more.
+    fn hang_up(&self) {
+        drop(self.0.requests.lock().expect("BUG: somebody panicked while it had this").take());
+    }
+}
+
+/// The right to run a browser.
+struct Turn;
+
+static RUNNING: Mutex<usize> = Mutex::new(0);
+static ENDED: Condvar = Condvar::new();
+
+impl Turn {
+    fn take() -> Self {
+        let running = RUNNING.lock().expect("BUG: a turn was never given back");
+        let mut running =
+            ENDED.wait_while(running, |running| *running >= AT_ONCE).expect("BUG: a turn was never given back");
+        *running += 1;
+        Self
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        *RUNNING.lock().expect("BUG: a turn was never given back") -= 1;
+        ENDED.notify_one();
+    }
+}
+
+/// The Chromium of this machine.
+fn program() -> &'static str {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    ["chromium", "chromium-browser", "google-chrome"]
+        .into_iter()
+        .find(|name| std::env::split_paths(&path).any(|directory| directory.join(name).exists()))
+        .expect(
+            "these tests need Chromium: get it with `apt-get install chromium`, or run ./tests/all, which does that",
+        )
+}
+
+fn text(value: &Value) -> String {
+    value.as_str().unwrap_or_else(|| panic!("not a text: {value}")).to_owned()
+}
+
+fn from_base64(text: &str) -> Vec<u8> {
+    const ALPHABET: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut bytes = Vec::with_capacity(text.len() * 3 / 4);
+    let (mut bits, mut buffer) = (0, 0_u32);
+    for letter in text.bytes().take_while(|&letter| letter != b'=') {
+        let value = ALPHABET.iter().position(|&known| known == letter).expect("base64");
+        buffer = buffer << 6 | u32::try_from(value).expect("six bits");
+        bits += 6;
+        if bits >= 8 {
+            bits -= 8;
+            bytes.push(u8::try_from(buffer >> bits & 0xff).expect("eight bits"));
+        }
+    }
+    bytes
+}

@@ -1,0 +1,111 @@
+//! Somebody else answers in the server's place: the login page of a network, a proxy.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+
+use crate::chromium::Browser;
+use crate::common::{Server, data_dir, wait_for};
+use crate::likewise::stored;
+use crate::offline::start_again;
+
+#[test]
+fn trust_56_an_answer_of_somebody_else_is_neither_stored_nor_refused() {
+    let data = data_dir();
+    let server = Server::start(data.path());
+    let (port, url) = (server.port(), server.url.clone());
+    let browser = Browser::launch();
+    browser.network_may_fail();
+    let tab = browser.open(&url);
+    tab.until_live();
+    server.kill();
+
+    let impostor = Impostor::start(
+        port,
+        &[
+            "302 Found\r\nLocation: /login",
+            "303 See Other\r\nLocation: /",
+            "200 OK\r\nContent-Type: text/html",
+            "204 No Content",
+            "403 Forbidden\r\nContent-Type: text/html",
+            "403 Forbidden\r\nContent-Type: application/problem+json",
+            "502 Bad Gateway\r\nContent-Type: text/html",
+        ],
+    );
+    tab.like();
+    let posted = impostor.end();
+    assert_eq!(tab.eval("document.documentElement.dataset.unsent"), "1");
+    assert_eq!(tab.count(), 1);
+
+    let server = start_again(data.path(), port);
+    tab.until_sent();
+    tab.until_live();
+    tab.until_count(1);
+    let ids = stored(data.path(), "likes");
+    assert_eq!(ids.len(), 1);
+    assert!(posted.iter().all(|form| *form == format!("id={}", ids[0])), "{posted:?} but stored {ids:?}");
+    assert_eq!(server.clicks("stored"), 1);
+}
+
+/// A captive portal or a proxy in the server's place, which gives each post the next of its answers.
+struct Impostor {
+    posted: Arc<Mutex<Vec<String>>>,
+    answers: usize,
+    port: u16,
+    is_over: Arc<AtomicBool>,
+    thread: JoinHandle<()>,
+}
+
+impl Impostor {
+    fn start(port: u16, answers: &'static [&'static str]) -> Self {
+        let listener = TcpListener::bind(("127.0.0.1", port)).expect("the server's port");
+        let posted = Arc::<Mutex<Vec<String>>>::default();
+        let is_over = Arc::<AtomicBool>::default();
+        let (seen, end) = (posted.clone(), is_over.clone());
+        let thread = std::thread::spawn(move || {
+            for stream in listener.incoming().take_while(|_| !end.load(Ordering::Relaxed)) {
+                let mut stream = stream.expect("a connection");
+                let Some(form) = read_post(&stream) else { continue };
+                let mut seen = seen.lock().expect("BUG: a test panicked while it looked");
+                let answer = answers[seen.len().min(answers.len() - 1)];
+                let _ = write!(stream, "HTTP/1.1 {answer}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+                seen.push(form);
+            }
+        });
+        Self { posted, answers: answers.len(), port, is_over, thread }
+    }
+
+    /// Goes away once each of its answers was given, and tells what was posted.
+    fn end(self) -> Vec<String> {
+        let posts = || self.posted.lock().expect("BUG: the impostor panicked").clone();
+        let posted =
+            wait_for("the page to have had every answer", || Some(posts()).filter(|it| it.len() >= self.answers));
+        self.is_over.store(true, Ordering::Relaxed);
+        drop(TcpStream::connect(("127.0.0.1", self.port)));
+        self.thread.join().expect("it ends");
+        posted
+    }
+}
+
+/// The form of a post. Any other request is hung up on.
+fn read_post(stream: &TcpStream) -> Option<String> {
+    let mut lines = BufReader::new(stream);
+    let mut line = String::new();
+    lines.read_line(&mut line).ok()?;
+    if !line.starts_with("POST ") {
+        return None;
+    }
+    let mut length = 0;
+    while line != "\r\n" {
+        line.clear();
+        lines.read_line(&mut line).ok().filter(|&bytes| bytes > 0)?;
+        if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+            length = value.trim().parse().ok()?;
+        }
+    }
+    let mut form = vec![0; length];
+    lines.read_exact(&mut form).ok()?;
+    String::from_utf8(form).ok()
+}

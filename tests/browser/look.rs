@@ -1,0 +1,87 @@
+//! The page at many sizes, in light and dark. The pictures are in `target/screenshots/`, to be looked at.
+
+use std::path::Path;
+
+use crate::chromium::{Browser, Tab};
+use crate::common::{Server, data_dir};
+use crate::likewise::fill;
+
+const SIZES: [(u32, u32); 5] = [(320, 568), (390, 844), (768, 1024), (1280, 800), (740, 360)];
+
+#[test]
+fn the_page_fits_every_window_in_light_and_dark() {
+    let data = data_dir();
+    fill(data.path(), "likes", 42);
+    let server = Server::start(data.path());
+    let browser = Browser::launch();
+    let tab = browser.open(&server.url);
+    tab.until_live();
+    let store =
+        browser.open(&format!("{}/s/a-store-with-a-name-as-long-as-a-name-can-be-0123456789-0123456/", server.url));
+    store.until_live();
+    browser.network_may_fail();
+    let error = browser.open(&format!("{}/nowhere", server.url));
+    for (tab, name) in [(&tab, "page"), (&store, "store"), (&error, "error")] {
+        tab.to_front();
+        picture_every_size(tab, name);
+    }
+}
+
+#[test]
+fn every_count_fits_the_narrowest_window() {
+    let data = data_dir();
+    let server = Server::start(data.path());
+    let browser = Browser::launch();
+    let tab = browser.open(&server.url);
+    tab.until_live();
+    for width in [320, 768] {
+        tab.shown_as(width, 568, false);
+        for digits in 1..=20 {
+            tab.eval(&format!(
+                "document.getElementById('count').textContent = '9'.repeat({digits});
+                 document.querySelector('.tally').dataset.digits = {digits};"
+            ));
+            fits(&tab, &format!("{digits} digits"));
+            let [left, _, size, _] = tab.place("#count");
+            assert!(left >= 0.0 && left + size <= f64::from(width), "{digits} digits from {left}, {size} px long");
+        }
+        picture(&tab, &format!("digits-{width}"));
+    }
+}
+
+#[test]
+fn words_about_trouble_fit_the_narrowest_window() {
+    let data = data_dir();
+    fill(data.path(), "likes", 42);
+    let server = Server::start(data.path());
+    let browser = Browser::launch();
+    browser.network_may_fail();
+    let tab = browser.open(&server.url);
+    tab.until_live();
+    server.kill();
+    tab.like();
+    tab.until("document.getElementById('message').textContent !== ''");
+    picture_every_size(&tab, "offline");
+}
+
+fn picture_every_size(tab: &Tab<'_>, name: &str) {
+    for (width, height) in SIZES {
+        for (dark, scheme) in [(false, "light"), (true, "dark")] {
+            tab.shown_as(width, height, dark);
+            fits(tab, &format!("{name} at {width} px"));
+            picture(tab, &format!("{name}-{width}-{scheme}"));
+        }
+    }
+}
+
+fn fits(tab: &Tab<'_>, what: &str) {
+    let [shown, needed] = ["innerWidth", "document.scrollingElement.scrollWidth"]
+        .map(|size| tab.eval(size).as_u64().expect("a whole number"));
+    assert!(needed <= shown, "{what}: {needed} px wide in a window of {shown} px");
+}
+
+fn picture(tab: &Tab<'_>, name: &str) {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/screenshots");
+    std::fs::create_dir_all(&directory).expect("a directory for pictures");
+    std::fs::write(directory.join(format!("{name}.png")), tab.screenshot()).expect("room for a picture");
+}
