@@ -19,7 +19,7 @@ use tracing_subscriber::EnvFilter;
 use crate::data_dir::{self, Claim, DataDir, Holder};
 use crate::engine::{self, Device, Files, StoreId, StoreLimits, Stores};
 use crate::likes;
-use crate::serve::{Config, Instance, executable, open_stores};
+use crate::serve::{Config, Instance, open_stores};
 use crate::web::{self, AllowedHost, Imported, StatusReport};
 
 /// Events that may wait to be stored, a store. More than a second's worth at full speed; beyond that a quick "try again"
@@ -337,7 +337,7 @@ fn show_status(out: &mut impl Write, report: &StatusReport) -> io::Result<()> {
 
 fn verify(data: &Path, store: &StoreId) -> anyhow::Result<ExitCode> {
     let files = existing(data, store)?;
-    let report = engine::verify(&files, &Arc::new(likes::schema()), &executable()?)?;
+    let report = engine::verify(&files, &Arc::new(likes::schema()), &engine::executable()?)?;
     let mut out = io::stdout().lock();
     writeln!(out, "store {store}: {} events in the log, {} pending", report.events, report.pending)?;
     writeln!(out, "log digest   {} at {}", report.log_digest, report.head)?;

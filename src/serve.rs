@@ -1,7 +1,6 @@
 //! One instance: its stores, and the server in front of them.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 
 use anyhow::{Context, bail};
 use axum::Router;
@@ -45,18 +44,8 @@ pub(crate) fn open_stores(
     limits: StoreLimits,
     progress: fn(u64, u64),
 ) -> anyhow::Result<Stores> {
-    let setup =
-        Setup { schema: Arc::new(likes::schema()), device: device.clone(), executable: executable()?, progress };
+    let setup = Setup { progress, ..Setup::new(likes::schema(), device.clone())? };
     Ok(Stores::open(&DataDir::stores(dir.path()), setup, limits)?)
-}
-
-/// Identifies this executable, so that a state made by another one is rebuilt.
-pub(crate) fn executable() -> anyhow::Result<String> {
-    let path = std::env::current_exe().context("cannot find the path of this program")?;
-    let mut hasher = blake3::Hasher::new();
-    let hash = std::fs::File::open(&path).and_then(|file| hasher.update_reader(file).map(|hasher| hasher.finalize()));
-    let hash = hash.with_context(|| format!("cannot read this program at {}", path.display()))?;
-    Ok(hash.to_hex()[..32].to_owned())
 }
 
 impl Instance {

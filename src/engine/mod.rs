@@ -22,7 +22,7 @@ pub use eventlog::Whose;
 pub use live::Watch;
 pub use place::{Cursor, Digest, Entry, Generation, LogId, Seq};
 pub use query::Query;
-pub use replica::{Files, Outcome, Page, Replica, SETTLE_EVERY, Setup, Standing, committed_state};
+pub use replica::{Files, Outcome, Page, Replica, SETTLE_EVERY, Setup, Standing, committed_state, executable};
 pub use sandbox::DbError;
 pub use schema::{Db, Schema};
 pub use snapshot::{Line, Report, backup, export, verify};
