@@ -396,7 +396,8 @@ impl Stores {
         stores_in(&self.shared.dir)
     }
 
-    /// Lets every store finish what it has been given, and closes it. Blocks until that is done.
+    /// Lets every store finish what it has been given, and closes it. Blocks until that is done, so async code leaves it
+    /// to a thread that may wait (`spawn_blocking`).
     pub fn close(&self) {
         let (stores, closing) = {
             let mut open = self.shared.open.lock().expect("BUG: opening a store panicked");
