@@ -17,9 +17,9 @@ use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
 use crate::data_dir::{self, Claim, DataDir, Holder};
-use crate::engine::{self, Authority, Device, Files, Standing, StoreId, StoreLimits, Stores};
+use crate::engine::{self, Device, Files, Standing, StoreId, StoreLimits, Stores};
 use crate::likes;
-use crate::serve::{Config, Instance, executable, open_stores};
+use crate::serve::{Config, Instance, open_stores};
 use crate::sync::{LinkStatus, Seen, TokenFile, TokenSource, Upstream, UpstreamOptions};
 use crate::web::{self, AllowedHost, Imported, StatusReport};
 
@@ -379,7 +379,7 @@ async fn status(data: &Path, store: &StoreId, url: Option<String>, json: bool) -
             Claim::Taken(holder) => ask_status(&address(data, holder.as_ref())?, store).await?,
             Claim::Ours(dir) => {
                 let device = host_name();
-                let stores = open_stores(&dir, &device, store_limits(), Authority::AsRecorded, show_progress)?;
+                let stores = open_stores(&dir, &device, store_limits(), false, show_progress)?;
                 let opened = stores.get(store)?;
                 let mut report = StatusReport::of(&opened, &device, &LinkStatus::none()).await?;
                 report.digests = Some(web::digests(&opened)?);
@@ -442,7 +442,7 @@ fn show_status(out: &mut impl Write, report: &StatusReport) -> io::Result<()> {
 
 fn verify(data: &Path, store: &StoreId) -> anyhow::Result<ExitCode> {
     let files = existing(data, store)?;
-    let report = engine::verify(&files, &Arc::new(likes::schema()), &executable()?)?;
+    let report = engine::verify(&files, &Arc::new(likes::schema()), &engine::executable()?)?;
     let mut out = io::stdout().lock();
     writeln!(out, "store {store}: {} events in the log, {} pending", report.events, report.pending)?;
     writeln!(out, "log digest   {} at {}", report.log_digest, report.head)?;
@@ -475,7 +475,7 @@ async fn import(data: &Path, store: &StoreId) -> anyhow::Result<ExitCode> {
         }
         Claim::Ours(dir) => {
             let device = host_name();
-            let stores = open_stores(&dir, &device, store_limits(), Authority::AsRecorded, show_progress)?;
+            let stores = open_stores(&dir, &device, store_limits(), false, show_progress)?;
             let result = web::import(&stores.get(store)?, &device, tokio::io::stdin()).await;
             close(stores).await?;
             result.context(
@@ -547,7 +547,7 @@ async fn adopt(data: &Path, store: &StoreId, yes: bool) -> anyhow::Result<ExitCo
     let standing: Standing = match DataDir::claim(data)? {
         Claim::Taken(holder) => control(data, holder.as_ref(), &format!("{store}/adopt")).await?,
         Claim::Ours(dir) => {
-            let stores = open_stores(&dir, &host_name(), store_limits(), Authority::AsRecorded, show_progress)?;
+            let stores = open_stores(&dir, &host_name(), store_limits(), false, show_progress)?;
             let adopted = stores.get(store)?.adopt().await;
             close(stores).await?;
             adopted?
@@ -563,7 +563,7 @@ async fn promote(data: &Path, store: &StoreId, yes: bool) -> anyhow::Result<Exit
     let standing: Standing = match DataDir::claim(data)? {
         Claim::Taken(holder) => control(data, holder.as_ref(), &format!("{store}/promote")).await?,
         Claim::Ours(dir) => {
-            let stores = open_stores(&dir, &host_name(), store_limits(), Authority::AsRecorded, show_progress)?;
+            let stores = open_stores(&dir, &host_name(), store_limits(), false, show_progress)?;
             let promoted = stores.get(store)?.promote().await;
             close(stores).await?;
             promoted?
@@ -587,7 +587,7 @@ async fn set_aside(data: &Path, store: &StoreId, command: &SetAsideCommand) -> a
             let count: usize = match DataDir::claim(data)? {
                 Claim::Taken(holder) => control(data, holder.as_ref(), &format!("{store}/set-aside/retry")).await?,
                 Claim::Ours(dir) => {
-                    let stores = open_stores(&dir, &host_name(), store_limits(), Authority::AsRecorded, show_progress)?;
+                    let stores = open_stores(&dir, &host_name(), store_limits(), false, show_progress)?;
                     let retried = stores.get(store)?.retry_set_aside().await;
                     close(stores).await?;
                     retried?

@@ -1,7 +1,6 @@
 //! One instance: its stores, and the server in front of them.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -10,7 +9,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::data_dir::DataDir;
-use crate::engine::{Authority, Device, Health, Setup, StoreLimits, Stores};
+use crate::engine::{Device, Health, Setup, StoreLimits, Stores};
 use crate::likes;
 use crate::sync::{Clients, Hub, TokenFile, Tokens, Upstream};
 use crate::web::live::Pages;
@@ -46,26 +45,18 @@ pub(crate) struct Instance {
     _dir: DataDir,
 }
 
-/// The stores of the likes feature in the data directory `dir`, which the caller has.
+/// The stores of the likes feature in the data directory `dir`, which the caller has. They `follow` an upstream, or are
+/// what their eventlogs say.
 pub(crate) fn open_stores(
     dir: &DataDir,
     device: &Device,
     limits: StoreLimits,
-    authority: Authority,
+    follow: bool,
     progress: fn(u64, u64),
 ) -> anyhow::Result<Stores> {
-    let setup =
-        Setup { schema: Arc::new(likes::schema()), device: device.clone(), executable: executable()?, progress };
-    Ok(Stores::open(&DataDir::stores(dir.path()), setup, limits, authority)?)
-}
-
-/// Identifies this executable, so that a state made by another one is rebuilt.
-pub(crate) fn executable() -> anyhow::Result<String> {
-    let path = std::env::current_exe().context("cannot find the path of this program")?;
-    let mut hasher = blake3::Hasher::new();
-    let hash = std::fs::File::open(&path).and_then(|file| hasher.update_reader(file).map(|hasher| hasher.finalize()));
-    let hash = hash.with_context(|| format!("cannot read this program at {}", path.display()))?;
-    Ok(hash.to_hex()[..32].to_owned())
+    let setup = Setup { progress, ..Setup::new(likes::schema(), device.clone())? };
+    let dir = DataDir::stores(dir.path());
+    Ok(if follow { Stores::following(&dir, setup, limits)? } else { Stores::open(&dir, setup, limits)? })
 }
 
 impl Instance {
@@ -78,8 +69,7 @@ impl Instance {
         shutdown: CancellationToken,
     ) -> anyhow::Result<Self> {
         let limits = web::Limits::default().within_open_files(web::raise_open_file_limit());
-        let authority = if config.upstream.is_some() { Authority::Upstream } else { Authority::AsRecorded };
-        let stores = open_stores(&dir, &config.device, config.stores, authority, config.progress)?;
+        let stores = open_stores(&dir, &config.device, config.stores, config.upstream.is_some(), config.progress)?;
         let first = stores.get(&web::DEFAULT_STORE.parse().context("BUG: the default store has no valid name")?)?;
         if let Health::Failed(why) = first.healthy().await {
             bail!("the store {}: {why}", first.id());

@@ -22,11 +22,13 @@ pub use eventlog::{PageSize, Whose};
 pub use live::Watch;
 pub use place::{Cursor, Digest, Entry, Generation, LogId, Seq};
 pub use query::Query;
-pub use replica::{Files, Outcome, Page, Position, Replica, SETTLE_EVERY, Setup, Standing, committed_state};
+pub use replica::{
+    Files, Outcome, Page, Position, Replica, SETTLE_EVERY, Setup, Standing, committed_state, executable,
+};
 pub use sandbox::DbError;
 pub use schema::{Db, Schema};
 pub use snapshot::{Line, Report, backup, export, export_set_aside, set_aside, verify};
 pub use storage::Fault;
 pub(crate) use storage::{create_private_dir, open_private_file, sync_dir};
-pub use store::{Authority, Error, Health, MalformedStoreId, Receipt, Store, StoreId, StoreLimits, Stores, stores_in};
+pub use store::{Error, Health, MalformedStoreId, Receipt, Store, StoreId, StoreLimits, Stores, stores_in};
 pub use writer::BATCH;

@@ -23,7 +23,7 @@ use super::query::Query;
 use super::sandbox::{DbError, Tables};
 use super::schema::{Effect, Schema};
 use super::state::{self, Enders, OnFault, State, Stop};
-use super::storage::{self, Fault, WalGauge, check_sqlite, create_private_dir, remove_database, sync_dir};
+use super::storage::{self, Fault, IoContext, WalGauge, check_sqlite, create_private_dir, remove_database, sync_dir};
 use super::witness::Witness;
 
 /// What is read from the eventlog at a time when it is applied.
@@ -50,6 +50,29 @@ pub struct Setup {
     pub executable: String,
     /// Is told how far a rebuild has come: events applied, and events in all.
     pub progress: fn(u64, u64),
+}
+
+impl Setup {
+    /// The setup of the running program, in which nobody is told how far a rebuild has come.
+    ///
+    /// # Errors
+    ///
+    /// When the program's own file can't be read.
+    pub fn new(schema: Schema, device: Device) -> Result<Self, Fault> {
+        Ok(Self { schema: Arc::new(schema), device, executable: executable()?, progress: |_, _| {} })
+    }
+}
+
+/// Identifies the running executable, so that a state made by another one is rebuilt.
+///
+/// # Errors
+///
+/// When the program's own file can't be found or read.
+pub fn executable() -> Result<String, Fault> {
+    let path = std::env::current_exe().doing("find the path of this program, started in", Path::new("."))?;
+    let mut hasher = blake3::Hasher::new();
+    let hash = fs::File::open(&path).and_then(|file| hasher.update_reader(file).map(|hasher| hasher.finalize()));
+    Ok(hash.doing("read this program at", &path)?.to_hex()[..32].to_owned())
 }
 
 /// What became of an event that was to be stored.

@@ -331,15 +331,6 @@ impl fmt::Debug for Store {
     }
 }
 
-/// Who gives the events of all stores their places in the log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Authority {
-    /// Whoever each store's eventlog says: this instance, or an upstream that is not connected now.
-    AsRecorded,
-    /// An upstream. A store whose log is its own is taken back to its outbox, to be pushed.
-    Upstream,
-}
-
 /// The bounds of what stores may use. The program's own are in `cli.rs`.
 #[derive(Debug, Clone, Copy)]
 pub struct StoreLimits {
@@ -393,11 +384,24 @@ impl Stores {
     /// # Errors
     ///
     /// When the schema breaks a rule, or `dir` can't be read.
-    pub fn open(dir: &Path, setup: Setup, limits: StoreLimits, authority: Authority) -> Result<Self, Fault> {
+    pub fn open(dir: &Path, setup: Setup, limits: StoreLimits) -> Result<Self, Fault> {
+        Self::new(dir, setup, limits, false)
+    }
+
+    /// As [`open`](Self::open), for stores whose authority is an upstream. One whose log is its own is taken back to its
+    /// outbox, to be pushed.
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](Self::open).
+    pub fn following(dir: &Path, setup: Setup, limits: StoreLimits) -> Result<Self, Fault> {
+        Self::new(dir, setup, limits, true)
+    }
+
+    fn new(dir: &Path, setup: Setup, limits: StoreLimits, follows: bool) -> Result<Self, Fault> {
         setup.schema.check()?;
         let count = stores_in(dir)?.len() as u64;
         let checkpoints = start_checkpoints().doing("start a thread for", dir)?;
-        let follows = authority == Authority::Upstream;
         let common = Arc::new(Common { setup, follows, count: AtomicU64::new(count), max: limits.stores, checkpoints });
         Ok(Self { shared: Arc::new(Shared { dir: dir.to_owned(), limits, common, open: Mutex::default() }) })
     }
@@ -459,7 +463,8 @@ impl Stores {
         stores_in(&self.shared.dir)
     }
 
-    /// Lets every store finish what it has been given, and closes it. Blocks until that is done.
+    /// Lets every store finish what it has been given, and closes it. Blocks until that is done, so async code leaves it
+    /// to a thread that may wait (`spawn_blocking`).
     pub fn close(&self) {
         let (stores, closing) = {
             let mut open = self.shared.open.lock().expect("BUG: opening a store panicked");
