@@ -1,4 +1,5 @@
 //! The engine through its public face, one level below HTTP.
 
+mod faults;
 mod replica;
 mod support;
