@@ -1,5 +1,6 @@
 //! The engine through its public face, one level below HTTP.
 
+mod crashes;
 mod faults;
 mod replica;
 mod support;
