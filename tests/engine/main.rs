@@ -3,4 +3,5 @@
 mod crashes;
 mod faults;
 mod replica;
+mod simulation;
 mod support;
