@@ -222,7 +222,8 @@ impl Replica {
         let outcomes = match self.write_together(batch, on_fault)? {
             Some(outcomes) => outcomes,
             None => {
-                let each = batch.iter().map(|(event, origin)| self.write_alone(event, origin, on_fault));
+                let mut enders = Enders::new();
+                let each = batch.iter().map(|(event, origin)| self.write_alone(event, origin, on_fault, &mut enders));
                 each.collect::<Result<_, _>>()?
             }
         };
@@ -264,15 +265,22 @@ impl Replica {
             }
             Err(Stop::Ended(..)) => {
                 self.log.undo(mark).map_err(Fault::eventlog)?;
-                self.restore()?;
+                self.restore(&mut Enders::new())?;
                 Ok(None)
             }
             Err(Stop::Fault(fault)) => Err(fault),
         }
     }
 
-    /// Stores and applies one event of a batch in which something is wrong.
-    fn write_alone(&mut self, event: &Envelope, origin: &Device, on_fault: OnFault) -> Result<Outcome, Fault> {
+    /// Stores and applies one event of a batch in which something is wrong. Those before it that end the transaction
+    /// are in `enders`, so that each makes the others be applied again once, and not once more for each that follows.
+    fn write_alone(
+        &mut self,
+        event: &Envelope,
+        origin: &Device,
+        on_fault: OnFault,
+        enders: &mut Enders,
+    ) -> Result<Outcome, Fault> {
         let mark = self.log.mark().map_err(Fault::eventlog)?;
         self.state.mark()?;
         let outcome = self.store(event, origin)?;
@@ -295,12 +303,13 @@ impl Replica {
                 }
                 Err(Stop::Ended(_, why)) if on_fault == OnFault::Refuse => {
                     self.log.undo(mark).map_err(Fault::eventlog)?;
-                    self.restore()?;
+                    self.restore(enders)?;
                     return Ok(Outcome::Refused(why));
                 }
-                Err(Stop::Ended(..)) => {
+                Err(Stop::Ended(id, why)) => {
                     self.log.keep().map_err(Fault::eventlog)?;
-                    self.restore()?;
+                    enders.insert(id, why);
+                    self.restore(enders)?;
                     return Ok(outcome);
                 }
                 Err(Stop::Fault(fault)) => return Err(fault),
@@ -432,7 +441,7 @@ impl Replica {
         self.catch_up()?;
         self.unsettled = 0;
         self.is_behind = false;
-        if self.log.tip().pending > 0 { self.restore() } else { Ok(()) }
+        if self.log.tip().pending > 0 { self.restore(&mut Enders::new()) } else { Ok(()) }
     }
 
     /// Applies what the log has after the state's cursor, and commits it. No transaction may be open.
@@ -464,14 +473,13 @@ impl Replica {
     }
 
     /// Opens the state's transaction anew and applies, without committing, all that the eventlog has after the state's
-    /// cursor: first the log, then the outbox.
-    fn restore(&mut self) -> Result<(), Fault> {
-        let mut enders = Enders::new();
+    /// cursor: first the log, then the outbox. Passes over `enders`, and adds those that it finds.
+    fn restore(&mut self, enders: &mut Enders) -> Result<(), Fault> {
         loop {
             self.state.rollback()?;
             self.state.begin()?;
-            let log = self.replay(self.state.cursor().seq, self.log.tip().head, &enders);
-            match log.and_then(|()| self.replay_pending(&enders)) {
+            let log = self.replay(self.state.cursor().seq, self.log.tip().head, enders);
+            match log.and_then(|()| self.replay_pending(enders)) {
                 Ok(()) => break,
                 Err(Stop::Ended(id, why)) => drop(enders.insert(id, why)),
                 Err(Stop::Fault(fault)) => return Err(fault),
