@@ -501,6 +501,33 @@ fn trust_50_a_machine_fault_while_others_events_are_added_stops_and_they_can_be_
 }
 
 #[test]
+fn a_replica_that_met_a_fault_changes_nothing_any_more() {
+    for follows in [false, true] {
+        let mut home = Home::new();
+        let mut replica = if follows { home.follow() } else { home.open() };
+        let arrived = page(1, &[append(1, "a")], false);
+        let result = failing_after(0, rusqlite::ffi::SQLITE_FULL, || match follows {
+            true => replica.arrive(&arrived),
+            false => replica.commit(&[append(1, "a")]).map(drop),
+        });
+        assert!(matches!(result, Some(Fault::Sqlite { .. })));
+        let denied = event(id(2), "Panicked", "");
+        for result in [
+            replica.commit(&[denied]).map(drop),
+            replica.commit(&[append(3, "b")]).map(drop),
+            replica.add(&[(append(3, "b"), device("x"))]).map(drop),
+            replica.arrive(&arrived),
+            replica.settle(),
+            replica.take_back(Seq::START, Whose::Upstream(None)),
+        ] {
+            assert!(matches!(result, Err(Fault::Stopped)), "{result:?}");
+        }
+        let replica = home.crash_and_open(replica);
+        assert_eq!(note(&replica), if follows { "a" } else { "" });
+    }
+}
+
+#[test]
 fn a_database_that_another_process_holds_is_a_fault_of_the_machine() {
     let home = Home::new();
     let mut replica = home.open();

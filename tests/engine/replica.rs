@@ -548,6 +548,17 @@ fn trust_49_events_that_end_the_transaction_never_let_pending_ones_reach_the_dis
 }
 
 #[test]
+fn a_push_of_events_that_all_end_the_transaction_takes_seconds() {
+    let home = Home::new();
+    let mut replica = home.open();
+    let guard = |n| event(id(n), "Guarded", r#"{"by":30}"#);
+    let events: Vec<_> = (0..500).flat_map(|n| [guard(2 * n), append(2 * n + 1, "x")]).collect();
+    assert!(stored(&add(&mut replica, &events)));
+    assert_eq!(replica.standing().unwrap().skipped, 500);
+    assert_eq!(note(&replica).len(), 500);
+}
+
+#[test]
 fn pure_confirms_settle_after_a_while_although_something_is_always_pending() {
     let home = Home::new();
     let mut replica = home.follow();
