@@ -140,6 +140,11 @@ pub struct PageSize {
 }
 
 impl PageSize {
+    /// So many events, however large.
+    pub const fn events(events: usize) -> Self {
+        Self { events, bytes: usize::MAX }
+    }
+
     fn fill<T>(
         self,
         rows: impl Iterator<Item = rusqlite::Result<T>>,
@@ -382,10 +387,11 @@ impl Eventlog {
     pub(crate) fn entries(&self, after: Seq, size: PageSize) -> rusqlite::Result<Vec<Entry>> {
         let sql = "SELECT seq, id, name, args, origin FROM log WHERE seq > ?1 ORDER BY seq LIMIT ?2";
         let mut statement = self.conn.prepare_cached(sql)?;
-        let rows = statement.query_map(params![after.to_sql(), size.events as i64], |row| {
-            let origin = Device::stored(self.origins.text(row.get(4)?)?);
-            Ok(Entry { seq: Seq::from_sql(row.get(0)?), event: self.envelope(row, 1)?, origin })
-        })?;
+        let rows =
+            statement.query_map(params![after.to_sql(), i64::try_from(size.events).unwrap_or(i64::MAX)], |row| {
+                let origin = Device::stored(self.origins.text(row.get(4)?)?);
+                Ok(Entry { seq: Seq::from_sql(row.get(0)?), event: self.envelope(row, 1)?, origin })
+            })?;
         size.fill(rows, |entry| &entry.event)
     }
 
@@ -393,8 +399,9 @@ impl Eventlog {
     pub(crate) fn pending(&self, after: i64, size: PageSize) -> rusqlite::Result<Vec<(i64, Envelope)>> {
         let sql = "SELECT n, id, name, args FROM outbox WHERE n > ?1 ORDER BY n LIMIT ?2";
         let mut statement = self.conn.prepare_cached(sql)?;
-        let rows =
-            statement.query_map(params![after, size.events as i64], |row| Ok((row.get(0)?, self.envelope(row, 1)?)))?;
+        let rows = statement.query_map(params![after, i64::try_from(size.events).unwrap_or(i64::MAX)], |row| {
+            Ok((row.get(0)?, self.envelope(row, 1)?))
+        })?;
         size.fill(rows, |(_, event)| event)
     }
 

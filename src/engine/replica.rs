@@ -1,7 +1,8 @@
 //! One device's copy of a store: an eventlog and the state that follows from it.
 //!
 //! Plain synchronous code without threads, clock or network, so that a test can drive a hundred of them by a seed.
-//! After a [`Fault`] a replica is to be dropped and opened again; what it had acknowledged is in its eventlog.
+//! After a [`Fault`] a replica changes nothing any more: it is to be dropped and opened again. What it had
+//! acknowledged is in its eventlog.
 //!
 //! Two rules hold at every point where the process may die:
 //!
@@ -185,6 +186,8 @@ pub struct Replica {
     /// Whether the log holds events that the open transaction doesn't.
     is_behind: bool,
     identity: Option<Vec<FileId>>,
+    /// Whether a fault has left it in the middle of something.
+    is_broken: bool,
 }
 
 impl Replica {
@@ -223,7 +226,17 @@ impl Replica {
             }
         };
         sync_dir(&files.dir)?;
-        let mut replica = Self { setup, files, log, state, witness, unsettled: 0, is_behind: false, identity: None };
+        let mut replica = Self {
+            setup,
+            files,
+            log,
+            state,
+            witness,
+            unsettled: 0,
+            is_behind: false,
+            identity: None,
+            is_broken: false,
+        };
         replica.settle()?;
         replica.witness.write(replica.log.testimony())?;
         replica.identity = replica.identify();
@@ -255,7 +268,22 @@ impl Replica {
         self.write(&batch, OnFault::Skip)
     }
 
+    /// Runs `act` unless an earlier fault left log and state apart: whoever went on from there would commit a state that
+    /// lacks events below its cursor.
+    fn unless_broken<T>(&mut self, act: impl FnOnce(&mut Self) -> Result<T, Fault>) -> Result<T, Fault> {
+        if self.is_broken {
+            return Err(Fault::Stopped);
+        }
+        let result = act(self);
+        self.is_broken = result.is_err();
+        result
+    }
+
     fn write(&mut self, batch: &[(&Envelope, &Device)], on_fault: OnFault) -> Result<Vec<Outcome>, Fault> {
+        self.unless_broken(|replica| replica.try_write(batch, on_fault))
+    }
+
+    fn try_write(&mut self, batch: &[(&Envelope, &Device)], on_fault: OnFault) -> Result<Vec<Outcome>, Fault> {
         self.log.begin().map_err(Fault::eventlog)?;
         if !self.state.is_open() {
             self.state.begin()?;
@@ -263,7 +291,8 @@ impl Replica {
         let outcomes = match self.write_together(batch, on_fault)? {
             Some(outcomes) => outcomes,
             None => {
-                let each = batch.iter().map(|(event, origin)| self.write_alone(event, origin, on_fault));
+                let mut enders = Enders::new();
+                let each = batch.iter().map(|(event, origin)| self.write_alone(event, origin, on_fault, &mut enders));
                 each.collect::<Result<_, _>>()?
             }
         };
@@ -305,15 +334,22 @@ impl Replica {
             }
             Err(Stop::Ended(..)) => {
                 self.log.undo(mark).map_err(Fault::eventlog)?;
-                self.restore()?;
+                self.restore(&mut Enders::new())?;
                 Ok(None)
             }
             Err(Stop::Fault(fault)) => Err(fault),
         }
     }
 
-    /// Stores and applies one event of a batch in which something is wrong.
-    fn write_alone(&mut self, event: &Envelope, origin: &Device, on_fault: OnFault) -> Result<Outcome, Fault> {
+    /// Stores and applies one event of a batch in which something is wrong. Those before it that end the transaction
+    /// are in `enders`, so that each makes the others be applied again once, and not once more for each that follows.
+    fn write_alone(
+        &mut self,
+        event: &Envelope,
+        origin: &Device,
+        on_fault: OnFault,
+        enders: &mut Enders,
+    ) -> Result<Outcome, Fault> {
         let mark = self.log.mark().map_err(Fault::eventlog)?;
         self.state.mark()?;
         let outcome = self.store(event, origin)?;
@@ -336,12 +372,13 @@ impl Replica {
                 }
                 Err(Stop::Ended(_, why)) if on_fault == OnFault::Refuse => {
                     self.log.undo(mark).map_err(Fault::eventlog)?;
-                    self.restore()?;
+                    self.restore(enders)?;
                     return Ok(Outcome::Refused(why));
                 }
-                Err(Stop::Ended(..)) => {
+                Err(Stop::Ended(id, why)) => {
                     self.log.keep().map_err(Fault::eventlog)?;
-                    self.restore()?;
+                    enders.insert(id, why);
+                    self.restore(enders)?;
                     return Ok(outcome);
                 }
                 Err(Stop::Fault(fault)) => return Err(fault),
@@ -403,6 +440,10 @@ impl Replica {
     ///
     /// A fault of the machine; the page is to be pulled again.
     pub fn arrive(&mut self, page: &Page) -> Result<(), Fault> {
+        self.unless_broken(|replica| replica.try_arrive(page))
+    }
+
+    fn try_arrive(&mut self, page: &Page) -> Result<(), Fault> {
         let before = *self.log.tip();
         let mut is_ours_in_order = !self.is_behind;
         self.log.begin().map_err(Fault::eventlog)?;
@@ -418,7 +459,7 @@ impl Replica {
         let now = *self.log.tip();
         let added = now.length - before.length;
         if added == 0 && now.pending == before.pending {
-            return if self.is_behind && !page.more { self.settle() } else { Ok(()) };
+            return if self.is_behind && !page.more { self.try_settle() } else { Ok(()) };
         }
         if is_ours_in_order {
             // The open transaction has applied just these events, in this order.
@@ -426,10 +467,10 @@ impl Replica {
             if now.pending == 0 {
                 return self.commit_state();
             }
-            return if self.unsettled >= SETTLE_EVERY { self.settle() } else { Ok(()) };
+            return if self.unsettled >= SETTLE_EVERY { self.try_settle() } else { Ok(()) };
         }
         self.is_behind = true;
-        if page.more && now.pending > 0 { Ok(()) } else { self.settle() }
+        if page.more && now.pending > 0 { Ok(()) } else { self.try_settle() }
     }
 
     /// Puts one event of the upstream's log into ours. True when it was the next of our own pending ones, so that the
@@ -469,11 +510,15 @@ impl Replica {
     ///
     /// A fault of the machine.
     pub fn settle(&mut self) -> Result<(), Fault> {
+        self.unless_broken(Self::try_settle)
+    }
+
+    fn try_settle(&mut self) -> Result<(), Fault> {
         self.state.rollback()?;
         self.catch_up()?;
         self.unsettled = 0;
         self.is_behind = false;
-        if self.log.tip().pending > 0 { self.restore() } else { Ok(()) }
+        if self.log.tip().pending > 0 { self.restore(&mut Enders::new()) } else { Ok(()) }
     }
 
     /// Shows queries what [`arrive`](Self::arrive) left for later, when no further page is going to come.
@@ -514,14 +559,13 @@ impl Replica {
     }
 
     /// Opens the state's transaction anew and applies, without committing, all that the eventlog has after the state's
-    /// cursor: first the log, then the outbox.
-    fn restore(&mut self) -> Result<(), Fault> {
-        let mut enders = Enders::new();
+    /// cursor: first the log, then the outbox. Passes over `enders`, and adds those that it finds.
+    fn restore(&mut self, enders: &mut Enders) -> Result<(), Fault> {
         loop {
             self.state.rollback()?;
             self.state.begin()?;
-            let log = self.replay(self.state.cursor().seq, self.log.tip().head, &enders);
-            match log.and_then(|()| self.replay_pending(&enders)) {
+            let log = self.replay(self.state.cursor().seq, self.log.tip().head, enders);
+            match log.and_then(|()| self.replay_pending(enders)) {
                 Ok(()) => break,
                 Err(Stop::Ended(id, why)) => drop(enders.insert(id, why)),
                 Err(Stop::Fault(fault)) => return Err(fault),
@@ -574,6 +618,10 @@ impl Replica {
     ///
     /// A fault of the machine. A crash between the eventlog's commit and the new state is mended by opening.
     pub fn take_back(&mut self, after: Seq, whose: Whose) -> Result<(), Fault> {
+        self.unless_broken(|replica| replica.try_take_back(after, whose))
+    }
+
+    fn try_take_back(&mut self, after: Seq, whose: Whose) -> Result<(), Fault> {
         self.state.rollback()?;
         self.unsettled = 0;
         let device = self.setup.device.clone();
@@ -593,7 +641,7 @@ impl Replica {
         let Setup { schema, executable, .. } = &self.setup;
         self.state = State::new(&self.files.state(), schema, executable, self.log.tip().generation)?;
         self.state.take_touched();
-        self.settle()?;
+        self.try_settle()?;
         self.state.touch_all();
         Ok(())
     }

@@ -153,7 +153,7 @@ pub(crate) fn is_damage(error: &rusqlite::Error) -> bool {
 
 /// A set of a schema's tables. The tables from the 64th on share one place, which costs at most a needless re-run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct Tables(u64);
+pub(crate) struct Tables(pub(super) u64);
 
 impl Tables {
     pub(crate) const NONE: Self = Self(0);

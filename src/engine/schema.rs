@@ -374,4 +374,43 @@ mod tests {
         .check()
         .unwrap();
     }
+
+    #[derive(Debug, serde::Serialize, serde::Deserialize)]
+    struct Happened {}
+    impl Event for Happened {
+        const NAME: &'static str = "Happened";
+    }
+
+    /// What becomes of one event on an empty state, and the tables it touches.
+    fn happen(schema: &Schema) -> (Result<Effect, Failure>, Tables) {
+        let sandbox = Sandbox::new(open_in_memory().unwrap()).unwrap();
+        schema.create(&sandbox).unwrap();
+        sandbox.engine().execute_batch("BEGIN").unwrap();
+        let touched = Cell::default();
+        let effect = schema.apply(&sandbox, EventId::from_parts(0, [0; 10]), "Happened", None, &touched);
+        (effect, touched.get())
+    }
+
+    const FAMILY: &str = "CREATE TABLE child (parent REFERENCES parent (id) ON DELETE CASCADE);
+                          CREATE TABLE parent (id INTEGER PRIMARY KEY);
+                          CREATE TABLE stranger (id INTEGER PRIMARY KEY);
+                          INSERT INTO parent VALUES (1); INSERT INTO child VALUES (1);";
+
+    #[test]
+    fn statements_touch_what_they_write_also_when_they_give_rows_or_cascade() {
+        let both = |first: usize, second: usize| Tables(1 << first | 1 << second);
+        let sql = "INSERT INTO stranger VALUES (5) RETURNING id";
+        let schema = Schema::new(FAMILY).on(move |_: Happened, db| db.first(sql, (), |row| row.get::<_, i64>(0)));
+        assert_eq!(happen(&schema).1, both(2, 2));
+        let schema = Schema::new(FAMILY).on(move |_: Happened, db| db.rows(sql, (), |row| row.get::<_, i64>(0)));
+        assert_eq!(happen(&schema).1, both(2, 2));
+        let schema = Schema::new(FAMILY).on(|_: Happened, db| db.execute("DELETE FROM parent", ()));
+        assert_eq!(happen(&schema).1, both(0, 1));
+    }
+
+    #[test]
+    fn foreign_keys_hold_in_memory_too() {
+        let schema = Schema::new(FAMILY).on(|_: Happened, db| db.execute("INSERT INTO child VALUES (7)", ()));
+        assert!(matches!(happen(&schema).0, Err(Failure::Event(_))));
+    }
 }

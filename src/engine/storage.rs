@@ -92,6 +92,9 @@ pub enum Fault {
     /// The schema itself breaks a rule.
     #[error("the schema can't be used: {0}")]
     Schema(#[from] DbError),
+    /// An earlier fault has stopped the store.
+    #[error("an earlier fault stopped this store; it has to be opened again")]
+    Stopped,
     /// The files are no longer where they were when they were opened.
     #[error(
         "the files of this store in {} were removed or replaced while it was open. Put them back, or restore a backup, \

@@ -1,0 +1,7 @@
+//! The engine through its public face, one level below HTTP.
+
+mod crashes;
+mod faults;
+mod replica;
+mod simulation;
+mod support;
