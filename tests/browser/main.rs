@@ -11,4 +11,5 @@ mod likewise;
 mod look;
 mod offline;
 mod plain;
+mod sync;
 mod tabs;
