@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use likewise::engine::{Entry, Envelope, EventId, Fault, Outcome, PageSize, Replica, Seq, Whose};
+use likewise::engine::{Entry, Envelope, EventId, Fault, LogId, Outcome, PageSize, Replica, Seq, Whose};
 use rusqlite::Connection;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -155,6 +155,38 @@ fn trust_08_a_flipped_bit_in_the_eventlogs_structure_fails_closed_or_harms_nothi
     assert!(refused > 20, "{refused}");
     restore();
     assert_eq!(home.open().state_digest().unwrap(), digest);
+}
+
+/// The eventlog goes first, so a crash may leave the state of before beside it.
+#[test]
+fn trust_51_a_crash_between_taking_back_and_making_the_state_anew_is_mended_by_opening() {
+    type Act = fn(&mut Replica);
+    let then: [Act; 3] = [
+        |_| {},
+        |replica| drop(replica.commit(&[append(8, "n")]).unwrap()),
+        |replica| {
+            replica.arrive(&page(2, &[append(20, "x"), append(21, "y"), append(22, "z")], false)).unwrap();
+        },
+    ];
+    for whose in [Whose::Upstream(None), Whose::Own(LogId::random())] {
+        for act in then.iter().take(if matches!(whose, Whose::Own(_)) { 2 } else { 3 }) {
+            let mut home = Home::new();
+            let mut replica = home.follow();
+            replica.arrive(&page(1, &[append(1, "1"), append(2, "2"), append(3, "3")], false)).unwrap();
+            replica.commit(&[append(4, "4")]).unwrap();
+            let old = home.scratch.path().join("old");
+            copy_dir(&home.dir, &old);
+            replica.take_back(Seq(1), whose).unwrap();
+            act(&mut replica);
+            let digest = replica.state_digest().unwrap();
+            home.crash(replica);
+            for file in ["state.db", "state.db-wal", "witness"] {
+                fs::copy(old.join(file), home.path(file)).unwrap();
+            }
+            let replica = home.open();
+            assert_eq!(replica.state_digest().unwrap(), digest);
+        }
+    }
 }
 
 fn lost_tail(home: &Home) -> bool {

@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use crate::support::*;
 
 /// How many seeds an ordinary run takes.
-const SEEDS: u64 = 150;
+const SEEDS: u64 = 100;
 
 #[test]
 fn trust_14_whatever_the_network_and_the_machines_do_all_replicas_agree_in_the_end() {
@@ -63,6 +63,8 @@ struct Node {
     is_between_pages: bool,
     /// What it has to hold, in whatever place: all it ever held.
     held: Vec<Envelope>,
+    /// What was committed here and nowhere else, in that order.
+    committed: Vec<EventId>,
 }
 
 /// A push on its way.
@@ -129,6 +131,7 @@ impl Cluster {
         let events = self.some_events();
         let outcomes = replica.commit(&events).unwrap();
         let alone: Vec<_> = events.into_iter().zip(outcomes).filter(|(_, outcome)| is_kept(outcome)).collect();
+        let committed = alone.iter().map(|(event, _)| event.id).collect();
         self.acknowledged.extend(alone.into_iter().map(|(event, _)| event));
         replica.take_back(Seq::START, Whose::Upstream(None)).unwrap();
         self.nodes.push(Node {
@@ -138,6 +141,7 @@ impl Cluster {
             is_cut_off: false,
             is_between_pages: false,
             held: Vec::new(),
+            committed,
         });
         self.look_at(self.nodes.len() - 1);
     }
@@ -176,12 +180,18 @@ impl Cluster {
                 let other = random_event(&mut self.rng);
                 known = Envelope { id: known.id, ..other };
             }
+            // Where it stands is another's business from now on.
+            self.nodes.iter_mut().for_each(|node| node.committed.retain(|id| *id != known.id));
             events.push(known);
         }
+        let known: Vec<_> = self.acknowledged.iter().map(|event| event.id).collect();
         let Some(replica) = self.nodes[at].replica.as_mut() else { return };
         let outcomes = replica.commit(&events).unwrap();
         for (event, outcome) in events.into_iter().zip(outcomes) {
             if is_kept(&outcome) && !self.acknowledged.contains(&event) {
+                if !known.contains(&event.id) {
+                    self.nodes[at].committed.push(event.id);
+                }
                 self.acknowledged.push(event);
             }
         }
@@ -246,7 +256,9 @@ impl Cluster {
             places.extend(log_of(&replica).iter().map(|entry| entry.seq));
             let mut shared = places.into_iter().rev();
             let shared = shared.find(|seq| self.vouch(*seq) == Some(replica.digest_at(*seq).unwrap())).unwrap();
+            let before = ids_of(&replica);
             replica.take_back(shared, Whose::Upstream(None)).unwrap();
+            assert_eq!(ids_of(&replica), before, "what is taken back keeps its place before what is newer");
             is_repaired = true;
         }
         let node = &mut self.nodes[at];
@@ -389,7 +401,15 @@ impl Cluster {
         copy_dir(&node.dir, &dir);
         let held = node.held.clone();
         let replica = Some(open(&dir).unwrap());
-        self.nodes.push(Node { dir, replica, stream: None, is_cut_off: false, is_between_pages: false, held });
+        self.nodes.push(Node {
+            dir,
+            replica,
+            stream: None,
+            is_cut_off: false,
+            is_between_pages: false,
+            held,
+            committed: Vec::new(),
+        });
         self.look_at(self.nodes.len() - 1);
     }
 
@@ -414,6 +434,7 @@ impl Cluster {
             is_cut_off: node.is_cut_off,
             is_between_pages: false,
             held: Vec::new(),
+            committed: Vec::new(),
         };
         self.forget_what_nobody_holds();
     }
@@ -479,6 +500,7 @@ impl Cluster {
         if kind == 0 && result.is_ok() {
             let kept = |event: &Envelope| all_of(replica).contains(event) && !self.acknowledged.contains(event);
             let kept: Vec<_> = events.iter().filter(|event| kept(event)).cloned().collect();
+            self.nodes[at].committed.extend(kept.iter().map(|event| event.id));
             self.acknowledged.extend(kept);
         }
         // A fault is the end of the process, and what else happened is as good a moment for it.
@@ -565,6 +587,11 @@ impl Cluster {
         let ids: BTreeSet<EventId> = log.iter().map(|entry| entry.event.id).collect();
         assert_eq!(ids.len(), log.len());
         let state = self.authority().state_digest().unwrap();
+        for node in &self.nodes {
+            let own: BTreeSet<EventId> = node.committed.iter().copied().collect();
+            let order: Vec<_> = log.iter().map(|entry| entry.event.id).filter(|id| own.contains(id)).collect();
+            assert_eq!(order, node.committed, "nothing overtakes what it may depend on");
+        }
         let mut set_aside = Vec::new();
         for at in 0..self.nodes.len() {
             self.look_at(at);

@@ -376,12 +376,16 @@ impl Model {
 
     pub(crate) fn apply(&mut self, event: &Envelope) -> Verdict {
         let args = event.args.as_text().unwrap_or("{}");
-        let mut next = self.clone();
-        match next.run(event.name.as_str(), &serde_json::from_str(args).unwrap()) {
-            Some(true) => {
-                *self = next;
-                Verdict::Applied
-            }
+        let name = event.name.as_str();
+        // The others fail before they change anything.
+        let may_fail_late = matches!(name, "Withdrawn" | "Claimed" | "Guarded" | "Reckless" | "likewise.batch");
+        let before = may_fail_late.then(|| self.clone());
+        let done = self.run(name, &serde_json::from_str(args).unwrap());
+        if let Some(before) = before.filter(|_| done != Some(true)) {
+            *self = before;
+        }
+        match done {
+            Some(true) => Verdict::Applied,
             Some(false) => {
                 self.skipped.insert(event.id);
                 Verdict::Skipped
