@@ -151,6 +151,8 @@ pub fn main() -> ExitCode {
         .with_writer(io::stderr)
         .with_ansi(is_terminal)
         .with_target(false)
+        // They would go to standard error, too, and panic when that is what fails.
+        .log_internal_errors(false)
         .init();
     let result =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(anyhow::Error::from).and_then(
