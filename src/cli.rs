@@ -80,7 +80,7 @@ enum Command {
         #[command(flatten)]
         store: StoreArgs,
         /// Ask the likewise at this address, rather than the data directory
-        #[arg(long, env = "LIKEWISE_URL", conflicts_with = "data")]
+        #[arg(long, env = "LIKEWISE_URL")]
         url: Option<String>,
         /// Print JSON, as `GET /status` answers it
         #[arg(long)]
