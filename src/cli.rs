@@ -137,7 +137,7 @@ struct ServeArgs {
     #[arg(long, value_name = "HOST", env = "LIKEWISE_ALLOW_HOST", value_delimiter = ',')]
     allow_host: Vec<AllowedHost>,
     /// Serve the page, too, under the names of --allow-host: whoever reaches this server can then like
-    #[arg(long, env = "LIKEWISE_PUBLIC", requires = "allow_host")]
+    #[arg(long, env = "LIKEWISE_PUBLIC")]
     public: bool,
 }
 
@@ -222,7 +222,9 @@ async fn serve(data: &Path, args: ServeArgs) -> anyhow::Result<ExitCode> {
         progress: show_progress,
     };
     let instance = Instance::prepare(config, dir, listener, shutdown.clone()).await?;
-    tokio::spawn(end_at_signal(shutdown.clone()));
+    // Before anybody can know that it runs, so that no signal comes too early to be heard.
+    let signals = Signals::listen().context("cannot wait for signals")?;
+    tokio::spawn(end_at_signal(signals, shutdown.clone()));
     writeln!(io::stdout(), "listening on http://{}", instance.address).context("cannot write to standard output")?;
     tracing::info!("the data is in {}", data.display());
     let mut running = tokio::spawn(instance.run());
