@@ -204,6 +204,10 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
 }
 
 async fn serve(data: &Path, args: ServeArgs) -> anyhow::Result<ExitCode> {
+    if args.public && args.allow_host.is_empty() {
+        let message = "--public is about the names of --allow-host, and none is given";
+        Cli::command().error(ErrorKind::MissingRequiredArgument, message).exit();
+    }
     let dir = DataDir::take(data)?;
     let listener = TcpListener::bind(&args.listen).await.with_context(|| {
         format!(
@@ -243,32 +247,48 @@ async fn serve(data: &Path, args: ServeArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// Ends the program in good order at the first signal, and at once at the second.
-async fn end_at_signal(shutdown: CancellationToken) {
-    for attempt in 0.. {
-        if let Err(error) = signal().await {
-            tracing::warn!(%error, "cannot wait for signals");
-            return;
-        }
-        if attempt > 0 {
-            std::process::exit(130);
-        }
-        tracing::info!("shutting down");
-        shutdown.cancel();
-    }
+async fn end_at_signal(mut signals: Signals, shutdown: CancellationToken) {
+    signals.next().await;
+    tracing::info!("shutting down");
+    shutdown.cancel();
+    signals.next().await;
+    std::process::exit(130);
 }
 
-async fn signal() -> io::Result<()> {
+/// Ctrl-C, and what service managers send.
+struct Signals {
     #[cfg(unix)]
-    {
+    interrupt: tokio::signal::unix::Signal,
+    #[cfg(unix)]
+    terminate: tokio::signal::unix::Signal,
+    #[cfg(windows)]
+    interrupt: tokio::signal::windows::CtrlC,
+}
+
+impl Signals {
+    #[cfg(unix)]
+    fn listen() -> io::Result<Self> {
         use tokio::signal::unix::{SignalKind, signal};
-        let mut terminate = signal(SignalKind::terminate())?;
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+    }
+
+    #[cfg(windows)]
+    fn listen() -> io::Result<Self> {
+        Ok(Self { interrupt: tokio::signal::windows::ctrl_c()? })
+    }
+
+    #[cfg(unix)]
+    async fn next(&mut self) {
         tokio::select! {
-            result = tokio::signal::ctrl_c() => result,
-            _ = terminate.recv() => Ok(()),
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
         }
     }
-    #[cfg(not(unix))]
-    tokio::signal::ctrl_c().await
+
+    #[cfg(windows)]
+    async fn next(&mut self) {
+        self.interrupt.recv().await;
+    }
 }
 
 async fn status(data: &Path, store: &StoreId, url: Option<String>, json: bool) -> anyhow::Result<ExitCode> {
