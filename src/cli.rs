@@ -85,7 +85,7 @@ enum Command {
         #[command(flatten)]
         store: StoreArgs,
         /// Ask the likewise at this address, rather than the data directory
-        #[arg(long, env = "LIKEWISE_URL", conflicts_with = "data")]
+        #[arg(long, env = "LIKEWISE_URL")]
         url: Option<String>,
         /// Print JSON, as `GET /status` answers it
         #[arg(long)]
@@ -206,18 +206,18 @@ struct ServeArgs {
     upstream: Option<String>,
     /// File that holds this device's token for the hub; it is read again when it changes. LIKEWISE_TOKEN may hold the
     /// token itself instead
-    #[arg(long, value_name = "FILE", env = "LIKEWISE_TOKEN_FILE", requires = "upstream")]
+    #[arg(long, value_name = "FILE", env = "LIKEWISE_TOKEN_FILE")]
     token_file: Option<PathBuf>,
     #[arg(long, env = "LIKEWISE_TOKEN", hide = true, hide_env_values = true)]
     token: Option<String>,
     /// Certificates in PEM form to trust for the hub, besides the system's
-    #[arg(long, value_name = "FILE", env = "LIKEWISE_ROOT_CERTIFICATE", requires = "upstream")]
+    #[arg(long, value_name = "FILE", env = "LIKEWISE_ROOT_CERTIFICATE")]
     root_certificate: Option<PathBuf>,
     /// Seconds until a store that the hub refuses tries again
     #[arg(long, env = "LIKEWISE_RETRY_HALTED", default_value_t = RETRY_HALTED, hide = true)]
     retry_halted: u64,
     /// Serve the page, too, under the names of --allow-host: whoever reaches this server can then like
-    #[arg(long, env = "LIKEWISE_PUBLIC", requires = "allow_host")]
+    #[arg(long, env = "LIKEWISE_PUBLIC")]
     public: bool,
 }
 
@@ -233,6 +233,8 @@ pub fn main() -> ExitCode {
         .with_writer(io::stderr)
         .with_ansi(is_terminal)
         .with_target(false)
+        // They would go to standard error, too, and panic when that is what fails.
+        .log_internal_errors(false)
         .init();
     let result =
         tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(anyhow::Error::from).and_then(
@@ -302,6 +304,10 @@ async fn serve(data: &Path, args: ServeArgs) -> anyhow::Result<ExitCode> {
         Upstream::new(UpstreamOptions { url, token, root_certificate: args.root_certificate })
     });
     let upstream = upstream.transpose()?;
+    if args.public && args.allow_host.is_empty() {
+        let message = "--public is about the names of --allow-host, and none is given";
+        Cli::command().error(ErrorKind::MissingRequiredArgument, message).exit();
+    }
     let dir = DataDir::take(data)?;
     let listener = TcpListener::bind(&args.listen).await.with_context(|| {
         format!(
@@ -322,7 +328,9 @@ async fn serve(data: &Path, args: ServeArgs) -> anyhow::Result<ExitCode> {
         progress: show_progress,
     };
     let instance = Instance::prepare(config, dir, listener, shutdown.clone()).await?;
-    tokio::spawn(end_at_signal(shutdown.clone()));
+    // Before anybody can know that it runs, so that no signal comes too early to be heard.
+    let signals = Signals::listen().context("cannot wait for signals")?;
+    tokio::spawn(end_at_signal(signals, shutdown.clone()));
     writeln!(io::stdout(), "listening on http://{}", instance.address).context("cannot write to standard output")?;
     tracing::info!("the data is in {}", data.display());
     let mut running = tokio::spawn(instance.run());
@@ -341,32 +349,48 @@ async fn serve(data: &Path, args: ServeArgs) -> anyhow::Result<ExitCode> {
 }
 
 /// Ends the program in good order at the first signal, and at once at the second.
-async fn end_at_signal(shutdown: CancellationToken) {
-    for attempt in 0.. {
-        if let Err(error) = signal().await {
-            tracing::warn!(%error, "cannot wait for signals");
-            return;
-        }
-        if attempt > 0 {
-            std::process::exit(130);
-        }
-        tracing::info!("shutting down");
-        shutdown.cancel();
-    }
+async fn end_at_signal(mut signals: Signals, shutdown: CancellationToken) {
+    signals.next().await;
+    tracing::info!("shutting down");
+    shutdown.cancel();
+    signals.next().await;
+    std::process::exit(130);
 }
 
-async fn signal() -> io::Result<()> {
+/// Ctrl-C, and what service managers send.
+struct Signals {
     #[cfg(unix)]
-    {
+    interrupt: tokio::signal::unix::Signal,
+    #[cfg(unix)]
+    terminate: tokio::signal::unix::Signal,
+    #[cfg(windows)]
+    interrupt: tokio::signal::windows::CtrlC,
+}
+
+impl Signals {
+    #[cfg(unix)]
+    fn listen() -> io::Result<Self> {
         use tokio::signal::unix::{SignalKind, signal};
-        let mut terminate = signal(SignalKind::terminate())?;
+        Ok(Self { interrupt: signal(SignalKind::interrupt())?, terminate: signal(SignalKind::terminate())? })
+    }
+
+    #[cfg(windows)]
+    fn listen() -> io::Result<Self> {
+        Ok(Self { interrupt: tokio::signal::windows::ctrl_c()? })
+    }
+
+    #[cfg(unix)]
+    async fn next(&mut self) {
         tokio::select! {
-            result = tokio::signal::ctrl_c() => result,
-            _ = terminate.recv() => Ok(()),
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
         }
     }
-    #[cfg(not(unix))]
-    tokio::signal::ctrl_c().await
+
+    #[cfg(windows)]
+    async fn next(&mut self) {
+        self.interrupt.recv().await;
+    }
 }
 
 async fn status(data: &Path, store: &StoreId, url: Option<String>, json: bool) -> anyhow::Result<ExitCode> {

@@ -51,6 +51,8 @@ pub struct Report {
 /// When the store can't be read at all; what is wrong inside it is in the [`Report`].
 pub fn verify(files: &Files, schema: &Arc<Schema>, executable: &str) -> Result<Report, Fault> {
     let mut report = Report::default();
+    // What others say about the eventlog comes before a look at it, for somebody may be adding to it meanwhile.
+    let testimony = witness::testimony(&files.witness());
     let committed = if files.state().exists() {
         match state::committed(&files.state()) {
             Ok(committed) => Some(committed),
@@ -70,7 +72,7 @@ pub fn verify(files: &Files, schema: &Arc<Schema>, executable: &str) -> Result<R
     report.head = tip.head;
     report.log_digest = tip.digest;
     check_log(&log, &mut report).map_err(Fault::eventlog)?;
-    if let Some(lack) = witness::testimony(&files.witness()).and_then(|earlier| log.testimony().lacks(earlier)) {
+    if let Some(lack) = testimony.and_then(|earlier| log.testimony().lacks(earlier)) {
         report.problems.push(Fault::LostTail(lack).to_string());
     }
 

@@ -126,7 +126,15 @@ impl Writer {
     }
 
     fn commit(&mut self, events: &[Envelope], replies: Vec<oneshot::Sender<Result<Receipt, Error>>>) {
-        let result = self.replica().and_then(|replica| replica.commit(events).map_err(|fault| Error::from(&fault)));
+        let result = match self.replica() {
+            Ok(replica) => replica.commit(events).map_err(|fault| {
+                let error = Error::from(&fault);
+                self.fail(error.clone());
+                error
+            }),
+            // It failed before, and is left alone for a while: who asks meanwhile doesn't prolong that.
+            Err(error) => Err(error),
+        };
         // An answer that nobody waits for any more is not an error: the event is stored all the same.
         match result {
             Ok(outcomes) => {
@@ -139,10 +147,7 @@ impl Writer {
                     }));
                 }
             }
-            Err(error) => {
-                self.fail(error.clone());
-                replies.into_iter().for_each(|reply| drop(reply.send(Err(error.clone()))));
-            }
+            Err(error) => replies.into_iter().for_each(|reply| drop(reply.send(Err(error.clone())))),
         }
     }
 

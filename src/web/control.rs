@@ -53,57 +53,75 @@ async fn add_all(
     mut lines: impl Stream<Item = Result<String, LinesCodecError>> + Unpin,
 ) -> Result<Imported, ImportError> {
     let mut imported = Imported::default();
-    let mut batch: Vec<(Envelope, Device)> = Vec::new();
+    let mut batch = Batch::default();
     let mut number = 0;
     while let Some(line) = lines.next().await {
         number += 1;
-        let bad = |why: String| ImportError::Line(number, why);
-        let line = line.map_err(|why| bad(why.to_string()))?;
-        if line.trim().is_empty() {
-            continue;
-        }
-        let line: Line = serde_json::from_str(&line).map_err(|why| bad(format!("not an exported event: {why}")))?;
-        let event = line.event().map_err(|why| bad(why.to_string()))?;
+        let (event, line) = match parsed(line) {
+            Ok(Some(parsed)) => parsed,
+            Ok(None) => continue,
+            Err(why) => {
+                batch.flush(store, &mut imported).await?;
+                return Err(ImportError::Line(number, why));
+            }
+        };
         match line.set_aside {
             Some(why) => {
-                flush(store, &mut batch, &mut imported, number).await?;
-                let outcome = store.set_aside(event, why).await;
-                tally(&[outcome.map_err(|error| ImportError::Store(number, error))?], &mut imported, number)?;
+                batch.flush(store, &mut imported).await?;
+                let outcome =
+                    store.set_aside(event, why).await.map_err(|error| ImportError::Store(number - 1, error))?;
+                tally(&[outcome], &[number], &mut imported)?;
             }
-            None => batch.push((event, line.origin.unwrap_or_else(|| device.clone()))),
+            None => {
+                batch.numbers.push(number);
+                batch.events.push((event, line.origin.unwrap_or_else(|| device.clone())));
+            }
         }
-        if batch.len() >= BATCH {
-            flush(store, &mut batch, &mut imported, number).await?;
+        if batch.events.len() >= BATCH {
+            batch.flush(store, &mut imported).await?;
         }
     }
-    flush(store, &mut batch, &mut imported, number).await?;
+    batch.flush(store, &mut imported).await?;
     Ok(imported)
 }
 
-async fn flush(
-    store: &Store,
-    batch: &mut Vec<(Envelope, Device)>,
-    imported: &mut Imported,
-    number: u64,
-) -> Result<(), ImportError> {
-    if batch.is_empty() {
-        return Ok(());
+/// The event on a line, if there is one.
+fn parsed(line: Result<String, LinesCodecError>) -> Result<Option<(Envelope, Line)>, String> {
+    let line = line.map_err(|why| why.to_string())?;
+    if line.trim().is_empty() {
+        return Ok(None);
     }
-    let first = number - batch.len() as u64 + 1;
-    let outcomes = store.add(std::mem::take(batch)).await.map_err(|error| ImportError::Store(first - 1, error))?;
-    tally(&outcomes, imported, first)
+    let line: Line = serde_json::from_str(&line).map_err(|why| format!("not an exported event: {why}"))?;
+    let event = line.event().map_err(|why| why.to_string())?;
+    Ok(Some((event, line)))
 }
 
-fn tally(outcomes: &[Outcome], imported: &mut Imported, first: u64) -> Result<(), ImportError> {
-    for (number, outcome) in (first..).zip(outcomes) {
+/// Events that are to be stored together, with the numbers of their lines.
+#[derive(Default)]
+struct Batch {
+    numbers: Vec<u64>,
+    events: Vec<(Envelope, Device)>,
+}
+
+impl Batch {
+    async fn flush(&mut self, store: &Store, imported: &mut Imported) -> Result<(), ImportError> {
+        let Self { numbers, events } = std::mem::take(self);
+        let Some(first) = numbers.first() else { return Ok(()) };
+        let outcomes = store.add(events).await.map_err(|error| ImportError::Store(first - 1, error))?;
+        tally(&outcomes, &numbers, imported)
+    }
+}
+
+fn tally(outcomes: &[Outcome], numbers: &[u64], imported: &mut Imported) -> Result<(), ImportError> {
+    for (number, outcome) in numbers.iter().zip(outcomes) {
         match outcome {
             Outcome::Stored(_) => imported.added += 1,
             Outcome::Known(_) => imported.known += 1,
             Outcome::Conflict => {
                 let why = "its id belongs to another event here, which stays; the rest of its batch is stored";
-                return Err(ImportError::Line(number, why.to_owned()));
+                return Err(ImportError::Line(*number, why.to_owned()));
             }
-            Outcome::Refused(why) => return Err(ImportError::Line(number, why.clone())),
+            Outcome::Refused(why) => return Err(ImportError::Line(*number, why.clone())),
         }
     }
     Ok(())

@@ -3,10 +3,10 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use tempfile::TempDir;
+use tempfile::{NamedTempFile, TempDir};
 
 /// How long a test waits for something that has to happen. Long, because the machine may be busy; a test that passes
 /// never waits so long.
@@ -28,10 +28,30 @@ pub fn data_dir() -> TempDir {
     tempfile::tempdir().expect("a directory for the test's data")
 }
 
+/// Runs a command of the program on the data in `data`, to its end.
+pub fn run(data: &Path, arguments: &[&str]) -> Output {
+    let mut command = likewise();
+    command.args(arguments).env("LIKEWISE_DATA", data).stdin(Stdio::null());
+    command.output().expect("the program starts")
+}
+
+/// What a command printed on standard output, provided that it did what it should.
+pub fn printed(output: Output) -> String {
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(output.status.success(), "{}: {text}{}", output.status, errors(&output));
+    text
+}
+
+/// What a command printed on standard error.
+pub fn errors(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
 /// A running `likewise serve`; killed when dropped.
 pub struct Server {
     child: Child,
     stdout: Option<BufReader<ChildStdout>>,
+    stderr: NamedTempFile,
     /// Where it listens, such as `http://127.0.0.1:40123`.
     pub url: String,
     data: PathBuf,
@@ -52,10 +72,12 @@ impl Server {
 
     /// Runs `command`, which has to serve, on the data in `data`.
     pub fn spawn(mut command: Command, data: &Path) -> Self {
+        let stderr = NamedTempFile::new().expect("a file for the program's log");
         let mut child = command
             .env("LIKEWISE_DATA", data)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
+            .stderr(stderr.reopen().expect("the file for the program's log"))
             .spawn()
             .expect("the program starts");
         let mut stdout = BufReader::new(child.stdout.take().expect("its standard output"));
@@ -64,9 +86,10 @@ impl Server {
         let url = line.trim().strip_prefix("listening on ").map(str::to_owned);
         let Some(url) = url else {
             let status = child.wait().expect("its end");
-            panic!("the program did not get ready ({status}); it printed {line:?}, and its errors above");
+            let log = std::fs::read_to_string(stderr.path()).unwrap_or_default();
+            panic!("the program did not get ready ({status}); it printed {line:?}, and on standard error:\n{log}");
         };
-        Self { child, stdout: Some(stdout), url, data: data.to_owned() }
+        Self { child, stdout: Some(stdout), stderr, url, data: data.to_owned() }
     }
 
     /// The port it listens on.
@@ -84,18 +107,43 @@ impl Server {
         self.data.join("stores").join(name)
     }
 
+    /// Where it keeps its data.
+    pub fn data(&self) -> &Path {
+        &self.data
+    }
+
+    /// What it wrote on standard error so far.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.stderr.path()).expect("the program's log")
+    }
+
+    /// Whether it is still there.
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().expect("its state").is_none()
+    }
+
     /// Ends it as a power cut of the process would.
     pub fn kill(mut self) {
         self.child.kill().expect("it can be killed");
         self.child.wait().expect("it ends");
     }
 
-    /// Asks it to end, as a service manager does, and gives how it ended.
-    pub fn terminate(mut self) -> ExitStatus {
+    /// Sends it the signal that service managers end a program with.
+    pub fn send_term(&self) {
         let pid = i32::try_from(self.child.id()).expect("a process id");
         let pid = rustix::process::Pid::from_raw(pid).expect("a process id");
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it gets the signal");
-        self.child.wait().expect("it ends")
+    }
+
+    /// Waits until it has ended, and gives how.
+    pub fn wait(&mut self) -> ExitStatus {
+        wait_for("the program to end", || self.child.try_wait().expect("its state"))
+    }
+
+    /// Asks it to end, as a service manager does, and gives how it ended.
+    pub fn terminate(mut self) -> ExitStatus {
+        self.send_term();
+        self.wait()
     }
 
     /// The rest of what it prints on standard output, once it has ended.

@@ -1,0 +1,408 @@
+//! The commands, on data that is served and on data that isn't.
+
+use std::io::{Read, Write};
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use serde_json::Value;
+
+use crate::client::{listing, new_id};
+use crate::common::{Server, data_dir, errors, likewise, printed, run};
+
+/// Runs a command with something on its standard input.
+fn run_with(data: &Path, arguments: &[&str], input: &str) -> Output {
+    let mut command = likewise();
+    command.args(arguments).env("LIKEWISE_DATA", data);
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the program starts");
+    let mut stdin = child.stdin.take().expect("its input");
+    let input = input.to_owned();
+    // A program that stops at a bad line doesn't read the rest.
+    let writing = std::thread::spawn(move || drop(stdin.write_all(input.as_bytes())));
+    let output = child.wait_with_output().expect("its end");
+    writing.join().expect("no panic");
+    output
+}
+
+fn lines(export: &str) -> Vec<Value> {
+    export.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|why| panic!("{why}: {line}"))).collect()
+}
+
+fn event(id: &str, more: &str) -> String {
+    format!("{{\"id\":\"{id}\",\"name\":\"LikeAdded\"{more}}}\n")
+}
+
+#[test]
+fn status_is_the_same_from_a_server_and_from_the_files() {
+    let data = data_dir();
+    let server = Server::start(data.path());
+    server.like_times(2);
+    server.like("/s/work", &new_id());
+    let served = printed(run(data.path(), &["status", "--json"]));
+    let by_url = printed(run(Path::new("/nonexistent"), &["status", "--json", "--url", &server.url]));
+    assert_eq!(by_url, served);
+    let slash = format!("{}/", server.url);
+    assert_eq!(printed(run(data.path(), &["status", "--json", "--url", &slash])), served);
+    let json: Value = serde_json::from_str(&served).expect("JSON");
+    assert_eq!(json, server.get("/status?digests").json());
+    assert_eq!((&json["count"], &json["digest_seq"]), (&2.into(), &2.into()));
+    let work = printed(run(data.path(), &["status", "--store", "work", "--json"]));
+    assert_eq!(serde_json::from_str::<Value>(&work).expect("JSON")["count"], 1);
+    let words = printed(run(data.path(), &["status"]));
+    assert!(words.contains("likes      2\n"), "{words}");
+    assert!(server.terminate().success());
+
+    let unserved: Value = serde_json::from_str(&printed(run(data.path(), &["status", "--json"]))).expect("JSON");
+    assert_eq!(unserved, json);
+    assert_eq!(printed(run(data.path(), &["status"])), words);
+}
+
+#[test]
+fn status_of_what_is_not_there_says_so() {
+    let data = data_dir();
+    let missing = data.path().join("missing");
+    for (arguments, needle) in [
+        (&["status"][..], "there is no data"),
+        (&["verify"], "there is no store likes"),
+        (&["export"], "there is no store likes"),
+        (&["export", "--store", "work"], "there is no store work"),
+        (&["backup", "/nonexistent/copy"], "there is no data"),
+        (&["status", "--url", "http://127.0.0.1:1"], "cannot ask"),
+        (&["status", "--url", "nonsense"], "cannot ask"),
+    ] {
+        let output = run(&missing, arguments);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {}", errors(&output));
+        assert!(errors(&output).contains(needle), "{arguments:?}: {}", errors(&output));
+        assert!(output.stdout.is_empty(), "{arguments:?}");
+        assert!(!missing.exists(), "{arguments:?} made something");
+    }
+    // A store without likes is as good as any other, and looking at it makes no files.
+    let server = Server::start(data.path());
+    assert!(printed(run(data.path(), &["status", "--store", "empty"])).contains("likes      0"));
+    assert!(server.terminate().success());
+    assert!(printed(run(data.path(), &["status", "--store", "empty"])).contains("likes      0"));
+    assert!(!data.path().join("stores").exists());
+}
+
+#[test]
+fn status_of_an_address_that_is_no_likewise_says_so() {
+    let data = data_dir();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let url = format!("http://{}", listener.local_addr().expect("its address"));
+    let answering = std::thread::spawn(move || {
+        for answer in
+            ["HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi", "HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\nno"]
+        {
+            let (mut stream, _) = listener.accept().expect("a connection");
+            // An answer that comes before the request would not be one.
+            let mut request = [0; 1_024];
+            assert_ne!(stream.read(&mut request).expect("a request"), 0);
+            stream.write_all(answer.as_bytes()).expect("sent");
+            drop(std::io::copy(&mut stream, &mut std::io::sink()));
+        }
+    });
+    for needle in ["is not the status of a likewise", "answered 404"] {
+        let output = run(data.path(), &["status", "--url", &url]);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(errors(&output).contains(needle), "{}", errors(&output));
+    }
+    answering.join().expect("no panic");
+}
+
+#[test]
+fn an_export_has_every_event_with_its_place() {
+    let data = data_dir();
+    let server = Server::start_with(data.path(), &["--listen", "127.0.0.1:0", "--device", "laptop"]);
+    let ids = server.like_times(3);
+    let served = printed(run(data.path(), &["export"]));
+    for ((line, id), seq) in lines(&served).iter().zip(&ids).zip(1..) {
+        let expected = serde_json::json!({"seq": seq, "id": id, "name": "LikeAdded", "args": null, "origin": "laptop"});
+        assert_eq!(*line, expected);
+    }
+    assert_eq!(served.lines().count(), 3);
+    assert!(server.terminate().success());
+    assert_eq!(printed(run(data.path(), &["export"])), served);
+}
+
+#[test]
+fn trust_55_an_import_keeps_ids_bytes_and_devices_and_adds_nothing_twice() {
+    let (data, other, third) = (data_dir(), data_dir(), data_dir());
+    // Payloads that a parser would change, and names that HTML would.
+    let odd = [
+        r#"{"b":1.0,"a":12345678901234567890,"a":1e2,"é":"\u0041😀 </script>"}"#,
+        r#"  [ 1 , 2 ]  "#,
+        r#"{"args":"\"\\"}"#,
+        r#""text""#,
+        "0.1000",
+        r#"{"emoji":"\ud83d\ude00","cr":"\r\n"}"#,
+    ];
+    let device = r#"</script>\"><img src=x onerror=alert(1)>"#;
+    let mut input = String::new();
+    for args in odd {
+        let quoted = serde_json::to_string(args).expect("a string is JSON");
+        input += &event(&new_id(), &format!(",\"args\":{quoted},\"origin\":\"{device}\""));
+    }
+    input += &event(&new_id(), "");
+    input += &event(&new_id(), ",\"args\":null,\"seq\":900");
+    input += &event(&new_id(), ",\"args\":{}");
+    input += &format!("{{\"id\":\"{}\",\"name\":\"FromTheFuture\",\"args\":\"[1]\"}}\n", new_id());
+    input += &event(&new_id(), ",\"set_aside\":\"refused <b>there</b>\"");
+
+    let unserved = run_with(data.path(), &["import"], &input);
+    assert!(errors(&unserved).contains("11 events added to likes, 0 were there before"), "{}", errors(&unserved));
+    let export = printed(run(data.path(), &["export"]));
+    let exported = lines(&export);
+    for (line, args) in exported.iter().zip(odd) {
+        assert_eq!(line["args"], args, "the payload is kept byte for byte");
+        assert_eq!(line["origin"], serde_json::from_str::<Value>(&format!("\"{device}\"")).expect("JSON"));
+    }
+    assert!(exported[6..9].iter().all(|line| line["args"] == Value::Null), "{export}");
+    assert_eq!(exported[10]["set_aside"], "refused <b>there</b>");
+
+    let again = run_with(data.path(), &["import"], &input);
+    assert!(errors(&again).contains("0 events added to likes, 11 were there before"), "{}", errors(&again));
+    assert_eq!(printed(run(data.path(), &["export"])), export);
+
+    // Through a server, into another store, and on from there.
+    let server = Server::start(other.path());
+    let served = run_with(other.path(), &["import", "--store", "copy"], &export);
+    assert!(errors(&served).contains("11 events added to copy"), "{}", errors(&served));
+    let again = run_with(other.path(), &["import", "--store", "copy"], &export);
+    assert!(errors(&again).contains("0 events added to copy, 11 were there before"), "{}", errors(&again));
+    assert_eq!(printed(run(other.path(), &["export", "--store", "copy"])), export);
+    let status = server.get("/s/copy/status").json();
+    assert_eq!((&status["unknown"], &status["set_aside"], &status["head"]), (&1.into(), &1.into(), &10.into()));
+    let page = server.get("/s/copy/").body;
+    assert!(!page.contains("<img") && !page.contains("<b>there"), "{page}");
+    assert!(printed(run(other.path(), &["verify", "--store", "copy"])).contains("all is well"));
+    drop(server);
+    assert!(run_with(third.path(), &["import"], &export).status.success());
+    let digest = |dir: &Path, store: &str| {
+        let status = printed(run(dir, &["status", "--json", "--store", store]));
+        let status: Value = serde_json::from_str(&status).expect("JSON");
+        (status["log_digest"].clone(), status["state_digest"].clone())
+    };
+    assert_eq!(digest(third.path(), "likes"), digest(data.path(), "likes"));
+    assert_eq!(digest(other.path(), "copy"), digest(data.path(), "likes"));
+}
+
+#[test]
+fn an_import_names_the_line_that_stopped_it_and_keeps_what_stood_before() {
+    let taken = new_id();
+    for served in [false, true] {
+        let data = data_dir();
+        let server = served.then(|| Server::start(data.path()));
+        let mut count = 0;
+        for (bad, needle) in [
+            ("nonsense\n".to_owned(), "not an exported event"),
+            (event("not-an-id", ""), "not an exported event"),
+            (event(&uuid::Uuid::new_v4().to_string(), ""), "not an exported event"),
+            (event(&new_id(), ",\"args\":\"{\""), "payload"),
+            (event(&new_id(), ",\"args\":\"\\u0000\""), "payload"),
+            (event(&new_id(), ",\"origin\":\"\""), "not an exported event"),
+            (event(&new_id(), ",\"origin\":\"a\\nb\""), "not an exported event"),
+            (format!("{{\"id\":\"{}\",\"name\":\"\"}}\n", new_id()), "name"),
+            (event(&taken, ",\"args\":\"[2]\""), "belongs to another event"),
+            (event(&new_id(), &format!(",\"args\":\"[{}]\"", "1,".repeat(40_000))), "bytes"),
+            (event(&new_id(), &format!(",\"x\":\"{}\"", "y".repeat(500_000))), "line"),
+        ] {
+            let first = if count == 0 { taken.clone() } else { new_id() };
+            // Lines without an event count, too: the number is the one that an editor shows.
+            let input = format!("{}\n\n{}{bad}{}", event(&first, ""), event(&new_id(), ""), event(&new_id(), ""));
+            let output = run_with(data.path(), &["import"], &input);
+            let said = errors(&output);
+            assert_eq!(output.status.code(), Some(1), "served: {served}, {bad:.100}: {said}");
+            assert!(said.contains("line 5:") && said.contains(needle), "served: {served}, {bad:.100}: {said}");
+            assert!(said.contains("what stood before") || said.contains("What stood before"), "{said}");
+            let export = printed(run(data.path(), &["export"]));
+            let found = export.lines().count();
+            // A line that only turns out bad when it is stored takes those of its batch behind it along.
+            let expected = if needle.contains("belongs") { [2, 3] } else { [2, 2] };
+            assert!(expected.contains(&(found - count)), "served: {served}, {bad:.100}: {found} after {count}");
+            count = found;
+        }
+        drop(server);
+    }
+}
+
+#[test]
+fn export_into_a_closed_pipe_is_quiet() {
+    let data = data_dir();
+    let input: String = (0..5_000).map(|_| event(&new_id(), "")).collect();
+    assert!(run_with(data.path(), &["import"], &input).status.success());
+    for command in ["export", "verify", "status"] {
+        let mut child = likewise()
+            .arg(command)
+            .env("LIKEWISE_DATA", data.path())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("it starts");
+        drop(child.stdout.take());
+        let output = child.wait_with_output().expect("its end");
+        assert_eq!(errors(&output), "", "{command}");
+        assert!(output.status.success(), "{command}");
+    }
+}
+
+#[test]
+fn export_to_a_full_device_fails() {
+    let data = data_dir();
+    assert!(run_with(data.path(), &["import"], &event(&new_id(), "")).status.success());
+    for command in ["export", "verify", "status"] {
+        let full = std::fs::OpenOptions::new().write(true).open("/dev/full").expect("/dev/full");
+        let output = likewise()
+            .arg(command)
+            .env("LIKEWISE_DATA", data.path())
+            .stdout(full)
+            .stderr(Stdio::piped())
+            .output()
+            .expect("it starts");
+        assert_eq!(output.status.code(), Some(1), "{command}: {}", errors(&output));
+        assert!(!errors(&output).contains("panicked"), "{command}: {}", errors(&output));
+    }
+}
+
+#[test]
+fn commands_look_without_changing_anything() {
+    let data = data_dir();
+    let server = Server::start(data.path());
+    server.like_times(3);
+    assert!(server.terminate().success());
+    let store = data.path().join("stores/likes");
+    let before = listing(&store);
+    printed(run(data.path(), &["verify"]));
+    printed(run(data.path(), &["export"]));
+    printed(run(data.path(), &["status"]));
+    assert_eq!(listing(&store), before);
+}
+
+/// Likes as fast as it goes on four connections while `act` runs; gives the acknowledged ids.
+fn under_load<T>(server: &Server, mut act: impl FnMut(&dyn Fn() -> Vec<String>) -> T) -> T {
+    let stop = AtomicBool::new(false);
+    let acknowledged = std::sync::Mutex::new(Vec::new());
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                let agent = crate::client::agent();
+                while !stop.load(Ordering::Relaxed) {
+                    let id = new_id();
+                    let form = agent.post(format!("{}/likes", server.url)).send_form([("id", &id)]);
+                    let answer = form.expect("an answer");
+                    assert_eq!(answer.status(), 303);
+                    acknowledged.lock().expect("no panic").push(id);
+                }
+            });
+        }
+        let snapshot = || acknowledged.lock().expect("no panic").clone();
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| act(&snapshot)));
+        stop.store(true, Ordering::Relaxed);
+        result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+fn wait_for_more(acknowledged: &dyn Fn() -> Vec<String>, more: usize) {
+    let enough = acknowledged().len() + more;
+    crate::common::wait_for("likes to be acknowledged", || (acknowledged().len() >= enough).then_some(()));
+}
+
+#[test]
+fn trust_11_export_and_backup_under_load_hold_every_like_acknowledged_before() {
+    let (data, other) = (data_dir(), data_dir());
+    let copies = data_dir();
+    let server = Server::start(data.path());
+    server.like("/s/work", &new_id());
+    under_load(&server, |acknowledged| {
+        for round in 0..3 {
+            wait_for_more(acknowledged, 50);
+            let before = acknowledged();
+            let export = printed(run(data.path(), &["export"]));
+            assert!(before.iter().all(|id| export.contains(id)), "{} before the export", before.len());
+
+            let before = acknowledged();
+            let copy = copies.path().join(round.to_string());
+            printed(run(data.path(), &["backup", copy.to_str().expect("text")]));
+            let copied = printed(run(&copy, &["export"]));
+            assert!(before.iter().all(|id| copied.contains(id)), "{} before the backup", before.len());
+            // Ids and seqs are those of the first.
+            let later = printed(run(data.path(), &["export"]));
+            assert!(later.starts_with(&copied), "the copy is the beginning of the log");
+        }
+        let before = acknowledged();
+        let export = printed(run(data.path(), &["export"]));
+        assert!(run_with(other.path(), &["import"], &export).status.success());
+        let imported = printed(run(other.path(), &["export"]));
+        assert!(before.iter().all(|id| imported.contains(id)));
+    });
+    let log = server.get("/status").json()["log"].clone();
+    let work = server.get("/s/work/status?digests").json();
+    let copy = copies.path().join("2");
+    let head = printed(run(&copy, &["export"])).lines().count() as u64;
+    assert!(printed(run(&copy, &["verify"])).contains("all is well"));
+    let restored = Server::start(&copy);
+    let status = restored.get("/status").json();
+    assert_eq!((&status["log"], &status["head"], &status["count"]), (&log, &head.into(), &head.into()));
+    assert_eq!(restored.get("/s/work/status?digests").json(), work, "all stores are copied");
+    restored.like_times(1);
+    assert_eq!(restored.count(), head + 1);
+}
+
+#[test]
+fn verify_and_status_under_load_find_nothing_wrong() {
+    let data = data_dir();
+    let server = Server::start(data.path());
+    under_load(&server, |acknowledged| {
+        wait_for_more(acknowledged, 10);
+        for _ in 0..15 {
+            let verify = run(data.path(), &["verify"]);
+            assert!(printed(verify).contains("all is well"));
+            printed(run(data.path(), &["status"]));
+        }
+    });
+}
+
+#[test]
+fn a_backup_goes_only_where_nothing_is() {
+    let data = data_dir();
+    let server = Server::start(data.path());
+    server.like_times(1);
+    let target = data_dir();
+    printed(run(data.path(), &["backup", target.path().to_str().expect("text")]));
+    let before = listing(target.path());
+    for to in [target.path().to_str().expect("text"), data.path().to_str().expect("text"), "/proc/x", "/dev/null"] {
+        let output = run(data.path(), &["backup", to]);
+        assert_eq!(output.status.code(), Some(1), "{to}: {}", errors(&output));
+        assert!(errors(&output).contains(to), "{to}: {}", errors(&output));
+    }
+    assert_eq!(listing(target.path()), before);
+}
+
+#[test]
+fn a_backup_into_a_full_disk_fails_in_words() {
+    let data = data_dir();
+    let input: String = (0..3_000).map(|_| event(&new_id(), "")).collect();
+    assert!(run_with(data.path(), &["import"], &input).status.success());
+    let target = data_dir();
+    let copy = target.path().join("copy");
+    let mut shell = Command::new("sh");
+    shell.args(["-c", r#"trap '' XFSZ; ulimit -f 64; exec "$0" backup "$1""#, env!("CARGO_BIN_EXE_likewise")]);
+    let output = shell.arg(&copy).env("LIKEWISE_DATA", data.path()).output().expect("a shell");
+    assert_eq!(output.status.code(), Some(1), "{}", errors(&output));
+    assert!(errors(&output).contains("not copied"), "{}", errors(&output));
+}
+
+#[test]
+fn an_export_without_its_server_after_a_kill_is_whole() {
+    let data = data_dir();
+    let server = Server::start(data.path());
+    let ids = server.like_times(20);
+    server.kill();
+    let export = printed(run(data.path(), &["export"]));
+    assert_eq!(lines(&export).iter().map(|line| line["id"].as_str().expect("an id")).collect::<Vec<_>>(), ids);
+    assert!(printed(run(data.path(), &["verify"])).contains("all is well"));
+}

@@ -1,0 +1,198 @@
+//! What is left when the program dies, or the disk is full.
+
+use std::collections::HashSet;
+use std::process::Command;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use crate::client::{agent, new_id};
+use crate::common::{Server, data_dir, printed, run, wait_for};
+
+/// The ids in the log, in their order.
+fn exported(data: &std::path::Path) -> Vec<String> {
+    printed(run(data, &["export"]))
+        .lines()
+        .map(|line| {
+            let line: serde_json::Value = serde_json::from_str(line).unwrap_or_else(|why| panic!("{why}: {line}"));
+            line["id"].as_str().expect("an id").to_owned()
+        })
+        .collect()
+}
+
+#[test]
+fn trust_03_a_kill_under_eight_writers_loses_nothing_and_doubles_nothing() {
+    let rounds = std::env::var("LIKEWISE_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(25);
+    let data = data_dir();
+    let acknowledged = Mutex::new(Vec::new());
+    let mut server = Server::start(data.path());
+    for round in 0..rounds {
+        let before = acknowledged.lock().expect("no panic").len();
+        let is_dead = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    let agent = agent();
+                    let url = format!("{}/likes", server.url);
+                    while !is_dead.load(Ordering::Relaxed) {
+                        let id = new_id();
+                        // Some twice, as a page does that got no answer.
+                        for _ in 0..1 + id.bytes().last().map_or(0, |byte| byte % 2) {
+                            match agent.post(&url).send_form([("id", &id)]) {
+                                Ok(answer) if answer.status() == 303 => {
+                                    acknowledged.lock().expect("no panic").push(id.clone());
+                                }
+                                Ok(answer) => panic!("{answer:?}"),
+                                Err(_) => break,
+                            }
+                        }
+                    }
+                });
+            }
+            // Each round dies at another moment of its work.
+            let enough = before + 20 + round * 7 % 60;
+            wait_for("likes to be acknowledged", || {
+                (acknowledged.lock().expect("no panic").len() >= enough).then_some(())
+            });
+            let pid = rustix::process::Pid::from_raw(i32::try_from(server.pid()).expect("a pid")).expect("a pid");
+            rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("killed");
+            is_dead.store(true, Ordering::Relaxed);
+        });
+        server = Server::start(data.path());
+        let log = exported(data.path());
+        let distinct: HashSet<&String> = log.iter().collect();
+        assert_eq!(distinct.len(), log.len(), "round {round}: an id is there twice");
+        let acknowledged = acknowledged.lock().expect("no panic");
+        let lost: Vec<_> = acknowledged.iter().filter(|id| !distinct.contains(id)).collect();
+        assert!(lost.is_empty(), "round {round}: acknowledged and lost: {lost:?}");
+        assert_eq!(server.count(), log.len() as u64, "round {round}");
+    }
+    assert!(printed(run(data.path(), &["verify"])).contains("all is well"));
+    assert!(server.terminate().success());
+    assert!(printed(run(data.path(), &["verify"])).contains("all is well"));
+}
+
+#[test]
+fn a_retry_after_a_kill_counts_once() {
+    let data = data_dir();
+    let server = Server::start(data.path());
+    let ids = server.like_times(10);
+    server.kill();
+    let server = Server::start(data.path());
+    ids.iter().for_each(|id| server.like("", id));
+    assert_eq!(server.count(), 10);
+}
+
+#[test]
+fn trust_02_every_acknowledgement_comes_after_an_fsync_of_the_eventlog() {
+    if let Err(why) = Command::new("strace").arg("-V").output() {
+        panic!("this test needs strace ({why}): install it, on Debian with `apt-get install strace`");
+    }
+    let data = data_dir();
+    let traces = data_dir();
+    let trace = traces.path().join("trace");
+    let mut strace = Command::new("strace");
+    strace.args(["-f", "-y", "-s", "64", "-e", "trace=fsync,fdatasync,pwrite64,write,sendto,writev,sendmsg", "-o"]);
+    strace.arg(&trace).args([env!("CARGO_BIN_EXE_likewise"), "serve", "--listen", "127.0.0.1:0"]);
+    let server = Server::spawn(strace, data.path());
+    let likes = 8;
+    for _ in 0..likes {
+        server.like("", &new_id());
+    }
+    // The last answer can be here before strace has written it down.
+    let text = wait_for("the trace to show every answer", || {
+        let text = std::fs::read_to_string(&trace).expect("a trace");
+        (text.matches("HTTP/1.1 303").count() >= likes).then_some(text)
+    });
+    let mut syncs = 0;
+    let mut writes_unsynced = 0;
+    let mut answers = 0;
+    // A call that another thread interrupted in the trace is done where it is resumed; it is a sync of what its thread
+    // began with.
+    let mut unfinished: HashSet<String> = HashSet::new();
+    for line in text.lines() {
+        let thread = line.split_whitespace().next().unwrap_or_default().to_owned();
+        let is_sync = line.contains(" fsync(") || line.contains(" fdatasync(");
+        if line.contains("pwrite64(") && line.contains("/likes/eventlog.db-wal>") {
+            writes_unsynced += 1;
+        } else if is_sync && line.contains("/likes/eventlog.db") {
+            if line.contains("<unfinished") {
+                unfinished.insert(thread);
+            } else if line.trim_end().ends_with("= 0") {
+                syncs += 1;
+                writes_unsynced = 0;
+            }
+        } else if line.contains("resumed>") && line.trim_end().ends_with("= 0") && unfinished.remove(&thread) {
+            syncs += 1;
+            writes_unsynced = 0;
+        } else if line.contains("HTTP/1.1 303") {
+            answers += 1;
+            assert!(syncs >= answers, "answer {answers} came after {syncs} syncs of the eventlog:\n{text}");
+            assert_eq!(writes_unsynced, 0, "answer {answers} came before what it stands for was synced:\n{text}");
+        }
+    }
+    assert_eq!(answers, likes);
+    assert!(!server.url.is_empty());
+}
+
+#[test]
+fn a_full_disk_refuses_likes_in_words_and_loses_none() {
+    let data = data_dir();
+    let start_limited = |blocks: u32| {
+        let mut shell = Command::new("sh");
+        for (name, _) in std::env::vars_os() {
+            if name.to_string_lossy().starts_with("LIKEWISE_") {
+                shell.env_remove(name);
+            }
+        }
+        // A file that would grow beyond the limit fails to, as on a full disk. The signal that goes with it is ignored.
+        let script = format!(r#"trap '' XFSZ; ulimit -f {blocks}; exec "$0" serve --listen 127.0.0.1:0"#);
+        shell.args(["-c", &script, env!("CARGO_BIN_EXE_likewise")]);
+        Server::spawn(shell, data.path())
+    };
+    // 512 bytes each, so 256 KiB a file.
+    let mut server = start_limited(512);
+    let mut live = server.live("/live");
+    let mut acknowledged = Vec::new();
+    let refusal = wait_for("the disk to be full", || {
+        let id = new_id();
+        let answer = server.post("/likes", &format!("id={id}"));
+        if answer.status == 303 {
+            acknowledged.push(id);
+            return None;
+        }
+        Some(answer)
+    });
+    assert_eq!(refusal.status, 503, "{refusal:?}");
+    assert!(!refusal.header("retry-after").is_empty(), "{refusal:?}");
+    assert!(acknowledged.len() > 10, "{}", acknowledged.len());
+
+    // Whatever is tried now, pages show what is there.
+    for _ in 0..30 {
+        let answer = server.post("/likes", &format!("id={}", new_id()));
+        assert!(matches!(answer.status, 503 | 303), "{answer:?}");
+        let page = server.get("/");
+        assert_eq!(page.status, 200, "{page:?}\n{}", server.log());
+        let shown: u64 = page.between(r#"data-count=""#, "\"").parse().expect("a count");
+        assert!(shown >= acknowledged.len() as u64, "{shown} of {}", acknowledged.len());
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    live.until(acknowledged.len() as u64);
+    assert!(server.is_running());
+    assert!(!server.log().contains("panicked"), "{}", server.log());
+    assert!(server.terminate().success());
+
+    // Still full, the program can be started and looked at.
+    let server = start_limited(512);
+    assert!(server.count() >= acknowledged.len() as u64);
+    server.kill();
+
+    let server = Server::start(data.path());
+    let log = exported(data.path());
+    let distinct: HashSet<&String> = log.iter().collect();
+    assert_eq!(distinct.len(), log.len());
+    assert!(acknowledged.iter().all(|id| distinct.contains(id)), "acknowledged and lost");
+    assert_eq!(server.count(), log.len() as u64);
+    server.like_times(3);
+    assert!(printed(run(data.path(), &["verify"])).contains("all is well"));
+}

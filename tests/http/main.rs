@@ -1,0 +1,13 @@
+//! The whole program: the real binary on a free port, asked over HTTP and by its command line.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod client;
+mod commands;
+mod contract;
+mod crash;
+mod directory;
+mod guard;
+mod hostile;
+mod serving;
