@@ -1,0 +1,227 @@
+//! What the engine costs beside a plain loop over SQLite that does the two statements of a like: INSERT into a log with a
+//! unique id, and UPDATE of the count.
+//!
+//! ```sh
+//! cargo bench --bench engine              # all; or a part: -- commit, -- rebuild, -- live
+//! BENCH_SECONDS=60 cargo bench --bench engine   # more rounds, when the machine is busy
+//! ```
+//!
+//! Both sides do the same in each table: the same rows, the same durability (WAL, `synchronous=FULL`, one COMMIT a
+//! group), the same disk, by turns.
+
+mod compare;
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use compare::{Aim, Scale, compare, each, head, is_wanted, on_disk};
+use likewise::engine::{Envelope, EventId, Files, Replica, Setup, StoreLimits, Stores};
+use likewise::likes::{self, LikeAdded};
+use rusqlite::{Connection, params};
+use tokio::runtime::Runtime;
+use tokio::sync::mpsc;
+
+fn main() {
+    let scale = Scale::asked_for();
+    if is_wanted("commit") {
+        commit(scale);
+    }
+    if is_wanted("rebuild") {
+        rebuild(scale);
+    }
+    if is_wanted("live") {
+        live(scale);
+    }
+}
+
+/// Commits in groups. No side checkpoints: the store does that beside its commits, on another thread.
+fn commit(scale: Scale) {
+    head("commit, per event", "engine", "plain");
+    for (group, events) in [(1, 200), (10, 2_000), (100, 20_000), (1_000, 50_000)] {
+        let groups = scale.of(events / group);
+        let ours = || {
+            let dir = on_disk();
+            let mut replica = Replica::open(Files::in_dir(dir.path()), setup()).expect("open");
+            let groups = grouped(groups, group);
+            let start = Instant::now();
+            for group in &groups {
+                replica.commit(group).expect("commit");
+            }
+            let time = each(start, groups.len() * group);
+            let count = replica.query(&likes::count()).expect("count");
+            assert_eq!(count, (groups.len() * group) as u64);
+            time
+        };
+        let plain = || {
+            let dir = on_disk();
+            let plain = Plain::new(dir.path());
+            let groups = grouped(groups, group);
+            let start = Instant::now();
+            for group in &groups {
+                plain.commit(group);
+            }
+            each(start, groups.len() * group)
+        };
+        let aim = if group == 1 { Aim::None } else { Aim::Time(1.5) };
+        compare(scale, &format!("in groups of {group}"), aim, ours, plain);
+    }
+}
+
+/// Makes the state anew from the log. The plain side reads the same log, and updates a fresh table in transactions of
+/// as many events.
+fn rebuild(scale: Scale) {
+    head("rebuild, per event", "engine", "plain");
+    let events = scale.of(1_000_000);
+    let dir = on_disk();
+    let files = Files::in_dir(dir.path());
+    let mut replica = Replica::open(files.clone(), setup()).expect("open");
+    for group in grouped(events.div_ceil(1_000), events.min(1_000)) {
+        replica.commit(&group).expect("commit");
+    }
+    drop(replica);
+
+    let ours = || {
+        std::fs::remove_file(files.state()).expect("delete the state");
+        let start = Instant::now();
+        let replica = Replica::open(files.clone(), setup()).expect("open");
+        let time = each(start, events);
+        assert_eq!(replica.query(&likes::count()).expect("count"), events as u64);
+        time
+    };
+    let plain = || {
+        let dir = on_disk();
+        let start = Instant::now();
+        let log = Connection::open(files.eventlog()).expect("open");
+        let state = open_plain(&dir.path().join("state.db"), "NORMAL");
+        let mut read = log.prepare("SELECT seq, id, name, origin, args FROM log ORDER BY seq").expect("prepare");
+        let mut update = state.prepare(UPDATE).expect("prepare");
+        let mut rows = read.query(()).expect("query");
+        let mut count = 0;
+        state.execute_batch("BEGIN").expect("begin");
+        while let Some(row) = rows.next().expect("read") {
+            // What a materializer needs to know of its event.
+            assert!(row.get::<_, [u8; 16]>(1).is_ok() && row.get::<_, i64>(2).is_ok() && row.get_ref(4).is_ok());
+            update.execute(()).expect("update");
+            count += 1;
+            if count % 10_000 == 0 {
+                state.execute_batch("COMMIT; BEGIN").expect("commit");
+            }
+        }
+        state.execute_batch("COMMIT").expect("commit");
+        let time = each(start, events);
+        assert_eq!(count, events);
+        time
+    };
+    compare(scale, &format!("of {events} events"), Aim::Speed(0.7), ours, plain);
+}
+
+/// From a click to the last of those who watch: commit, run the query again, wake them. The plain side commits and runs
+/// its query again, and tells nobody.
+fn live(scale: Scale) {
+    head("a change, watched", "engine", "plain");
+    let runtime = Runtime::new().expect("start tokio");
+    for (watchers, changes) in [(1, 100), (100, 100), (10_000, 20)] {
+        let (watchers, changes) = (scale.of(watchers), scale.of(changes));
+        let ours = || {
+            let dir = on_disk();
+            let stores = Stores::open(dir.path(), setup(), StoreLimits::default()).expect("open");
+            let time = runtime.block_on(time_changes(&stores, watchers, changes));
+            stores.close();
+            time
+        };
+        let plain = || {
+            let dir = on_disk();
+            let plain = Plain::new(dir.path());
+            let mut query = plain.conn.prepare("SELECT count FROM likes WHERE id = 1").expect("prepare");
+            let groups = grouped(changes, 1);
+            let start = Instant::now();
+            for group in &groups {
+                plain.commit(group);
+                let _: u64 = query.query_row((), |row| row.get(0)).expect("query");
+            }
+            each(start, changes)
+        };
+        compare(scale, &format!("by {watchers}"), Aim::None, ours, plain);
+    }
+}
+
+/// How long a change takes until all of `watchers` have it.
+async fn time_changes(stores: &Stores, watchers: usize, changes: usize) -> Duration {
+    let store = stores.get(&"bench".parse().expect("a name")).expect("open");
+    let (tell, mut told) = mpsc::channel(watchers);
+    for _ in 0..watchers {
+        let (mut watch, tell) = (store.watch(likes::count()), tell.clone());
+        tokio::spawn(async move {
+            while let Ok(count) = watch.next().await {
+                if tell.send(count).await.is_err() {
+                    break;
+                }
+            }
+        });
+    }
+    let mut all_have = async |count: u64| {
+        for _ in 0..watchers {
+            assert_eq!(told.recv().await, Some(count));
+        }
+    };
+    all_have(0).await;
+    // The first like makes the files, which is not what is measured here.
+    store.commit(LikeAdded {}).await.expect("commit");
+    all_have(1).await;
+    let start = Instant::now();
+    for change in 0..changes {
+        store.commit(LikeAdded {}).await.expect("commit");
+        all_have(change as u64 + 2).await;
+    }
+    each(start, changes)
+}
+
+fn setup() -> Setup {
+    Setup::new(likes::schema(), "bench".parse().expect("a name")).expect("read the program")
+}
+
+/// New likes, so that no side has to make them while it is measured.
+fn grouped(groups: usize, group: usize) -> Vec<Vec<Envelope>> {
+    let like = |_| Envelope::new(EventId::now(), &LikeAdded {}).expect("an event");
+    (0..groups).map(|_| (0..group).map(like).collect()).collect()
+}
+
+const INSERT: &str = "INSERT INTO log (id, name, origin, args) VALUES (?1, ?2, ?3, ?4)";
+const UPDATE: &str = "UPDATE likes SET count = count + 1 WHERE id = 1";
+
+/// The plain loop's database: log and count in one file.
+struct Plain {
+    conn: Connection,
+}
+
+impl Plain {
+    fn new(dir: &Path) -> Self {
+        let conn = open_plain(&dir.join("plain.db"), "FULL");
+        let log = "CREATE TABLE log (seq INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE, name INTEGER NOT NULL,
+                                     origin INTEGER NOT NULL, args TEXT) STRICT";
+        conn.execute_batch(log).expect("make the table");
+        Self { conn }
+    }
+
+    fn commit(&self, group: &[Envelope]) {
+        let prepare = |sql| self.conn.prepare_cached(sql).expect("prepare");
+        let (mut insert, mut update) = (prepare(INSERT), prepare(UPDATE));
+        prepare("BEGIN IMMEDIATE").execute(()).expect("begin");
+        for event in group {
+            insert.execute(params![event.id.as_bytes(), 1, 1, event.args.as_text()]).expect("insert");
+            update.execute(()).expect("update");
+        }
+        prepare("COMMIT").execute(()).expect("commit");
+    }
+}
+
+fn open_plain(path: &Path, synchronous: &str) -> Connection {
+    let conn = Connection::open(path).expect("open");
+    conn.query_row("PRAGMA journal_mode = WAL", (), |_| Ok(())).expect("use a WAL");
+    conn.pragma_update(None, "synchronous", synchronous).expect("set the durability");
+    conn.pragma_update(None, "wal_autocheckpoint", 0).expect("leave checkpoints away");
+    let likes = "CREATE TABLE likes (id INTEGER PRIMARY KEY, count INTEGER NOT NULL) STRICT;
+                 INSERT INTO likes VALUES (1, 0);";
+    conn.execute_batch(likes).expect("make the table");
+    conn
+}

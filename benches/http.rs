@@ -1,0 +1,165 @@
+//! What a like costs over HTTP, beside the least that a server written with the same libraries can do: an axum handler
+//! that reads the form, stores nothing and answers the same redirect.
+//!
+//! ```sh
+//! cargo bench --bench http
+//! BENCH_CONNECTIONS=8 BENCH_SECONDS=60 cargo bench --bench http
+//! ```
+//!
+//! Each server is a process of its own: the release binary as it is, with its guard and its limits, and this program
+//! again, which has neither. They are asked by turns, by the same client, which keeps 64 connections busy with one
+//! request each and shares the machine with them.
+
+mod compare;
+
+use std::env;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::SocketAddr;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::body::Bytes;
+use axum::http::StatusCode;
+use axum::response::Redirect;
+use axum::routing::post;
+use compare::{Aim, Scale, compare, head, is_wanted, on_disk};
+use likewise::engine::EventId;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinSet;
+
+/// Set for the child process that is to be the server which stores nothing.
+const BE_EMPTY: &str = "BENCH_BE_EMPTY";
+
+fn main() {
+    if env::var_os(BE_EMPTY).is_some() {
+        return serve_nothing();
+    }
+    if is_wanted("http") {
+        likes_over_http(Scale::asked_for());
+    }
+}
+
+fn likes_over_http(scale: Scale) {
+    let connections = env::var("BENCH_CONNECTIONS").ok().and_then(|number| number.parse().ok()).unwrap_or(64);
+    head("POST /likes, per like", "likewise", "nothing");
+    let dir = on_disk();
+    let mut likewise = Command::new(env!("CARGO_BIN_EXE_likewise"));
+    likewise.args(["serve", "--listen", "127.0.0.1:0", "--data"]).arg(dir.path()).env("LIKEWISE_LOG", "warn");
+    let likewise = Server::start(&mut likewise);
+    let this = env::current_exe().expect("the path of this program");
+    let nothing = Server::start(Command::new(this).env(BE_EMPTY, "1"));
+
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("start tokio");
+    let slice = scale.time(Duration::from_secs(1));
+    let post = |server: &Server| runtime.block_on(post_likes(server.address, connections, slice));
+    let mut likes = 0;
+    let ours = || {
+        let (posted, time) = post(&likewise);
+        likes += posted;
+        time.div_f64(posted as f64)
+    };
+    let plain = || {
+        let (posted, time) = post(&nothing);
+        time.div_f64(posted as f64)
+    };
+    compare(scale, &format!("over {connections} connections"), Aim::Speed(0.5), ours, plain);
+    assert_eq!(likewise.count(), likes, "each answered like counts once");
+}
+
+/// Posts likes over `connections` for the time of `slice`. How many were answered, and how long that took.
+async fn post_likes(address: SocketAddr, connections: usize, slice: Duration) -> (u64, Duration) {
+    let mut streams = Vec::new();
+    for _ in 0..connections {
+        let stream = TcpStream::connect(address).await.expect("connect");
+        stream.set_nodelay(true).expect("send at once");
+        streams.push(stream);
+    }
+    let start = Instant::now();
+    let end = start + slice;
+    let mut workers: JoinSet<u64> = streams.into_iter().map(|stream| post_until(stream, address, end)).collect();
+    let mut posted = 0;
+    while let Some(of_one) = workers.join_next().await {
+        posted += of_one.expect("a worker");
+    }
+    (posted, start.elapsed())
+}
+
+/// Posts one like after the other, as a form with an id of its own, until `end`. How many.
+async fn post_until(mut stream: TcpStream, address: SocketAddr, end: Instant) -> u64 {
+    let mut request = format!(
+        "POST /likes HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/x-www-form-urlencoded\r\n\
+         Content-Length: 39\r\n\r\nid="
+    )
+    .into_bytes();
+    let at = request.len();
+    let mut answer = [0; 2048];
+    let mut posted = 0;
+    while Instant::now() < end {
+        request.truncate(at);
+        write!(request, "{}", EventId::now()).expect("write to memory");
+        stream.write_all(&request).await.expect("send");
+        // The answer is a redirect without a body, so it ends with its head.
+        let mut length = 0;
+        while !answer[..length].ends_with(b"\r\n\r\n") {
+            let read = stream.read(&mut answer[length..]).await.expect("receive");
+            assert!(read > 0, "the server hung up: {}", String::from_utf8_lossy(&answer[..length]));
+            length += read;
+        }
+        assert!(answer.starts_with(b"HTTP/1.1 303"), "{}", String::from_utf8_lossy(&answer[..length]));
+        posted += 1;
+    }
+    posted
+}
+
+/// A server in a process of its own, which ends with this value.
+struct Server {
+    process: Child,
+    address: SocketAddr,
+}
+
+impl Server {
+    /// Starts it, and waits for the line that says where it listens.
+    fn start(command: &mut Command) -> Self {
+        let mut process = command.stdout(Stdio::piped()).spawn().expect("start a server");
+        let mut line = String::new();
+        let stdout = process.stdout.take().expect("its output");
+        BufReader::new(stdout).read_line(&mut line).expect("read its output");
+        let address = line.trim().strip_prefix("listening on http://").and_then(|address| address.parse().ok());
+        Self { process, address: address.unwrap_or_else(|| panic!("not an address: {line}")) }
+    }
+
+    /// How many likes it says there are.
+    fn count(&self) -> u64 {
+        let mut stream = std::net::TcpStream::connect(self.address).expect("connect");
+        let request = format!("GET /status HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.address);
+        stream.write_all(request.as_bytes()).expect("send");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).expect("receive");
+        let (_, body) = answer.split_once("\r\n\r\n").expect("a head");
+        let status: serde_json::Value = serde_json::from_str(body).expect("JSON");
+        status["count"].as_u64().unwrap_or_else(|| panic!("no count: {answer}"))
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        drop(self.process.kill());
+        drop(self.process.wait());
+    }
+}
+
+/// The server that stores nothing. No guard, no limits, no headers but those of the redirect.
+fn serve_nothing() {
+    let like = async |body: Bytes| match form_urlencoded::parse(&body).find(|(name, _)| name == "id") {
+        Some((_, id)) if id.parse::<EventId>().is_ok() => Ok(Redirect::to("/")),
+        _ => Err(StatusCode::BAD_REQUEST),
+    };
+    let serve = async {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("listen");
+        println!("listening on http://{}", listener.local_addr().expect("an address"));
+        axum::serve(listener, Router::new().route("/likes", post(like))).await.expect("serve");
+    };
+    tokio::runtime::Runtime::new().expect("start tokio").block_on(serve);
+}
