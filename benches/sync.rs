@@ -1,0 +1,261 @@
+//! What sync costs beside the plain work: the same events inserted and applied with plain SQLite, once a machine.
+//!
+//! ```sh
+//! cargo bench --bench sync                # all; or a part: -- bulk, -- join, -- rebase, -- click
+//! ```
+//!
+//! Hub and devices are the release binary, each in a process of its own with a directory of its own, on one machine.
+
+mod compare;
+
+#[path = "../tests/common/mod.rs"]
+mod common;
+
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpStream;
+use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use common::{Server, likewise, wait_for};
+use compare::{Aim, Scale, compare, each, head, is_wanted, on_disk};
+use likewise::engine::{Entry, Envelope, EventId, Files, Page, Replica, Seq, Setup, Whose};
+use likewise::likes::{self, LikeAdded};
+use rusqlite::{Connection, params};
+use serde_json::Value;
+
+fn main() {
+    let scale = Scale::asked_for();
+    if is_wanted("bulk") {
+        bulk(scale);
+    }
+    if is_wanted("join") {
+        join(scale);
+    }
+    if is_wanted("rebase") {
+        rebase(scale);
+    }
+    if is_wanted("click") {
+        click(scale);
+    }
+}
+
+/// Likes made offline reach the hub and a second device. Three machines have them in the end.
+fn bulk(scale: Scale) {
+    head("offline likes, per event", "sync", "plain");
+    for likes in [10_000, 100_000] {
+        let likes = scale.of(likes);
+        let ours = || {
+            let dir = on_disk();
+            let offline = dir.path().join("one");
+            fill(&offline, likes);
+            let hub = Hub::start(&dir.path().join("hub"), &["one", "two"]);
+            let two = hub.device(&dir.path().join("two"), "two");
+            let start = Instant::now();
+            let one = hub.device(&offline, "one");
+            wait_until(&two, |status| status["count"] == likes);
+            wait_until(&one, |status| status["pending"] == 0);
+            each(start, likes)
+        };
+        compare(scale, &format!("{likes} to hub and device"), Aim::Time(4.0), ours, || plain(likes, 3));
+    }
+}
+
+/// A new device joins a log. One machine more has the events in the end.
+fn join(scale: Scale) {
+    head("a new device joins, per event", "sync", "plain");
+    for likes in [10_000, 100_000, 1_000_000] {
+        let likes = scale.of(likes);
+        let dir = on_disk();
+        let hub = dir.path().join("hub");
+        fill(&hub, likes);
+        let hub = Hub::start(&hub, &["one"]);
+        let ours = || {
+            let dir = on_disk();
+            let start = Instant::now();
+            let one = hub.device(dir.path(), "one");
+            wait_until(&one, |status| status["count"] == likes);
+            each(start, likes)
+        };
+        compare(scale, &format!("a log of {likes}"), Aim::Time(4.0), ours, || plain(likes, 1));
+    }
+}
+
+/// Another's event arrives under many pending ones, which have to be applied again on top of it.
+fn rebase(scale: Scale) {
+    let pending = scale.of(100_000);
+    head("rebase, per pending event", "engine", "plain");
+    let dir = on_disk();
+    let files = Files::in_dir(dir.path());
+    let setup = Setup::new(likes::schema(), "bench".parse().expect("a name")).expect("read the program");
+    let mut replica = Replica::open(files.clone(), setup).expect("open");
+    replica.take_back(Seq::START, Whose::Upstream(None)).expect("follow");
+    for _ in 0..pending.div_ceil(1_000) {
+        let group: Vec<_> = (0..pending.min(1_000)).map(|_| like()).collect();
+        replica.commit(&group).expect("commit");
+    }
+    let mut seq = Seq::START;
+    let ours = || {
+        seq = seq.next();
+        let entry = Entry { seq, event: like(), origin: "other".parse().expect("a name") };
+        let start = Instant::now();
+        replica.arrive(&Page { entries: vec![entry], next: seq, more: false }).expect("arrive");
+        each(start, pending)
+    };
+    let plain = || {
+        let state = open_plain(&on_disk().path().join("state.db"));
+        let outbox = Connection::open(files.eventlog()).expect("open");
+        let start = Instant::now();
+        state.execute_batch("BEGIN").expect("begin");
+        let mut read = outbox.prepare("SELECT n, id, name, args FROM outbox ORDER BY n").expect("prepare");
+        let mut update = state.prepare(UPDATE).expect("prepare");
+        let mut rows = read.query(()).expect("query");
+        while let Some(row) = rows.next().expect("read") {
+            assert!(row.get::<_, [u8; 16]>(1).is_ok() && row.get::<_, i64>(2).is_ok() && row.get_ref(3).is_ok());
+            update.execute(()).expect("update");
+        }
+        each(start, pending)
+    };
+    compare(scale, &format!("{pending} pending"), Aim::Time(2.0), ours, plain);
+}
+
+/// From a click on one device to the event on the other's stream, beside the round trips that this takes at least: to the
+/// one device, to the hub, and to the other.
+fn click(scale: Scale) {
+    let clicks = scale.of(300);
+    let dir = on_disk();
+    let hub = Hub::start(&dir.path().join("hub"), &["one", "two"]);
+    let one = hub.device(&dir.path().join("one"), "one");
+    let two = hub.device(&dir.path().join("two"), "two");
+    for device in [&one, &two] {
+        wait_until(device, |status| status["upstream"]["state"] == "online");
+    }
+    let stream = request(&two, "GET /live HTTP/1.1\r\n");
+    let mut shown = BufReader::new(stream).lines().map(|line| line.expect("the stream goes on"));
+    let mut times = Vec::new();
+    let mut bare = Vec::new();
+    let agent = agent();
+    for count in 1..=clicks {
+        let start = Instant::now();
+        agent.post(format!("{}/likes", one.url)).send_empty().expect("like");
+        let wanted = format!("data-count=\"{count}\"");
+        shown.find(|line| line.contains(&wanted)).expect("the like arrives");
+        times.push(start.elapsed());
+        let start = Instant::now();
+        for server in [&one, &hub.server, &two] {
+            agent.get(format!("{}/healthz", server.url)).call().expect("ask");
+        }
+        bare.push(start.elapsed());
+        // Pages are told at intervals; the next click is to find the stream at rest.
+        std::thread::sleep(Duration::from_millis(if clicks > 20 { 30 } else { 0 }));
+    }
+    let [p50, p99] = percentiles(&mut times);
+    let [bare50, bare99] = percentiles(&mut bare);
+    println!("\nfrom a click to another device's stream: p50 {p50:.2?}, p99 {p99:.2?}, of {clicks}");
+    println!("three bare round trips:                  p50 {bare50:.2?}, p99 {bare99:.2?}");
+    println!("ratio:                                   p50 {:.1}", p50.as_secs_f64() / bare50.as_secs_f64());
+}
+
+fn percentiles(times: &mut [Duration]) -> [Duration; 2] {
+    times.sort();
+    [times[times.len() / 2], times[(times.len() * 99 / 100).min(times.len() - 1)]]
+}
+
+/// A hub with its devices' tokens.
+struct Hub {
+    server: Server,
+    data: std::path::PathBuf,
+}
+
+impl Hub {
+    fn start(data: &Path, devices: &[&str]) -> Self {
+        for device in devices {
+            let added = likewise().args(["token", "add", device, "--data"]).arg(data).output().expect("add a token");
+            std::fs::write(data.join(device), added.stdout).expect("write the token");
+        }
+        let mut command = likewise();
+        command.args(["serve", "--listen", "127.0.0.1:0"]).env("LIKEWISE_LOG", "error");
+        Self { server: Server::spawn(command, data), data: data.to_owned() }
+    }
+
+    /// A device that syncs with this hub.
+    fn device(&self, data: &Path, name: &str) -> Server {
+        let mut command = likewise();
+        command.args(["serve", "--listen", "127.0.0.1:0", "--upstream", &self.server.url, "--token-file"]);
+        command.arg(self.data.join(name)).env("LIKEWISE_LOG", "error");
+        Server::spawn(command, data)
+    }
+}
+
+/// Puts new likes into the data in `data`, which nobody serves.
+fn fill(data: &Path, likes: usize) {
+    let mut command = likewise();
+    let mut import = command.args(["import", "--data"]).arg(data).stdin(Stdio::piped()).stderr(Stdio::null()).spawn();
+    let import = import.as_mut().expect("start the import");
+    let mut input = std::io::BufWriter::new(import.stdin.take().expect("its input"));
+    for _ in 0..likes {
+        writeln!(input, r#"{{"id":"{}","name":"LikeAdded"}}"#, EventId::now()).expect("write an event");
+    }
+    drop(input);
+    assert!(import.wait().expect("the import ends").success());
+}
+
+fn agent() -> ureq::Agent {
+    ureq::Agent::config_builder().max_redirects(0).max_redirects_will_error(false).build().into()
+}
+
+fn wait_until(server: &Server, reached: impl Fn(&Value) -> bool) {
+    let agent = agent();
+    wait_for("the devices to be level", || {
+        let status = agent.get(format!("{}/status", server.url)).call().expect("ask").body_mut().read_to_string();
+        let status: Value = serde_json::from_str(&status.expect("read")).expect("JSON");
+        reached(&status).then_some(())
+    });
+}
+
+fn request(server: &Server, line: &str) -> TcpStream {
+    let mut stream = TcpStream::connect(("127.0.0.1", server.port())).expect("connect");
+    write!(stream, "{line}Host: 127.0.0.1\r\n\r\n").expect("send");
+    stream
+}
+
+fn like() -> Envelope {
+    Envelope::new(EventId::now(), &LikeAdded {}).expect("an event")
+}
+
+const UPDATE: &str = "UPDATE likes SET count = count + 1 WHERE id = 1";
+
+/// Inserts and applies as many events, on as many machines, one after the other; per event.
+fn plain(events: usize, machines: usize) -> Duration {
+    let ids: Vec<_> = (0..events).map(|_| EventId::now()).collect();
+    let dirs: Vec<_> = (0..machines).map(|_| on_disk()).collect();
+    let start = Instant::now();
+    for dir in &dirs {
+        let conn = open_plain(&dir.path().join("plain.db"));
+        conn.pragma_update(None, "synchronous", "FULL").expect("set the durability");
+        let insert = "INSERT INTO log (id, name, origin, args) VALUES (?1, 1, 1, NULL)";
+        let (mut insert, mut update) = (conn.prepare(insert).expect("prepare"), conn.prepare(UPDATE).expect("prepare"));
+        for page in ids.chunks(1_000) {
+            conn.execute_batch("BEGIN IMMEDIATE").expect("begin");
+            for id in page {
+                insert.execute(params![id.as_bytes()]).expect("insert");
+                update.execute(()).expect("update");
+            }
+            conn.execute_batch("COMMIT").expect("commit");
+        }
+    }
+    each(start, events)
+}
+
+fn open_plain(path: &Path) -> Connection {
+    let conn = Connection::open(path).expect("open");
+    conn.query_row("PRAGMA journal_mode = WAL", (), |_| Ok(())).expect("use a WAL");
+    conn.execute_batch(
+        "CREATE TABLE log (seq INTEGER PRIMARY KEY, id BLOB NOT NULL UNIQUE, name INTEGER NOT NULL,
+                           origin INTEGER NOT NULL, args TEXT) STRICT;
+         CREATE TABLE likes (id INTEGER PRIMARY KEY, count INTEGER NOT NULL) STRICT;
+         INSERT INTO likes VALUES (1, 0);",
+    )
+    .expect("make the tables");
+    conn
+}
