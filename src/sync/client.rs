@@ -346,11 +346,12 @@ impl Client {
             let push = Push { log, run: hello.run.clone(), events };
             let refused: Vec<_> = match self.upstream.push(self.store.id(), &push).await {
                 Err(end) => return end,
-                Ok(PushAnswer::TooLarge) if page.len() > 1 => {
+                Ok(PushAnswer::TooLarge(_)) if page.len() > 1 => {
                     size = PageSize { events: page.len() / 2, ..size };
                     continue;
                 }
-                Ok(PushAnswer::TooLarge) => vec![(page[0].1.id, "it is larger than the hub takes".to_owned())],
+                Ok(PushAnswer::TooLarge(Some(end))) => return end,
+                Ok(PushAnswer::TooLarge(None)) => vec![(page[0].1.id, "it is larger than the hub takes".to_owned())],
                 Ok(PushAnswer::Pushed(answer)) => {
                     if let Err(end) = self.learn_log(answer.log, progress).await {
                         return end;
@@ -360,7 +361,7 @@ impl Client {
                 }
             };
             pushed = *last;
-            size = protocol::PAGE;
+            size = PageSize { events: (2 * size.events).min(protocol::PAGE.events), ..size };
             if !refused.is_empty()
                 && let Err(error) = self.store.with(move |replica| replica.refuse(&refused)).await
             {
