@@ -15,6 +15,11 @@ use crate::engine::{Position, StoreId};
 /// How long the hub may take to accept a connection.
 const CONNECT: Duration = Duration::from_secs(10);
 
+/// How long a connection is kept for the next request. Shorter than the hub keeps it, so that no request goes out on one
+/// that the hub is just closing; and shorter than the silence after which a stream is given up, so that the next
+/// attempt doesn't go out on a connection that died with it.
+const KEEP: Duration = Duration::from_secs(8);
+
 /// How long the hub may take to answer a push.
 const ANSWER: Duration = Duration::from_secs(30);
 
@@ -113,6 +118,7 @@ impl Upstream {
         let mut builder = reqwest::Client::builder()
             .redirect(redirect::Policy::none())
             .connect_timeout(CONNECT)
+            .pool_idle_timeout(KEEP)
             .tcp_keepalive(Duration::from_secs(15))
             .user_agent(concat!("likewise/", env!("CARGO_PKG_VERSION")));
         if is_local {
