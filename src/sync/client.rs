@@ -8,7 +8,8 @@ use std::pin::pin;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use futures_util::StreamExt;
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt, stream};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -228,11 +229,12 @@ impl Client {
             after: Seq::START,
             digest: Digest::EMPTY,
         });
-        if self.status.borrow().state != LinkState::Offline {
+        // A store that is offline or halted stays so until it is known to be otherwise.
+        if self.status.borrow().state == LinkState::Online {
             self.tell(LinkState::Connecting, None, None);
         }
         let bytes = match timeout(SILENCE, self.upstream.pull(self.store.id(), position)).await {
-            Ok(Ok(bytes)) => bytes,
+            Ok(Ok(bytes)) => unless_silent(bytes),
             Ok(Err(end)) => return end,
             Err(_) => return silent(),
         };
@@ -278,15 +280,14 @@ impl Client {
     /// Takes in what the hub sends.
     async fn pull(
         &self,
-        mut events: impl futures_util::Stream<Item = std::io::Result<sse::SseEvent>> + Unpin,
+        mut events: impl Stream<Item = std::io::Result<sse::SseEvent>> + Unpin,
         progress: &watch::Sender<Progress>,
     ) -> End {
         loop {
-            let event = match timeout(SILENCE, events.next()).await {
-                Err(_) => return silent(),
-                Ok(None) => return End::Offline("the hub ended the stream".to_owned()),
-                Ok(Some(Err(error))) => return End::Offline(format!("the stream broke: {error}")),
-                Ok(Some(Ok(event))) => event,
+            let event = match events.next().await {
+                None => return End::Offline("the hub ended the stream".to_owned()),
+                Some(Err(error)) => return End::Offline(format!("the stream broke: {error}")),
+                Some(Ok(event)) => event,
             };
             if event.event != "page" {
                 continue;
@@ -296,6 +297,9 @@ impl Client {
                 Err(why) => return not_understood(&why),
             };
             let log = page.log;
+            if progress.borrow().log.is_some_and(|known| known != log) {
+                return another_log();
+            }
             let page = match page.into_page() {
                 Ok(page) => page,
                 Err(why) => return not_understood(&why),
@@ -392,7 +396,7 @@ impl Client {
         let known = progress.borrow().log;
         match known {
             Some(known) if known == log => Ok(()),
-            Some(_) => Err(End::Offline("the hub changed its log in the middle of a session".to_owned())),
+            Some(_) => Err(another_log()),
             None => {
                 self.store.with(move |replica| replica.meet(log)).await.map_err(|error| here(&error))?;
                 progress.send_modify(|progress| progress.log = Some(log));
@@ -517,7 +521,26 @@ fn here(error: &Error) -> End {
 }
 
 fn silent() -> End {
-    End::Offline(format!("the hub said nothing for {} seconds", SILENCE.as_secs()))
+    End::Offline(silence())
+}
+
+fn silence() -> String {
+    format!("the hub said nothing for {} seconds", SILENCE.as_secs())
+}
+
+fn another_log() -> End {
+    End::Offline("the hub changed its log in the middle of a session".to_owned())
+}
+
+/// The stream until it is silent for too long. Bytes count, and not events, for on a slow link a page takes its time.
+fn unless_silent(
+    bytes: impl Stream<Item = std::io::Result<Bytes>> + Unpin + Send + 'static,
+) -> impl Stream<Item = std::io::Result<Bytes>> + Unpin + Send + 'static {
+    let next = async |mut bytes| match timeout(SILENCE, StreamExt::next(&mut bytes)).await {
+        Ok(chunk) => chunk.map(|chunk| (chunk, bytes)),
+        Err(_) => Some((Err(std::io::Error::other(silence())), bytes)),
+    };
+    Box::pin(stream::unfold(bytes, next))
 }
 
 fn not_understood(why: &dyn std::fmt::Display) -> End {
