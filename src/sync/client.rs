@@ -143,8 +143,13 @@ impl Clients {
         if !self.follow() {
             return;
         }
-        for id in stores.list().unwrap_or_default().iter().chain([&first]) {
-            let Ok(store) = stores.get(id) else { continue };
+        for id in [first.clone()].iter().chain(&stores.list().unwrap_or_default()) {
+            let mut found = stores.get(id);
+            while matches!(found, Err(Error::TooManyOpen)) {
+                sleep(LOOK_EVERY).await;
+                found = stores.get(id);
+            }
+            let Ok(store) = found else { continue };
             let has_pending = matches!(store.healthy().await, Health::Open(standing) if standing.pending > 0);
             if has_pending || *id == first {
                 drop(self.attend(&store));
@@ -166,32 +171,33 @@ impl Client {
     async fn run(self) {
         let shared = &self.clients.shared;
         loop {
-            let is_over = shared.shutdown.run_until_cancelled(self.keep_level()).await.is_none();
+            let is_closed = shared.shutdown.run_until_cancelled(self.keep_level()).await;
             let mut links = shared.links.lock().expect("BUG: attending to a store panicked");
             // Under the lock nobody can begin to use the store.
-            if is_over || self.is_idle() {
+            if is_closed.is_none_or(|is_closed| is_closed) || self.is_idle() {
                 links.remove(self.store.id());
                 return;
             }
         }
     }
 
-    /// One session after the other, until nobody uses the store and nothing waits to be pushed.
-    async fn keep_level(&self) {
+    /// One session after the other, until nobody uses the store and nothing waits to be pushed, or until the store is
+    /// closed: then it is true.
+    async fn keep_level(&self) -> bool {
         let mut backoff = Backoff::default();
         loop {
-            let began = Instant::now();
+            let (began, head) = (Instant::now(), self.head());
             let end = tokio::select! {
                 end = self.session() => end,
-                () = self.idle() => return,
+                () = self.idle() => return false,
             };
             // Pages that were to be followed by more may have gone ahead of what queries see.
             drop(self.store.look(|replica| replica.settle_arrivals()).await);
-            if began.elapsed() > WAIT[1] {
+            if began.elapsed() > WAIT[1] || self.head() > head {
                 backoff = Backoff::default();
             }
             match end {
-                End::Closed => return,
+                End::Closed => return true,
                 End::PullFirst => sleep(backoff.next()).await,
                 End::Diverged(points) => {
                     self.repair(points).await;
@@ -201,7 +207,7 @@ impl Client {
                     self.tell(LinkState::Offline, None, Some(why));
                     tokio::select! {
                         () = sleep(backoff.next()) => {}
-                        () = self.idle() => return,
+                        () = self.idle() => return false,
                     }
                 }
                 End::Halted(code, why) => {
@@ -209,7 +215,7 @@ impl Client {
                     tokio::select! {
                         () = sleep(self.clients.shared.retry_halted) => {}
                         () = self.mended() => {}
-                        () = self.idle() => return,
+                        () = self.idle() => return false,
                     }
                 }
             }
@@ -455,6 +461,14 @@ impl Client {
         };
         // One receiver is in the list of links; another is an open page's.
         is_level && used.elapsed() > IDLE && self.status.receiver_count() <= 1
+    }
+
+    /// How far the store's log has come.
+    fn head(&self) -> Seq {
+        match &*self.store.health().borrow() {
+            Health::Open(standing) => standing.head,
+            _ => Seq::START,
+        }
     }
 
     fn tell(&self, state: LinkState, code: Option<&'static str>, error: Option<String>) {
