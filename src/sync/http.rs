@@ -126,7 +126,7 @@ impl Upstream {
         }
         if let Some(path) = &options.root_certificate {
             let text = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-            let roots = Certificate::from_pem_bundle(&text);
+            let roots = Certificate::from_pem_bundle(&text).ok().filter(|roots| !roots.is_empty());
             let roots = roots.with_context(|| format!("{} holds no certificate in PEM form", path.display()))?;
             builder = builder.tls_certs_merge(roots);
         }
