@@ -224,7 +224,7 @@ impl Shared {
 }
 
 /// One request with its body; nothing when the client has hung up.
-fn read_request(client: &mut impl Read) -> std::io::Result<Option<Vec<u8>>> {
+pub fn read_request(client: &mut impl Read) -> std::io::Result<Option<Vec<u8>>> {
     let mut request = Vec::new();
     let mut buffer = [0; 65_536];
     let whole = loop {

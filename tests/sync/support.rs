@@ -3,10 +3,9 @@
 use std::fmt::Write as _;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Shutdown, TcpStream};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::time::Duration;
 
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -50,6 +49,13 @@ impl Node {
     pub fn prepared(name: &str, url: &str, hub: &Self) -> Self {
         let mut client = Self::new(&["--upstream", url, "--retry-halted", "1"]);
         client.trust(&hub.token(name));
+        client
+    }
+
+    /// A client of whatever `url` is, with some token; not started.
+    pub fn unnamed(url: &str) -> Self {
+        let mut client = Self::new(&["--upstream", url]);
+        client.trust("lw_0");
         client
     }
 
@@ -102,9 +108,15 @@ impl Node {
     /// What it says when it can't start.
     pub fn refuses_to_start(&self) -> String {
         let mut command = likewise();
-        command.arg("serve").args(&self.flags).env("LIKEWISE_DATA", &self.data);
-        let output = command.stdin(Stdio::null()).output().unwrap();
-        assert!(!output.status.success(), "it started");
+        command.arg("serve").args(&self.flags).env("LIKEWISE_DATA", &self.data).stdin(Stdio::null());
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        if !line.is_empty() {
+            child.kill().unwrap();
+        }
+        let output = child.wait_with_output().unwrap();
+        assert!(line.is_empty() && !output.status.success(), "it started");
         String::from_utf8(output.stderr).unwrap()
     }
 
@@ -481,14 +493,6 @@ impl Pull {
         if let Ok(1) = self.body.read(&mut byte) {
             self.text.push(byte[0]);
         }
-    }
-
-    pub fn wait_at_most(&self, patience: Duration) {
-        self.body.reader.get_ref().set_read_timeout(Some(patience)).unwrap();
-    }
-
-    pub fn hang_up(&self) {
-        drop(self.body.reader.get_ref().shutdown(Shutdown::Both));
     }
 }
 
