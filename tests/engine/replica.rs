@@ -502,6 +502,22 @@ fn a_settled_replica_has_its_log_on_disk_and_the_outbox_above_it() {
 }
 
 #[test]
+fn a_last_page_without_events_lets_queries_see_those_before_it() {
+    let home = Home::new();
+    let mut replica = home.follow();
+    replica.commit(&[append(1, "a")]).unwrap();
+    replica.arrive(&page(1, &[append(2, "x")], true)).unwrap();
+    assert_eq!(note(&replica), "a");
+    for page in [Page { entries: Vec::new(), next: Seq(9), more: true }, page(1, &[append(2, "x")], true)] {
+        replica.arrive(&page).unwrap();
+        assert_eq!(note(&replica), "a");
+    }
+    replica.arrive(&Page { entries: Vec::new(), next: Seq(9), more: false }).unwrap();
+    home.check(&replica);
+    assert_eq!(note(&replica), "xa");
+}
+
+#[test]
 fn an_event_that_ends_the_transaction_between_two_pages_leaves_log_and_outbox_in_the_state() {
     let mut home = Home::new();
     let mut replica = home.follow();
