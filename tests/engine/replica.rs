@@ -458,6 +458,17 @@ fn the_digest_at_a_seq_covers_what_stands_up_to_there_gaps_or_not() {
     replica.take_back(Seq(middle.0 + 3), Whose::Upstream(None)).unwrap();
     assert_eq!(replica.digest_at(Seq(u64::MAX >> 1)).unwrap(), digest);
     assert_eq!(replica.standing().unwrap().head, middle);
+    drop(replica);
+    let mut replica = home.try_open().unwrap();
+    assert_eq!(replica.digest_at(middle).unwrap(), digest);
+    // Others stand there now.
+    let others: Vec<_> = (5_000..5_200).map(like).collect();
+    replica.arrive(&page(middle.0 + 1, &others, false)).unwrap();
+    let extended = |digest: Digest, event: &Envelope| digest.extended(event.id.as_bytes(), "Liked", None, "elsewhere");
+    assert_eq!(replica.digest_at(Seq(middle.0 + 150)).unwrap(), others[..150].iter().fold(digest, extended));
+    drop(replica);
+    let replica = home.try_open().unwrap();
+    assert_eq!(replica.digest_at(Seq(middle.0 + 200)).unwrap(), others.iter().fold(digest, extended));
 }
 
 #[test]
