@@ -458,6 +458,17 @@ fn the_digest_at_a_seq_covers_what_stands_up_to_there_gaps_or_not() {
     replica.take_back(Seq(middle.0 + 3), Whose::Upstream(None)).unwrap();
     assert_eq!(replica.digest_at(Seq(u64::MAX >> 1)).unwrap(), digest);
     assert_eq!(replica.standing().unwrap().head, middle);
+    drop(replica);
+    let mut replica = home.try_open().unwrap();
+    assert_eq!(replica.digest_at(middle).unwrap(), digest);
+    // Others stand there now.
+    let others: Vec<_> = (5_000..5_200).map(like).collect();
+    replica.arrive(&page(middle.0 + 1, &others, false)).unwrap();
+    let extended = |digest: Digest, event: &Envelope| digest.extended(event.id.as_bytes(), "Liked", None, "elsewhere");
+    assert_eq!(replica.digest_at(Seq(middle.0 + 150)).unwrap(), others[..150].iter().fold(digest, extended));
+    drop(replica);
+    let replica = home.try_open().unwrap();
+    assert_eq!(replica.digest_at(Seq(middle.0 + 200)).unwrap(), others.iter().fold(digest, extended));
 }
 
 #[test]
@@ -499,6 +510,22 @@ fn a_settled_replica_has_its_log_on_disk_and_the_outbox_above_it() {
     home.check(&replica);
     assert_eq!(note(&replica), "xyab");
     assert_eq!(replica.standing().unwrap().cursor, Seq(3));
+}
+
+#[test]
+fn a_last_page_without_events_lets_queries_see_those_before_it() {
+    let home = Home::new();
+    let mut replica = home.follow();
+    replica.commit(&[append(1, "a")]).unwrap();
+    replica.arrive(&page(1, &[append(2, "x")], true)).unwrap();
+    assert_eq!(note(&replica), "a");
+    for page in [Page { entries: Vec::new(), next: Seq(9), more: true }, page(1, &[append(2, "x")], true)] {
+        replica.arrive(&page).unwrap();
+        assert_eq!(note(&replica), "a");
+    }
+    replica.arrive(&Page { entries: Vec::new(), next: Seq(9), more: false }).unwrap();
+    home.check(&replica);
+    assert_eq!(note(&replica), "xa");
 }
 
 #[test]

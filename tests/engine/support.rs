@@ -565,6 +565,7 @@ pub(crate) fn check_files(replica: &Replica, dir: &Path) {
     assert_eq!(standing.set_aside, set_aside_of(replica).len() as u64);
     if let Whose::Own(_) = standing.whose {
         assert_eq!(standing.pending, 0, "an authority has nothing pending");
+        assert_eq!(standing.cursor, standing.head, "an authority commits its state with its log");
     }
     let (cursor, lines) = committed_view(dir);
     assert_eq!(cursor, standing.cursor);
