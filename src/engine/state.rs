@@ -7,6 +7,7 @@ use std::cell::Cell;
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
@@ -370,15 +371,33 @@ impl Committed {
     }
 }
 
-/// Reads the state at `path` beside whoever writes to it.
+/// How often a state without tables is looked at again, and after which pause, before it counts as damaged.
+const LOOKS: u32 = 20;
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Reads the state at `path` beside whoever writes to it. Who makes it anew removes the file and begins another, which
+/// for a moment has no tables.
 pub(crate) fn committed(path: &Path) -> Result<Committed, Fault> {
-    let read = || {
+    let is_begun = |conn: &Connection| {
+        conn.query_row("SELECT count(*) FROM sqlite_schema", (), |row| row.get::<_, i64>(0)).map(|tables| tables > 0)
+    };
+    let read = |is_last: bool| {
         let conn = open_read_only(path)?;
         conn.execute_batch("BEGIN")?;
+        if !is_last && !is_begun(&conn)? {
+            return Ok(None);
+        }
         let (cursor, made_by, schema) = conn.query_row("SELECT * FROM likewise_cursor", (), read_cursor)?;
-        Ok(Committed { cursor, digest: digest_of(&conn)?, made_by, schema })
+        Ok(Some(Committed { cursor, digest: digest_of(&conn)?, made_by, schema }))
     };
-    read().map_err(Fault::state)
+    for look in 1.. {
+        match read(look == LOOKS) {
+            Ok(Some(committed)) => return Ok(committed),
+            Ok(None) => std::thread::sleep(PAUSE),
+            Err(error) => return Err(Fault::state(error)),
+        }
+    }
+    unreachable!("BUG: the last look gives up")
 }
 
 fn read_cursor(row: &Row<'_>) -> rusqlite::Result<(Cursor, String, String)> {

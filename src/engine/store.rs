@@ -317,8 +317,7 @@ impl Store {
                 Ok(Err(fault)) => (Err(Error::from(&fault)), Err(fault)),
                 Err(error) => (Err(error), Ok(())),
             };
-            drop(reply.send(answer));
-            result
+            (result, Box::new(move || drop(reply.send(answer))))
         });
         self.inner.queue.send(work(act)).await.map_err(|_| Error::Closed)?;
         answer.await.map_err(|_| Error::Closed)?

@@ -38,8 +38,12 @@ pub(crate) enum Work {
 }
 
 /// Something to do with a replica, which may be missing where nobody made it, or with the reason why it can't be had. A
-/// fault closes the replica.
-pub(crate) type Act = Box<dyn FnOnce(Result<Option<&mut Replica>, Error>) -> Result<(), Fault> + Send>;
+/// fault closes the replica. What it gives tells whoever asked how it went.
+pub(crate) type Act = Box<dyn FnOnce(Result<Option<&mut Replica>, Error>) -> (Result<(), Fault>, Answer) + Send>;
+
+/// Answers whoever asked. That comes after everybody was told what changed, so that who has the answer and then reads
+/// finds the change.
+pub(crate) type Answer = Box<dyn FnOnce() + Send>;
 
 /// What the thread has in its hands.
 enum Held {
@@ -95,7 +99,7 @@ impl Writer {
             if self.serve(work).is_break() {
                 break;
             }
-            self.publish();
+            self.checkpoint();
         }
     }
 
@@ -110,22 +114,27 @@ impl Writer {
             next = if events.len() < BATCH { self.queue.try_recv().ok() } else { None };
         }
         if !events.is_empty() {
-            self.commit(&events, replies);
+            let results = self.commit(&events);
+            self.publish();
+            for (reply, result) in replies.into_iter().zip(results) {
+                // An answer that nobody waits for any more is not an error: the event is stored all the same.
+                drop(reply.send(result));
+            }
         }
         match next {
-            Some(Work::Refresh) => self.reopen(),
-            None | Some(Work::Commit(..)) => {}
-            Some(Work::With(act)) => self.act(act),
-            Some(Work::Look(act)) => {
+            Some(Work::Refresh) => {
                 self.reopen();
-                if matches!(self.held, Held::Absent(_)) { drop(act(Ok(None))) } else { self.act(act) }
+                self.publish();
             }
+            None | Some(Work::Commit(..)) => {}
+            Some(Work::With(act)) => self.act(act, true),
+            Some(Work::Look(act)) => self.act(act, false),
             Some(Work::Close) => return ControlFlow::Break(()),
         }
         ControlFlow::Continue(())
     }
 
-    fn commit(&mut self, events: &[Envelope], replies: Vec<oneshot::Sender<Result<Receipt, Error>>>) {
+    fn commit(&mut self, events: &[Envelope]) -> Vec<Result<Receipt, Error>> {
         let result = match self.replica() {
             Ok(replica) => replica.commit(events).map_err(|fault| {
                 let error = Error::from(&fault);
@@ -135,31 +144,32 @@ impl Writer {
             // It failed before, and is left alone for a while: who asks meanwhile doesn't prolong that.
             Err(error) => Err(error),
         };
-        // An answer that nobody waits for any more is not an error: the event is stored all the same.
         match result {
             Ok(outcomes) => {
-                for ((outcome, event), reply) in outcomes.into_iter().zip(events).zip(replies) {
-                    drop(reply.send(match outcome {
-                        Outcome::Stored(seq) => Ok(Receipt { seq, is_new: true }),
-                        Outcome::Known(seq) => Ok(Receipt { seq, is_new: false }),
-                        Outcome::Conflict => Err(Error::Conflict(event.id)),
-                        Outcome::Refused(why) => Err(Error::Refused(why)),
-                    }));
-                }
+                let receipt = |(outcome, event): (Outcome, &Envelope)| match outcome {
+                    Outcome::Stored(seq) => Ok(Receipt { seq, is_new: true }),
+                    Outcome::Known(seq) => Ok(Receipt { seq, is_new: false }),
+                    Outcome::Conflict => Err(Error::Conflict(event.id)),
+                    Outcome::Refused(why) => Err(Error::Refused(why)),
+                };
+                outcomes.into_iter().zip(events).map(receipt).collect()
             }
-            Err(error) => replies.into_iter().for_each(|reply| drop(reply.send(Err(error.clone())))),
+            Err(error) => vec![Err(error); events.len()],
         }
     }
 
-    fn act(&mut self, act: Act) {
-        match self.replica() {
-            Ok(replica) => {
-                if let Err(fault) = act(Ok(Some(replica))) {
-                    self.fail(Error::from(&fault));
-                }
-            }
-            Err(error) => drop(act(Err(error))),
+    fn act(&mut self, act: Act, may_create: bool) {
+        self.reopen();
+        let (result, answer) = if !may_create && matches!(self.held, Held::Absent(_)) {
+            act(Ok(None))
+        } else {
+            act(self.replica().map(Some))
+        };
+        if let Err(fault) = result {
+            self.fail(Error::from(&fault));
         }
+        self.publish();
+        answer();
     }
 
     /// The replica, opened again if it failed a while ago, and made if there is none yet.
@@ -262,7 +272,6 @@ impl Writer {
             }
             Held::Open(replica) => {
                 self.live.refresh(replica.state(), replica.take_touched());
-                self.checkpoint(replica);
                 match replica.standing() {
                     Ok(standing) => Health::Open(standing),
                     Err(fault) => Health::Failed(fault.to_string()),
@@ -283,7 +292,8 @@ impl Writer {
     }
 
     /// Has the WALs moved into their databases, beside this thread as long as that keeps up.
-    fn checkpoint(&self, replica: &Replica) {
+    fn checkpoint(&self) {
+        let Held::Open(replica) = &self.held else { return };
         for gauge in replica.wals() {
             if gauge.is_overdue() && !replica.is_writing(gauge) {
                 // Commits came faster than a checkpoint beside them could follow; nothing is written while this runs.

@@ -8,7 +8,8 @@ use std::pin::pin;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use futures_util::StreamExt;
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt, stream};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
@@ -142,8 +143,13 @@ impl Clients {
         if !self.follow() {
             return;
         }
-        for id in stores.list().unwrap_or_default().iter().chain([&first]) {
-            let Ok(store) = stores.get(id) else { continue };
+        for id in [first.clone()].iter().chain(&stores.list().unwrap_or_default()) {
+            let mut found = stores.get(id);
+            while matches!(found, Err(Error::TooManyOpen)) {
+                sleep(LOOK_EVERY).await;
+                found = stores.get(id);
+            }
+            let Ok(store) = found else { continue };
             let has_pending = matches!(store.healthy().await, Health::Open(standing) if standing.pending > 0);
             if has_pending || *id == first {
                 drop(self.attend(&store));
@@ -165,32 +171,33 @@ impl Client {
     async fn run(self) {
         let shared = &self.clients.shared;
         loop {
-            let is_over = shared.shutdown.run_until_cancelled(self.keep_level()).await.is_none();
+            let is_closed = shared.shutdown.run_until_cancelled(self.keep_level()).await;
             let mut links = shared.links.lock().expect("BUG: attending to a store panicked");
             // Under the lock nobody can begin to use the store.
-            if is_over || self.is_idle() {
+            if is_closed.is_none_or(|is_closed| is_closed) || self.is_idle() {
                 links.remove(self.store.id());
                 return;
             }
         }
     }
 
-    /// One session after the other, until nobody uses the store and nothing waits to be pushed.
-    async fn keep_level(&self) {
+    /// One session after the other, until nobody uses the store and nothing waits to be pushed, or until the store is
+    /// closed: then it is true.
+    async fn keep_level(&self) -> bool {
         let mut backoff = Backoff::default();
         loop {
-            let began = Instant::now();
+            let (began, head) = (Instant::now(), self.head());
             let end = tokio::select! {
                 end = self.session() => end,
-                () = self.idle() => return,
+                () = self.idle() => return false,
             };
             // Pages that were to be followed by more may have gone ahead of what queries see.
             drop(self.store.look(|replica| replica.settle_arrivals()).await);
-            if began.elapsed() > WAIT[1] {
+            if began.elapsed() > WAIT[1] || self.head() > head {
                 backoff = Backoff::default();
             }
             match end {
-                End::Closed => return,
+                End::Closed => return true,
                 End::PullFirst => sleep(backoff.next()).await,
                 End::Diverged(points) => {
                     self.repair(points).await;
@@ -200,7 +207,7 @@ impl Client {
                     self.tell(LinkState::Offline, None, Some(why));
                     tokio::select! {
                         () = sleep(backoff.next()) => {}
-                        () = self.idle() => return,
+                        () = self.idle() => return false,
                     }
                 }
                 End::Halted(code, why) => {
@@ -208,7 +215,7 @@ impl Client {
                     tokio::select! {
                         () = sleep(self.clients.shared.retry_halted) => {}
                         () = self.mended() => {}
-                        () = self.idle() => return,
+                        () = self.idle() => return false,
                     }
                 }
             }
@@ -228,11 +235,12 @@ impl Client {
             after: Seq::START,
             digest: Digest::EMPTY,
         });
-        if self.status.borrow().state != LinkState::Offline {
+        // A store that is offline or halted stays so until it is known to be otherwise.
+        if self.status.borrow().state == LinkState::Online {
             self.tell(LinkState::Connecting, None, None);
         }
         let bytes = match timeout(SILENCE, self.upstream.pull(self.store.id(), position)).await {
-            Ok(Ok(bytes)) => bytes,
+            Ok(Ok(bytes)) => unless_silent(bytes),
             Ok(Err(end)) => return end,
             Err(_) => return silent(),
         };
@@ -278,15 +286,14 @@ impl Client {
     /// Takes in what the hub sends.
     async fn pull(
         &self,
-        mut events: impl futures_util::Stream<Item = std::io::Result<sse::SseEvent>> + Unpin,
+        mut events: impl Stream<Item = std::io::Result<sse::SseEvent>> + Unpin,
         progress: &watch::Sender<Progress>,
     ) -> End {
         loop {
-            let event = match timeout(SILENCE, events.next()).await {
-                Err(_) => return silent(),
-                Ok(None) => return End::Offline("the hub ended the stream".to_owned()),
-                Ok(Some(Err(error))) => return End::Offline(format!("the stream broke: {error}")),
-                Ok(Some(Ok(event))) => event,
+            let event = match events.next().await {
+                None => return End::Offline("the hub ended the stream".to_owned()),
+                Some(Err(error)) => return End::Offline(format!("the stream broke: {error}")),
+                Some(Ok(event)) => event,
             };
             if event.event != "page" {
                 continue;
@@ -296,6 +303,9 @@ impl Client {
                 Err(why) => return not_understood(&why),
             };
             let log = page.log;
+            if progress.borrow().log.is_some_and(|known| known != log) {
+                return another_log();
+            }
             let page = match page.into_page() {
                 Ok(page) => page,
                 Err(why) => return not_understood(&why),
@@ -346,11 +356,12 @@ impl Client {
             let push = Push { log, run: hello.run.clone(), events };
             let refused: Vec<_> = match self.upstream.push(self.store.id(), &push).await {
                 Err(end) => return end,
-                Ok(PushAnswer::TooLarge) if page.len() > 1 => {
+                Ok(PushAnswer::TooLarge(_)) if page.len() > 1 => {
                     size = PageSize { events: page.len() / 2, ..size };
                     continue;
                 }
-                Ok(PushAnswer::TooLarge) => vec![(page[0].1.id, "it is larger than the hub takes".to_owned())],
+                Ok(PushAnswer::TooLarge(Some(end))) => return end,
+                Ok(PushAnswer::TooLarge(None)) => vec![(page[0].1.id, "it is larger than the hub takes".to_owned())],
                 Ok(PushAnswer::Pushed(answer)) => {
                     if let Err(end) = self.learn_log(answer.log, progress).await {
                         return end;
@@ -360,7 +371,7 @@ impl Client {
                 }
             };
             pushed = *last;
-            size = protocol::PAGE;
+            size = PageSize { events: (2 * size.events).min(protocol::PAGE.events), ..size };
             if !refused.is_empty()
                 && let Err(error) = self.store.with(move |replica| replica.refuse(&refused)).await
             {
@@ -391,7 +402,7 @@ impl Client {
         let known = progress.borrow().log;
         match known {
             Some(known) if known == log => Ok(()),
-            Some(_) => Err(End::Offline("the hub changed its log in the middle of a session".to_owned())),
+            Some(_) => Err(another_log()),
             None => {
                 self.store.with(move |replica| replica.meet(log)).await.map_err(|error| here(&error))?;
                 progress.send_modify(|progress| progress.log = Some(log));
@@ -450,6 +461,14 @@ impl Client {
         };
         // One receiver is in the list of links; another is an open page's.
         is_level && used.elapsed() > IDLE && self.status.receiver_count() <= 1
+    }
+
+    /// How far the store's log has come.
+    fn head(&self) -> Seq {
+        match &*self.store.health().borrow() {
+            Health::Open(standing) => standing.head,
+            _ => Seq::START,
+        }
     }
 
     fn tell(&self, state: LinkState, code: Option<&'static str>, error: Option<String>) {
@@ -516,7 +535,26 @@ fn here(error: &Error) -> End {
 }
 
 fn silent() -> End {
-    End::Offline(format!("the hub said nothing for {} seconds", SILENCE.as_secs()))
+    End::Offline(silence())
+}
+
+fn silence() -> String {
+    format!("the hub said nothing for {} seconds", SILENCE.as_secs())
+}
+
+fn another_log() -> End {
+    End::Offline("the hub changed its log in the middle of a session".to_owned())
+}
+
+/// The stream until it is silent for too long. Bytes count, and not events, for on a slow link a page takes its time.
+fn unless_silent(
+    bytes: impl Stream<Item = std::io::Result<Bytes>> + Unpin + Send + 'static,
+) -> impl Stream<Item = std::io::Result<Bytes>> + Unpin + Send + 'static {
+    let next = async |mut bytes| match timeout(SILENCE, StreamExt::next(&mut bytes)).await {
+        Ok(chunk) => chunk.map(|chunk| (chunk, bytes)),
+        Err(_) => Some((Err(std::io::Error::other(silence())), bytes)),
+    };
+    Box::pin(stream::unfold(bytes, next))
 }
 
 fn not_understood(why: &dyn std::fmt::Display) -> End {

@@ -15,6 +15,11 @@ use crate::engine::{Position, StoreId};
 /// How long the hub may take to accept a connection.
 const CONNECT: Duration = Duration::from_secs(10);
 
+/// How long a connection is kept for the next request. Shorter than the hub keeps it, so that no request goes out on one
+/// that the hub is just closing; and shorter than the silence after which a stream is given up, so that the next
+/// attempt doesn't go out on a connection that died with it.
+const KEEP: Duration = Duration::from_secs(8);
+
 /// How long the hub may take to answer a push.
 const ANSWER: Duration = Duration::from_secs(30);
 
@@ -68,8 +73,9 @@ pub(crate) enum End {
 /// The hub's answer to a push.
 pub(crate) enum PushAnswer {
     Pushed(Pushed),
-    /// More than the hub takes at once.
-    TooLarge,
+    /// More than the hub takes at once, or than something on the way does. How the session ends if it can't be less: only
+    /// the hub itself can say of an event that it is too large.
+    TooLarge(Option<End>),
 }
 
 /// A hub.
@@ -112,6 +118,7 @@ impl Upstream {
         let mut builder = reqwest::Client::builder()
             .redirect(redirect::Policy::none())
             .connect_timeout(CONNECT)
+            .pool_idle_timeout(KEEP)
             .tcp_keepalive(Duration::from_secs(15))
             .user_agent(concat!("likewise/", env!("CARGO_PKG_VERSION")));
         if is_local {
@@ -165,13 +172,13 @@ impl Upstream {
     pub(crate) async fn push(&self, store: &StoreId, push: &Push) -> Result<PushAnswer, End> {
         let request = self.client.post(self.events_url(store)).bearer_auth(self.token()?).json(push).timeout(ANSWER);
         let answer = request.send().await.map_err(offline)?;
-        let is_too_large = answer.status() == StatusCode::PAYLOAD_TOO_LARGE;
-        let answer = match self.accepted(answer).await {
-            // Whoever says so, a proxy or the hub, less at once may pass.
-            Err(_) if is_too_large => return Ok(PushAnswer::TooLarge),
-            other => other?,
-        };
-        let text = whole(answer).await?;
+        if answer.status() == StatusCode::PAYLOAD_TOO_LARGE {
+            let problem = problem(answer).await?;
+            let is_hubs_word = problem.as_ref().is_some_and(|problem| problem.code == code::TOO_LARGE);
+            let end = self.meaning(StatusCode::PAYLOAD_TOO_LARGE, problem);
+            return Ok(PushAnswer::TooLarge((!is_hubs_word).then_some(end)));
+        }
+        let text = whole(self.accepted(answer).await?).await?;
         let pushed: Pushed = serde_json::from_slice(&text)
             .map_err(|_| End::Offline(format!("{} answered a push with something else than a hub does", self.url())))?;
         if pushed.events.len() != push.events.len() {
@@ -190,30 +197,19 @@ impl Upstream {
         self.token.read().map_err(|error| End::Halted(code::UNAUTHORIZED, format!("{error:#}")))
     }
 
-    /// The answer if it is one of success. Otherwise what it means: only a problem that carries one of our own codes is
-    /// a hub's word; a portal's 403 or a proxy's 502 is not.
+    /// The answer if it is one of success, and otherwise what it means.
     async fn accepted(&self, answer: Response) -> Result<Response, End> {
-        #[derive(Deserialize)]
-        struct Problem {
-            code: String,
-            detail: String,
-            #[serde(default)]
-            checkpoints: Vec<Point>,
-        }
         let status = answer.status();
-        if status == StatusCode::OK {
-            return Ok(answer);
-        }
-        let is_problem = answer
-            .headers()
-            .get(header::CONTENT_TYPE)
-            .is_some_and(|kind| kind.as_bytes().starts_with(b"application/problem+json"));
-        let problem: Option<Problem> =
-            if is_problem { serde_json::from_slice(&whole(answer).await?).ok() } else { None };
+        if status == StatusCode::OK { Ok(answer) } else { Err(self.meaning(status, problem(answer).await?)) }
+    }
+
+    /// What an answer means that is none of success. Only a problem that carries one of our own codes is a hub's word; a
+    /// portal's 403 or a proxy's 502 is not.
+    fn meaning(&self, status: StatusCode, problem: Option<Problem>) -> End {
         let other = || End::Offline(format!("{} answered {status}", self.url()));
-        let Some(Problem { code, detail, checkpoints }) = problem else { return Err(other()) };
+        let Some(Problem { code, detail, checkpoints }) = problem else { return other() };
         let halting = [code::WRONG_LOG, code::NOT_A_HUB, code::UNAUTHORIZED, code::TOO_MANY_STORES];
-        Err(match code.as_str() {
+        match code.as_str() {
             code::PULL_FIRST => End::PullFirst,
             code::DIVERGED => End::Diverged(checkpoints),
             code => match halting.into_iter().find(|halting| *halting == code) {
@@ -225,8 +221,24 @@ impl Upstream {
                 }
                 None => other(),
             },
-        })
+        }
     }
+}
+
+/// What a hub says when it refuses a request.
+#[derive(Deserialize)]
+struct Problem {
+    code: String,
+    detail: String,
+    #[serde(default)]
+    checkpoints: Vec<Point>,
+}
+
+/// The problem that an answer carries, if it carries one.
+async fn problem(answer: Response) -> Result<Option<Problem>, End> {
+    let kind = answer.headers().get(header::CONTENT_TYPE);
+    let is_problem = kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/problem+json"));
+    Ok(if is_problem { serde_json::from_slice(&whole(answer).await?).ok() } else { None })
 }
 
 /// The whole body of an answer, up to a limit.

@@ -326,6 +326,10 @@ impl PullStream {
             return None;
         }
         loop {
+            // A client that lacks much takes page after page without a pause.
+            if self.shutdown.is_cancelled() || !self.hub.tokens.is_valid(&self.token) {
+                return None;
+            }
             self.health.mark_unchanged();
             if let Some(page) = self.page().await? {
                 self.hub.saw(&self.token.device, &self.store, Some(self.after));

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, bail};
@@ -124,58 +125,91 @@ fn replace(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
 /// The tokens of a running hub, kept up to date with the file.
 #[derive(Clone)]
 pub(crate) struct Tokens {
-    list: watch::Receiver<Vec<Token>>,
+    shared: Arc<Shared>,
 }
+
+struct Shared {
+    file: TokenFile,
+    list: watch::Sender<Vec<Token>>,
+    /// When the file was changed, and how long it was then, as the list was read from it.
+    stamp: Mutex<Option<Stamp>>,
+}
+
+type Stamp = (Option<SystemTime>, u64);
 
 impl Tokens {
     /// Reads the file, and goes on to look for changes until `shutdown`.
     pub(crate) fn follow(file: TokenFile, shutdown: CancellationToken) -> anyhow::Result<Self> {
-        let (sender, list) = watch::channel(file.list()?);
+        let list = watch::channel(Vec::new()).0;
+        let shared = Arc::new(Shared { file, list, stamp: Mutex::default() });
+        shared.look()?;
+        let looking = Arc::clone(&shared);
         tokio::spawn(async move {
-            let mut stamp = None;
             while shutdown.run_until_cancelled(tokio::time::sleep(LOOK_EVERY)).await.is_some() {
-                let now = fs::metadata(file.path()).ok().map(|meta| (meta.modified().ok(), meta.len()));
-                if now == stamp {
-                    continue;
-                }
-                match file.list() {
-                    Ok(tokens) => {
-                        stamp = now;
-                        sender.send_if_modified(|list| {
-                            let is_new = *list != tokens;
-                            *list = tokens;
-                            is_new
-                        });
-                    }
-                    // The tokens that are known stay valid; a hub doesn't lock everybody out over a slip in a file.
-                    Err(error) => tracing::error!("the tokens stay as they were: {error:#}"),
-                }
+                looking.keep_up();
             }
         });
-        Ok(Self { list })
+        Ok(Self { shared })
     }
 
     /// The token that was shown, if it is one of ours. Takes as long for a wrong one as for a right one.
     pub(crate) fn find(&self, shown: &[u8]) -> Option<Token> {
         let shown = hash(std::str::from_utf8(shown).ok().filter(|text| text.len() <= MAX_TOKEN).unwrap_or_default());
+        self.shared.find(&shown).or_else(|| {
+            // Whoever shows a token that was added a moment ago would otherwise be told to go away, and do so.
+            self.shared.keep_up();
+            self.shared.find(&shown)
+        })
+    }
+
+    /// Whether `token` is still valid.
+    pub(crate) fn is_valid(&self, token: &Token) -> bool {
+        self.shared.list.borrow().contains(token)
+    }
+
+    /// Returns when `token` is no longer valid.
+    pub(crate) async fn revoked(&self, token: &Token) {
+        let mut list = self.shared.list.subscribe();
+        let gone = list.wait_for(|tokens| !tokens.contains(token)).await;
+        drop(gone.expect("BUG: the list outlives who holds it"));
+    }
+}
+
+impl Shared {
+    /// Reads the file again if it was changed.
+    fn look(&self) -> anyhow::Result<()> {
+        let mut stamp = self.stamp.lock().expect("BUG: reading the tokens panicked");
+        let now = fs::metadata(self.file.path()).ok().map(|meta| (meta.modified().ok(), meta.len()));
+        if now == *stamp {
+            return Ok(());
+        }
+        // Also when it is damaged: that is said once.
+        *stamp = now;
+        let tokens = self.file.list()?;
+        self.list.send_if_modified(|list| {
+            let is_new = *list != tokens;
+            *list = tokens;
+            is_new
+        });
+        Ok(())
+    }
+
+    fn keep_up(&self) {
+        if let Err(error) = self.look() {
+            // The tokens that are known stay valid; a hub doesn't lock everybody out over a slip in a file.
+            tracing::error!("the tokens stay as they were: {error:#}");
+        }
+    }
+
+    fn find(&self, hash: &str) -> Option<Token> {
         let mut found = None;
         for token in self.list.borrow().iter() {
-            let is_equal: Choice = token.hash.as_bytes().ct_eq(shown.as_bytes());
+            let is_equal: Choice = token.hash.as_bytes().ct_eq(hash.as_bytes());
             if is_equal.into() {
                 found = Some(token.clone());
             }
         }
         found
-    }
-
-    /// Returns when `token` is no longer valid.
-    pub(crate) async fn revoked(&self, token: &Token) {
-        let mut list = self.list.clone();
-        let is_gone = list.wait_for(|tokens| !tokens.contains(token)).await.is_ok();
-        if !is_gone {
-            // The hub is shutting down, and ends its streams itself.
-            std::future::pending::<()>().await;
-        }
     }
 }
 
@@ -233,12 +267,7 @@ mod tests {
         let file = TokenFile::in_dir(dir.path());
         let tokens = Tokens::follow(file.clone(), CancellationToken::new()).unwrap();
         let shown = file.add("phone".parse().unwrap()).unwrap();
-        let token = loop {
-            if let Some(token) = tokens.find(shown.as_bytes()) {
-                break token;
-            }
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        };
+        let token = tokens.find(shown.as_bytes()).expect("known from the start");
         assert_eq!(token.device.as_str(), "phone");
         for wrong in [&shown[1..], &shown[..shown.len() - 1], &format!("{shown}{shown}"), "", &"x".repeat(10_000)] {
             assert_eq!(tokens.find(wrong.as_bytes()), None, "{wrong}");

@@ -1,0 +1,16 @@
+//! Sync between real processes over real sockets, with a proxy between them that does what networks do.
+
+#![allow(unreachable_pub, reason = "what modules of a test share")]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod doors;
+mod faults;
+mod logs;
+mod masses;
+mod proxy;
+mod story;
+mod support;
+mod tls;
+mod wire;
