@@ -587,6 +587,12 @@ impl Home {
         Self { scratch, dir, moves: 0 }
     }
 
+    /// A child process's, in a directory of its parent, who tidies up when the child is killed.
+    pub(crate) fn of_child(dir: PathBuf) -> Self {
+        let scratch = TempDir::new_in(dir.parent().unwrap()).unwrap();
+        Self { scratch, dir, moves: 0 }
+    }
+
     pub(crate) fn files(&self) -> Files {
         Files::in_dir(&self.dir)
     }
