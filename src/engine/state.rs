@@ -376,28 +376,24 @@ const LOOKS: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// Reads the state at `path` beside whoever writes to it. Who makes it anew removes the file and begins another, which
-/// for a moment has no tables.
+/// for a moment is not there, has no tables, or can't be read without the writer's shared memory.
 pub(crate) fn committed(path: &Path) -> Result<Committed, Fault> {
-    let is_begun = |conn: &Connection| {
-        conn.query_row("SELECT count(*) FROM sqlite_schema", (), |row| row.get::<_, i64>(0)).map(|tables| tables > 0)
-    };
-    let read = |is_last: bool| {
+    let read = || {
         let conn = open_read_only(path)?;
         conn.execute_batch("BEGIN")?;
-        if !is_last && !is_begun(&conn)? {
-            return Ok(None);
-        }
         let (cursor, made_by, schema) = conn.query_row("SELECT * FROM likewise_cursor", (), read_cursor)?;
-        Ok(Some(Committed { cursor, digest: digest_of(&conn)?, made_by, schema }))
+        Ok(Committed { cursor, digest: digest_of(&conn)?, made_by, schema })
     };
-    for look in 1.. {
-        match read(look == LOOKS) {
-            Ok(Some(committed)) => return Ok(committed),
-            Ok(None) => std::thread::sleep(PAUSE),
-            Err(error) => return Err(Fault::state(error)),
+    let mut looks = 1;
+    loop {
+        match read() {
+            Err(error) if looks < LOOKS && !is_damage(&error) => {
+                looks += 1;
+                std::thread::sleep(PAUSE);
+            }
+            other => return other.map_err(Fault::state),
         }
     }
-    unreachable!("BUG: the last look gives up")
 }
 
 fn read_cursor(row: &Row<'_>) -> rusqlite::Result<(Cursor, String, String)> {
