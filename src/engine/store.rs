@@ -264,8 +264,7 @@ impl Store {
                 Ok(Err(fault)) => (Err(Error::from(&fault)), Err(fault)),
                 Err(error) => (Err(error), Ok(())),
             };
-            drop(reply.send(answer));
-            result
+            (result, Box::new(move || drop(reply.send(answer))))
         }));
         self.inner.queue.send(work).await.map_err(|_| Error::Closed)?;
         answer.await.map_err(|_| Error::Closed)?
@@ -448,4 +447,30 @@ pub fn stores_in(dir: &Path) -> Result<Vec<StoreId>, Fault> {
     }
     stores.sort();
     Ok(stores)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::likes::{self, LikeAdded};
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn whoever_has_a_receipt_sees_the_event() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let setup = Setup {
+            schema: Arc::new(likes::schema()),
+            device: "test".parse().expect("a name"),
+            executable: "test".to_owned(),
+            progress: |_, _| {},
+        };
+        let stores = Stores::open(dir.path(), setup, StoreLimits::default()).expect("stores");
+        let store = stores.get(&"likes".parse().expect("a name")).expect("a store");
+        let _watched = store.watch(likes::count());
+        for expected in 1..=500 {
+            let receipt = store.commit(LikeAdded {}).await.expect("a receipt");
+            assert_eq!(store.read(likes::count()).await, Ok(expected));
+            let Health::Open(standing) = store.healthy().await else { panic!("the store is not open") };
+            assert_eq!(Some(standing.head), receipt.seq);
+        }
+    }
 }

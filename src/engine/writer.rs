@@ -36,7 +36,10 @@ pub(crate) enum Work {
 }
 
 /// Something to do with a replica, or with the reason why there is none. A fault closes the replica.
-pub(crate) type Act = Box<dyn FnOnce(Result<&mut Replica, Error>) -> Result<(), Fault> + Send>;
+pub(crate) type Act = Box<dyn FnOnce(Result<&mut Replica, Error>) -> (Result<(), Fault>, Answer) + Send>;
+
+/// Tells whoever waits for a piece of work what became of it.
+pub(crate) type Answer = Box<dyn FnOnce() + Send>;
 
 /// What the thread has in its hands.
 enum Held {
@@ -65,6 +68,8 @@ pub(crate) struct Writer {
     live: Arc<Live>,
     health: watch::Sender<Health>,
     held: Held,
+    /// To be given once the change is published: whoever has an answer and looks, sees what was answered.
+    answers: Vec<Answer>,
     /// Whether files were seen here, so that their absence is a fault and not a beginning.
     has_files: bool,
     looked: Instant,
@@ -79,7 +84,8 @@ impl Writer {
         health: watch::Sender<Health>,
     ) -> Self {
         let held = Held::Failed(Error::Closed, Instant::now());
-        Self { files, common, queue, live, health, held, has_files: false, looked: Instant::now() }
+        let (answers, looked) = (Vec::new(), Instant::now());
+        Self { files, common, queue, live, health, held, answers, has_files: false, looked }
     }
 
     /// Works until every handle of the store is gone, or somebody closes it.
@@ -87,10 +93,13 @@ impl Writer {
         self.open();
         self.publish();
         while let Some(work) = self.queue.blocking_recv() {
-            if self.serve(work).is_break() {
+            let flow = self.serve(work);
+            self.publish();
+            self.answers.drain(..).for_each(|answer| answer());
+            if flow.is_break() {
                 break;
             }
-            self.publish();
+            self.checkpoint();
         }
     }
 
@@ -126,30 +135,31 @@ impl Writer {
             // It failed before, and is left alone for a while: who asks meanwhile doesn't prolong that.
             Err(error) => Err(error),
         };
-        // An answer that nobody waits for any more is not an error: the event is stored all the same.
-        match result {
-            Ok(outcomes) => {
-                for ((outcome, event), reply) in outcomes.into_iter().zip(events).zip(replies) {
-                    drop(reply.send(match outcome {
-                        Outcome::Stored(seq) => Ok(Receipt { seq, is_new: true }),
-                        Outcome::Known(seq) => Ok(Receipt { seq, is_new: false }),
-                        Outcome::Conflict => Err(Error::Conflict(event.id)),
-                        Outcome::Refused(why) => Err(Error::Refused(why)),
-                    }));
-                }
-            }
-            Err(error) => replies.into_iter().for_each(|reply| drop(reply.send(Err(error.clone())))),
+        for (at, (event, reply)) in events.iter().zip(replies).enumerate() {
+            let answer = match &result {
+                Err(error) => Err(error.clone()),
+                Ok(outcomes) => match &outcomes[at] {
+                    Outcome::Stored(seq) => Ok(Receipt { seq: *seq, is_new: true }),
+                    Outcome::Known(seq) => Ok(Receipt { seq: *seq, is_new: false }),
+                    Outcome::Conflict => Err(Error::Conflict(event.id)),
+                    Outcome::Refused(why) => Err(Error::Refused(why.clone())),
+                },
+            };
+            // An answer that nobody waits for any more is not an error: the event is stored all the same.
+            self.answers.push(Box::new(move || drop(reply.send(answer))));
         }
     }
 
     fn with(&mut self, act: Act) {
         match self.replica() {
             Ok(replica) => {
-                if let Err(fault) = act(Ok(replica)) {
+                let (result, answer) = act(Ok(replica));
+                if let Err(fault) = result {
                     self.fail(Error::from(&fault));
                 }
+                self.answers.push(answer);
             }
-            Err(error) => drop(act(Err(error))),
+            Err(error) => self.answers.push(act(Err(error)).1),
         }
     }
 
@@ -246,7 +256,6 @@ impl Writer {
             }
             Held::Open(replica) => {
                 self.live.refresh(replica.state(), replica.take_touched());
-                self.checkpoint(replica);
                 match replica.standing() {
                     Ok(standing) => Health::Open(standing),
                     Err(fault) => Health::Failed(fault.to_string()),
@@ -267,7 +276,8 @@ impl Writer {
     }
 
     /// Has the WALs moved into their databases, beside this thread as long as that keeps up.
-    fn checkpoint(&self, replica: &Replica) {
+    fn checkpoint(&self) {
+        let Held::Open(replica) = &self.held else { return };
         for gauge in replica.wals() {
             if gauge.is_overdue() && !replica.is_writing(gauge) {
                 // Commits came faster than a checkpoint beside them could follow; nothing is written while this runs.
