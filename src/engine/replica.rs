@@ -888,6 +888,11 @@ impl Replica {
         Ok(Standing { whose, generation, head, length, cursor, pending, set_aside, skipped, unknown })
     }
 
+    /// Tries whether the machine takes writes again, after it didn't.
+    pub(crate) fn probe(&mut self) -> Result<(), Fault> {
+        self.log.try_write().map_err(Fault::eventlog)
+    }
+
     /// Fails when the files are no longer those that were opened, so that nothing is acknowledged into the void.
     ///
     /// # Errors
