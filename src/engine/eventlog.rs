@@ -2,7 +2,7 @@
 //!
 //! Its methods speak SQLite's errors; [`Replica`](super::replica::Replica) says what they mean.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -619,8 +619,8 @@ fn unreadable(at: usize, why: impl Into<Box<dyn std::error::Error + Send + Sync>
 /// Strings that occur often, each stored once and known by a number.
 #[derive(Default)]
 struct Interned {
-    ids: HashMap<Arc<str>, i64>,
-    texts: HashMap<i64, Arc<str>>,
+    ids: BTreeMap<Arc<str>, i64>,
+    texts: BTreeMap<i64, Arc<str>>,
 }
 
 impl Interned {
