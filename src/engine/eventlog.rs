@@ -395,6 +395,18 @@ impl Eventlog {
         size.fill(rows, |entry| &entry.event)
     }
 
+    /// The events of the log after `after` and up to `until`, as many as fit into `size`, without their origins, which
+    /// no materializer sees.
+    pub(crate) fn events(&self, after: Seq, until: Seq, size: PageSize) -> rusqlite::Result<Vec<(Seq, Envelope)>> {
+        let sql = "SELECT seq, id, name, args FROM log WHERE seq > ?1 AND seq <= ?2 ORDER BY seq LIMIT ?3";
+        let mut statement = self.conn.prepare_cached(sql)?;
+        let limit = i64::try_from(size.events).unwrap_or(i64::MAX);
+        let rows = statement.query_map([after.to_sql(), until.to_sql(), limit], |row| {
+            Ok((Seq::from_sql(row.get(0)?), self.envelope(row, 1)?))
+        })?;
+        size.fill(rows, |(_, event)| event)
+    }
+
     /// The events of the outbox whose number is above `after`, with their numbers, as many as fit into `size`.
     pub(crate) fn pending(&self, after: i64, size: PageSize) -> rusqlite::Result<Vec<(i64, Envelope)>> {
         let sql = "SELECT n, id, name, args FROM outbox WHERE n > ?1 ORDER BY n LIMIT ?2";

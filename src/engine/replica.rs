@@ -581,11 +581,10 @@ impl Replica {
     fn replay(&self, after: Seq, until: Seq, enders: &Enders) -> Result<(), Stop> {
         let mut after = after;
         while after < until {
-            let mut page = self.log.entries(after, PAGE).map_err(|error| Stop::Fault(Fault::eventlog(error)))?;
-            page.retain(|entry| entry.seq <= until);
-            let Some(last) = page.last() else { break };
-            after = last.seq;
-            let events: Vec<_> = page.iter().map(|entry| &entry.event).collect();
+            let page = self.log.events(after, until, PAGE).map_err(|error| Stop::Fault(Fault::eventlog(error)))?;
+            let Some((last, _)) = page.last() else { break };
+            after = *last;
+            let events: Vec<_> = page.iter().map(|(_, event)| event).collect();
             self.state.apply(&events, OnFault::Skip, enders)?;
         }
         Ok(())
