@@ -363,6 +363,15 @@ impl State {
     }
 }
 
+impl Drop for State {
+    fn drop(&mut self) {
+        // Whoever lets go of a state may be about to replace its file.
+        if let Some(wal) = &self.wal {
+            wal.retire();
+        }
+    }
+}
+
 /// What a file holds as its committed state.
 #[derive(Debug)]
 pub(crate) struct Committed {

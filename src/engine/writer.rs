@@ -329,8 +329,8 @@ impl Writer {
                 if let Err(error) = storage::checkpoint(gauge.path()) {
                     tracing::warn!(path = %gauge.path().display(), %error, "cannot checkpoint");
                 }
-            } else if gauge.claim() {
-                drop(self.common.checkpoints.send(Arc::clone(gauge)));
+            } else if gauge.claim() && self.common.checkpoints.send(Arc::clone(gauge)).is_err() {
+                gauge.release();
             }
         }
     }
