@@ -62,16 +62,16 @@ struct Cli {
 }
 
 const AFTER_HELP: &str = "\
-Without a command, likewise serves. Each flag can also be given as an environment variable, which its description
+Without a command, likewise serves. Each flag can also be given as an environment variable, which its description \
 names. LIKEWISE_LOG sets what is logged on standard error, for example `debug` or `likewise=trace`.
 
-Commands work on the data directory whether or not a likewise process is serving it. They exit with 0 when they did
-what they say, with 1 when they could not (and `verify` also when it found a difference), and with 2 when the command
+Commands work on the data directory whether or not a likewise process is serving it. They exit with 0 when they did \
+what they say, with 1 when they could not (and `verify` also when it found a difference), and with 2 when the command \
 line is wrong.";
 
 #[derive(Args)]
 struct DataArgs {
-    /// Directory of all data, made when the first like comes [default: this platform's place for applications]
+    /// Directory of all data, made if need be [default: this platform's place for applications]
     #[arg(long, value_name = "DIR", env = "LIKEWISE_DATA", global = true)]
     data: Option<PathBuf>,
 }
@@ -146,7 +146,7 @@ enum Command {
         #[command(subcommand)]
         command: SetAsideCommand,
     },
-    /// Copy all stores to a new directory, also while they are in use
+    /// Copy all stores and device tokens to a new directory, also while they are in use
     ///
     /// To go back to a backup, stop likewise and start it with `--data` naming the copy, or put the copy in the place of
     /// the data directory.
@@ -249,7 +249,7 @@ pub fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("likewise: {error:#}");
+            eprintln!("likewise: {}", in_full(&error));
             ExitCode::FAILURE
         }
     }
@@ -524,6 +524,8 @@ fn backup(data: &Path, to: &Path) -> anyhow::Result<ExitCode> {
         engine::backup(&DataDir::files(data, store), &DataDir::files(to, store))
             .with_context(|| format!("the store {store} was not copied"))?;
     }
+    // A hub that is put back goes on with the same devices.
+    TokenFile::in_dir(data).copy_to(to)?;
     eprintln!("{} {} copied to {}", stores.len(), if stores.len() == 1 { "store" } else { "stores" }, to.display());
     Ok(ExitCode::SUCCESS)
 }
@@ -721,6 +723,17 @@ fn show_progress(done: u64, total: u64) {
         // Only a courtesy: what can't be shown is not missed.
         drop(write!(err, "\rmaking the state from the log: {done} of {total} events{end}"));
     }
+}
+
+/// An error with its causes, but for those that its own words name already.
+fn in_full(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
 }
 
 fn is_broken_pipe(error: &anyhow::Error) -> bool {

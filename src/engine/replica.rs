@@ -312,15 +312,9 @@ impl Replica {
     ) -> Result<Option<Vec<Outcome>>, Fault> {
         let mark = self.log.mark().map_err(Fault::eventlog)?;
         self.state.mark()?;
-        let mut outcomes = Vec::with_capacity(batch.len());
-        let mut fresh = Vec::with_capacity(batch.len());
-        for (event, origin) in batch {
-            let outcome = self.store(event, origin)?;
-            if matches!(outcome, Outcome::Stored(_)) {
-                fresh.push(*event);
-            }
-            outcomes.push(outcome);
-        }
+        let outcomes = self.store(batch)?;
+        let stored = outcomes.iter().zip(batch).filter(|(outcome, _)| matches!(outcome, Outcome::Stored(_)));
+        let fresh: Vec<_> = stored.map(|(_, (event, _))| *event).collect();
         match self.state.apply(&fresh, on_fault, &Enders::new()) {
             Ok(effects) if on_fault == OnFault::Skip || effects.iter().all(|effect| *effect == Effect::Applied) => {
                 self.log.keep().map_err(Fault::eventlog)?;
@@ -352,7 +346,7 @@ impl Replica {
     ) -> Result<Outcome, Fault> {
         let mark = self.log.mark().map_err(Fault::eventlog)?;
         self.state.mark()?;
-        let outcome = self.store(event, origin)?;
+        let outcome = self.store(&[(event, origin)])?.remove(0);
         let refused = match outcome {
             Outcome::Stored(_) => match self.state.apply(&[event], on_fault, &Enders::new()) {
                 Ok(effects) => {
@@ -400,23 +394,28 @@ impl Replica {
         }
     }
 
-    /// Puts `event` where it belongs in the eventlog, unless its id is there.
-    fn store(&mut self, event: &Envelope, origin: &Device) -> Result<Outcome, Fault> {
-        let tip = *self.log.tip();
-        let found = match tip.whose {
-            Whose::Own(_) => {
-                let seq = tip.head.next();
-                if self.log.append(seq, event, origin).map_err(Fault::eventlog)? {
-                    if tip.set_aside > 0 {
-                        self.log.remove_set_aside(event).map_err(Fault::eventlog)?;
-                    }
-                    return Ok(Outcome::Stored(Some(seq)));
-                }
-                self.find(event.id)?
-            }
-            Whose::Upstream(_) => self.find(event.id)?,
+    /// Puts each event where it belongs in the eventlog, unless its id is there.
+    fn store(&mut self, batch: &[(&Envelope, &Device)]) -> Result<Vec<Outcome>, Fault> {
+        let Tip { whose, set_aside, .. } = *self.log.tip();
+        let places = match whose {
+            Whose::Own(_) => self.log.append_all(batch).map_err(Fault::eventlog)?,
+            Whose::Upstream(_) => vec![None; batch.len()],
         };
-        match found {
+        let outcome = |((event, _), place): (&(&Envelope, _), _)| match place {
+            Some(seq) => {
+                if set_aside > 0 {
+                    self.log.remove_set_aside(event).map_err(Fault::eventlog)?;
+                }
+                Ok(Outcome::Stored(Some(seq)))
+            }
+            None => self.store_pending(event),
+        };
+        batch.iter().zip(places).map(outcome).collect()
+    }
+
+    /// Puts `event` into the outbox, unless its id is anywhere in the eventlog.
+    fn store_pending(&mut self, event: &Envelope) -> Result<Outcome, Fault> {
+        match self.find(event.id)? {
             Some(found) if !found.is(event) => Ok(Outcome::Conflict),
             Some(Found::Log(seq, _)) => Ok(Outcome::Known(Some(seq))),
             Some(_) => Ok(Outcome::Known(None)),
@@ -581,11 +580,10 @@ impl Replica {
     fn replay(&self, after: Seq, until: Seq, enders: &Enders) -> Result<(), Stop> {
         let mut after = after;
         while after < until {
-            let mut page = self.log.entries(after, PAGE).map_err(|error| Stop::Fault(Fault::eventlog(error)))?;
-            page.retain(|entry| entry.seq <= until);
-            let Some(last) = page.last() else { break };
-            after = last.seq;
-            let events: Vec<_> = page.iter().map(|entry| &entry.event).collect();
+            let page = self.log.events(after, until, PAGE).map_err(|error| Stop::Fault(Fault::eventlog(error)))?;
+            let Some((last, _)) = page.last() else { break };
+            after = *last;
+            let events: Vec<_> = page.iter().map(|(_, event)| event).collect();
             self.state.apply(&events, OnFault::Skip, enders)?;
         }
         Ok(())
@@ -886,6 +884,11 @@ impl Replica {
         let Tip { head, length, generation, whose, pending, set_aside, .. } = *self.log.tip();
         let cursor = self.state.cursor().seq;
         Ok(Standing { whose, generation, head, length, cursor, pending, set_aside, skipped, unknown })
+    }
+
+    /// Tries whether the machine takes writes again, after it didn't.
+    pub(crate) fn probe(&mut self) -> Result<(), Fault> {
+        self.log.try_write().map_err(Fault::eventlog)
     }
 
     /// Fails when the files are no longer those that were opened, so that nothing is acknowledged into the void.

@@ -7,13 +7,13 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::ops::{BitOr, BitOrAssign};
+use std::ops::{BitOr, BitOrAssign, Deref, DerefMut};
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
-use rusqlite::{CachedStatement, Connection, ErrorCode};
+use rusqlite::{CachedStatement, Connection, ErrorCode, Statement};
 
 /// Tables of the engine in `state.db`; nobody else may make, read or write one whose name begins so.
 pub(crate) const OWN_PREFIX: &str = "likewise_";
@@ -402,6 +402,11 @@ impl Sandbox {
         Ok((self.conn.prepare_cached(sql)?, touched))
     }
 
+    /// Statements of materializers, to be held while many events are applied.
+    pub(crate) fn statements(&self) -> Statements<'_> {
+        Statements { sandbox: self, ready: RefCell::default() }
+    }
+
     /// Joins what SQLite says of a statement with what the authorizer wrote down about it.
     fn told_why<T>(&self, result: rusqlite::Result<T>) -> Result<(T, Touched), DbError> {
         let mut notes = self.gate.notes.lock().expect("BUG: the authorizer panicked");
@@ -410,6 +415,75 @@ impl Sandbox {
             (Ok(value), _) => Ok((value, touched)),
             (Err(_), Some(why)) => Err(DbError::Forbidden(why)),
             (Err(error), None) => Err(error.into()),
+        }
+    }
+}
+
+/// Statements of materializers that stay at hand from one event to the next: to look one up among all that the
+/// connection knows, and to put it back, takes as long as to run it.
+pub(crate) struct Statements<'a> {
+    sandbox: &'a Sandbox,
+    ready: RefCell<Vec<Ready<'a>>>,
+}
+
+struct Ready<'a> {
+    sql: Box<str>,
+    touched: Touched,
+    /// Not here while it is in use.
+    statement: Option<CachedStatement<'a>>,
+}
+
+impl<'a> Statements<'a> {
+    /// As many are at hand at most, because they are searched one by one.
+    const MOST: usize = 16;
+
+    pub(crate) fn sandbox(&self) -> &'a Sandbox {
+        self.sandbox
+    }
+
+    /// As [`Sandbox::prepare`] for a materializer.
+    pub(crate) fn prepare(&self, sql: &str) -> Result<(Prepared<'_, 'a>, Touched), DbError> {
+        let mut ready = self.ready.borrow_mut();
+        let known = ready.iter_mut().enumerate().find(|(_, ready)| *ready.sql == *sql);
+        if let Some((place, Ready { touched, statement, .. })) = known
+            && statement.is_some()
+        {
+            return Ok((Prepared { statement: statement.take(), place, home: self }, *touched));
+        }
+        let (statement, touched) = self.sandbox.prepare(Mode::Materialize, sql)?;
+        let place = ready.len();
+        if place < Self::MOST {
+            ready.push(Ready { sql: sql.into(), touched, statement: None });
+        }
+        Ok((Prepared { statement: Some(statement), place, home: self }, touched))
+    }
+}
+
+/// A statement in use. Afterwards it is at hand again, without the values that were bound to it.
+pub(crate) struct Prepared<'s, 'a> {
+    statement: Option<CachedStatement<'a>>,
+    place: usize,
+    home: &'s Statements<'a>,
+}
+
+impl<'a> Deref for Prepared<'_, 'a> {
+    type Target = Statement<'a>;
+    fn deref(&self) -> &Statement<'a> {
+        self.statement.as_ref().expect("BUG: a statement that was put back")
+    }
+}
+
+impl DerefMut for Prepared<'_, '_> {
+    fn deref_mut(&mut self) -> &mut Self::Target {
+        self.statement.as_mut().expect("BUG: a statement that was put back")
+    }
+}
+
+impl Drop for Prepared<'_, '_> {
+    fn drop(&mut self) {
+        if let Some(ready) = self.home.ready.borrow_mut().get_mut(self.place) {
+            self.clear_bindings();
+            ready.statement = self.statement.take();
         }
     }
 }

@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use rusqlite::{CachedStatement, Params, Row};
+use rusqlite::{Params, Row};
 
 use super::event::{self, BATCH, Event, EventId, EventName};
-use super::sandbox::{DbError, Mode, Sandbox, Tables, is_of_machine};
+use super::sandbox::{DbError, Mode, Prepared, Sandbox, Statements, Tables, is_of_machine};
 use super::storage::open_in_memory;
 
 /// What events mean: tables, and for each type of event the function that turns one into changes of them.
@@ -129,23 +129,17 @@ impl Schema {
         check_defaults(sandbox)
     }
 
-    /// Runs the materializer of one event inside the open transaction. `touched` grows by the tables it wrote.
-    pub(crate) fn apply(
-        &self,
-        sandbox: &Sandbox,
-        id: EventId,
-        name: &str,
-        args: Option<&str>,
-        touched: &Cell<Tables>,
-    ) -> Result<Effect, Failure> {
+    /// Runs the materializer of one event inside the open transaction.
+    pub(crate) fn apply(&self, db: &Db<'_>, id: EventId, name: &str, args: Option<&str>) -> Result<Effect, Failure> {
+        let sandbox = db.statements.sandbox();
         assert!(!sandbox.is_autocommit(), "BUG: a materializer outside a transaction");
-        let db = Db { sandbox, id, touched, stopped: RefCell::default() };
-        let run = || sandbox.within(Mode::Materialize, || self.dispatch(name, args, &db));
+        db.id.set(id);
+        let run = || sandbox.within(Mode::Materialize, || self.dispatch(name, args, db));
         let result = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
             Err(DbError::refuse(format!("its materializer panicked: {}", panic_message(&*panic))))
         });
         // What the materializer returns does not decide alone: it may have swallowed an error.
-        match (db.stopped.into_inner(), result) {
+        match (db.stopped.take(), result) {
             (Some(failure), _) => Err(failure),
             (None, Err(DbError::Sqlite(error))) if is_of_machine(&error) => Err(Failure::Machine(error)),
             (None, Err(error)) => Err(Failure::Event(error.to_string())),
@@ -180,22 +174,28 @@ impl fmt::Debug for Schema {
 
 /// What a materializer sees of the world: its event's id and time, and the state.
 pub struct Db<'a> {
-    sandbox: &'a Sandbox,
-    id: EventId,
+    statements: Statements<'a>,
+    id: Cell<EventId>,
     touched: &'a Cell<Tables>,
     /// Set by the first error after which nothing may run any more.
     stopped: RefCell<Option<Failure>>,
 }
 
-impl Db<'_> {
+impl<'a> Db<'a> {
+    /// What the materializers of many events see, one after the other. `touched` grows by the tables they write.
+    pub(crate) fn new(sandbox: &'a Sandbox, touched: &'a Cell<Tables>) -> Self {
+        let nobody = Cell::new(EventId::from_parts(0, [0; 10]));
+        Self { statements: sandbox.statements(), id: nobody, touched, stopped: RefCell::default() }
+    }
+
     /// The id of the event.
     pub fn id(&self) -> EventId {
-        self.id
+        self.id.get()
     }
 
     /// When the event happened, in milliseconds since the Unix epoch, as its device's clock had it.
     pub fn millis(&self) -> u64 {
-        self.id.millis()
+        self.id().millis()
     }
 
     /// Runs one INSERT, UPDATE or DELETE, and gives the number of rows that it changed.
@@ -245,8 +245,8 @@ impl Db<'_> {
     }
 
     /// Prepares one statement, and writes down what it is going to write: one that gives rows may, by RETURNING.
-    fn prepare(&self, sql: &str) -> Result<CachedStatement<'_>, DbError> {
-        let (statement, touched) = self.sandbox.prepare(Mode::Materialize, sql)?;
+    fn prepare(&self, sql: &str) -> Result<Prepared<'_, 'a>, DbError> {
+        let (statement, touched) = self.statements.prepare(sql)?;
         self.touched.set(self.touched.get() | touched.writes);
         Ok(statement)
     }
@@ -258,7 +258,7 @@ impl Db<'_> {
         }
         let failure = match run() {
             Err(DbError::Sqlite(error)) if is_of_machine(&error) => Failure::Machine(error),
-            Err(error) if self.sandbox.is_autocommit() => Failure::Ended(error.to_string()),
+            Err(error) if self.statements.sandbox().is_autocommit() => Failure::Ended(error.to_string()),
             other => return other,
         };
         self.stopped.replace(Some(failure));
@@ -387,7 +387,8 @@ mod tests {
         schema.create(&sandbox).unwrap();
         sandbox.engine().execute_batch("BEGIN").unwrap();
         let touched = Cell::default();
-        let effect = schema.apply(&sandbox, EventId::from_parts(0, [0; 10]), "Happened", None, &touched);
+        let db = Db::new(&sandbox, &touched);
+        let effect = schema.apply(&db, EventId::from_parts(0, [0; 10]), "Happened", None);
         (effect, touched.get())
     }
 

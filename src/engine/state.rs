@@ -15,7 +15,7 @@ use super::event::{Envelope, EventId};
 use super::place::{Cursor, Digest, Generation, Seq};
 use super::query::Query;
 use super::sandbox::{DbError, Sandbox, Tables, is_damage};
-use super::schema::{Effect, Failure, Schema};
+use super::schema::{Db, Effect, Failure, Schema};
 use super::storage::{Durability, Fault, WalGauge, open_database, open_in_memory, open_read_only, trust_wal};
 
 const TABLES: &str = "
@@ -226,10 +226,11 @@ impl State {
     /// one, so that the fault hits only the event that has it.
     pub(crate) fn apply(&self, events: &[&Envelope], on_fault: OnFault, enders: &Enders) -> Result<Vec<Effect>, Stop> {
         let mut effects = Vec::with_capacity(events.len());
+        let db = Db::new(&self.sandbox, &self.touched);
         for chunk in events.chunks(CHUNK) {
             self.mark().map_err(Stop::Fault)?;
             let all: Result<Vec<Effect>, Option<Stop>> =
-                chunk.iter().map(|event| self.apply_one(event, on_fault, enders)).collect();
+                chunk.iter().map(|event| self.apply_one(&db, event, on_fault, enders)).collect();
             match all {
                 Ok(all) => {
                     self.keep().map_err(Stop::Fault)?;
@@ -239,7 +240,7 @@ impl State {
                 Err(None) => {
                     self.undo().map_err(Stop::Fault)?;
                     for event in chunk {
-                        effects.push(self.apply_alone(event, on_fault, enders)?);
+                        effects.push(self.apply_alone(&db, event, on_fault, enders)?);
                     }
                 }
             }
@@ -248,9 +249,9 @@ impl State {
     }
 
     /// Applies one event under a savepoint of its own.
-    fn apply_alone(&self, event: &Envelope, on_fault: OnFault, enders: &Enders) -> Result<Effect, Stop> {
+    fn apply_alone(&self, db: &Db<'_>, event: &Envelope, on_fault: OnFault, enders: &Enders) -> Result<Effect, Stop> {
         self.mark().map_err(Stop::Fault)?;
-        match self.materialize(event, on_fault, enders)? {
+        match self.materialize(db, event, on_fault, enders)? {
             Ok(effect) => {
                 self.keep().map_err(Stop::Fault)?;
                 Ok(effect)
@@ -264,13 +265,20 @@ impl State {
     }
 
     /// Applies one event among others; `Err(None)` when it fails, so that the others have to be applied again.
-    fn apply_one(&self, event: &Envelope, on_fault: OnFault, enders: &Enders) -> Result<Effect, Option<Stop>> {
-        self.materialize(event, on_fault, enders).map_err(Some)?.map_err(|_| None)
+    fn apply_one(
+        &self,
+        db: &Db<'_>,
+        event: &Envelope,
+        on_fault: OnFault,
+        enders: &Enders,
+    ) -> Result<Effect, Option<Stop>> {
+        self.materialize(db, event, on_fault, enders).map_err(Some)?.map_err(|_| None)
     }
 
     /// Runs the materializer. The inner error is the event's fault, with its changes still in the transaction.
     fn materialize(
         &self,
+        db: &Db<'_>,
         event: &Envelope,
         on_fault: OnFault,
         enders: &Enders,
@@ -282,7 +290,7 @@ impl State {
             return Ok(Ok(Effect::Skipped(why.clone())));
         }
         let args = event.args.as_text();
-        match self.schema.apply(&self.sandbox, event.id, event.name.as_str(), args, &self.touched) {
+        match self.schema.apply(db, event.id, event.name.as_str(), args) {
             Ok(Effect::Unknown) => {
                 self.skip(event.id, None, on_fault)?;
                 Ok(Ok(Effect::Unknown))
@@ -355,6 +363,15 @@ impl State {
     }
 }
 
+impl Drop for State {
+    fn drop(&mut self) {
+        // Whoever lets go of a state may be about to replace its file.
+        if let Some(wal) = &self.wal {
+            wal.retire();
+        }
+    }
+}
+
 /// What a file holds as its committed state.
 #[derive(Debug)]
 pub(crate) struct Committed {
@@ -376,28 +393,24 @@ const LOOKS: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// Reads the state at `path` beside whoever writes to it. Who makes it anew removes the file and begins another, which
-/// for a moment has no tables.
+/// for a moment is not there, has no tables, or can't be read without the writer's shared memory.
 pub(crate) fn committed(path: &Path) -> Result<Committed, Fault> {
-    let is_begun = |conn: &Connection| {
-        conn.query_row("SELECT count(*) FROM sqlite_schema", (), |row| row.get::<_, i64>(0)).map(|tables| tables > 0)
-    };
-    let read = |is_last: bool| {
+    let read = || {
         let conn = open_read_only(path)?;
         conn.execute_batch("BEGIN")?;
-        if !is_last && !is_begun(&conn)? {
-            return Ok(None);
-        }
         let (cursor, made_by, schema) = conn.query_row("SELECT * FROM likewise_cursor", (), read_cursor)?;
-        Ok(Some(Committed { cursor, digest: digest_of(&conn)?, made_by, schema }))
+        Ok(Committed { cursor, digest: digest_of(&conn)?, made_by, schema })
     };
-    for look in 1.. {
-        match read(look == LOOKS) {
-            Ok(Some(committed)) => return Ok(committed),
-            Ok(None) => std::thread::sleep(PAUSE),
-            Err(error) => return Err(Fault::state(error)),
+    let mut looks = 1;
+    loop {
+        match read() {
+            Err(error) if looks < LOOKS && !is_damage(&error) => {
+                looks += 1;
+                std::thread::sleep(PAUSE);
+            }
+            other => return other.map_err(Fault::state),
         }
     }
-    unreachable!("BUG: the last look gives up")
 }
 
 fn read_cursor(row: &Row<'_>) -> rusqlite::Result<(Cursor, String, String)> {

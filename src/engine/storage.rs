@@ -295,6 +295,14 @@ impl WalGauge {
         self.is_claimed.store(false, Ordering::Relaxed);
     }
 
+    /// Waits until no other thread checkpoints the database, and keeps it so. SQLite finds a WAL by its name, so a
+    /// checkpoint that runs while the file is replaced would take the new one's WAL for the old one's.
+    pub(crate) fn retire(&self) {
+        while self.is_claimed.swap(true, Ordering::Relaxed) {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     /// Whether the WAL has grown so far that its writer has to pause for a checkpoint.
     pub(crate) fn is_overdue(&self) -> bool {
         self.pages.load(Ordering::Relaxed) >= OVERDUE_PAGES

@@ -516,3 +516,29 @@ pub fn stores_in(dir: &Path) -> Result<Vec<StoreId>, Fault> {
     stores.sort();
     Ok(stores)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::likes::{self, LikeAdded};
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn whoever_has_a_receipt_sees_the_event() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let setup = Setup {
+            schema: Arc::new(likes::schema()),
+            device: "test".parse().expect("a name"),
+            executable: "test".to_owned(),
+            progress: |_, _| {},
+        };
+        let stores = Stores::open(dir.path(), setup, StoreLimits::default()).expect("stores");
+        let store = stores.get(&"likes".parse().expect("a name")).expect("a store");
+        let _watched = store.watch(likes::count());
+        for expected in 1..=500 {
+            let receipt = store.commit(LikeAdded {}).await.expect("a receipt");
+            assert_eq!(store.read(likes::count()).await, Ok(expected));
+            let Health::Open(standing) = store.healthy().await else { panic!("the store is not open") };
+            assert_eq!(Some(standing.head), receipt.seq);
+        }
+    }
+}

@@ -74,6 +74,8 @@ pub(crate) struct Writer {
     live: Arc<Live>,
     health: watch::Sender<Health>,
     held: Held,
+    /// Why the last write failed, and when: until one succeeds, the store is there to be read.
+    stuck: Option<(Error, Instant)>,
     /// Whether files were seen here, so that their absence is a fault and not a beginning.
     has_files: bool,
     looked: Instant,
@@ -88,7 +90,7 @@ impl Writer {
         health: watch::Sender<Health>,
     ) -> Self {
         let held = Held::Failed(Error::Closed, Instant::now());
-        Self { files, common, queue, live, health, held, has_files: false, looked: Instant::now() }
+        Self { files, common, queue, live, health, held, stuck: None, has_files: false, looked: Instant::now() }
     }
 
     /// Works until every handle of the store is gone, or somebody closes it.
@@ -136,16 +138,13 @@ impl Writer {
 
     fn commit(&mut self, events: &[Envelope]) -> Vec<Result<Receipt, Error>> {
         let result = match self.replica() {
-            Ok(replica) => replica.commit(events).map_err(|fault| {
-                let error = Error::from(&fault);
-                self.fail(error.clone());
-                error
-            }),
+            Ok(replica) => replica.commit(events).map_err(|fault| self.recover(&fault)),
             // It failed before, and is left alone for a while: who asks meanwhile doesn't prolong that.
             Err(error) => Err(error),
         };
         match result {
             Ok(outcomes) => {
+                self.stuck = None;
                 let receipt = |(outcome, event): (Outcome, &Envelope)| match outcome {
                     Outcome::Stored(seq) => Ok(Receipt { seq, is_new: true }),
                     Outcome::Known(seq) => Ok(Receipt { seq, is_new: false }),
@@ -166,7 +165,7 @@ impl Writer {
             act(self.replica().map(Some))
         };
         if let Err(fault) = result {
-            self.fail(Error::from(&fault));
+            self.recover(&fault);
         }
         self.publish();
         answer();
@@ -175,6 +174,11 @@ impl Writer {
     /// The replica, opened again if it failed a while ago, and made if there is none yet.
     fn replica(&mut self) -> Result<&mut Replica, Error> {
         self.reopen();
+        if let Some((error, since)) = &self.stuck
+            && since.elapsed() < RETRY_AFTER
+        {
+            return Err(error.clone());
+        }
         if matches!(self.held, Held::Absent(_)) {
             self.create()?;
         }
@@ -193,11 +197,28 @@ impl Writer {
         }
     }
 
-    /// Tries again to open a store that failed a while ago.
+    /// Tries again to open a store that failed a while ago, and to write to one that only can be read.
     fn reopen(&mut self) {
         if matches!(&self.held, Held::Failed(_, since) if since.elapsed() >= RETRY_AFTER) {
             self.open();
         }
+        if let Held::Open(replica) = &mut self.held
+            && matches!(&self.stuck, Some((_, since)) if since.elapsed() >= RETRY_AFTER)
+        {
+            match replica.probe() {
+                Ok(()) => self.stuck = None,
+                Err(fault) => drop(self.recover(&fault)),
+            }
+        }
+    }
+
+    /// Opens the store again after `fault`, so that at least what it holds can be read, say while the disk is full.
+    fn recover(&mut self, fault: &Fault) -> Error {
+        let error = Error::from(fault);
+        self.fail(error.clone());
+        self.open();
+        self.stuck = Some((error.clone(), Instant::now()));
+        error
     }
 
     /// Opens what is on disk, or an empty state where nothing is.
@@ -215,7 +236,13 @@ impl Writer {
             State::in_memory(&self.common.setup.schema).map(|state| Held::Absent(Box::new(state)))
         };
         match opened {
-            Ok(held) => self.held = held,
+            Ok(held) => {
+                if let Held::Open(replica) = &held {
+                    // Watchers may have an answer from before.
+                    replica.state().touch_all();
+                }
+                self.held = held;
+            }
             Err(fault) => self.fail(Error::from(&fault)),
         }
     }
@@ -256,7 +283,8 @@ impl Writer {
         if !matches!(error, Error::Unavailable(_)) {
             return;
         }
-        let is_news = !matches!(&self.held, Held::Failed(last, _) if *last == error);
+        let is_news = !matches!(&self.held, Held::Failed(last, _) if *last == error)
+            && !matches!(&self.stuck, Some((last, _)) if *last == error);
         if is_news {
             tracing::error!(store = %self.files.dir().display(), "{error}");
         }
@@ -272,9 +300,10 @@ impl Writer {
             }
             Held::Open(replica) => {
                 self.live.refresh(replica.state(), replica.take_touched());
-                match replica.standing() {
-                    Ok(standing) => Health::Open(standing),
-                    Err(fault) => Health::Failed(fault.to_string()),
+                match (&self.stuck, replica.standing()) {
+                    (Some((error, _)), _) => Health::Failed(error.to_string()),
+                    (None, Ok(standing)) => Health::Open(standing),
+                    (None, Err(fault)) => Health::Failed(fault.to_string()),
                 }
             }
             Held::Failed(error, _) => {
@@ -300,8 +329,8 @@ impl Writer {
                 if let Err(error) = storage::checkpoint(gauge.path()) {
                     tracing::warn!(path = %gauge.path().display(), %error, "cannot checkpoint");
                 }
-            } else if gauge.claim() {
-                drop(self.common.checkpoints.send(Arc::clone(gauge)));
+            } else if gauge.claim() && self.common.checkpoints.send(Arc::clone(gauge)).is_err() {
+                gauge.release();
             }
         }
     }

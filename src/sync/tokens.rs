@@ -88,6 +88,15 @@ impl TokenFile {
         })
     }
 
+    /// Copies the tokens to another data directory, if there are any.
+    pub(crate) fn copy_to(&self, dir: &Path) -> anyhow::Result<()> {
+        let tokens = self.list()?;
+        if tokens.is_empty() {
+            return Ok(());
+        }
+        replace(&Self::in_dir(dir).path(), &serde_json::to_vec_pretty(&tokens)?)
+    }
+
     /// Changes the file, under a lock that other commands wait for; others see the old file or the new one.
     fn change<T>(&self, change: impl FnOnce(&mut Vec<Token>) -> anyhow::Result<T>) -> anyhow::Result<T> {
         let lock = open_private_file(&self.dir.join("tokens.lock"))?;

@@ -63,7 +63,8 @@ struct Frame {
 impl Frame {
     fn set(&mut self, event: &str, html: &str) {
         let mut text = format!("event: {event}\n");
-        for line in html.trim_end().lines() {
+        // To an event stream a carriage return alone ends a line, too.
+        for line in html.trim_end().split(['\r', '\n']) {
             text.push_str("data: ");
             text.push_str(line);
             text.push('\n');
@@ -227,5 +228,120 @@ impl LiveStream {
                 _ = self.alive.tick() => return Some(Bytes::from_static(b":\n\n")),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::Router;
+    use axum::http::{Request, StatusCode};
+    use tower::ServiceExt as _;
+
+    use super::*;
+    use crate::engine::{Setup, StoreLimits, Stores};
+    use crate::sync::{Clients, Hub, TokenFile, Tokens};
+    use crate::web::metrics::Metrics;
+
+    fn app(dir: &std::path::Path, max_streams: usize) -> App {
+        let device: crate::engine::Device = "test".parse().expect("a name");
+        let setup = Setup {
+            schema: Arc::new(crate::likes::schema()),
+            device: device.clone(),
+            executable: "test".to_owned(),
+            progress: |_, _| {},
+        };
+        let stores = Stores::open(dir, setup, StoreLimits::default()).expect("stores");
+        let shutdown = CancellationToken::new();
+        let tokens = Tokens::follow(TokenFile::in_dir(dir), shutdown.clone()).expect("tokens");
+        App {
+            stores,
+            device,
+            pages: Pages::new(max_streams),
+            clients: Clients::new(None, Duration::ZERO, shutdown.clone()),
+            hub: Hub::new(tokens, dir.to_owned(), shutdown.clone()),
+            control_key: "key".into(),
+            metrics: Metrics::install(),
+            shutdown,
+        }
+    }
+
+    async fn ask(router: &Router, method: &str, path: &str) -> Response {
+        let request = Request::builder().method(method).uri(path).body(Body::empty()).expect("a request");
+        router.clone().oneshot(request).await.expect("an answer")
+    }
+
+    fn stream(frames: watch::Receiver<Frames>, shutdown: &CancellationToken) -> LiveStream {
+        LiveStream {
+            frames,
+            sent: [0, 0],
+            waiting: Vec::new(),
+            alive: comments(),
+            shutdown: shutdown.clone(),
+            _slot: Arc::new(Semaphore::new(1)).try_acquire_owned().expect("a slot"),
+            _open: Metrics::install().stream_opened(),
+        }
+    }
+
+    #[tokio::test]
+    async fn trust_41_when_all_streams_are_taken_the_next_is_told_and_likes_go_on() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let router = super::super::routes(app(dir.path(), 2));
+        let first = ask(&router, "GET", "/live").await;
+        let second = ask(&router, "GET", "/s/work/live").await;
+        assert_eq!([first.status(), second.status()], [StatusCode::OK; 2]);
+        assert_eq!(ask(&router, "GET", "/live").await.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(ask(&router, "POST", "/likes").await.status(), StatusCode::SEE_OTHER);
+        assert_eq!(ask(&router, "GET", "/").await.status(), StatusCode::OK);
+        drop(first);
+        assert_eq!(ask(&router, "GET", "/live").await.status(), StatusCode::OK, "a place is free again");
+        drop(second);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_quiet_stream_says_every_15_seconds_that_it_is_alive() {
+        let (frames, receiver) = watch::channel(Frames::default());
+        let shutdown = CancellationToken::new();
+        let mut stream = stream(receiver, &shutdown);
+        let start = tokio::time::Instant::now();
+        for seconds in [15, 30, 45] {
+            assert_eq!(stream.next().await.as_deref(), Some(&b":\n\n"[..]));
+            assert_eq!(start.elapsed().as_secs(), seconds);
+        }
+        frames.send_modify(|frames| frames.likes.set("likes", "<p>1</p>"));
+        assert_eq!(stream.next().await.as_deref(), Some(&b"event: likes\ndata: <p>1</p>\n\n"[..]));
+        shutdown.cancel();
+        assert_eq!(stream.next().await, None);
+    }
+
+    #[tokio::test]
+    async fn trust_48_who_reads_seldom_gets_the_newest_of_each_fragment() {
+        let (frames, receiver) = watch::channel(Frames::default());
+        let mut stream = stream(receiver, &CancellationToken::new());
+        for count in 0..1_000 {
+            frames.send_modify(|frames| frames.likes.set("likes", &count.to_string()));
+            frames.send_modify(|frames| frames.status.set("status", &format!("{} pending", count / 10)));
+        }
+        let all = stream.next().await.expect("frames");
+        assert_eq!(all, "event: likes\ndata: 999\n\nevent: status\ndata: 99 pending\n\n");
+        frames.send_modify(|frames| frames.likes.set("likes", "1000"));
+        assert_eq!(stream.next().await.expect("a frame"), "event: likes\ndata: 1000\n\n", "only what changed");
+    }
+
+    #[test]
+    fn trust_37_no_text_can_break_out_of_its_frame() {
+        let mut frame = Frame::default();
+        frame.set("status", "one\n\nevent: likes\r\rdata: two\r\n\r\nid: 3\n");
+        let text = String::from_utf8(frame.bytes.to_vec()).expect("text");
+        let (body, rest) = text.split_once("\n\n").expect("an end");
+        assert_eq!(rest, "");
+        let mut lines = body.split(['\r', '\n']);
+        assert_eq!(lines.next(), Some("event: status"));
+        assert!(lines.all(|line| line.starts_with("data: ")), "{text:?}");
+    }
+
+    #[test]
+    fn the_pause_between_updates_grows_with_the_pages() {
+        assert_eq!([0, 1_000, 1_000_000].map(|pages| pause(pages).as_millis()), [16, 100, 100]);
+        assert!(pause(10) < pause(500));
     }
 }

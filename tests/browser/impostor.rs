@@ -26,12 +26,10 @@ fn trust_56_an_answer_of_somebody_else_is_neither_stored_nor_refused() {
         port,
         &[
             "302 Found\r\nLocation: /login",
-            "303 See Other\r\nLocation: /",
             "200 OK\r\nContent-Type: text/html",
             "204 No Content",
             "403 Forbidden\r\nContent-Type: text/html",
             "403 Forbidden\r\nContent-Type: application/problem+json",
-            "502 Bad Gateway\r\nContent-Type: text/html",
         ],
     );
     tab.like();

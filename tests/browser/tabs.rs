@@ -113,7 +113,7 @@ fn thirty_rapid_clicks_are_thirty_likes_and_the_count_only_grows() {
     assert_eq!(tab.count(), 30, "a click shows at once");
     tab.until_sent();
     watching.until_count(30);
-    // Long enough that the page no longer holds on to a count of its own making.
+    // After this one the page shows the server's count, and no longer one of its own making.
     server.like("");
     for tab in [&tab, &watching] {
         tab.until_count(31);

@@ -1,7 +1,7 @@
 //! What the tests of the whole program share: the real binary on a free port, with data of its own.
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
 
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -33,6 +33,25 @@ pub fn run(data: &Path, arguments: &[&str]) -> Output {
     let mut command = likewise();
     command.args(arguments).env("LIKEWISE_DATA", data).stdin(Stdio::null());
     command.output().expect("the program starts")
+}
+
+/// Runs a command with something on its standard input.
+pub fn run_with(data: &Path, arguments: &[&str], input: &str) -> Output {
+    let mut command = likewise();
+    command.args(arguments).env("LIKEWISE_DATA", data);
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the program starts");
+    let mut stdin = child.stdin.take().expect("its input");
+    let input = input.to_owned();
+    // A program that stops at a bad line doesn't read the rest.
+    let writing = std::thread::spawn(move || drop(stdin.write_all(input.as_bytes())));
+    let output = child.wait_with_output().expect("its end");
+    writing.join().expect("no panic");
+    output
 }
 
 /// What a command printed on standard output, provided that it did what it should.

@@ -275,8 +275,7 @@ fn trust_03_a_killed_process_loses_nothing_that_it_acknowledged() {
 fn child_that_is_killed() {
     let Ok(told) = std::env::var(CHILD) else { return };
     let told: Vec<_> = told.split(' ').collect();
-    let mut home = Home::new();
-    home.dir = told[0].into();
+    let home = Home::of_child(told[0].into());
     let follows = told[1] == "true";
     let mut rng = Rng(told[2].parse().unwrap());
     let mut replica = if follows { home.follow() } else { home.open() };

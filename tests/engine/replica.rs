@@ -58,6 +58,35 @@ fn empty_payloads_of_every_spelling_are_the_same_event() {
     assert_eq!(replica.commit(&[event(id(1), "Liked", "{ }")]).unwrap(), [Outcome::Conflict]);
 }
 
+/// How many transactions a WAL holds: frames that say how large the database is after them end one.
+fn transactions(home: &Home, file: &str) -> usize {
+    let wal = std::fs::read(home.path(file)).unwrap();
+    let number = |at: usize| u32::from_be_bytes(wal[at..at + 4].try_into().unwrap());
+    let frame = 24 + number(8) as usize;
+    (32..=wal.len() - frame).step_by(frame).filter(|at| number(at + 4) > 0).count()
+}
+
+#[test]
+fn a_batch_is_one_transaction_of_the_eventlog_and_one_of_the_state_with_its_cursor() {
+    for follows in [false, true] {
+        let home = Home::new();
+        let mut replica = if follows { home.follow() } else { home.open() };
+        replica.commit(&[like(1)]).unwrap();
+        let count = || (transactions(&home, "eventlog.db-wal"), transactions(&home, "state.db-wal"));
+        let (log, state) = count();
+        let bad = event(id(3), "Panicked", "");
+        replica.commit(&[like(2), bad, like(4), like(2)]).unwrap();
+        assert_eq!(count(), (log + 1, state + usize::from(!follows)));
+        // One that changes nothing costs no fsync.
+        replica.commit(&[like(2)]).unwrap();
+        assert_eq!(count().0, log + 1);
+        if follows {
+            replica.arrive(&page(1, &[like(1), like(2), like(4), like(9)], false)).unwrap();
+            assert_eq!(count(), (log + 2, state + 1));
+        }
+    }
+}
+
 /// Each with a way to fail of its own, and each after it has written something or ended the transaction.
 fn failing(n: u64) -> Vec<Envelope> {
     let next = |more: u64| id(n + more);
@@ -458,6 +487,17 @@ fn the_digest_at_a_seq_covers_what_stands_up_to_there_gaps_or_not() {
     replica.take_back(Seq(middle.0 + 3), Whose::Upstream(None)).unwrap();
     assert_eq!(replica.digest_at(Seq(u64::MAX >> 1)).unwrap(), digest);
     assert_eq!(replica.standing().unwrap().head, middle);
+    drop(replica);
+    let mut replica = home.try_open().unwrap();
+    assert_eq!(replica.digest_at(middle).unwrap(), digest);
+    // Others stand there now.
+    let others: Vec<_> = (5_000..5_200).map(like).collect();
+    replica.arrive(&page(middle.0 + 1, &others, false)).unwrap();
+    let extended = |digest: Digest, event: &Envelope| digest.extended(event.id.as_bytes(), "Liked", None, "elsewhere");
+    assert_eq!(replica.digest_at(Seq(middle.0 + 150)).unwrap(), others[..150].iter().fold(digest, extended));
+    drop(replica);
+    let replica = home.try_open().unwrap();
+    assert_eq!(replica.digest_at(Seq(middle.0 + 200)).unwrap(), others.iter().fold(digest, extended));
 }
 
 #[test]
@@ -499,6 +539,22 @@ fn a_settled_replica_has_its_log_on_disk_and_the_outbox_above_it() {
     home.check(&replica);
     assert_eq!(note(&replica), "xyab");
     assert_eq!(replica.standing().unwrap().cursor, Seq(3));
+}
+
+#[test]
+fn a_last_page_without_events_lets_queries_see_those_before_it() {
+    let home = Home::new();
+    let mut replica = home.follow();
+    replica.commit(&[append(1, "a")]).unwrap();
+    replica.arrive(&page(1, &[append(2, "x")], true)).unwrap();
+    assert_eq!(note(&replica), "a");
+    for page in [Page { entries: Vec::new(), next: Seq(9), more: true }, page(1, &[append(2, "x")], true)] {
+        replica.arrive(&page).unwrap();
+        assert_eq!(note(&replica), "a");
+    }
+    replica.arrive(&Page { entries: Vec::new(), next: Seq(9), more: false }).unwrap();
+    home.check(&replica);
+    assert_eq!(note(&replica), "xa");
 }
 
 #[test]
@@ -576,6 +632,9 @@ fn pure_confirms_settle_after_a_while_although_something_is_always_pending() {
 fn trust_57_many_pending_and_many_arriving_take_seconds() {
     let home = Home::new();
     let mut replica = home.follow();
+    // The state's cursor stands between two of the log's checkpoints.
+    let early: Vec<_> = (100_000..100_300).map(like).collect();
+    replica.arrive(&page(1, &early, false)).unwrap();
     let many = 20_000;
     let ours: Vec<_> = (0..many).map(like).collect();
     ours.chunks(1_024).for_each(|chunk| assert!(stored(&replica.commit(chunk).unwrap())));
@@ -584,11 +643,11 @@ fn trust_57_many_pending_and_many_arriving_take_seconds() {
     let pages = all.chunks(500);
     let last = pages.len() - 1;
     for (nth, events) in pages.enumerate() {
-        replica.arrive(&page(nth as u64 * 500 + 1, events, nth < last)).unwrap();
+        replica.arrive(&page(nth as u64 * 500 + 301, events, nth < last)).unwrap();
     }
     let standing = replica.standing().unwrap();
-    assert_eq!((standing.length, standing.pending, standing.cursor), (2 * many, 0, Seq(2 * many)));
-    assert_eq!(likes(&replica), 2 * many as i64);
+    assert_eq!((standing.length, standing.pending, standing.cursor), (2 * many + 300, 0, Seq(2 * many + 300)));
+    assert_eq!(likes(&replica), 2 * many as i64 + 300);
 }
 
 #[test]

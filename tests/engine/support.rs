@@ -565,6 +565,7 @@ pub(crate) fn check_files(replica: &Replica, dir: &Path) {
     assert_eq!(standing.set_aside, set_aside_of(replica).len() as u64);
     if let Whose::Own(_) = standing.whose {
         assert_eq!(standing.pending, 0, "an authority has nothing pending");
+        assert_eq!(standing.cursor, standing.head, "an authority commits its state with its log");
     }
     let (cursor, lines) = committed_view(dir);
     assert_eq!(cursor, standing.cursor);
@@ -583,6 +584,12 @@ impl Home {
     pub(crate) fn new() -> Self {
         let scratch = scratch();
         let dir = scratch.path().join("0");
+        Self { scratch, dir, moves: 0 }
+    }
+
+    /// A child process's, in a directory of its parent, who tidies up when the child is killed.
+    pub(crate) fn of_child(dir: PathBuf) -> Self {
+        let scratch = TempDir::new_in(dir.parent().unwrap()).unwrap();
         Self { scratch, dir, moves: 0 }
     }
 

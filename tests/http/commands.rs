@@ -2,32 +2,13 @@
 
 use std::io::{Read, Write};
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use serde_json::Value;
 
 use crate::client::{listing, new_id};
-use crate::common::{Server, data_dir, errors, likewise, printed, run};
-
-/// Runs a command with something on its standard input.
-fn run_with(data: &Path, arguments: &[&str], input: &str) -> Output {
-    let mut command = likewise();
-    command.args(arguments).env("LIKEWISE_DATA", data);
-    let mut child = command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("the program starts");
-    let mut stdin = child.stdin.take().expect("its input");
-    let input = input.to_owned();
-    // A program that stops at a bad line doesn't read the rest.
-    let writing = std::thread::spawn(move || drop(stdin.write_all(input.as_bytes())));
-    let output = child.wait_with_output().expect("its end");
-    writing.join().expect("no panic");
-    output
-}
+use crate::common::{Server, data_dir, errors, likewise, printed, run, run_with};
 
 fn lines(export: &str) -> Vec<Value> {
     export.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|why| panic!("{why}: {line}"))).collect()

@@ -28,6 +28,18 @@ fn the_page_shows_the_count_in_a_form_that_likes() {
 }
 
 #[test]
+fn the_page_after_a_like_shows_it() {
+    let data = data_dir();
+    let server = Server::start(data.path());
+    let _watched = server.live("/live");
+    for expected in 1..=100 {
+        server.like("", &new_id());
+        assert_eq!(server.count(), expected);
+        assert_eq!(server.get("/status").json()["head"], expected);
+    }
+}
+
+#[test]
 fn trust_57_going_back_and_clicking_again_is_a_new_like() {
     let data = data_dir();
     let server = Server::start(data.path());

@@ -4,10 +4,10 @@ use std::collections::HashSet;
 use std::process::Command;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crate::client::{agent, new_id};
-use crate::common::{Server, data_dir, printed, run, wait_for};
+use crate::client::{Answer, agent, new_id};
+use crate::common::{Server, data_dir, printed, run, run_with, wait_for};
 
 /// The ids in the log, in their order.
 fn exported(data: &std::path::Path) -> Vec<String> {
@@ -91,8 +91,18 @@ fn trust_02_every_acknowledgement_comes_after_an_fsync_of_the_eventlog() {
     let data = data_dir();
     let traces = data_dir();
     let trace = traces.path().join("trace");
+    // The tracer stands aside (-D), so that the program itself is what this test started, and ends.
     let mut strace = Command::new("strace");
-    strace.args(["-f", "-y", "-s", "64", "-e", "trace=fsync,fdatasync,pwrite64,write,sendto,writev,sendmsg", "-o"]);
+    strace.args([
+        "-D",
+        "-f",
+        "-y",
+        "-s",
+        "64",
+        "-e",
+        "trace=fsync,fdatasync,pwrite64,write,sendto,writev,sendmsg",
+        "-o",
+    ]);
     strace.arg(&trace).args([env!("CARGO_BIN_EXE_likewise"), "serve", "--listen", "127.0.0.1:0"]);
     let server = Server::spawn(strace, data.path());
     let likes = 8;
@@ -132,27 +142,37 @@ fn trust_02_every_acknowledgement_comes_after_an_fsync_of_the_eventlog() {
         }
     }
     assert_eq!(answers, likes);
-    assert!(!server.url.is_empty());
+    assert!(server.terminate().success());
 }
 
-#[test]
-fn a_full_disk_refuses_likes_in_words_and_loses_none() {
+/// How many events there are before the disk gets small: so many that their file is larger than the disk allows, and
+/// nothing can be moved into it any more.
+const EARLIER: usize = 8_000;
+
+fn with_earlier_events() -> tempfile::TempDir {
     let data = data_dir();
-    let start_limited = |blocks: u32| {
-        let mut shell = Command::new("sh");
-        for (name, _) in std::env::vars_os() {
-            if name.to_string_lossy().starts_with("LIKEWISE_") {
-                shell.env_remove(name);
-            }
+    let events: String =
+        (0..EARLIER).map(|_| format!("{{\"id\":\"{}\",\"name\":\"LikeAdded\"}}\n", new_id())).collect();
+    printed(run_with(data.path(), &["import"], &events));
+    data
+}
+
+/// A file that would grow beyond 256 KiB fails to, as on a full disk. The signal that goes with it is ignored.
+fn start_on_a_small_disk(data: &std::path::Path) -> Server {
+    let mut shell = Command::new("sh");
+    for (name, _) in std::env::vars_os() {
+        if name.to_string_lossy().starts_with("LIKEWISE_") {
+            shell.env_remove(name);
         }
-        // A file that would grow beyond the limit fails to, as on a full disk. The signal that goes with it is ignored.
-        let script = format!(r#"trap '' XFSZ; ulimit -f {blocks}; exec "$0" serve --listen 127.0.0.1:0"#);
-        shell.args(["-c", &script, env!("CARGO_BIN_EXE_likewise")]);
-        Server::spawn(shell, data.path())
-    };
-    // 512 bytes each, so 256 KiB a file.
-    let mut server = start_limited(512);
-    let mut live = server.live("/live");
+    }
+    // Counted in blocks of 512 bytes.
+    let script = r#"trap '' XFSZ; ulimit -S -f 512; exec "$0" serve --listen 127.0.0.1:0"#;
+    shell.args(["-c", script, env!("CARGO_BIN_EXE_likewise")]);
+    Server::spawn(shell, data)
+}
+
+/// Likes until one is refused; gives the ids of the others, and the refusal.
+fn fill(server: &Server) -> (Vec<String>, Answer) {
     let mut acknowledged = Vec::new();
     let refusal = wait_for("the disk to be full", || {
         let id = new_id();
@@ -163,36 +183,71 @@ fn a_full_disk_refuses_likes_in_words_and_loses_none() {
         }
         Some(answer)
     });
-    assert_eq!(refusal.status, 503, "{refusal:?}");
-    assert!(!refusal.header("retry-after").is_empty(), "{refusal:?}");
     assert!(acknowledged.len() > 10, "{}", acknowledged.len());
+    (acknowledged, refusal)
+}
 
-    // Whatever is tried now, pages show what is there.
-    for _ in 0..30 {
-        let answer = server.post("/likes", &format!("id={}", new_id()));
-        assert!(matches!(answer.status, 503 | 303), "{answer:?}");
-        let page = server.get("/");
-        assert_eq!(page.status, 200, "{page:?}\n{}", server.log());
-        let shown: u64 = page.between(r#"data-count=""#, "\"").parse().expect("a count");
-        assert!(shown >= acknowledged.len() as u64, "{shown} of {}", acknowledged.len());
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    live.until(acknowledged.len() as u64);
-    assert!(server.is_running());
-    assert!(!server.log().contains("panicked"), "{}", server.log());
-    assert!(server.terminate().success());
-
-    // Still full, the program can be started and looked at.
-    let server = start_limited(512);
-    assert!(server.count() >= acknowledged.len() as u64);
-    server.kill();
-
-    let server = Server::start(data.path());
-    let log = exported(data.path());
+/// No acknowledged like is lost, none is there twice, and likes are taken.
+fn assert_whole(server: &Server, acknowledged: &[String]) {
+    let log = exported(server.data());
     let distinct: HashSet<&String> = log.iter().collect();
     assert_eq!(distinct.len(), log.len());
     assert!(acknowledged.iter().all(|id| distinct.contains(id)), "acknowledged and lost");
     assert_eq!(server.count(), log.len() as u64);
     server.like_times(3);
-    assert!(printed(run(data.path(), &["verify"])).contains("all is well"));
+    assert!(printed(run(server.data(), &["verify"])).contains("all is well"));
+}
+
+#[test]
+fn a_full_disk_refuses_likes_in_words_and_loses_none() {
+    let data = with_earlier_events();
+    let mut server = start_on_a_small_disk(data.path());
+    let mut live = server.live("/live");
+    let (acknowledged, refusal) = fill(&server);
+    assert_eq!(refusal.status, 503, "{refusal:?}");
+    assert!(!refusal.header("retry-after").is_empty(), "{refusal:?}");
+    let stored = (EARLIER + acknowledged.len()) as u64;
+    live.until(stored);
+    drop(live);
+
+    // Whatever is tried now, pages show what is there, and no program is told that all is well.
+    let full = Instant::now();
+    let mut tries = 0;
+    while tries < 10 || full.elapsed() < Duration::from_secs(3) {
+        tries += 1;
+        let answer = server.post("/likes", &format!("id={}", new_id()));
+        assert_eq!(answer.status, 503, "{answer:?}");
+        assert_eq!(server.get("/healthz").status, 503);
+        let page = server.get("/");
+        assert_eq!(page.status, 200, "{page:?}\n{}", server.log());
+        let shown: u64 = page.between(r#"data-count=""#, "\"").parse().expect("a count");
+        assert!(shown >= stored, "{shown} of {stored}");
+        assert!(page.body.contains(r#"data-state="failed""#), "the page says so: {page:?}");
+    }
+    assert!(server.is_running());
+    assert!(!server.log().contains("panicked"), "{}", server.log());
+    assert!(server.log().matches("ERROR").count() < 5, "one fault is logged once: {}", server.log());
+    assert!(server.terminate().success());
+
+    // Still full, the program can be started and looked at.
+    let server = start_on_a_small_disk(data.path());
+    assert!(server.count() >= stored);
+    server.kill();
+
+    assert_whole(&Server::start(data.path()), &acknowledged);
+}
+
+#[test]
+fn likes_go_on_by_themselves_once_the_disk_has_room() {
+    use rustix::process::{Pid, Resource, getrlimit, prlimit};
+
+    let data = with_earlier_events();
+    let server = start_on_a_small_disk(data.path());
+    let (acknowledged, _) = fill(&server);
+    assert_eq!(server.get("/healthz").status, 503);
+    let pid = Pid::from_raw(i32::try_from(server.pid()).expect("a pid"));
+    prlimit(pid, Resource::Fsize, getrlimit(Resource::Fsize)).expect("a larger disk");
+    wait_for("the program to notice", || (server.get("/healthz").status == 200).then_some(()));
+    assert_whole(&server, &acknowledged);
+    assert!(server.get("/").body.contains(r#"data-state="none""#));
 }
