@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::pin::pin;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
@@ -186,14 +186,16 @@ impl Client {
     async fn keep_level(&self) -> bool {
         let mut backoff = Backoff::default();
         loop {
-            let (began, head) = (Instant::now(), self.head());
+            let (began, before, terms) = (Instant::now(), self.standing(), self.terms());
             let end = tokio::select! {
                 end = self.session() => end,
                 () = self.idle() => return false,
             };
             // Pages that were to be followed by more may have gone ahead of what queries see.
             drop(self.store.look(|replica| replica.settle_arrivals()).await);
-            if began.elapsed() > WAIT[1] || self.head() > head {
+            // A session that did all there was to do, or that lasted, owes nothing to the failures before it.
+            let now = self.standing();
+            if began.elapsed() > WAIT[1] || now.head > before.head && now.pending == 0 {
                 backoff = Backoff::default();
             }
             match end {
@@ -214,7 +216,7 @@ impl Client {
                     self.tell(LinkState::Halted, Some(code), Some(why));
                     tokio::select! {
                         () = sleep(self.clients.shared.retry_halted) => {}
-                        () = self.mended() => {}
+                        () = self.mended(terms) => {}
                         () = self.idle() => return false,
                     }
                 }
@@ -432,17 +434,19 @@ impl Client {
         }
     }
 
-    /// Returns when something changed that may let a halted store go on.
-    async fn mended(&self) {
-        let stamp = self.upstream.token_stamp();
-        let log = known_log(&self.store.health().borrow());
+    /// Returns when something changed since these `terms` that may let a halted store go on.
+    async fn mended(&self, terms: Terms) {
         loop {
             sleep(LOOK_EVERY).await;
-            let is_adopted = known_log(&self.store.health().borrow()) != log;
-            if is_adopted || self.upstream.token_stamp() != stamp {
+            if self.terms() != terms {
                 return;
             }
         }
+    }
+
+    /// On what the hub is asked now.
+    fn terms(&self) -> Terms {
+        Terms { token: self.upstream.token_stamp(), log: self.standing().whose.log_id() }
     }
 
     /// Returns when nobody has used the store for a while and nothing waits to be pushed.
@@ -463,11 +467,11 @@ impl Client {
         is_level && used.elapsed() > IDLE && self.status.receiver_count() <= 1
     }
 
-    /// How far the store's log has come.
-    fn head(&self) -> Seq {
+    /// Where the store stands, if that is known.
+    fn standing(&self) -> Standing {
         match &*self.store.health().borrow() {
-            Health::Open(standing) => standing.head,
-            _ => Seq::START,
+            Health::Open(standing) => standing.clone(),
+            _ => Standing::default(),
         }
     }
 
@@ -494,6 +498,13 @@ impl Client {
     }
 }
 
+/// What may have to change before the hub stops refusing a store.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Terms {
+    token: Option<SystemTime>,
+    log: Option<LogId>,
+}
+
 /// How far a session has come.
 #[derive(Debug, Clone, Copy)]
 struct Progress {
@@ -516,13 +527,6 @@ impl Backoff {
         let random =
             f64::from(u16::from_le_bytes([uuid::Uuid::new_v4().as_bytes()[0], uuid::Uuid::new_v4().as_bytes()[1]]));
         bound.mul_f64(0.5 + 0.5 * random / f64::from(u16::MAX))
-    }
-}
-
-fn known_log(health: &Health) -> Option<LogId> {
-    match health {
-        Health::Open(standing) => standing.whose.log_id(),
-        _ => None,
     }
 }
 
