@@ -10,7 +10,7 @@ use tempfile::{NamedTempFile, TempDir};
 
 /// How long a test waits for something that has to happen. Long, because the machine may be busy; a test that passes
 /// never waits so long.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(180);
 
 /// The program under test, ready to get its arguments. It sees no `LIKEWISE_…` of the person who runs the tests.
 pub fn likewise() -> Command {

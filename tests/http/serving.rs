@@ -235,7 +235,7 @@ fn trust_47_sigterm_ends_streams_and_finishes_likes() {
     }
     let status = server.wait();
     // Five seconds, and some for a busy machine.
-    assert!(signalled.elapsed() < Duration::from_secs(10), "{:?}", signalled.elapsed());
+    assert!(signalled.elapsed() < Duration::from_secs(30), "{:?}", signalled.elapsed());
     assert_eq!(status.code(), Some(0), "{}", server.log());
     let export = printed(run(data.path(), &["export"]));
     assert!(ids.iter().all(|id| export.contains(id)));
@@ -263,7 +263,7 @@ fn a_peer_that_hangs_does_not_hold_up_the_end() {
     let signalled = Instant::now();
     server.send_term();
     assert_eq!(server.wait().code(), Some(0), "{}", server.log());
-    assert!(signalled.elapsed() < Duration::from_secs(10), "{:?}", signalled.elapsed());
+    assert!(signalled.elapsed() < Duration::from_secs(30), "{:?}", signalled.elapsed());
 }
 
 #[test]

@@ -93,7 +93,7 @@ fn trust_25_a_pull_that_dies_silently_is_noticed_by_its_silence() {
     assert_eq!(phone.pending(), 1);
     wait_until_level(&[&hub, &phone], 1);
     let took = start.elapsed();
-    assert!(took < Duration::from_secs(36), "it took {took:?}");
+    assert!(took < Duration::from_secs(120), "it took {took:?}");
 }
 
 /// The connection on which pushes went died, too. Nobody waits for that one after the other.
@@ -109,7 +109,7 @@ fn trust_25_connections_that_died_together_are_given_up_together() {
     hub.like();
     wait_until_level(&[&hub, &phone], 2);
     let took = start.elapsed();
-    assert!(took < Duration::from_secs(36), "it took {took:?}");
+    assert!(took < Duration::from_secs(120), "it took {took:?}");
 }
 
 /// A page that takes longer than the silence that is suffered still arrives: it isn't silent.

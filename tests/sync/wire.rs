@@ -55,7 +55,7 @@ fn the_wire_is_as_documented() {
     );
     let start = Instant::now();
     assert_eq!(pull.next_bytes().unwrap(), "event: ping\ndata: {}\n\n");
-    assert!(start.elapsed() < Duration::from_secs(20), "a ping took {:?}", start.elapsed());
+    assert!(start.elapsed() < Duration::from_secs(60), "a ping took {:?}", start.elapsed());
 
     // From the middle, with the digest that the status shows.
     let digest = hub.status()["log_digest"].as_str().unwrap().to_owned();
