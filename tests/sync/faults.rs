@@ -105,11 +105,9 @@ fn trust_25_connections_that_died_together_are_given_up_together() {
     wait_until_level(&[&hub, &phone], 1);
     phone.wait_until("online");
     proxy.freeze();
-    let start = Instant::now();
     hub.like();
     wait_until_level(&[&hub, &phone], 2);
-    let took = start.elapsed();
-    assert!(took < Duration::from_secs(120), "it took {took:?}");
+    assert_eq!(proxy.lost(), 0, "it asked on a connection that was dead");
 }
 
 /// A page that takes longer than the silence that is suffered still arrives: it isn't silent.

@@ -43,6 +43,8 @@ struct Shared {
     mode: Mutex<Mode>,
     connections: Mutex<Vec<([TcpStream; 2], Arc<Carrier>)>>,
     requests: AtomicU64,
+    /// Requests on connections that carry nothing any more.
+    lost: AtomicU64,
     /// Requests that something else than the hub answered.
     answered: AtomicU64,
     /// Pushes whose answer was swallowed.
@@ -58,6 +60,7 @@ impl Proxy {
             mode: Mutex::new(Mode::Pass),
             connections: Mutex::default(),
             requests: AtomicU64::new(0),
+            lost: AtomicU64::new(0),
             answered: AtomicU64::new(0),
             eaten: AtomicU64::new(0),
         });
@@ -108,6 +111,11 @@ impl Proxy {
         self.shared.requests.load(Ordering::SeqCst)
     }
 
+    /// How many of them came on connections that carry nothing any more.
+    pub fn lost(&self) -> u64 {
+        self.shared.lost.load(Ordering::SeqCst)
+    }
+
     /// How many of them something else than the hub has answered.
     pub fn answered(&self) -> u64 {
         self.shared.answered.load(Ordering::SeqCst)
@@ -134,6 +142,7 @@ fn converse(shared: &Arc<Shared>, mut client: TcpStream) -> std::io::Result<()> 
         let is_push = request.starts_with(b"POST ");
         shared.requests.fetch_add(1, Ordering::SeqCst);
         if carrier.is_frozen.load(Ordering::SeqCst) {
+            shared.lost.fetch_add(1, Ordering::SeqCst);
             continue;
         }
         let mode = shared.mode.lock().unwrap().clone();
