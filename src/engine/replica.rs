@@ -24,7 +24,7 @@ use super::query::Query;
 use super::sandbox::{DbError, Tables};
 use super::schema::{Effect, Schema};
 use super::state::{self, Enders, OnFault, State, Stop};
-use super::storage::{self, Fault, IoContext, WalGauge, check_sqlite, create_private_dir, remove_database, sync_dir};
+use super::storage::{Fault, IoContext, WalGauge, check_sqlite, create_private_dir, remove_database, sync_dir};
 use super::witness::Witness;
 
 /// What is read from the eventlog at a time when it is applied.
@@ -551,7 +551,7 @@ impl Replica {
             self.state.commit(Cursor { generation, seq: milestone.seq, digest: milestone.digest })?;
             if is_long {
                 (self.setup.progress)(milestone.length, length);
-                storage::checkpoint(&self.files.state()).map_err(Fault::state)?;
+                self.state.wal().map_or(Ok(()), |wal| wal.checkpoint_if_due()).map_err(Fault::state)?;
             }
         }
         Ok(())

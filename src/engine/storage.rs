@@ -20,8 +20,9 @@ const OLDEST_SQLITE: i32 = 3_051_003;
 /// How long SQLite waits for another process that holds a lock, say the `sqlite3` shell of a curious person.
 const BUSY: Duration = Duration::from_secs(2);
 
-/// How long a WAL may get, in pages of 4 KiB, before it is moved into its database.
-const CHECKPOINT_PAGES: u32 = 1_000;
+/// How much is written to a WAL, in pages of 4 KiB, before it is moved into its database: the more, the more often a page
+/// was overwritten meanwhile and is moved once for all.
+const CHECKPOINT_PAGES: u32 = 4_000;
 
 /// How long it may get before that can't be left to another thread any more.
 const OVERDUE_PAGES: u32 = 16_000;
@@ -255,40 +256,67 @@ pub(crate) fn open_read_only(path: &Path) -> rusqlite::Result<Connection> {
 ///
 /// Through a connection of its own, so that it can run beside the thread that writes: inside the commit path it would
 /// double the time of the slowest commits.
-pub(crate) fn checkpoint(path: &Path) -> rusqlite::Result<()> {
+fn checkpoint(path: &Path) -> rusqlite::Result<()> {
     let conn = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
     conn.busy_timeout(BUSY)?;
     conn.query_row("PRAGMA wal_checkpoint(PASSIVE)", (), |_| Ok(()))
 }
 
-/// How far a database's WAL has grown, as its connection sees it.
+/// How far a database's WAL has grown, as its connection sees it, and how much of that was moved into the database.
 #[derive(Debug)]
 pub(crate) struct WalGauge {
     path: PathBuf,
     pages: AtomicU32,
+    /// How many pages it had when it was checkpointed last.
+    checkpointed: AtomicU32,
     is_claimed: AtomicBool,
 }
 
 impl WalGauge {
     /// Measures the WAL of `conn` at each of its commits.
     pub(crate) fn on(conn: &mut Connection, path: &Path) -> rusqlite::Result<Arc<Self>> {
-        let gauge =
-            Arc::new(Self { path: path.to_owned(), pages: AtomicU32::new(0), is_claimed: AtomicBool::new(false) });
+        let gauge = Arc::new(Self {
+            path: path.to_owned(),
+            pages: AtomicU32::new(0),
+            checkpointed: AtomicU32::new(0),
+            is_claimed: AtomicBool::new(false),
+        });
         let told = Arc::clone(&gauge);
         conn.wal_hook(Some(move |_: &mut Wal, pages: i32| {
-            told.pages.store(u32::try_from(pages).unwrap_or_default(), Ordering::Relaxed);
+            let pages = u32::try_from(pages).unwrap_or_default();
+            if pages < told.pages.swap(pages, Ordering::Relaxed) {
+                // All of it was in the database, and it began again from its start.
+                told.checkpointed.store(0, Ordering::Relaxed);
+            }
             Ok(())
         }))?;
         Ok(gauge)
+    }
+
+    /// Checkpoints the database, on this thread, if there is enough to do.
+    pub(crate) fn checkpoint_if_due(&self) -> rusqlite::Result<()> {
+        if self.is_due() { self.checkpoint() } else { Ok(()) }
+    }
+
+    /// Checkpoints the database, on this thread.
+    pub(crate) fn checkpoint(&self) -> rusqlite::Result<()> {
+        self.checkpointed.store(self.pages.load(Ordering::Relaxed), Ordering::Relaxed);
+        checkpoint(&self.path)
     }
 
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
+    /// Whether so much was written since the last checkpoint that the next is worth its fsyncs.
+    fn is_due(&self) -> bool {
+        let (pages, checkpointed) = (self.pages.load(Ordering::Relaxed), self.checkpointed.load(Ordering::Relaxed));
+        pages.saturating_sub(checkpointed) >= CHECKPOINT_PAGES
+    }
+
     /// True once when it is time to checkpoint, and then not before a [release](Self::release).
     pub(crate) fn claim(&self) -> bool {
-        self.pages.load(Ordering::Relaxed) >= CHECKPOINT_PAGES && !self.is_claimed.swap(true, Ordering::Relaxed)
+        self.is_due() && !self.is_claimed.swap(true, Ordering::Relaxed)
     }
 
     pub(crate) fn release(&self) {
@@ -303,9 +331,10 @@ impl WalGauge {
         }
     }
 
-    /// Whether the WAL has grown so far that its writer has to pause for a checkpoint.
+    /// Whether the WAL has grown so far that its writer has to pause for a checkpoint, so that it can begin again from
+    /// its start.
     pub(crate) fn is_overdue(&self) -> bool {
-        self.pages.load(Ordering::Relaxed) >= OVERDUE_PAGES
+        self.is_due() && self.pages.load(Ordering::Relaxed) >= OVERDUE_PAGES
     }
 }
 

@@ -11,7 +11,7 @@ use super::event::Envelope;
 use super::live::Live;
 use super::replica::{Files, Outcome, Replica, Setup};
 use super::state::State;
-use super::storage::{self, Fault, WalGauge};
+use super::storage::{Fault, WalGauge};
 use super::store::{Error, Health, Receipt};
 
 /// How many events are committed together at most: one fsync serves all of them, and none waits for more than this.
@@ -326,7 +326,7 @@ impl Writer {
         for gauge in replica.wals() {
             if gauge.is_overdue() && !replica.is_writing(gauge) {
                 // Commits came faster than a checkpoint beside them could follow; nothing is written while this runs.
-                if let Err(error) = storage::checkpoint(gauge.path()) {
+                if let Err(error) = gauge.checkpoint() {
                     tracing::warn!(path = %gauge.path().display(), %error, "cannot checkpoint");
                 }
             } else if gauge.claim() && self.common.checkpoints.send(Arc::clone(gauge)).is_err() {
@@ -341,7 +341,7 @@ pub(crate) fn start_checkpoints() -> std::io::Result<std::sync::mpsc::Sender<Arc
     let (sender, receiver) = std::sync::mpsc::channel::<Arc<WalGauge>>();
     std::thread::Builder::new().name("checkpoints".to_owned()).spawn(move || {
         for gauge in receiver {
-            if let Err(error) = storage::checkpoint(gauge.path()) {
+            if let Err(error) = gauge.checkpoint() {
                 tracing::warn!(path = %gauge.path().display(), %error, "cannot checkpoint");
             }
             gauge.release();
