@@ -7,10 +7,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rusqlite::types::{FromSqlError, Type};
-use rusqlite::{CachedStatement, Connection, OptionalExtension, Row, params};
+use rusqlite::{CachedStatement, Connection, OptionalExtension, Params, Row, params};
 use serde::{Deserialize, Serialize};
 
-use super::event::{Args, Device, Envelope, EventId, EventName};
+use super::event::{Args, Device, Envelope, EventId, EventName, EventRef};
 use super::place::{Digest, Entry, Generation, LogId, Seq};
 use super::storage::{Durability, Fault, WalGauge, open_database, open_read_only, trust_wal};
 use super::witness::Testimony;
@@ -354,7 +354,7 @@ impl Eventlog {
     /// Where `id` is, if it is anywhere. The log comes first, then the outbox.
     pub(crate) fn find(&self, id: EventId) -> rusqlite::Result<Option<Found>> {
         let content = |row: &Row<'_>| {
-            let name = EventName::stored(self.names.text(row.get(1)?)?);
+            let name = EventName::stored(Arc::clone(self.names.text(row.get(1)?)?));
             Ok((row.get::<_, i64>(0)?, Content { name, args: args(row, 2)? }))
         };
         let key = [id.as_bytes()];
@@ -383,22 +383,58 @@ impl Eventlog {
         let mut statement = self.conn.prepare_cached(sql)?;
         let rows =
             statement.query_map(params![after.to_sql(), i64::try_from(size.events).unwrap_or(i64::MAX)], |row| {
-                let origin = Device::stored(self.origins.text(row.get(4)?)?);
+                let origin = Device::stored(Arc::clone(self.origins.text(row.get(4)?)?));
                 Ok(Entry { seq: Seq::from_sql(row.get(0)?), event: self.envelope(row, 1)?, origin })
             })?;
         size.fill(rows, |entry| &entry.event)
     }
 
-    /// The events of the log after `after` and up to `until`, as many as fit into `size`, without their origins, which
-    /// no materializer sees.
-    pub(crate) fn events(&self, after: Seq, until: Seq, size: PageSize) -> rusqlite::Result<Vec<(Seq, Envelope)>> {
+    /// Shows `each` of the events of the log after `after` and up to `until`, in order and `most` of them, without
+    /// copying them. Gives the place of the last, if there was one. What `each` fails with ends it, and is the inner
+    /// error.
+    pub(crate) fn each_in_log<E>(
+        &self,
+        after: Seq,
+        until: Seq,
+        most: usize,
+        each: &mut dyn FnMut(&EventRef<'_>) -> Result<(), E>,
+    ) -> rusqlite::Result<Result<Option<Seq>, E>> {
         let sql = "SELECT seq, id, name, args FROM log WHERE seq > ?1 AND seq <= ?2 ORDER BY seq LIMIT ?3";
+        let last = self.each(sql, params![after.to_sql(), until.to_sql(), most], each)?;
+        Ok(last.map(|last| last.map(Seq::from_sql)))
+    }
+
+    /// As [`each_in_log`](Self::each_in_log), of the events of the outbox whose number is above `after`.
+    pub(crate) fn each_pending<E>(
+        &self,
+        after: i64,
+        most: usize,
+        each: &mut dyn FnMut(&EventRef<'_>) -> Result<(), E>,
+    ) -> rusqlite::Result<Result<Option<i64>, E>> {
+        self.each("SELECT n, id, name, args FROM outbox WHERE n > ?1 ORDER BY n LIMIT ?2", params![after, most], each)
+    }
+
+    fn each<E>(
+        &self,
+        sql: &str,
+        params: impl Params,
+        each: &mut dyn FnMut(&EventRef<'_>) -> Result<(), E>,
+    ) -> rusqlite::Result<Result<Option<i64>, E>> {
         let mut statement = self.conn.prepare_cached(sql)?;
-        let limit = i64::try_from(size.events).unwrap_or(i64::MAX);
-        let rows = statement.query_map([after.to_sql(), until.to_sql(), limit], |row| {
-            Ok((Seq::from_sql(row.get(0)?), self.envelope(row, 1)?))
-        })?;
-        size.fill(rows, |(_, event)| event)
+        let mut rows = statement.query(params)?;
+        let mut last = None;
+        while let Some(row) = rows.next()? {
+            let event = EventRef {
+                id: id(row, 1)?,
+                name: self.names.text(row.get(2)?)?,
+                args: row.get_ref(3)?.as_str_or_null()?,
+            };
+            if let Err(error) = each(&event) {
+                return Ok(Err(error));
+            }
+            last = Some(row.get(0)?);
+        }
+        Ok(Ok(last))
     }
 
     /// The events of the outbox whose number is above `after`, with their numbers, as many as fit into `size`.
@@ -473,7 +509,7 @@ impl Eventlog {
             let origin = self.origins.text(row.get(4)?)?;
             point.seq = Seq::from_sql(row.get(0)?);
             point.digest =
-                point.digest.extended(event.id.as_bytes(), event.name.as_str(), event.args.as_text(), &origin);
+                point.digest.extended(event.id.as_bytes(), event.name.as_str(), event.args.as_text(), origin);
             point.length += 1;
         }
         Ok(point)
@@ -554,8 +590,8 @@ impl Eventlog {
 
     fn envelope(&self, row: &Row<'_>, at: usize) -> rusqlite::Result<Envelope> {
         Ok(Envelope {
-            id: EventId::from_bytes(row.get_ref(at)?.as_blob()?).map_err(|why| unreadable(at, why))?,
-            name: EventName::stored(self.names.text(row.get(at + 1)?)?),
+            id: id(row, at)?,
+            name: EventName::stored(Arc::clone(self.names.text(row.get(at + 1)?)?)),
             args: args(row, at + 2)?,
         })
     }
@@ -652,6 +688,10 @@ fn read_checkpoint(row: &Row<'_>) -> rusqlite::Result<Checkpoint> {
     })
 }
 
+fn id(row: &Row<'_>, at: usize) -> rusqlite::Result<EventId> {
+    EventId::from_bytes(row.get_ref(at)?.as_blob()?).map_err(|why| unreadable(at, why))
+}
+
 fn args(row: &Row<'_>, at: usize) -> rusqlite::Result<Args> {
     Ok(Args::stored(row.get_ref(at)?.as_str_or_null()?))
 }
@@ -694,8 +734,7 @@ impl Interned {
         Ok(id)
     }
 
-    fn text(&self, id: i64) -> rusqlite::Result<Arc<str>> {
-        let text = self.texts.get(&id).map(Arc::clone);
-        text.ok_or_else(|| unreadable(0, FromSqlError::OutOfRange(id)))
+    fn text(&self, id: i64) -> rusqlite::Result<&Arc<str>> {
+        self.texts.get(&id).ok_or_else(|| unreadable(0, FromSqlError::OutOfRange(id)))
     }
 }

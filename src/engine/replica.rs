@@ -23,12 +23,9 @@ use super::place::{Cursor, Digest, Entry, Generation, LogId, Seq};
 use super::query::Query;
 use super::sandbox::{DbError, Tables};
 use super::schema::{Effect, Schema};
-use super::state::{self, Enders, OnFault, State, Stop};
+use super::state::{self, CHUNK, Enders, Halt, OnFault, State, Stop};
 use super::storage::{Fault, IoContext, WalGauge, check_sqlite, create_private_dir, remove_database, sync_dir};
 use super::witness::Witness;
-
-/// What is read from the eventlog at a time when it is applied.
-const PAGE: PageSize = PageSize { events: 1_024, bytes: 8 << 20 };
 
 /// The next event alone.
 const ONE: PageSize = PageSize { events: 1, bytes: 0 };
@@ -315,23 +312,23 @@ impl Replica {
         let outcomes = self.store(batch)?;
         let stored = outcomes.iter().zip(batch).filter(|(outcome, _)| matches!(outcome, Outcome::Stored(_)));
         let fresh: Vec<_> = stored.map(|(_, (event, _))| *event).collect();
-        match self.state.apply(&fresh, on_fault, &Enders::new()) {
+        match self.state.apply_together(&fresh, on_fault) {
             Ok(effects) if on_fault == OnFault::Skip || effects.iter().all(|effect| *effect == Effect::Applied) => {
                 self.log.keep().map_err(Fault::eventlog)?;
                 self.state.keep()?;
                 Ok(Some(outcomes))
             }
-            Ok(_) => {
+            Ok(_) | Err(Halt::Undo) => {
                 self.log.undo(mark).map_err(Fault::eventlog)?;
                 self.state.undo()?;
                 Ok(None)
             }
-            Err(Stop::Ended(..)) => {
+            Err(Halt::Stop(Stop::Ended(..))) => {
                 self.log.undo(mark).map_err(Fault::eventlog)?;
                 self.restore(&mut Enders::new())?;
                 Ok(None)
             }
-            Err(Stop::Fault(fault)) => Err(fault),
+            Err(Halt::Stop(Stop::Fault(fault))) => Err(fault),
         }
     }
 
@@ -345,25 +342,14 @@ impl Replica {
         enders: &mut Enders,
     ) -> Result<Outcome, Fault> {
         let mark = self.log.mark().map_err(Fault::eventlog)?;
-        self.state.mark()?;
         let outcome = self.store(&[(event, origin)])?.remove(0);
         let refused = match outcome {
-            Outcome::Stored(_) => match self.state.apply(&[event], on_fault, &Enders::new()) {
-                Ok(effects) => {
-                    let refused = match effects.into_iter().next() {
-                        Some(Effect::Skipped(why)) if on_fault == OnFault::Refuse => Some(why),
-                        Some(Effect::Unknown) if on_fault == OnFault::Refuse => {
-                            Some(format!("nothing here knows events named {}", event.name.as_str()))
-                        }
-                        _ => None,
-                    };
-                    if refused.is_some() {
-                        self.state.undo()?
-                    } else {
-                        self.state.keep()?
-                    }
-                    refused
+            Outcome::Stored(_) => match self.state.apply_alone(event, on_fault) {
+                Ok(Effect::Skipped(why)) if on_fault == OnFault::Refuse => Some(why),
+                Ok(Effect::Unknown) if on_fault == OnFault::Refuse => {
+                    Some(format!("nothing here knows events named {}", event.name.as_str()))
                 }
+                Ok(_) => None,
                 Err(Stop::Ended(_, why)) if on_fault == OnFault::Refuse => {
                     self.log.undo(mark).map_err(Fault::eventlog)?;
                     self.restore(enders)?;
@@ -377,10 +363,7 @@ impl Replica {
                 }
                 Err(Stop::Fault(fault)) => return Err(fault),
             },
-            _ => {
-                self.state.keep()?;
-                None
-            }
+            _ => None,
         };
         match refused {
             Some(why) => {
@@ -539,7 +522,7 @@ impl Replica {
             let cursor = self.state.cursor();
             let milestone = self.log.milestone_after(cursor.seq, PER_COMMIT).map_err(Fault::eventlog)?;
             self.state.begin()?;
-            match self.replay(cursor.seq, milestone.seq, &enders) {
+            match replay_log(&self.log, &self.state, milestone.seq, &enders) {
                 Ok(()) => {}
                 Err(Stop::Ended(id, why)) => {
                     self.state.rollback()?;
@@ -563,7 +546,7 @@ impl Replica {
         loop {
             self.state.rollback()?;
             self.state.begin()?;
-            let log = self.replay(self.state.cursor().seq, self.log.tip().head, enders);
+            let log = replay_log(&self.log, &self.state, self.log.tip().head, enders);
             match log.and_then(|()| self.replay_pending(enders)) {
                 Ok(()) => break,
                 Err(Stop::Ended(id, why)) => drop(enders.insert(id, why)),
@@ -577,27 +560,10 @@ impl Replica {
         Ok(())
     }
 
-    fn replay(&self, after: Seq, until: Seq, enders: &Enders) -> Result<(), Stop> {
-        let mut after = after;
-        while after < until {
-            let page = self.log.events(after, until, PAGE).map_err(|error| Stop::Fault(Fault::eventlog(error)))?;
-            let Some((last, _)) = page.last() else { break };
-            after = *last;
-            let events: Vec<_> = page.iter().map(|(_, event)| event).collect();
-            self.state.apply(&events, OnFault::Skip, enders)?;
-        }
-        Ok(())
-    }
-
     fn replay_pending(&self, enders: &Enders) -> Result<(), Stop> {
-        let mut after = i64::MIN;
-        loop {
-            let page = self.log.pending(after, PAGE).map_err(|error| Stop::Fault(Fault::eventlog(error)))?;
-            let Some((last, _)) = page.last() else { return Ok(()) };
-            after = *last;
-            let events: Vec<_> = page.iter().map(|(_, event)| event).collect();
-            self.state.apply(&events, OnFault::Skip, enders)?;
-        }
+        self.state.replay(i64::MIN, enders, |after, each| {
+            self.log.each_pending(after, CHUNK, each).map_err(|error| Stop::Fault(Fault::eventlog(error)))?
+        })
     }
 
     /// Commits the state's open transaction as what the whole log amounts to.
@@ -919,6 +885,13 @@ impl Replica {
     pub(crate) fn is_writing(&self, wal: &Arc<WalGauge>) -> bool {
         self.state.is_open() && self.state.wal().is_some_and(|own| Arc::ptr_eq(own, wal))
     }
+}
+
+/// Applies, inside the open transaction of `state`, what comes in `log` after its cursor and up to `until`.
+pub(super) fn replay_log(log: &Eventlog, state: &State, until: Seq, enders: &Enders) -> Result<(), Stop> {
+    state.replay(state.cursor().seq, enders, |after, each| {
+        log.each_in_log(after, until, CHUNK, each).map_err(|error| Stop::Fault(Fault::eventlog(error)))?
+    })
 }
 
 /// Fails when the state has seen what the eventlog does not hold.

@@ -7,7 +7,8 @@
 
 use std::cell::RefCell;
 use std::collections::HashMap;
-use std::ops::{BitOr, BitOrAssign, Deref, DerefMut};
+use std::ops::{BitOr, BitOrAssign};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -423,14 +424,14 @@ impl Sandbox {
 /// connection knows, and to put it back, takes as long as to run it.
 pub(crate) struct Statements<'a> {
     sandbox: &'a Sandbox,
-    ready: RefCell<Vec<Ready<'a>>>,
+    ready: RefCell<Vec<Rc<Ready<'a>>>>,
 }
 
 struct Ready<'a> {
     sql: Box<str>,
     touched: Touched,
-    /// Not here while it is in use.
-    statement: Option<CachedStatement<'a>>,
+    /// Borrowed while it runs.
+    statement: RefCell<CachedStatement<'a>>,
 }
 
 impl<'a> Statements<'a> {
@@ -441,49 +442,27 @@ impl<'a> Statements<'a> {
         self.sandbox
     }
 
-    /// As [`Sandbox::prepare`] for a materializer.
-    pub(crate) fn prepare(&self, sql: &str) -> Result<(Prepared<'_, 'a>, Touched), DbError> {
-        let mut ready = self.ready.borrow_mut();
-        let known = ready.iter_mut().enumerate().find(|(_, ready)| *ready.sql == *sql);
-        if let Some((place, Ready { touched, statement, .. })) = known
-            && statement.is_some()
-        {
-            return Ok((Prepared { statement: statement.take(), place, home: self }, *touched));
+    /// Prepares `sql` as [`Sandbox::prepare`] does for a materializer, and has `run` run it. Afterwards it is at hand
+    /// again.
+    pub(crate) fn with<R>(
+        &self,
+        sql: &str,
+        run: impl FnOnce(&mut Statement<'a>, Touched) -> Result<R, DbError>,
+    ) -> Result<R, DbError> {
+        let known = self.ready.borrow().iter().find(|ready| *ready.sql == *sql).map(Rc::clone);
+        let (ready, may_be_kept) = match known {
+            Some(ready) if ready.statement.try_borrow_mut().is_ok() => (ready, false),
+            // Not known yet, or just running: who reads its rows runs it once more for each of them.
+            other => {
+                let (statement, touched) = self.sandbox.prepare(Mode::Materialize, sql)?;
+                let ready = Ready { sql: sql.into(), touched, statement: RefCell::new(statement) };
+                (Rc::new(ready), other.is_none())
+            }
+        };
+        let result = run(&mut ready.statement.borrow_mut(), ready.touched);
+        if may_be_kept && self.ready.borrow().len() < Self::MOST {
+            self.ready.borrow_mut().push(ready);
         }
-        let (statement, touched) = self.sandbox.prepare(Mode::Materialize, sql)?;
-        let place = ready.len();
-        if place < Self::MOST {
-            ready.push(Ready { sql: sql.into(), touched, statement: None });
-        }
-        Ok((Prepared { statement: Some(statement), place, home: self }, touched))
-    }
-}
-
-/// A statement in use. Afterwards it is at hand again, without the values that were bound to it.
-pub(crate) struct Prepared<'s, 'a> {
-    statement: Option<CachedStatement<'a>>,
-    place: usize,
-    home: &'s Statements<'a>,
-}
-
-impl<'a> Deref for Prepared<'_, 'a> {
-    type Target = Statement<'a>;
-    fn deref(&self) -> &Statement<'a> {
-        self.statement.as_ref().expect("BUG: a statement that was put back")
-    }
-}
-
-impl DerefMut for Prepared<'_, '_> {
-    fn deref_mut(&mut self) -> &mut Self::Target {
-        self.statement.as_mut().expect("BUG: a statement that was put back")
-    }
-}
-
-impl Drop for Prepared<'_, '_> {
-    fn drop(&mut self) {
-        if let Some(ready) = self.home.ready.borrow_mut().get_mut(self.place) {
-            self.clear_bindings();
-            ready.statement = self.statement.take();
-        }
+        result
     }
 }

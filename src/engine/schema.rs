@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use rusqlite::{Params, Row};
+use rusqlite::{Params, Row, Statement};
 
-use super::event::{self, BATCH, Event, EventId, EventName};
-use super::sandbox::{DbError, Mode, Prepared, Sandbox, Statements, Tables, is_of_machine};
+use super::event::{self, BATCH, Event, EventId, EventName, EventRef};
+use super::sandbox::{DbError, Mode, Sandbox, Statements, Tables, is_of_machine};
 use super::storage::open_in_memory;
 
 /// What events mean: tables, and for each type of event the function that turns one into changes of them.
@@ -130,21 +130,22 @@ impl Schema {
     }
 
     /// Runs the materializer of one event inside the open transaction.
-    pub(crate) fn apply(&self, db: &Db<'_>, id: EventId, name: &str, args: Option<&str>) -> Result<Effect, Failure> {
+    pub(crate) fn apply(&self, db: &Db<'_>, event: &EventRef<'_>) -> Result<Effect, Failure> {
         let sandbox = db.statements.sandbox();
         assert!(!sandbox.is_autocommit(), "BUG: a materializer outside a transaction");
-        db.id.set(id);
-        let run = || sandbox.within(Mode::Materialize, || self.dispatch(name, args, db));
+        db.id.set(event.id);
+        let run = || sandbox.within(Mode::Materialize, || self.dispatch(event.name, event.args, db));
         let result = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
             Err(DbError::refuse(format!("its materializer panicked: {}", panic_message(&*panic))))
         });
         // What the materializer returns does not decide alone: it may have swallowed an error.
-        match (db.stopped.take(), result) {
-            (Some(failure), _) => Err(failure),
-            (None, Err(DbError::Sqlite(error))) if is_of_machine(&error) => Err(Failure::Machine(error)),
-            (None, Err(error)) => Err(Failure::Event(error.to_string())),
-            (None, Ok(effect)) => Ok(effect),
+        if let Some(failure) = db.stopped.take() {
+            return Err(*failure);
         }
+        result.map_err(|error| match error {
+            DbError::Sqlite(error) if is_of_machine(&error) => Failure::Machine(error),
+            error => Failure::Event(error.to_string()),
+        })
     }
 
     fn dispatch(&self, name: &str, args: Option<&str>, db: &Db<'_>) -> Result<Effect, DbError> {
@@ -177,8 +178,8 @@ pub struct Db<'a> {
     statements: Statements<'a>,
     id: Cell<EventId>,
     touched: &'a Cell<Tables>,
-    /// Set by the first error after which nothing may run any more.
-    stopped: RefCell<Option<Failure>>,
+    /// Set by the first error after which nothing may run any more. In a box, for it is looked at after each event.
+    stopped: RefCell<Option<Box<Failure>>>,
 }
 
 impl<'a> Db<'a> {
@@ -205,7 +206,7 @@ impl<'a> Db<'a> {
     /// SQLite's own, and [`DbError::Forbidden`] for a statement that a materializer may not use. Return it with `?`:
     /// the event is then refused, or skipped where it is in a log already.
     pub fn execute(&self, sql: &str, params: impl Params) -> Result<usize, DbError> {
-        self.attempt(|| Ok(self.prepare(sql)?.execute(params)?))
+        self.attempt(sql, |statement| Ok(statement.execute(params)?))
     }
 
     /// All rows of a SELECT, each as `map` reads it. Without ORDER BY their order is SQLite's whim.
@@ -219,11 +220,7 @@ impl<'a> Db<'a> {
         params: impl Params,
         map: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
     ) -> Result<Vec<T>, DbError> {
-        self.attempt(|| {
-            let mut statement = self.prepare(sql)?;
-            let rows = statement.query_map(params, map)?.collect::<Result<_, _>>()?;
-            Ok(rows)
-        })
+        self.attempt(sql, |statement| Ok(statement.query_map(params, map)?.collect::<Result<_, _>>()?))
     }
 
     /// The first row of a SELECT as `map` reads it, if it has one.
@@ -237,31 +234,28 @@ impl<'a> Db<'a> {
         params: impl Params,
         map: impl FnOnce(&Row<'_>) -> rusqlite::Result<T>,
     ) -> Result<Option<T>, DbError> {
-        self.attempt(|| {
-            let mut statement = self.prepare(sql)?;
+        self.attempt(sql, |statement| {
             let mut rows = statement.query(params)?;
             Ok(rows.next()?.map(map).transpose()?)
         })
     }
 
-    /// Prepares one statement, and writes down what it is going to write: one that gives rows may, by RETURNING.
-    fn prepare(&self, sql: &str) -> Result<Prepared<'_, 'a>, DbError> {
-        let (statement, touched) = self.statements.prepare(sql)?;
-        self.touched.set(self.touched.get() | touched.writes);
-        Ok(statement)
-    }
-
     /// Runs one statement unless an earlier one made that impossible, and remembers if this one does.
-    fn attempt<T>(&self, run: impl FnOnce() -> Result<T, DbError>) -> Result<T, DbError> {
+    fn attempt<T>(&self, sql: &str, run: impl FnOnce(&mut Statement<'a>) -> Result<T, DbError>) -> Result<T, DbError> {
         if self.stopped.borrow().is_some() {
             return Err(DbError::Stopped);
         }
-        let failure = match run() {
+        let result = self.statements.with(sql, |statement, touched| {
+            // Also a statement that gives rows may write, by RETURNING.
+            self.touched.set(self.touched.get() | touched.writes);
+            run(statement)
+        });
+        let failure = match result {
             Err(DbError::Sqlite(error)) if is_of_machine(&error) => Failure::Machine(error),
             Err(error) if self.statements.sandbox().is_autocommit() => Failure::Ended(error.to_string()),
             other => return other,
         };
-        self.stopped.replace(Some(failure));
+        self.stopped.replace(Some(Box::new(failure)));
         Err(DbError::Stopped)
     }
 }
@@ -388,7 +382,8 @@ mod tests {
         sandbox.engine().execute_batch("BEGIN").unwrap();
         let touched = Cell::default();
         let db = Db::new(&sandbox, &touched);
-        let effect = schema.apply(&db, EventId::from_parts(0, [0; 10]), "Happened", None);
+        let event = EventRef { id: EventId::from_parts(0, [0; 10]), name: "Happened", args: None };
+        let effect = schema.apply(&db, &event);
         (effect, touched.get())
     }
 

@@ -13,9 +13,9 @@ use serde_json::value::RawValue;
 use super::event::{Args, Device, Envelope, EventId, EventName, Malformed};
 use super::eventlog::{Eventlog, PageSize};
 use super::place::{Cursor, Digest, Generation, Seq};
-use super::replica::Files;
+use super::replica::{Files, replay_log};
 use super::schema::Schema;
-use super::state::{self, Enders, OnFault, State, Stop};
+use super::state::{self, Enders, State, Stop};
 use super::storage::{Fault, IoContext, create_private_dir, open_private_file, open_read_only, sync_dir, sync_parent};
 use super::witness::{self, Witness};
 
@@ -139,7 +139,7 @@ fn replayed(log: &Eventlog, schema: &Arc<Schema>, until: Seq, reverse: bool) -> 
             state.reverse_unordered()?;
         }
         state.begin()?;
-        match replay(log, &state, until, &enders) {
+        match replay_log(log, &state, until, &enders) {
             Ok(()) => {
                 state.commit(Cursor { generation: Generation(0), seq: until, digest: Digest::EMPTY })?;
                 return state.digest();
@@ -148,19 +148,6 @@ fn replayed(log: &Eventlog, schema: &Arc<Schema>, until: Seq, reverse: bool) -> 
             Err(Stop::Fault(fault)) => return Err(fault),
         }
     }
-}
-
-fn replay(log: &Eventlog, state: &State, until: Seq, enders: &Enders) -> Result<(), Stop> {
-    let mut after = Seq::START;
-    while after < until {
-        let mut page = log.entries(after, PAGE).map_err(|error| Stop::Fault(Fault::eventlog(error)))?;
-        page.retain(|entry| entry.seq <= until);
-        let Some(last) = page.last() else { break };
-        after = last.seq;
-        let events: Vec<_> = page.iter().map(|entry| &entry.event).collect();
-        state.apply(&events, OnFault::Skip, enders)?;
-    }
-    Ok(())
 }
 
 /// One line of an export: an event, and where it stands.

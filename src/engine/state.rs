@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use super::event::{Envelope, EventId};
+use super::event::{Envelope, EventId, EventRef};
 use super::place::{Cursor, Digest, Generation, Seq};
 use super::query::Query;
 use super::sandbox::{DbError, Sandbox, Tables, is_damage};
@@ -30,8 +30,8 @@ const TABLES: &str = "
     CREATE TABLE likewise_skipped (id BLOB PRIMARY KEY, why TEXT) STRICT, WITHOUT ROWID;
 ";
 
-/// How many events share a savepoint: what is applied again, one by one, when one of them fails.
-const CHUNK: usize = 1_024;
+/// How many events of an eventlog share a mark: what is applied again, one by one, when one of them fails.
+pub(crate) const CHUNK: usize = 1_024;
 
 /// The longest reason that is stored with a skipped event, in bytes.
 const LONGEST_WHY: usize = 300;
@@ -59,6 +59,30 @@ impl From<rusqlite::Error> for Stop {
         Self::Fault(Fault::state(error))
     }
 }
+
+impl From<Fault> for Stop {
+    fn from(fault: Fault) -> Self {
+        Self::Fault(fault)
+    }
+}
+
+/// Why applying one event among others went no further.
+#[derive(Debug)]
+pub(crate) enum Halt {
+    /// The event failed, so the others are to be undone and all of them applied one by one.
+    Undo,
+    /// As for an event alone.
+    Stop(Stop),
+}
+
+impl From<Stop> for Halt {
+    fn from(stop: Stop) -> Self {
+        Self::Stop(stop)
+    }
+}
+
+/// What is done with each event that is read from an eventlog.
+pub(crate) type Each<'a> = dyn FnMut(&EventRef<'_>) -> Result<(), Halt> + 'a;
 
 /// Events that are known to end the transaction they run in, with the reason.
 pub(crate) type Enders = HashMap<EventId, String>;
@@ -220,66 +244,97 @@ impl State {
         self.run("RELEASE mark")
     }
 
-    /// Applies `events` in order inside the open transaction, and says what became of each.
-    ///
-    /// Faults are rare, so many events share a savepoint; when one of them fails, its chunk is applied again one by
-    /// one, so that the fault hits only the event that has it.
-    pub(crate) fn apply(&self, events: &[&Envelope], on_fault: OnFault, enders: &Enders) -> Result<Vec<Effect>, Stop> {
-        let mut effects = Vec::with_capacity(events.len());
+    /// Applies events that belong together inside the part that began with the last mark, and says what became of each.
+    /// When one of them fails, the part is to be undone.
+    pub(crate) fn apply_together(&self, events: &[&Envelope], on_fault: OnFault) -> Result<Vec<Effect>, Halt> {
         let db = Db::new(&self.sandbox, &self.touched);
-        for chunk in events.chunks(CHUNK) {
-            self.mark().map_err(Stop::Fault)?;
-            let all: Result<Vec<Effect>, Option<Stop>> =
-                chunk.iter().map(|event| self.apply_one(&db, event, on_fault, enders)).collect();
-            match all {
-                Ok(all) => {
-                    self.keep().map_err(Stop::Fault)?;
-                    effects.extend(all);
-                }
-                Err(Some(stop)) => return Err(stop),
-                Err(None) => {
-                    self.undo().map_err(Stop::Fault)?;
-                    for event in chunk {
-                        effects.push(self.apply_alone(&db, event, on_fault, enders)?);
-                    }
-                }
-            }
-        }
-        Ok(effects)
+        let none = Enders::new();
+        events.iter().map(|event| self.apply_among(&db, &event.borrowed(), on_fault, &none)).collect()
     }
 
-    /// Applies one event under a savepoint of its own.
-    fn apply_alone(&self, db: &Db<'_>, event: &Envelope, on_fault: OnFault, enders: &Enders) -> Result<Effect, Stop> {
-        self.mark().map_err(Stop::Fault)?;
+    /// Applies one event inside the open transaction. When it fails, its changes are undone.
+    pub(crate) fn apply_alone(&self, event: &Envelope, on_fault: OnFault) -> Result<Effect, Stop> {
+        self.apply_marked(&Db::new(&self.sandbox, &self.touched), &event.borrowed(), on_fault, &Enders::new())
+    }
+
+    /// Applies events of an eventlog inside the open transaction, and passes over those that can't be applied. `read`
+    /// shows its function the events after a place, [`CHUNK`] at most, and gives the place of the last.
+    ///
+    /// Faults are rare, so many events share a mark; when one of them fails, its chunk is read and applied again one by
+    /// one, so that the fault hits only the event that has it.
+    pub(crate) fn replay<P: Copy>(
+        &self,
+        after: P,
+        enders: &Enders,
+        read: impl Fn(P, &mut Each<'_>) -> Result<Option<P>, Halt>,
+    ) -> Result<(), Stop> {
+        let db = Db::new(&self.sandbox, &self.touched);
+        let mut after = after;
+        loop {
+            self.mark()?;
+            let mut among = |event: &EventRef<'_>| self.apply_among(&db, event, OnFault::Skip, enders).map(drop);
+            let last = match read(after, &mut among) {
+                Ok(last) => {
+                    self.keep()?;
+                    last
+                }
+                Err(Halt::Undo) => {
+                    self.undo()?;
+                    let mut alone =
+                        |event: &EventRef<'_>| Ok(self.apply_marked(&db, event, OnFault::Skip, enders).map(drop)?);
+                    match read(after, &mut alone) {
+                        Ok(last) => last,
+                        Err(Halt::Undo) => unreachable!("BUG: an event alone has nothing else to undo"),
+                        Err(Halt::Stop(stop)) => return Err(stop),
+                    }
+                }
+                Err(Halt::Stop(stop)) => return Err(stop),
+            };
+            match last {
+                Some(last) => after = last,
+                None => return Ok(()),
+            }
+        }
+    }
+
+    /// Applies one event under a mark of its own.
+    fn apply_marked(
+        &self,
+        db: &Db<'_>,
+        event: &EventRef<'_>,
+        on_fault: OnFault,
+        enders: &Enders,
+    ) -> Result<Effect, Stop> {
+        self.mark()?;
         match self.materialize(db, event, on_fault, enders)? {
             Ok(effect) => {
-                self.keep().map_err(Stop::Fault)?;
+                self.keep()?;
                 Ok(effect)
             }
             Err(why) => {
-                self.undo().map_err(Stop::Fault)?;
+                self.undo()?;
                 self.skip(event.id, Some(&why), on_fault)?;
                 Ok(Effect::Skipped(why))
             }
         }
     }
 
-    /// Applies one event among others; `Err(None)` when it fails, so that the others have to be applied again.
-    fn apply_one(
+    /// Applies one event among others, which have to be undone when it fails.
+    fn apply_among(
         &self,
         db: &Db<'_>,
-        event: &Envelope,
+        event: &EventRef<'_>,
         on_fault: OnFault,
         enders: &Enders,
-    ) -> Result<Effect, Option<Stop>> {
-        self.materialize(db, event, on_fault, enders).map_err(Some)?.map_err(|_| None)
+    ) -> Result<Effect, Halt> {
+        self.materialize(db, event, on_fault, enders)?.map_err(|_| Halt::Undo)
     }
 
     /// Runs the materializer. The inner error is the event's fault, with its changes still in the transaction.
     fn materialize(
         &self,
         db: &Db<'_>,
-        event: &Envelope,
+        event: &EventRef<'_>,
         on_fault: OnFault,
         enders: &Enders,
     ) -> Result<Result<Effect, String>, Stop> {
@@ -289,8 +344,7 @@ impl State {
             self.skip(event.id, Some(why), on_fault)?;
             return Ok(Ok(Effect::Skipped(why.clone())));
         }
-        let args = event.args.as_text();
-        match self.schema.apply(db, event.id, event.name.as_str(), args) {
+        match self.schema.apply(db, event) {
             Ok(Effect::Unknown) => {
                 self.skip(event.id, None, on_fault)?;
                 Ok(Ok(Effect::Unknown))
