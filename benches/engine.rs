@@ -74,7 +74,8 @@ fn rebuild(scale: Scale) {
     let events = scale.of(1_000_000);
     let dir = on_disk();
     let files = Files::in_dir(dir.path());
-    let mut replica = Replica::open(files.clone(), setup()).expect("open");
+    let setup = setup();
+    let mut replica = Replica::open(files.clone(), setup.clone()).expect("open");
     for group in grouped(events.div_ceil(1_000), events.min(1_000)) {
         replica.commit(&group).expect("commit");
     }
@@ -83,7 +84,7 @@ fn rebuild(scale: Scale) {
     let ours = || {
         std::fs::remove_file(files.state()).expect("delete the state");
         let start = Instant::now();
-        let replica = Replica::open(files.clone(), setup()).expect("open");
+        let replica = Replica::open(files.clone(), setup.clone()).expect("open");
         let time = each(start, events);
         assert_eq!(replica.query(&likes::count()).expect("count"), events as u64);
         time
