@@ -14,7 +14,7 @@ use crate::likes;
 use crate::sync::{Clients, Hub, TokenFile, Tokens, Upstream};
 use crate::web::live::Pages;
 use crate::web::metrics::Metrics;
-use crate::web::{self, AllowedHost, App, Policy};
+use crate::web::{self, AllowedHost, App, Policy, Services};
 
 /// What an instance is made of.
 pub(crate) struct Config {
@@ -80,7 +80,7 @@ impl Instance {
         let clients = Clients::new(config.upstream, config.retry_halted, shutdown.clone());
         tokio::spawn(clients.clone().resume(stores.clone(), first));
         let tokens = Tokens::follow(TokenFile::in_dir(dir.path()), shutdown.clone())?;
-        let app = App {
+        let app = App::new(Services {
             stores: stores.clone(),
             device: config.device,
             pages: Pages::new(config.streams),
@@ -89,7 +89,7 @@ impl Instance {
             control_key: dir.key().into(),
             metrics: Metrics::install(),
             shutdown: shutdown.clone(),
-        };
+        });
         let policy = Policy { allow_hosts: config.allow_hosts, public: config.public, ..Policy::default() };
         let router = web::protect(web::routes(app), policy);
         Ok(Self { stores, shutdown, router, limits, listener, address, _dir: dir })

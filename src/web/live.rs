@@ -240,6 +240,7 @@ mod tests {
     use super::*;
     use crate::engine::{Setup, StoreLimits, Stores};
     use crate::sync::{Clients, Hub, TokenFile, Tokens};
+    use crate::web::Services;
     use crate::web::metrics::Metrics;
 
     fn app(dir: &std::path::Path, max_streams: usize) -> App {
@@ -253,7 +254,7 @@ mod tests {
         let stores = Stores::open(dir, setup, StoreLimits::default()).expect("stores");
         let shutdown = CancellationToken::new();
         let tokens = Tokens::follow(TokenFile::in_dir(dir), shutdown.clone()).expect("tokens");
-        App {
+        App::new(Services {
             stores,
             device,
             pages: Pages::new(max_streams),
@@ -262,7 +263,7 @@ mod tests {
             control_key: "key".into(),
             metrics: Metrics::install(),
             shutdown,
-        }
+        })
     }
 
     async fn ask(router: &Router, method: &str, path: &str) -> Response {

@@ -36,9 +36,11 @@ pub(crate) use status::{StatusReport, date_time, digests, what_to_do};
 /// The store whose routes have no prefix.
 pub(crate) const DEFAULT_STORE: &str = "likes";
 
-/// What every handler may use.
-#[derive(Clone)]
-pub(crate) struct App {
+/// What every handler may use. Handlers get it anew with each request, so all of it is behind one pointer.
+pub(crate) type App = Arc<Services>;
+
+/// The parts of an instance that requests are answered with.
+pub(crate) struct Services {
     pub(crate) stores: Stores,
     pub(crate) device: Device,
     pub(crate) pages: live::Pages,
