@@ -16,7 +16,7 @@ mod data_dir;
 pub mod engine;
 pub mod likes;
 mod serve;
-mod sync;
+pub mod sync;
 mod web;
 
 /// The README's code is compiled with the tests.

@@ -77,8 +77,8 @@ impl Instance {
         let first = first.id().clone();
         let address = listener.local_addr().context("cannot learn the address that is listened on")?;
         dir.announce(&format!("http://{}", reachable(address)))?;
-        let clients = Clients::new(config.upstream, config.retry_halted, shutdown.clone());
-        tokio::spawn(clients.clone().resume(stores.clone(), first));
+        let clients = Clients::new(stores.clone(), config.upstream, config.retry_halted, shutdown.clone());
+        tokio::spawn(clients.clone().resume(first));
         let tokens = Tokens::follow(TokenFile::in_dir(dir.path()), shutdown.clone())?;
         let app = App::new(Services {
             stores: stores.clone(),

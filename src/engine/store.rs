@@ -294,7 +294,7 @@ impl Store {
         &self,
         act: impl FnOnce(&mut Replica) -> Result<R, Fault> + Send + 'static,
     ) -> Result<R, Error> {
-        self.ask(Work::With, act).await?.ok_or(Error::Closed)
+        self.ask(Work::With, |replica| replica.map(act).transpose()).await?.ok_or(Error::Closed)
     }
 
     /// Runs `act` on the store's thread if the store has events; otherwise gives nothing, and makes nothing.
@@ -302,17 +302,25 @@ impl Store {
         &self,
         act: impl FnOnce(&mut Replica) -> Result<R, Fault> + Send + 'static,
     ) -> Result<Option<R>, Error> {
+        self.look_if_any(|replica| replica.map(act).transpose()).await
+    }
+
+    /// Runs `act` on the store's thread, with the replica if the store has events, and makes nothing.
+    pub(crate) async fn look_if_any<R: Send + 'static>(
+        &self,
+        act: impl FnOnce(Option<&mut Replica>) -> Result<R, Fault> + Send + 'static,
+    ) -> Result<R, Error> {
         self.ask(Work::Look, act).await
     }
 
     async fn ask<R: Send + 'static>(
         &self,
         work: fn(Act) -> Work,
-        act: impl FnOnce(&mut Replica) -> Result<R, Fault> + Send + 'static,
-    ) -> Result<Option<R>, Error> {
+        act: impl FnOnce(Option<&mut Replica>) -> Result<R, Fault> + Send + 'static,
+    ) -> Result<R, Error> {
         let (reply, answer) = oneshot::channel();
         let act: Act = Box::new(move |replica| {
-            let (answer, result) = match replica.map(|replica| replica.map(act).transpose()) {
+            let (answer, result) = match replica.map(act) {
                 Ok(Ok(value)) => (Ok(value), Ok(())),
                 Ok(Err(fault)) => (Err(Error::from(&fault)), Err(fault)),
                 Err(error) => (Err(error), Ok(())),
@@ -433,6 +441,12 @@ impl Stores {
         let (store, thread) = self.start(id, predecessor)?;
         open.stores.insert(id.clone(), OpenStore { store: store.clone(), thread, used: now });
         Ok(store)
+    }
+
+    /// The store `id` if it is open already. This is no use of it.
+    pub(crate) fn opened(&self, id: &StoreId) -> Option<Store> {
+        let open = self.shared.open.lock().expect("BUG: opening a store panicked");
+        open.stores.get(id).map(|known| known.store.clone())
     }
 
     fn start(&self, id: &StoreId, predecessor: Option<JoinHandle<()>>) -> Result<(Store, JoinHandle<()>), Error> {

@@ -1,25 +1,22 @@
-//! The client: keeps a store level with its upstream, for as long as that makes sense.
-//!
-//! A session is one pull stream. What this client believes to have pushed is the memory of that stream and dies with
-//! it, so a hub that was replaced under us is noticed before anything of ours goes to it out of order.
+//! The client: keeps a store level with its upstream, for as long as that makes sense. What to do is decided by a
+//! [`Session`]; here it is done, with a network, a clock and a store.
 
 use std::collections::HashMap;
 use std::pin::pin;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::http::{End, PushAnswer, Upstream};
-use super::protocol::{self, Hello, Push, PushedEvent, WireEvent, WirePage, code};
+use super::http::Upstream;
+use super::protocol::{Hello, Point, PushedEvent, WirePage};
+use super::session::{self, End, Outgoing, PushAnswer, Session, not_understood};
 use super::{sse, tokens};
-use crate::engine::{
-    Digest, Error, Generation, Health, LogId, PageSize, Position, Seq, Standing, Store, StoreId, Stores,
-};
+use crate::engine::{Digest, Error, Generation, Health, LogId, Position, Seq, Standing, Store, StoreId, Stores};
 
 /// How long a stream may be silent. The hub says something every ten seconds.
 const SILENCE: Duration = Duration::from_secs(25);
@@ -29,6 +26,9 @@ const WAIT: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(15)
 
 /// How long a store is kept level after somebody used it last.
 const IDLE: Duration = Duration::from_secs(600);
+
+/// How often to look whether anybody still uses a store that is level.
+const IDLE_CHECK: Duration = Duration::from_secs(5);
 
 /// How often to look whether something changed that lets a halted store go on.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -85,6 +85,7 @@ pub(crate) struct Clients {
 }
 
 struct Shared {
+    stores: Stores,
     upstream: Option<Upstream>,
     /// How long a halted store waits before it tries again.
     retry_halted: Duration,
@@ -96,12 +97,18 @@ struct Shared {
 struct Link {
     status: watch::Receiver<LinkStatus>,
     used: Arc<Mutex<Instant>>,
+    lane: usize,
 }
 
 impl Clients {
-    pub(crate) fn new(upstream: Option<Upstream>, retry_halted: Duration, shutdown: CancellationToken) -> Self {
+    pub(crate) fn new(
+        stores: Stores,
+        upstream: Option<Upstream>,
+        retry_halted: Duration,
+        shutdown: CancellationToken,
+    ) -> Self {
         let none = watch::channel(LinkStatus::none()).0;
-        Self { shared: Arc::new(Shared { upstream, retry_halted, shutdown, links: Mutex::default(), none }) }
+        Self { shared: Arc::new(Shared { stores, upstream, retry_halted, shutdown, links: Mutex::default(), none }) }
     }
 
     /// Whether there is an upstream.
@@ -112,9 +119,15 @@ impl Clients {
     /// Keeps `store`, which somebody is using, level with the upstream, and gives how that goes.
     pub(crate) fn attend(&self, store: &Store) -> watch::Receiver<LinkStatus> {
         let Some(upstream) = &self.shared.upstream else { return self.shared.none.subscribe() };
+        self.link(upstream, store, Instant::now())
+    }
+
+    /// The link of a store that was used last at `used`.
+    fn link(&self, upstream: &Upstream, store: &Store, used: Instant) -> watch::Receiver<LinkStatus> {
         let mut links = self.shared.links.lock().expect("BUG: attending to a store panicked");
         if let Some(link) = links.get(store.id()) {
-            *link.used.lock().expect("BUG: touching a link panicked") = Instant::now();
+            let mut last = link.used.lock().expect("BUG: touching a link panicked");
+            *last = used.max(*last);
             return link.status.clone();
         }
         let first = LinkStatus {
@@ -124,25 +137,28 @@ impl Clients {
             ..LinkStatus::none()
         };
         let (sender, status) = watch::channel(first);
-        let used = Arc::new(Mutex::new(Instant::now()));
+        let used = Arc::new(Mutex::new(used));
+        let lane = Upstream::lane_beside(links.values().map(|link| link.lane));
         let client = Client {
-            store: store.clone(),
-            upstream: upstream.clone(),
+            id: store.id().clone(),
+            health: store.health(),
+            upstream: upstream.in_lane(lane),
             status: sender,
             used: Arc::clone(&used),
             clients: self.clone(),
         };
-        links.insert(store.id().clone(), Link { status: status.clone(), used });
+        links.insert(store.id().clone(), Link { status: status.clone(), used, lane });
         tokio::spawn(client.run());
         status
     }
 
     /// Attends from the start to `first`, and to every store in which an earlier process left something to be pushed,
     /// whether or not anybody visits them.
-    pub(crate) async fn resume(self, stores: Stores, first: StoreId) {
-        if !self.follow() {
-            return;
-        }
+    pub(crate) async fn resume(self, first: StoreId) {
+        let Shared { stores, upstream, .. } = &*self.shared;
+        let Some(upstream) = upstream else { return };
+        // Nobody uses the others, so they are let go of as soon as they are level.
+        let long_ago = Instant::now().checked_sub(IDLE).unwrap_or_else(Instant::now);
         for id in [first.clone()].iter().chain(&stores.list().unwrap_or_default()) {
             let mut found = stores.get(id);
             while matches!(found, Err(Error::TooManyOpen)) {
@@ -150,17 +166,21 @@ impl Clients {
                 found = stores.get(id);
             }
             let Ok(store) = found else { continue };
-            let has_pending = matches!(store.healthy().await, Health::Open(standing) if standing.pending > 0);
-            if has_pending || *id == first {
+            if *id == first {
                 drop(self.attend(&store));
+            } else if matches!(store.healthy().await, Health::Open(standing) if standing.pending > 0) {
+                drop(self.link(upstream, &store, long_ago));
             }
         }
     }
 }
 
-/// The client of one store.
+/// The client of one store. It has the store only during a session, so that those which wait for their hub don't keep
+/// others from being opened.
 struct Client {
-    store: Store,
+    id: StoreId,
+    /// How the store was when it was had last.
+    health: watch::Receiver<Health>,
     upstream: Upstream,
     status: watch::Sender<LinkStatus>,
     used: Arc<Mutex<Instant>>,
@@ -168,14 +188,14 @@ struct Client {
 }
 
 impl Client {
-    async fn run(self) {
-        let shared = &self.clients.shared;
+    async fn run(mut self) {
+        let shared = Arc::clone(&self.clients.shared);
         loop {
             let is_closed = shared.shutdown.run_until_cancelled(self.keep_level()).await;
             let mut links = shared.links.lock().expect("BUG: attending to a store panicked");
             // Under the lock nobody can begin to use the store.
             if is_closed.is_none_or(|is_closed| is_closed) || self.is_idle() {
-                links.remove(self.store.id());
+                links.remove(&self.id);
                 return;
             }
         }
@@ -183,16 +203,26 @@ impl Client {
 
     /// One session after the other, until nobody uses the store and nothing waits to be pushed, or until the store is
     /// closed: then it is true.
-    async fn keep_level(&self) -> bool {
+    async fn keep_level(&mut self) -> bool {
         let mut backoff = Backoff::default();
         loop {
             let (began, before, terms) = (Instant::now(), self.standing(), self.terms());
-            let end = tokio::select! {
-                end = self.session() => end,
-                () = self.idle() => return false,
+            let end = match self.clients.shared.stores.get(&self.id) {
+                Ok(store) => {
+                    self.health = store.health();
+                    let end = tokio::select! {
+                        end = self.session(&store) => end,
+                        () = self.idle() => return false,
+                    };
+                    // Pages that were to be followed by more may have gone ahead of what queries see.
+                    drop(store.look(|replica| replica.settle_arrivals()).await);
+                    if let End::Diverged(points) = &end {
+                        self.repair(&store, points.clone()).await;
+                    }
+                    end
+                }
+                Err(error) => here(&error),
             };
-            // Pages that were to be followed by more may have gone ahead of what queries see.
-            drop(self.store.look(|replica| replica.settle_arrivals()).await);
             // A session that did all there was to do, or that lasted, owes nothing to the failures before it.
             let now = self.standing();
             if began.elapsed() > WAIT[1] || now.head > before.head && now.pending == 0 {
@@ -200,11 +230,7 @@ impl Client {
             }
             match end {
                 End::Closed => return true,
-                End::PullFirst => sleep(backoff.next()).await,
-                End::Diverged(points) => {
-                    self.repair(points).await;
-                    sleep(backoff.next()).await;
-                }
+                End::PullFirst | End::Diverged(_) => sleep(backoff.next()).await,
                 End::Offline(why) => {
                     self.tell(LinkState::Offline, None, Some(why));
                     tokio::select! {
@@ -225,23 +251,17 @@ impl Client {
     }
 
     /// One pull stream, with pushes beside it.
-    async fn session(&self) -> End {
-        let position = match self.store.look(|replica| replica.position()).await {
+    async fn session(&self, store: &Store) -> End {
+        let position = match store.look(|replica| replica.position()).await {
             Ok(position) => position,
             Err(error) => return here(&error),
         };
-        let generation = position.map(|position| position.generation);
-        let position = position.unwrap_or(Position {
-            generation: Generation::default(),
-            log: None,
-            after: Seq::START,
-            digest: Digest::EMPTY,
-        });
         // A store that is offline or halted stays so until it is known to be otherwise.
         if self.status.borrow().state == LinkState::Online {
             self.tell(LinkState::Connecting, None, None);
         }
-        let bytes = match timeout(SILENCE, self.upstream.pull(self.store.id(), position)).await {
+        let start = Position { generation: Generation::default(), log: None, after: Seq::START, digest: Digest::EMPTY };
+        let bytes = match timeout(SILENCE, self.upstream.pull(&self.id, position.unwrap_or(start))).await {
             Ok(Ok(bytes)) => unless_silent(bytes),
             Ok(Err(end)) => return end,
             Err(_) => return silent(),
@@ -256,181 +276,76 @@ impl Client {
             Ok(Some(Err(error))) => return End::Offline(format!("the stream broke: {error}")),
             Ok(_) => return End::Offline("the stream didn't begin as a hub's does".to_owned()),
         };
-        if position.log.is_some() && hello.log != position.log {
-            return End::Halted(code::WRONG_LOG, "The hub has another log than this store was synced with.".to_owned());
-        }
+        let running = match Session::begin(position, hello) {
+            Ok(session) => Running { session: Arc::new(Mutex::new(session)), arrived: Notify::new() },
+            Err(end) => return end,
+        };
         self.tell(LinkState::Online, None, None);
-        let progress = watch::channel(Progress { log: hello.log, pulled: position.after }).0;
         tokio::select! {
-            end = self.pull(events, &progress) => end,
-            end = self.push(&hello, &progress) => end,
-            () = self.other_generation(generation) => End::PullFirst,
+            end = pull(store, events, &running) => end,
+            end = self.push(store, &running) => end,
         }
     }
 
-    /// Returns when events were taken back out of the log by somebody else, so that the session has to begin anew.
-    async fn other_generation(&self, first: Option<Generation>) {
-        let mut first = first;
-        let mut health = self.store.health();
-        loop {
-            if let Health::Open(Standing { generation, .. }) = &*health.borrow_and_update() {
-                // A store that was made in this session begins with whatever generation it has then.
-                if *first.get_or_insert(*generation) != *generation {
-                    return;
-                }
-            }
-            if health.changed().await.is_err() {
-                return;
-            }
-        }
-    }
-
-    /// Takes in what the hub sends.
-    async fn pull(
-        &self,
-        mut events: impl Stream<Item = std::io::Result<sse::SseEvent>> + Unpin,
-        progress: &watch::Sender<Progress>,
-    ) -> End {
-        loop {
-            let event = match events.next().await {
-                None => return End::Offline("the hub ended the stream".to_owned()),
-                Some(Err(error)) => return End::Offline(format!("the stream broke: {error}")),
-                Some(Ok(event)) => event,
-            };
-            if event.event != "page" {
-                continue;
-            }
-            let page: WirePage = match serde_json::from_str(&event.data) {
-                Ok(page) => page,
-                Err(why) => return not_understood(&why),
-            };
-            let log = page.log;
-            if progress.borrow().log.is_some_and(|known| known != log) {
-                return another_log();
-            }
-            let page = match page.into_page() {
-                Ok(page) => page,
-                Err(why) => return not_understood(&why),
-            };
-            let next = page.next;
-            let after = progress.borrow().pulled;
-            let arrived = self.store.with(move |replica| {
-                // Unless events were taken back since, and the page is no longer what comes next.
-                let is_next = replica.position()?.after == after;
-                if is_next {
-                    replica.meet(log)?;
-                    replica.arrive(&page)?;
-                }
-                Ok(is_next)
-            });
-            match arrived.await {
-                Ok(true) => {}
-                Ok(false) => return End::PullFirst,
-                Err(error) => return here(&error),
-            }
-            progress.send_replace(Progress { log: Some(log), pulled: next });
-        }
-    }
-
-    /// Pushes what is pending, in its order, once all is pulled that the hub had when the session began.
-    async fn push(&self, hello: &Hello, progress: &watch::Sender<Progress>) -> End {
-        let mut progress_seen = progress.subscribe();
-        if progress_seen.wait_for(|progress| progress.pulled >= hello.head).await.is_err() {
-            return End::Closed;
-        }
-        let mut health = self.store.health();
-        let mut pushed = i64::MIN;
-        let mut size = protocol::PAGE;
+    /// Pushes what the session says, one push after the other.
+    async fn push(&self, store: &Store, running: &Running) -> End {
+        let mut health = store.health();
         loop {
             health.mark_unchanged();
-            let page = match self.store.look(move |replica| replica.pending(pushed, size)).await {
-                Ok(page) => page.unwrap_or_default(),
+            let session = Arc::clone(&running.session);
+            let next = store.look(move |replica| lock(&session).next_push(replica)).await;
+            let outgoing = match next.map(Option::transpose) {
+                Ok(Ok(outgoing)) => outgoing.flatten(),
+                Ok(Err(end)) => return end,
                 Err(error) => return here(&error),
             };
-            let Some((last, _)) = page.last() else {
-                if health.changed().await.is_err() {
-                    return End::Closed;
+            let Some(outgoing) = outgoing else {
+                tokio::select! {
+                    changed = health.changed() => if changed.is_err() { return End::Closed },
+                    () = running.arrived.notified() => {}
                 }
                 continue;
             };
-            let events: Vec<_> = page.iter().map(|(_, event)| WireEvent::from(event)).collect();
-            let log = progress.borrow().log;
-            let push = Push { log, run: hello.run.clone(), events };
-            let refused: Vec<_> = match self.upstream.push(self.store.id(), &push).await {
+            let answer = match self.upstream.push(&self.id, &outgoing.push).await {
+                Ok(answer) => answer,
                 Err(end) => return end,
-                Ok(PushAnswer::TooLarge(_)) if page.len() > 1 => {
-                    size = PageSize { events: page.len() / 2, ..size };
-                    continue;
-                }
-                Ok(PushAnswer::TooLarge(Some(end))) => return end,
-                Ok(PushAnswer::TooLarge(None)) => vec![(page[0].1.id, "it is larger than the hub takes".to_owned())],
-                Ok(PushAnswer::Pushed(answer)) => {
-                    if let Err(end) = self.learn_log(answer.log, progress).await {
-                        return end;
-                    }
-                    let answers = page.iter().zip(answer.events);
-                    answers.filter_map(|((_, event), answer)| self.refusal(event.id, answer)).collect()
-                }
             };
-            pushed = *last;
-            size = PageSize { events: (2 * size.events).min(protocol::PAGE.events), ..size };
-            if !refused.is_empty()
-                && let Err(error) = self.store.with(move |replica| replica.refuse(&refused)).await
-            {
-                return here(&error);
+            self.log(&outgoing, &answer);
+            let session = Arc::clone(&running.session);
+            match store.with(move |replica| lock(&session).answer(replica, &outgoing, answer)).await {
+                Ok(Ok(())) => {}
+                Ok(Err(end)) => return end,
+                Err(error) => return here(&error),
             }
         }
     }
 
-    /// Why the hub refuses the event, if it does. Says what has no effect there.
-    fn refusal(&self, id: crate::engine::EventId, answer: PushedEvent) -> Option<(crate::engine::EventId, String)> {
-        let store = self.store.id().as_str();
-        match answer {
-            PushedEvent::Stored { no_effect, .. } => {
-                if let Some(why) = no_effect {
+    /// Says what the hub refuses, and what has no effect there.
+    fn log(&self, outgoing: &Outgoing, answer: &PushAnswer) {
+        let PushAnswer::Pushed(pushed) = answer else { return };
+        let store = self.id.as_str();
+        for (id, answer) in outgoing.ids().iter().zip(&pushed.events) {
+            match answer {
+                PushedEvent::Stored { no_effect: None, .. } => {}
+                PushedEvent::Stored { no_effect: Some(why), .. } => {
                     tracing::warn!(store, %id, why, "an event has no effect");
                 }
-                None
-            }
-            PushedEvent::Refused { refused, why } => {
-                tracing::warn!(store, %id, refused, why, "the hub refused an event; it is set aside");
-                Some((id, format!("{refused}: {why}")))
+                PushedEvent::Refused { refused, why } => {
+                    tracing::warn!(store, %id, refused, why, "the hub refused an event; it is set aside");
+                }
             }
         }
     }
 
-    /// Writes down which log the hub made for a store that it didn't have before.
-    async fn learn_log(&self, log: LogId, progress: &watch::Sender<Progress>) -> Result<(), End> {
-        let known = progress.borrow().log;
-        match known {
-            Some(known) if known == log => Ok(()),
-            Some(_) => Err(another_log()),
-            None => {
-                self.store.with(move |replica| replica.meet(log)).await.map_err(|error| here(&error))?;
-                progress.send_modify(|progress| progress.log = Some(log));
-                Ok(())
-            }
-        }
-    }
-
-    /// Takes back what came after the last point that both logs share. All clients that hold it do so, and push it; by
-    /// their ids the events become one again.
-    async fn repair(&self, points: Vec<protocol::Point>) {
-        let points: Vec<_> = points.into_iter().map(|point| (point.seq, point.digest)).collect();
-        let repaired = self.store.with(move |replica| {
-            let shared = replica.last_shared(&points)?;
-            let Standing { whose, head, .. } = replica.standing()?;
-            replica.take_back(shared, whose)?;
-            Ok((shared, head))
-        });
-        match repaired.await {
-            Ok((shared, head)) => {
+    async fn repair(&self, store: &Store, points: Vec<Point>) {
+        match store.with(move |replica| session::repair(replica, &points)).await {
+            Ok((first, last)) => {
                 tracing::warn!(
-                    store = self.store.id().as_str(),
-                    "the hub lacks events {shared} to {head}; they are pushed again"
+                    store = self.id.as_str(),
+                    "the hub lacks events {first} to {last}; they are pushed again"
                 );
             }
-            Err(error) => tracing::error!(store = self.store.id().as_str(), %error, "cannot repair"),
+            Err(error) => tracing::error!(store = self.id.as_str(), %error, "cannot repair"),
         }
     }
 
@@ -446,19 +361,22 @@ impl Client {
 
     /// On what the hub is asked now.
     fn terms(&self) -> Terms {
-        Terms { token: self.upstream.token_stamp(), log: self.standing().whose.log_id() }
+        // Whoever adopts another log has the store open.
+        let health = self.clients.shared.stores.opened(&self.id).map(|store| store.health());
+        let standing = standing(health.as_ref().unwrap_or(&self.health));
+        Terms { token: self.upstream.token_stamp(), log: standing.whose.log_id() }
     }
 
     /// Returns when nobody has used the store for a while and nothing waits to be pushed.
     async fn idle(&self) {
         while !self.is_idle() {
-            sleep(IDLE / 10).await;
+            sleep(IDLE_CHECK).await;
         }
     }
 
     fn is_idle(&self) -> bool {
         let used = *self.used.lock().expect("BUG: touching a link panicked");
-        let is_level = match &*self.store.health().borrow() {
+        let is_level = match &*self.health.borrow() {
             Health::Open(standing) => standing.pending == 0,
             Health::Absent => true,
             Health::Opening | Health::Failed(_) => false,
@@ -467,12 +385,9 @@ impl Client {
         is_level && used.elapsed() > IDLE && self.status.receiver_count() <= 1
     }
 
-    /// Where the store stands, if that is known.
+    /// Where the store stood when that was known last.
     fn standing(&self) -> Standing {
-        match &*self.store.health().borrow() {
-            Health::Open(standing) => standing.clone(),
-            _ => Standing::default(),
-        }
+        standing(&self.health)
     }
 
     fn tell(&self, state: LinkState, code: Option<&'static str>, error: Option<String>) {
@@ -480,7 +395,7 @@ impl Client {
             if status.state == state && status.code == code && status.error == error {
                 return false;
             }
-            let store = self.store.id().as_str();
+            let store = self.id.as_str();
             match (&error, state) {
                 (Some(why), LinkState::Halted) => tracing::error!(store, code, why, "sync stopped"),
                 (Some(why), _) if status.state != state => tracing::warn!(store, why, "offline"),
@@ -505,12 +420,50 @@ struct Terms {
     log: Option<LogId>,
 }
 
-/// How far a session has come.
-#[derive(Debug, Clone, Copy)]
-struct Progress {
-    /// The hub's log, once it has one.
-    log: Option<LogId>,
-    pulled: Seq,
+/// A session at work: its decisions are taken on the store's thread.
+struct Running {
+    session: Arc<Mutex<Session>>,
+    /// Tells the pushes that a page has arrived.
+    arrived: Notify,
+}
+
+fn lock(session: &Mutex<Session>) -> MutexGuard<'_, Session> {
+    session.lock().expect("BUG: a session panicked")
+}
+
+/// Takes in what the hub sends.
+async fn pull(
+    store: &Store,
+    mut events: impl Stream<Item = std::io::Result<sse::SseEvent>> + Unpin,
+    running: &Running,
+) -> End {
+    loop {
+        let event = match events.next().await {
+            None => return End::Offline("the hub ended the stream".to_owned()),
+            Some(Err(error)) => return End::Offline(format!("the stream broke: {error}")),
+            Some(Ok(event)) => event,
+        };
+        if event.event != "page" {
+            continue;
+        }
+        let page: WirePage = match serde_json::from_str(&event.data) {
+            Ok(page) => page,
+            Err(why) => return not_understood(&why),
+        };
+        let session = Arc::clone(&running.session);
+        match store.with(move |replica| lock(&session).arrive(replica, page)).await {
+            Ok(Ok(())) => running.arrived.notify_one(),
+            Ok(Err(end)) => return end,
+            Err(error) => return here(&error),
+        }
+    }
+}
+
+fn standing(health: &watch::Receiver<Health>) -> Standing {
+    match &*health.borrow() {
+        Health::Open(standing) => standing.clone(),
+        _ => Standing::default(),
+    }
 }
 
 /// Waits that grow, so that a hub that comes back isn't met by everybody at once.
@@ -546,10 +499,6 @@ fn silence() -> String {
     format!("the hub said nothing for {} seconds", SILENCE.as_secs())
 }
 
-fn another_log() -> End {
-    End::Offline("the hub changed its log in the middle of a session".to_owned())
-}
-
 /// The stream until it is silent for too long. Bytes count, and not events, for on a slow link a page takes its time.
 fn unless_silent(
     bytes: impl Stream<Item = std::io::Result<Bytes>> + Unpin + Send + 'static,
@@ -559,8 +508,4 @@ fn unless_silent(
         Err(_) => Some((Err(std::io::Error::other(silence())), bytes)),
     };
     Box::pin(stream::unfold(bytes, next))
-}
-
-fn not_understood(why: &dyn std::fmt::Display) -> End {
-    End::Offline(format!("what the hub sent is not understood: {why}"))
 }

@@ -1,6 +1,7 @@
 //! An upstream that is a hub, reached over HTTP: how requests are made, and what their answers mean.
 
 use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -9,7 +10,8 @@ use futures_util::{Stream, TryStreamExt};
 use reqwest::{Certificate, Response, StatusCode, Url, header, redirect};
 use serde::Deserialize;
 
-use super::protocol::{Point, Push, Pushed, code};
+use super::protocol::{Point, Push, code};
+use super::session::{End, PushAnswer};
 use crate::engine::{Position, StoreId};
 
 /// How long the hub may take to accept a connection.
@@ -55,35 +57,21 @@ impl TokenSource {
     }
 }
 
-/// Why a session with the upstream ended, or can't begin.
-#[derive(Debug)]
-pub(crate) enum End {
-    /// Whatever it was, it is no word of a hub about us: the network, a proxy, a portal, a hub in trouble.
-    Offline(String),
-    /// The hub refuses us, and going on would need somebody to act: its code, and why.
-    Halted(&'static str, String),
-    /// The hub was started anew: what was pushed to the last run has to be pulled before more is pushed.
-    PullFirst,
-    /// The hub's log parts from ours; these are points of it.
-    Diverged(Vec<Point>),
-    /// The store was closed here.
-    Closed,
-}
-
-/// The hub's answer to a push.
-pub(crate) enum PushAnswer {
-    Pushed(Pushed),
-    /// More than the hub takes at once, or than something on the way does. How the session ends if it can't be less: only
-    /// the hub itself can say of an event that it is too large.
-    TooLarge(Option<End>),
-}
+/// How many stores share a connection where it carries many requests at once (HTTP/2). Servers are to allow a hundred
+/// requests (RFC 9113, section 6.5.2), a store has two of them under way, and one more than a server allows waits for
+/// ever behind those that pull.
+const STORES_IN_A_LANE: usize = 32;
 
 /// A hub.
 #[derive(Clone)]
 pub(crate) struct Upstream {
     url: Url,
     token: TokenSource,
+    /// Makes the requests, with connections of its own.
     client: reqwest::Client,
+    /// The clients of all lanes, made when they are needed first.
+    lanes: Arc<Mutex<Vec<reqwest::Client>>>,
+    root_certificates: Vec<Certificate>,
 }
 
 impl Upstream {
@@ -92,15 +80,12 @@ impl Upstream {
         let text = options.url.trim_end_matches('/');
         let url = Url::parse(text)
             .with_context(|| format!("{text} is not the address of a hub, like https://likes.example.org"))?;
-        let is_local = match url.host() {
-            Some(url::Host::Domain(name)) => name.eq_ignore_ascii_case("localhost"),
-            Some(url::Host::Ipv4(address)) => address.is_loopback(),
-            Some(url::Host::Ipv6(address)) => address.is_loopback(),
-            None => bail!("{text} is not the address of a hub, like https://likes.example.org"),
-        };
+        if url.host().is_none() {
+            bail!("{text} is not the address of a hub, like https://likes.example.org");
+        }
         match url.scheme() {
             "https" => {}
-            "http" if is_local => {}
+            "http" if is_local(&url) => {}
             "http" => bail!(
                 "the token would travel over the network for all to read; use https:// for the hub, which takes a proxy \
                  such as Caddy in front of it"
@@ -115,23 +100,37 @@ impl Upstream {
         {
             bail!("{text} has more than the host and port of a hub; write it like https://likes.example.org");
         }
-        let mut builder = reqwest::Client::builder()
-            .redirect(redirect::Policy::none())
-            .connect_timeout(CONNECT)
-            .pool_idle_timeout(KEEP)
-            .tcp_keepalive(Duration::from_secs(15))
-            .user_agent(concat!("likewise/", env!("CARGO_PKG_VERSION")));
-        if is_local {
-            builder = builder.no_proxy();
-        }
+        let mut root_certificates = Vec::new();
         if let Some(path) = &options.root_certificate {
             let text = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
             let roots = Certificate::from_pem_bundle(&text).ok().filter(|roots| !roots.is_empty());
-            let roots = roots.with_context(|| format!("{} holds no certificate in PEM form", path.display()))?;
-            builder = builder.tls_certs_merge(roots);
+            root_certificates =
+                roots.with_context(|| format!("{} holds no certificate in PEM form", path.display()))?;
         }
-        let client = builder.build().context("cannot make requests")?;
-        Ok(Self { url, token: options.token, client })
+        let client = client(&url, &root_certificates).context("cannot make requests")?;
+        let lanes = Arc::new(Mutex::new(vec![client.clone()]));
+        Ok(Self { url, token: options.token, client, lanes, root_certificates })
+    }
+
+    /// The lane for one store more, beside those that are in these lanes.
+    pub(crate) fn lane_beside(taken: impl Iterator<Item = usize>) -> usize {
+        let mut stores = Vec::new();
+        for lane in taken {
+            stores.resize(stores.len().max(lane + 1), 0);
+            stores[lane] += 1;
+        }
+        stores.iter().position(|stores| *stores < STORES_IN_A_LANE).unwrap_or(stores.len())
+    }
+
+    /// The same upstream, reached through the connections of this lane.
+    pub(crate) fn in_lane(&self, lane: usize) -> Self {
+        let mut lanes = self.lanes.lock().expect("BUG: making a client panicked");
+        while lanes.len() <= lane {
+            // As it was made before, it can be made again; if not, the lane is shared.
+            let client = client(&self.url, &self.root_certificates).unwrap_or_else(|_| self.client.clone());
+            lanes.push(client);
+        }
+        Self { client: lanes[lane].clone(), ..self.clone() }
     }
 
     /// Where it is.
@@ -171,19 +170,21 @@ impl Upstream {
     /// Pushes events.
     pub(crate) async fn push(&self, store: &StoreId, push: &Push) -> Result<PushAnswer, End> {
         let request = self.client.post(self.events_url(store)).bearer_auth(self.token()?).json(push).timeout(ANSWER);
-        let answer = request.send().await.map_err(offline)?;
+        let answer = match request.send().await {
+            Ok(answer) => answer,
+            // On a slow link less may get through in time.
+            Err(error) if error.is_timeout() && !error.is_connect() => return Ok(PushAnswer::TooMuch(offline(error))),
+            Err(error) => return Err(offline(error)),
+        };
         if answer.status() == StatusCode::PAYLOAD_TOO_LARGE {
             let problem = problem(answer).await?;
             let is_hubs_word = problem.as_ref().is_some_and(|problem| problem.code == code::TOO_LARGE);
             let end = self.meaning(StatusCode::PAYLOAD_TOO_LARGE, problem);
-            return Ok(PushAnswer::TooLarge((!is_hubs_word).then_some(end)));
+            return Ok(if is_hubs_word { PushAnswer::TooLarge } else { PushAnswer::TooMuch(end) });
         }
         let text = whole(self.accepted(answer).await?).await?;
-        let pushed: Pushed = serde_json::from_slice(&text)
+        let pushed = serde_json::from_slice(&text)
             .map_err(|_| End::Offline(format!("{} answered a push with something else than a hub does", self.url())))?;
-        if pushed.events.len() != push.events.len() {
-            return Err(End::Offline(format!("{} answered for other events than were pushed", self.url())));
-        }
         Ok(PushAnswer::Pushed(pushed))
     }
 
@@ -223,6 +224,32 @@ impl Upstream {
             },
         }
     }
+}
+
+/// Whether only this machine has that address.
+fn is_local(url: &Url) -> bool {
+    match url.host() {
+        Some(url::Host::Domain(name)) => name.eq_ignore_ascii_case("localhost"),
+        Some(url::Host::Ipv4(address)) => address.is_loopback(),
+        Some(url::Host::Ipv6(address)) => address.is_loopback(),
+        None => false,
+    }
+}
+
+fn client(url: &Url, roots: &[Certificate]) -> reqwest::Result<reqwest::Client> {
+    let mut builder = reqwest::Client::builder()
+        .redirect(redirect::Policy::none())
+        .connect_timeout(CONNECT)
+        .pool_idle_timeout(KEEP)
+        .tcp_keepalive(Duration::from_secs(15))
+        .user_agent(concat!("likewise/", env!("CARGO_PKG_VERSION")));
+    if is_local(url) {
+        builder = builder.no_proxy();
+    }
+    if !roots.is_empty() {
+        builder = builder.tls_certs_merge(roots.to_vec());
+    }
+    builder.build()
 }
 
 /// What a hub says when it refuses a request.

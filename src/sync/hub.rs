@@ -18,10 +18,11 @@ use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{Interval, MissedTickBehavior, interval_at};
 use tokio_util::sync::CancellationToken;
 
-use super::protocol::{Hello, PAGE, Point, Push, Pushed, PushedEvent, WirePage, code, refused};
+use super::authority::{Incoming, Refusal, Start};
+use super::protocol::{Hello, PAGE, Push, Pushed, WirePage, code};
 use super::sse;
 use super::tokens::{self, Seen, Token, Tokens};
-use crate::engine::{Device, Digest, Envelope, Fault, Generation, Health, LogId, Outcome, Replica, Seq, Store, Whose};
+use crate::engine::{Device, Digest, Health, LogId, Seq, Store};
 use crate::web::{App, Opened, Problem};
 
 /// How often a pull stream says that it is alive.
@@ -113,101 +114,53 @@ pub(crate) async fn push(
     let push: Push = serde_json::from_slice(&body).map_err(|why| {
         Problem::bad_request("malformed-push", format!("This is not a push: {why}."), "See docs/wire.md for its form.")
     })?;
-    if push.events.len() > PAGE.events {
-        return Err(Problem::new(
-            StatusCode::PAYLOAD_TOO_LARGE,
-            code::TOO_LARGE,
-            format!("A push has at most {} events, and this one has {}.", PAGE.events, push.events.len()),
-            "Nothing was stored. Push fewer at once.",
-        ));
-    }
-    if *push.run != *app.hub.run {
-        return Err(Problem::conflict(
-            code::PULL_FIRST,
-            "The hub was started anew since this client pulled.",
-            "Nothing was stored. Pull first, and push again what is not in the log.",
-        ));
-    }
-    if push.log.is_some() && store.look(|_| Ok(())).await?.is_none() {
-        return Err(wrong_log("The hub has no log of this store."));
-    }
-    let mut events = Vec::with_capacity(push.events.len());
-    let mut results: Vec<Option<PushedEvent>> = Vec::with_capacity(push.events.len());
-    for event in push.events {
-        match Envelope::try_from(event) {
-            Ok(event) => {
-                events.push((event, token.device.clone()));
-                results.push(None);
-            }
-            Err(why) => results
-                .push(Some(PushedEvent::Refused { refused: refused::MALFORMED.to_owned(), why: why.to_string() })),
-        }
-    }
-    let known = push.log;
-    let added = store.with(move |replica| add(replica, known, &events)).await?;
-    let (log, outcomes) = added?;
-    app.hub.saw(&token.device, &store, None);
-    let mut outcomes = outcomes.into_iter();
-    let events = results.into_iter().map(|result| result.or_else(|| outcomes.next())).collect::<Option<_>>();
-    let events = events.ok_or_else(|| Problem::internal("BUG: fewer outcomes than events"))?;
-    Ok(Json(Pushed { log, events }))
-}
-
-/// Adds pushed events to a log that is ours and the one that the client knows.
-fn add(
-    replica: &mut Replica,
-    known: Option<LogId>,
-    events: &[(Envelope, Device)],
-) -> Result<Result<(LogId, Vec<PushedEvent>), Problem>, Fault> {
-    let log = match our_log(replica, known)? {
-        Ok(log) => log,
-        Err(problem) => return Ok(Err(problem)),
+    let incoming = Incoming::check(push, &app.hub.run, &token.device)?;
+    let pushed = if incoming.needs_log() {
+        store.with(move |replica| incoming.store(Some(replica))).await?
+    } else {
+        store.look_if_any(move |replica| incoming.store(replica)).await?
     };
-    let outcomes = replica.add(events)?;
-    let has_skipped = replica.standing()?.skipped > 0;
-    let results = outcomes.into_iter().zip(events).map(|(outcome, (event, _))| {
-        Ok(match outcome {
-            Outcome::Stored(Some(seq)) | Outcome::Known(Some(seq)) => {
-                let no_effect = if has_skipped { replica.why_skipped(event.id)? } else { None };
-                PushedEvent::Stored { seq, no_effect }
-            }
-            Outcome::Conflict => PushedEvent::Refused {
-                refused: refused::ID_TAKEN.to_owned(),
-                why: "its id belongs to another event in the log".to_owned(),
-            },
-            Outcome::Stored(None) | Outcome::Known(None) => PushedEvent::Refused {
-                refused: refused::ID_TAKEN.to_owned(),
-                why: "the hub has set aside an event with this id".to_owned(),
-            },
-            Outcome::Refused(why) => PushedEvent::Refused { refused: refused::MALFORMED.to_owned(), why },
-        })
-    });
-    let results = results.collect::<Result<_, Fault>>()?;
-    Ok(Ok((log, results)))
+    app.hub.saw(&token.device, &store, None);
+    Ok(Json(pushed?))
 }
 
-/// The id of a log that is ours to serve, and the one that the client knows.
-fn our_log(replica: &Replica, known: Option<LogId>) -> Result<Result<LogId, Problem>, Fault> {
-    Ok(match replica.standing()?.whose {
-        Whose::Upstream(_) => Err(not_a_hub(
-            "This likewise is not the authority of this store: its log is another hub's, which it doesn't follow now.",
-        )),
-        Whose::Own(log) if known.is_some_and(|known| known != log) => {
-            Err(wrong_log("The hub's log of this store is another one than the client knows."))
+impl From<Refusal> for Problem {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::NotAHub => not_a_hub(
+                "This likewise is not the authority of this store: its log is another hub's, which it doesn't follow now.",
+            ),
+            Refusal::WrongLog => Self::conflict(
+                code::WRONG_LOG,
+                "The hub has no log of this store, or another one than the client knows.",
+                "Nothing was changed. Check the address of the hub. If this is meant to be its log from now on, run \
+                 `likewise adopt` on the client.",
+            ),
+            Refusal::PullFirst => Self::conflict(
+                code::PULL_FIRST,
+                "The hub was started anew since this client pulled.",
+                "Nothing was stored. Pull first, and push again what is not in the log.",
+            ),
+            Refusal::TooMany(events) => Self::new(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                code::TOO_LARGE,
+                format!("A push has at most {} events, and this one has {events}.", PAGE.events),
+                "Nothing was stored. Push fewer at once.",
+            ),
+            Refusal::Diverged { head, points } => Self::conflict(
+                code::DIVERGED,
+                "The hub's log is not the one that the client has up to where it has pulled.",
+                "Take back what comes after the last checkpoint that both share, pull, and push it again.",
+            )
+            .with("head", head.0)
+            .with("checkpoints", serde_json::to_value(points).unwrap_or_default()),
         }
-        Whose::Own(log) => Ok(log),
-    })
+    }
 }
 
 fn not_a_hub(detail: &'static str) -> Problem {
     let advice = "Sync with the hub itself. If that is gone for good, `likewise promote` makes this one the authority.";
     Problem::forbidden(code::NOT_A_HUB, detail, advice)
-}
-
-fn wrong_log(detail: &'static str) -> Problem {
-    let advice = "Nothing was changed. Check the address of the hub. If this is meant to be its log from now on, run \
-                  `likewise adopt` on the client.";
-    Problem::conflict(code::WRONG_LOG, detail, advice)
 }
 
 /// Where a client stands.
@@ -229,23 +182,17 @@ pub(crate) async fn pull(
     Opened { store, .. }: Opened,
     query: Result<Query<Pull>, axum::extract::rejection::QueryRejection>,
 ) -> Result<Response, Problem> {
-    let Query(query) = query.map_err(|why| {
+    let Query(Pull { log, after, digest, .. }) = query.map_err(|why| {
         Problem::bad_request("malformed-pull", format!("{}.", why.body_text()), "See docs/wire.md for its parameters.")
     })?;
     let slot = app.pages.slot()?;
-    let (known, after, digest) = (query.log, query.after, query.digest.unwrap_or_default());
-    let start = match store.look(move |replica| vouch(replica, known, after, digest)).await? {
-        Some(vouched) => vouched?,
-        None if query.log.is_some() || after > Seq::START => {
-            return Err(wrong_log("The hub has no log of this store."));
-        }
-        None => Start { log: None, generation: Generation::default(), head: Seq::START },
-    };
+    let digest = digest.unwrap_or_default();
+    let start = store.look_if_any(move |replica| Start::vouch(replica.as_deref(), log, after, digest)).await??;
     app.hub.saw(&token.device, &store, Some(after));
     let mut ping = interval_at(tokio::time::Instant::now() + PING_EVERY, PING_EVERY);
     ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let stream = PullStream {
-        hello: Some(Hello { log: start.log, run: app.hub.run.to_string(), head: start.head }),
+        hello: Some(start.hello(&app.hub.run)),
         start,
         after,
         health: store.health(),
@@ -264,40 +211,6 @@ pub(crate) async fn pull(
     }));
     let headers = [(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-store")];
     Ok((headers, body).into_response())
-}
-
-/// What a pull begins with.
-#[derive(Debug, Clone, Copy)]
-struct Start {
-    /// None while the store has no events.
-    log: Option<LogId>,
-    generation: Generation,
-    head: Seq,
-}
-
-/// Makes sure that what the client has is the beginning of our log.
-fn vouch(
-    replica: &mut Replica,
-    known: Option<LogId>,
-    after: Seq,
-    digest: Digest,
-) -> Result<Result<Start, Problem>, Fault> {
-    let log = match our_log(replica, known)? {
-        Ok(log) => log,
-        Err(problem) => return Ok(Err(problem)),
-    };
-    let standing = replica.standing()?;
-    if !replica.vouches_for(after, digest)? {
-        let points: Vec<_> = replica.points()?.into_iter().map(|(seq, digest)| Point { seq, digest }).collect();
-        let problem = Problem::conflict(
-            code::DIVERGED,
-            format!("The hub's log is not the one that the client has up to {after}."),
-            "Take back what comes after the last checkpoint that both share, pull, and push it again.",
-        );
-        let points = serde_json::to_value(points).unwrap_or_default();
-        return Ok(Err(problem.with("head", standing.head.0).with("checkpoints", points)));
-    }
-    Ok(Ok(Start { log: Some(log), generation: standing.generation, head: standing.head }))
 }
 
 /// One client's stream. It holds one page at most: the next is read when the client took the last.
@@ -349,17 +262,14 @@ impl PullStream {
 
     /// The next page, if there is more; the outer `None` when this stream can't go on.
     async fn page(&mut self) -> Option<Option<WirePage>> {
-        let after = self.after;
-        let read = self.store.look(move |replica| Ok((replica.standing()?, replica.entries(after, PAGE)?)));
-        let Some((standing, entries)) = read.await.ok()? else { return Some(None) };
-        let Whose::Own(log) = standing.whose else { return None };
-        let is_same = self.start.log.is_none_or(|known| known == log && self.start.generation == standing.generation);
-        if !is_same {
-            return None;
+        let (mut start, after) = (self.start, self.after);
+        let read = self.store.look(move |replica| Ok((start.page(replica, after)?, start)));
+        let Some((page, start)) = read.await.ok()? else { return Some(None) };
+        self.start = start;
+        let page = page?;
+        if let Some(page) = &page {
+            self.after = page.next;
         }
-        self.start = Start { log: Some(log), generation: standing.generation, ..self.start };
-        let Some(last) = entries.last() else { return Some(None) };
-        self.after = last.seq;
-        Some(Some(WirePage::new(log, &entries, self.after, self.after < standing.head)))
+        Some(page)
     }
 }

@@ -4,15 +4,20 @@
 //! confirms an event is its arrival in the log through the pull; the answer to a push only says that it need not be
 //! sent again for now.
 
+mod authority;
 mod client;
 mod http;
 mod hub;
 mod protocol;
+mod session;
 mod sse;
 mod tokens;
 
+pub use authority::{Incoming, Refusal, Start};
 pub(crate) use client::{Clients, LinkState, LinkStatus};
 pub(crate) use http::{TokenSource, Upstream, UpstreamOptions};
 pub(crate) use hub::{Hub, pull, push};
 pub(crate) use protocol::code;
+pub use protocol::{Hello, Point, Push, Pushed, PushedEvent, WireEntry, WireEvent, WirePage};
+pub use session::{End, Outgoing, PushAnswer, Session, repair};
 pub(crate) use tokens::{Seen, TokenFile, Tokens};

@@ -38,11 +38,14 @@ pub(crate) mod refused {
 /// An event on the wire. The payload is absent when it is empty, and otherwise a JSON string that holds its bytes,
 /// because parsers on the way would change any other JSON.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(crate) struct WireEvent {
-    pub(crate) id: String,
-    pub(crate) name: String,
+pub struct WireEvent {
+    /// Its id.
+    pub id: String,
+    /// Its name.
+    pub name: String,
+    /// The bytes of its payload.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) args: Option<String>,
+    pub args: Option<String>,
 }
 
 impl From<&Envelope> for WireEvent {
@@ -66,68 +69,81 @@ impl TryFrom<WireEvent> for Envelope {
 }
 
 /// The body of a push.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Push {
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Push {
     /// The log that the client knows; null before it knows one.
     #[serde(default)]
-    pub(crate) log: Option<LogId>,
+    pub log: Option<LogId>,
     /// The hub's run, as the pull stream said it.
-    pub(crate) run: String,
-    pub(crate) events: Vec<WireEvent>,
+    pub run: String,
+    /// In the order in which they are to be appended.
+    pub events: Vec<WireEvent>,
 }
 
 /// The answer to a push.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Pushed {
-    pub(crate) log: LogId,
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Pushed {
+    /// The hub's log; null while the store has no events.
+    pub log: Option<LogId>,
     /// For each event, in their order.
-    pub(crate) events: Vec<PushedEvent>,
+    pub events: Vec<PushedEvent>,
 }
 
 /// What became of a pushed event.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged)]
-pub(crate) enum PushedEvent {
+pub enum PushedEvent {
     /// It is in the log, since now or since long ago.
     Stored {
+        /// Its place.
         seq: Seq,
         /// Why it has no effect, if it has none.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         no_effect: Option<String>,
     },
     /// The log can't take it.
-    Refused { refused: String, why: String },
+    Refused {
+        /// The code of the reason.
+        refused: String,
+        /// The reason in words.
+        why: String,
+    },
 }
 
 /// The first event of a pull stream.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Hello {
+pub struct Hello {
     /// The hub's log; null while the store has no events.
-    pub(crate) log: Option<LogId>,
+    pub log: Option<LogId>,
     /// New whenever the hub starts.
-    pub(crate) run: String,
+    pub run: String,
     /// The last event of the log.
-    pub(crate) head: Seq,
+    pub head: Seq,
 }
 
 /// A part of the log, in a pull stream.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct WirePage {
-    pub(crate) log: LogId,
-    pub(crate) events: Vec<WireEntry>,
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct WirePage {
+    /// The hub's log.
+    pub log: LogId,
+    /// In the order of their places.
+    pub events: Vec<WireEntry>,
     /// Where the next page begins.
-    pub(crate) next: Seq,
+    pub next: Seq,
     /// Whether the next page is there already.
-    pub(crate) more: bool,
+    pub more: bool,
 }
 
 /// An event with its place.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct WireEntry {
-    pub(crate) seq: Seq,
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct WireEntry {
+    /// Its place.
+    pub seq: Seq,
+    /// The event itself.
     #[serde(flatten)]
-    pub(crate) event: WireEvent,
-    pub(crate) origin: Device,
+    pub event: WireEvent,
+    /// The device that brought it to the log.
+    pub origin: Device,
 }
 
 impl WirePage {
@@ -149,10 +165,12 @@ impl WirePage {
 }
 
 /// A point of the hub's log, in the problem `diverged`.
-#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
-pub(crate) struct Point {
-    pub(crate) seq: Seq,
-    pub(crate) digest: Digest,
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Point {
+    /// The place.
+    pub seq: Seq,
+    /// Of the log up to there.
+    pub digest: Digest,
 }
 
 #[cfg(test)]
@@ -178,7 +196,7 @@ mod tests {
             r#"{"log":null,"run":"r1","events":[{"id":"018bcfe5-6800-7101-8101-010101010101","name":"NoteAdded"},{"id":"018bcfe5-6800-7101-8101-010101010101","name":"NoteAdded","args":"{\"n\":1.0,\"s\":\"é\\u000d\"}"}]}"#
         );
         let pushed = Pushed {
-            log,
+            log: Some(log),
             events: vec![
                 PushedEvent::Stored { seq: Seq(7), no_effect: None },
                 PushedEvent::Stored { seq: Seq(8), no_effect: Some("no such item".to_owned()) },

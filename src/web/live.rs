@@ -255,10 +255,10 @@ mod tests {
         let shutdown = CancellationToken::new();
         let tokens = Tokens::follow(TokenFile::in_dir(dir), shutdown.clone()).expect("tokens");
         App::new(Services {
-            stores,
+            stores: stores.clone(),
             device,
             pages: Pages::new(max_streams),
-            clients: Clients::new(None, Duration::ZERO, shutdown.clone()),
+            clients: Clients::new(stores, None, Duration::ZERO, shutdown.clone()),
             hub: Hub::new(tokens, dir.to_owned(), shutdown.clone()),
             control_key: "key".into(),
             metrics: Metrics::install(),

@@ -1,0 +1,186 @@
+//! What a hub decides: on the replica that has its log, without network, clock or thread.
+//!
+//! The authority orders, and does not judge. It refuses an event only for what it is, and a client only for what it
+//! believes about the log.
+
+use super::protocol::{Hello, PAGE, Point, Push, Pushed, PushedEvent, WirePage, refused};
+use crate::engine::{Device, Digest, Envelope, Fault, Generation, LogId, Outcome, Replica, Seq, Standing, Whose};
+
+/// Why a hub refuses a client.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refusal {
+    /// It has no log of its own to serve.
+    NotAHub,
+    /// Its log is another one than the client knows, or it has none.
+    WrongLog,
+    /// It was started anew since the client pulled.
+    PullFirst,
+    /// More events at once than a push may have: how many.
+    TooMany(usize),
+    /// Its log parts from the client's.
+    Diverged {
+        /// The last event of its log.
+        head: Seq,
+        /// Points of its log, for the client to find the last that both share.
+        points: Vec<Point>,
+    },
+}
+
+/// What a pull begins with.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Start {
+    /// None while the store has no events.
+    log: Option<LogId>,
+    generation: Generation,
+    head: Seq,
+}
+
+impl Start {
+    /// Makes sure that what the client has is the beginning of the hub's log: the log that it knows, how far it has
+    /// pulled, and its digest up to there. There is no replica while the store has no events.
+    ///
+    /// # Errors
+    ///
+    /// A fault of the machine; the inner error is for the client.
+    pub fn vouch(
+        replica: Option<&Replica>,
+        known: Option<LogId>,
+        after: Seq,
+        digest: Digest,
+    ) -> Result<Result<Self, Refusal>, Fault> {
+        let Some(replica) = replica else {
+            let knows_more = known.is_some() || after > Seq::START;
+            return Ok(if knows_more { Err(Refusal::WrongLog) } else { Ok(Self::default()) });
+        };
+        let Standing { whose, generation, head, .. } = replica.standing()?;
+        let log = match own(whose, known) {
+            Ok(log) => log,
+            Err(refusal) => return Ok(Err(refusal)),
+        };
+        if !replica.vouches_for(after, digest)? {
+            let points = replica.points()?.into_iter().map(|(seq, digest)| Point { seq, digest }).collect();
+            return Ok(Err(Refusal::Diverged { head, points }));
+        }
+        Ok(Ok(Self { log: Some(log), generation, head }))
+    }
+
+    /// What the hub says first.
+    pub fn hello(&self, run: &str) -> Hello {
+        Hello { log: self.log, run: run.to_owned(), head: self.head }
+    }
+
+    /// The next page after `after`, if there is more. The outer `None` when this is no longer the log that the pull began
+    /// with, so that the client has to begin anew.
+    ///
+    /// # Errors
+    ///
+    /// A fault of the machine.
+    pub fn page(&mut self, replica: &Replica, after: Seq) -> Result<Option<Option<WirePage>>, Fault> {
+        let Standing { whose, generation, head, .. } = replica.standing()?;
+        let Whose::Own(log) = whose else { return Ok(None) };
+        if self.log.is_some_and(|known| known != log || self.generation != generation) {
+            return Ok(None);
+        }
+        // A store that was made since begins with whatever log it has.
+        *self = Self { log: Some(log), generation, ..*self };
+        let entries = replica.entries(after, PAGE)?;
+        let page = entries.last().map(|last| WirePage::new(log, &entries, last.seq, last.seq < head));
+        Ok(Some(page))
+    }
+}
+
+/// The id of a log that is the replica's own, and the one that the client knows, if it knows one.
+fn own(whose: Whose, known: Option<LogId>) -> Result<LogId, Refusal> {
+    match whose {
+        Whose::Upstream(_) => Err(Refusal::NotAHub),
+        Whose::Own(log) if known.is_some_and(|known| known != log) => Err(Refusal::WrongLog),
+        Whose::Own(log) => Ok(log),
+    }
+}
+
+/// A push that the hub has looked at: what of it are events.
+#[derive(Debug)]
+pub struct Incoming {
+    known: Option<LogId>,
+    events: Vec<(Envelope, Device)>,
+    /// An answer for each that isn't an event, and a gap for each that is.
+    answers: Vec<Option<PushedEvent>>,
+}
+
+impl Incoming {
+    /// Looks at what `device` pushes to the hub that runs as `run`.
+    ///
+    /// # Errors
+    ///
+    /// For the client: nothing of it is stored.
+    pub fn check(push: Push, run: &str, device: &Device) -> Result<Self, Refusal> {
+        if push.events.len() > PAGE.events {
+            return Err(Refusal::TooMany(push.events.len()));
+        }
+        if push.run != run {
+            return Err(Refusal::PullFirst);
+        }
+        let mut incoming = Self { known: push.log, events: Vec::new(), answers: Vec::new() };
+        for event in push.events {
+            incoming.answers.push(match Envelope::try_from(event) {
+                Ok(event) => {
+                    incoming.events.push((event, device.clone()));
+                    None
+                }
+                Err(why) => Some(malformed(why.to_string())),
+            });
+        }
+        Ok(incoming)
+    }
+
+    /// Whether storing it needs a log, which is made with the first event.
+    pub fn needs_log(&self) -> bool {
+        !self.events.is_empty() && self.known.is_none()
+    }
+
+    /// Adds the events to the log in their order, in one transaction, and says what became of each. Repeating it is always
+    /// safe. There is no replica while the store has no events, and then only what [needs none](Self::needs_log) is
+    /// answered.
+    ///
+    /// # Errors
+    ///
+    /// A fault of the machine; the inner error is for the client: nothing of it is stored.
+    pub fn store(self, replica: Option<&mut Replica>) -> Result<Result<Pushed, Refusal>, Fault> {
+        let Self { known, events, answers } = self;
+        let (log, outcomes) = match replica {
+            None if known.is_some() || !events.is_empty() => return Ok(Err(Refusal::WrongLog)),
+            None => (None, Vec::new()),
+            Some(replica) => match own(replica.standing()?.whose, known) {
+                Ok(log) => (Some(log), add(replica, &events)?),
+                Err(refusal) => return Ok(Err(refusal)),
+            },
+        };
+        let mut outcomes = outcomes.into_iter();
+        let answer = |answer: Option<PushedEvent>| {
+            answer.unwrap_or_else(|| outcomes.next().expect("BUG: as many outcomes as events"))
+        };
+        Ok(Ok(Pushed { log, events: answers.into_iter().map(answer).collect() }))
+    }
+}
+
+fn add(replica: &mut Replica, events: &[(Envelope, Device)]) -> Result<Vec<PushedEvent>, Fault> {
+    let outcomes = replica.add(events)?;
+    let has_skipped = replica.standing()?.skipped > 0;
+    let answer = |(outcome, (event, _)): (Outcome, &(Envelope, Device))| {
+        let taken = |why: &str| PushedEvent::Refused { refused: refused::ID_TAKEN.to_owned(), why: why.to_owned() };
+        Ok(match outcome {
+            Outcome::Stored(Some(seq)) | Outcome::Known(Some(seq)) => {
+                let no_effect = if has_skipped { replica.why_skipped(event.id)? } else { None };
+                PushedEvent::Stored { seq, no_effect }
+            }
+            Outcome::Conflict => taken("its id belongs to another event in the log"),
+            Outcome::Stored(None) | Outcome::Known(None) => taken("the hub has set aside an event with this id"),
+            Outcome::Refused(why) => malformed(why),
+        })
+    };
+    outcomes.into_iter().zip(events).map(answer).collect()
+}
+
+fn malformed(why: String) -> PushedEvent {
+    PushedEvent::Refused { refused: refused::MALFORMED.to_owned(), why }
+}

@@ -1,0 +1,225 @@
+//! A session of a client with its upstream: what it decides, on a replica, without network, clock or thread.
+//!
+//! A session is one pull stream. What the client believes to have pushed is the memory of that stream and dies with it,
+//! so a hub that was replaced under us is noticed before anything of ours goes to it out of order.
+
+use super::protocol::{self, Hello, PAGE, Point, Push, Pushed, PushedEvent, WireEvent, WirePage};
+use crate::engine::{EventId, Fault, Generation, LogId, PageSize, Position, Replica, Seq, Standing};
+
+/// Why a session ended, or can't begin.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum End {
+    /// Whatever it was, it is no word of a hub about us: the network, a proxy, a portal, a hub in trouble.
+    Offline(String),
+    /// The hub refuses us, and going on would need somebody to act: its code, and why.
+    Halted(&'static str, String),
+    /// What this session knows of the hub or of our log no longer holds: pull before anything more is pushed.
+    PullFirst,
+    /// The hub's log parts from ours; these are points of it.
+    Diverged(Vec<Point>),
+    /// The store was closed here.
+    Closed,
+}
+
+/// Events that are pushed together.
+#[derive(Debug)]
+pub struct Outgoing {
+    /// What is sent.
+    pub push: Push,
+    ids: Vec<EventId>,
+    /// The number of the last of them in the outbox.
+    last: i64,
+}
+
+impl Outgoing {
+    /// The ids of the events, in their order.
+    pub fn ids(&self) -> &[EventId] {
+        &self.ids
+    }
+}
+
+/// What came of a push.
+#[derive(Debug)]
+pub enum PushAnswer {
+    /// The hub's answer.
+    Pushed(Pushed),
+    /// No answer came in time, or something on the way takes less at once: how the session ends if it can't be less.
+    TooMuch(End),
+    /// The hub itself says that it is too large.
+    TooLarge,
+}
+
+/// The memory of one pull stream.
+#[derive(Debug)]
+pub struct Session {
+    /// The hub's run, under which is pushed.
+    run: String,
+    /// The hub's log, once it has one.
+    log: Option<LogId>,
+    /// The end of the hub's log when the session began. Nothing is pushed before all up to here is pulled.
+    target: Seq,
+    /// How far the hub's log is pulled.
+    pulled: Seq,
+    /// The number of the last event of the outbox that was pushed and answered.
+    pushed: i64,
+    /// How much is pushed at once.
+    size: PageSize,
+    /// Of our eventlog; none while there is none.
+    generation: Option<Generation>,
+}
+
+impl Session {
+    /// Begins a session with what the hub says first, for a replica that is at `position`, or isn't there yet.
+    ///
+    /// # Errors
+    ///
+    /// When the hub has another log than the replica was synced with.
+    pub fn begin(position: Option<Position>, hello: Hello) -> Result<Self, End> {
+        if position.is_some_and(|position| position.log.is_some() && position.log != hello.log) {
+            let why = "The hub has another log than this store was synced with.";
+            return Err(End::Halted(protocol::code::WRONG_LOG, why.to_owned()));
+        }
+        Ok(Self {
+            run: hello.run,
+            log: hello.log,
+            target: hello.head,
+            pulled: position.map_or(Seq::START, |position| position.after),
+            pushed: i64::MIN,
+            size: PAGE,
+            generation: position.map(|position| position.generation),
+        })
+    }
+
+    /// Whether the replica is no longer what the session is about: events were taken back out of its log.
+    fn is_over(&mut self, replica: &Replica) -> Result<bool, Fault> {
+        let Position { generation, after, .. } = replica.position()?;
+        // A store that was made in this session begins with whatever generation it has then.
+        let begun_in = *self.generation.get_or_insert(generation);
+        Ok(begun_in != generation || after != self.pulled)
+    }
+
+    /// Takes in a page of the hub's log.
+    ///
+    /// # Errors
+    ///
+    /// A fault of the machine; the inner error ends the session.
+    pub fn arrive(&mut self, replica: &mut Replica, page: WirePage) -> Result<Result<(), End>, Fault> {
+        let log = page.log;
+        if let Err(end) = self.check_log(log) {
+            return Ok(Err(end));
+        }
+        let page = match page.into_page() {
+            Ok(page) => page,
+            Err(why) => return Ok(Err(not_understood(&why))),
+        };
+        if self.is_over(replica)? {
+            return Ok(Err(End::PullFirst));
+        }
+        replica.meet(log)?;
+        replica.arrive(&page)?;
+        self.log = Some(log);
+        self.pulled = replica.position()?.after;
+        Ok(Ok(()))
+    }
+
+    /// What is to be pushed next: what is pending, in its order, once all is pulled that the hub had when the session
+    /// began. One push at a time: its answer is to be [given back](Self::answer) first.
+    ///
+    /// # Errors
+    ///
+    /// As [`arrive`](Self::arrive).
+    pub fn next_push(&mut self, replica: &Replica) -> Result<Result<Option<Outgoing>, End>, Fault> {
+        if self.is_over(replica)? {
+            return Ok(Err(End::PullFirst));
+        }
+        if self.pulled < self.target {
+            return Ok(Ok(None));
+        }
+        let page = replica.pending(self.pushed, self.size)?;
+        let Some((last, _)) = page.last() else { return Ok(Ok(None)) };
+        let push = Push {
+            log: self.log,
+            run: self.run.clone(),
+            events: page.iter().map(|(_, event)| WireEvent::from(event)).collect(),
+        };
+        Ok(Ok(Some(Outgoing { push, last: *last, ids: page.iter().map(|(_, event)| event.id).collect() })))
+    }
+
+    /// Learns what came of a push. What the hub refuses is set aside.
+    ///
+    /// # Errors
+    ///
+    /// As [`arrive`](Self::arrive).
+    pub fn answer(
+        &mut self,
+        replica: &mut Replica,
+        outgoing: &Outgoing,
+        answer: PushAnswer,
+    ) -> Result<Result<(), End>, Fault> {
+        let refused = match answer {
+            PushAnswer::TooMuch(_) | PushAnswer::TooLarge if outgoing.ids.len() > 1 => {
+                self.size.events = outgoing.ids.len() / 2;
+                return Ok(Ok(()));
+            }
+            PushAnswer::TooMuch(end) => return Ok(Err(end)),
+            // Only the hub itself can say of an event that it is too large.
+            PushAnswer::TooLarge => vec![(outgoing.ids[0], "it is larger than the hub takes".to_owned())],
+            PushAnswer::Pushed(answer) => {
+                if answer.events.len() != outgoing.ids.len() {
+                    return Ok(Err(End::Offline("the hub answered for other events than were pushed".to_owned())));
+                }
+                // A hub makes its log with the first event that it stores.
+                if let Some(log) = answer.log {
+                    if let Err(end) = self.check_log(log) {
+                        return Ok(Err(end));
+                    }
+                    replica.meet(log)?;
+                    self.log = Some(log);
+                }
+                let answers = outgoing.ids.iter().zip(answer.events);
+                answers.filter_map(|(id, answer)| answer.refusal().map(|why| (*id, why))).collect()
+            }
+        };
+        self.pushed = outgoing.last;
+        self.size.events = (2 * self.size.events).min(PAGE.events);
+        if !refused.is_empty() {
+            replica.refuse(&refused)?;
+        }
+        Ok(Ok(()))
+    }
+
+    fn check_log(&self, log: LogId) -> Result<(), End> {
+        if self.log.is_some_and(|known| known != log) {
+            return Err(End::Offline("the hub changed its log in the middle of a session".to_owned()));
+        }
+        Ok(())
+    }
+}
+
+/// Takes back what comes after the last of the hub's `points` that both logs share. All clients that hold it do so, and
+/// push it; by their ids the events become one again. Gives the first and the last place that was taken back.
+///
+/// # Errors
+///
+/// A fault of the machine.
+pub fn repair(replica: &mut Replica, points: &[Point]) -> Result<(Seq, Seq), Fault> {
+    let points: Vec<_> = points.iter().map(|point| (point.seq, point.digest)).collect();
+    let shared = replica.last_shared(&points)?;
+    let Standing { whose, head, .. } = replica.standing()?;
+    replica.take_back(shared, whose)?;
+    Ok((shared.next(), head))
+}
+
+pub(super) fn not_understood(why: &dyn std::fmt::Display) -> End {
+    End::Offline(format!("what the hub sent is not understood: {why}"))
+}
+
+impl PushedEvent {
+    /// Why the hub refuses the event, if it does.
+    fn refusal(self) -> Option<String> {
+        match self {
+            Self::Stored { .. } => None,
+            Self::Refused { refused, why } => Some(format!("{refused}: {why}")),
+        }
+    }
+}
