@@ -3,5 +3,6 @@
 mod crashes;
 mod faults;
 mod replica;
+mod session;
 mod simulation;
 mod support;

@@ -4,16 +4,23 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::num::NonZero;
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
 
-use likewise::engine::{Entry, Envelope, EventId, Fault, Files, Outcome, Page, PageSize, Replica, Seq, Whose};
+use likewise::engine::{Entry, Envelope, EventId, Fault, Files, Outcome, Replica, Seq, Whose};
+use likewise::sync::{
+    End, Hello, Incoming, Outgoing, Point, Push, PushAnswer, Pushed, Refusal, Session, Start, WireEntry, WirePage,
+    repair,
+};
 use rusqlite::ffi;
 use tempfile::TempDir;
 
 use crate::support::*;
 
 /// How many seeds an ordinary run takes.
-const SEEDS: u64 = 100;
+const SEEDS: u64 = 2_000;
 
 #[test]
 fn trust_14_whatever_the_network_and_the_machines_do_all_replicas_agree_in_the_end() {
@@ -22,35 +29,49 @@ fn trust_14_whatever_the_network_and_the_machines_do_all_replicas_agree_in_the_e
         (Some(seed), _) => seed..seed + 1,
         (None, seeds) => 0..seeds.unwrap_or(SEEDS),
     };
-    for seed in seeds {
-        let _story = Story(seed);
-        let mut cluster = Cluster::new(seed);
-        for _ in 0..60 {
-            cluster.step();
+    let (next, has_failed) = (AtomicU64::new(seeds.start), AtomicBool::new(false));
+    let run = || {
+        while !has_failed.load(Ordering::Relaxed) {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= seeds.end {
+                return;
+            }
+            let _story = Story(seed, &has_failed);
+            let mut cluster = Cluster::new(seed);
+            for _ in 0..60 {
+                cluster.step();
+            }
+            cluster.heal();
         }
-        cluster.heal();
-    }
+    };
+    thread::scope(|scope| {
+        for _ in 0..thread::available_parallelism().map_or(1, NonZero::get) {
+            scope.spawn(run);
+        }
+    });
 }
 
 /// Says how to see a failure again.
-struct Story(u64);
+struct Story<'a>(u64, &'a AtomicBool);
 
-impl Drop for Story {
+impl Drop for Story<'_> {
     fn drop(&mut self) {
-        if std::thread::panicking() {
+        if thread::panicking() {
+            self.1.store(true, Ordering::Relaxed);
             eprintln!("to see it again: LIKEWISE_SEED={} cargo test --test engine simulation", self.0);
         }
     }
 }
 
-/// The memory of one pull stream, which dies with it.
+/// One pull stream.
 struct Stream {
     /// The authority's run that it speaks to.
     run: u64,
-    /// The number of the last event of the outbox that was pushed and answered on this stream.
-    pushed: i64,
-    /// Whether it has pulled to the head once, and may push.
-    is_level: bool,
+    session: Session,
+    /// What the authority remembers of it.
+    start: Start,
+    /// How far it has sent its log.
+    sent: Seq,
 }
 
 struct Node {
@@ -67,12 +88,25 @@ struct Node {
     committed: Vec<EventId>,
 }
 
+impl Node {
+    fn new(dir: PathBuf, replica: Replica) -> Self {
+        Self {
+            dir,
+            replica: Some(replica),
+            stream: None,
+            is_cut_off: false,
+            is_between_pages: false,
+            held: Vec::new(),
+            committed: Vec::new(),
+        }
+    }
+}
+
 /// A push on its way.
 #[derive(Clone)]
-struct Push {
-    run: u64,
+struct Letter {
     from: usize,
-    events: Vec<Envelope>,
+    push: Push,
 }
 
 struct Cluster {
@@ -86,7 +120,7 @@ struct Cluster {
     backups: Vec<PathBuf>,
     nodes: Vec<Node>,
     /// Copies of pushes that the network delivers some time, or never.
-    delayed: Vec<Push>,
+    delayed: Vec<Letter>,
     /// The places on the wire are this many times the authority's own, so that there are gaps.
     stride: u64,
     /// What was acknowledged and no restored backup has undone.
@@ -134,15 +168,7 @@ impl Cluster {
         let committed = alone.iter().map(|(event, _)| event.id).collect();
         self.acknowledged.extend(alone.into_iter().map(|(event, _)| event));
         replica.take_back(Seq::START, Whose::Upstream(None)).unwrap();
-        self.nodes.push(Node {
-            dir,
-            replica: Some(replica),
-            stream: None,
-            is_cut_off: false,
-            is_between_pages: false,
-            held: Vec::new(),
-            committed,
-        });
+        self.nodes.push(Node { committed, ..Node::new(dir, replica) });
         self.look_at(self.nodes.len() - 1);
     }
 
@@ -165,6 +191,7 @@ impl Cluster {
             91 => self.drop_stream(at),
             92..=94 => self.back_up_authority(),
             95..=96 => self.restart_authority(None),
+            97 if self.rng.chance(15) => self.recreate_authority(),
             97 => self.restore_authority(),
             _ => self.machine_fault(at),
         }
@@ -209,36 +236,31 @@ impl Cluster {
         self.authority.as_mut().unwrap()
     }
 
-    /// The digest of the authority's log at a place on the wire, if the log reaches so far.
-    fn vouch(&mut self, wire: Seq) -> Option<likewise::engine::Digest> {
-        let seq = Seq(wire.0 / self.stride);
-        let authority = self.authority();
-        (seq <= authority.standing().unwrap().head).then(|| authority.digest_at(seq).unwrap())
-    }
-
-    /// The authority's log as it stands on the wire, with gaps, and here and there an event for the second time.
-    fn wire(&mut self, after: Seq, limit: usize) -> Page {
+    /// The authority's log as it stands on the wire after a place there, with gaps, and here and there an event for the
+    /// second time. None when the stream is no longer of the log that it began with.
+    fn wire(&mut self, start: &mut Start, after: Seq, limit: usize) -> Option<Option<WirePage>> {
         let stride = self.stride;
-        let authority = self.authority();
-        let after = Seq(after.0 / stride);
-        let mut entries = authority.entries(after, PageSize::events(limit)).unwrap();
-        let next = entries.last().map_or(after, |entry| entry.seq);
-        let more = next < authority.standing().unwrap().head;
-        entries.iter_mut().for_each(|entry| entry.seq.0 *= stride);
+        let page = start.page(self.authority(), Seq(after.0 / stride)).unwrap()?;
+        let Some(mut page) = page else { return Some(None) };
+        page.more |= page.events.len() > limit;
+        page.events.truncate(limit);
+        page.events.iter_mut().for_each(|entry| entry.seq.0 *= stride);
         if stride > 1 {
-            let again: Vec<Entry> = entries
+            let again: Vec<WireEntry> = page
+                .events
                 .iter()
                 .filter(|entry| entry.seq.0 % 5 == 0)
-                .map(|entry| Entry { seq: Seq(entry.seq.0 + 1), ..entry.clone() })
+                .map(|entry| WireEntry { seq: Seq(entry.seq.0 + 1), ..entry.clone() })
                 .collect();
-            entries.extend(again);
-            entries.sort_by_key(|entry| entry.seq);
+            page.events.extend(again);
+            page.events.sort_by_key(|entry| entry.seq);
         }
-        let next = entries.last().map_or(Seq(next.0 * stride), |entry| entry.seq);
-        Page { entries, next, more }
+        page.next = page.events.last().unwrap().seq;
+        Some(Some(page))
     }
 
     /// Has a stream to the run that the authority is in, made now if need be: says hello, and repairs what diverged.
+    /// False when the node stays without.
     fn connect(&mut self, at: usize) -> bool {
         if self.nodes[at].is_cut_off || self.nodes[at].replica.is_none() {
             self.drop_stream(at);
@@ -248,25 +270,36 @@ impl Cluster {
             return true;
         }
         self.drop_stream(at);
-        let Some(mut replica) = self.nodes[at].replica.take() else { return false };
-        let head = replica.standing().unwrap().head;
-        let mut is_repaired = false;
-        if self.vouch(head) != Some(replica.digest_at(head).unwrap()) {
-            let mut places = vec![Seq::START];
-            places.extend(log_of(&replica).iter().map(|entry| entry.seq));
-            let mut shared = places.into_iter().rev();
-            let shared = shared.find(|seq| self.vouch(*seq) == Some(replica.digest_at(*seq).unwrap())).unwrap();
-            let before = ids_of(&replica);
-            replica.take_back(shared, Whose::Upstream(None)).unwrap();
-            assert_eq!(ids_of(&replica), before, "what is taken back keeps its place before what is newer");
-            is_repaired = true;
+        let position = self.replica(at).position().unwrap();
+        let after = Seq(position.after.0 / self.stride);
+        match Start::vouch(Some(self.authority()), position.log, after, position.digest).unwrap() {
+            Ok(start) => {
+                let hello = start.hello(&run_id(self.run));
+                let hello = Hello { head: Seq(hello.head.0 * self.stride), ..hello };
+                let session = Session::begin(Some(position), hello).expect("the authority has vouched for its log");
+                let stream = Stream { run: self.run, session, start, sent: position.after };
+                self.nodes[at].stream = Some(stream);
+                true
+            }
+            Err(Refusal::Diverged { points, .. }) => {
+                let stride = self.stride;
+                let on_the_wire = |point: Point| Point { seq: Seq(point.seq.0 * stride), ..point };
+                let points: Vec<_> = points.into_iter().map(on_the_wire).collect();
+                let replica = self.replica(at);
+                let before = ids_of(replica);
+                repair(replica, &points).unwrap();
+                assert_eq!(ids_of(replica), before, "what is taken back keeps its place before what is newer");
+                self.look_at(at);
+                self.connect(at)
+            }
+            // The authority was made anew: it has to be adopted.
+            Err(Refusal::WrongLog) => false,
+            Err(other) => panic!("{other:?}"),
         }
-        let node = &mut self.nodes[at];
-        node.replica = Some(replica);
-        // After a repair, what is left is pushed when all was pulled; else at once.
-        node.stream = Some(Stream { run: self.run, pushed: i64::MIN, is_level: !is_repaired });
-        self.look_at(at);
-        true
+    }
+
+    fn replica(&mut self, at: usize) -> &mut Replica {
+        self.nodes[at].replica.as_mut().unwrap()
     }
 
     fn drop_stream(&mut self, at: usize) {
@@ -284,7 +317,9 @@ impl Cluster {
         }
         let limit = 1 + self.rng.below(7);
         for _ in 0..=self.rng.below(4) {
-            self.pull_page(at, limit);
+            if self.pull_page(at, limit) {
+                break;
+            }
             self.look_at(at);
         }
         if self.rng.chance(20) {
@@ -292,15 +327,25 @@ impl Cluster {
         }
     }
 
-    /// Pulls one page. True when that was all.
+    /// Pulls one page. True when there was none, or the stream is over.
     fn pull_page(&mut self, at: usize, limit: usize) -> bool {
-        let head = self.nodes[at].replica.as_ref().unwrap().standing().unwrap().head;
-        let page = self.wire(head, limit);
+        let Some(mut stream) = self.nodes[at].stream.take() else { return true };
+        let Some(page) = self.wire(&mut stream.start, stream.sent, limit) else {
+            self.drop_stream(at);
+            return true;
+        };
+        let Some(page) = page else {
+            self.nodes[at].stream = Some(stream);
+            return true;
+        };
+        stream.sent = page.next;
+        let more = page.more;
         let node = &mut self.nodes[at];
-        node.replica.as_mut().unwrap().arrive(&page).unwrap();
-        node.is_between_pages = page.more;
-        node.stream.as_mut().unwrap().is_level |= !page.more;
-        !page.more
+        let arrived = stream.session.arrive(node.replica.as_mut().unwrap(), page).unwrap();
+        assert_eq!(arrived, Ok(()), "nobody else changes the log");
+        node.is_between_pages = more;
+        node.stream = Some(stream);
+        false
     }
 
     fn push(&mut self, at: usize) {
@@ -315,60 +360,84 @@ impl Cluster {
         }
     }
 
-    /// Pushes what comes next. False when there is nothing, or no answer came.
+    /// Pushes what comes next, or as much of it as passes. False when there is nothing, or no answer came.
     fn push_some(&mut self, at: usize, limit: usize) -> bool {
-        let node = &self.nodes[at];
-        let stream = node.stream.as_ref().unwrap();
-        let next = node.replica.as_ref().unwrap().pending(stream.pushed, PageSize::events(limit)).unwrap();
-        let Some(last) = next.last().map(|(n, _)| *n) else { return false };
-        if !stream.is_level {
-            return false;
+        let Some(mut outgoing) = self.next_push(at) else { return false };
+        while outgoing.ids().len() > limit {
+            let too_much = match self.rng.below(2) {
+                0 => PushAnswer::TooLarge,
+                _ => PushAnswer::TooMuch(End::Offline("too slow".to_owned())),
+            };
+            if self.rng.chance(30) {
+                // It came too late to be answered in time.
+                self.delayed.push(Letter { from: at, push: outgoing.push.clone() });
+            }
+            assert_eq!(self.answer(at, &outgoing, too_much), Ok(()), "it can be less");
+            outgoing = self.next_push(at).expect("what was too much is still there");
         }
-        let events: Vec<Envelope> = next.into_iter().map(|(_, event)| event).collect();
-        let push = Push { run: stream.run, from: at, events };
+        let letter = Letter { from: at, push: outgoing.push.clone() };
         match self.rng.below(10) {
             // Lost on its way, or late, perhaps after its own repetition.
-            0 => return false,
+            0 => return self.hears_nothing(at),
             1 => {
-                self.delayed.push(push);
-                return false;
+                self.delayed.push(letter);
+                return self.hears_nothing(at);
             }
             // The answer is lost.
             2 => {
-                self.deliver(&push);
-                return false;
+                self.deliver(letter).expect("the stream is of this run");
+                return self.hears_nothing(at);
             }
             // Twice, and once more some time.
             3 => {
-                self.deliver(&push);
-                self.delayed.push(push.clone());
+                self.deliver(letter.clone()).expect("the stream is of this run");
+                self.delayed.push(letter.clone());
             }
             _ => {}
         }
-        let is_accepted = self.deliver(&push);
-        assert!(is_accepted, "the stream is of this run");
-        self.nodes[at].stream.as_mut().unwrap().pushed = last;
+        let pushed = self.deliver(letter).expect("the stream is of this run");
+        assert_eq!(self.answer(at, &outgoing, PushAnswer::Pushed(pushed)), Ok(()));
+        self.look_at(at);
         true
     }
 
-    /// Hands a push to the authority, unless it is for another run.
-    fn deliver(&mut self, push: &Push) -> bool {
-        if push.run != self.run {
-            return false;
+    /// No answer comes to a push: mostly the session ends with it.
+    fn hears_nothing(&mut self, at: usize) -> bool {
+        if self.rng.chance(70) {
+            self.drop_stream(at);
         }
-        let origin = device(&format!("node-{}", push.from));
-        let events: Vec<_> = push.events.iter().map(|event| (event.clone(), origin.clone())).collect();
-        let outcomes = self.authority().add(&events).unwrap();
-        assert!(outcomes.iter().all(|outcome| is_kept(outcome) || *outcome == Outcome::Conflict), "{outcomes:?}");
+        false
+    }
+
+    fn next_push(&mut self, at: usize) -> Option<Outgoing> {
+        let node = &mut self.nodes[at];
+        let session = &mut node.stream.as_mut()?.session;
+        session.next_push(node.replica.as_ref().unwrap()).unwrap().expect("nobody else changes the log")
+    }
+
+    fn answer(&mut self, at: usize, outgoing: &Outgoing, answer: PushAnswer) -> Result<(), End> {
+        let node = &mut self.nodes[at];
+        let session = &mut node.stream.as_mut().unwrap().session;
+        session.answer(node.replica.as_mut().unwrap(), outgoing, answer).unwrap()
+    }
+
+    /// Hands a push to the authority.
+    fn deliver(&mut self, letter: Letter) -> Result<Pushed, Refusal> {
+        let device = device(&format!("node-{}", letter.from));
+        let incoming = Incoming::check(letter.push, &run_id(self.run), &device)?;
+        let pushed = incoming.store(Some(self.authority())).unwrap();
         self.look_at_authority();
-        true
+        pushed
     }
 
     fn deliver_delayed(&mut self) {
         if !self.delayed.is_empty() {
             let nth = self.rng.below(self.delayed.len());
-            let push = self.delayed.remove(nth);
-            self.deliver(&push);
+            let letter = self.delayed.remove(nth);
+            match self.deliver(letter) {
+                Ok(_) | Err(Refusal::PullFirst | Refusal::WrongLog) => {}
+                Err(refusal) => panic!("{refusal:?}"),
+            }
         }
     }
 
@@ -400,16 +469,8 @@ impl Cluster {
         let node = &self.nodes[at];
         copy_dir(&node.dir, &dir);
         let held = node.held.clone();
-        let replica = Some(open(&dir).unwrap());
-        self.nodes.push(Node {
-            dir,
-            replica,
-            stream: None,
-            is_cut_off: false,
-            is_between_pages: false,
-            held,
-            committed: Vec::new(),
-        });
+        let replica = open(&dir).unwrap();
+        self.nodes.push(Node { held, ..Node::new(dir, replica) });
         self.look_at(self.nodes.len() - 1);
     }
 
@@ -427,15 +488,7 @@ impl Cluster {
         let node = &mut self.nodes[at];
         node.replica = None;
         fs::remove_dir_all(&node.dir).unwrap();
-        *node = Node {
-            dir,
-            replica: Some(replica),
-            stream: None,
-            is_cut_off: node.is_cut_off,
-            is_between_pages: false,
-            held: Vec::new(),
-            committed: Vec::new(),
-        };
+        *node = Node { is_cut_off: node.is_cut_off, ..Node::new(dir, replica) };
         self.forget_what_nobody_holds();
     }
 
@@ -466,6 +519,25 @@ impl Cluster {
         self.forget_what_nobody_holds();
     }
 
+    /// Somebody deletes the authority's data, and starts it anew: another log, which its clients have to adopt.
+    fn recreate_authority(&mut self) {
+        self.authority = None;
+        fs::remove_dir_all(&self.authority_dir).unwrap();
+        self.authority_dir = self.new_dir();
+        self.authority = Some(open(&self.authority_dir).unwrap());
+        self.run += 1;
+        self.forget_what_nobody_holds();
+    }
+
+    /// The person at a node says that another log is meant to be its hub's from now on.
+    fn adopt(&mut self, at: usize) {
+        let replica = self.replica(at);
+        let before = ids_of(replica);
+        replica.take_back(Seq::START, Whose::Upstream(None)).unwrap();
+        assert_eq!(ids_of(replica), before);
+        self.look_at(at);
+    }
+
     fn forget_what_nobody_holds(&mut self) {
         let mut held: Vec<Envelope> = log_of(self.authority()).into_iter().map(|entry| entry.event).collect();
         for node in &self.nodes {
@@ -485,15 +557,15 @@ impl Cluster {
         let (after, limit) = (self.rng.next() as u32 % 8, 1 + self.rng.below(6));
         let events = [random_event(&mut self.rng), random_event(&mut self.rng)];
         let kind = self.rng.below(4);
-        let head = self.nodes[at].replica.as_ref().unwrap().standing().unwrap().head;
-        let page = self.wire(head, limit);
-        let back = Seq(self.rng.next() % (head.0 + 1));
+        let mut stream = self.nodes[at].stream.take().unwrap();
+        let page = self.wire(&mut stream.start, stream.sent, limit).flatten();
         let replica = self.nodes[at].replica.as_mut().unwrap();
+        let back = Seq(self.rng.next() % (replica.standing().unwrap().head.0 + 1));
         fail_after(after, *self.rng.pick(&[ffi::SQLITE_FULL, ffi::SQLITE_IOERR_FSYNC, ffi::SQLITE_NOMEM]));
-        let result: Result<(), Fault> = match kind {
-            0 => replica.commit(&events).map(drop),
-            1 => replica.arrive(&page),
-            2 => replica.take_back(back, Whose::Upstream(None)),
+        let result: Result<(), Fault> = match (kind, page) {
+            (0, _) => replica.commit(&events).map(drop),
+            (1, Some(page)) => stream.session.arrive(replica, page).map(|arrived| assert_eq!(arrived, Ok(()))),
+            (2, _) => replica.take_back(back, Whose::Upstream(None)),
             _ => replica.settle(),
         };
         assert_eq!(result.is_ok(), mend(), "{result:?}");
@@ -548,36 +620,36 @@ impl Cluster {
                 self.deliver_delayed();
             }
             for at in 0..self.nodes.len() {
-                assert!(self.connect(at));
-                while !self.pull_page(at, 5) {}
                 // What is lost on the way is pushed again: each try gets through with more than even odds.
                 let mut tries = 0;
-                while self.has_to_push(at) {
+                loop {
+                    if !self.connect(at) {
+                        self.adopt(at);
+                        assert!(self.connect(at), "it was adopted");
+                    }
+                    while !self.pull_page(at, 5) {}
+                    if self.replica(at).standing().unwrap().pending == 0 {
+                        break;
+                    }
                     self.push_some(at, 4);
                     tries += 1;
                     assert!(tries < 1_000, "a push never gets through");
                 }
-                while !self.pull_page(at, 5) {}
                 self.look_at(at);
             }
         }
         self.agree();
     }
 
-    fn has_to_push(&self, at: usize) -> bool {
-        let node = &self.nodes[at];
-        let pushed = node.stream.as_ref().unwrap().pushed;
-        !node.replica.as_ref().unwrap().pending(pushed, PageSize::events(1)).unwrap().is_empty()
-    }
-
     fn is_quiet(&mut self) -> bool {
-        let head = Seq(self.authority().standing().unwrap().head.0 * self.stride);
-        let digest = self.vouch(head);
+        let head = self.authority().standing().unwrap().head;
+        let digest = self.authority().digest_at(head).unwrap();
+        let head = Seq(head.0 * self.stride);
         self.delayed.is_empty()
             && self.nodes.iter().all(|node| {
                 let replica = node.replica.as_ref().unwrap();
                 let standing = replica.standing().unwrap();
-                standing.head == head && standing.pending == 0 && Some(replica.digest_at(head).unwrap()) == digest
+                standing.head == head && standing.pending == 0 && replica.digest_at(head).unwrap() == digest
             })
     }
 
@@ -617,6 +689,10 @@ impl Cluster {
 
 fn open(dir: &std::path::Path) -> Result<Replica, Fault> {
     Replica::open(Files::in_dir(dir), setup(bank()))
+}
+
+fn run_id(run: u64) -> String {
+    format!("run-{run}")
 }
 
 fn is_kept(outcome: &Outcome) -> bool {

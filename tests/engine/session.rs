@@ -1,0 +1,174 @@
+//! What a client and a hub decide, each sentence of it alone. The simulation has them together.
+
+use likewise::engine::{Digest, Envelope, LogId, Replica, Seq, Whose};
+use likewise::sync::{End, Hello, Incoming, Push, PushAnswer, Refusal, Session, Start, WireEntry, WireEvent, WirePage};
+
+use crate::support::*;
+
+fn hello(log: Option<LogId>, head: u64) -> Hello {
+    Hello { log, run: "run".to_owned(), head: Seq(head) }
+}
+
+fn wire_page(log: LogId, first: u64, events: &[Envelope]) -> WirePage {
+    let page = page(first, events, false);
+    let entry =
+        |(event, seq): (&Envelope, u64)| WireEntry { seq: Seq(seq), event: event.into(), origin: device("elsewhere") };
+    WirePage { log, events: events.iter().zip(first..).map(entry).collect(), next: page.next, more: false }
+}
+
+/// A client with pending events, in a session with a hub whose log ends at `head`.
+fn client(home: &Home, pending: u64, log: LogId, head: u64) -> (Replica, Session) {
+    let mut replica = home.follow();
+    let events: Vec<_> = (0..pending).map(|n| like(100 + n)).collect();
+    replica.commit(&events).unwrap();
+    let session = Session::begin(Some(replica.position().unwrap()), hello(Some(log), head)).unwrap();
+    (replica, session)
+}
+
+/// The ids that the session would push next.
+fn next_ids(session: &mut Session, replica: &Replica) -> usize {
+    session.next_push(replica).unwrap().unwrap().map_or(0, |outgoing| outgoing.ids().len())
+}
+
+#[test]
+fn nothing_is_pushed_before_all_is_pulled_that_the_hub_had() {
+    let home = Home::new();
+    let log = LogId::random();
+    let (mut replica, mut session) = client(&home, 2, log, 3);
+    for (first, events) in [(1, vec![like(1), like(2)]), (3, vec![like(3)])] {
+        assert_eq!(next_ids(&mut session, &replica), 0);
+        assert_eq!(session.arrive(&mut replica, wire_page(log, first, &events)).unwrap(), Ok(()));
+    }
+    assert_eq!(next_ids(&mut session, &replica), 2);
+}
+
+#[test]
+fn a_session_ends_when_events_are_taken_back_by_somebody_else() {
+    let home = Home::new();
+    let log = LogId::random();
+    let (mut replica, mut session) = client(&home, 1, log, 0);
+    assert_eq!(session.arrive(&mut replica, wire_page(log, 1, &[like(1)])).unwrap(), Ok(()));
+    replica.take_back(Seq::START, Whose::Upstream(None)).unwrap();
+    assert_eq!(session.next_push(&replica).unwrap().unwrap_err(), End::PullFirst);
+    let before = ids_of(&replica);
+    assert_eq!(session.arrive(&mut replica, wire_page(log, 2, &[like(2)])).unwrap(), Err(End::PullFirst));
+    assert_eq!(ids_of(&replica), before, "the page is not what comes next any more");
+}
+
+#[test]
+fn a_session_is_with_one_log() {
+    let home = Home::new();
+    let (log, other) = (LogId::random(), LogId::random());
+    let (mut replica, mut session) = client(&home, 1, log, 0);
+    let arrived = session.arrive(&mut replica, wire_page(other, 1, &[like(1)])).unwrap();
+    assert!(matches!(arrived, Err(End::Offline(_))), "{arrived:?}");
+    let outgoing = session.next_push(&replica).unwrap().unwrap().unwrap();
+    let pushed = serde_json::json!({ "log": other, "events": [{ "seq": 1 }] });
+    let answer = PushAnswer::Pushed(serde_json::from_value(pushed).unwrap());
+    let answered = session.answer(&mut replica, &outgoing, answer).unwrap();
+    assert!(matches!(answered, Err(End::Offline(_))), "{answered:?}");
+    assert!(log_of(&replica).is_empty());
+
+    // From one session to the next, it has to be the same.
+    replica.meet(log).unwrap();
+    let position = replica.position().unwrap();
+    for hello in [hello(Some(other), 0), hello(None, 0)] {
+        let begun = Session::begin(Some(position), hello);
+        assert!(matches!(begun, Err(End::Halted("wrong-log", _))), "{begun:?}");
+    }
+    assert!(Session::begin(Some(position), hello(Some(log), 0)).is_ok());
+}
+
+#[test]
+fn what_is_too_much_is_halved_and_grows_again() {
+    let home = Home::new();
+    let log = LogId::random();
+    let (mut replica, mut session) = client(&home, 9, log, 0);
+    let too_slow = || PushAnswer::TooMuch(End::Offline("too slow".to_owned()));
+    for (answer, size) in [(too_slow(), 4), (PushAnswer::TooLarge, 2)] {
+        let outgoing = session.next_push(&replica).unwrap().unwrap().unwrap();
+        assert_eq!(session.answer(&mut replica, &outgoing, answer).unwrap(), Ok(()));
+        assert_eq!(next_ids(&mut session, &replica), size);
+    }
+    let outgoing = session.next_push(&replica).unwrap().unwrap().unwrap();
+    let pushed = serde_json::json!({ "log": log, "events": [{ "seq": 1 }, { "seq": 2 }] });
+    let answer = PushAnswer::Pushed(serde_json::from_value(pushed).unwrap());
+    assert_eq!(session.answer(&mut replica, &outgoing, answer).unwrap(), Ok(()));
+    assert_eq!(next_ids(&mut session, &replica), 4);
+    assert_eq!(replica.standing().unwrap().pending, 9, "only what arrives is confirmed");
+}
+
+#[test]
+fn one_event_that_is_too_much_is_set_aside_only_on_the_hubs_own_word() {
+    let home = Home::new();
+    let log = LogId::random();
+    let (mut replica, mut session) = client(&home, 1, log, 0);
+    let outgoing = session.next_push(&replica).unwrap().unwrap().unwrap();
+    let end = End::Offline("a proxy answered 413".to_owned());
+    assert_eq!(session.answer(&mut replica, &outgoing, PushAnswer::TooMuch(end.clone())).unwrap(), Err(end));
+    assert_eq!(replica.standing().unwrap().pending, 1);
+    assert_eq!(session.answer(&mut replica, &outgoing, PushAnswer::TooLarge).unwrap(), Ok(()));
+    assert_eq!(set_aside_of(&replica), [like(100)]);
+    assert_eq!(next_ids(&mut session, &replica), 0);
+    assert_eq!(likes(&replica), 0, "what is set aside has no effect");
+}
+
+#[test]
+fn an_answer_for_other_events_is_not_believed() {
+    let home = Home::new();
+    let log = LogId::random();
+    let (mut replica, mut session) = client(&home, 2, log, 0);
+    let outgoing = session.next_push(&replica).unwrap().unwrap().unwrap();
+    let pushed = serde_json::json!({ "log": log, "events": [{ "refused": "malformed", "why": "so" }] });
+    let answer = PushAnswer::Pushed(serde_json::from_value(pushed).unwrap());
+    let answered = session.answer(&mut replica, &outgoing, answer).unwrap();
+    assert!(matches!(answered, Err(End::Offline(_))), "{answered:?}");
+    assert_eq!(replica.standing().unwrap().pending, 2);
+}
+
+#[test]
+fn a_hub_without_a_log_makes_one_only_for_events() {
+    let push = |log, events| Push { log, run: "run".to_owned(), events };
+    let check = |push| Incoming::check(push, "run", &device("phone")).unwrap();
+    let bad = WireEvent { id: "no id".to_owned(), name: "Liked".to_owned(), args: None };
+
+    let nothing = check(push(None, vec![bad.clone()]));
+    assert!(!nothing.needs_log());
+    let pushed = nothing.store(None).unwrap().unwrap();
+    let json = serde_json::to_value(&pushed).unwrap();
+    assert_eq!((&json["log"], &json["events"][0]["refused"]), (&serde_json::Value::Null, &"malformed".into()));
+
+    assert!(check(push(None, vec![bad, (&like(1)).into()])).needs_log());
+    let known = check(push(Some(LogId::random()), vec![(&like(1)).into()]));
+    assert!(!known.needs_log());
+    assert_eq!(known.store(None).unwrap().unwrap_err(), Refusal::WrongLog);
+    let refused = Start::vouch(None, Some(LogId::random()), Seq::START, Digest::EMPTY).unwrap();
+    assert_eq!(refused.unwrap_err(), Refusal::WrongLog);
+}
+
+#[test]
+fn a_hub_answers_only_under_its_run_and_for_its_log() {
+    let home = Home::new();
+    let mut replica = home.open();
+    let log = replica.standing().unwrap().whose.log_id();
+    let push = |log, run: &str| Push { log, run: run.to_owned(), events: vec![(&like(1)).into()] };
+    let refused = Incoming::check(push(log, "earlier"), "run", &device("phone")).unwrap_err();
+    assert_eq!(refused, Refusal::PullFirst);
+    let other = Incoming::check(push(Some(LogId::random()), "run"), "run", &device("phone")).unwrap();
+    assert_eq!(other.store(Some(&mut replica)).unwrap().unwrap_err(), Refusal::WrongLog);
+    let many = Push { events: vec![(&like(1)).into(); 1_001], ..push(log, "run") };
+    assert_eq!(Incoming::check(many, "run", &device("phone")).unwrap_err(), Refusal::TooMany(1_001));
+    assert!(log_of(&replica).is_empty());
+
+    let mut start = Start::vouch(Some(&replica), log, Seq::START, Digest::EMPTY).unwrap().unwrap();
+    assert!(matches!(start.page(&replica, Seq::START), Ok(Some(None))));
+    replica.commit(&[like(1)]).unwrap();
+    assert!(matches!(start.page(&replica, Seq::START), Ok(Some(Some(_)))));
+    // It becomes another's replica, or its events are taken back: what was sent may not be what it has.
+    replica.take_back(Seq::START, Whose::Own(log.unwrap())).unwrap();
+    assert!(matches!(start.page(&replica, Seq::START), Ok(None)));
+    replica.take_back(Seq::START, Whose::Upstream(None)).unwrap();
+    assert!(matches!(start.page(&replica, Seq::START), Ok(None)));
+    let refused = Start::vouch(Some(&replica), log, Seq::START, Digest::EMPTY).unwrap();
+    assert_eq!(refused.unwrap_err(), Refusal::NotAHub);
+}
