@@ -43,7 +43,7 @@ fn main() {
 /// Likes made offline reach the hub and a second device. Three machines have them in the end.
 fn bulk(scale: Scale) {
     head("offline likes, per event", "sync", "plain");
-    for likes in [10_000, 100_000] {
+    for likes in [10_000, 100_000, 1_000_000] {
         let likes = scale.of(likes);
         let ours = || {
             let dir = on_disk();

@@ -53,6 +53,12 @@ pub enum Error {
     /// More stores are in use than may be open at a time.
     #[error("too many stores are in use at the same time; try again in a moment")]
     TooManyOpen,
+    /// The store's log is its own, so there is no other that it could adopt.
+    #[error(
+        "this store follows no hub: its log is its own. Start likewise with --upstream, and it moves to that hub's log by \
+         itself"
+    )]
+    OwnLog,
     /// A query failed.
     #[error("the query failed: {0}")]
     Query(String),
@@ -196,13 +202,16 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// As [`commit`](Self::commit).
+    /// As [`commit`](Self::commit), and [`Error::OwnLog`].
     pub async fn adopt(&self) -> Result<Standing, Error> {
-        self.with(|replica| {
+        let adopted = self.with(|replica| {
+            if let Whose::Own(_) = replica.standing()?.whose {
+                return Ok(None);
+            }
             replica.take_back(Seq::START, Whose::Upstream(None))?;
-            replica.standing()
-        })
-        .await
+            replica.standing().map(Some)
+        });
+        adopted.await?.ok_or(Error::OwnLog)
     }
 
     /// Makes this instance the authority of the store's log. What is pending gets its place at the end.

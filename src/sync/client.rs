@@ -509,3 +509,89 @@ fn unless_silent(
     };
     Box::pin(stream::unfold(bytes, next))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::http::{TokenSource, UpstreamOptions};
+    use super::*;
+    use crate::engine::{Setup, StoreLimits};
+    use crate::likes::{self, LikeAdded};
+
+    /// Clients of a hub that isn't there.
+    fn clients(dir: &std::path::Path, open: usize) -> Clients {
+        // As the command line does, before anything else.
+        drop(rustls::crypto::ring::default_provider().install_default());
+        let setup = Setup {
+            schema: Arc::new(likes::schema()),
+            device: "test".parse().expect("a name"),
+            executable: "test".to_owned(),
+            progress: |_, _| {},
+        };
+        let limits = StoreLimits { open, ..StoreLimits::default() };
+        let stores = Stores::following(dir, setup, limits).expect("stores");
+        let upstream = UpstreamOptions {
+            url: "http://127.0.0.1:1".to_owned(),
+            token: TokenSource::Given("lw_0".to_owned()),
+            root_certificate: None,
+        };
+        let upstream = Upstream::new(upstream).expect("an upstream");
+        Clients::new(stores, Some(upstream), Duration::from_secs(60), CancellationToken::new())
+    }
+
+    async fn open(stores: &Stores, name: &str) -> Store {
+        let id = name.parse().expect("a name");
+        loop {
+            match stores.get(&id) {
+                Ok(store) => return store,
+                Err(Error::TooManyOpen) => sleep(Duration::from_millis(10)).await,
+                Err(error) => panic!("{error}"),
+            }
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn stores_that_wait_for_their_hub_leave_room_for_others() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let clients = clients(dir.path(), 2);
+        let stores = &clients.shared.stores;
+        let names = ["one", "two", "three", "four", "five"];
+        for name in names {
+            let store = open(stores, name).await;
+            store.commit(LikeAdded {}).await.expect("a receipt");
+            let mut link = clients.attend(&store);
+            link.wait_for(|link| link.state == LinkState::Offline).await.expect("a status");
+        }
+        assert_eq!(clients.shared.links.lock().expect("links").len(), names.len(), "each is tried again");
+        for name in names {
+            let store = open(stores, name).await;
+            assert_eq!(store.read(likes::count()).await, Ok(1));
+        }
+        clients.shared.shutdown.cancel();
+        let stores = stores.clone();
+        tokio::task::spawn_blocking(move || stores.close()).await.expect("closed");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn the_clients_of_closed_stores_end() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let clients = clients(dir.path(), 8);
+        let store = open(&clients.shared.stores, "one").await;
+        store.commit(LikeAdded {}).await.expect("a receipt");
+        let mut link = clients.attend(&store);
+        let stores = clients.shared.stores.clone();
+        tokio::task::spawn_blocking(move || stores.close()).await.expect("closed");
+        while link.changed().await.is_ok() {}
+        assert!(clients.shared.links.lock().expect("links").is_empty());
+    }
+
+    #[test]
+    fn stores_share_lanes_up_to_a_number() {
+        let mut taken = Vec::new();
+        for _ in 0..70 {
+            taken.push(Upstream::lane_beside(taken.iter().copied()));
+        }
+        assert_eq!((taken[0], taken[31], taken[32], taken[69]), (0, 0, 1, 2));
+        taken.remove(5);
+        assert_eq!(Upstream::lane_beside(taken.iter().copied()), 0, "a free place is taken first");
+    }
+}

@@ -120,6 +120,8 @@ impl Pages {
             let status = StatusLine::of(&health.borrow_and_update(), &link.borrow_and_update(), &base(store.id()));
             send(&frames, |frames| &mut frames.status, "status", &StatusFragment { status });
             tokio::select! {
+                // A like changes both, and the status can wait for the pause that follows.
+                biased;
                 count = likes.next() => match count {
                     Ok(count) => send(&frames, |frames| &mut frames.likes, "likes", &LikesFragment { count }),
                     Err(Error::Closed) => break,

@@ -181,6 +181,7 @@ impl From<Error> for Problem {
                 "Nothing that was acknowledged is lost. Repeat the click when the cause is gone: one id counts once.",
                 2,
             ),
+            Error::OwnLog => Self::conflict("own-log", detail, "Nothing was changed."),
             Error::Closed => Self::unavailable("shutting-down", detail, "Try again when it has started again.", 1),
             Error::Query(_) => Self::internal(&error),
         }

@@ -278,3 +278,21 @@ fn trust_23_the_new_hub_may_be_behind() {
     phone.verify();
     laptop.verify();
 }
+
+#[test]
+fn a_hub_adopts_no_other_log() {
+    let mut hub = Node::hub();
+    hub.like();
+    let log = hub.status()["log"].clone();
+    for is_running in [true, false] {
+        if !is_running {
+            hub.stop();
+        }
+        let output = hub.command(&["adopt", "--yes"]).output().unwrap();
+        let errors = String::from_utf8(output.stderr).unwrap();
+        assert!(!output.status.success() && errors.contains("follows no hub"), "{errors}");
+    }
+    hub.start();
+    let status = hub.status();
+    assert_eq!((&status["log"], &status["count"], &status["pending"]), (&log, &1.into(), &0.into()));
+}

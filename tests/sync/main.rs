@@ -7,6 +7,7 @@ mod common;
 
 mod doors;
 mod faults;
+mod http2;
 mod logs;
 mod masses;
 mod proxy;

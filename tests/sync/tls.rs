@@ -15,14 +15,14 @@ use crate::proxy::read_request;
 use crate::support::{Node, wait_until_level};
 
 /// Who signs the certificates of the tests.
-struct Authority {
+pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
     /// Its own certificate.
-    pem: String,
+    pub pem: String,
 }
 
 impl Authority {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let mut params = CertificateParams::default();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let key = KeyPair::generate().unwrap();
@@ -31,7 +31,7 @@ impl Authority {
     }
 
     /// A certificate for `name` that is valid until the year `until`.
-    fn sign(&self, name: &str, until: i32) -> Arc<ServerConfig> {
+    pub fn sign(&self, name: &str, until: i32) -> Arc<ServerConfig> {
         let mut params = CertificateParams::new([name.to_owned()]).unwrap();
         params.not_before = date_time_ymd(2020, 1, 1);
         params.not_after = date_time_ymd(until, 1, 1);
