@@ -270,32 +270,36 @@ impl Cluster {
             return true;
         }
         self.drop_stream(at);
-        let position = self.replica(at).position().unwrap();
-        let after = Seq(position.after.0 / self.stride);
-        match Start::vouch(Some(self.authority()), position.log, after, position.digest).unwrap() {
-            Ok(start) => {
-                let hello = start.hello(&run_id(self.run));
-                let hello = Hello { head: Seq(hello.head.0 * self.stride), ..hello };
-                let session = Session::begin(Some(position), hello).expect("the authority has vouched for its log");
-                let stream = Stream { run: self.run, session, start, sent: position.after };
-                self.nodes[at].stream = Some(stream);
-                true
+        for _ in 0..2 {
+            let position = self.replica(at).position().unwrap();
+            let after = Seq(position.after.0 / self.stride);
+            match Start::vouch(Some(self.authority()), position.log, after, position.digest).unwrap() {
+                Ok(start) => {
+                    let hello = start.hello(&run_id(self.run));
+                    let hello = Hello { head: Seq(hello.head.0 * self.stride), ..hello };
+                    let session = Session::begin(Some(position), hello).expect("the authority has vouched for its log");
+                    let stream = Stream { run: self.run, session, start, sent: position.after };
+                    self.nodes[at].stream = Some(stream);
+                    return true;
+                }
+                Err(Refusal::Diverged { points, .. }) => self.repair(at, points),
+                // The authority was made anew: it has to be adopted.
+                Err(Refusal::WrongLog) => return false,
+                Err(other) => panic!("{other:?}"),
             }
-            Err(Refusal::Diverged { points, .. }) => {
-                let stride = self.stride;
-                let on_the_wire = |point: Point| Point { seq: Seq(point.seq.0 * stride), ..point };
-                let points: Vec<_> = points.into_iter().map(on_the_wire).collect();
-                let replica = self.replica(at);
-                let before = ids_of(replica);
-                repair(replica, &points).unwrap();
-                assert_eq!(ids_of(replica), before, "what is taken back keeps its place before what is newer");
-                self.look_at(at);
-                self.connect(at)
-            }
-            // The authority was made anew: it has to be adopted.
-            Err(Refusal::WrongLog) => false,
-            Err(other) => panic!("{other:?}"),
         }
+        panic!("what is repaired is vouched for");
+    }
+
+    fn repair(&mut self, at: usize, points: Vec<Point>) {
+        let stride = self.stride;
+        let points: Vec<_> =
+            points.into_iter().map(|point| Point { seq: Seq(point.seq.0 * stride), ..point }).collect();
+        let replica = self.replica(at);
+        let before = ids_of(replica);
+        repair(replica, &points).unwrap();
+        assert_eq!(ids_of(replica), before, "what is taken back keeps its place before what is newer");
+        self.look_at(at);
     }
 
     fn replica(&mut self, at: usize) -> &mut Replica {
