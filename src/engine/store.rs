@@ -124,8 +124,28 @@ pub enum Health {
     Absent,
     /// It works.
     Open(Standing),
+    /// It can be read, but stores nothing at present: why, and what to do.
+    ReadOnly(Standing, String),
     /// It can't be used at present: why, and what to do.
     Failed(String),
+}
+
+impl Health {
+    /// Where the store stands, if that is known.
+    pub fn standing(&self) -> Option<&Standing> {
+        match self {
+            Self::Open(standing) | Self::ReadOnly(standing, _) => Some(standing),
+            Self::Opening | Self::Absent | Self::Failed(_) => None,
+        }
+    }
+
+    /// Why nothing can be stored, if that is so.
+    pub fn trouble(&self) -> Option<&str> {
+        match self {
+            Self::ReadOnly(_, why) | Self::Failed(why) => Some(why),
+            Self::Opening | Self::Absent | Self::Open(_) => None,
+        }
+    }
 }
 
 /// A handle of one store. Cloning is cheap; the store stays open as long as a handle is used.
@@ -279,7 +299,7 @@ impl Store {
     /// How the store is, once that is known. A look at a store that failed makes it try again.
     pub async fn healthy(&self) -> Health {
         let mut health = self.health();
-        if matches!(*health.borrow(), Health::Failed(_)) {
+        if health.borrow().trouble().is_some() {
             drop(self.inner.queue.try_send(Work::Refresh));
         }
         match health.wait_for(|health| *health != Health::Opening).await {

@@ -301,9 +301,9 @@ impl Writer {
             Held::Open(replica) => {
                 self.live.refresh(replica.state(), replica.take_touched());
                 match (&self.stuck, replica.standing()) {
-                    (Some((error, _)), _) => Health::Failed(error.to_string()),
+                    (Some((error, _)), Ok(standing)) => Health::ReadOnly(standing, error.to_string()),
                     (None, Ok(standing)) => Health::Open(standing),
-                    (None, Err(fault)) => Health::Failed(fault.to_string()),
+                    (_, Err(fault)) => Health::Failed(fault.to_string()),
                 }
             }
             Held::Failed(error, _) => {

@@ -168,7 +168,7 @@ impl Clients {
             let Ok(store) = found else { continue };
             if *id == first {
                 drop(self.attend(&store));
-            } else if matches!(store.healthy().await, Health::Open(standing) if standing.pending > 0) {
+            } else if store.healthy().await.standing().is_some_and(|standing| standing.pending > 0) {
                 drop(self.link(upstream, &store, long_ago));
             }
         }
@@ -377,9 +377,8 @@ impl Client {
     fn is_idle(&self) -> bool {
         let used = *self.used.lock().expect("BUG: touching a link panicked");
         let is_level = match &*self.health.borrow() {
-            Health::Open(standing) => standing.pending == 0,
             Health::Absent => true,
-            Health::Opening | Health::Failed(_) => false,
+            health => health.standing().is_some_and(|standing| standing.pending == 0),
         };
         // One receiver is in the list of links; another is an open page's.
         is_level && used.elapsed() > IDLE && self.status.receiver_count() <= 1
@@ -460,10 +459,7 @@ async fn pull(
 }
 
 fn standing(health: &watch::Receiver<Health>) -> Standing {
-    match &*health.borrow() {
-        Health::Open(standing) => standing.clone(),
-        _ => Standing::default(),
-    }
+    health.borrow().standing().cloned().unwrap_or_default()
 }
 
 /// Waits that grow, so that a hub that comes back isn't met by everybody at once.

@@ -71,13 +71,13 @@ pub(crate) struct Digests {
 impl StatusReport {
     /// The status of `store`, without digests.
     pub(crate) async fn of(store: &Store, device: &Device, link: &LinkStatus) -> Result<Self, Error> {
-        let standing = match store.healthy().await {
-            Health::Open(standing) => Some(standing),
-            Health::Absent | Health::Opening => None,
-            Health::Failed(why) => return Err(Error::Unavailable(why.into())),
-        };
+        let health = store.healthy().await;
+        if let Health::Failed(why) = health {
+            return Err(Error::Unavailable(why.into()));
+        }
+        let standing = health.standing();
         let count = store.read(count()).await?;
-        let at = |field: fn(&Standing) -> u64| standing.as_ref().map(field).unwrap_or_default();
+        let at = |field: fn(&Standing) -> u64| standing.map(field).unwrap_or_default();
         Ok(Self {
             store: store.id().to_string(),
             device: device.clone(),
@@ -125,9 +125,9 @@ pub(crate) async fn status(
 
 /// `GET /healthz`
 pub(crate) async fn healthz(Opened { store, .. }: Opened) -> Result<impl IntoResponse, Problem> {
-    match store.healthy().await {
-        Health::Failed(why) => Err(Error::Unavailable(why.into()).into()),
-        _ => Ok(([(header::CACHE_CONTROL, "no-store")], "ok\n")),
+    match store.healthy().await.trouble() {
+        Some(why) => Err(Error::Unavailable(why.into()).into()),
+        None => Ok(([(header::CACHE_CONTROL, "no-store")], "ok\n")),
     }
 }
 
@@ -146,11 +146,12 @@ pub(crate) struct StatusLine {
 
 impl StatusLine {
     pub(crate) fn of(health: &Health, link: &LinkStatus, base: &str) -> Self {
+        if let Some(why) = health.trouble() {
+            return Self { state: "failed", error: Some(why.to_owned()), ..Self::default() };
+        }
         let Standing { pending, set_aside, .. } = match health {
             Health::Opening => return Self { state: "opening", ..Self::default() },
-            Health::Failed(why) => return Self { state: "failed", error: Some(why.clone()), ..Self::default() },
-            Health::Absent => Standing::default(),
-            Health::Open(standing) => standing.clone(),
+            health => health.standing().cloned().unwrap_or_default(),
         };
         // Since how long something lasts that works is nobody's concern.
         let since = (link.state == LinkState::Offline).then_some(link.since).flatten().map(clock_time);

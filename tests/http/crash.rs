@@ -223,6 +223,7 @@ fn a_full_disk_refuses_likes_in_words_and_loses_none() {
         let shown: u64 = page.between(r#"data-count=""#, "\"").parse().expect("a count");
         assert!(shown >= stored, "{shown} of {stored}");
         assert!(page.body.contains(r#"data-state="failed""#), "the page says so: {page:?}");
+        assert!(server.count() >= stored, "the status says where it stands");
     }
     assert!(server.is_running());
     assert!(!server.log().contains("panicked"), "{}", server.log());
