@@ -22,7 +22,7 @@ fn exported(data: &std::path::Path) -> Vec<String> {
 
 #[test]
 fn trust_03_a_kill_under_eight_writers_loses_nothing_and_doubles_nothing() {
-    let rounds = std::env::var("LIKEWISE_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(25);
+    let rounds = std::env::var("LIKEWISE_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(200);
     let data = data_dir();
     let acknowledged = Mutex::new(Vec::new());
     let mut server = Server::start(data.path());
