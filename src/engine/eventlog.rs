@@ -105,6 +105,16 @@ pub(crate) struct Tip {
     pub(crate) commits: u64,
 }
 
+/// What is kept in memory, as it was when a part of a transaction began.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Mark {
+    tip: Tip,
+    /// The last number that a name had.
+    name: i64,
+    /// The last number that an origin had.
+    origin: i64,
+}
+
 /// Where the eventlog has an event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Found {
@@ -263,9 +273,9 @@ impl Eventlog {
     }
 
     /// Starts a part of the transaction that can be [undone](Self::undo) alone.
-    pub(crate) fn mark(&mut self) -> rusqlite::Result<Tip> {
+    pub(crate) fn mark(&mut self) -> rusqlite::Result<Mark> {
         self.conn.prepare_cached("SAVEPOINT mark")?.execute(())?;
-        Ok(self.tip)
+        Ok(Mark { tip: self.tip, name: self.names.last(), origin: self.origins.last() })
     }
 
     /// Ends the part that began with the last mark, and keeps it.
@@ -274,16 +284,11 @@ impl Eventlog {
     }
 
     /// Ends the part that began at `mark`, and undoes it.
-    pub(crate) fn undo(&mut self, mark: Tip) -> rusqlite::Result<()> {
+    pub(crate) fn undo(&mut self, mark: Mark) -> rusqlite::Result<()> {
         self.conn.execute_batch("ROLLBACK TO mark; RELEASE mark")?;
-        self.remember(mark)
-    }
-
-    /// Puts what is kept in memory back to how it was at `tip`.
-    fn remember(&mut self, tip: Tip) -> rusqlite::Result<()> {
-        self.tip = tip;
-        self.names = Interned::load(&self.conn, "SELECT id, text FROM name")?;
-        self.origins = Interned::load(&self.conn, "SELECT id, text FROM origin")?;
+        self.tip = mark.tip;
+        self.names.forget_after(mark.name);
+        self.origins.forget_after(mark.origin);
         Ok(())
     }
 
@@ -721,6 +726,18 @@ impl Interned {
     fn add(&mut self, id: i64, text: Arc<str>) {
         self.ids.insert(Arc::clone(&text), id);
         self.texts.insert(id, text);
+    }
+
+    /// The highest number.
+    fn last(&self) -> i64 {
+        self.texts.last_key_value().map_or(0, |(id, _)| *id)
+    }
+
+    /// Forgets the strings whose numbers are above `last`.
+    fn forget_after(&mut self, last: i64) {
+        while let Some(entry) = self.texts.last_entry().filter(|entry| *entry.key() > last) {
+            self.ids.remove(&entry.remove());
+        }
     }
 
     /// The number of `text`, given now if it has none yet.

@@ -1,5 +1,6 @@
 //! An upstream that is a hub, reached over HTTP: how requests are made, and what their answers mean.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -45,6 +46,16 @@ pub(crate) enum TokenSource {
     Given(String),
 }
 
+impl fmt::Display for TokenSource {
+    /// Where it comes from; never the token itself.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => write!(f, "what is in {}", path.display()),
+            Self::Given(_) => f.write_str("what LIKEWISE_TOKEN says"),
+        }
+    }
+}
+
 impl TokenSource {
     fn read(&self) -> anyhow::Result<String> {
         let token = match self {
@@ -53,7 +64,14 @@ impl TokenSource {
             }
             Self::Given(token) => token.clone(),
         };
-        Ok(token.trim().to_owned())
+        let token = token.trim();
+        if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+            bail!(
+                "{} is no token: a token is one word in ASCII letters and digits, as `likewise token add` prints it",
+                self
+            );
+        }
+        Ok(token.to_owned())
     }
 }
 

@@ -6,6 +6,10 @@
 use super::protocol::{self, Hello, PAGE, Point, Push, Pushed, PushedEvent, WireEvent, WirePage};
 use crate::engine::{EventId, Fault, Generation, LogId, PageSize, Position, Replica, Seq, Standing};
 
+/// How many pushes of one size have to get through before more is tried: whatever was too much once is so again, as a
+/// rule, and to learn that may take as long as to wait for an answer.
+const BEFORE_GROWTH: u32 = 16;
+
 /// Why a session ended, or can't begin.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum End {
@@ -64,6 +68,8 @@ pub struct Session {
     pushed: i64,
     /// How much is pushed at once.
     size: PageSize,
+    /// How many pushes of that size got through.
+    got_through: u32,
     /// Of our eventlog; none while there is none.
     generation: Option<Generation>,
 }
@@ -86,6 +92,7 @@ impl Session {
             pulled: position.map_or(Seq::START, |position| position.after),
             pushed: i64::MIN,
             size: PAGE,
+            got_through: 0,
             generation: position.map(|position| position.generation),
         })
     }
@@ -156,9 +163,13 @@ impl Session {
         outgoing: &Outgoing,
         answer: PushAnswer,
     ) -> Result<Result<(), End>, Fault> {
+        if self.is_over(replica)? {
+            return Ok(Err(End::PullFirst));
+        }
         let refused = match answer {
             PushAnswer::TooMuch(_) | PushAnswer::TooLarge if outgoing.ids.len() > 1 => {
                 self.size.events = outgoing.ids.len() / 2;
+                self.got_through = 0;
                 return Ok(Ok(()));
             }
             PushAnswer::TooMuch(end) => return Ok(Err(end)),
@@ -181,7 +192,11 @@ impl Session {
             }
         };
         self.pushed = outgoing.last;
-        self.size.events = (2 * self.size.events).min(PAGE.events);
+        self.got_through += 1;
+        if self.got_through >= BEFORE_GROWTH {
+            self.size.events = (2 * self.size.events).min(PAGE.events);
+            self.got_through = 0;
+        }
         if !refused.is_empty() {
             replica.refuse(&refused)?;
         }

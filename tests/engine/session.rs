@@ -48,7 +48,13 @@ fn a_session_ends_when_events_are_taken_back_by_somebody_else() {
     let log = LogId::random();
     let (mut replica, mut session) = client(&home, 1, log, 0);
     assert_eq!(session.arrive(&mut replica, wire_page(log, 1, &[like(1)])).unwrap(), Ok(()));
+    let outgoing = session.next_push(&replica).unwrap().unwrap().unwrap();
     replica.take_back(Seq::START, Whose::Upstream(None)).unwrap();
+    let refused = serde_json::json!({ "log": log, "events": [{ "refused": "malformed", "why": "so" }] });
+    let answer = PushAnswer::Pushed(serde_json::from_value(refused).unwrap());
+    assert_eq!(session.answer(&mut replica, &outgoing, answer).unwrap(), Err(End::PullFirst));
+    let standing = replica.standing().unwrap();
+    assert_eq!((standing.set_aside, standing.whose), (0, Whose::Upstream(None)), "another log may take it");
     assert_eq!(session.next_push(&replica).unwrap().unwrap_err(), End::PullFirst);
     let before = ids_of(&replica);
     assert_eq!(session.arrive(&mut replica, wire_page(log, 2, &[like(2)])).unwrap(), Err(End::PullFirst));
@@ -80,23 +86,27 @@ fn a_session_is_with_one_log() {
 }
 
 #[test]
-fn what_is_too_much_is_halved_and_grows_again() {
+fn what_is_too_much_is_halved_and_grows_again_after_a_while() {
     let home = Home::new();
     let log = LogId::random();
-    let (mut replica, mut session) = client(&home, 9, log, 0);
+    let (mut replica, mut session) = client(&home, 50, log, 0);
     let too_slow = || PushAnswer::TooMuch(End::Offline("too slow".to_owned()));
-    for (answer, size) in [(too_slow(), 4), (PushAnswer::TooLarge, 2)] {
+    for (answer, size) in
+        [(too_slow(), 25), (PushAnswer::TooLarge, 12), (too_slow(), 6), (too_slow(), 3), (too_slow(), 1)]
+    {
         let outgoing = session.next_push(&replica).unwrap().unwrap().unwrap();
         assert_eq!(session.answer(&mut replica, &outgoing, answer).unwrap(), Ok(()));
         assert_eq!(next_ids(&mut session, &replica), size);
     }
-    let outgoing = session.next_push(&replica).unwrap().unwrap().unwrap();
-    let pushed = serde_json::json!({ "log": log, "events": [{ "seq": 1 }, { "seq": 2 }] });
-    let answer = PushAnswer::Pushed(serde_json::from_value(pushed).unwrap());
-    assert_eq!(session.answer(&mut replica, &outgoing, answer).unwrap(), Ok(()));
-    let outgoing = session.next_push(&replica).unwrap().unwrap().unwrap();
-    assert_eq!(outgoing.ids(), [102, 103, 104, 105].map(|n| like(n).id), "what was answered is not pushed again");
-    assert_eq!(replica.standing().unwrap().pending, 9, "only what arrives is confirmed");
+    for n in 0..16 {
+        let outgoing = session.next_push(&replica).unwrap().unwrap().unwrap();
+        assert_eq!(outgoing.ids(), [like(100 + n).id], "what was answered is not pushed again");
+        let pushed = serde_json::json!({ "log": log, "events": [{ "seq": 1 + n }] });
+        let answer = PushAnswer::Pushed(serde_json::from_value(pushed).unwrap());
+        assert_eq!(session.answer(&mut replica, &outgoing, answer).unwrap(), Ok(()));
+    }
+    assert_eq!(next_ids(&mut session, &replica), 2);
+    assert_eq!(replica.standing().unwrap().pending, 50, "only what arrives is confirmed");
 }
 
 #[test]
