@@ -400,6 +400,8 @@ struct Shared {
 #[derive(Default)]
 struct OpenStores {
     stores: HashMap<StoreId, OpenStore>,
+    /// Tells that something about a store is new; kept while somebody listens, also when the store is closed.
+    news: HashMap<StoreId, watch::Sender<u64>>,
     /// Threads that are closing their store; whoever opens it again has to wait for them.
     closing: HashMap<StoreId, JoinHandle<()>>,
     swept: Option<Instant>,
@@ -467,7 +469,7 @@ impl Stores {
             return Err(Error::TooManyOpen);
         }
         let predecessor = open.closing.remove(id);
-        let (store, thread) = self.start(id, predecessor)?;
+        let (store, thread) = self.start(id, predecessor, open.news(id).clone())?;
         open.stores.insert(id.clone(), OpenStore { store: store.clone(), thread, used: now });
         Ok(store)
     }
@@ -478,12 +480,29 @@ impl Stores {
         open.stores.get(id).map(|known| known.store.clone())
     }
 
-    fn start(&self, id: &StoreId, predecessor: Option<JoinHandle<()>>) -> Result<(Store, JoinHandle<()>), Error> {
+    /// Whether so many stores are open that those which nobody needs had better be closed.
+    pub(crate) fn are_crowded(&self) -> bool {
+        let open = self.shared.open.lock().expect("BUG: opening a store panicked");
+        open.stores.len() >= self.shared.limits.open.div_ceil(2)
+    }
+
+    /// Changes whenever something about the store is new. Unlike a handle, it doesn't keep the store open.
+    pub(crate) fn news(&self, id: &StoreId) -> watch::Receiver<u64> {
+        self.shared.open.lock().expect("BUG: opening a store panicked").news(id).subscribe()
+    }
+
+    fn start(
+        &self,
+        id: &StoreId,
+        predecessor: Option<JoinHandle<()>>,
+        news: watch::Sender<u64>,
+    ) -> Result<(Store, JoinHandle<()>), Error> {
         let files = Files::in_dir(self.shared.dir.join(id.as_str()));
         let (queue, work) = mpsc::channel(self.shared.limits.queue);
         let (tell_health, health) = watch::channel(Health::Opening);
         let live = Arc::new(Live::default());
-        let writer = Writer::new(files.clone(), Arc::clone(&self.shared.common), work, Arc::clone(&live), tell_health);
+        let common = Arc::clone(&self.shared.common);
+        let writer = Writer::new(files.clone(), common, work, Arc::clone(&live), tell_health, news);
         let run = move || {
             if let Some(predecessor) = predecessor {
                 drop(predecessor.join());
@@ -523,6 +542,10 @@ impl Stores {
 }
 
 impl OpenStores {
+    fn news(&mut self, id: &StoreId) -> &watch::Sender<u64> {
+        self.news.entry(id.clone()).or_insert_with(|| watch::channel(0).0)
+    }
+
     /// Lets go of the stores that nobody has used for `idle`.
     fn sweep(&mut self, now: Instant, idle: Duration) {
         self.swept = Some(now);
@@ -534,6 +557,8 @@ impl OpenStores {
             drop(store);
             self.closing.insert(id, thread);
         }
+        let Self { stores, news, .. } = self;
+        news.retain(|id, news| news.receiver_count() > 0 || stores.contains_key(id));
     }
 }
 

@@ -73,6 +73,8 @@ pub(crate) struct Writer {
     queue: mpsc::Receiver<Work>,
     live: Arc<Live>,
     health: watch::Sender<Health>,
+    /// Told of every change of `health`, for who doesn't want to keep the store open.
+    news: watch::Sender<u64>,
     held: Held,
     /// Why the last write failed, and when: until one succeeds, the store is there to be read.
     stuck: Option<(Error, Instant)>,
@@ -88,9 +90,10 @@ impl Writer {
         queue: mpsc::Receiver<Work>,
         live: Arc<Live>,
         health: watch::Sender<Health>,
+        news: watch::Sender<u64>,
     ) -> Self {
         let held = Held::Failed(Error::Closed, Instant::now());
-        Self { files, common, queue, live, health, held, stuck: None, has_files: false, looked: Instant::now() }
+        Self { files, common, queue, live, health, news, held, stuck: None, has_files: false, looked: Instant::now() }
     }
 
     /// Works until every handle of the store is gone, or somebody closes it.
@@ -311,13 +314,16 @@ impl Writer {
                 Health::Failed(error.to_string())
             }
         };
-        self.health.send_if_modified(|last| {
+        let is_new = self.health.send_if_modified(|last| {
             let is_new = *last != health;
             if is_new {
                 *last = health;
             }
             is_new
         });
+        if is_new {
+            self.news.send_modify(|times| *times += 1);
+        }
     }
 
     /// Has the WALs moved into their databases, beside this thread as long as that keeps up.

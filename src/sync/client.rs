@@ -21,11 +21,18 @@ use crate::engine::{Digest, Error, Generation, Health, LogId, Position, Seq, Sta
 /// How long a stream may be silent. The hub says something every ten seconds.
 const SILENCE: Duration = Duration::from_secs(25);
 
-/// The shortest and the longest wait before the next attempt.
+/// The shortest and the longest wait before the next attempt, of a few stores.
 const WAIT: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(15)];
 
-/// How long a store is kept level after somebody used it last.
-const IDLE: Duration = Duration::from_secs(600);
+/// So many stores try as often as that. More of them wait longer, so that all together don't keep the machine busy with a
+/// hub that is away; who gets through first tells the others.
+const FEW: usize = 32;
+
+/// The shortest wait of a store that somebody is using.
+const WANTED: Duration = Duration::from_secs(1);
+
+/// How long a store is kept level after somebody used it last; the second, while others need the room.
+const IDLE: [Duration; 2] = [Duration::from_secs(600), Duration::from_secs(5)];
 
 /// How often to look whether anybody still uses a store that is level.
 const IDLE_CHECK: Duration = Duration::from_secs(5);
@@ -92,12 +99,20 @@ struct Shared {
     shutdown: CancellationToken,
     links: Mutex<HashMap<StoreId, Link>>,
     none: watch::Sender<LinkStatus>,
+    /// How often a store that was offline has come to be online.
+    found: watch::Sender<u64>,
 }
 
 struct Link {
     status: watch::Receiver<LinkStatus>,
-    used: Arc<Mutex<Instant>>,
+    usage: Arc<Usage>,
     lane: usize,
+}
+
+/// That somebody uses a store.
+struct Usage {
+    last: Mutex<Instant>,
+    again: Notify,
 }
 
 impl Clients {
@@ -107,8 +122,9 @@ impl Clients {
         retry_halted: Duration,
         shutdown: CancellationToken,
     ) -> Self {
-        let none = watch::channel(LinkStatus::none()).0;
-        Self { shared: Arc::new(Shared { stores, upstream, retry_halted, shutdown, links: Mutex::default(), none }) }
+        let (none, found) = (watch::channel(LinkStatus::none()).0, watch::channel(0).0);
+        let links = Mutex::default();
+        Self { shared: Arc::new(Shared { stores, upstream, retry_halted, shutdown, links, none, found }) }
     }
 
     /// Whether there is an upstream.
@@ -126,8 +142,9 @@ impl Clients {
     fn link(&self, upstream: &Upstream, store: &Store, used: Instant) -> watch::Receiver<LinkStatus> {
         let mut links = self.shared.links.lock().expect("BUG: attending to a store panicked");
         if let Some(link) = links.get(store.id()) {
-            let mut last = link.used.lock().expect("BUG: touching a link panicked");
+            let mut last = link.usage.last.lock().expect("BUG: touching a link panicked");
             *last = used.max(*last);
+            link.usage.again.notify_one();
             return link.status.clone();
         }
         let first = LinkStatus {
@@ -137,19 +154,23 @@ impl Clients {
             ..LinkStatus::none()
         };
         let (sender, status) = watch::channel(first);
-        let used = Arc::new(Mutex::new(used));
+        let usage = Arc::new(Usage { last: Mutex::new(used), again: Notify::new() });
         let lane = Upstream::lane_beside(links.values().map(|link| link.lane));
         let client = Client {
             id: store.id().clone(),
             health: store.health(),
             upstream: upstream.in_lane(lane),
             status: sender,
-            used: Arc::clone(&used),
+            usage: Arc::clone(&usage),
             clients: self.clone(),
         };
-        links.insert(store.id().clone(), Link { status: status.clone(), used, lane });
+        links.insert(store.id().clone(), Link { status: status.clone(), usage, lane });
         tokio::spawn(client.run());
         status
+    }
+
+    fn count(&self) -> usize {
+        self.shared.links.lock().expect("BUG: attending to a store panicked").len()
     }
 
     /// Attends from the start to `first`, and to every store in which an earlier process left something to be pushed,
@@ -158,7 +179,7 @@ impl Clients {
         let Shared { stores, upstream, .. } = &*self.shared;
         let Some(upstream) = upstream else { return };
         // Nobody uses the others, so they are let go of as soon as they are level.
-        let long_ago = Instant::now().checked_sub(IDLE).unwrap_or_else(Instant::now);
+        let long_ago = Instant::now().checked_sub(IDLE[0]).unwrap_or_else(Instant::now);
         for id in [first.clone()].iter().chain(&stores.list().unwrap_or_default()) {
             let mut found = stores.get(id);
             while matches!(found, Err(Error::TooManyOpen)) {
@@ -183,7 +204,7 @@ struct Client {
     health: watch::Receiver<Health>,
     upstream: Upstream,
     status: watch::Sender<LinkStatus>,
-    used: Arc<Mutex<Instant>>,
+    usage: Arc<Usage>,
     clients: Clients,
 }
 
@@ -205,6 +226,7 @@ impl Client {
     /// closed: then it is true.
     async fn keep_level(&mut self) -> bool {
         let mut backoff = Backoff::default();
+        let mut has_diverged = false;
         loop {
             let (began, before, terms) = (Instant::now(), self.standing(), self.terms());
             let end = match self.clients.shared.stores.get(&self.id) {
@@ -228,13 +250,22 @@ impl Client {
             if began.elapsed() > WAIT[1] || now.head > before.head && now.pending == 0 {
                 backoff = Backoff::default();
             }
+            let wait = backoff.next(self.clients.count());
+            // What was repaired is not refused again by a hub that means what it says.
+            let is_in_vain = std::mem::replace(&mut has_diverged, matches!(end, End::Diverged(_))) && has_diverged;
             match end {
                 End::Closed => return true,
-                End::PullFirst | End::Diverged(_) => sleep(backoff.next()).await,
-                End::Offline(why) => {
+                End::PullFirst => sleep(wait).await,
+                End::Diverged(_) if !is_in_vain => sleep(wait).await,
+                End::Diverged(_) | End::Offline(_) => {
+                    let why = match end {
+                        End::Offline(why) => why,
+                        _ => "the hub says again and again that its log is another".to_owned(),
+                    };
                     self.tell(LinkState::Offline, None, Some(why));
+                    let found = self.clients.shared.found.subscribe();
                     tokio::select! {
-                        () = sleep(backoff.next()) => {}
+                        () = may_try_again(wait, &self.usage.again, found) => {}
                         () = self.idle() => return false,
                     }
                 }
@@ -375,13 +406,14 @@ impl Client {
     }
 
     fn is_idle(&self) -> bool {
-        let used = *self.used.lock().expect("BUG: touching a link panicked");
+        let used = *self.usage.last.lock().expect("BUG: touching a link panicked");
+        let patience = IDLE[usize::from(self.clients.shared.stores.are_crowded())];
         let is_level = match &*self.health.borrow() {
             Health::Absent => true,
             health => health.standing().is_some_and(|standing| standing.pending == 0),
         };
         // One receiver is in the list of links; another is an open page's.
-        is_level && used.elapsed() > IDLE && self.status.receiver_count() <= 1
+        is_level && used.elapsed() > patience && self.status.receiver_count() <= 1
     }
 
     /// Where the store stood when that was known last.
@@ -403,6 +435,9 @@ impl Client {
             }
             if status.state != state {
                 status.since = Some(tokens::now());
+                if (status.state, state) == (LinkState::Offline, LinkState::Online) {
+                    self.clients.shared.found.send_modify(|times| *times += 1);
+                }
             }
             status.state = state;
             status.code = code;
@@ -469,14 +504,34 @@ struct Backoff {
 }
 
 impl Backoff {
-    /// The next wait: random between half and the whole of a bound that doubles ("equal jitter").
-    fn next(&mut self) -> Duration {
-        let bound = WAIT[0].saturating_mul(1 << self.attempts.min(16)).min(WAIT[1]);
+    /// The next wait of one among so many stores: random between half and the whole of a bound that doubles ("equal
+    /// jitter").
+    fn next(&mut self, stores: usize) -> Duration {
+        let crowd = u32::try_from(stores / FEW).unwrap_or(u32::MAX).max(1);
+        let longest = WAIT[1].saturating_mul(crowd);
+        let bound = WAIT[0].saturating_mul(1 << self.attempts.min(16)).min(longest);
         self.attempts += 1;
-        let random =
-            f64::from(u16::from_le_bytes([uuid::Uuid::new_v4().as_bytes()[0], uuid::Uuid::new_v4().as_bytes()[1]]));
-        bound.mul_f64(0.5 + 0.5 * random / f64::from(u16::MAX))
+        bound.mul_f64(0.5 + 0.5 * random())
     }
+}
+
+/// Returns after `wait`, or sooner when somebody uses the store, or when another store has `found` the hub.
+async fn may_try_again(wait: Duration, used: &Notify, mut found: watch::Receiver<u64>) {
+    let least = wait.min(WANTED);
+    sleep(least).await;
+    tokio::select! {
+        () = sleep(wait - least) => {}
+        () = used.notified() => {}
+        // Not all at once.
+        _ = found.changed() => sleep(WANTED.mul_f64(random())).await,
+    }
+}
+
+/// From 0 to 1.
+fn random() -> f64 {
+    let random = uuid::Uuid::new_v4();
+    let [first, second, ..] = *random.as_bytes();
+    f64::from(u16::from_le_bytes([first, second])) / f64::from(u16::MAX)
 }
 
 /// A fault on this side: the session is over, and the store says itself what is wrong with it.
@@ -578,6 +633,42 @@ mod tests {
         tokio::task::spawn_blocking(move || stores.close()).await.expect("closed");
         while link.changed().await.is_ok() {}
         assert!(clients.shared.links.lock().expect("links").is_empty());
+    }
+
+    #[test]
+    fn trust_26_waits_grow_and_no_two_devices_wait_alike() {
+        let waits = |stores| {
+            let mut backoff = Backoff::default();
+            let mut next = move || backoff.next(stores);
+            std::iter::repeat_with(move || next()).take(12).collect::<Vec<_>>()
+        };
+        let (one, other, many) = (waits(1), waits(1), waits(320));
+        assert_ne!(one, other);
+        for (n, wait) in one.iter().enumerate() {
+            let bound = (WAIT[0] * (1 << n)).min(WAIT[1]);
+            assert!((bound / 2..=bound).contains(wait), "{n}: {wait:?}");
+        }
+        assert!(many[11] >= WAIT[1] * 5, "{many:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn who_uses_a_store_or_finds_the_hub_makes_the_wait_short() {
+        let (used, found) = (Notify::new(), watch::channel(0).0);
+        let hour = Duration::from_secs(3_600);
+        let waited = async |wait| {
+            let start = tokio::time::Instant::now();
+            may_try_again(wait, &used, found.subscribe()).await;
+            start.elapsed()
+        };
+        assert_eq!(waited(hour).await, hour);
+        assert_eq!(waited(WAIT[0]).await, WAIT[0]);
+        used.notify_one();
+        assert_eq!(waited(hour).await, WANTED);
+        let (waited, ()) = tokio::join!(waited(hour), async {
+            sleep(Duration::from_secs(60)).await;
+            found.send_modify(|times| *times += 1);
+        });
+        assert!(waited <= Duration::from_secs(60) + WANTED, "{waited:?}");
     }
 
     #[test]

@@ -22,7 +22,7 @@ use super::authority::{Incoming, Refusal, Start};
 use super::protocol::{Hello, PAGE, Push, Pushed, WirePage, code};
 use super::sse;
 use super::tokens::{self, Seen, Token, Tokens};
-use crate::engine::{Device, Digest, Health, LogId, Seq, Store};
+use crate::engine::{Device, Digest, LogId, Seq, StoreId, Stores};
 use crate::web::{App, Opened, Problem};
 
 /// How often a pull stream says that it is alive.
@@ -53,12 +53,12 @@ impl Hub {
         Self { run: uuid::Uuid::new_v4().to_string().into(), tokens, devices }
     }
 
-    fn saw(&self, device: &Device, store: &Store, pulled: Option<Seq>) {
+    fn saw(&self, device: &Device, store: &StoreId, pulled: Option<Seq>) {
         let mut devices = self.devices.lock().expect("BUG: noting a device panicked");
         let seen = devices.entry(device.as_str().to_owned()).or_default();
         seen.at = tokens::now();
         if let Some(pulled) = pulled {
-            seen.pulled.insert(store.id().to_string(), pulled);
+            seen.pulled.insert(store.to_string(), pulled);
         }
     }
 }
@@ -120,7 +120,7 @@ pub(crate) async fn push(
     } else {
         store.look_if_any(move |replica| incoming.store(replica)).await?
     };
-    app.hub.saw(&token.device, &store, None);
+    app.hub.saw(&token.device, store.id(), None);
     Ok(Json(pushed?))
 }
 
@@ -188,15 +188,17 @@ pub(crate) async fn pull(
     let slot = app.pages.slot()?;
     let digest = digest.unwrap_or_default();
     let start = store.look_if_any(move |replica| Start::vouch(replica.as_deref(), log, after, digest)).await??;
-    app.hub.saw(&token.device, &store, Some(after));
+    app.hub.saw(&token.device, store.id(), Some(after));
     let mut ping = interval_at(tokio::time::Instant::now() + PING_EVERY, PING_EVERY);
     ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let stream = PullStream {
         hello: Some(start.hello(&app.hub.run)),
         start,
         after,
-        health: store.health(),
-        store,
+        news: app.stores.news(store.id()),
+        is_level: false,
+        stores: app.stores.clone(),
+        store: store.id().clone(),
         token,
         hub: app.hub.clone(),
         ping,
@@ -213,13 +215,17 @@ pub(crate) async fn pull(
     Ok((headers, body).into_response())
 }
 
-/// One client's stream. It holds one page at most: the next is read when the client took the last.
+/// One client's stream. It holds one page at most: the next is read when the client took the last. It has the store only
+/// while it reads, so that a hub can serve more stores than it could have open.
 struct PullStream {
     hello: Option<Hello>,
     start: Start,
     after: Seq,
-    health: watch::Receiver<Health>,
-    store: Store,
+    news: watch::Receiver<u64>,
+    /// Whether there was no more at the last look.
+    is_level: bool,
+    stores: Stores,
+    store: StoreId,
     token: Token,
     hub: Hub,
     ping: Interval,
@@ -243,15 +249,21 @@ impl PullStream {
             if self.shutdown.is_cancelled() || !self.hub.tokens.is_valid(&self.token) {
                 return None;
             }
-            self.health.mark_unchanged();
-            if let Some(page) = self.page().await? {
-                self.hub.saw(&self.token.device, &self.store, Some(self.after));
-                return Some(sse::frame("page", &page));
+            if !self.is_level {
+                self.news.mark_unchanged();
+                if let Some(page) = self.page().await? {
+                    self.hub.saw(&self.token.device, &self.store, Some(self.after));
+                    return Some(sse::frame("page", &page));
+                }
+                self.is_level = true;
             }
             tokio::select! {
                 () = self.shutdown.cancelled() => return None,
                 () = self.hub.tokens.revoked(&self.token) => return None,
-                changed = self.health.changed() => changed.ok()?,
+                changed = self.news.changed() => {
+                    changed.ok()?;
+                    self.is_level = false;
+                }
                 _ = self.ping.tick() => {
                     self.hub.saw(&self.token.device, &self.store, None);
                     return Some(sse::frame("ping", &serde_json::json!({})));
@@ -263,7 +275,8 @@ impl PullStream {
     /// The next page, if there is more; the outer `None` when this stream can't go on.
     async fn page(&mut self) -> Option<Option<WirePage>> {
         let (mut start, after) = (self.start, self.after);
-        let read = self.store.look(move |replica| Ok((start.page(replica, after)?, start)));
+        let store = self.stores.get(&self.store).ok()?;
+        let read = store.look(move |replica| Ok((start.page(replica, after)?, start)));
         let Some((page, start)) = read.await.ok()? else { return Some(None) };
         self.start = start;
         let page = page?;

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
+use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::common::wait_for;
 use crate::proxy::Mode;
-use crate::support::{Node, Pull, Wire, hub_behind_proxy, likes, new_id, wait_until_level};
+use crate::support::{Node, Pull, Wire, get, hub_behind_proxy, likes, new_id, post, wait_until_level};
 
 const MANY: usize = 100_000;
 
@@ -125,4 +126,28 @@ fn extended(digest: [u8; 32], entry: &serde_json::Value) -> [u8; 32] {
         hasher.update(part);
     }
     *hasher.finalize().as_bytes()
+}
+
+#[test]
+fn looking_at_more_stores_than_may_be_open_locks_nobody_out() {
+    let hub = Node::hub();
+    let phone = Node::client("phone", hub.url(), &hub);
+    let laptop = Node::client("laptop", hub.url(), &hub);
+    for n in 0..520 {
+        // Some are told to come again in a moment.
+        get(&format!("{}/s/look-{n}/status", phone.url()));
+    }
+    wait_for("room for a like in another store", || {
+        let (status, _) = post(&format!("{}/s/other/likes", phone.url()), "application/x-www-form-urlencoded", "");
+        (status == 303).then_some(())
+    });
+    for node in [&phone, &hub, &laptop] {
+        wait_for("the like", || {
+            let (status, body) = get(&format!("{}/s/other/status", node.url()));
+            (status == 200 && body.contains(r#""count":1,"#) && body.contains(r#""pending":0,"#)).then_some(())
+        });
+    }
+    let stores: Vec<_> =
+        fs::read_dir(hub.data.join("stores")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(stores, ["other"]);
 }
