@@ -39,6 +39,10 @@ pub(crate) struct Limits {
     /// How long a peer may take nothing of what we send. Long, because an event stream to a suspended page stalls, too;
     /// but not for ever, because nothing else ends it.
     pub(crate) write_stall: Duration,
+    /// How long what we sent may stay without the peer's acknowledgement: the link is down, and nobody said goodbye. Event
+    /// streams say something every few seconds, so a peer that is gone is noticed within this time. Where the system
+    /// has no such limit, it gives up by itself after a quarter of an hour.
+    pub(crate) unacknowledged: Duration,
     /// How long to discard what a peer still sends after the last answer. Closing at once would reset the connection,
     /// and the peer would lose the answer that says why.
     pub(crate) linger: Duration,
@@ -56,6 +60,7 @@ impl Default for Limits {
             header_read: Duration::from_secs(10),
             buffer_bytes: 64 * 1024,
             write_stall: Duration::from_secs(300),
+            unacknowledged: Duration::from_secs(60),
             linger: Duration::from_secs(1),
             last_call: Duration::from_millis(100),
             drain: Duration::from_millis(3_900),
@@ -169,7 +174,7 @@ async fn converse(
     limits: Limits,
     shutdown: CancellationToken,
 ) {
-    if let Err(error) = stream.set_nodelay(true) {
+    if let Err(error) = set_up(&stream, limits) {
         tracing::debug!(%error, "a connection was gone before its first byte");
         return;
     }
@@ -192,6 +197,16 @@ async fn converse(
         // Peers hang up, stall and send nonsense all day. It is their business, not a fault of ours.
         tracing::debug!(error = %error_chain(&error), "a connection broke off");
     }
+}
+
+/// What a connection has to be told before its first byte.
+fn set_up(stream: &TcpStream, limits: Limits) -> io::Result<()> {
+    #[cfg(target_os = "linux")]
+    {
+        let millis = u32::try_from(limits.unacknowledged.as_millis()).unwrap_or(u32::MAX);
+        rustix::net::sockopt::set_tcp_user_timeout(stream, millis)?;
+    }
+    stream.set_nodelay(true)
 }
 
 /// A TCP stream that gives up on a peer that takes nothing, and that closes without resetting the connection.
@@ -716,6 +731,16 @@ mod tests {
         until(|| server.bodies.load(Ordering::SeqCst) == 0).await;
         drop(stalled);
         server.stop().await;
+    }
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn trust_26_the_system_gives_up_a_link_that_is_down() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a listener");
+        let stream = TcpStream::connect(listener.local_addr().expect("an address")).await.expect("a connection");
+        set_up(&stream, Limits::default()).expect("a connection that is set up");
+        let millis = rustix::net::sockopt::tcp_user_timeout(&stream).expect("the limit");
+        assert_eq!(Duration::from_millis(millis.into()), Limits::default().unacknowledged);
     }
 
     #[tokio::test(start_paused = true)]

@@ -313,3 +313,98 @@ fn child_that_is_killed() {
         }
     }
 }
+
+/// Tells a child process which story to act out, and where.
+const KILLED_AT: &str = "LIKEWISE_TEST_KILLED_AT";
+
+/// A process is killed just before each of its writes to a database, to the witness, and before each file that it deletes,
+/// one after the other: between append, materialize and the cursor, and between any two pages of a transaction.
+#[test]
+fn trust_19_killed_at_any_write_the_state_is_never_ahead_and_nothing_is_lost() {
+    if let Err(why) = Command::new("strace").arg("-V").output() {
+        panic!("this test needs strace ({why}): install it, on Debian with `apt-get install strace`");
+    }
+    let mut kills = 0;
+    for story in ["own", "synced"] {
+        for call in ["pwrite64", "write", "unlink"] {
+            // strace counts the calls of each name.
+            let mut nth = 1;
+            while was_killed(story, call, nth) {
+                nth += 1;
+                kills += 1;
+            }
+        }
+    }
+    assert!(kills > 100, "only {kills} kills");
+}
+
+/// Has a process act out `story` and be killed at its `nth` call; then all has to be well. False when it came to its end.
+fn was_killed(story: &str, call: &str, nth: u32) -> bool {
+    let home = Home::new();
+    // The beginning is not part of it: what is killed has a past.
+    drop(prologue(&home, story));
+    let output = Command::new("strace")
+        .args(["-f", "-qq", "-o", "/dev/null", "-e", &format!("trace={call}")])
+        .args(["-e", &format!("inject={call}:signal=KILL:when={nth}")])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", "crashes::child_that_is_killed_at_a_write", "--ignored", "--nocapture"])
+        .env(KILLED_AT, format!("{} {story}", home.dir.display()))
+        .stderr(Stdio::null())
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stdout).unwrap();
+    let replica = home.open();
+    let ids = ids_of(&replica);
+    for line in said.lines().filter_map(|line| line.strip_prefix("acknowledged ")) {
+        assert!(ids.contains(&line.parse().unwrap()), "{story}, killed at {call} {nth}: {line} is lost");
+    }
+    !said.contains("the end")
+}
+
+/// A replica with something in log and outbox.
+fn prologue(home: &Home, story: &str) -> Replica {
+    let mut replica = if story == "own" { home.open() } else { home.follow() };
+    replica.commit(&[like(1), append(2, "a"), like(3)]).unwrap();
+    if story == "synced" {
+        replica.arrive(&page(1, &[like(1)], false)).unwrap();
+    }
+    replica
+}
+
+#[test]
+#[ignore = "a process of its own, started by another test"]
+fn child_that_is_killed_at_a_write() {
+    let Ok(told) = std::env::var(KILLED_AT) else { return };
+    let (dir, story) = told.split_once(' ').unwrap();
+    let home = Home::of_child(dir.into());
+    let mut replica = home.try_open().unwrap();
+    let commit = |replica: &mut Replica, events: &[Envelope]| {
+        assert!(stored(&replica.commit(events).unwrap()));
+        for event in events {
+            println!("acknowledged {}", event.id);
+        }
+    };
+    commit(&mut replica, &[like(10), append(11, "b")]);
+    if story == "own" {
+        commit(&mut replica, &[append(12, "c")]);
+        replica
+            .add(&[(append(13, "d"), device("elsewhere")), (event(id(14), "Panicked", ""), device("elsewhere"))])
+            .unwrap();
+        replica.take_back(Seq(2), Whose::Upstream(None)).unwrap();
+        commit(&mut replica, &[like(15)]);
+        replica.promote().unwrap();
+    } else {
+        // Ours and others', a confirmation of all that is pending, and a repair.
+        replica.arrive(&page(2, &[append(20, "x"), append(2, "a")], true)).unwrap();
+        replica.arrive(&page(4, &[append(21, "y")], false)).unwrap();
+        replica.arrive(&page(5, &[like(3), like(10), append(11, "b")], false)).unwrap();
+        commit(&mut replica, &[append(12, "c")]);
+        replica.take_back(Seq(3), Whose::Upstream(None)).unwrap();
+        replica.arrive(&page(4, &[append(21, "y"), like(3)], false)).unwrap();
+        commit(&mut replica, &[like(15)]);
+    }
+    drop(replica);
+    println!("the end");
+    // Without the destructors of the test harness: what they do is not part of the story.
+    std::process::exit(0);
+}

@@ -4,9 +4,11 @@ use std::fs;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use likewise::engine::EventId;
+
 use crate::common::wait_for;
 use crate::proxy::{Mode, Proxy};
-use crate::support::{Node, get, hub_behind_proxy, likes, wait_until_level};
+use crate::support::{Node, get, hub_behind_proxy, likes, post, wait_until_level};
 
 #[test]
 fn likes_cross_at_once_and_wait_for_a_hub_that_is_away() {
@@ -193,4 +195,40 @@ fn the_fault_proxy_passes_what_it_should() {
     let proxy = Proxy::start();
     proxy.point_to(hub.url());
     assert_eq!(get(&format!("{}/healthz", proxy.url)), (200, "ok\n".to_owned()));
+}
+
+/// Clicks carry the time of the clock where they happened. Nothing is ordered, counted or recognized by it.
+#[test]
+fn trust_27_clocks_that_are_off_or_run_backwards_change_neither_order_nor_count() {
+    let hub = Node::hub();
+    let phone = Node::client("phone", hub.url(), &hub);
+    let laptop = Node::client("laptop", hub.url(), &hub);
+    let year = 31_557_600_000;
+    let click = |n: u64, years: u64| EventId::from_parts(years * year, [n as u8; 10]).to_string();
+    let clicks = [
+        (&phone, click(1, 66)),
+        (&laptop, click(2, 46)),
+        (&phone, click(3, 65)),
+        (&hub, click(4, 0)),
+        (&laptop, click(5, 56)),
+        (&phone, click(6, 20)),
+    ];
+    let like = |node: &Node, id: &str| {
+        let form = "application/x-www-form-urlencoded";
+        let (status, body) = post(&format!("{}/likes", node.url()), form, &format!("id={id}"));
+        assert_eq!(status, 303, "{body}");
+    };
+    for (count, (node, id)) in (1..).zip(&clicks) {
+        like(node, id);
+        wait_until_level(&[&hub, &phone, &laptop], count);
+    }
+    // Each once more, elsewhere, and from then on with a clock that says otherwise.
+    for (_, id) in &clicks {
+        like(&laptop, id);
+        like(&hub, id);
+    }
+    like(&phone, &click(7, 10));
+    wait_until_level(&[&hub, &phone, &laptop], clicks.len() as u64 + 1);
+    let order: Vec<_> = hub.export().iter().map(|event| event["id"].as_str().unwrap().to_owned()).collect();
+    assert!(order.iter().eq(clicks.iter().map(|(_, id)| id).chain([&click(7, 10)])), "{order:?}");
 }
