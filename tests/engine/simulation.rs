@@ -193,6 +193,7 @@ impl Cluster {
             95..=96 => self.restart_authority(None),
             97 if self.rng.chance(15) => self.recreate_authority(),
             97 => self.restore_authority(),
+            _ if self.rng.chance(25) => self.machine_fault_at_authority(),
             _ => self.machine_fault(at),
         }
         self.look_at(at);
@@ -585,6 +586,26 @@ impl Cluster {
         if self.nodes[at].replica.is_none() {
             self.crash(at);
         }
+    }
+
+    /// The same at the authority.
+    fn machine_fault_at_authority(&mut self) {
+        let events = [random_event(&mut self.rng), random_event(&mut self.rng), random_event(&mut self.rng)];
+        let is_pushed = self.rng.chance(50);
+        let after = self.rng.next() as u32 % 4;
+        fail_after(after, *self.rng.pick(&[ffi::SQLITE_FULL, ffi::SQLITE_IOERR_FSYNC, ffi::SQLITE_NOMEM]));
+        let result = if is_pushed {
+            let pushed: Vec<_> = events.iter().map(|event| (event.clone(), device("elsewhere"))).collect();
+            self.authority().add(&pushed)
+        } else {
+            self.authority().commit(&events)
+        };
+        assert_eq!(result.is_ok(), mend(), "{result:?}");
+        if let Ok(outcomes) = result {
+            let kept = events.into_iter().zip(outcomes).filter(|(_, outcome)| is_kept(outcome));
+            self.acknowledged.extend(kept.map(|(event, _)| event));
+        }
+        self.restart_authority(None);
     }
 
     /// What holds for a node after every step.
