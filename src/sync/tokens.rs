@@ -275,4 +275,17 @@ mod tests {
         file.revoke(&token.device).unwrap();
         tokens.revoked(&token).await;
     }
+
+    #[tokio::test]
+    async fn a_damaged_file_is_told_of_once_and_locks_nobody_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = TokenFile::in_dir(dir.path());
+        let shown = file.add("phone".parse().unwrap()).unwrap();
+        let tokens = Tokens::follow(file.clone(), CancellationToken::new()).unwrap();
+        fs::write(file.path(), "no tokens").unwrap();
+        assert!(tokens.shared.look().is_err());
+        assert!(tokens.shared.look().is_ok(), "it is not read again before it changes");
+        let token = tokens.find(shown.as_bytes()).expect("still valid");
+        assert!(tokens.is_valid(&token));
+    }
 }
