@@ -87,7 +87,17 @@ impl Browser {
 
     /// A new empty tab in front of the others.
     pub(crate) fn blank(&self) -> Tab<'_> {
-        let target = self.wire.call(None, "Target.createTarget", json!({ "url": "about:blank" }));
+        self.create(false)
+    }
+
+    /// A new empty tab in a window of its own, beside the others.
+    pub(crate) fn window(&self) -> Tab<'_> {
+        self.create(true)
+    }
+
+    fn create(&self, window: bool) -> Tab<'_> {
+        let new = json!({ "url": "about:blank", "newWindow": window });
+        let target = self.wire.call(None, "Target.createTarget", new);
         let target = text(&target["targetId"]);
         let attach = json!({ "targetId": target, "flatten": true });
         let session = text(&self.wire.call(None, "Target.attachToTarget", attach)["sessionId"]);
