@@ -473,7 +473,7 @@ function runPage() {
     let text = refusal;
     const quiet = Date.now() - lostAt <= QUIET_FOR;
     if (!text && live === "resting" && !quiet) {
-      text = "Other pages of yours are live instead of this one. It goes on when you click in it.";
+      text = "Other pages are live instead. This one goes on when you use it.";
     } else if (!text && live === "closed" && !quiet) {
       text = `Reconnecting… your likes are kept.${outbox.size > 0 ? ` ${waiting}` : ""}${unsafe}`;
     } else if (!text && outbox.delay > QUIET_FOR) {

@@ -93,7 +93,7 @@ fn of_many_windows_side_by_side_the_one_that_is_used_is_live() {
         assert_eq!(window.eval("document.hidden"), false);
     }
     until_resting(&windows[0]);
-    windows[0].until("document.getElementById('message').textContent.startsWith('Other pages of yours are live')");
+    windows[0].until("document.getElementById('message').textContent.startsWith('Other pages are live')");
     server.like("/s/one");
     windows[0].like();
     windows[0].until_live();
