@@ -2,13 +2,15 @@
 //
 //   a click    is answered at once, kept until the server has stored it, and posted again under the same id until then;
 //   the count  follows the server live, without ever going back and forth under the hand that clicks;
-//   all tabs   share one live stream, because a browser opens only six connections to a host.
+//   all tabs   of a store share one live stream, and all stores have a few, because a browser opens only six connections
+//              to a host. A page that nobody looks at may have to rest, and catches up when somebody does.
 //
-// The same file runs twice: in each page, and as the shared worker that owns the stream for all pages of a store.
+// The same file runs twice: in each page, and as the shared worker that owns the streams of all pages.
 "use strict";
 
 const ANSWER_WITHIN = 10_000; // a post without an answer for so long is tried again
-const POSTS_AT_ONCE = 4;      // leaves room for the page itself among the six connections
+const STREAMS = 3;            // all that one browser holds open,
+const POSTS_AT_ONCE = 2;      // beside which these, and the page itself, still find room among the six connections
 const LIVE_WITHIN = 5_000;    // a stream that doesn't open within this time is tried again
 const WORKER_WITHIN = 3_000;  // a worker that says nothing for so long after being asked is taken for dead
 const STALE_AFTER = 2_000;    // whoever comes back to a page trusts a stream this long after it last spoke
@@ -39,7 +41,7 @@ function mintId() {
 const UUID7 = /^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$/i;
 
 /**
- * Keeps one EventSource open, and reports {live: bool}, {likes: html} and {status: html}.
+ * Keeps one EventSource open, and reports {live: "open" or "closed"}, {likes: html} and {status: html}.
  *
  * It never leaves reconnecting to the EventSource, which gives up for good on an answer such as 503.
  */
@@ -58,7 +60,7 @@ function openStream(url, report) {
     source.onopen = () => {
       clearTimeout(timer);
       heard = Date.now();
-      report({ live: true });
+      report({ live: "open" });
     };
     source.onerror = failed;
     for (const name of ["likes", "status"]) {
@@ -74,7 +76,7 @@ function openStream(url, report) {
     close();
     failures += 1;
     timer = setTimeout(start, backoff(failures));
-    report({ live: false });
+    report({ live: "closed" });
   }
 
   function close() {
@@ -94,35 +96,81 @@ function openStream(url, report) {
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// The shared worker: one stream, many ports. Its name is the address of the stream.
+// The shared worker: one for the pages of all stores, each with a port.
 
 function serveTabs() {
-  const ports = new Set();
-  let stream;
-  let latest = {}; // what a new tab has missed
+  const stores = new Map(); // address of the stream -> store
+  const others = new BroadcastChannel("likewise"); // the workers of pages that another version of this file runs in
+  let crowded = false;
+  let looks = 0;
 
-  function report(news) {
-    Object.assign(latest, news);
-    for (const port of ports) port.postMessage(news);
+  function tell(store, news) {
+    Object.assign(store.latest, news);
+    for (const port of store.tabs.keys()) port.postMessage(news);
   }
 
-  function leave(port) {
-    ports.delete(port);
-    if (ports.size > 0) return;
-    stream?.close();
-    stream = undefined;
-    latest = {};
+  function close(store) {
+    store.stream?.close();
+    store.stream = undefined;
+    store.latest = { live: "resting" }; // nothing older may reach a page that has been loaded since
   }
+
+  const isSeen = (store) => [...store.tabs.values()].includes(true);
+
+  /** Gives the streams to the stores that are seen, then to those that were seen last. */
+  function share() {
+    const live = [...stores.values()]
+      .filter((store) => isSeen(store) || !crowded)
+      .sort((a, b) => isSeen(b) - isSeen(a) || b.look - a.look)
+      .slice(0, STREAMS);
+    for (const store of stores.values()) {
+      if (!store.stream || live.includes(store)) continue;
+      close(store);
+      tell(store, store.latest);
+    }
+    for (const store of live) {
+      if (store.stream) continue;
+      tell(store, { live: "closed" });
+      store.stream = openStream(store.address, (news) => tell(store, news));
+    }
+  }
+
+  /** The page behind `port` is there, and somebody sees it or doesn't. */
+  function hear(port, address, seen) {
+    let store = stores.get(address);
+    if (!store) {
+      store = { address, tabs: new Map(), look: 0, latest: { live: "resting" } };
+      stores.set(address, store);
+    }
+    if (seen || store.tabs.get(port)) store.look = ++looks;
+    store.tabs.set(port, seen);
+    if (seen) {
+      crowded = false;
+      others.postMessage("seen");
+      store.stream?.wake();
+    }
+    share();
+    port.postMessage(store.latest); // which also says "I am here", to a tab that may be in doubt
+  }
+
+  function leave(port, address) {
+    const store = stores.get(address);
+    if (!store?.tabs.delete(port)) return;
+    if (store.tabs.size === 0) {
+      close(store);
+      stores.delete(address);
+    }
+    share();
+  }
+
+  /** Somebody looks at a page of another version, whose worker needs the connections of what is hidden here. */
+  others.onmessage = () => {
+    crowded = true;
+    share();
+  };
 
   self.onconnect = ({ ports: [port] }) => {
-    ports.add(port);
-    port.onmessage = ({ data }) => {
-      if (data === "bye") return leave(port);
-      stream?.wake();
-      port.postMessage({ live: latest.live === true }); // "I am here", to a tab that may be in doubt
-    };
-    stream ??= openStream(self.name, report);
-    port.postMessage({ live: false, ...latest });
+    port.onmessage = ({ data: { address, seen, left } }) => (left ? leave(port, address) : hear(port, address, seen));
   };
 }
 
@@ -336,6 +384,8 @@ function parse(html) {
 /**
  * The page's end of the live stream: through the shared worker, or through a stream of its own where there is no worker
  * or it doesn't answer. A stream of its own is closed while the tab is hidden.
+ *
+ * The worker has one name for all stores, so that one place decides who has a stream.
  */
 function joinStream(address, hear) {
   const script = document.currentScript.src;
@@ -346,7 +396,7 @@ function joinStream(address, hear) {
   function join() {
     leave();
     try {
-      const worker = new SharedWorker(script, { name: address });
+      const worker = new SharedWorker(script, { name: "likewise" });
       worker.onerror = alone;
       port = worker.port;
     } catch {
@@ -358,18 +408,23 @@ function joinStream(address, hear) {
       own = undefined;
       hear(data);
     };
+    say();
     doubt = setTimeout(alone, WORKER_WITHIN);
+  }
+
+  function say() {
+    port.postMessage({ address, seen: !document.hidden });
   }
 
   function alone() {
     clearTimeout(doubt);
-    if (document.hidden) return leave();
+    if (document.hidden) return rest();
     own ??= openStream(address, hear);
   }
 
   function leave() {
     clearTimeout(doubt);
-    port?.postMessage("bye");
+    port?.postMessage({ address, left: true });
     port?.close();
     port = undefined;
     own?.close();
@@ -379,16 +434,20 @@ function joinStream(address, hear) {
   function wake() {
     if (own) return own.wake();
     if (!port) return join();
-    port.postMessage("wake");
+    say();
     clearTimeout(doubt);
     doubt = setTimeout(join, WORKER_WITHIN);
   }
 
   /** A hidden tab leaves its connection to the others. */
   function sleep() {
-    if (!own) return;
+    if (own) return rest();
+    if (port) say();
+  }
+
+  function rest() {
     leave();
-    hear({ live: false });
+    hear({ live: "resting" });
   }
 
   return { join, leave, wake, sleep };
@@ -404,7 +463,7 @@ function runPage() {
 
   // --- Words
 
-  let live = false;
+  let live = "closed"; // or "open", or "resting" while the worker has no stream for this page
   let lostAt = Date.now();
   let refusal = "";
 
@@ -412,7 +471,10 @@ function runPage() {
     const waiting = `${outbox.size} ${outbox.size === 1 ? "like" : "likes"} waiting to be saved.`;
     const unsafe = outbox.size > 0 && !outbox.kept ? " Keep this page open until then." : "";
     let text = refusal;
-    if (!text && !live && Date.now() - lostAt > QUIET_FOR) {
+    const quiet = Date.now() - lostAt <= QUIET_FOR;
+    if (!text && live === "resting" && !quiet) {
+      text = "Other pages are live instead. This one goes on when you use it.";
+    } else if (!text && live === "closed" && !quiet) {
       text = `Reconnecting… your likes are kept.${outbox.size > 0 ? ` ${waiting}` : ""}${unsafe}`;
     } else if (!text && outbox.delay > QUIET_FOR) {
       text = `${waiting} Trying again…${unsafe}`;
@@ -459,6 +521,7 @@ function runPage() {
 
   form.addEventListener("submit", (event) => {
     event.preventDefault();
+    rouse();
     const id = form.elements.id.value;
     form.elements.id.value = mintId(); // no id is ever used for two clicks
     refusal = "";
@@ -502,11 +565,11 @@ function runPage() {
     }
   }
 
-  function hearLive(open) {
-    root.dataset.live = open ? "open" : "closed";
-    if (open === live) return;
-    live = open;
-    if (open) {
+  function hearLive(state) {
+    if (state === live) return;
+    live = state;
+    root.dataset.live = live;
+    if (live === "open") {
       outbox.adopt();
       outbox.hurry();
     } else {
@@ -527,9 +590,15 @@ function runPage() {
   // --- Coming and going
 
   function back() {
+    if (live === "resting") lostAt = Date.now(); // what was lost while nobody looked isn't news
     stream.wake();
     outbox.adopt();
     outbox.hurry();
+  }
+
+  /** Of several windows side by side, the one that is used comes first. */
+  function rouse() {
+    if (live === "resting") back();
   }
 
   addEventListener("pageshow", (event) => {
@@ -540,15 +609,16 @@ function runPage() {
   });
   addEventListener("pagehide", () => {
     stream.leave();
-    hearLive(false);
+    hearLive("closed");
   });
   document.addEventListener("visibilitychange", () => {
     if (!document.hidden) return back();
     stream.sleep();
   });
   addEventListener("online", back);
+  addEventListener("focus", rouse);
 
-  root.dataset.live = "closed";
+  root.dataset.live = live;
   stream.join();
 }
 

@@ -109,7 +109,7 @@ impl Problem {
                 ("forbidden", "This request is not allowed.", "Use the program from its own page.")
             }
             StatusCode::NOT_FOUND => {
-                ("not-found", "There is nothing at this address.", "Check the address, or go to the start page.")
+                ("not-found", "Likewise knows no such address.", "Check it for typing errors, or go to the start page.")
             }
             StatusCode::METHOD_NOT_ALLOWED => (
                 "method-not-allowed",
@@ -334,18 +334,18 @@ fn reason(status: StatusCode) -> &'static str {
 /// A heading for people. Programs get the registered reason phrase.
 fn title(status: StatusCode) -> &'static str {
     match status {
-        StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY => "That can't be understood",
-        StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED => "That's not allowed",
-        StatusCode::NOT_FOUND => "There's nothing here",
-        StatusCode::METHOD_NOT_ALLOWED => "That can't be done here",
-        StatusCode::CONFLICT => "That doesn't fit",
+        StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY => "That can’t be understood",
+        StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED => "That’s not allowed",
+        StatusCode::NOT_FOUND => "Nothing here to like",
+        StatusCode::METHOD_NOT_ALLOWED => "That can’t be done here",
+        StatusCode::CONFLICT => "That doesn’t fit",
         StatusCode::REQUEST_TIMEOUT => "That took too long",
         StatusCode::PAYLOAD_TOO_LARGE | StatusCode::URI_TOO_LONG | StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => {
-            "That's too much"
+            "That’s too much"
         }
         StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => "Not right now",
         status if status.is_server_error() => "Something went wrong",
-        _ => "That didn't work",
+        _ => "That didn’t work",
     }
 }
 

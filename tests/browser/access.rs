@@ -95,13 +95,16 @@ fn who_wants_less_motion_gets_a_flash() {
         tab.until_live();
         tab.eval(
             "window.moves = new Set();
+             window.echoes = new Set();
              addEventListener('animationstart', (event) => moves.add(event.animationName));
+             addEventListener('animationstart', (event) => echoes.add(event.target.getAttribute('class')));
              addEventListener('transitionrun', (event) => moves.add(event.propertyName)); 0",
         );
-        tab.like();
+        tab.press(&TAB);
+        tab.press(&ENTER);
         tab.until(&format!("moves.has('{last}')"));
         server.like("");
-        tab.until("document.querySelectorAll('.echo').length > 0");
+        tab.until("echoes.has('echo sent') && echoes.has('echo received')");
         tab.until("document.querySelectorAll('.echo').length === 0");
         serde_json::from_value(tab.eval("[...moves].sort()")).expect("names")
     };
@@ -109,4 +112,28 @@ fn who_wants_less_motion_gets_a_flash() {
     assert!(["received", "sent", "transform"].iter().all(|name| all.iter().any(|known| known == name)), "{all:?}");
     assert!(all.iter().any(|name| name.starts_with("beat-")), "{all:?}");
     assert_eq!(moves("reduce", "flash"), ["flash"]);
+
+    for direction in ["sent", "received"] {
+        tab.until("document.querySelectorAll('.echo').length === 0");
+        let [x, y, width, height] = tab.place(".heart");
+        let around = [x - 20.0, y - 20.0, width + 40.0, height + 40.0];
+        let still = tab.picture_of(around);
+        // The flash stands at its beginning until there is a picture of it.
+        tab.eval(
+            "addEventListener('animationstart', ({ target }) => {
+               for (const flash of target.getAnimations()) { flash.pause(); flash.currentTime = 0; }
+               window.paused = target;
+             }, { once: true }); 0",
+        );
+        if direction == "sent" {
+            tab.press(&ENTER);
+        } else {
+            server.like("");
+        }
+        tab.until(&format!("window.paused?.classList.contains('{direction}')"));
+        let flash = tab.picture_of(around);
+        tab.eval("window.paused.getAnimations()[0].play()");
+        let difference = tab.difference(&still, &flash);
+        assert!(difference > 0.01, "{difference} of the heart changed when a like was {direction}");
+    }
 }

@@ -87,7 +87,17 @@ impl Browser {
 
     /// A new empty tab in front of the others.
     pub(crate) fn blank(&self) -> Tab<'_> {
-        let target = self.wire.call(None, "Target.createTarget", json!({ "url": "about:blank" }));
+        self.create(false)
+    }
+
+    /// A new empty tab in a window of its own, beside the others.
+    pub(crate) fn window(&self) -> Tab<'_> {
+        self.create(true)
+    }
+
+    fn create(&self, window: bool) -> Tab<'_> {
+        let new = json!({ "url": "about:blank", "newWindow": window });
+        let target = self.wire.call(None, "Target.createTarget", new);
         let target = text(&target["targetId"]);
         let attach = json!({ "targetId": target, "flatten": true });
         let session = text(&self.wire.call(None, "Target.attachToTarget", attach)["sessionId"]);
@@ -303,8 +313,40 @@ impl Tab<'_> {
 
     /// What the page looks like, as a PNG.
     pub(crate) fn screenshot(&self) -> Vec<u8> {
-        let picture = text(&self.call("Page.captureScreenshot", json!({ "format": "png" }))["data"]);
-        from_base64(&picture)
+        from_base64(&self.picture(json!({})))
+    }
+
+    /// What this part of the page looks like: left, top, width and height. As a PNG in base64.
+    pub(crate) fn picture_of(&self, [x, y, width, height]: [f64; 4]) -> String {
+        self.picture(json!({ "clip": { "x": x, "y": y, "width": width, "height": height, "scale": 1 } }))
+    }
+
+    fn picture(&self, mut params: Value) -> String {
+        params["format"] = "png".into();
+        text(&self.call("Page.captureScreenshot", params)["data"])
+    }
+
+    /// How much of two pictures of the same size is plainly different, from 0 to 1.
+    pub(crate) fn difference(&self, before: &str, after: &str) -> f64 {
+        let difference = self.eval(&format!(
+            "(async () => {{
+               const pixels = async (base64) => {{
+                 const bytes = Uint8Array.from(atob(base64), (letter) => letter.charCodeAt(0));
+                 const picture = await createImageBitmap(new Blob([bytes]));
+                 const canvas = new OffscreenCanvas(picture.width, picture.height).getContext('2d');
+                 canvas.drawImage(picture, 0, 0);
+                 return canvas.getImageData(0, 0, picture.width, picture.height).data;
+               }};
+               const [before, after] = await Promise.all(['{before}', '{after}'].map(pixels));
+               let different = 0;
+               for (let pixel = 0; pixel < before.length; pixel += 4) {{
+                 const far = (part) => Math.abs(before[pixel + part] - after[pixel + part]) > 32;
+                 if (far(0) || far(1) || far(2)) different += 1;
+               }}
+               return different / (before.length / 4);
+             }})()"
+        ));
+        difference.as_f64().expect("a number")
     }
 }
 

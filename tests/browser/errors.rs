@@ -13,7 +13,7 @@ fn an_unknown_address_shows_a_page_that_leads_back() {
     let browser = Browser::launch();
     browser.network_may_fail();
     let tab = browser.open(&format!("{}/nowhere", server.url));
-    assert_eq!(tab.text("h1"), "There's nothing here");
+    assert_eq!(tab.text("h1"), "Nothing here to like");
     assert_eq!(tab.text(".status"), "Error 404");
     tab.leave_by(|tab| tab.click(".back"));
     assert_eq!(tab.eval("location.pathname"), "/");
@@ -38,7 +38,7 @@ fn without_javascript_a_malformed_id_shows_a_page_that_says_so() {
     tab.go(&server.url);
     tab.eval("document.querySelector('input').value = '<b>no id</b>'");
     tab.leave_by(Tab::like);
-    assert_eq!(tab.text("h1"), "That can't be understood");
+    assert_eq!(tab.text("h1"), "That can’t be understood");
     assert!(tab.text("#advice").contains("Nothing was stored"));
     assert_eq!(tab.eval("document.querySelectorAll('b').length"), 0);
     tab.leave_by(|tab| tab.click(".back"));
@@ -74,7 +74,7 @@ fn trust_33_a_form_on_another_site_is_refused() {
     browser.network_may_fail();
     let tab = browser.open(&elsewhere);
     tab.leave_by(|tab| tab.click("#trap"));
-    assert_eq!(tab.text("h1"), "That's not allowed");
+    assert_eq!(tab.text("h1"), "That’s not allowed");
     tab.leave_by(|tab| tab.click(".back"));
     assert_eq!(tab.count(), 0);
     assert!(!server.store("likes").exists());
@@ -89,7 +89,7 @@ fn trust_34_a_name_that_was_bent_to_this_machine_shows_a_refusal() {
     browser.may_complain("Refused to apply style");
     browser.may_complain("The Cross-Origin-Opener-Policy header has been ignored");
     let tab = browser.open(&format!("http://evil.example:{}/", server.port()));
-    assert_eq!(tab.text("h1"), "That's not allowed");
+    assert_eq!(tab.text("h1"), "That’s not allowed");
     assert!(tab.text("#detail").contains("evil.example"));
     // Its stylesheet is refused, too.
     let [.., width, height] = tab.place("svg");

@@ -11,5 +11,6 @@ mod likewise;
 mod look;
 mod offline;
 mod plain;
+mod stores;
 mod sync;
 mod tabs;
