@@ -109,14 +109,12 @@ pub(crate) fn protect(router: Router, policy: Policy) -> Router {
 }
 
 /// Sent with every answer. `same-origin` and not `no-referrer`, which would make browsers send `Origin: null` with our
-/// own forms. The hash is that of the style in `favicon.svg`, which has no other way to be seen in light and dark.
+/// own forms.
 pub(super) const SECURITY_HEADERS: [(&str, &str); 7] = [
     (
         "content-security-policy",
-        "default-src 'none'; script-src 'self'; \
-         style-src 'self' 'sha256-aNFxgu3xWGerDGYVuwBwA8Gni3S2zL4qXTEpJMcMoVw='; \
-         img-src 'self'; connect-src 'self'; worker-src 'self'; form-action 'self'; \
-         base-uri 'none'; frame-ancestors 'none'",
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
+         worker-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
     ),
     ("x-content-type-options", "nosniff"),
     ("referrer-policy", "same-origin"),

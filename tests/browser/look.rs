@@ -28,20 +28,6 @@ fn the_page_fits_every_window_in_light_and_dark() {
 }
 
 #[test]
-fn the_icon_is_seen_in_light_and_dark() {
-    let data = data_dir();
-    let server = Server::start(data.path());
-    let browser = Browser::launch();
-    let tab = browser.open(&format!("{}/favicon.ico", server.url));
-    let line = |dark| {
-        tab.shown_as(320, 320, dark);
-        picture(&tab, if dark { "icon-dark" } else { "icon-light" });
-        tab.eval("getComputedStyle(document.querySelector('.line')).stroke")
-    };
-    assert_eq!([line(false), line(true)], ["rgb(42, 26, 31)", "rgb(255, 217, 199)"], "the ink of the page");
-}
-
-#[test]
 fn every_count_fits_the_narrowest_window() {
     let data = data_dir();
     let server = Server::start(data.path());
