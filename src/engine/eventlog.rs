@@ -452,6 +452,13 @@ impl Eventlog {
         size.fill(rows, |(_, event)| event)
     }
 
+    /// The events that were set aside first, as many as fit into `size`.
+    pub(crate) fn set_aside_first(&self, size: PageSize) -> rusqlite::Result<Vec<Envelope>> {
+        let sql = "SELECT id, name, args FROM set_aside ORDER BY n LIMIT ?1";
+        let mut statement = self.conn.prepare_cached(sql)?;
+        size.fill(statement.query_map([size.events], |row| self.envelope(row, 0))?, |event| event)
+    }
+
     /// The events set aside, each with the reason, oldest first.
     pub(crate) fn all_set_aside(&self) -> rusqlite::Result<Vec<(Envelope, String)>> {
         let sql = "SELECT n, id, name, args, why FROM set_aside ORDER BY n";

@@ -762,23 +762,29 @@ impl Replica {
     ///
     /// A fault of the machine.
     pub fn retry_set_aside(&mut self, mut new_id: impl FnMut() -> EventId) -> Result<usize, Fault> {
-        let all = self.all_set_aside()?;
         let device = self.setup.device.clone();
+        let mut count = 0;
         self.transact(|own| {
-            for (event, _) in &all {
-                own.remove_set_aside(event)?;
-                let id = if own.find(event.id)?.is_some() { new_id() } else { event.id };
-                let event = Envelope { id, ..event.clone() };
-                match own.tip().whose {
-                    Whose::Own(_) => drop(own.append(own.tip().head.next(), &event, &device)?),
-                    Whose::Upstream(_) => drop(own.push(&event)?),
+            loop {
+                let page = own.set_aside_first(PageSize { events: 1_024, bytes: 8 << 20 })?;
+                if page.is_empty() {
+                    return Ok(());
+                }
+                count += page.len();
+                for event in page {
+                    own.remove_set_aside(&event)?;
+                    let id = if own.find(event.id)?.is_some() { new_id() } else { event.id };
+                    let event = Envelope { id, ..event };
+                    match own.tip().whose {
+                        Whose::Own(_) => drop(own.append(own.tip().head.next(), &event, &device)?),
+                        Whose::Upstream(_) => drop(own.push(&event)?),
+                    }
                 }
             }
-            Ok(())
         })?;
         self.is_behind = true;
         self.settle()?;
-        Ok(all.len())
+        Ok(count)
     }
 
     /// The events set aside, each with the reason, oldest first.
