@@ -5,4 +5,5 @@ mod faults;
 mod replica;
 mod session;
 mod simulation;
+mod stores;
 mod support;
