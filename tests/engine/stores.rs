@@ -177,6 +177,28 @@ async fn looking_at_a_store_that_does_not_exist_creates_nothing() {
 }
 
 #[tokio::test]
+async fn closed_stores_have_what_they_took_and_say_that_they_are_closed() {
+    let shelf = Shelf::new(bank(), StoreLimits::default());
+    let store = shelf.store("likes");
+    let mut watch = store.watch(count());
+    assert_eq!(watch.next().await, Ok(0));
+    let mut commits: Vec<_> = (0..100).map(|n| Box::pin(store.commit_envelope(like(n)))).collect();
+    let answers: Vec<_> = commits.iter_mut().map(|commit| at_once(commit.as_mut())).collect();
+    close(&shelf.stores).await;
+    for (commit, answer) in commits.iter_mut().zip(answers) {
+        let answer = answer.or_else(|| at_once(commit.as_mut()));
+        assert!(matches!(answer, Some(Ok(_))), "{answer:?}");
+    }
+    assert_eq!(events_on_disk(&store), 100);
+    assert_eq!(at_once(watch.next()), Some(Ok(100)));
+    assert_eq!(at_once(watch.next()), Some(Err(Error::Closed)));
+    assert_eq!(at_once(store.read(Query::<String>::first("SELECT text FROM note"))), Some(Err(Error::Closed)));
+    assert_eq!(at_once(store.commit_envelope(like(100))), Some(Err(Error::Closed)));
+    assert_eq!(shelf.stores.get(store.id()).unwrap_err(), Error::Closed);
+    assert_eq!(events_on_disk(&store), 100);
+}
+
+#[tokio::test]
 async fn when_too_many_events_wait_the_next_is_refused_at_once_and_the_others_are_stored() {
     const QUEUE: u64 = 4;
     let (schema, is_busy, gate) = gated();
