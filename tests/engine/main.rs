@@ -2,6 +2,7 @@
 
 mod crashes;
 mod faults;
+mod live;
 mod replica;
 mod session;
 mod simulation;
