@@ -227,6 +227,12 @@ impl Gate {
         }
     }
 
+    /// What was written down since the last call.
+    fn take_notes(&self) -> (Touched, Option<String>) {
+        let mut notes = self.notes.lock().expect("BUG: the authorizer panicked");
+        (std::mem::take(&mut notes.touched), notes.refused.take())
+    }
+
     fn authorize(&self, context: &AuthContext<'_>) -> Authorization {
         let mode = self.mode();
         if mode == Mode::Engine {
@@ -376,8 +382,7 @@ impl Sandbox {
 
     /// Runs a schema's script.
     pub(crate) fn run_script(&self, sql: &str) -> Result<(), DbError> {
-        let result = self.within(Mode::Schema, || self.conn.execute_batch(sql));
-        self.told_why(result).map(drop)
+        self.within(Mode::Schema, || self.told_why(|conn| conn.execute_batch(sql))).map(drop)
     }
 
     /// Checks `sql` in the role `mode`, once, and prepares it. To be called [within](Self::within) that role.
@@ -387,8 +392,7 @@ impl Sandbox {
         let touched = match known {
             Some(touched) => touched,
             None => {
-                let prepared = self.conn.prepare(sql);
-                let (statement, touched) = self.told_why(prepared)?;
+                let (statement, touched) = self.told_why(|conn| conn.prepare(sql))?;
                 if statement.is_explain() != 0 {
                     return Err(DbError::Forbidden("EXPLAIN can't be used here".to_owned()));
                 }
@@ -408,11 +412,16 @@ impl Sandbox {
         Statements { sandbox: self, ready: RefCell::default() }
     }
 
-    /// Joins what SQLite says of a statement with what the authorizer wrote down about it.
-    fn told_why<T>(&self, result: rusqlite::Result<T>) -> Result<(T, Touched), DbError> {
-        let mut notes = self.gate.notes.lock().expect("BUG: the authorizer panicked");
-        let touched = std::mem::take(&mut notes.touched);
-        match (result, notes.refused.take()) {
+    /// Has SQLite prepare something, and joins what it says of it with what the authorizer wrote down about it. What is
+    /// written down already is of statements that SQLite prepared again when they were run.
+    fn told_why<'a, T>(
+        &'a self,
+        prepare: impl FnOnce(&'a Connection) -> rusqlite::Result<T>,
+    ) -> Result<(T, Touched), DbError> {
+        drop(self.gate.take_notes());
+        let result = prepare(&self.conn);
+        let (touched, refused) = self.gate.take_notes();
+        match (result, refused) {
             (Ok(value), _) => Ok((value, touched)),
             (Err(_), Some(why)) => Err(DbError::Forbidden(why)),
             (Err(error), None) => Err(error.into()),

@@ -48,6 +48,39 @@ async fn a_change_runs_a_query_once_however_many_watch_it() {
 }
 
 #[tokio::test]
+async fn a_commit_runs_only_the_queries_that_read_what_it_wrote() {
+    static RUNS: [AtomicU64; 3] = [const { AtomicU64::new(0) }; 3];
+    fn count<const N: usize>(row: &Row<'_>) -> rusqlite::Result<String> {
+        RUNS[N].fetch_add(1, Ordering::Relaxed);
+        row.get(0)
+    }
+    let runs = || [0, 1, 2].map(|n| RUNS[n].load(Ordering::Relaxed));
+    let shelf = bank_shelf();
+    let store = shelf.store("likes");
+    let mut likes = store.watch(Query::rows("SELECT format('%d', count) FROM likes", count::<0>));
+    assert_eq!(likes.next().await, Ok(vec!["0".to_owned()]));
+    let mut note = store.watch(Query::rows("SELECT text FROM note", count::<1>));
+    assert_eq!(note.next().await, Ok(vec![String::new()]));
+    let sql = "SELECT count || ' ' || n FROM likes, changes";
+    let mut both = store.watch(Query::rows(sql, count::<2>));
+    assert_eq!(both.next().await, Ok(vec!["0 0".to_owned()]));
+    assert_eq!(runs(), [1, 1, 1]);
+    for (event, expected) in [
+        (append(1, "a"), [1, 2, 1]),
+        (like(2), [2, 2, 2]),
+        (append(3, "b"), [2, 3, 2]),
+        (like(4), [3, 3, 3]),
+        (event(id(5), "Put", r#"{"key":"k","value":"v"}"#), [3, 3, 4]),
+        (deposit(6, "ann", 5), [3, 3, 4]),
+        (like(4), [3, 3, 4]),
+    ] {
+        let name = event.name.clone();
+        store.commit_envelope(event).await.unwrap();
+        assert_eq!(runs(), expected, "after {name:?}");
+    }
+}
+
+#[tokio::test]
 async fn an_answer_that_is_equal_is_not_told_again() {
     static RUNS: AtomicU64 = AtomicU64::new(0);
     let shelf = bank_shelf();
