@@ -307,7 +307,8 @@ impl Notes {
                 Ok(Tables::NONE)
             };
         }
-        let index = self.tables.iter().position(|table| table == name);
+        // Mostly SQLite gives the name that the table has, but sometimes as the statement spells it.
+        let index = self.tables.iter().position(|table| table.eq_ignore_ascii_case(name));
         index.map(Tables::nth).ok_or_else(|| format!("the table {name} is not one of the schema's"))
     }
 }
