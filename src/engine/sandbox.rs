@@ -206,6 +206,8 @@ struct Gate {
 struct Notes {
     /// The schema's tables and views, each at the place that stands for it in [`Tables`].
     tables: Vec<String>,
+    /// What else SQLite has rows of: its modules, each of which may be read as a table.
+    modules: Vec<String>,
     touched: Touched,
     refused: Option<String>,
 }
@@ -257,6 +259,11 @@ impl Notes {
         let writes = mode != Mode::Query;
         match context.action {
             AuthAction::Select | AuthAction::Recursive => Ok(()),
+            // Also the name of a common table expression, where only the number of its rows counts. What it reads itself
+            // is asked about as well.
+            AuthAction::Read { table_name, column_name: "" } if mode != Mode::Schema && self.is_free(table_name) => {
+                Ok(())
+            }
             AuthAction::Read { table_name, .. } => {
                 let table = self.table(mode, table_name)?;
                 self.touched.reads |= table;
@@ -296,6 +303,13 @@ impl Notes {
             AuthAction::Reindex { .. } if mode == Mode::Schema => Ok(()),
             other => Err(format!("{} can't be used here: {}", describe(&other), allowed_in(mode))),
         }
+    }
+
+    /// Whether nothing in the database has this name, and nothing that SQLite itself offers.
+    fn is_free(&self, name: &str) -> bool {
+        let name = name.to_ascii_lowercase();
+        let is_own = [OWN_PREFIX, "sqlite_", "pragma_", "json_"].iter().any(|prefix| name.starts_with(prefix));
+        !is_own && !self.tables.iter().chain(&self.modules).any(|taken| taken.eq_ignore_ascii_case(&name))
     }
 
     fn table(&self, mode: Mode, name: &str) -> Result<Tables, String> {
@@ -374,10 +388,12 @@ impl Sandbox {
     /// Learns which tables and views the schema made.
     pub(crate) fn learn_tables(&self) -> rusqlite::Result<()> {
         let sql = "SELECT name FROM sqlite_schema WHERE type IN ('table', 'view') ORDER BY name";
-        let names = self.conn.prepare(sql)?.query_map((), |row| row.get(0))?.collect::<Result<Vec<String>, _>>()?;
+        let names = |sql| self.conn.prepare(sql)?.query_map((), |row| row.get(0))?.collect::<Result<Vec<String>, _>>();
+        let (tables, modules) = (names(sql)?, names("SELECT name FROM pragma_module_list")?);
         let own = |name: &String| !name.starts_with(OWN_PREFIX) && !name.starts_with("sqlite_");
         let mut notes = self.gate.notes.lock().expect("BUG: the authorizer panicked");
-        notes.tables = names.into_iter().filter(own).collect();
+        notes.tables = tables.into_iter().filter(own).collect();
+        notes.modules = modules;
         Ok(())
     }
 

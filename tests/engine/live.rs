@@ -249,6 +249,7 @@ const TOTAL: &str = "SELECT format('%d', n) FROM total";
 const WORDS: &str = "SELECT group_concat(word, ' ' ORDER BY word) FROM words";
 const MANY: &str = "SELECT format('%d', count(*)) FROM plain";
 const MANY_SHOUTED: &str = "SELECT format('%d', count(*)) FROM PLAIN";
+const MANY_NAMED: &str = "WITH n AS (SELECT id FROM plain LIMIT 9) SELECT format('%d', count(*)) FROM n";
 const WITHIN: &str = "SELECT format('%d %d', EXISTS (SELECT 1 FROM grandchild), 7 IN (SELECT n FROM source))";
 
 #[tokio::test]
@@ -271,6 +272,7 @@ async fn however_rows_change_those_who_watch_them_are_told() {
         ("DELETE FROM plain", PLAIN, "1one 2two", ""),
         ("DELETE FROM plain", MANY, "2", "0"),
         ("DELETE FROM Plain", MANY_SHOUTED, "2", "0"),
+        ("DELETE FROM plain", MANY_NAMED, "2", "0"),
         ("DELETE FROM keyed", KEYED, "one1 two2", ""),
         ("INSERT INTO source VALUES (5)", TALLY, "0", "5"),
         ("INSERT INTO source VALUES (5)", TOTAL, "0", "100"),
