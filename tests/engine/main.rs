@@ -8,3 +8,4 @@ mod session;
 mod simulation;
 mod stores;
 mod support;
+mod verify;
