@@ -15,7 +15,13 @@ use super::store::Error;
 /// The live queries of one store. Watchers add theirs; the thread that owns the state runs them.
 #[derive(Default)]
 pub(crate) struct Live {
-    queries: Mutex<HashMap<QueryKey, Arc<dyn LiveQuery>>>,
+    queries: Mutex<Queries>,
+}
+
+#[derive(Default)]
+struct Queries {
+    watched: HashMap<QueryKey, Arc<dyn LiveQuery>>,
+    is_closed: bool,
 }
 
 /// One live query, whatever the type of its answer.
@@ -46,13 +52,15 @@ impl Live {
     {
         let mut queries = self.lock();
         let key = query.key();
-        if let Some(known) = queries.get(&key) {
+        if let Some(known) = queries.watched.get(&key) {
             let known: &dyn Any = known.as_ref();
             let known = known.downcast_ref::<Watched<T>>().expect("BUG: the key has the type of the answer in it");
             return (known.answer.subscribe(), known.answer.borrow().is_none());
         }
         let (answer, receiver) = watch::channel(None);
-        queries.insert(key, Arc::new(Watched { query, reads: Mutex::default(), answer }));
+        if !queries.is_closed {
+            queries.watched.insert(key, Arc::new(Watched { query, reads: Mutex::default(), answer }));
+        }
         (receiver, true)
     }
 
@@ -70,14 +78,21 @@ impl Live {
         }
     }
 
+    /// Ends all watches, and those that are still to begin: nobody will run a query any more.
+    pub(crate) fn close(&self) {
+        let mut queries = self.lock();
+        queries.is_closed = true;
+        queries.watched.clear();
+    }
+
     /// The queries in use, copied out so that none of them runs under the lock that watchers wait for.
     fn watched(&self) -> Vec<Arc<dyn LiveQuery>> {
         let mut queries = self.lock();
-        queries.retain(|_, query| query.is_watched());
-        queries.values().map(Arc::clone).collect()
+        queries.watched.retain(|_, query| query.is_watched());
+        queries.watched.values().map(Arc::clone).collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<QueryKey, Arc<dyn LiveQuery>>> {
+    fn lock(&self) -> MutexGuard<'_, Queries> {
         self.queries.lock().expect("BUG: a live query panicked under the lock")
     }
 }

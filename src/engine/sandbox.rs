@@ -206,6 +206,8 @@ struct Gate {
 struct Notes {
     /// The schema's tables and views, each at the place that stands for it in [`Tables`].
     tables: Vec<String>,
+    /// What else SQLite has rows of: its modules, each of which may be read as a table.
+    modules: Vec<String>,
     touched: Touched,
     refused: Option<String>,
 }
@@ -225,6 +227,12 @@ impl Gate {
             2 => Mode::Materialize,
             _ => Mode::Query,
         }
+    }
+
+    /// What was written down since the last call.
+    fn take_notes(&self) -> (Touched, Option<String>) {
+        let mut notes = self.notes.lock().expect("BUG: the authorizer panicked");
+        (std::mem::take(&mut notes.touched), notes.refused.take())
     }
 
     fn authorize(&self, context: &AuthContext<'_>) -> Authorization {
@@ -251,6 +259,11 @@ impl Notes {
         let writes = mode != Mode::Query;
         match context.action {
             AuthAction::Select | AuthAction::Recursive => Ok(()),
+            // Also the name of a common table expression, where only the number of its rows counts. What it reads itself
+            // is asked about as well.
+            AuthAction::Read { table_name, column_name: "" } if mode != Mode::Schema && self.is_free(table_name) => {
+                Ok(())
+            }
             AuthAction::Read { table_name, .. } => {
                 let table = self.table(mode, table_name)?;
                 self.touched.reads |= table;
@@ -292,6 +305,13 @@ impl Notes {
         }
     }
 
+    /// Whether nothing in the database has this name, and nothing that SQLite itself offers.
+    fn is_free(&self, name: &str) -> bool {
+        let name = name.to_ascii_lowercase();
+        let is_own = [OWN_PREFIX, "sqlite_", "pragma_", "json_"].iter().any(|prefix| name.starts_with(prefix));
+        !is_own && !self.tables.iter().chain(&self.modules).any(|taken| taken.eq_ignore_ascii_case(&name))
+    }
+
     fn table(&self, mode: Mode, name: &str) -> Result<Tables, String> {
         if mode == Mode::Schema {
             // The tables are not known before the script has run; SQLite's catalogue is what it writes to.
@@ -301,7 +321,8 @@ impl Notes {
                 Ok(Tables::NONE)
             };
         }
-        let index = self.tables.iter().position(|table| table == name);
+        // Mostly SQLite gives the name that the table has, but sometimes as the statement spells it.
+        let index = self.tables.iter().position(|table| table.eq_ignore_ascii_case(name));
         index.map(Tables::nth).ok_or_else(|| format!("the table {name} is not one of the schema's"))
     }
 }
@@ -367,17 +388,18 @@ impl Sandbox {
     /// Learns which tables and views the schema made.
     pub(crate) fn learn_tables(&self) -> rusqlite::Result<()> {
         let sql = "SELECT name FROM sqlite_schema WHERE type IN ('table', 'view') ORDER BY name";
-        let names = self.conn.prepare(sql)?.query_map((), |row| row.get(0))?.collect::<Result<Vec<String>, _>>()?;
+        let names = |sql| self.conn.prepare(sql)?.query_map((), |row| row.get(0))?.collect::<Result<Vec<String>, _>>();
+        let (tables, modules) = (names(sql)?, names("SELECT name FROM pragma_module_list")?);
         let own = |name: &String| !name.starts_with(OWN_PREFIX) && !name.starts_with("sqlite_");
         let mut notes = self.gate.notes.lock().expect("BUG: the authorizer panicked");
-        notes.tables = names.into_iter().filter(own).collect();
+        notes.tables = tables.into_iter().filter(own).collect();
+        notes.modules = modules;
         Ok(())
     }
 
     /// Runs a schema's script.
     pub(crate) fn run_script(&self, sql: &str) -> Result<(), DbError> {
-        let result = self.within(Mode::Schema, || self.conn.execute_batch(sql));
-        self.told_why(result).map(drop)
+        self.within(Mode::Schema, || self.told_why(|conn| conn.execute_batch(sql))).map(drop)
     }
 
     /// Checks `sql` in the role `mode`, once, and prepares it. To be called [within](Self::within) that role.
@@ -387,8 +409,7 @@ impl Sandbox {
         let touched = match known {
             Some(touched) => touched,
             None => {
-                let prepared = self.conn.prepare(sql);
-                let (statement, touched) = self.told_why(prepared)?;
+                let (statement, touched) = self.told_why(|conn| conn.prepare(sql))?;
                 if statement.is_explain() != 0 {
                     return Err(DbError::Forbidden("EXPLAIN can't be used here".to_owned()));
                 }
@@ -408,11 +429,16 @@ impl Sandbox {
         Statements { sandbox: self, ready: RefCell::default() }
     }
 
-    /// Joins what SQLite says of a statement with what the authorizer wrote down about it.
-    fn told_why<T>(&self, result: rusqlite::Result<T>) -> Result<(T, Touched), DbError> {
-        let mut notes = self.gate.notes.lock().expect("BUG: the authorizer panicked");
-        let touched = std::mem::take(&mut notes.touched);
-        match (result, notes.refused.take()) {
+    /// Has SQLite prepare something, and joins what it says of it with what the authorizer wrote down about it. What is
+    /// written down already is of statements that SQLite prepared again when they were run.
+    fn told_why<'a, T>(
+        &'a self,
+        prepare: impl FnOnce(&'a Connection) -> rusqlite::Result<T>,
+    ) -> Result<(T, Touched), DbError> {
+        drop(self.gate.take_notes());
+        let result = prepare(&self.conn);
+        let (touched, refused) = self.gate.take_notes();
+        match (result, refused) {
             (Ok(value), _) => Ok((value, touched)),
             (Err(_), Some(why)) => Err(DbError::Forbidden(why)),
             (Err(error), None) => Err(error.into()),

@@ -342,6 +342,13 @@ impl Writer {
     }
 }
 
+impl Drop for Writer {
+    fn drop(&mut self) {
+        // Whoever waits for an answer would wait for ever, for the handles of the store keep its queries alive.
+        self.live.close();
+    }
+}
+
 /// Starts the thread that checkpoints for all stores. It ends when the last sender is gone.
 pub(crate) fn start_checkpoints() -> std::io::Result<std::sync::mpsc::Sender<Arc<WalGauge>>> {
     let (sender, receiver) = std::sync::mpsc::channel::<Arc<WalGauge>>();

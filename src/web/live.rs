@@ -235,43 +235,12 @@ impl LiveStream {
 
 #[cfg(test)]
 mod tests {
-    use axum::Router;
-    use axum::http::{Request, StatusCode};
-    use tower::ServiceExt as _;
+    use axum::http::StatusCode;
 
     use super::*;
-    use crate::engine::{Setup, StoreLimits, Stores};
-    use crate::sync::{Clients, Hub, TokenFile, Tokens};
-    use crate::web::Services;
+    use crate::engine::StoreLimits;
     use crate::web::metrics::Metrics;
-
-    fn app(dir: &std::path::Path, max_streams: usize) -> App {
-        let device: crate::engine::Device = "test".parse().expect("a name");
-        let setup = Setup {
-            schema: Arc::new(crate::likes::schema()),
-            device: device.clone(),
-            executable: "test".to_owned(),
-            progress: |_, _| {},
-        };
-        let stores = Stores::open(dir, setup, StoreLimits::default()).expect("stores");
-        let shutdown = CancellationToken::new();
-        let tokens = Tokens::follow(TokenFile::in_dir(dir), shutdown.clone()).expect("tokens");
-        App::new(Services {
-            stores: stores.clone(),
-            device,
-            pages: Pages::new(max_streams),
-            clients: Clients::new(stores, None, Duration::ZERO, shutdown.clone()),
-            hub: Hub::new(tokens, dir.to_owned(), shutdown.clone()),
-            control_key: "key".into(),
-            metrics: Metrics::install(),
-            shutdown,
-        })
-    }
-
-    async fn ask(router: &Router, method: &str, path: &str) -> Response {
-        let request = Request::builder().method(method).uri(path).body(Body::empty()).expect("a request");
-        router.clone().oneshot(request).await.expect("an answer")
-    }
+    use crate::web::tests::{app, ask};
 
     fn stream(frames: watch::Receiver<Frames>, shutdown: &CancellationToken) -> LiveStream {
         LiveStream {
@@ -288,7 +257,7 @@ mod tests {
     #[tokio::test]
     async fn trust_41_when_all_streams_are_taken_the_next_is_told_and_likes_go_on() {
         let dir = tempfile::tempdir().expect("a directory");
-        let router = super::super::routes(app(dir.path(), 2));
+        let router = crate::web::routes(app(dir.path(), crate::likes::schema(), StoreLimits::default(), 2));
         let first = ask(&router, "GET", "/live").await;
         let second = ask(&router, "GET", "/s/work/live").await;
         assert_eq!([first.status(), second.status()], [StatusCode::OK; 2]);

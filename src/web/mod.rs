@@ -196,3 +196,100 @@ fn sentence(error: &Error) -> String {
     let end = if text.ends_with('.') { "" } else { "." };
     format!("{first}{}{end}", chars.as_str())
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use std::net::SocketAddr;
+    use std::path::Path;
+    use std::sync::{Mutex, mpsc};
+    use std::time::Duration;
+
+    use axum::body::Body;
+    use axum::extract::ConnectInfo;
+    use axum::http::Request;
+    use axum::response::Response;
+    use tower::ServiceExt as _;
+
+    use super::*;
+    use crate::engine::{Schema, Setup, StoreLimits};
+    use crate::likes::{LikeAdded, count};
+    use crate::sync::{TokenFile, Tokens};
+
+    /// An instance without an upstream, on data of its own.
+    pub(crate) fn app(dir: &Path, schema: Schema, limits: StoreLimits, max_streams: usize) -> App {
+        let device: Device = "test".parse().expect("a name");
+        let setup = Setup {
+            schema: Arc::new(schema),
+            device: device.clone(),
+            executable: "test".to_owned(),
+            progress: |_, _| {},
+        };
+        let stores = Stores::open(dir, setup, limits).expect("stores");
+        let shutdown = CancellationToken::new();
+        let tokens = Tokens::follow(TokenFile::in_dir(dir), shutdown.clone()).expect("tokens");
+        App::new(Services {
+            stores: stores.clone(),
+            device,
+            pages: live::Pages::new(max_streams),
+            clients: Clients::new(stores, None, Duration::ZERO, shutdown.clone()),
+            hub: Hub::new(tokens, dir.to_owned(), shutdown.clone()),
+            control_key: "key".into(),
+            metrics: metrics::Metrics::install(),
+            shutdown,
+        })
+    }
+
+    pub(crate) async fn ask(router: &Router, method: &str, path: &str) -> Response {
+        let peer: SocketAddr = "127.0.0.1:50000".parse().expect("an address");
+        let request = Request::builder().method(method).uri(path).header("host", "localhost");
+        let request = request.extension(ConnectInfo(peer)).body(Body::empty()).expect("a request");
+        router.clone().oneshot(request).await.expect("an answer")
+    }
+
+    #[tokio::test]
+    async fn a_like_that_finds_the_queue_full_is_told_when_to_come_again() {
+        let (entered, is_busy) = mpsc::channel();
+        let (gate, waits) = mpsc::channel::<()>();
+        let waits = Mutex::new(waits);
+        let schema = Schema::new(
+            "CREATE TABLE likes (id INTEGER PRIMARY KEY, count INTEGER NOT NULL) STRICT;
+             INSERT INTO likes VALUES (1, 0);",
+        )
+        .on(move |_: LikeAdded, db| {
+            let _ = entered.send(());
+            // Until the gate is dropped.
+            let _ = waits.lock().expect("one thread").recv();
+            db.execute("UPDATE likes SET count = count + 1", ())
+        });
+        let dir = tempfile::tempdir().expect("a directory");
+        let app = app(dir.path(), schema, StoreLimits { queue: 1, ..StoreLimits::default() }, 1);
+        let router = protect(routes(Arc::clone(&app)), Policy::default());
+        let like = || {
+            let router = router.clone();
+            tokio::spawn(async move { ask(&router, "POST", "/likes").await })
+        };
+
+        let first = like();
+        let is_busy = tokio::task::spawn_blocking(move || is_busy.recv());
+        is_busy.await.expect("no panic").expect("the store's thread at the gate");
+        // One of these two finds a place in the queue and waits, so the other is answered first.
+        let (mut second, mut third) = (like(), like());
+        let (refused, waiting) = tokio::select! {
+            answer = &mut second => (answer, third),
+            answer = &mut third => (answer, second),
+        };
+        let refused = refused.expect("no panic");
+        assert_eq!(refused.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(refused.headers()["retry-after"], "1");
+        let words = axum::body::to_bytes(refused.into_body(), 1 << 20).await.expect("a body in memory");
+        let words = String::from_utf8_lossy(&words);
+        assert!(words.contains("Too many events are waiting to be stored"), "{words}");
+        drop(gate);
+        for stored in [first, waiting] {
+            assert_eq!(stored.await.expect("no panic").status(), StatusCode::SEE_OTHER);
+        }
+        let store = app.stores.get(&DEFAULT_STORE.parse().expect("a name")).expect("the store");
+        assert_eq!(store.read(count()).await, Ok(2));
+        assert_eq!(ask(&router, "POST", "/likes").await.status(), StatusCode::SEE_OTHER);
+    }
+}

@@ -2,7 +2,10 @@
 
 mod crashes;
 mod faults;
+mod live;
 mod replica;
 mod session;
 mod simulation;
+mod stores;
 mod support;
+mod verify;

@@ -1,7 +1,8 @@
 //! What one replica promises when nothing goes wrong but the order of things.
 
 use likewise::engine::{
-    Batch, Digest, Envelope, LogId, Outcome, Page, Query, Replica, SETTLE_EVERY, Schema, Seq, Whose, committed_state,
+    Batch, DbError, Digest, Envelope, LogId, Outcome, Page, Query, Replica, SETTLE_EVERY, Schema, Seq, Whose,
+    committed_state,
 };
 
 use crate::support::*;
@@ -705,7 +706,11 @@ fn queries_only_read() {
         "PRAGMA user_version",
         "VACUUM",
         "SELECT seq FROM likewise_cursor",
+        "SELECT count(*) FROM likewise_cursor",
         "SELECT count(*) FROM sqlite_schema",
+        "SELECT count(*) FROM SQLITE_MASTER",
+        "SELECT count(*) FROM pragma_table_list",
+        "WITH n AS (SELECT seq FROM likewise_cursor LIMIT 1) SELECT count(*) FROM n",
         "SELECT random()",
         "EXPLAIN SELECT count FROM likes",
     ] {
@@ -713,4 +718,22 @@ fn queries_only_read() {
         home.check(&replica);
     }
     assert_eq!(likes(&replica), 1);
+}
+
+#[test]
+fn queries_may_name_what_they_ask_on_the_way() {
+    let home = Home::new();
+    let replica = home.open();
+    for (sql, expected) in [
+        ("WITH n AS (SELECT count FROM likes) SELECT count(*) FROM n", 1),
+        ("WITH n AS (SELECT count FROM likes LIMIT 1) SELECT count(*) FROM n", 1),
+        ("WITH n AS (SELECT name FROM account GROUP BY name) SELECT EXISTS (SELECT 1 FROM n)", 0),
+        ("WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 5) SELECT count(*) FROM n", 5),
+        ("SELECT count(*) FROM (SELECT count FROM likes LIMIT 1) AS n", 1),
+    ] {
+        let answer = replica.query(&Query::<i64>::first(sql));
+        assert_eq!(answer.unwrap_or_else(|why| panic!("{sql}: {why}")), expected, "{sql}");
+    }
+    let offered = replica.query(&Query::<i64>::first("SELECT count(*) FROM dbstat"));
+    assert!(matches!(offered, Err(DbError::Forbidden(_))), "what SQLite offers is nobody's name: {offered:?}");
 }

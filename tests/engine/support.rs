@@ -5,11 +5,13 @@ use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
 
 use likewise::engine::{
     Db, DbError, Device, Entry, Envelope, Event, EventId, Fault, Files, Outcome, Page, PageSize, Query, Replica,
-    Schema, Seq, Setup, Whose,
+    Schema, Seq, Setup, Store, StoreLimits, Stores, Whose,
 };
 use rusqlite::{Connection, OpenFlags, ffi};
 use serde::{Deserialize, Serialize};
@@ -669,4 +671,34 @@ pub(crate) fn replay(entries: &[Entry]) -> (Home, Replica) {
     let events: Vec<_> = entries.iter().map(|entry| (entry.event.clone(), entry.origin.clone())).collect();
     assert!(stored(&replica.add(&events).unwrap()));
     (home, replica)
+}
+
+/// Stores in a directory that goes away with them.
+pub(crate) struct Shelf {
+    pub(crate) stores: Stores,
+    pub(crate) scratch: TempDir,
+}
+
+impl Shelf {
+    pub(crate) fn new(schema: Schema, limits: StoreLimits) -> Self {
+        let scratch = scratch();
+        let stores = Stores::open(&scratch.path().join("stores"), setup(schema), limits).unwrap();
+        Self { stores, scratch }
+    }
+
+    pub(crate) fn dir(&self) -> PathBuf {
+        self.scratch.path().join("stores")
+    }
+
+    pub(crate) fn store(&self, name: &str) -> Store {
+        self.stores.get(&name.parse().unwrap()).unwrap()
+    }
+}
+
+/// What `future` gives without waiting, if it does.
+pub(crate) fn at_once<F: std::future::Future>(future: F) -> Option<F::Output> {
+    match pin!(tokio::task::unconstrained(future)).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(output) => Some(output),
+        Poll::Pending => None,
+    }
 }

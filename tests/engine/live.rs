@@ -1,0 +1,304 @@
+//! Live queries: when they are run, and what their watchers are told. Whoever has a receipt was told already, so that
+//! nothing here waits but for first answers.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use likewise::engine::{Error, Event, Query, Schema, StoreLimits, Watch};
+use rusqlite::Row;
+use serde::{Deserialize, Serialize};
+
+use crate::support::*;
+
+fn bank_shelf() -> Shelf {
+    Shelf::new(bank(), StoreLimits::default())
+}
+
+fn deposit(n: u64, to: &str, amount: i64) -> likewise::engine::Envelope {
+    event(id(n), "Deposited", &format!(r#"{{"to":"{to}","amount":{amount}}}"#))
+}
+
+/// The answer that a watcher is told now, if it is told one.
+fn told<T: Clone>(watch: &mut Watch<T>) -> Option<Result<T, Error>> {
+    at_once(watch.next())
+}
+
+#[tokio::test]
+async fn a_change_runs_a_query_once_however_many_watch_it() {
+    static RUNS: AtomicU64 = AtomicU64::new(0);
+    let shelf = bank_shelf();
+    let store = shelf.store("likes");
+    let query = Query::rows("SELECT count FROM likes", |row| {
+        RUNS.fetch_add(1, Ordering::Relaxed);
+        row.get::<_, i64>(0)
+    });
+    let mut watches: Vec<_> = (0..50).map(|_| store.watch(query.clone())).collect();
+    for watch in &mut watches {
+        assert_eq!(watch.next().await, Ok(vec![0]));
+    }
+    assert_eq!(RUNS.load(Ordering::Relaxed), 1);
+    store.commit_envelope(like(1)).await.unwrap();
+    assert_eq!(RUNS.load(Ordering::Relaxed), 2);
+    store.add((2..10).map(|n| (like(n), device("phone"))).collect()).await.unwrap();
+    assert_eq!(RUNS.load(Ordering::Relaxed), 3, "events that are committed together are one change");
+    for watch in &mut watches {
+        assert_eq!(told(watch), Some(Ok(vec![9])));
+    }
+    assert_eq!(store.read(query).await, Ok(vec![9]));
+    assert_eq!(RUNS.load(Ordering::Relaxed), 3, "whoever only reads gets the answer that is there");
+}
+
+#[tokio::test]
+async fn a_commit_runs_only_the_queries_that_read_what_it_wrote() {
+    static RUNS: [AtomicU64; 3] = [const { AtomicU64::new(0) }; 3];
+    fn count<const N: usize>(row: &Row<'_>) -> rusqlite::Result<String> {
+        RUNS[N].fetch_add(1, Ordering::Relaxed);
+        row.get(0)
+    }
+    let runs = || [0, 1, 2].map(|n| RUNS[n].load(Ordering::Relaxed));
+    let shelf = bank_shelf();
+    let store = shelf.store("likes");
+    let mut likes = store.watch(Query::rows("SELECT format('%d', count) FROM likes", count::<0>));
+    assert_eq!(likes.next().await, Ok(vec!["0".to_owned()]));
+    let mut note = store.watch(Query::rows("SELECT text FROM note", count::<1>));
+    assert_eq!(note.next().await, Ok(vec![String::new()]));
+    let sql = "SELECT count || ' ' || n FROM likes, changes";
+    let mut both = store.watch(Query::rows(sql, count::<2>));
+    assert_eq!(both.next().await, Ok(vec!["0 0".to_owned()]));
+    assert_eq!(runs(), [1, 1, 1]);
+    for (event, expected) in [
+        (append(1, "a"), [1, 2, 1]),
+        (like(2), [2, 2, 2]),
+        (append(3, "b"), [2, 3, 2]),
+        (like(4), [3, 3, 3]),
+        (event(id(5), "Put", r#"{"key":"k","value":"v"}"#), [3, 3, 4]),
+        (deposit(6, "ann", 5), [3, 3, 4]),
+        (like(4), [3, 3, 4]),
+    ] {
+        let name = event.name.clone();
+        store.commit_envelope(event).await.unwrap();
+        assert_eq!(runs(), expected, "after {name:?}");
+    }
+}
+
+#[tokio::test]
+async fn an_answer_that_is_equal_is_not_told_again() {
+    static RUNS: AtomicU64 = AtomicU64::new(0);
+    let shelf = bank_shelf();
+    let store = shelf.store("likes");
+    let mut watch = store.watch(Query::rows("SELECT count >= 2 FROM likes", |row| {
+        RUNS.fetch_add(1, Ordering::Relaxed);
+        row.get::<_, bool>(0)
+    }));
+    assert_eq!(watch.next().await, Ok(vec![false]));
+    for (n, expected) in [(1, None), (2, Some(Ok(vec![true]))), (3, None), (4, None)] {
+        store.commit_envelope(like(n)).await.unwrap();
+        assert_eq!(RUNS.load(Ordering::Relaxed), n + 1);
+        assert_eq!(told(&mut watch), expected, "after {n} likes");
+    }
+}
+
+#[tokio::test]
+async fn a_slow_watcher_gets_the_newest_answer_and_not_the_backlog() {
+    let shelf = bank_shelf();
+    let store = shelf.store("likes");
+    let query = || Query::<i64>::first("SELECT count FROM likes");
+    let (mut slow, mut quick) = (store.watch(query()), store.watch(query()));
+    assert_eq!((slow.next().await, quick.next().await), (Ok(0), Ok(0)));
+    for n in 1..=20 {
+        store.commit_envelope(like(n as u64)).await.unwrap();
+        assert_eq!(told(&mut quick), Some(Ok(n)));
+    }
+    assert_eq!(told(&mut slow), Some(Ok(20)));
+    assert_eq!(told(&mut slow), None);
+}
+
+#[tokio::test]
+async fn queries_are_the_same_by_their_text_parameters_and_reader() {
+    static RUNS: AtomicU64 = AtomicU64::new(0);
+    fn balance(row: &Row<'_>) -> rusqlite::Result<i64> {
+        RUNS.fetch_add(1, Ordering::Relaxed);
+        row.get(0)
+    }
+    fn negative(row: &Row<'_>) -> rusqlite::Result<i64> {
+        balance(row).map(|balance| -balance)
+    }
+    const SQL: &str = "SELECT balance FROM account WHERE name = ?1";
+    let shelf = bank_shelf();
+    let store = shelf.store("bank");
+    store.commit_envelope(deposit(1, "ann", 1)).await.unwrap();
+    store.commit_envelope(deposit(2, "bob", 2)).await.unwrap();
+
+    let of = |name: &str| Query::rows(SQL, balance).bind(name).unwrap();
+    let mut watches = vec![store.watch(of("ann")), store.watch(of("ann")), store.watch(of("bob"))];
+    watches.push(store.watch(Query::rows(SQL, negative).bind("ann").unwrap()));
+    let mut answers = Vec::new();
+    for watch in &mut watches {
+        answers.push(watch.next().await.unwrap()[0]);
+    }
+    assert_eq!(answers, [1, 1, 2, -1]);
+    assert_eq!(RUNS.load(Ordering::Relaxed), 3, "two of the four are the same");
+    store.commit_envelope(deposit(3, "ann", 10)).await.unwrap();
+    assert_eq!(RUNS.load(Ordering::Relaxed), 6);
+    let told: Vec<_> = watches.iter_mut().map(|watch| told(watch).map(Result::unwrap)).collect();
+    assert_eq!(told, [Some(vec![11]), Some(vec![11]), None, Some(vec![-11])]);
+}
+
+#[tokio::test]
+async fn parameters_and_answers_of_other_types_make_other_queries() {
+    let shelf = bank_shelf();
+    let store = shelf.store("types");
+    let kind = || Query::<String>::first("SELECT typeof(?1)");
+    let queries =
+        [kind().bind(1), kind().bind(1.0), kind().bind("1"), kind().bind(b"1".as_slice()), kind().bind(None::<i64>)];
+    // All are watched at the same time, so that none is forgotten before the next comes.
+    let mut watches = queries.map(|query| store.watch(query.unwrap()));
+    let mut kinds = Vec::new();
+    for watch in &mut watches {
+        kinds.push(watch.next().await.unwrap());
+    }
+    assert_eq!(kinds, ["integer", "real", "text", "blob", "null"]);
+
+    const SQL: &str = "SELECT count FROM likes";
+    let mut number = store.watch(Query::<u64>::first(SQL));
+    let mut flag = store.watch(Query::<bool>::first(SQL));
+    assert_eq!((number.next().await, flag.next().await), (Ok(0), Ok(false)));
+    store.commit_envelope(like(1)).await.unwrap();
+    assert_eq!((told(&mut number), told(&mut flag)), (Some(Ok(1)), Some(Ok(true))));
+}
+
+#[tokio::test]
+async fn a_query_that_fails_says_why_once_and_answers_when_it_can() {
+    let shelf = bank_shelf();
+    let store = shelf.store("bank");
+    let mut watch = store.watch(Query::<i64>::first("SELECT balance FROM account WHERE name = 'ann'"));
+    assert!(matches!(watch.next().await, Err(Error::Query(_))));
+    store.commit_envelope(like(1)).await.unwrap();
+    assert_eq!(told(&mut watch), None);
+    store.commit_envelope(deposit(2, "ann", 5)).await.unwrap();
+    assert_eq!(told(&mut watch), Some(Ok(5)));
+}
+
+#[tokio::test]
+async fn a_query_that_nobody_watches_any_more_is_forgotten() {
+    static RUNS: AtomicU64 = AtomicU64::new(0);
+    let shelf = bank_shelf();
+    let store = shelf.store("likes");
+    let query = Query::rows("SELECT count FROM likes", |row| {
+        RUNS.fetch_add(1, Ordering::Relaxed);
+        row.get::<_, i64>(0)
+    });
+    let [mut first, second] = [store.watch(query.clone()), store.watch(query.clone())];
+    assert_eq!(first.next().await, Ok(vec![0]));
+    drop(first);
+    store.commit_envelope(like(1)).await.unwrap();
+    assert_eq!(RUNS.load(Ordering::Relaxed), 2, "the other one still watches");
+    drop(second);
+    for n in 2..5 {
+        store.commit_envelope(like(n)).await.unwrap();
+    }
+    assert_eq!(RUNS.load(Ordering::Relaxed), 2);
+    let mut late = store.watch(query);
+    assert_eq!(late.next().await, Ok(vec![4]), "not the answer from before");
+    assert_eq!(RUNS.load(Ordering::Relaxed), 3);
+}
+
+/// Runs the statement in its payload.
+#[derive(Debug, Serialize, Deserialize)]
+struct Ran {
+    sql: String,
+}
+
+impl Event for Ran {
+    const NAME: &'static str = "Ran";
+}
+
+fn zoo() -> Schema {
+    Schema::new(
+        "CREATE TABLE plain (id INTEGER PRIMARY KEY, word TEXT UNIQUE) STRICT;
+         INSERT INTO plain VALUES (1, 'one'), (2, 'two');
+         CREATE TABLE keyed (word TEXT PRIMARY KEY, n INTEGER) STRICT, WITHOUT ROWID;
+         INSERT INTO keyed VALUES ('one', 1), ('two', 2);
+         CREATE TABLE parent (id INTEGER PRIMARY KEY, name TEXT UNIQUE) STRICT;
+         INSERT INTO parent VALUES (1, 'ann'), (2, 'bob');
+         CREATE TABLE child (parent INTEGER REFERENCES parent ON DELETE CASCADE ON UPDATE CASCADE) STRICT;
+         INSERT INTO child VALUES (1), (2);
+         CREATE TABLE orphan (parent INTEGER REFERENCES parent ON DELETE SET NULL ON UPDATE SET NULL) STRICT;
+         INSERT INTO orphan VALUES (1), (2);
+         CREATE TABLE grandchild (parent INTEGER) STRICT;
+         CREATE TRIGGER child_goes AFTER DELETE ON child BEGIN INSERT INTO grandchild VALUES (old.parent); END;
+         CREATE TABLE source (n INTEGER) STRICT;
+         CREATE TABLE tally (n INTEGER) STRICT;
+         INSERT INTO tally VALUES (0);
+         CREATE TABLE total (n INTEGER) STRICT;
+         INSERT INTO total VALUES (0);
+         CREATE TRIGGER source_tally AFTER INSERT ON source BEGIN UPDATE tally SET n = n + new.n; END;
+         CREATE TRIGGER tally_total AFTER UPDATE ON tally BEGIN UPDATE total SET n = n + 100; END;
+         CREATE VIEW words AS SELECT word FROM plain UNION SELECT word FROM keyed;
+         CREATE TRIGGER words_insert INSTEAD OF INSERT ON words BEGIN INSERT INTO keyed VALUES (new.word, 0); END;",
+    )
+    .on(|event: Ran, db| db.rows(&event.sql, (), |_| Ok(())))
+}
+
+const PLAIN: &str = "SELECT group_concat(id || word, ' ' ORDER BY id) FROM plain";
+const KEYED: &str = "SELECT group_concat(word || n, ' ' ORDER BY word) FROM keyed";
+const CHILD: &str = "SELECT group_concat(parent, ' ' ORDER BY parent) FROM child";
+const ORPHAN: &str = "SELECT group_concat(ifnull(parent, '-'), ' ' ORDER BY parent) FROM orphan";
+const GRANDCHILD: &str = "SELECT group_concat(parent, ' ' ORDER BY parent) FROM grandchild";
+const TALLY: &str = "SELECT format('%d', n) FROM tally";
+const TOTAL: &str = "SELECT format('%d', n) FROM total";
+const WORDS: &str = "SELECT group_concat(word, ' ' ORDER BY word) FROM words";
+const MANY: &str = "SELECT format('%d', count(*)) FROM plain";
+const MANY_SHOUTED: &str = "SELECT format('%d', count(*)) FROM PLAIN";
+const MANY_NAMED: &str = "WITH n AS (SELECT id FROM plain LIMIT 9) SELECT format('%d', count(*)) FROM n";
+const WITHIN: &str = "SELECT format('%d %d', EXISTS (SELECT 1 FROM grandchild), 7 IN (SELECT n FROM source))";
+
+#[tokio::test]
+async fn however_rows_change_those_who_watch_them_are_told() {
+    let shelf = Shelf::new(zoo(), StoreLimits::default());
+    for (number, (sql, watched, before, after)) in [
+        ("INSERT INTO keyed VALUES ('six', 6)", KEYED, "one1 two2", "one1 six6 two2"),
+        ("UPDATE keyed SET n = 9 WHERE word = 'one'", KEYED, "one1 two2", "one9 two2"),
+        ("DELETE FROM keyed WHERE word = 'one'", KEYED, "one1 two2", "two2"),
+        ("INSERT OR REPLACE INTO keyed VALUES ('one', 7)", KEYED, "one1 two2", "one7 two2"),
+        ("INSERT OR REPLACE INTO plain VALUES (3, 'one')", PLAIN, "1one 2two", "2two 3one"),
+        ("UPDATE OR REPLACE plain SET word = 'two' WHERE id = 1", PLAIN, "1one 2two", "1two"),
+        (
+            "INSERT INTO plain VALUES (1, 'uno') ON CONFLICT DO UPDATE SET word = excluded.word",
+            PLAIN,
+            "1one 2two",
+            "1uno 2two",
+        ),
+        ("INSERT INTO plain VALUES (3, 'three') RETURNING id", PLAIN, "1one 2two", "1one 2two 3three"),
+        ("DELETE FROM plain", PLAIN, "1one 2two", ""),
+        ("DELETE FROM plain", MANY, "2", "0"),
+        ("DELETE FROM Plain", MANY_SHOUTED, "2", "0"),
+        ("DELETE FROM plain", MANY_NAMED, "2", "0"),
+        ("DELETE FROM keyed", KEYED, "one1 two2", ""),
+        ("INSERT INTO source VALUES (5)", TALLY, "0", "5"),
+        ("INSERT INTO source VALUES (5)", TOTAL, "0", "100"),
+        ("INSERT INTO source VALUES (7)", WITHIN, "0 0", "0 1"),
+        ("DELETE FROM parent WHERE id = 1", CHILD, "1 2", "2"),
+        ("DELETE FROM parent", CHILD, "1 2", ""),
+        ("UPDATE parent SET id = 5 WHERE id = 1", CHILD, "1 2", "2 5"),
+        ("INSERT OR REPLACE INTO parent VALUES (3, 'ann')", CHILD, "1 2", "2"),
+        ("DELETE FROM parent WHERE id = 1", ORPHAN, "1 2", "- 2"),
+        ("UPDATE parent SET id = 5 WHERE id = 1", ORPHAN, "1 2", "- 2"),
+        ("INSERT OR REPLACE INTO parent VALUES (3, 'ann')", ORPHAN, "1 2", "- 2"),
+        ("DELETE FROM parent WHERE id = 1", GRANDCHILD, "", "1"),
+        ("DELETE FROM parent WHERE id = 1", WITHIN, "0 0", "1 0"),
+        ("DELETE FROM child", GRANDCHILD, "", "1 2"),
+        ("INSERT INTO plain VALUES (3, 'three')", WORDS, "one two", "one three two"),
+        ("INSERT INTO words VALUES ('six')", WORDS, "one two", "one six two"),
+        ("INSERT INTO words VALUES ('six')", KEYED, "one1 two2", "one1 six0 two2"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let store = shelf.store(&number.to_string());
+        let mut watch = store.watch(Query::rows(watched, |row| row.get::<_, Option<String>>(0)));
+        let answer = |text: &str| vec![Some(text.to_owned()).filter(|text| !text.is_empty())];
+        assert_eq!(watch.next().await, Ok(answer(before)), "{watched}");
+        store.commit(Ran { sql: sql.to_owned() }).await.unwrap();
+        assert_eq!(told(&mut watch), Some(Ok(answer(after))), "{sql}; {watched}");
+    }
+}

@@ -1,0 +1,238 @@
+//! Many stores in one directory: how many there may be, how many of them in use, and how much may wait for one.
+
+use std::sync::Mutex;
+use std::sync::mpsc;
+
+use likewise::engine::{Error, Health, Query, Schema, Store, StoreLimits, Stores, export};
+
+use crate::support::*;
+
+fn count() -> Query<i64> {
+    Query::first("SELECT count FROM likes")
+}
+
+fn names(stores: &Stores) -> Vec<String> {
+    stores.list().unwrap().iter().map(ToString::to_string).collect()
+}
+
+/// A schema whose likes wait for the gate to be dropped, and say when they are there.
+fn gated() -> (Schema, mpsc::Receiver<()>, mpsc::Sender<()>) {
+    let (entered, is_busy) = mpsc::channel();
+    let (gate, waits) = mpsc::channel();
+    let waits = Mutex::new(waits);
+    let schema = Schema::new(TABLES)
+        .on(move |_: Liked, db| {
+            let _ = entered.send(());
+            let _ = waits.lock().unwrap().recv();
+            db.execute("UPDATE likes SET count = count + 1", ())
+        })
+        .on(|event: Appended, db| db.execute("UPDATE note SET text = text || ?1", [event.text]));
+    (schema, is_busy, gate)
+}
+
+async fn close(stores: &Stores) {
+    let stores = stores.clone();
+    tokio::task::spawn_blocking(move || stores.close()).await.unwrap();
+}
+
+/// How many events the store has on disk, and that it has no file when it has none.
+fn events_on_disk(store: &Store) -> u64 {
+    if !store.files().exist() {
+        assert!(!store.files().dir().exists());
+        return 0;
+    }
+    export(store.files(), &mut std::io::sink()).unwrap()
+}
+
+#[tokio::test]
+async fn the_store_beyond_the_limit_is_refused_its_first_event_and_gets_no_files() {
+    let limits = StoreLimits { stores: 2, ..StoreLimits::default() };
+    let mut shelf = Shelf::new(bank(), limits);
+    for name in ["ann", "bob"] {
+        shelf.store(name).commit_envelope(like(1)).await.unwrap();
+    }
+    for round in 1..=2 {
+        let next = shelf.store("cyd");
+        assert_eq!(next.commit_envelope(like(2)).await, Err(Error::TooManyStores(2)));
+        assert_eq!(next.add(vec![(like(3), device("phone"))]).await, Err(Error::TooManyStores(2)));
+        assert_eq!(next.healthy().await, Health::Absent);
+        assert_eq!(next.read(count()).await, Ok(0), "it can be looked at like any other");
+        assert_eq!(events_on_disk(&next), 0);
+        assert_eq!(names(&shelf.stores), ["ann", "bob"]);
+        shelf.store("ann").commit_envelope(like(10 + round)).await.unwrap();
+        assert_eq!(shelf.store("ann").read(count()).await, Ok(1 + round as i64), "those that are there go on");
+        // Opened again, they count as well.
+        close(&shelf.stores).await;
+        shelf.stores = Stores::open(&shelf.dir(), setup(bank()), limits).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn of_many_that_want_to_be_the_last_store_one_is() {
+    let shelf = Shelf::new(bank(), StoreLimits { stores: 3, ..StoreLimits::default() });
+    let stores: Vec<_> = (0..12).map(|n| shelf.store(&format!("store-{n}"))).collect();
+    let mut commits: Vec<_> = stores.iter().map(|store| Box::pin(store.commit_envelope(like(1)))).collect();
+    // All are on their way before the first is waited for.
+    let answers: Vec<_> = commits.iter_mut().map(|commit| at_once(commit.as_mut())).collect();
+    let mut stored = 0;
+    for ((commit, answer), store) in commits.iter_mut().zip(answers).zip(&stores) {
+        let receipt = match answer {
+            Some(receipt) => receipt,
+            None => commit.await,
+        };
+        match receipt {
+            Ok(_) => stored += 1,
+            Err(error) => {
+                assert_eq!(error, Error::TooManyStores(3));
+                assert_eq!(events_on_disk(store), 0);
+            }
+        }
+    }
+    assert_eq!(stored, 3);
+    assert_eq!(names(&shelf.stores).len(), 3);
+}
+
+#[tokio::test]
+async fn while_as_many_stores_are_in_use_as_may_be_the_next_is_told_so() {
+    let shelf = Shelf::new(bank(), StoreLimits { open: 2, ..StoreLimits::default() });
+    let next = || shelf.stores.get(&"cyd".parse().unwrap());
+    let ann = shelf.store("ann");
+    ann.commit_envelope(like(1)).await.unwrap();
+    let mut watched = shelf.store("bob").watch(count());
+    assert_eq!(watched.next().await, Ok(0));
+    for _ in 0..2 {
+        assert_eq!(next().unwrap_err(), Error::TooManyOpen, "a handle and a watch are uses");
+        shelf.store("ann").commit_envelope(like(2)).await.unwrap();
+        shelf.store("bob").commit_envelope(like(3)).await.unwrap();
+    }
+    assert_eq!(at_once(watched.next()), Some(Ok(1)), "those in use go on");
+
+    drop(watched);
+    let cyd = next().unwrap();
+    cyd.commit_envelope(like(4)).await.unwrap();
+    assert_eq!(shelf.stores.get(&"bob".parse().unwrap()).unwrap_err(), Error::TooManyOpen);
+    assert_eq!(ann.read(count()).await, Ok(2), "one in use made no room");
+    drop(cyd);
+    assert_eq!(shelf.store("bob").read(count()).await, Ok(1));
+}
+
+#[tokio::test]
+async fn a_store_that_was_let_go_of_has_its_events_when_it_is_opened_again() {
+    let shelf = Shelf::new(bank(), StoreLimits { open: 1, ..StoreLimits::default() });
+    for round in 1..=20 {
+        for name in ["ann", "bob"] {
+            // With room for one, each is closed for the other.
+            let store = shelf.store(name);
+            store.commit_envelope(like(2 * round)).await.unwrap();
+            assert_eq!(store.read(count()).await, Ok(2 * round as i64 - 1), "{name}");
+            // Whoever doesn't wait for the answer has given the event into the store's hands all the same.
+            drop(at_once(store.commit_envelope(like(2 * round + 1))));
+        }
+    }
+    for name in ["ann", "bob"] {
+        assert_eq!(shelf.store(name).read(count()).await, Ok(40), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn a_store_is_opened_again_only_when_it_has_finished_what_it_was_given() {
+    let (schema, is_busy, gate) = gated();
+    let shelf = Shelf::new(schema, StoreLimits { open: 2, ..StoreLimits::default() });
+    let zoe = shelf.store("zoe");
+    let ann = shelf.store("ann");
+    ann.commit_envelope(append(1, "a")).await.unwrap();
+    assert_eq!(at_once(ann.commit_envelope(like(2))), None);
+    is_busy.recv().unwrap();
+    drop(ann);
+    drop(shelf.store("bob"));
+    let ann = shelf.store("ann");
+    for n in 3..20 {
+        // What its new thread could do too early, it has the time to do.
+        zoe.commit_envelope(append(n, "z")).await.unwrap();
+    }
+    assert_eq!(at_once(ann.healthy()), None);
+    drop(gate);
+    assert_eq!(ann.read(count()).await, Ok(1));
+    ann.commit_envelope(like(20)).await.unwrap();
+    assert_eq!(ann.read(count()).await, Ok(2));
+    assert_eq!(events_on_disk(&ann), 3);
+}
+
+#[tokio::test]
+async fn looking_at_a_store_that_does_not_exist_creates_nothing() {
+    let shelf = Shelf::new(bank(), StoreLimits::default());
+    let store = shelf.store("likes");
+    let mut watch = store.watch(count());
+    assert_eq!(watch.next().await, Ok(0));
+    assert_eq!(store.read(Query::<String>::first("SELECT text FROM note")).await, Ok(String::new()));
+    assert_eq!(store.healthy().await, Health::Absent);
+    store.empty_state().unwrap();
+    assert!(names(&shelf.stores).is_empty());
+    assert!(!shelf.dir().exists(), "not even the directory of the stores");
+
+    store.commit_envelope(like(1)).await.unwrap();
+    assert_eq!(at_once(watch.next()), Some(Ok(1)), "who watched before the first event is told of it");
+    assert_eq!(events_on_disk(&store), 1);
+    assert_eq!(names(&shelf.stores), ["likes"]);
+}
+
+#[tokio::test]
+async fn closed_stores_have_what_they_took_and_say_that_they_are_closed() {
+    let shelf = Shelf::new(bank(), StoreLimits::default());
+    let store = shelf.store("likes");
+    let mut watch = store.watch(count());
+    assert_eq!(watch.next().await, Ok(0));
+    let mut commits: Vec<_> = (0..100).map(|n| Box::pin(store.commit_envelope(like(n)))).collect();
+    let answers: Vec<_> = commits.iter_mut().map(|commit| at_once(commit.as_mut())).collect();
+    close(&shelf.stores).await;
+    for (commit, answer) in commits.iter_mut().zip(answers) {
+        let answer = answer.or_else(|| at_once(commit.as_mut()));
+        assert!(matches!(answer, Some(Ok(_))), "{answer:?}");
+    }
+    assert_eq!(events_on_disk(&store), 100);
+    assert_eq!(at_once(watch.next()), Some(Ok(100)));
+    assert_eq!(at_once(watch.next()), Some(Err(Error::Closed)));
+    assert_eq!(at_once(store.read(Query::<String>::first("SELECT text FROM note"))), Some(Err(Error::Closed)));
+    assert_eq!(at_once(store.commit_envelope(like(100))), Some(Err(Error::Closed)));
+    assert_eq!(shelf.stores.get(store.id()).unwrap_err(), Error::Closed);
+    assert_eq!(events_on_disk(&store), 100);
+}
+
+#[tokio::test]
+async fn when_too_many_events_wait_the_next_is_refused_at_once_and_the_others_are_stored() {
+    const QUEUE: u64 = 4;
+    let (schema, is_busy, gate) = gated();
+    let shelf = Shelf::new(schema, StoreLimits { queue: QUEUE as usize, ..StoreLimits::default() });
+    let store = shelf.store("likes");
+    let commit = |n| Box::pin(store.commit_envelope(like(n)));
+
+    let mut first = commit(0);
+    assert_eq!(at_once(first.as_mut()), None);
+    is_busy.recv().unwrap();
+    let mut waiting: Vec<_> = (1..=QUEUE).map(commit).collect();
+    for commit in &mut waiting {
+        assert_eq!(at_once(commit.as_mut()), None);
+    }
+    for n in 10..20 {
+        assert_eq!(at_once(commit(n)), Some(Err(Error::Overloaded)));
+    }
+    let mut watch = store.watch(count());
+    assert_eq!(at_once(watch.next()), None);
+
+    drop(gate);
+    assert!(first.await.unwrap().is_new);
+    for commit in waiting {
+        assert!(commit.await.unwrap().is_new);
+    }
+    let all = QUEUE as i64 + 1;
+    assert_eq!(store.read(count()).await, Ok(all));
+    assert_eq!(at_once(watch.next()), Some(Ok(all)), "also who came when there was no place for the question");
+    let mut exported = Vec::new();
+    export(store.files(), &mut exported).unwrap();
+    let exported = String::from_utf8(exported).unwrap();
+    assert_eq!(exported.lines().count() as i64, all);
+    assert!((0..=QUEUE).all(|n| exported.contains(&like(n).id.to_string())));
+
+    assert!(commit(10).await.unwrap().is_new, "what was refused can come again");
+    assert_eq!(store.read(count()).await, Ok(all + 1));
+}
