@@ -520,14 +520,40 @@ fn backup(data: &Path, to: &Path) -> anyhow::Result<ExitCode> {
     if to.exists() && fs::read_dir(to).with_context(|| format!("cannot read {}", to.display()))?.next().is_some() {
         bail!("{} is not empty; name a directory that doesn't exist yet", to.display());
     }
-    for store in &stores {
+    let is_new = !to.exists();
+    // A part of a copy looks like a whole one that has fewer likes, so it stands apart until all of it is there.
+    let part = to.join("incomplete");
+    let copied = copy_all(data, &stores, &part).and_then(|()| put_in_place(&part, to));
+    if copied.is_err() {
+        drop(fs::remove_dir_all(&part));
+        if is_new {
+            drop(fs::remove_dir(to));
+        }
+    }
+    copied?;
+    eprintln!("{} {} copied to {}", stores.len(), if stores.len() == 1 { "store" } else { "stores" }, to.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Copies what belongs into a backup to the new directory `to`, durably.
+fn copy_all(data: &Path, stores: &[StoreId], to: &Path) -> anyhow::Result<()> {
+    for store in stores {
         engine::backup(&DataDir::files(data, store), &DataDir::files(to, store))
             .with_context(|| format!("the store {store} was not copied"))?;
     }
     // A hub that is put back goes on with the same devices.
-    TokenFile::in_dir(data).copy_to(to)?;
-    eprintln!("{} {} copied to {}", stores.len(), if stores.len() == 1 { "store" } else { "stores" }, to.display());
-    Ok(ExitCode::SUCCESS)
+    TokenFile::in_dir(data).copy_to(to)
+}
+
+/// Moves everything in the directory `part` into the one that it is in, durably.
+fn put_in_place(part: &Path, to: &Path) -> anyhow::Result<()> {
+    let cannot_write = || format!("cannot write {}", to.display());
+    for entry in fs::read_dir(part).with_context(cannot_write)? {
+        let entry = entry.with_context(cannot_write)?;
+        fs::rename(entry.path(), to.join(entry.file_name())).with_context(cannot_write)?;
+    }
+    fs::remove_dir(part).with_context(cannot_write)?;
+    Ok(engine::sync_dir(to)?)
 }
 
 fn token(data: &Path, command: TokenCommand) -> anyhow::Result<ExitCode> {

@@ -2,7 +2,7 @@
 //!
 //! A snapshot takes the state first and the eventlog second, so that the eventlog it sees is never behind the state.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
@@ -16,7 +16,9 @@ use super::place::{Cursor, Digest, Generation, Seq};
 use super::replica::{Files, replay_log};
 use super::schema::Schema;
 use super::state::{self, Enders, State, Stop};
-use super::storage::{Fault, IoContext, create_private_dir, open_private_file, open_read_only, sync_dir, sync_parent};
+use super::storage::{
+    Fault, IoContext, create_private_dir, open_private_file, open_read_only, remove_database, sync_dir, sync_parent,
+};
 use super::witness::{self, Witness};
 
 /// What is read at a time.
@@ -263,12 +265,31 @@ fn put(out: &mut dyn Write, line: &Line) -> Result<(), Fault> {
 }
 
 /// Copies the store to the directory `to`, which must not have one, as of now: the same log with the same seqs. The
-/// state is left out, because it follows from the eventlog.
+/// state is left out, because it follows from the eventlog. When it fails, nothing is left at `to`.
 ///
 /// # Errors
 ///
 /// When the store can't be read, or the copy can't be written.
 pub fn backup(files: &Files, to: &Files) -> Result<(), Fault> {
+    // Whatever is wrong with the store itself is found before anything is made, and named by its own path.
+    drop(Eventlog::snapshot(&files.eventlog())?);
+    if to.exist() {
+        return Err(io::Error::from(io::ErrorKind::AlreadyExists)).doing("copy a store to", to.dir());
+    }
+    let is_new = !to.dir().exists();
+    let copied = copy(files, to);
+    if copied.is_err() {
+        // Half a copy would open as a store that lacks likes, or has none.
+        drop(remove_database(&to.eventlog()));
+        drop(fs::remove_file(to.witness()));
+        if is_new {
+            drop(fs::remove_dir(to.dir()));
+        }
+    }
+    copied
+}
+
+fn copy(files: &Files, to: &Files) -> Result<(), Fault> {
     create_private_dir(to.dir())?;
     let target = to.eventlog();
     open_private_file(&target)?;

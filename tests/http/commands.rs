@@ -364,17 +364,28 @@ fn a_backup_goes_only_where_nothing_is() {
 }
 
 #[test]
-fn a_backup_into_a_full_disk_fails_in_words() {
+fn a_backup_into_a_full_disk_fails_in_words_and_leaves_nothing() {
     let data = data_dir();
+    // The small store comes first, so that the copy is half done when the disk is full.
+    assert!(run_with(data.path(), &["import", "--store", "a"], &event(&new_id(), "")).status.success());
     let input: String = (0..3_000).map(|_| event(&new_id(), "")).collect();
     assert!(run_with(data.path(), &["import"], &input).status.success());
     let target = data_dir();
-    let copy = target.path().join("copy");
-    let mut shell = Command::new("sh");
-    shell.args(["-c", r#"trap '' XFSZ; ulimit -f 64; exec "$0" backup "$1""#, env!("CARGO_BIN_EXE_likewise")]);
-    let output = shell.arg(&copy).env("LIKEWISE_DATA", data.path()).output().expect("a shell");
-    assert_eq!(output.status.code(), Some(1), "{}", errors(&output));
-    assert!(errors(&output).contains("not copied"), "{}", errors(&output));
+    for (copy, is_there) in [(target.path().join("copy"), false), (target.path().join("made"), true)] {
+        if is_there {
+            std::fs::create_dir(&copy).expect("an empty directory");
+        }
+        let mut shell = Command::new("sh");
+        shell.args(["-c", r#"trap '' XFSZ; ulimit -f 256; exec "$0" backup "$1""#, env!("CARGO_BIN_EXE_likewise")]);
+        let output = shell.arg(&copy).env("LIKEWISE_DATA", data.path()).output().expect("a shell");
+        assert_eq!(output.status.code(), Some(1), "{}", errors(&output));
+        assert!(errors(&output).contains("the store likes was not copied"), "{}", errors(&output));
+        assert_eq!(copy.exists(), is_there, "what was there before stays, and nothing else");
+        assert!(!is_there || listing(&copy).is_empty(), "{:?}", listing(&copy));
+        printed(run(data.path(), &["backup", copy.to_str().expect("text")]));
+        assert_eq!(printed(run(&copy, &["export"])), printed(run(data.path(), &["export"])));
+        assert!(printed(run(&copy, &["verify", "--store", "a"])).contains("all is well"));
+    }
 }
 
 #[test]

@@ -84,6 +84,9 @@ fn trust_12_a_newer_format_is_left_untouched() {
     let to = data.path().join("copy");
     let output = run(data.path(), &["backup", to.to_str().expect("text")]);
     assert_eq!(output.status.code(), Some(1), "a backup of what is not understood: {}", errors(&output));
+    let source = store.join("eventlog.db").display().to_string();
+    assert!(errors(&output).contains("format 99") && errors(&output).contains(&source), "{}", errors(&output));
+    assert!(!to.exists(), "half a copy would open as a store without likes");
     assert_untouched(&before);
 }
 
