@@ -513,7 +513,9 @@ async fn import(data: &Path, store: &StoreId) -> anyhow::Result<ExitCode> {
 }
 
 fn backup(data: &Path, to: &Path) -> anyhow::Result<ExitCode> {
-    let stores = engine::stores_in(&DataDir::stores(data))?;
+    let mut stores = engine::stores_in(&DataDir::stores(data))?;
+    // One that looks blank because it can't be read is not left out: to copy it says what is wrong.
+    stores.retain(|store| !engine::is_blank(&DataDir::files(data, store)).unwrap_or(false));
     if stores.is_empty() {
         bail!("there is no data in {}; name the directory with --data", data.display());
     }
@@ -682,7 +684,7 @@ fn confirm(yes: bool, question: &str) -> anyhow::Result<()> {
 /// The files of a store that there is.
 fn existing(data: &Path, store: &StoreId) -> anyhow::Result<Files> {
     let files = DataDir::files(data, store);
-    if !files.exist() {
+    if engine::is_blank(&files)? {
         bail!(
             "there is no store {store} in {}; name the directory with --data, the store with --store",
             data.display()

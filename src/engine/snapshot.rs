@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::event::{Args, Device, Envelope, EventId, EventName, Malformed};
-use super::eventlog::{Eventlog, PageSize};
+use super::eventlog::{Eventlog, PageSize, refuse_newer};
 use super::place::{Cursor, Digest, Generation, Seq};
 use super::replica::{Files, replay_log};
 use super::schema::Schema;
@@ -20,6 +20,23 @@ use super::storage::{
     Fault, IoContext, create_private_dir, open_private_file, open_read_only, remove_database, sync_dir, sync_parent,
 };
 use super::witness::{self, Witness};
+
+/// Whether there is nothing here yet: no files, or the mere beginning of an eventlog, which is what a crash leaves that
+/// comes before the first event. That is no loss, and opening the store goes on from there.
+///
+/// # Errors
+///
+/// When the files can't be looked at, or are not an eventlog that this program understands.
+pub fn is_blank(files: &Files) -> Result<bool, Fault> {
+    // The other two only come after the eventlog has its tables, so they prove that there was more.
+    for path in [files.witness(), files.state()] {
+        if path.try_exists().doing("look at", &path)? {
+            return Ok(false);
+        }
+    }
+    files.eventlog().try_exists().doing("look at", &files.eventlog())?;
+    refuse_newer(&files.eventlog())
+}
 
 /// What is read at a time.
 const PAGE: PageSize = PageSize { events: 1_024, bytes: 8 << 20 };

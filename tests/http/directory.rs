@@ -162,6 +162,65 @@ fn trust_07_an_old_wal_or_eventlog_in_the_place_of_the_right_one_is_noticed() {
     assert_eq!(Server::start(data.path()).count(), 2);
 }
 
+#[test]
+fn commands_that_read_an_eventlog_that_is_gone_say_what_serving_says() {
+    let data = data_dir();
+    some_data(data.path(), 1);
+    let eventlog = data.path().join("stores/likes/eventlog.db");
+    let copy = data.path().join("copy");
+    for what in ["empty", "missing"] {
+        match what {
+            "empty" => fs::write(&eventlog, b"").expect("emptied"),
+            _ => fs::remove_file(&eventlog).expect("deleted"),
+        }
+        assert_refused(data.path(), &["lost its end", "missing or empty", "restore a backup"]);
+        for arguments in [&["verify"][..], &["export"], &["backup", copy.to_str().expect("text")]] {
+            let output = run(data.path(), arguments);
+            assert_eq!(output.status.code(), Some(1), "{what} {arguments:?}: {}", errors(&output));
+            for needle in ["lost its end", "missing or empty", "restore a backup"] {
+                assert!(errors(&output).contains(needle), "{what} {arguments:?}: {}", errors(&output));
+            }
+            assert!(!copy.exists(), "{what}");
+        }
+    }
+}
+
+#[test]
+fn what_a_crash_leaves_before_the_first_event_is_no_loss() {
+    let data = data_dir();
+    some_data(data.path(), 1);
+    let begun = data.path().join("stores/begun");
+    fs::create_dir(&begun).expect("a directory");
+    fs::write(begun.join("eventlog.db"), b"").expect("an empty file");
+    for command in ["verify", "export"] {
+        let output = run(data.path(), &[command, "--store", "begun"]);
+        assert_eq!(output.status.code(), Some(1), "{command}: {}", errors(&output));
+        assert!(errors(&output).contains("there is no store begun"), "{command}: {}", errors(&output));
+    }
+    let copy = data.path().join("copy");
+    printed(run(data.path(), &["backup", copy.to_str().expect("text")]));
+    assert_eq!(printed(run(&copy, &["export"])), printed(run(data.path(), &["export"])));
+    let server = Server::start(data.path());
+    server.like("/s/begun", &new_id());
+}
+
+#[test]
+fn what_cannot_be_looked_at_is_not_said_to_be_missing() {
+    let data = data_dir();
+    some_data(data.path(), 1);
+    let stores = data.path().join("stores");
+    fs::rename(&stores, data.path().join("away")).expect("moved away");
+    // Nobody may follow a link that leads to itself, not even who may read every directory.
+    std::os::unix::fs::symlink(&stores, &stores).expect("a link");
+    for arguments in [&["verify"][..], &["export"], &["backup", "/nonexistent/copy"], &["set-aside", "list"]] {
+        let output = run(data.path(), arguments);
+        let said = errors(&output);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {said}");
+        assert!(said.contains("symbolic links") && said.contains("stores"), "{arguments:?}: {said}");
+        assert!(!said.contains("there is no"), "{arguments:?}: {said}");
+    }
+}
+
 type Damage<'a> = Box<dyn Fn() + 'a>;
 
 #[test]
