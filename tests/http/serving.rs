@@ -25,6 +25,19 @@ fn the_ready_line_is_all_that_stands_on_standard_output() {
 }
 
 #[test]
+fn a_server_on_all_addresses_names_one_that_opens_the_page() {
+    for (all, one) in [("0.0.0.0:0", "http://127.0.0.1:"), ("[::]:0", "http://[::1]:")] {
+        if all.starts_with('[') && std::net::TcpListener::bind("[::1]:0").is_err() {
+            continue; // This machine has no IPv6.
+        }
+        let data = data_dir();
+        let server = Server::start_with(data.path(), &["--listen", all]);
+        assert!(server.url.starts_with(one), "{all}: {}", server.url);
+        assert_eq!(server.count(), 0);
+    }
+}
+
+#[test]
 fn flags_and_environment_say_the_same() {
     let data = data_dir();
     let mut command = likewise();
