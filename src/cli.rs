@@ -11,6 +11,8 @@ use anyhow::{Context, bail};
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use reqwest::RequestBuilder;
+use reqwest::header::HOST;
 use tokio::net::TcpListener;
 use tokio_util::io::ReaderStream;
 use tokio_util::sync::CancellationToken;
@@ -395,12 +397,12 @@ impl Signals {
 
 async fn status(data: &Path, store: &StoreId, url: Option<String>, json: bool) -> anyhow::Result<ExitCode> {
     let report = match url {
-        Some(url) => ask_status(&url, store).await?,
+        Some(url) => ask_status(&url, store, |request| request).await?,
         None if !data.exists() => {
             bail!("there is no data in {}; run `likewise` and click, or name the directory with --data", data.display())
         }
         None => match DataDir::claim(data)? {
-            Claim::Taken(holder) => ask_status(&address(data, holder.as_ref())?, store).await?,
+            Claim::Taken(holder) => ask_status(&address(data, holder.as_ref())?, store, as_local).await?,
             Claim::Ours(dir) => {
                 let device = host_name();
                 let stores = open_stores(&dir, &device, store_limits(), false, show_progress)?;
@@ -422,9 +424,13 @@ async fn status(data: &Path, store: &StoreId, url: Option<String>, json: bool) -
     Ok(ExitCode::SUCCESS)
 }
 
-async fn ask_status(url: &str, store: &StoreId) -> anyhow::Result<StatusReport> {
+async fn ask_status(
+    url: &str,
+    store: &StoreId,
+    prepare: fn(RequestBuilder) -> RequestBuilder,
+) -> anyhow::Result<StatusReport> {
     let url = format!("{}{}/status?digests", url.trim_end_matches('/'), web::base(store));
-    let answer = http_client()?.get(&url).send().await.with_context(|| format!("cannot ask {url}"))?;
+    let answer = prepare(http_client()?.get(&url)).send().await.with_context(|| format!("cannot ask {url}"))?;
     understood(answer, &url).await?.json().await.with_context(|| format!("{url} is not the status of a likewise"))
 }
 
@@ -493,7 +499,7 @@ async fn import(data: &Path, store: &StoreId) -> anyhow::Result<ExitCode> {
             let url = format!("{}/control/v1/{store}/import", address(data, holder.as_ref())?);
             let key = holder.map(|holder| holder.key).unwrap_or_default();
             let body = reqwest::Body::wrap_stream(ReaderStream::new(tokio::io::stdin()));
-            let answer = http_client()?.post(&url).bearer_auth(key).body(body).send().await;
+            let answer = as_local(http_client()?.post(&url)).bearer_auth(key).body(body).send().await;
             let answer = answer.with_context(|| format!("cannot ask {url}"))?;
             understood(answer, &url).await?.json::<Imported>().await.context("the answer is not understood")?
         }
@@ -662,7 +668,7 @@ async fn control<T: serde::de::DeserializeOwned>(
 ) -> anyhow::Result<T> {
     let url = format!("{}/control/v1/{what}", address(data, holder)?);
     let key = holder.map(|holder| holder.key.as_str()).unwrap_or_default();
-    let answer = http_client()?.post(&url).bearer_auth(key).send().await;
+    let answer = as_local(http_client()?.post(&url)).bearer_auth(key).send().await;
     let answer = understood(answer.with_context(|| format!("cannot ask {url}"))?, &url).await?;
     answer.json().await.context("the answer is not understood")
 }
@@ -711,6 +717,12 @@ fn address(data: &Path, holder: Option<&Holder>) -> anyhow::Result<String> {
 fn http_client() -> anyhow::Result<reqwest::Client> {
     // The process that is asked is on this machine, or was named: no proxy stands between.
     reqwest::Client::builder().no_proxy().read_timeout(ANSWER).build().context("cannot make requests")
+}
+
+/// A request to the process on this machine that has the data directory, under the name that only this machine may use:
+/// that process may listen on an address that it isn't opened under.
+fn as_local(request: RequestBuilder) -> RequestBuilder {
+    request.header(HOST, "localhost")
 }
 
 /// The answer, unless it says what went wrong.

@@ -88,8 +88,8 @@ impl Default for Policy {
 /// Puts the guard around all routes, fallbacks and errors of `router`.
 ///
 /// From the outside in: security headers on every answer; errors rendered as problems; panics caught; `Host`, reach,
-/// size and encoding of the request; cross-site requests; the body's limits. Needs `ConnectInfo<SocketAddr>` in the
-/// extensions of each request: without it nobody counts as local.
+/// size and encoding of the request; cross-site requests; the body's limits. Needs `ConnectInfo<SocketAddr>` and
+/// [`ReachedAt`] in the extensions of each request: without them nobody counts as local.
 pub(crate) fn protect(router: Router, policy: Policy) -> Router {
     let guard = Arc::new(Guard {
         policy,
@@ -160,6 +160,10 @@ impl AllowedHost {
         self.0.host == authority.host && (self.0.port.is_none() || self.0.port == authority.port)
     }
 }
+
+/// The address of ours at which a connection came in.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ReachedAt(pub(super) SocketAddr);
 
 struct Guard {
     policy: Policy,
@@ -292,12 +296,18 @@ fn recognize(policy: &Policy, request: &Request, host: &[u8]) -> Result<Addresse
     ))
 }
 
-/// Whether the connection comes from this machine. A `Host` is only a claim.
+/// Whether the connection comes from this machine. A `Host` is only a claim. Whoever connects to an address of the
+/// network from the machine that has it comes from that same address, and nobody else can: answers to them would not
+/// leave the machine.
 fn is_local(request: &Request) -> bool {
-    request
-        .extensions()
-        .get::<ConnectInfo<SocketAddr>>()
-        .is_some_and(|ConnectInfo(peer)| peer.ip().to_canonical().is_loopback())
+    let extensions = request.extensions();
+    let (Some(ConnectInfo(peer)), Some(ReachedAt(own))) =
+        (extensions.get::<ConnectInfo<SocketAddr>>(), extensions.get::<ReachedAt>())
+    else {
+        return false;
+    };
+    let (peer, own) = (peer.ip().to_canonical(), own.ip().to_canonical());
+    peer.is_loopback() || peer == own
 }
 
 /// The content of a `Host` header or of an authority: what RFC 3986 allows there, less what no browser sends.
@@ -590,13 +600,18 @@ mod tests {
     }
 
     fn request_from(peer: &str, method: &str, uri: &str, headers: &[(&str, &str)]) -> Request {
+        request_between(peer, "192.168.1.1:3000", method, uri, headers)
+    }
+
+    fn request_between(peer: &str, own: &str, method: &str, uri: &str, headers: &[(&str, &str)]) -> Request {
         let mut request = Request::builder().method(method).uri(uri);
         for &(name, value) in headers {
             request = request.header(name, value);
         }
         let mut request = request.body(Body::empty()).expect("a valid request");
-        let peer: SocketAddr = peer.parse().expect("an address");
-        request.extensions_mut().insert(ConnectInfo(peer));
+        let address = |text: &str| text.parse::<SocketAddr>().expect("an address");
+        request.extensions_mut().insert(ConnectInfo(address(peer)));
+        request.extensions_mut().insert(ReachedAt(address(own)));
         request
     }
 
@@ -808,6 +823,25 @@ mod tests {
         let mut unknown = request("GET", "/", &[("host", HOST)]);
         unknown.extensions_mut().remove::<ConnectInfo<SocketAddr>>();
         assert_eq!(site.answer(unknown).await.status(), StatusCode::FORBIDDEN);
+    }
+
+    #[tokio::test]
+    async fn a_peer_with_our_own_address_is_local_and_still_has_to_name_a_loopback_host() {
+        let site = Site::new(Policy::default());
+        for (peer, own, host, status) in [
+            ("192.0.2.2:5000", "192.0.2.2:3000", "localhost", StatusCode::OK),
+            ("[::ffff:192.0.2.2]:5000", "192.0.2.2:3000", "127.0.0.1:3000", StatusCode::OK),
+            ("[fd00::2]:5000", "[fd00::2]:3000", "[::1]:3000", StatusCode::OK),
+            ("192.0.2.3:5000", "192.0.2.2:3000", "localhost", StatusCode::FORBIDDEN),
+            ("[fd00::3]:5000", "[fd00::2]:3000", "localhost", StatusCode::FORBIDDEN),
+            ("192.0.2.2:5000", "192.0.2.2:3000", "192.0.2.2:3000", StatusCode::FORBIDDEN),
+            ("192.0.2.2:5000", "192.0.2.2:3000", "evil.example", StatusCode::FORBIDDEN),
+        ] {
+            for path in ["/status", "/control/import"] {
+                let answer = site.answer(request_between(peer, own, "GET", path, &[("host", host)])).await;
+                assert_eq!(answer.status(), status, "{path} {host} {peer} {own}");
+            }
+        }
     }
 
     #[tokio::test]
