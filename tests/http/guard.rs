@@ -104,11 +104,8 @@ fn trust_33_no_other_site_can_like() {
                         request += &format!("Origin: {origin}\r\n");
                     }
                     let answer = server.ask(&format!("{request}Content-Length: 0\r\nConnection: close\r\n\r\n"));
-                    let is_ours = match site {
-                        Some("same-origin" | "none") => true,
-                        Some(_) => false,
-                        None => origin.is_none_or(|origin| origin == own),
-                    };
+                    let is_ours = matches!(site, None | Some("same-origin" | "none"))
+                        && origin.is_none_or(|origin| origin == own);
                     assert_guarded(&answer, &request);
                     match (method, is_ours) {
                         ("POST", true) => {
@@ -125,6 +122,15 @@ fn trust_33_no_other_site_can_like() {
                 }
             }
         }
+    }
+    for headers in [
+        format!("Origin: {own}\r\nOrigin: https://evil.example\r\n"),
+        "Origin:\r\n".to_owned(),
+        "Sec-Fetch-Site: same-origin\r\nSec-Fetch-Site: cross-site\r\n".to_owned(),
+    ] {
+        let request = format!("POST /likes HTTP/1.1\r\nHost: localhost:{port}\r\n{headers}Content-Length: 0\r\n");
+        let answer = server.ask(&format!("{request}Connection: close\r\n\r\n"));
+        assert_eq!(answer.status, 403, "{request}{answer:?}");
     }
     assert!(likes > 0);
     assert_eq!(server.count(), likes, "only posts of our own pages count");
