@@ -398,7 +398,7 @@ impl Signals {
 async fn status(data: &Path, store: &StoreId, url: Option<String>, json: bool) -> anyhow::Result<ExitCode> {
     let report = match url {
         Some(url) => ask_status(&url, store, |request| request).await?,
-        None if !data.exists() => {
+        None if !DataDir::is_used(data)? => {
             bail!("there is no data in {}; run `likewise` and click, or name the directory with --data", data.display())
         }
         None => match DataDir::claim(data)? {

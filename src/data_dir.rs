@@ -73,6 +73,17 @@ impl DataDir {
         Ok(Claim::Ours(dir))
     }
 
+    /// Whether anybody has ever used the directory at `path`, or put a copy there. To look at one that nobody has is no
+    /// reason to claim it, which would make it.
+    pub(crate) fn is_used(path: &Path) -> anyhow::Result<bool> {
+        for path in [path.join("lock"), Self::stores(path)] {
+            if path.try_exists().with_context(|| format!("cannot look at {}", path.display()))? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
     /// As [`claim`](Self::claim), for who can't go on without it.
     pub(crate) fn take(path: &Path) -> anyhow::Result<Self> {
         match Self::claim(path)? {

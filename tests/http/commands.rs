@@ -62,6 +62,10 @@ fn status_of_what_is_not_there_says_so() {
         assert!(output.stdout.is_empty(), "{arguments:?}");
         assert!(!missing.exists(), "{arguments:?} made something");
     }
+    let empty = run(data.path(), &["status"]);
+    assert_eq!(empty.status.code(), Some(1));
+    assert!(errors(&empty).contains("there is no data"), "{}", errors(&empty));
+    assert!(listing(data.path()).is_empty(), "a look makes nothing: {:?}", listing(data.path()));
     // A store without likes is as good as any other, and looking at it makes no files.
     let server = Server::start(data.path());
     assert!(printed(run(data.path(), &["status", "--store", "empty"])).contains("likes      0"));

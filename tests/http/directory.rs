@@ -210,9 +210,12 @@ fn what_cannot_be_looked_at_is_not_said_to_be_missing() {
     some_data(data.path(), 1);
     let stores = data.path().join("stores");
     fs::rename(&stores, data.path().join("away")).expect("moved away");
+    fs::remove_file(data.path().join("lock")).expect("deleted");
     // Nobody may follow a link that leads to itself, not even who may read every directory.
     std::os::unix::fs::symlink(&stores, &stores).expect("a link");
-    for arguments in [&["verify"][..], &["export"], &["backup", "/nonexistent/copy"], &["set-aside", "list"]] {
+    for arguments in
+        [&["verify"][..], &["export"], &["status"], &["backup", "/nonexistent/copy"], &["set-aside", "list"]]
+    {
         let output = run(data.path(), arguments);
         let said = errors(&output);
         assert_eq!(output.status.code(), Some(1), "{arguments:?}: {said}");
