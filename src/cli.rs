@@ -1,5 +1,6 @@
 //! The command line: commands, flags, environment variables, and every default and limit of the program.
 
+use std::env;
 use std::fs;
 use std::io::{self, BufWriter, IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -8,9 +9,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use clap::builder::{BoolishValueParser, Resettable};
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
-use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{Arg, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use reqwest::RequestBuilder;
 use reqwest::header::HOST;
 use tokio::net::TcpListener;
@@ -65,7 +67,7 @@ struct Cli {
 
 const AFTER_HELP: &str = "\
 Without a command, likewise serves. Each flag can also be given as an environment variable, which its description \
-names. LIKEWISE_LOG sets what is logged on standard error, for example `debug` or `likewise=trace`.
+names; an empty one counts as unset. LIKEWISE_LOG sets what is logged on standard error, for example `debug` or `likewise=trace`.
 
 Commands work on the data directory whether or not a likewise process is serving it. They exit with 0 when they did \
 what they say, with 1 when they could not (and `verify` also when it found a difference), and with 2 when the command \
@@ -219,7 +221,7 @@ struct ServeArgs {
     #[arg(long, env = "LIKEWISE_RETRY_HALTED", default_value_t = RETRY_HALTED, hide = true)]
     retry_halted: u64,
     /// Serve the page, too, under the names of --allow-host: whoever reaches this server can then like
-    #[arg(long, env = "LIKEWISE_PUBLIC")]
+    #[arg(long, env = "LIKEWISE_PUBLIC", value_parser = BoolishValueParser::new())]
     public: bool,
 }
 
@@ -228,7 +230,8 @@ pub fn main() -> ExitCode {
     let cli = parse();
     // Whoever makes TLS connections finds it there.
     drop(rustls::crypto::ring::default_provider().install_default());
-    let filter = EnvFilter::try_from_env("LIKEWISE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = env::var("LIKEWISE_LOG").ok().filter(|filter| !filter.is_empty());
+    let filter = filter.and_then(|filter| filter.parse().ok()).unwrap_or_else(|| EnvFilter::new("info"));
     let is_terminal = io::stderr().is_terminal();
     tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -263,7 +266,7 @@ const SERVE_FLAGS: [&str; 9] =
 
 /// Reads the command line. The flags of `serve` may stand alone, but not before another command.
 fn parse() -> Cli {
-    let matches = Cli::command().get_matches();
+    let matches = without_empty_variables(Cli::command()).get_matches();
     let is_given = |id: &&'static str| matches.value_source(id) == Some(ValueSource::CommandLine);
     if let (Some(command), Some(flag)) = (matches.subcommand_name(), SERVE_FLAGS.into_iter().find(is_given)) {
         let flag = flag.replace('_', "-");
@@ -271,6 +274,13 @@ fn parse() -> Cli {
         Cli::command().error(ErrorKind::ArgumentConflict, message).exit();
     }
     Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+}
+
+/// Takes variables that are empty for unset, as who writes `LIKEWISE_UPSTREAM=` into a service's file means it.
+fn without_empty_variables(command: clap::Command) -> clap::Command {
+    let is_empty = |arg: &Arg| arg.get_env().and_then(env::var_os).is_some_and(|value| value.is_empty());
+    let command = command.mut_args(|arg| if is_empty(&arg) { arg.env(Resettable::Reset) } else { arg });
+    command.mut_subcommands(without_empty_variables)
 }
 
 async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
@@ -751,7 +761,7 @@ fn host_name() -> Device {
     #[cfg(unix)]
     let name = rustix::system::uname().nodename().to_str().map(str::to_owned).ok();
     #[cfg(not(unix))]
-    let name = std::env::var("COMPUTERNAME").ok();
+    let name = env::var("COMPUTERNAME").ok();
     let named = name.as_deref().and_then(|name| name.parse().ok());
     named.unwrap_or_else(|| "likewise".parse().expect("BUG: not the name of a device"))
 }

@@ -71,6 +71,56 @@ fn flags_and_environment_say_the_same() {
 }
 
 #[test]
+fn a_variable_says_yes_or_no_in_the_usual_words() {
+    for (word, is_public) in
+        [("1", true), ("yes", true), ("true", true), ("on", true), ("0", false), ("no", false), ("false", false)]
+    {
+        let data = data_dir();
+        let mut command = likewise();
+        command.args(["--listen", "127.0.0.1:0", "--allow-host", "hub.example"]).env("LIKEWISE_PUBLIC", word);
+        let server = Server::spawn(command, data.path());
+        let answer = server.ask("GET / HTTP/1.1\r\nHost: hub.example\r\nConnection: close\r\n\r\n");
+        assert_eq!(answer.status == 200, is_public, "{word}: {answer:?}");
+    }
+    let output = likewise().env("LIKEWISE_PUBLIC", "perhaps").output().expect("it starts");
+    assert_eq!(output.status.code(), Some(2), "{}", errors(&output));
+    assert!(errors(&output).contains("perhaps") && errors(&output).contains("--public"), "{}", errors(&output));
+}
+
+#[test]
+fn a_variable_that_is_empty_is_not_set() {
+    let data = data_dir();
+    let mut help = String::new();
+    for command in ["serve", "status"] {
+        help += &printed(run(data.path(), &[command, "--help"]));
+    }
+    let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
+    let shown = help.split("[env: ").filter_map(|rest| rest.split_once('=').map(|(name, _)| name));
+    let names: Vec<_> = shown.filter(|name| name.starts_with("LIKEWISE_")).collect();
+    for name in ["LIKEWISE_LISTEN", "LIKEWISE_UPSTREAM", "LIKEWISE_ALLOW_HOST", "LIKEWISE_PUBLIC", "LIKEWISE_URL"] {
+        assert!(names.contains(&name), "{name} is not in {names:?}");
+    }
+    let empty = || {
+        let mut command = likewise();
+        let hidden = ["LIKEWISE_TOKEN", "LIKEWISE_RETRY_HALTED", "LIKEWISE_LOG"];
+        command.envs(names.iter().chain(&hidden).map(|name| (name, "")));
+        command
+    };
+    let mut command = empty();
+    command.args(["serve", "--listen", "127.0.0.1:0"]);
+    let server = Server::spawn(command, data.path());
+    server.like_times(1);
+    assert!(server.log().contains("INFO"), "what is logged is as without it: {}", server.log());
+
+    let status = empty().arg("status").env("LIKEWISE_DATA", data.path()).output().expect("it starts");
+    assert!(printed(status).contains("likes      1\n"));
+    let home = data.path().join("home");
+    let status = empty().arg("status").env("HOME", &home).env_remove("XDG_DATA_HOME").output().expect("it starts");
+    let nowhere = format!("there is no data in {}", home.display());
+    assert!(errors(&status).contains(&nowhere), "{}", errors(&status));
+}
+
+#[test]
 fn wrong_flags_are_refused_in_words() {
     let data = data_dir();
     let before = listing(data.path());
