@@ -50,11 +50,10 @@ pub(crate) enum Claim {
 impl DataDir {
     /// Makes the directory if need be, and takes it if it is free.
     pub(crate) fn claim(path: &Path) -> anyhow::Result<Claim> {
-        create_private_dir(path).with_context(|| {
-            format!("{} can't be used for data; name another directory with --data", path.display())
-        })?;
+        let unusable = || format!("{} can't be used for data; name another directory with --data", path.display());
+        create_private_dir(path).with_context(unusable)?;
         let lock_path = path.join("lock");
-        let mut lock = open_private_file(&lock_path)?;
+        let mut lock = open_private_file(&lock_path).with_context(unusable)?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {

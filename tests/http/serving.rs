@@ -243,7 +243,9 @@ fn data_that_cannot_be_used_is_named() {
     let parent = data_dir();
     let file = parent.path().join("file");
     std::fs::write(&file, "mine").expect("a file");
-    for data in [file.clone(), file.join("below"), "/proc/likewise".into(), "/dev/null".into()] {
+    let locked = parent.path().join("locked");
+    std::fs::create_dir_all(locked.join("lock")).expect("a directory");
+    for data in [file.clone(), file.join("below"), locked, "/proc/likewise".into(), "/dev/null".into()] {
         let output = run(&data, &["serve", "--listen", "127.0.0.1:0"]);
         assert_eq!(output.status.code(), Some(1), "{}", errors(&output));
         let said = errors(&output);
