@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use clap::builder::{BoolishValueParser, Resettable};
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
@@ -518,9 +518,7 @@ async fn import(data: &Path, store: &StoreId) -> anyhow::Result<ExitCode> {
             let stores = open_stores(&dir, &device, store_limits(), false, show_progress)?;
             let result = web::import(&stores.get(store)?, &device, tokio::io::stdin()).await;
             close(stores).await?;
-            result.context(
-                "the import stopped; what stood before is stored. Mend the cause and import again: nothing is added twice",
-            )?
+            result.map_err(|error| anyhow!("{} {}", web::sentence(error), web::AFTER_IMPORT))?
         }
     };
     let Imported { added, known } = imported;

@@ -202,8 +202,8 @@ fn an_import_names_the_line_that_stopped_it_and_keeps_what_stood_before() {
             let output = run_with(data.path(), &["import"], &input);
             let said = errors(&output);
             assert_eq!(output.status.code(), Some(1), "served: {served}, {bad:.100}: {said}");
-            assert!(said.contains("line 5:") && said.contains(needle), "served: {served}, {bad:.100}: {said}");
-            assert!(said.contains("what stood before") || said.contains("What stood before"), "{said}");
+            assert!(said.contains("Line 5: ") && said.contains(needle), "served: {served}, {bad:.100}: {said}");
+            assert!(said.contains(". What stood before it is stored."), "served: {served}, {bad:.100}: {said}");
             let export = printed(run(data.path(), &["export"]));
             let found = export.lines().count();
             // A line that only turns out bad when it is stored takes those of its batch behind it along.

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Output, Stdio};
 
 use crate::client::new_id;
-use crate::common::{Server, data_dir, errors, likewise, printed, run, wait_for};
+use crate::common::{Server, data_dir, errors, likewise, printed, run, run_with, wait_for};
 
 /// Serving has to fail, with words that hold each of `needles`.
 fn assert_refused(data: &Path, needles: &[&str]) {
@@ -80,6 +80,11 @@ fn trust_12_a_newer_format_is_left_untouched() {
         let output = run(data.path(), &[command]);
         assert_eq!(output.status.code(), Some(1), "{command}");
         assert!(errors(&output).contains("format 99"), "{command}: {}", errors(&output));
+    }
+    for input in ["", "\n", &format!("{{\"id\":\"{}\",\"name\":\"LikeAdded\"}}\n", new_id())] {
+        let output = run_with(data.path(), &["import"], input);
+        assert_eq!(output.status.code(), Some(1), "{input:?}");
+        assert!(errors(&output).contains("format 99"), "{input:?}: {}", errors(&output));
     }
     let to = data.path().join("copy");
     let output = run(data.path(), &["backup", to.to_str().expect("text")]);
