@@ -196,7 +196,13 @@ struct StoreArgs {
 #[derive(Args)]
 struct ServeArgs {
     /// Address and port to listen on; port 0 takes a free one
-    #[arg(long, value_name = "ADDRESS", env = "LIKEWISE_LISTEN", default_value = "127.0.0.1:3000")]
+    #[arg(
+        long,
+        value_name = "HOST:PORT",
+        env = "LIKEWISE_LISTEN",
+        default_value = "127.0.0.1:3000",
+        value_parser = host_and_port
+    )]
     listen: String,
     /// Name of this device, which the log shows with its likes [default: the host's name]
     #[arg(long, value_name = "NAME", env = "LIKEWISE_DEVICE")]
@@ -223,6 +229,16 @@ struct ServeArgs {
     /// Serve the page, too, under the names of --allow-host: whoever reaches this server can then like
     #[arg(long, env = "LIKEWISE_PUBLIC", value_parser = BoolishValueParser::new())]
     public: bool,
+}
+
+/// Checks the form of what `--listen` names, of which the resolver's own words would say little.
+fn host_and_port(text: &str) -> Result<String, &'static str> {
+    let is_host =
+        |host: &str| !host.is_empty() && (!host.contains(':') || host.starts_with('[') && host.ends_with(']'));
+    match text.rsplit_once(':') {
+        Some((host, port)) if is_host(host) && port.parse::<u16>().is_ok() => Ok(text.to_owned()),
+        _ => Err("write HOST:PORT, such as 127.0.0.1:3000 or [::1]:3000"),
+    }
 }
 
 /// Runs the program.
