@@ -456,7 +456,7 @@ async fn ask_status(
     prepare: fn(RequestBuilder) -> RequestBuilder,
 ) -> anyhow::Result<StatusReport> {
     let url = format!("{}{}/status?digests", url.trim_end_matches('/'), web::base(store));
-    let answer = prepare(http_client()?.get(&url)).send().await.with_context(|| format!("cannot ask {url}"))?;
+    let answer = prepare(http_client()?.get(&url)).send().await.map_err(|error| unanswered(error, &url))?;
     understood(answer, &url).await?.json().await.with_context(|| format!("{url} is not the status of a likewise"))
 }
 
@@ -526,7 +526,7 @@ async fn import(data: &Path, store: &StoreId) -> anyhow::Result<ExitCode> {
             let key = holder.map(|holder| holder.key).unwrap_or_default();
             let body = reqwest::Body::wrap_stream(ReaderStream::new(tokio::io::stdin()));
             let answer = as_local(http_client()?.post(&url)).bearer_auth(key).body(body).send().await;
-            let answer = answer.with_context(|| format!("cannot ask {url}"))?;
+            let answer = answer.map_err(|error| unanswered(error, &url))?;
             understood(answer, &url).await?.json::<Imported>().await.context("the answer is not understood")?
         }
         Claim::Ours(dir) => {
@@ -693,7 +693,7 @@ async fn control<T: serde::de::DeserializeOwned>(
     let url = format!("{}/control/v1/{what}", address(data, holder)?);
     let key = holder.map(|holder| holder.key.as_str()).unwrap_or_default();
     let answer = as_local(http_client()?.post(&url)).bearer_auth(key).send().await;
-    let answer = understood(answer.with_context(|| format!("cannot ask {url}"))?, &url).await?;
+    let answer = understood(answer.map_err(|error| unanswered(error, &url))?, &url).await?;
     answer.json().await.context("the answer is not understood")
 }
 
@@ -747,6 +747,16 @@ fn http_client() -> anyhow::Result<reqwest::Client> {
 /// that process may listen on an address that it isn't opened under.
 fn as_local(request: RequestBuilder) -> RequestBuilder {
     request.header(HOST, "localhost")
+}
+
+/// Why there is no answer from `url`.
+fn unanswered(error: reqwest::Error, url: &str) -> anyhow::Error {
+    let error = anyhow::Error::from(error.without_url());
+    let is_refused = |cause: &io::Error| cause.kind() == io::ErrorKind::ConnectionRefused;
+    if error.chain().any(|cause| cause.downcast_ref().is_some_and(is_refused)) {
+        return anyhow!("cannot ask {url}: nobody listens there; is likewise running?");
+    }
+    error.context(format!("cannot ask {url}"))
 }
 
 /// The answer, unless it says what went wrong.

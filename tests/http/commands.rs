@@ -53,7 +53,10 @@ fn status_of_what_is_not_there_says_so() {
         (&["export"], "there is no store likes"),
         (&["export", "--store", "work"], "there is no store work"),
         (&["backup", "/nonexistent/copy"], "there is no data"),
-        (&["status", "--url", "http://127.0.0.1:1"], "cannot ask"),
+        (
+            &["status", "--url", "http://127.0.0.1:1"],
+            "cannot ask http://127.0.0.1:1/status?digests: nobody listens there; is likewise running?\n",
+        ),
         (&["status", "--url", "nonsense"], "cannot ask"),
     ] {
         let output = run(&missing, arguments);
