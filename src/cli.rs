@@ -608,7 +608,11 @@ fn token(data: &Path, command: TokenCommand) -> anyhow::Result<ExitCode> {
         }
         TokenCommand::List => {
             let seen = Seen::read(data);
-            for token in file.list()? {
+            let tokens = file.list()?;
+            if tokens.is_empty() {
+                eprintln!("there are no devices in {}; `likewise token add NAME` adds one", data.display());
+            }
+            for token in tokens {
                 let device = token.device.as_str();
                 let made = web::date_time(token.created);
                 match seen.get(device) {

@@ -103,6 +103,18 @@ fn status_of_an_address_that_is_no_likewise_says_so() {
 }
 
 #[test]
+fn a_list_of_no_devices_says_so_beside_its_empty_output() {
+    let data = data_dir();
+    let output = run(data.path(), &["token", "list"]);
+    assert!(errors(&output).contains("no devices") && errors(&output).contains("likewise token add"), "{output:?}");
+    assert_eq!(printed(output), "");
+    printed(run(data.path(), &["token", "add", "phone"]));
+    let output = run(data.path(), &["token", "list"]);
+    assert_eq!(errors(&output), "");
+    assert!(printed(output).starts_with("phone\t"));
+}
+
+#[test]
 fn an_export_has_every_event_with_its_place() {
     let data = data_dir();
     let server = Server::start_with(data.path(), &["--listen", "127.0.0.1:0", "--device", "laptop"]);
