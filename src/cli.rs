@@ -189,7 +189,7 @@ enum SetAsideCommand {
 #[derive(Args)]
 struct StoreArgs {
     /// The store, as in the address `/s/STORE/`
-    #[arg(long, env = "LIKEWISE_STORE", default_value = web::DEFAULT_STORE)]
+    #[arg(long, env = "LIKEWISE_STORE", default_value = web::DEFAULT_STORE, global = true)]
     store: StoreId,
 }
 
@@ -478,7 +478,7 @@ fn show_status(out: &mut impl Write, report: &StatusReport) -> io::Result<()> {
     }
     for (count, what) in [
         (pending, "waiting for a place in the log"),
-        (set_aside, "set aside: see `likewise export`"),
+        (set_aside, "set aside: see `likewise set-aside list`"),
         (skipped, "without effect, for a fault of their own"),
         (unknown, "of kinds that a newer likewise knows"),
     ] {

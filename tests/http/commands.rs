@@ -103,6 +103,24 @@ fn status_of_an_address_that_is_no_likewise_says_so() {
 }
 
 #[test]
+fn events_that_were_set_aside_are_found_from_the_status() {
+    let data = data_dir();
+    let id = new_id();
+    let refused = event(&id, ",\"set_aside\":\"refused there\"");
+    assert!(run_with(data.path(), &["import", "--store", "work"], &refused).status.success());
+    let status = printed(run(data.path(), &["status", "--store", "work"]));
+    assert!(status.contains("1 set aside: see `likewise set-aside list`"), "{status}");
+    // As the flag stands in other commands, at the end, and where it always could.
+    for arguments in [&["set-aside", "list", "--store", "work"][..], &["set-aside", "--store", "work", "list"]] {
+        let list = printed(run(data.path(), arguments));
+        assert_eq!(list, format!("{id}\tLikeAdded\trefused there\n"), "{arguments:?}");
+    }
+    let mut command = likewise();
+    command.args(["set-aside", "list"]).env("LIKEWISE_DATA", data.path()).env("LIKEWISE_STORE", "work");
+    assert!(printed(command.output().expect("it starts")).contains(&id));
+}
+
+#[test]
 fn a_list_of_no_devices_says_so_beside_its_empty_output() {
     let data = data_dir();
     let output = run(data.path(), &["token", "list"]);
