@@ -807,7 +807,10 @@ fn show_progress(done: u64, total: u64) {
 fn in_full(error: &anyhow::Error) -> String {
     let mut text = error.to_string();
     for cause in error.chain().skip(1).map(ToString::to_string) {
-        if !text.contains(&cause) {
+        // SQLite's innermost is what stands there already, behind a number; after an advice it would only confuse.
+        let words =
+            cause.strip_prefix("Error code ").and_then(|cause| cause.split_once(": ")).map_or(&*cause, |it| it.1);
+        if !text.contains(words) {
             text = format!("{text}: {cause}");
         }
     }

@@ -417,6 +417,7 @@ fn a_backup_into_a_full_disk_fails_in_words_and_leaves_nothing() {
         let output = shell.arg(&copy).env("LIKEWISE_DATA", data.path()).output().expect("a shell");
         assert_eq!(output.status.code(), Some(1), "{}", errors(&output));
         assert!(errors(&output).contains("the store likes was not copied"), "{}", errors(&output));
+        assert!(errors(&output).ends_with("make room on it, or look into the system's log\n"), "{}", errors(&output));
         assert_eq!(copy.exists(), is_there, "what was there before stays, and nothing else");
         assert!(!is_there || listing(&copy).is_empty(), "{:?}", listing(&copy));
         printed(run(data.path(), &["backup", copy.to_str().expect("text")]));
