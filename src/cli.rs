@@ -1,5 +1,6 @@
 //! The command line: commands, flags, environment variables, and every default and limit of the program.
 
+use std::env;
 use std::fs;
 use std::io::{self, BufWriter, IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -7,10 +8,13 @@ use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
+use clap::builder::{BoolishValueParser, Resettable};
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
-use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use clap::{Arg, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+use reqwest::RequestBuilder;
+use reqwest::header::HOST;
 use tokio::net::TcpListener;
 use tokio_util::io::ReaderStream;
 use tokio_util::sync::CancellationToken;
@@ -63,7 +67,7 @@ struct Cli {
 
 const AFTER_HELP: &str = "\
 Without a command, likewise serves. Each flag can also be given as an environment variable, which its description \
-names. LIKEWISE_LOG sets what is logged on standard error, for example `debug` or `likewise=trace`.
+names; an empty one counts as unset. LIKEWISE_LOG sets what is logged on standard error, for example `debug` or `likewise=trace`.
 
 Commands work on the data directory whether or not a likewise process is serving it. They exit with 0 when they did \
 what they say, with 1 when they could not (and `verify` also when it found a difference), and with 2 when the command \
@@ -185,14 +189,20 @@ enum SetAsideCommand {
 #[derive(Args)]
 struct StoreArgs {
     /// The store, as in the address `/s/STORE/`
-    #[arg(long, env = "LIKEWISE_STORE", default_value = web::DEFAULT_STORE)]
+    #[arg(long, env = "LIKEWISE_STORE", default_value = web::DEFAULT_STORE, global = true)]
     store: StoreId,
 }
 
 #[derive(Args)]
 struct ServeArgs {
     /// Address and port to listen on; port 0 takes a free one
-    #[arg(long, value_name = "ADDRESS", env = "LIKEWISE_LISTEN", default_value = "127.0.0.1:3000")]
+    #[arg(
+        long,
+        value_name = "HOST:PORT",
+        env = "LIKEWISE_LISTEN",
+        default_value = "127.0.0.1:3000",
+        value_parser = host_and_port
+    )]
     listen: String,
     /// Name of this device, which the log shows with its likes [default: the host's name]
     #[arg(long, value_name = "NAME", env = "LIKEWISE_DEVICE")]
@@ -217,8 +227,18 @@ struct ServeArgs {
     #[arg(long, env = "LIKEWISE_RETRY_HALTED", default_value_t = RETRY_HALTED, hide = true)]
     retry_halted: u64,
     /// Serve the page, too, under the names of --allow-host: whoever reaches this server can then like
-    #[arg(long, env = "LIKEWISE_PUBLIC")]
+    #[arg(long, env = "LIKEWISE_PUBLIC", value_parser = BoolishValueParser::new())]
     public: bool,
+}
+
+/// Checks the form of what `--listen` names, of which the resolver's own words would say little.
+fn host_and_port(text: &str) -> Result<String, &'static str> {
+    let is_host =
+        |host: &str| !host.is_empty() && (!host.contains(':') || host.starts_with('[') && host.ends_with(']'));
+    match text.rsplit_once(':') {
+        Some((host, port)) if is_host(host) && port.parse::<u16>().is_ok() => Ok(text.to_owned()),
+        _ => Err("write HOST:PORT, such as 127.0.0.1:3000 or [::1]:3000"),
+    }
 }
 
 /// Runs the program.
@@ -226,7 +246,8 @@ pub fn main() -> ExitCode {
     let cli = parse();
     // Whoever makes TLS connections finds it there.
     drop(rustls::crypto::ring::default_provider().install_default());
-    let filter = EnvFilter::try_from_env("LIKEWISE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter = env::var("LIKEWISE_LOG").ok().filter(|filter| !filter.is_empty());
+    let filter = filter.and_then(|filter| filter.parse().ok()).unwrap_or_else(|| EnvFilter::new("info"));
     let is_terminal = io::stderr().is_terminal();
     tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -261,7 +282,7 @@ const SERVE_FLAGS: [&str; 9] =
 
 /// Reads the command line. The flags of `serve` may stand alone, but not before another command.
 fn parse() -> Cli {
-    let matches = Cli::command().get_matches();
+    let matches = without_empty_variables(Cli::command()).get_matches();
     let is_given = |id: &&'static str| matches.value_source(id) == Some(ValueSource::CommandLine);
     if let (Some(command), Some(flag)) = (matches.subcommand_name(), SERVE_FLAGS.into_iter().find(is_given)) {
         let flag = flag.replace('_', "-");
@@ -269,6 +290,13 @@ fn parse() -> Cli {
         Cli::command().error(ErrorKind::ArgumentConflict, message).exit();
     }
     Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+}
+
+/// Takes variables that are empty for unset, as who writes `LIKEWISE_UPSTREAM=` into a service's file means it.
+fn without_empty_variables(command: clap::Command) -> clap::Command {
+    let is_empty = |arg: &Arg| arg.get_env().and_then(env::var_os).is_some_and(|value| value.is_empty());
+    let command = command.mut_args(|arg| if is_empty(&arg) { arg.env(Resettable::Reset) } else { arg });
+    command.mut_subcommands(without_empty_variables)
 }
 
 async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
@@ -395,12 +423,12 @@ impl Signals {
 
 async fn status(data: &Path, store: &StoreId, url: Option<String>, json: bool) -> anyhow::Result<ExitCode> {
     let report = match url {
-        Some(url) => ask_status(&url, store).await?,
-        None if !data.exists() => {
+        Some(url) => ask_status(&url, store, |request| request).await?,
+        None if !DataDir::is_used(data)? => {
             bail!("there is no data in {}; run `likewise` and click, or name the directory with --data", data.display())
         }
         None => match DataDir::claim(data)? {
-            Claim::Taken(holder) => ask_status(&address(data, holder.as_ref())?, store).await?,
+            Claim::Taken(holder) => ask_status(&address(data, holder.as_ref())?, store, as_local).await?,
             Claim::Ours(dir) => {
                 let device = host_name();
                 let stores = open_stores(&dir, &device, store_limits(), false, show_progress)?;
@@ -422,9 +450,13 @@ async fn status(data: &Path, store: &StoreId, url: Option<String>, json: bool) -
     Ok(ExitCode::SUCCESS)
 }
 
-async fn ask_status(url: &str, store: &StoreId) -> anyhow::Result<StatusReport> {
+async fn ask_status(
+    url: &str,
+    store: &StoreId,
+    prepare: fn(RequestBuilder) -> RequestBuilder,
+) -> anyhow::Result<StatusReport> {
     let url = format!("{}{}/status?digests", url.trim_end_matches('/'), web::base(store));
-    let answer = http_client()?.get(&url).send().await.with_context(|| format!("cannot ask {url}"))?;
+    let answer = prepare(http_client()?.get(&url)).send().await.map_err(|error| unanswered(error, &url))?;
     understood(answer, &url).await?.json().await.with_context(|| format!("{url} is not the status of a likewise"))
 }
 
@@ -446,7 +478,7 @@ fn show_status(out: &mut impl Write, report: &StatusReport) -> io::Result<()> {
     }
     for (count, what) in [
         (pending, "waiting for a place in the log"),
-        (set_aside, "set aside: see `likewise export`"),
+        (set_aside, "set aside: see `likewise set-aside list`"),
         (skipped, "without effect, for a fault of their own"),
         (unknown, "of kinds that a newer likewise knows"),
     ] {
@@ -493,8 +525,8 @@ async fn import(data: &Path, store: &StoreId) -> anyhow::Result<ExitCode> {
             let url = format!("{}/control/v1/{store}/import", address(data, holder.as_ref())?);
             let key = holder.map(|holder| holder.key).unwrap_or_default();
             let body = reqwest::Body::wrap_stream(ReaderStream::new(tokio::io::stdin()));
-            let answer = http_client()?.post(&url).bearer_auth(key).body(body).send().await;
-            let answer = answer.with_context(|| format!("cannot ask {url}"))?;
+            let answer = as_local(http_client()?.post(&url)).bearer_auth(key).body(body).send().await;
+            let answer = answer.map_err(|error| unanswered(error, &url))?;
             understood(answer, &url).await?.json::<Imported>().await.context("the answer is not understood")?
         }
         Claim::Ours(dir) => {
@@ -502,9 +534,7 @@ async fn import(data: &Path, store: &StoreId) -> anyhow::Result<ExitCode> {
             let stores = open_stores(&dir, &device, store_limits(), false, show_progress)?;
             let result = web::import(&stores.get(store)?, &device, tokio::io::stdin()).await;
             close(stores).await?;
-            result.context(
-                "the import stopped; what stood before is stored. Mend the cause and import again: nothing is added twice",
-            )?
+            result.map_err(|error| anyhow!("{} {}", web::sentence(error), web::AFTER_IMPORT))?
         }
     };
     let Imported { added, known } = imported;
@@ -513,21 +543,49 @@ async fn import(data: &Path, store: &StoreId) -> anyhow::Result<ExitCode> {
 }
 
 fn backup(data: &Path, to: &Path) -> anyhow::Result<ExitCode> {
-    let stores = engine::stores_in(&DataDir::stores(data))?;
+    let mut stores = engine::stores_in(&DataDir::stores(data))?;
+    // One that looks blank because it can't be read is not left out: to copy it says what is wrong.
+    stores.retain(|store| !engine::is_blank(&DataDir::files(data, store)).unwrap_or(false));
     if stores.is_empty() {
         bail!("there is no data in {}; name the directory with --data", data.display());
     }
     if to.exists() && fs::read_dir(to).with_context(|| format!("cannot read {}", to.display()))?.next().is_some() {
         bail!("{} is not empty; name a directory that doesn't exist yet", to.display());
     }
-    for store in &stores {
+    let is_new = !to.exists();
+    // A part of a copy looks like a whole one that has fewer likes, so it stands apart until all of it is there.
+    let part = to.join("incomplete");
+    let copied = copy_all(data, &stores, &part).and_then(|()| put_in_place(&part, to));
+    if copied.is_err() {
+        drop(fs::remove_dir_all(&part));
+        if is_new {
+            drop(fs::remove_dir(to));
+        }
+    }
+    copied?;
+    eprintln!("{} {} copied to {}", stores.len(), if stores.len() == 1 { "store" } else { "stores" }, to.display());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Copies what belongs into a backup to the new directory `to`, durably.
+fn copy_all(data: &Path, stores: &[StoreId], to: &Path) -> anyhow::Result<()> {
+    for store in stores {
         engine::backup(&DataDir::files(data, store), &DataDir::files(to, store))
             .with_context(|| format!("the store {store} was not copied"))?;
     }
     // A hub that is put back goes on with the same devices.
-    TokenFile::in_dir(data).copy_to(to)?;
-    eprintln!("{} {} copied to {}", stores.len(), if stores.len() == 1 { "store" } else { "stores" }, to.display());
-    Ok(ExitCode::SUCCESS)
+    TokenFile::in_dir(data).copy_to(to)
+}
+
+/// Moves everything in the directory `part` into the one that it is in, durably.
+fn put_in_place(part: &Path, to: &Path) -> anyhow::Result<()> {
+    let cannot_write = || format!("cannot write {}", to.display());
+    for entry in fs::read_dir(part).with_context(cannot_write)? {
+        let entry = entry.with_context(cannot_write)?;
+        fs::rename(entry.path(), to.join(entry.file_name())).with_context(cannot_write)?;
+    }
+    fs::remove_dir(part).with_context(cannot_write)?;
+    Ok(engine::sync_dir(to)?)
 }
 
 fn token(data: &Path, command: TokenCommand) -> anyhow::Result<ExitCode> {
@@ -550,7 +608,11 @@ fn token(data: &Path, command: TokenCommand) -> anyhow::Result<ExitCode> {
         }
         TokenCommand::List => {
             let seen = Seen::read(data);
-            for token in file.list()? {
+            let tokens = file.list()?;
+            if tokens.is_empty() {
+                eprintln!("there are no devices in {}; `likewise token add NAME` adds one", data.display());
+            }
+            for token in tokens {
                 let device = token.device.as_str();
                 let made = web::date_time(token.created);
                 match seen.get(device) {
@@ -634,8 +696,8 @@ async fn control<T: serde::de::DeserializeOwned>(
 ) -> anyhow::Result<T> {
     let url = format!("{}/control/v1/{what}", address(data, holder)?);
     let key = holder.map(|holder| holder.key.as_str()).unwrap_or_default();
-    let answer = http_client()?.post(&url).bearer_auth(key).send().await;
-    let answer = understood(answer.with_context(|| format!("cannot ask {url}"))?, &url).await?;
+    let answer = as_local(http_client()?.post(&url)).bearer_auth(key).send().await;
+    let answer = understood(answer.map_err(|error| unanswered(error, &url))?, &url).await?;
     answer.json().await.context("the answer is not understood")
 }
 
@@ -656,7 +718,7 @@ fn confirm(yes: bool, question: &str) -> anyhow::Result<()> {
 /// The files of a store that there is.
 fn existing(data: &Path, store: &StoreId) -> anyhow::Result<Files> {
     let files = DataDir::files(data, store);
-    if !files.exist() {
+    if engine::is_blank(&files)? {
         bail!(
             "there is no store {store} in {}; name the directory with --data, the store with --store",
             data.display()
@@ -685,6 +747,22 @@ fn http_client() -> anyhow::Result<reqwest::Client> {
     reqwest::Client::builder().no_proxy().read_timeout(ANSWER).build().context("cannot make requests")
 }
 
+/// A request to the process on this machine that has the data directory, under the name that only this machine may use:
+/// that process may listen on an address that it isn't opened under.
+fn as_local(request: RequestBuilder) -> RequestBuilder {
+    request.header(HOST, "localhost")
+}
+
+/// Why there is no answer from `url`.
+fn unanswered(error: reqwest::Error, url: &str) -> anyhow::Error {
+    let error = anyhow::Error::from(error.without_url());
+    let is_refused = |cause: &io::Error| cause.kind() == io::ErrorKind::ConnectionRefused;
+    if error.chain().any(|cause| cause.downcast_ref().is_some_and(is_refused)) {
+        return anyhow!("cannot ask {url}: nobody listens there; is likewise running?");
+    }
+    error.context(format!("cannot ask {url}"))
+}
+
 /// The answer, unless it says what went wrong.
 async fn understood(answer: reqwest::Response, url: &str) -> anyhow::Result<reqwest::Response> {
     #[derive(serde::Deserialize)]
@@ -711,7 +789,7 @@ fn host_name() -> Device {
     #[cfg(unix)]
     let name = rustix::system::uname().nodename().to_str().map(str::to_owned).ok();
     #[cfg(not(unix))]
-    let name = std::env::var("COMPUTERNAME").ok();
+    let name = env::var("COMPUTERNAME").ok();
     let named = name.as_deref().and_then(|name| name.parse().ok());
     named.unwrap_or_else(|| "likewise".parse().expect("BUG: not the name of a device"))
 }
@@ -729,7 +807,10 @@ fn show_progress(done: u64, total: u64) {
 fn in_full(error: &anyhow::Error) -> String {
     let mut text = error.to_string();
     for cause in error.chain().skip(1).map(ToString::to_string) {
-        if !text.contains(&cause) {
+        // SQLite's innermost is what stands there already, behind a number; after an advice it would only confuse.
+        let words =
+            cause.strip_prefix("Error code ").and_then(|cause| cause.split_once(": ")).map_or(&*cause, |it| it.1);
+        if !text.contains(words) {
             text = format!("{text}: {cause}");
         }
     }

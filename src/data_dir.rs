@@ -50,11 +50,10 @@ pub(crate) enum Claim {
 impl DataDir {
     /// Makes the directory if need be, and takes it if it is free.
     pub(crate) fn claim(path: &Path) -> anyhow::Result<Claim> {
-        create_private_dir(path).with_context(|| {
-            format!("{} can't be used for data; name another directory with --data", path.display())
-        })?;
+        let unusable = || format!("{} can't be used for data; name another directory with --data", path.display());
+        create_private_dir(path).with_context(unusable)?;
         let lock_path = path.join("lock");
-        let mut lock = open_private_file(&lock_path)?;
+        let mut lock = open_private_file(&lock_path).with_context(unusable)?;
         match lock.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
@@ -71,6 +70,17 @@ impl DataDir {
         let mut dir = Self { path: path.to_owned(), lock, holder };
         dir.write()?;
         Ok(Claim::Ours(dir))
+    }
+
+    /// Whether anybody has ever used the directory at `path`, or put a copy there. To look at one that nobody has is no
+    /// reason to claim it, which would make it.
+    pub(crate) fn is_used(path: &Path) -> anyhow::Result<bool> {
+        for path in [path.join("lock"), Self::stores(path)] {
+            if path.try_exists().with_context(|| format!("cannot look at {}", path.display()))? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
     }
 
     /// As [`claim`](Self::claim), for who can't go on without it.

@@ -39,7 +39,7 @@ pub(crate) struct Instance {
     router: Router,
     limits: web::Limits,
     listener: TcpListener,
-    /// Where it listens.
+    /// Where this machine reaches it.
     pub(crate) address: SocketAddr,
     /// Kept until the end, because with it goes the lock.
     _dir: DataDir,
@@ -75,8 +75,15 @@ impl Instance {
             bail!("the store {}: {why}", first.id());
         }
         let first = first.id().clone();
-        let address = listener.local_addr().context("cannot learn the address that is listened on")?;
-        dir.announce(&format!("http://{}", reachable(address)))?;
+        let bound = listener.local_addr().context("cannot learn the address that is listened on")?;
+        let address = reachable(bound);
+        dir.announce(&format!("http://{address}"))?;
+        if config.allow_hosts.is_empty() && !bound.ip().to_canonical().is_loopback() {
+            tracing::warn!(
+                "other machines can reach {bound}, and are refused. To let them sync, start likewise with --allow-host NAME, \
+                 where NAME is the name or address under which they ask for it; to let them open the page, add --public"
+            );
+        }
         let clients = Clients::new(stores.clone(), config.upstream, config.retry_halted, shutdown.clone());
         tokio::spawn(clients.clone().resume(first));
         let tokens = Tokens::follow(TokenFile::in_dir(dir.path()), shutdown.clone())?;

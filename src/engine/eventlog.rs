@@ -198,7 +198,7 @@ impl Eventlog {
     pub(crate) fn open(path: &Path, may_create: bool) -> Result<Self, Fault> {
         let is_empty = refuse_newer(path)?;
         if is_empty && !may_create {
-            return Err(Fault::LostTail("eventlog.db is missing or empty, and had events".to_owned()));
+            return Err(lost());
         }
         let (conn, wal) = open_database(path, Durability::Full)?;
         if is_empty {
@@ -209,7 +209,9 @@ impl Eventlog {
 
     /// Opens an existing eventlog for reading, whoever writes to it: a snapshot as of now.
     pub(crate) fn snapshot(path: &Path) -> Result<Self, Fault> {
-        refuse_newer(path)?;
+        if refuse_newer(path)? {
+            return Err(lost());
+        }
         let conn = open_read_only(path).map_err(Fault::eventlog)?;
         conn.execute_batch("BEGIN").map_err(Fault::eventlog)?;
         Self::over(conn, None).map_err(Fault::eventlog)
@@ -643,7 +645,7 @@ impl Appender<'_> {
 
 /// Refuses a file of a later format, or of another program, before anything is written to it. Says whether there is
 /// nothing in it yet.
-fn refuse_newer(path: &Path) -> Result<bool, Fault> {
+pub(crate) fn refuse_newer(path: &Path) -> Result<bool, Fault> {
     if !path.exists() {
         return Ok(true);
     }
@@ -659,6 +661,11 @@ fn refuse_newer(path: &Path) -> Result<bool, Fault> {
         return Err(Fault::Foreign(path.to_owned()));
     }
     Ok(tables == 0)
+}
+
+/// That there is nothing where events were.
+fn lost() -> Fault {
+    Fault::LostTail("eventlog.db is missing or empty, and had events".to_owned())
 }
 
 /// Makes the tables, in one transaction, so that a crash leaves either all of them or an empty file.

@@ -27,7 +27,7 @@ pub use replica::{
 };
 pub use sandbox::DbError;
 pub use schema::{Db, Schema};
-pub use snapshot::{Line, Report, backup, export, export_set_aside, set_aside, verify};
+pub use snapshot::{Line, Report, backup, export, export_set_aside, is_blank, set_aside, verify};
 pub use storage::Fault;
 pub(crate) use storage::{create_private_dir, open_private_file, sync_dir};
 pub use store::{Error, Health, MalformedStoreId, Receipt, Store, StoreId, StoreLimits, Stores, stores_in};

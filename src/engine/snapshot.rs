@@ -2,7 +2,7 @@
 //!
 //! A snapshot takes the state first and the eventlog second, so that the eventlog it sees is never behind the state.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
@@ -11,13 +11,32 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::event::{Args, Device, Envelope, EventId, EventName, Malformed};
-use super::eventlog::{Eventlog, PageSize};
+use super::eventlog::{Eventlog, PageSize, refuse_newer};
 use super::place::{Cursor, Digest, Generation, Seq};
 use super::replica::{Files, replay_log};
 use super::schema::Schema;
 use super::state::{self, Enders, State, Stop};
-use super::storage::{Fault, IoContext, create_private_dir, open_private_file, open_read_only, sync_dir, sync_parent};
+use super::storage::{
+    Fault, IoContext, create_private_dir, open_private_file, open_read_only, remove_database, sync_dir, sync_parent,
+};
 use super::witness::{self, Witness};
+
+/// Whether there is nothing here yet: no files, or the mere beginning of an eventlog, which is what a crash leaves that
+/// comes before the first event. That is no loss, and opening the store goes on from there.
+///
+/// # Errors
+///
+/// When the files can't be looked at, or are not an eventlog that this program understands.
+pub fn is_blank(files: &Files) -> Result<bool, Fault> {
+    // The other two only come after the eventlog has its tables, so they prove that there was more.
+    for path in [files.witness(), files.state()] {
+        if path.try_exists().doing("look at", &path)? {
+            return Ok(false);
+        }
+    }
+    files.eventlog().try_exists().doing("look at", &files.eventlog())?;
+    refuse_newer(&files.eventlog())
+}
 
 /// What is read at a time.
 const PAGE: PageSize = PageSize { events: 1_024, bytes: 8 << 20 };
@@ -263,12 +282,31 @@ fn put(out: &mut dyn Write, line: &Line) -> Result<(), Fault> {
 }
 
 /// Copies the store to the directory `to`, which must not have one, as of now: the same log with the same seqs. The
-/// state is left out, because it follows from the eventlog.
+/// state is left out, because it follows from the eventlog. When it fails, nothing is left at `to`.
 ///
 /// # Errors
 ///
 /// When the store can't be read, or the copy can't be written.
 pub fn backup(files: &Files, to: &Files) -> Result<(), Fault> {
+    // Whatever is wrong with the store itself is found before anything is made, and named by its own path.
+    drop(Eventlog::snapshot(&files.eventlog())?);
+    if to.exist() {
+        return Err(io::Error::from(io::ErrorKind::AlreadyExists)).doing("copy a store to", to.dir());
+    }
+    let is_new = !to.dir().exists();
+    let copied = copy(files, to);
+    if copied.is_err() {
+        // Half a copy would open as a store that lacks likes, or has none.
+        drop(remove_database(&to.eventlog()));
+        drop(fs::remove_file(to.witness()));
+        if is_new {
+            drop(fs::remove_dir(to.dir()));
+        }
+    }
+    copied
+}
+
+fn copy(files: &Files, to: &Files) -> Result<(), Fault> {
     create_private_dir(to.dir())?;
     let target = to.eventlog();
     open_private_file(&target)?;

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use rusqlite::config::DbConfig;
 use rusqlite::hooks::Wal;
-use rusqlite::{Connection, OpenFlags};
+use rusqlite::{Connection, ErrorCode, OpenFlags};
 
 use super::sandbox::{DbError, is_damage, is_of_machine};
 
@@ -41,7 +41,7 @@ pub enum Fault {
         source: io::Error,
     },
     /// SQLite refused something for a reason that is not an event's.
-    #[error("{file}: {source}")]
+    #[error("{file}: {source}{}", what_to_do(source))]
     Sqlite {
         /// Which of the store's databases.
         file: &'static str,
@@ -119,6 +119,16 @@ impl Fault {
     /// Whether `state.db` is what is damaged, which costs nothing but the time to rebuild it.
     pub(crate) fn is_damaged_state(&self) -> bool {
         matches!(self, Self::Sqlite { file: "state.db", source } if is_damage(source) || !is_of_machine(source))
+    }
+}
+
+/// SQLite says "disk I/O error" of most of what a full disk makes go wrong.
+fn what_to_do(error: &rusqlite::Error) -> &'static str {
+    match error.sqlite_error_code() {
+        Some(ErrorCode::DiskFull | ErrorCode::SystemIoFailure) => {
+            ". The disk may be full or failing: make room on it, or look into the system's log"
+        }
+        _ => "",
     }
 }
 

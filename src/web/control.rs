@@ -13,8 +13,8 @@ use tokio_util::codec::{FramedRead, LinesCodec, LinesCodecError};
 use tokio_util::io::StreamReader;
 
 use super::problem::Problem;
-use super::{App, Opened};
-use crate::engine::{BATCH, Device, Envelope, Error, Line, MAX_ARGS, Outcome, Standing, Store};
+use super::{App, Opened, sentence};
+use crate::engine::{BATCH, Device, Envelope, Error, Health, Line, MAX_ARGS, Outcome, Standing, Store};
 
 /// The longest line of an import: a payload of which every byte is escaped, and the rest of the line.
 const MAX_LINE: usize = 6 * MAX_ARGS + 1_024;
@@ -35,6 +35,9 @@ pub(crate) enum ImportError {
     Line(u64, String),
     #[error("after line {0}: {1}")]
     Store(u64, Error),
+    /// There was nothing to store, and the store can't be used.
+    #[error("{0}")]
+    Unusable(String),
 }
 
 /// Adds the events of an export, as [`Line`]s, to `store`.
@@ -82,6 +85,12 @@ async fn add_all(
         }
     }
     batch.flush(store, &mut imported).await?;
+    // Without an event there was nothing that could fail.
+    if imported == Imported::default()
+        && let Health::Failed(why) = store.healthy().await
+    {
+        return Err(ImportError::Unusable(why));
+    }
     Ok(imported)
 }
 
@@ -137,8 +146,10 @@ pub(crate) async fn import_route(
     authorize(&app, &headers)?;
     let input = StreamReader::new(body.into_data_stream().map_err(std::io::Error::other));
     let imported = import(&store, &app.device, input).await.map_err(|error| match error {
-        ImportError::Line(..) => Problem::bad_request("malformed-import", error.to_string(), AFTER_IMPORT),
-        ImportError::Store(..) => Problem::unavailable("store-unavailable", error.to_string(), AFTER_IMPORT, 2),
+        ImportError::Line(..) => Problem::bad_request("malformed-import", sentence(error), AFTER_IMPORT),
+        ImportError::Store(..) | ImportError::Unusable(_) => {
+            Problem::unavailable("store-unavailable", sentence(error), AFTER_IMPORT, 2)
+        }
     })?;
     Ok(Json(imported))
 }
@@ -187,7 +198,9 @@ pub(crate) async fn retry_set_aside(
     Ok(Json(store.retry_set_aside().await?))
 }
 
-const AFTER_IMPORT: &str = "What stood before it is stored. Mend the cause and import again: nothing is added twice.";
+/// What to say after an [`ImportError`].
+pub(crate) const AFTER_IMPORT: &str =
+    "What stood before it is stored. Mend the cause and import again: nothing is added twice.";
 
 fn authorize(app: &App, headers: &HeaderMap) -> Result<(), Problem> {
     let shown = headers.get(header::AUTHORIZATION).map(|value| value.as_bytes()).unwrap_or_default();

@@ -88,8 +88,8 @@ impl Default for Policy {
 /// Puts the guard around all routes, fallbacks and errors of `router`.
 ///
 /// From the outside in: security headers on every answer; errors rendered as problems; panics caught; `Host`, reach,
-/// size and encoding of the request; cross-site requests; the body's limits. Needs `ConnectInfo<SocketAddr>` in the
-/// extensions of each request: without it nobody counts as local.
+/// size and encoding of the request; cross-site requests; the body's limits. Needs `ConnectInfo<SocketAddr>` and
+/// [`ReachedAt`] in the extensions of each request: without them nobody counts as local.
 pub(crate) fn protect(router: Router, policy: Policy) -> Router {
     let guard = Arc::new(Guard {
         policy,
@@ -161,6 +161,10 @@ impl AllowedHost {
     }
 }
 
+/// The address of ours at which a connection came in.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct ReachedAt(pub(super) SocketAddr);
+
 struct Guard {
     policy: Policy,
     headers: HeaderMap,
@@ -229,7 +233,7 @@ fn check(policy: &Policy, request: &Request) -> Result<(), Problem> {
             "Send it as it is, without Content-Encoding.",
         ));
     }
-    if is_cross_site_read(request) {
+    if is_guarded(request) && is_cross_site(request.headers()) {
         return Err(cross_site());
     }
     Ok(())
@@ -292,12 +296,18 @@ fn recognize(policy: &Policy, request: &Request, host: &[u8]) -> Result<Addresse
     ))
 }
 
-/// Whether the connection comes from this machine. A `Host` is only a claim.
+/// Whether the connection comes from this machine. A `Host` is only a claim. Whoever connects to an address of the
+/// network from the machine that has it comes from that same address, and nobody else can: answers to them would not
+/// leave the machine.
 fn is_local(request: &Request) -> bool {
-    request
-        .extensions()
-        .get::<ConnectInfo<SocketAddr>>()
-        .is_some_and(|ConnectInfo(peer)| peer.ip().to_canonical().is_loopback())
+    let extensions = request.extensions();
+    let (Some(ConnectInfo(peer)), Some(ReachedAt(own))) =
+        (extensions.get::<ConnectInfo<SocketAddr>>(), extensions.get::<ReachedAt>())
+    else {
+        return false;
+    };
+    let (peer, own) = (peer.ip().to_canonical(), own.ip().to_canonical());
+    peer.is_loopback() || peer == own
 }
 
 /// The content of a `Host` header or of an authority: what RFC 3986 allows there, less what no browser sends.
@@ -370,22 +380,32 @@ fn parse_port(digits: &str) -> Option<u16> {
     (port != 0 && port.to_string() == digits).then_some(port)
 }
 
-/// Reads that show something or hold a stream open. Browsers let any site send them, and `csrf` lets every read pass.
-fn is_cross_site_read(request: &Request) -> bool {
-    if !matches!(*request.method(), Method::GET | Method::HEAD) {
-        return false;
-    }
+/// What no other site may do: change something, or read what shows something or holds a stream open. Browsers let any
+/// site send it, `csrf` lets every read pass, and of a write it believes the first header that says something.
+fn is_guarded(request: &Request) -> bool {
     let path = storeless(request.uri().path());
-    let guarded =
-        matches!(path, "/live" | "/status" | "/metrics") || path.starts_with("/sync/") || path.starts_with("/control/");
-    if !guarded {
-        return false;
-    }
-    let headers = request.headers();
-    let foreign_site = headers.get_all("sec-fetch-site").iter().any(|site| site != "same-origin" && site != "none");
+    !request.method().is_safe()
+        || matches!(*request.method(), Method::GET | Method::HEAD)
+            && (matches!(path, "/live" | "/status" | "/metrics")
+                || path.starts_with("/sync/")
+                || path.starts_with("/control/"))
+}
+
+/// Whether the headers name another site, or can't be those of a browser that asks for a page of ours. Programs send none
+/// of them.
+fn is_cross_site(headers: &HeaderMap) -> bool {
     let host = headers.get(header::HOST).map_or(&[][..], HeaderValue::as_bytes);
-    let foreign_origin = headers.get_all(header::ORIGIN).iter().any(|origin| !is_authority_of(origin.as_bytes(), host));
-    foreign_site || foreign_origin
+    let is_own_site = |site: &HeaderValue| site == "same-origin" || site == "none";
+    let is_own_origin = |origin: &HeaderValue| is_authority_of(origin.as_bytes(), host);
+    !one_at_most(headers, SEC_FETCH_SITE, is_own_site) || !one_at_most(headers, header::ORIGIN, is_own_origin)
+}
+
+const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+
+/// Whether a header is there at most once, and then is as it should be.
+fn one_at_most(headers: &HeaderMap, name: HeaderName, is_fine: impl Fn(&HeaderValue) -> bool) -> bool {
+    let mut values = headers.get_all(name).iter();
+    values.next().is_none_or(is_fine) && values.next().is_none()
 }
 
 fn is_authority_of(origin: &[u8], host: &[u8]) -> bool {
@@ -590,13 +610,18 @@ mod tests {
     }
 
     fn request_from(peer: &str, method: &str, uri: &str, headers: &[(&str, &str)]) -> Request {
+        request_between(peer, "192.168.1.1:3000", method, uri, headers)
+    }
+
+    fn request_between(peer: &str, own: &str, method: &str, uri: &str, headers: &[(&str, &str)]) -> Request {
         let mut request = Request::builder().method(method).uri(uri);
         for &(name, value) in headers {
             request = request.header(name, value);
         }
         let mut request = request.body(Body::empty()).expect("a valid request");
-        let peer: SocketAddr = peer.parse().expect("an address");
-        request.extensions_mut().insert(ConnectInfo(peer));
+        let address = |text: &str| text.parse::<SocketAddr>().expect("an address");
+        request.extensions_mut().insert(ConnectInfo(address(peer)));
+        request.extensions_mut().insert(ReachedAt(address(own)));
         request
     }
 
@@ -631,7 +656,7 @@ mod tests {
         json["code"].as_str().expect("a code").to_owned()
     }
 
-    fn is_guarded(response: &Response) -> bool {
+    fn has_security_headers(response: &Response) -> bool {
         let headers = response.headers();
         let complete = SECURITY_HEADERS.iter().all(|(name, value)| headers.get_all(*name).iter().eq([value]));
         let no_cors = !headers.keys().any(|name| name.as_str().starts_with("access-control-"));
@@ -641,13 +666,26 @@ mod tests {
     #[tokio::test]
     async fn trust_33_cross_site_writes_and_reads_are_refused() {
         let site = Site::new(Policy::default());
-        let fetch_sites = [None, Some("none"), Some("same-origin"), Some("same-site"), Some("cross-site")];
-        let origins = [
-            None,
-            Some("http://localhost:3000"),
-            Some("null"),
-            Some("http://localhost:3001"),
-            Some("https://evil.example"),
+        let fetch_sites: [&[&str]; 8] = [
+            &[],
+            &["none"],
+            &["same-origin"],
+            &["same-site"],
+            &["cross-site"],
+            &[""],
+            &["same-origin", "cross-site"],
+            &["same-origin", "same-origin"],
+        ];
+        let origins: [&[&str]; 9] = [
+            &[],
+            &["http://localhost:3000"],
+            &["null"],
+            &["http://localhost:3001"],
+            &["https://evil.example"],
+            &["http://localhost:3000.evil.example"],
+            &[""],
+            &["http://localhost:3000", "https://evil.example"],
+            &["http://localhost:3000", "http://localhost:3000"],
         ];
         let guarded_reads = ["/live", "/status", "/metrics", "/s/work/live", "/s/work/status"];
         let open_reads = ["/", "/healthz", "/s/work/"];
@@ -655,29 +693,20 @@ mod tests {
             for fetch_site in fetch_sites {
                 for origin in origins {
                     let mut headers = vec![("host", HOST)];
-                    headers.extend(fetch_site.map(|site| ("sec-fetch-site", site)));
-                    headers.extend(origin.map(|origin| ("origin", origin)));
+                    headers.extend(fetch_site.iter().map(|site| ("sec-fetch-site", *site)));
+                    headers.extend(origin.iter().map(|origin| ("origin", *origin)));
 
-                    let own_site = matches!(fetch_site, None | Some("none" | "same-origin"));
-                    let own_origin = matches!(origin, None | Some("http://localhost:3000"));
-                    // A browser that says what it does is believed. One that doesn't must show an origin that fits.
-                    let may_write = match fetch_site {
-                        Some(_) => own_site,
-                        None => own_origin,
-                    };
-                    let may_read = own_site && own_origin;
+                    // Programs send neither. A browser's headers have to agree, and it sends each of them once.
+                    let is_ours = matches!(fetch_site, [] | ["none" | "same-origin"])
+                        && matches!(origin, [] | ["http://localhost:3000"]);
 
                     let reads = matches!(method, "GET" | "HEAD");
                     let paths = if reads { [&guarded_reads[..], &open_reads].concat() } else { vec!["/any"] };
                     for path in paths {
                         let case = format!("{method} {path} {fetch_site:?} {origin:?}");
-                        let passes = match (reads, guarded_reads.contains(&path)) {
-                            (false, _) => may_write,
-                            (true, true) => may_read,
-                            (true, false) => true,
-                        };
+                        let passes = is_ours || open_reads.contains(&path);
                         let answer = site.answer(request(method, path, &headers)).await;
-                        assert!(is_guarded(&answer), "{case}");
+                        assert!(has_security_headers(&answer), "{case}");
                         if passes {
                             assert_eq!(answer.status(), StatusCode::OK, "{case}");
                         } else {
@@ -753,7 +782,7 @@ mod tests {
             for host in foreign {
                 let answer = site.answer(request(method, path, &[("host", host)])).await;
                 assert_eq!(answer.status(), StatusCode::FORBIDDEN, "{method} {path} {host:?}");
-                assert!(is_guarded(&answer));
+                assert!(has_security_headers(&answer));
                 assert!(text(answer).await.contains("--allow-host"));
             }
             let bad = [vec![], vec![("host", HOST), ("host", HOST)], vec![("host", HOST), ("host", "evil.example")]];
@@ -808,6 +837,25 @@ mod tests {
         let mut unknown = request("GET", "/", &[("host", HOST)]);
         unknown.extensions_mut().remove::<ConnectInfo<SocketAddr>>();
         assert_eq!(site.answer(unknown).await.status(), StatusCode::FORBIDDEN);
+    }
+
+    #[tokio::test]
+    async fn a_peer_with_our_own_address_is_local_and_still_has_to_name_a_loopback_host() {
+        let site = Site::new(Policy::default());
+        for (peer, own, host, status) in [
+            ("192.0.2.2:5000", "192.0.2.2:3000", "localhost", StatusCode::OK),
+            ("[::ffff:192.0.2.2]:5000", "192.0.2.2:3000", "127.0.0.1:3000", StatusCode::OK),
+            ("[fd00::2]:5000", "[fd00::2]:3000", "[::1]:3000", StatusCode::OK),
+            ("192.0.2.3:5000", "192.0.2.2:3000", "localhost", StatusCode::FORBIDDEN),
+            ("[fd00::3]:5000", "[fd00::2]:3000", "localhost", StatusCode::FORBIDDEN),
+            ("192.0.2.2:5000", "192.0.2.2:3000", "192.0.2.2:3000", StatusCode::FORBIDDEN),
+            ("192.0.2.2:5000", "192.0.2.2:3000", "evil.example", StatusCode::FORBIDDEN),
+        ] {
+            for path in ["/status", "/control/import"] {
+                let answer = site.answer(request_between(peer, own, "GET", path, &[("host", host)])).await;
+                assert_eq!(answer.status(), status, "{path} {host} {peer} {own}");
+            }
+        }
     }
 
     #[tokio::test]
@@ -898,7 +946,7 @@ mod tests {
         ] {
             let answer = site.answer(request(method, uri, &headers)).await;
             assert_eq!(answer.status().as_u16(), status, "{method} {uri}");
-            assert!(is_guarded(&answer), "{method} {uri}");
+            assert!(has_security_headers(&answer), "{method} {uri}");
             if status >= 400 {
                 assert_eq!(answer.headers()[header::CACHE_CONTROL], "no-store");
                 let page = text(answer).await;
@@ -952,7 +1000,7 @@ mod tests {
         ] {
             let answer = site.answer(with_body(path, &[], body)).await;
             assert_eq!(answer.status().as_u16(), status, "{path}");
-            assert!(is_guarded(&answer));
+            assert!(has_security_headers(&answer));
             if status == 413 {
                 assert_eq!(answer.headers()[header::CONNECTION], "close");
             }
@@ -1000,7 +1048,7 @@ mod tests {
         ] {
             let answer = site.answer(with_body(path, &[], body)).await;
             assert_eq!(answer.status().as_u16(), status, "{path}");
-            assert!(is_guarded(&answer));
+            assert!(has_security_headers(&answer));
         }
     }
 }

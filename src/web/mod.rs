@@ -11,6 +11,7 @@ mod server;
 mod status;
 
 use std::collections::HashMap;
+use std::fmt::Display;
 use std::sync::Arc;
 
 use axum::Router;
@@ -26,7 +27,7 @@ use crate::engine::{Device, Error, Store, StoreId, Stores};
 use crate::sync::{self, Clients, Hub, LinkStatus};
 
 pub(crate) use assets::ASSETS_VERSION;
-pub(crate) use control::{Imported, import};
+pub(crate) use control::{AFTER_IMPORT, Imported, import};
 pub(crate) use guard::AllowedHost;
 pub(crate) use guard::{Policy, protect};
 pub(crate) use problem::Problem;
@@ -188,13 +189,17 @@ impl From<Error> for Problem {
     }
 }
 
-/// The message of an error as a sentence.
-fn sentence(error: &Error) -> String {
+/// The message of an error as a sentence. A file's name at its start stays as it is.
+pub(crate) fn sentence(error: impl Display) -> String {
     let text = error.to_string();
+    let word = text.split_whitespace().next().unwrap_or_default().trim_end_matches(['.', ':', ',', ';']);
     let mut chars = text.chars();
-    let first = chars.next().map(|first| first.to_uppercase().to_string()).unwrap_or_default();
+    let start = match chars.next() {
+        Some(first) if !word.contains(['.', '/', '\\']) => first.to_uppercase().to_string(),
+        first => first.map(String::from).unwrap_or_default(),
+    };
     let end = if text.ends_with('.') { "" } else { "." };
-    format!("{first}{}{end}", chars.as_str())
+    format!("{start}{}{end}", chars.as_str())
 }
 
 #[cfg(test)]
@@ -291,5 +296,20 @@ pub(crate) mod tests {
         let store = app.stores.get(&DEFAULT_STORE.parse().expect("a name")).expect("the store");
         assert_eq!(store.read(count()).await, Ok(2));
         assert_eq!(ask(&router, "POST", "/likes").await.status(), StatusCode::SEE_OTHER);
+    }
+
+    #[test]
+    fn sentences_begin_with_a_capital_unless_that_would_rename_a_file() {
+        for (text, expected) in [
+            ("the store is closed", "The store is closed."),
+            ("It is.", "It is."),
+            ("ended. Try again", "Ended. Try again."),
+            ("eventlog.db: disk I/O error", "eventlog.db: disk I/O error."),
+            ("a/b is not an eventlog", "a/b is not an eventlog."),
+            ("\u{e9}t\u{e9}", "\u{c9}t\u{e9}."),
+            ("", "."),
+        ] {
+            assert_eq!(sentence(text), expected);
+        }
     }
 }

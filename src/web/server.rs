@@ -23,7 +23,7 @@ use tokio::time::{Instant, Sleep, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tower::Service as _;
 
-use super::guard::SECURITY_HEADERS;
+use super::guard::{ReachedAt, SECURITY_HEADERS};
 
 /// How much of the server one peer, or all of them, may take up.
 #[derive(Clone, Copy, Debug)]
@@ -83,8 +83,8 @@ impl Limits {
 /// Serves `router` on `listener` until `shutdown`, and returns when the last connection is gone or `limits.drain` is
 /// over.
 ///
-/// Each request carries the peer's address as `ConnectInfo<SocketAddr>`. At shutdown requests in flight finish; event
-/// streams have to end by themselves, on the same token.
+/// Each request carries the peer's address as `ConnectInfo<SocketAddr>`, and ours as [`ReachedAt`]. At shutdown requests
+/// in flight finish; event streams have to end by themselves, on the same token.
 pub(crate) async fn serve(listener: TcpListener, router: Router, limits: Limits, shutdown: CancellationToken) {
     let http = http1_with(limits);
     let busy_answer = busy_answer();
@@ -174,12 +174,16 @@ async fn converse(
     limits: Limits,
     shutdown: CancellationToken,
 ) {
-    if let Err(error) = set_up(&stream, limits) {
-        tracing::debug!(%error, "a connection was gone before its first byte");
-        return;
-    }
+    let own = match set_up(&stream, limits).and_then(|()| stream.local_addr()) {
+        Ok(own) => own,
+        Err(error) => {
+            tracing::debug!(%error, "a connection was gone before its first byte");
+            return;
+        }
+    };
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(ConnectInfo(peer));
+        request.extensions_mut().insert(ReachedAt(own));
         let answer = router.clone().call(request);
         async move { Ok::<_, Infallible>(answer.await.unwrap_or_else(|never| match never {})) }
     });

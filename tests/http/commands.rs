@@ -53,7 +53,10 @@ fn status_of_what_is_not_there_says_so() {
         (&["export"], "there is no store likes"),
         (&["export", "--store", "work"], "there is no store work"),
         (&["backup", "/nonexistent/copy"], "there is no data"),
-        (&["status", "--url", "http://127.0.0.1:1"], "cannot ask"),
+        (
+            &["status", "--url", "http://127.0.0.1:1"],
+            "cannot ask http://127.0.0.1:1/status?digests: nobody listens there; is likewise running?\n",
+        ),
         (&["status", "--url", "nonsense"], "cannot ask"),
     ] {
         let output = run(&missing, arguments);
@@ -62,6 +65,10 @@ fn status_of_what_is_not_there_says_so() {
         assert!(output.stdout.is_empty(), "{arguments:?}");
         assert!(!missing.exists(), "{arguments:?} made something");
     }
+    let empty = run(data.path(), &["status"]);
+    assert_eq!(empty.status.code(), Some(1));
+    assert!(errors(&empty).contains("there is no data"), "{}", errors(&empty));
+    assert!(listing(data.path()).is_empty(), "a look makes nothing: {:?}", listing(data.path()));
     // A store without likes is as good as any other, and looking at it makes no files.
     let server = Server::start(data.path());
     assert!(printed(run(data.path(), &["status", "--store", "empty"])).contains("likes      0"));
@@ -93,6 +100,36 @@ fn status_of_an_address_that_is_no_likewise_says_so() {
         assert!(errors(&output).contains(needle), "{}", errors(&output));
     }
     answering.join().expect("no panic");
+}
+
+#[test]
+fn events_that_were_set_aside_are_found_from_the_status() {
+    let data = data_dir();
+    let id = new_id();
+    let refused = event(&id, ",\"set_aside\":\"refused there\"");
+    assert!(run_with(data.path(), &["import", "--store", "work"], &refused).status.success());
+    let status = printed(run(data.path(), &["status", "--store", "work"]));
+    assert!(status.contains("1 set aside: see `likewise set-aside list`"), "{status}");
+    // As the flag stands in other commands, at the end, and where it always could.
+    for arguments in [&["set-aside", "list", "--store", "work"][..], &["set-aside", "--store", "work", "list"]] {
+        let list = printed(run(data.path(), arguments));
+        assert_eq!(list, format!("{id}\tLikeAdded\trefused there\n"), "{arguments:?}");
+    }
+    let mut command = likewise();
+    command.args(["set-aside", "list"]).env("LIKEWISE_DATA", data.path()).env("LIKEWISE_STORE", "work");
+    assert!(printed(command.output().expect("it starts")).contains(&id));
+}
+
+#[test]
+fn a_list_of_no_devices_says_so_beside_its_empty_output() {
+    let data = data_dir();
+    let output = run(data.path(), &["token", "list"]);
+    assert!(errors(&output).contains("no devices") && errors(&output).contains("likewise token add"), "{output:?}");
+    assert_eq!(printed(output), "");
+    printed(run(data.path(), &["token", "add", "phone"]));
+    let output = run(data.path(), &["token", "list"]);
+    assert_eq!(errors(&output), "");
+    assert!(printed(output).starts_with("phone\t"));
 }
 
 #[test]
@@ -198,8 +235,8 @@ fn an_import_names_the_line_that_stopped_it_and_keeps_what_stood_before() {
             let output = run_with(data.path(), &["import"], &input);
             let said = errors(&output);
             assert_eq!(output.status.code(), Some(1), "served: {served}, {bad:.100}: {said}");
-            assert!(said.contains("line 5:") && said.contains(needle), "served: {served}, {bad:.100}: {said}");
-            assert!(said.contains("what stood before") || said.contains("What stood before"), "{said}");
+            assert!(said.contains("Line 5: ") && said.contains(needle), "served: {served}, {bad:.100}: {said}");
+            assert!(said.contains(". What stood before it is stored."), "served: {served}, {bad:.100}: {said}");
             let export = printed(run(data.path(), &["export"]));
             let found = export.lines().count();
             // A line that only turns out bad when it is stored takes those of its batch behind it along.
@@ -364,17 +401,29 @@ fn a_backup_goes_only_where_nothing_is() {
 }
 
 #[test]
-fn a_backup_into_a_full_disk_fails_in_words() {
+fn a_backup_into_a_full_disk_fails_in_words_and_leaves_nothing() {
     let data = data_dir();
+    // The small store comes first, so that the copy is half done when the disk is full.
+    assert!(run_with(data.path(), &["import", "--store", "a"], &event(&new_id(), "")).status.success());
     let input: String = (0..3_000).map(|_| event(&new_id(), "")).collect();
     assert!(run_with(data.path(), &["import"], &input).status.success());
     let target = data_dir();
-    let copy = target.path().join("copy");
-    let mut shell = Command::new("sh");
-    shell.args(["-c", r#"trap '' XFSZ; ulimit -f 64; exec "$0" backup "$1""#, env!("CARGO_BIN_EXE_likewise")]);
-    let output = shell.arg(&copy).env("LIKEWISE_DATA", data.path()).output().expect("a shell");
-    assert_eq!(output.status.code(), Some(1), "{}", errors(&output));
-    assert!(errors(&output).contains("not copied"), "{}", errors(&output));
+    for (copy, is_there) in [(target.path().join("copy"), false), (target.path().join("made"), true)] {
+        if is_there {
+            std::fs::create_dir(&copy).expect("an empty directory");
+        }
+        let mut shell = Command::new("sh");
+        shell.args(["-c", r#"trap '' XFSZ; ulimit -f 256; exec "$0" backup "$1""#, env!("CARGO_BIN_EXE_likewise")]);
+        let output = shell.arg(&copy).env("LIKEWISE_DATA", data.path()).output().expect("a shell");
+        assert_eq!(output.status.code(), Some(1), "{}", errors(&output));
+        assert!(errors(&output).contains("the store likes was not copied"), "{}", errors(&output));
+        assert!(errors(&output).ends_with("make room on it, or look into the system's log\n"), "{}", errors(&output));
+        assert_eq!(copy.exists(), is_there, "what was there before stays, and nothing else");
+        assert!(!is_there || listing(&copy).is_empty(), "{:?}", listing(&copy));
+        printed(run(data.path(), &["backup", copy.to_str().expect("text")]));
+        assert_eq!(printed(run(&copy, &["export"])), printed(run(data.path(), &["export"])));
+        assert!(printed(run(&copy, &["verify", "--store", "a"])).contains("all is well"));
+    }
 }
 
 #[test]

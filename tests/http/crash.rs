@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::client::{Answer, agent, new_id};
-use crate::common::{Server, data_dir, printed, run, run_with, wait_for};
+use crate::common::{Server, data_dir, errors, printed, run, run_with, wait_for};
 
 /// The ids in the log, in their order.
 fn exported(data: &std::path::Path) -> Vec<String> {
@@ -206,6 +206,7 @@ fn a_full_disk_refuses_likes_in_words_and_loses_none() {
     let (acknowledged, refusal) = fill(&server);
     assert_eq!(refusal.status, 503, "{refusal:?}");
     assert!(!refusal.header("retry-after").is_empty(), "{refusal:?}");
+    assert!(refusal.body.contains("The disk may be full"), "{refusal:?}");
     let stored = (EARLIER + acknowledged.len()) as u64;
     live.until(stored);
     drop(live);
@@ -236,6 +237,20 @@ fn a_full_disk_refuses_likes_in_words_and_loses_none() {
     server.kill();
 
     assert_whole(&Server::start(data.path()), &acknowledged);
+}
+
+#[test]
+fn a_start_on_a_full_disk_says_that_it_may_be_full() {
+    let data = with_earlier_events();
+    // The state has to be made anew, and there is no room for it.
+    std::fs::remove_file(data.path().join("stores/likes/state.db")).expect("deleted");
+    let mut shell = Command::new("sh");
+    let script = r#"trap '' XFSZ; ulimit -f 8; exec "$0" serve --listen 127.0.0.1:0"#;
+    shell.args(["-c", script, env!("CARGO_BIN_EXE_likewise")]).env("LIKEWISE_DATA", data.path());
+    let output = shell.output().expect("a shell");
+    assert_eq!(output.status.code(), Some(1), "{}", errors(&output));
+    assert!(errors(&output).contains("The disk may be full or failing: make room"), "{}", errors(&output));
+    assert_eq!(Server::start(data.path()).count(), EARLIER as u64);
 }
 
 #[test]

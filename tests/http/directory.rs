@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Output, Stdio};
 
 use crate::client::new_id;
-use crate::common::{Server, data_dir, errors, likewise, printed, run, wait_for};
+use crate::common::{Server, data_dir, errors, likewise, printed, run, run_with, wait_for};
 
 /// Serving has to fail, with words that hold each of `needles`.
 fn assert_refused(data: &Path, needles: &[&str]) {
@@ -81,9 +81,17 @@ fn trust_12_a_newer_format_is_left_untouched() {
         assert_eq!(output.status.code(), Some(1), "{command}");
         assert!(errors(&output).contains("format 99"), "{command}: {}", errors(&output));
     }
+    for input in ["", "\n", &format!("{{\"id\":\"{}\",\"name\":\"LikeAdded\"}}\n", new_id())] {
+        let output = run_with(data.path(), &["import"], input);
+        assert_eq!(output.status.code(), Some(1), "{input:?}");
+        assert!(errors(&output).contains("format 99"), "{input:?}: {}", errors(&output));
+    }
     let to = data.path().join("copy");
     let output = run(data.path(), &["backup", to.to_str().expect("text")]);
     assert_eq!(output.status.code(), Some(1), "a backup of what is not understood: {}", errors(&output));
+    let source = store.join("eventlog.db").display().to_string();
+    assert!(errors(&output).contains("format 99") && errors(&output).contains(&source), "{}", errors(&output));
+    assert!(!to.exists(), "half a copy would open as a store without likes");
     assert_untouched(&before);
 }
 
@@ -157,6 +165,68 @@ fn trust_07_an_old_wal_or_eventlog_in_the_place_of_the_right_one_is_noticed() {
         drop(fs::remove_file(store.join(name)));
     }
     assert_eq!(Server::start(data.path()).count(), 2);
+}
+
+#[test]
+fn commands_that_read_an_eventlog_that_is_gone_say_what_serving_says() {
+    let data = data_dir();
+    some_data(data.path(), 1);
+    let eventlog = data.path().join("stores/likes/eventlog.db");
+    let copy = data.path().join("copy");
+    for what in ["empty", "missing"] {
+        match what {
+            "empty" => fs::write(&eventlog, b"").expect("emptied"),
+            _ => fs::remove_file(&eventlog).expect("deleted"),
+        }
+        assert_refused(data.path(), &["lost its end", "missing or empty", "restore a backup"]);
+        for arguments in [&["verify"][..], &["export"], &["backup", copy.to_str().expect("text")]] {
+            let output = run(data.path(), arguments);
+            assert_eq!(output.status.code(), Some(1), "{what} {arguments:?}: {}", errors(&output));
+            for needle in ["lost its end", "missing or empty", "restore a backup"] {
+                assert!(errors(&output).contains(needle), "{what} {arguments:?}: {}", errors(&output));
+            }
+            assert!(!copy.exists(), "{what}");
+        }
+    }
+}
+
+#[test]
+fn what_a_crash_leaves_before_the_first_event_is_no_loss() {
+    let data = data_dir();
+    some_data(data.path(), 1);
+    let begun = data.path().join("stores/begun");
+    fs::create_dir(&begun).expect("a directory");
+    fs::write(begun.join("eventlog.db"), b"").expect("an empty file");
+    for command in ["verify", "export"] {
+        let output = run(data.path(), &[command, "--store", "begun"]);
+        assert_eq!(output.status.code(), Some(1), "{command}: {}", errors(&output));
+        assert!(errors(&output).contains("there is no store begun"), "{command}: {}", errors(&output));
+    }
+    let copy = data.path().join("copy");
+    printed(run(data.path(), &["backup", copy.to_str().expect("text")]));
+    assert_eq!(printed(run(&copy, &["export"])), printed(run(data.path(), &["export"])));
+    let server = Server::start(data.path());
+    server.like("/s/begun", &new_id());
+}
+
+#[test]
+fn what_cannot_be_looked_at_is_not_said_to_be_missing() {
+    let data = data_dir();
+    some_data(data.path(), 1);
+    let stores = data.path().join("stores");
+    fs::rename(&stores, data.path().join("away")).expect("moved away");
+    fs::remove_file(data.path().join("lock")).expect("deleted");
+    // Nobody may follow a link that leads to itself, not even who may read every directory.
+    std::os::unix::fs::symlink(&stores, &stores).expect("a link");
+    for arguments in
+        [&["verify"][..], &["export"], &["status"], &["backup", "/nonexistent/copy"], &["set-aside", "list"]]
+    {
+        let output = run(data.path(), arguments);
+        let said = errors(&output);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {said}");
+        assert!(said.contains("symbolic links") && said.contains("stores"), "{arguments:?}: {said}");
+        assert!(!said.contains("there is no"), "{arguments:?}: {said}");
+    }
 }
 
 type Damage<'a> = Box<dyn Fn() + 'a>;

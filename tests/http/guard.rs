@@ -1,9 +1,10 @@
 //! Who may talk to the program, on its real routes and over real sockets.
 
 use std::io::Read;
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 
 use crate::client::{Answer, listing, new_id};
-use crate::common::{Server, data_dir, wait_for};
+use crate::common::{Server, data_dir, errors, printed, run, run_with, wait_for};
 
 const ROUTES: [(&str, &str); 15] = [
     ("GET", "/"),
@@ -103,11 +104,8 @@ fn trust_33_no_other_site_can_like() {
                         request += &format!("Origin: {origin}\r\n");
                     }
                     let answer = server.ask(&format!("{request}Content-Length: 0\r\nConnection: close\r\n\r\n"));
-                    let is_ours = match site {
-                        Some("same-origin" | "none") => true,
-                        Some(_) => false,
-                        None => origin.is_none_or(|origin| origin == own),
-                    };
+                    let is_ours = matches!(site, None | Some("same-origin" | "none"))
+                        && origin.is_none_or(|origin| origin == own);
                     assert_guarded(&answer, &request);
                     match (method, is_ours) {
                         ("POST", true) => {
@@ -124,6 +122,15 @@ fn trust_33_no_other_site_can_like() {
                 }
             }
         }
+    }
+    for headers in [
+        format!("Origin: {own}\r\nOrigin: https://evil.example\r\n"),
+        "Origin:\r\n".to_owned(),
+        "Sec-Fetch-Site: same-origin\r\nSec-Fetch-Site: cross-site\r\n".to_owned(),
+    ] {
+        let request = format!("POST /likes HTTP/1.1\r\nHost: localhost:{port}\r\n{headers}Content-Length: 0\r\n");
+        let answer = server.ask(&format!("{request}Connection: close\r\n\r\n"));
+        assert_eq!(answer.status, 403, "{request}{answer:?}");
     }
     assert!(likes > 0);
     assert_eq!(server.count(), likes, "only posts of our own pages count");
@@ -253,6 +260,40 @@ fn an_allowed_host_opens_health_only_unless_public() {
     assert_eq!(ask(&public, "POST", "/control/v1/likes/import", "hub.example").status, 403);
     assert_eq!(ask(&public, "GET", "/", "evil.example").status, 403);
     assert_eq!(public.count(), 1);
+}
+
+/// An address of this machine on a network, if it is on one. Nothing is sent to find out.
+fn network_address() -> Option<IpAddr> {
+    let socket = UdpSocket::bind("0.0.0.0:0").ok()?;
+    socket.connect("198.51.100.1:9").ok()?;
+    socket.local_addr().ok().map(|address| address.ip()).filter(|address| !address.is_loopback())
+}
+
+#[test]
+fn a_server_on_the_network_is_there_for_commands_and_says_how_to_open_it_to_others() {
+    // Without a network there is only the warning to see.
+    let address = network_address().unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+    let data = data_dir();
+    let server = Server::start_with(data.path(), &["--listen", &format!("{address}:0")]);
+    assert_eq!(server.log().matches("--allow-host").count(), 1, "{}", server.log());
+    assert!(server.log().contains("--public"), "{}", server.log());
+    let line = format!(r#"{{"id":"{}","name":"LikeAdded"}}"#, new_id());
+    assert!(errors(&run_with(data.path(), &["import"], &line)).contains("1 events added"));
+    assert!(printed(run(data.path(), &["status"])).contains("likes      1\n"));
+    assert!(errors(&run(data.path(), &["adopt", "--yes"])).contains("follows no hub"));
+    if network_address().is_some() {
+        assert_eq!(server.get("/").status, 403, "its address is a name that it was not told");
+        assert_eq!(server.get_with("/", &[("host", "localhost")]).status, 200);
+        let by_url = run(data.path(), &["status", "--url", &server.url]);
+        assert!(errors(&by_url).contains("--allow-host"), "{}", errors(&by_url));
+    }
+    drop(server);
+
+    let named = ["--listen", "0.0.0.0:0", "--allow-host", "hub.example"];
+    for flags in [&named[..], &["--listen", "127.0.0.1:0"]] {
+        let server = Server::start_with(data.path(), flags);
+        assert!(!server.log().contains("--allow-host"), "{flags:?}: {}", server.log());
+    }
 }
 
 #[test]

@@ -25,6 +25,19 @@ fn the_ready_line_is_all_that_stands_on_standard_output() {
 }
 
 #[test]
+fn a_server_on_all_addresses_names_one_that_opens_the_page() {
+    for (all, one) in [("0.0.0.0:0", "http://127.0.0.1:"), ("[::]:0", "http://[::1]:")] {
+        if all.starts_with('[') && std::net::TcpListener::bind("[::1]:0").is_err() {
+            continue; // This machine has no IPv6.
+        }
+        let data = data_dir();
+        let server = Server::start_with(data.path(), &["--listen", all]);
+        assert!(server.url.starts_with(one), "{all}: {}", server.url);
+        assert_eq!(server.count(), 0);
+    }
+}
+
+#[test]
 fn flags_and_environment_say_the_same() {
     let data = data_dir();
     let mut command = likewise();
@@ -58,6 +71,56 @@ fn flags_and_environment_say_the_same() {
 }
 
 #[test]
+fn a_variable_says_yes_or_no_in_the_usual_words() {
+    for (word, is_public) in
+        [("1", true), ("yes", true), ("true", true), ("on", true), ("0", false), ("no", false), ("false", false)]
+    {
+        let data = data_dir();
+        let mut command = likewise();
+        command.args(["--listen", "127.0.0.1:0", "--allow-host", "hub.example"]).env("LIKEWISE_PUBLIC", word);
+        let server = Server::spawn(command, data.path());
+        let answer = server.ask("GET / HTTP/1.1\r\nHost: hub.example\r\nConnection: close\r\n\r\n");
+        assert_eq!(answer.status == 200, is_public, "{word}: {answer:?}");
+    }
+    let output = likewise().env("LIKEWISE_PUBLIC", "perhaps").output().expect("it starts");
+    assert_eq!(output.status.code(), Some(2), "{}", errors(&output));
+    assert!(errors(&output).contains("perhaps") && errors(&output).contains("--public"), "{}", errors(&output));
+}
+
+#[test]
+fn a_variable_that_is_empty_is_not_set() {
+    let data = data_dir();
+    let mut help = String::new();
+    for command in ["serve", "status"] {
+        help += &printed(run(data.path(), &[command, "--help"]));
+    }
+    let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
+    let shown = help.split("[env: ").filter_map(|rest| rest.split_once('=').map(|(name, _)| name));
+    let names: Vec<_> = shown.filter(|name| name.starts_with("LIKEWISE_")).collect();
+    for name in ["LIKEWISE_LISTEN", "LIKEWISE_UPSTREAM", "LIKEWISE_ALLOW_HOST", "LIKEWISE_PUBLIC", "LIKEWISE_URL"] {
+        assert!(names.contains(&name), "{name} is not in {names:?}");
+    }
+    let empty = || {
+        let mut command = likewise();
+        let hidden = ["LIKEWISE_TOKEN", "LIKEWISE_RETRY_HALTED", "LIKEWISE_LOG"];
+        command.envs(names.iter().chain(&hidden).map(|name| (name, "")));
+        command
+    };
+    let mut command = empty();
+    command.args(["serve", "--listen", "127.0.0.1:0"]);
+    let server = Server::spawn(command, data.path());
+    server.like_times(1);
+    assert!(server.log().contains("INFO"), "what is logged is as without it: {}", server.log());
+
+    let status = empty().arg("status").env("LIKEWISE_DATA", data.path()).output().expect("it starts");
+    assert!(printed(status).contains("likes      1\n"));
+    let home = data.path().join("home");
+    let status = empty().arg("status").env("HOME", &home).env_remove("XDG_DATA_HOME").output().expect("it starts");
+    let nowhere = format!("there is no data in {}", home.display());
+    assert!(errors(&status).contains(&nowhere), "{}", errors(&status));
+}
+
+#[test]
 fn wrong_flags_are_refused_in_words() {
     let data = data_dir();
     let before = listing(data.path());
@@ -70,6 +133,11 @@ fn wrong_flags_are_refused_in_words() {
         (&["serve", "--device", &"x".repeat(1_000)], "--device"),
         (&["--listen", "127.0.0.1:0", "status"], "--listen is a flag of `serve`"),
         (&["status", "--store", "No"], "is not a store"),
+        (&["serve", "--listen", "3000"], "write HOST:PORT"),
+        (&["serve", "--listen", ":3000"], "write HOST:PORT"),
+        (&["serve", "--listen", "::1:3000"], "write HOST:PORT"),
+        (&["serve", "--listen", "127.0.0.1"], "write HOST:PORT"),
+        (&["serve", "--listen", "127.0.0.1:99999"], "write HOST:PORT"),
         (&["dance"], "dance"),
     ] {
         let output = run(data.path(), arguments);
@@ -78,7 +146,7 @@ fn wrong_flags_are_refused_in_words() {
         assert!(output.stdout.is_empty(), "{arguments:?}");
     }
     assert_eq!(listing(data.path()), before);
-    for address in ["nonsense", "127.0.0.1", "127.0.0.1:99999", "256.0.0.1:1"] {
+    for address in ["256.0.0.1:1", "198.51.100.1:0"] {
         let output = run(data.path(), &["serve", "--listen", address]);
         assert_eq!(output.status.code(), Some(1), "{address} {}", errors(&output));
         assert!(errors(&output).contains(address) && errors(&output).contains("--listen"), "{}", errors(&output));
@@ -180,7 +248,9 @@ fn data_that_cannot_be_used_is_named() {
     let parent = data_dir();
     let file = parent.path().join("file");
     std::fs::write(&file, "mine").expect("a file");
-    for data in [file.clone(), file.join("below"), "/proc/likewise".into(), "/dev/null".into()] {
+    let locked = parent.path().join("locked");
+    std::fs::create_dir_all(locked.join("lock")).expect("a directory");
+    for data in [file.clone(), file.join("below"), locked, "/proc/likewise".into(), "/dev/null".into()] {
         let output = run(&data, &["serve", "--listen", "127.0.0.1:0"]);
         assert_eq!(output.status.code(), Some(1), "{}", errors(&output));
         let said = errors(&output);
