@@ -639,8 +639,7 @@ mod tests {
     fn trust_26_waits_grow_and_no_two_devices_wait_alike() {
         let waits = |stores| {
             let mut backoff = Backoff::default();
-            let mut next = move || backoff.next(stores);
-            std::iter::repeat_with(move || next()).take(12).collect::<Vec<_>>()
+            std::iter::repeat_with(|| backoff.next(stores)).take(12).collect::<Vec<_>>()
         };
         let (one, other, many) = (waits(1), waits(1), waits(320));
         assert_ne!(one, other);
