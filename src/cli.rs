@@ -153,7 +153,7 @@ enum Command {
     /// Copy all stores and device tokens to a new directory, also while they are in use
     ///
     /// To go back to a backup, stop likewise and start it with `--data` naming the copy, or put the copy in the place of
-    /// the data directory.
+    /// the data directory. A hub then has the tokens of that time again: revoke once more what was revoked since.
     Backup {
         /// Directory of the copy; it must not exist, or be empty
         to: PathBuf,
@@ -546,7 +546,8 @@ fn backup(data: &Path, to: &Path) -> anyhow::Result<ExitCode> {
     let mut stores = engine::stores_in(&DataDir::stores(data))?;
     // One that looks blank because it can't be read is not left out: to copy it says what is wrong.
     stores.retain(|store| !engine::is_blank(&DataDir::files(data, store)).unwrap_or(false));
-    if stores.is_empty() {
+    // A hub that nobody has liked through yet has its tokens.
+    if stores.is_empty() && TokenFile::in_dir(data).list()?.is_empty() {
         bail!("there is no data in {}; name the directory with --data", data.display());
     }
     if to.exists() && fs::read_dir(to).with_context(|| format!("cannot read {}", to.display()))?.next().is_some() {
@@ -569,6 +570,7 @@ fn backup(data: &Path, to: &Path) -> anyhow::Result<ExitCode> {
 
 /// Copies what belongs into a backup to the new directory `to`, durably.
 fn copy_all(data: &Path, stores: &[StoreId], to: &Path) -> anyhow::Result<()> {
+    engine::create_private_dir(to)?;
     for store in stores {
         engine::backup(&DataDir::files(data, store), &DataDir::files(to, store))
             .with_context(|| format!("the store {store} was not copied"))?;

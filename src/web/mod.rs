@@ -247,7 +247,11 @@ pub(crate) mod tests {
     pub(crate) async fn ask(router: &Router, method: &str, path: &str) -> Response {
         let peer: SocketAddr = "127.0.0.1:50000".parse().expect("an address");
         let request = Request::builder().method(method).uri(path).header("host", "localhost");
-        let request = request.extension(ConnectInfo(peer)).body(Body::empty()).expect("a request");
+        let request = request
+            .extension(ConnectInfo(peer))
+            .extension(guard::ReachedAt(peer))
+            .body(Body::empty())
+            .expect("a request");
         router.clone().oneshot(request).await.expect("an answer")
     }
 
@@ -274,9 +278,12 @@ pub(crate) mod tests {
             tokio::spawn(async move { ask(&router, "POST", "/likes").await })
         };
 
-        let first = like();
+        let mut first = like();
         let is_busy = tokio::task::spawn_blocking(move || is_busy.recv());
-        is_busy.await.expect("no panic").expect("the store's thread at the gate");
+        tokio::select! {
+            is_busy = is_busy => is_busy.expect("no panic").expect("the store's thread at the gate"),
+            answer = &mut first => panic!("it didn't wait: {answer:?}"),
+        }
         // One of these two finds a place in the queue and waits, so the other is answered first.
         let (mut second, mut third) = (like(), like());
         let (refused, waiting) = tokio::select! {

@@ -191,3 +191,21 @@ fn an_instance_with_an_upstream_is_no_hub() {
         assert_eq!((status, &problem["code"]), (403, &"not-a-hub".into()));
     }
 }
+
+#[test]
+fn a_hub_without_likes_is_backed_up_with_its_tokens() {
+    let hub = Node::hub();
+    let token = hub.token("phone");
+    let copy = hub.file("copy");
+    hub.run(&["backup", copy.to_str().unwrap()]);
+    let mut restored = Node::hub();
+    restored.stop();
+    std::fs::remove_dir_all(&restored.data).unwrap();
+    std::fs::rename(&copy, &restored.data).unwrap();
+    restored.start();
+    let mut phone = Node::unnamed(restored.url());
+    phone.trust(&token);
+    phone.start();
+    phone.like();
+    restored.wait_for_count(1);
+}
