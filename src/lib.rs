@@ -8,8 +8,8 @@
 //! durably before it answers, derives the state from them, and tells who watches. A feature of your own is a file like
 //! `likes.rs`; `examples/` has a larger one.
 //!
-//! Above the engine stands the web floor with the page, its live stream and the guard around both, and above that the
-//! command line, which is all that the binary is.
+//! Above the engine stands [`sync`], whose decisions are plain code that needs no network, and the web floor with the page,
+//! its live stream and the guard around both; and above these the command line, which is all that the binary is.
 
 pub mod cli;
 mod data_dir;
