@@ -58,6 +58,8 @@ fn trust_03_a_kill_under_eight_writers_loses_nothing_and_doubles_nothing() {
             rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("killed");
             is_dead.store(true, Ordering::Relaxed);
         });
+        // It holds its lock until it is gone, and a sync on its way to the disk has to come back first.
+        server.wait();
         server = Server::start(data.path());
         let log = exported(data.path());
         let distinct: HashSet<&String> = log.iter().collect();
