@@ -630,6 +630,22 @@ fn pure_confirms_settle_after_a_while_although_something_is_always_pending() {
 }
 
 #[test]
+fn the_more_is_pending_the_more_is_settled_at_once() {
+    let home = Home::new();
+    let mut replica = home.follow();
+    let ours: Vec<_> = (0..2 * SETTLE_EVERY + 6_000).map(like).collect();
+    ours.chunks(1_000).for_each(|chunk| assert!(stored(&replica.commit(chunk).unwrap())));
+    let mut cursors = Vec::new();
+    for (chunk, nth) in ours.chunks(1_000).zip(0..) {
+        replica.arrive(&page(nth * 1_000 + 1, chunk, true)).unwrap();
+        cursors.push(replica.standing().unwrap().cursor.0);
+    }
+    cursors.dedup();
+    assert_eq!(cursors, [0, 13_000, 23_000, 26_000]);
+    home.check(&replica);
+}
+
+#[test]
 fn trust_57_many_pending_and_many_arriving_take_seconds() {
     let home = Home::new();
     let mut replica = home.follow();
