@@ -19,12 +19,13 @@ use serde::{Deserialize, Serialize};
 
 use super::event::{Device, Envelope, EventId};
 use super::eventlog::{Content, Eventlog, Found, PageSize, Tip, Whose};
+use super::files::{create_private_dir, sync_dir};
 use super::place::{Cursor, Digest, Entry, Generation, LogId, Seq};
 use super::query::Query;
 use super::sandbox::{DbError, Tables};
 use super::schema::{Effect, Schema};
 use super::state::{self, CHUNK, Enders, Halt, OnFault, State, Stop};
-use super::storage::{Fault, IoContext, WalGauge, check_sqlite, create_private_dir, remove_database, sync_dir};
+use super::storage::{Fault, IoContext, WalGauge, check_sqlite, remove_database};
 use super::witness::Witness;
 
 /// The next event alone.

@@ -12,13 +12,12 @@ use serde_json::value::RawValue;
 
 use super::event::{Args, Device, Envelope, EventId, EventName, Malformed};
 use super::eventlog::{Eventlog, PageSize, refuse_newer};
+use super::files::{create_private_dir, open_private_file, sync_dir, sync_parent};
 use super::place::{Cursor, Digest, Generation, Seq};
 use super::replica::{Files, replay_log};
 use super::schema::Schema;
 use super::state::{self, Enders, State, Stop};
-use super::storage::{
-    Fault, IoContext, create_private_dir, open_private_file, open_read_only, remove_database, sync_dir, sync_parent,
-};
+use super::storage::{Fault, IoContext, open_read_only, remove_database};
 use super::witness::{self, Witness};
 
 /// Whether there is nothing here yet: no files, or the mere beginning of an eventlog, which is what a crash leaves that
