@@ -6,6 +6,7 @@ mod event;
 mod eventlog;
 mod files;
 mod live;
+mod opening;
 mod place;
 mod query;
 mod replica;
