@@ -12,9 +12,11 @@ use tempfile::{NamedTempFile, TempDir};
 /// never waits so long.
 pub const PATIENCE: Duration = Duration::from_secs(180);
 
-/// The program under test, ready to get its arguments. It sees no `LIKEWISE_…` of the person who runs the tests.
+/// The program under test, ready to get its arguments. It sees no `LIKEWISE_…` of the person who runs the tests, who may
+/// name another program as LIKEWISE_BINARY.
 pub fn likewise() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_likewise"));
+    let other = std::env::var_os("LIKEWISE_BINARY");
+    let mut command = Command::new(other.unwrap_or_else(|| env!("CARGO_BIN_EXE_likewise").into()));
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("LIKEWISE_") {
             command.env_remove(name);
