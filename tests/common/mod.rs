@@ -25,6 +25,11 @@ pub fn likewise() -> Command {
     command
 }
 
+/// Whether the person who runs the tests wants all of what is otherwise tried in part: LIKEWISE_FAULTS is `all`.
+pub fn is_asked_for_all() -> bool {
+    std::env::var_os("LIKEWISE_FAULTS").is_some_and(|value| value == "all")
+}
+
 /// A directory for data that goes away with the test.
 pub fn data_dir() -> TempDir {
     tempfile::tempdir().expect("a directory for the test's data")

@@ -6,10 +6,12 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Mutex;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
 use crate::client::{agent, new_id};
+use crate::common::PATIENCE;
 use crate::image::Disk;
 use crate::random::Random;
 use crate::shim::{Recorder, program, scratch};
@@ -77,26 +79,62 @@ fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().and_then(|number| number.parse().ok())
 }
 
-/// How many images a test makes, unless LIKEWISE_IMAGES says another number.
-pub(crate) fn images(usual: usize) -> usize {
-    number("LIKEWISE_IMAGES").map_or(usual, |number| usize::try_from(number).expect("a number of images"))
+/// Where the power is cut.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Cuts {
+    /// At so many moments that the seeds choose.
+    Random(usize),
+    /// After each record, once.
+    Everywhere,
 }
 
-/// Records `scenario`, and checks so many images of it with `check`, which is told what had been acknowledged before the
-/// power was cut. When LIKEWISE_TRACE names a trace that was kept, that is used, and LIKEWISE_SEED names its first image.
+/// Records `scenario`, and checks images of it with `check`, which is told what had been acknowledged before the power was
+/// cut: as many as LIKEWISE_IMAGES says, if it is there. When LIKEWISE_TRACE names a trace that was kept, that is used, and
+/// LIKEWISE_SEED names its first image.
 pub(crate) fn power_cuts(
     name: &str,
-    usual: usize,
-    scenario: impl Fn(&Recorder, u64),
+    cuts: Cuts,
+    scenario: impl Fn(&Recorder),
     check: impl Fn(&Path, &[String]) -> Findings + Sync,
 ) -> Outcome {
-    let wanted = images(usual);
     let mut outcome = Outcome { images: 0, bad: Vec::new(), kept: Vec::new() };
-    let first = number("LIKEWISE_SEED").unwrap_or(1);
-    let mut seed = first;
-    while outcome.images < wanted {
-        let count = (wanted - outcome.images).min(OF_ONE.max(usual));
+    let mut seed = number("LIKEWISE_SEED").unwrap_or(1);
+    loop {
         let dir = scratch();
+        let recording = Recording::of(dir.path(), &scenario);
+        let steps = recording.records.len();
+        let usual = match cuts {
+            Cuts::Random(usual) => usual,
+            Cuts::Everywhere => steps,
+        };
+        let wanted = number("LIKEWISE_IMAGES").map_or(usual, |number| usize::try_from(number).expect("a number"));
+        let count = (wanted - outcome.images).min(OF_ONE.max(usual));
+        let chosen = (seed..).take(count).map(|seed| {
+            let mut random = Random::new(seed);
+            let cut = match cuts {
+                Cuts::Random(_) => recording.choose_cut(&mut random),
+                // The first record says only what the trace is about.
+                Cuts::Everywhere => 1 + usize::try_from(seed - 1).expect("a seed") % steps,
+            };
+            (cut, seed, random)
+        });
+        recording.check(name, chosen.collect(), &check, &mut outcome);
+        seed += count as u64;
+        if outcome.images >= wanted {
+            return outcome;
+        }
+    }
+}
+
+/// What a scenario did, and what was acknowledged meanwhile.
+struct Recording {
+    path: PathBuf,
+    records: Vec<Record>,
+    acknowledged: Vec<(String, u64)>,
+}
+
+impl Recording {
+    fn of(dir: &Path, scenario: impl Fn(&Recorder)) -> Self {
         let (path, acknowledged) = match std::env::var_os("LIKEWISE_TRACE") {
             Some(path) => {
                 let path = PathBuf::from(path);
@@ -105,90 +143,83 @@ pub(crate) fn power_cuts(
             }
             None => {
                 let recorder = Recorder::new();
-                scenario(&recorder, seed);
-                let path = dir.path().join("trace");
+                scenario(&recorder);
+                let path = dir.join("trace");
                 fs::rename(recorder.trace(), &path).expect("the trace");
                 (path, recorder.acknowledged())
             }
         };
-        let seeds: Vec<u64> = (seed..).take(count).collect();
-        check_images(name, &path, &acknowledged, &seeds, &check, &mut outcome);
-        seed += count as u64;
+        let records = trace::read(&path);
+        assert!(records.len() > 1, "nothing was recorded");
+        Self { path, records, acknowledged }
     }
-    outcome
-}
 
-fn check_images(
-    name: &str,
-    path: &Path,
-    acknowledged: &[(String, u64)],
-    seeds: &[u64],
-    check: &(impl Fn(&Path, &[String]) -> Findings + Sync),
-    outcome: &mut Outcome,
-) {
-    let records = trace::read(path);
-    assert!(!records.is_empty(), "{name}: nothing was recorded");
-    // Each seed says where the power is cut, and what is left then.
-    let mut cuts: Vec<(usize, u64, Random)> = seeds
-        .iter()
-        .map(|seed| {
-            let mut random = Random::new(*seed);
-            (choose_cut(&records, acknowledged, &mut random), *seed, random)
-        })
-        .collect();
-    cuts.sort_by_key(|(cut, ..)| *cut);
-    let found = Mutex::new(outcome);
-    let threads = 2;
-    let shares: Vec<Vec<_>> = {
-        let mut shares: Vec<Vec<_>> = (0..threads).map(|_| Vec::new()).collect();
+    /// After how many records the power is cut: anywhere, or as something was acknowledged.
+    fn choose_cut(&self, random: &mut Random) -> usize {
+        let Self { records, acknowledged, .. } = self;
+        if acknowledged.is_empty() || random.chance(40) {
+            return 1 + random.below(records.len());
+        }
+        let (_, position) = acknowledged[random.below(acknowledged.len())];
+        records.partition_point(|record| record.end <= position)
+    }
+
+    /// Makes the images of these cuts and checks them, several at a time: most of it is waiting for programs to end.
+    fn check(
+        &self,
+        name: &str,
+        mut cuts: Vec<(usize, u64, Random)>,
+        check: &(impl Fn(&Path, &[String]) -> Findings + Sync),
+        outcome: &mut Outcome,
+    ) {
+        cuts.sort_by_key(|(cut, ..)| *cut);
+        let mut shares: [Vec<_>; 4] = Default::default();
         for (n, cut) in cuts.into_iter().enumerate() {
-            shares[n % threads].push(cut);
+            shares[n % 4].push(cut);
         }
-        shares
-    };
-    std::thread::scope(|scope| {
-        for share in shares {
-            scope.spawn(|| {
-                let mut disk = Disk::before(&records);
-                let mut at = 0;
-                for (cut, seed, mut random) in share {
-                    records[at..cut].iter().for_each(|record| disk.follow(record));
-                    at = cut;
-                    let end = records[cut - 1].end;
-                    let due: Vec<String> =
-                        acknowledged.iter().filter(|(_, at)| *at <= end).map(|(what, _)| what.clone()).collect();
-                    let dir = scratch();
-                    let image = dir.path().join("image");
-                    disk.image(&image, &mut random);
-                    let untouched = dir.path().join("untouched");
-                    copy(&image, &untouched);
-                    let findings = check(&image, &due);
-                    let mut outcome = found.lock().expect("no panic");
-                    outcome.images += 1;
-                    if !findings.is_empty() {
-                        if outcome.bad.len() < 3 {
-                            outcome.keep(name, path, acknowledged, seed, &untouched);
-                        }
-                        outcome.bad.push((seed, findings));
+        let outcome = Mutex::new(outcome);
+        std::thread::scope(|scope| {
+            for share in shares {
+                scope.spawn(|| {
+                    let mut disk = Disk::before(&self.records);
+                    let mut at = 0;
+                    for (cut, seed, mut random) in share {
+                        self.records[at..cut].iter().for_each(|record| disk.follow(record));
+                        at = cut;
+                        let dir = scratch();
+                        let image = dir.path().join("image");
+                        disk.image(&image, &mut random);
+                        let untouched = dir.path().join("untouched");
+                        copy(&image, &untouched);
+                        let findings = check(&image, &self.due(cut));
+                        outcome.lock().expect("no panic").add(name, self, seed, &untouched, findings);
                     }
-                }
-            });
-        }
-    });
-}
-
-/// After how many records the power is cut: anywhere, or as something was acknowledged.
-fn choose_cut(records: &[Record], acknowledged: &[(String, u64)], random: &mut Random) -> usize {
-    if acknowledged.is_empty() || random.chance(40) {
-        return 1 + random.below(records.len());
+                });
+            }
+        });
     }
-    let (_, position) = acknowledged[random.below(acknowledged.len())];
-    records.partition_point(|record| record.end <= position)
+
+    /// What was acknowledged before the power was cut.
+    fn due(&self, cut: usize) -> Vec<String> {
+        let end = self.records[cut - 1].end;
+        self.acknowledged.iter().filter(|(_, at)| *at <= end).map(|(what, _)| what.clone()).collect()
+    }
 }
 
 impl Outcome {
+    fn add(&mut self, name: &str, recording: &Recording, seed: u64, image: &Path, findings: Findings) {
+        self.images += 1;
+        if findings.is_empty() {
+            return;
+        }
+        if self.bad.len() < 3 {
+            self.keep(name, recording, seed, image);
+        }
+        self.bad.push((seed, findings));
+    }
+
     /// Keeps what a person needs to look at what went wrong.
-    fn keep(&mut self, name: &str, trace: &Path, acknowledged: &[(String, u64)], seed: u64, image: &Path) {
+    fn keep(&mut self, name: &str, recording: &Recording, seed: u64, image: &Path) {
         let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("disk-failures");
         fs::create_dir_all(&dir).expect("a directory for what went wrong");
         let to = dir.join(format!("{name}-{seed}"));
@@ -196,9 +227,11 @@ impl Outcome {
         copy(image, &to);
         self.kept.push(to);
         let to = dir.join(format!("{name}-{seed}.trace"));
-        fs::copy(trace, &to).expect("the trace kept");
-        let told = serde_json::to_vec(acknowledged).expect("JSON");
-        fs::write(to.with_extension("acknowledged"), told).expect("what was acknowledged kept");
+        if recording.path != to {
+            fs::copy(&recording.path, &to).expect("the trace kept");
+            let told = serde_json::to_vec(&recording.acknowledged).expect("JSON");
+            fs::write(to.with_extension("acknowledged"), told).expect("what was acknowledged kept");
+        }
         self.kept.push(to);
     }
 }
@@ -242,13 +275,13 @@ impl Opened {
     pub(crate) fn start(data: &Path, flags: &[&str]) -> Result<Self, String> {
         let mut command: Command = program();
         command.args(["serve", "--listen", "127.0.0.1:0"]).args(flags).env("LIKEWISE_DATA", data);
-        command.env("LIKEWISE_LOG", "warn");
-        let mut child = command
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()
-            .expect("the program starts");
+        Self::spawn(command)
+    }
+
+    /// Runs `command`, which should serve.
+    pub(crate) fn spawn(mut command: Command) -> Result<Self, String> {
+        command.env("LIKEWISE_LOG", "warn").stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().expect("the program starts");
         let mut line = String::new();
         BufReader::new(child.stdout.take().expect("its output")).read_line(&mut line).expect("its ready line");
         match line.trim().strip_prefix("listening on ") {
@@ -263,8 +296,20 @@ impl Opened {
     }
 
     pub(crate) fn like(&self, id: &str) -> (u16, String) {
-        let mut answer = agent().post(format!("{}/likes", self.url)).send_form([("id", id)]).expect("an answer");
-        (answer.status().as_u16(), answer.body_mut().read_to_string().expect("the answer"))
+        self.try_like(id).expect("an answer")
+    }
+
+    /// Likes, and gives the answer, if there is one.
+    pub(crate) fn try_like(&self, id: &str) -> Option<(u16, String)> {
+        let mut answer = agent().post(format!("{}/likes", self.url)).send_form([("id", id)]).ok()?;
+        Some((answer.status().as_u16(), answer.body_mut().read_to_string().ok()?))
+    }
+
+    /// Whether it lets a device with this token sync.
+    pub(crate) fn knows(&self, token: &str) -> bool {
+        let request = agent().post(format!("{}/sync/v1/likes/events", self.url));
+        let answer = request.header("authorization", format!("Bearer {token}")).send("no push").expect("an answer");
+        answer.status() != 401
     }
 
     /// How many likes the page shows, or what it shows instead.
@@ -297,7 +342,7 @@ impl Drop for Opened {
 }
 
 /// The words of a page without its tags.
-fn words(page: &str) -> String {
+pub(crate) fn words(page: &str) -> String {
     let mut out = String::new();
     let mut is_tag = false;
     for letter in page.split_once("<main").map_or(page, |(_, main)| main).chars() {
@@ -343,24 +388,18 @@ fn verified(data: &Path, may_be_absent: bool) -> Option<String> {
 /// Checks a data directory that holds likes, of which `due` were acknowledged: before the first start, while the program
 /// serves it, and afterwards.
 pub(crate) fn check_likes(data: &Path, due: &[String]) -> Findings {
-    check_likes_with(data, due, &[])
-}
-
-/// As [`check_likes`], with flags of `serve`.
-pub(crate) fn check_likes_with(data: &Path, due: &[String], flags: &[&str]) -> Findings {
     let mut findings = Findings::new();
     if let Some(said) = verified(data, due.is_empty()) {
         findings.push((Wrong::Verify, format!("before the first start: {said}")));
     }
-    match Opened::start(data, flags) {
+    match Opened::start(data, &[]) {
         Err(why) => findings.push((Wrong::Refused, why)),
         Ok(server) => {
             match server.count() {
                 Err(why) => findings.push((Wrong::Refused, why)),
                 Ok(count) => check_events(data, due, count, &mut findings),
             }
-            let new = new_id();
-            let (status, body) = server.like(&new);
+            let (status, body) = server.like(&new_id());
             if status != 303 {
                 findings.push((Wrong::Stuck, format!("a like got {status}: {}", words(&body))));
             }
@@ -391,4 +430,39 @@ fn check_events(data: &Path, due: &[String], count: usize, findings: &mut Findin
     if !lost.is_empty() {
         findings.push((Wrong::Lost, format!("{} of {}: {:?}", lost.len(), due.len(), &lost[..lost.len().min(3)])));
     }
+}
+
+/// Lets a device and its hub sync until they are level; says what is wrong if they never are, or hold different events.
+pub(crate) fn until_level(hub: &Path, device: &Path, token: &str) -> Findings {
+    let level = || -> Result<(), String> {
+        let held = Opened::start(hub, &[])?;
+        let file = device.join("../token");
+        fs::write(&file, token).expect("a file for the token");
+        let flags = ["--upstream", &held.url, "--token-file", file.to_str().expect("a path"), "--retry-halted", "1"];
+        let followed = Opened::start(device, &flags)?;
+        let standing = |opened: &Opened| -> Value {
+            let (_, body) = opened.get("/status?digests");
+            serde_json::from_str(&body).unwrap_or_default()
+        };
+        let start = Instant::now();
+        loop {
+            let (ours, theirs) = (standing(&followed), standing(&held));
+            let same = |field: &str| ours[field] == theirs[field];
+            if ours["pending"] == 0 && same("count") && same("log_digest") && same("state_digest") {
+                break;
+            }
+            if start.elapsed() > PATIENCE {
+                return Err(format!("the device and its hub don't come together: {ours}, {theirs}"));
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        followed.stop()?;
+        held.stop()?;
+        let (ours, theirs) = (exported(device)?, exported(hub)?);
+        if ours != theirs {
+            return Err(format!("the device has {} events and the hub {}", ours.len(), theirs.len()));
+        }
+        Ok(())
+    };
+    level().err().map(|why| vec![(Wrong::Count, why)]).unwrap_or_default()
 }
