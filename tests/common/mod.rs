@@ -12,15 +12,22 @@ use tempfile::{NamedTempFile, TempDir};
 /// never waits so long.
 pub const PATIENCE: Duration = Duration::from_secs(180);
 
-/// The program under test, ready to get its arguments. It sees no `LIKEWISE_…` of the person who runs the tests.
+/// The program under test, ready to get its arguments. It sees no `LIKEWISE_…` of the person who runs the tests, who may
+/// name another program as LIKEWISE_BINARY.
 pub fn likewise() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_likewise"));
+    let other = std::env::var_os("LIKEWISE_BINARY");
+    let mut command = Command::new(other.unwrap_or_else(|| env!("CARGO_BIN_EXE_likewise").into()));
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("LIKEWISE_") {
             command.env_remove(name);
         }
     }
     command
+}
+
+/// Whether the person who runs the tests wants all of what is otherwise tried in part: LIKEWISE_FAULTS is `all`.
+pub fn is_asked_for_all() -> bool {
+    std::env::var_os("LIKEWISE_FAULTS").is_some_and(|value| value == "all")
 }
 
 /// A directory for data that goes away with the test.

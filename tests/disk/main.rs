@@ -1,0 +1,18 @@
+//! What a disk can do to data: power cuts, faults, and no room. The real program runs under a recorder of everything that
+//! it writes and syncs, in which faults can be asked for; see `shim.c`.
+//!
+//! LIKEWISE_BINARY names another program than the one that was built with the tests.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+#[path = "../http/client.rs"]
+#[allow(dead_code, reason = "another test uses the rest")]
+mod client;
+
+mod check;
+mod image;
+mod power;
+mod random;
+mod shim;
+mod trace;

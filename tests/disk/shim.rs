@@ -1,0 +1,302 @@
+//! The recorder and fault injector: builds `shim.c`, starts programs under it, and tells it what to do.
+
+use std::fs::{self, File};
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::sync::{Mutex, OnceLock};
+
+use tempfile::TempDir;
+
+use crate::common::{self, Server, wait_for};
+use crate::trace;
+
+/// Numbers in `struct control` of `shim.c`, by their place.
+const FAULT: u64 = 0;
+const SEEN: u64 = 5;
+const FAILED: u64 = 6;
+const HOLD: u64 = 7;
+const DELAY: u64 = 8;
+const WAITING: u64 = 9;
+const SWALLOW: u64 = 10;
+const KILL_AT: u64 = 11;
+const CHANGES: u64 = 12;
+const SWALLOWED: u64 = 13;
+const ONLY: u64 = 14;
+
+/// The bytes of `struct control`.
+const CONTROL: u64 = 256;
+
+/// What calls are made to fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Class {
+    /// That write, cut or lengthen a file.
+    Writes = 1,
+    /// Of files and directories.
+    Syncs = 2,
+    /// That change or take away a name.
+    Names = 3,
+    /// That open a file for writing, or make a file or directory.
+    Opens = 4,
+}
+
+/// A fault of the disk.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Fault {
+    pub(crate) class: Class,
+    /// Which of these calls fails, counted from 1 and from when this is asked for.
+    pub(crate) at: u64,
+    pub(crate) errno: rustix::io::Errno,
+    /// Whether all later ones fail, too.
+    pub(crate) forever: bool,
+    /// Whether a sync that fails forgets what it should have written.
+    pub(crate) drops: bool,
+}
+
+/// Syncs that are skipped without a word: what tests have to notice, if they prove anything.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Swallow {
+    /// The first of each file in a process: what makes durable what the process found.
+    First = 1,
+    /// Those of write-ahead logs, as with `synchronous=NORMAL`.
+    Wal = 2,
+}
+
+/// Programs whose every change below one directory is recorded.
+pub(crate) struct Recorder {
+    dir: TempDir,
+    control: File,
+    acknowledged: Mutex<Vec<(String, u64)>>,
+}
+
+impl Recorder {
+    pub(crate) fn new() -> Self {
+        let dir = scratch();
+        let root = dir.path().join("root");
+        fs::create_dir(&root).expect("a directory to watch");
+        let inode = fs::metadata(&root).expect("its metadata").ino();
+        fs::write(dir.path().join("trace"), trace::beginning(inode)).expect("a trace");
+        let control = File::options().read(true).write(true).create_new(true).open(dir.path().join("control"));
+        let control = control.expect("a file to tell the recorder what to do");
+        control.set_len(CONTROL).expect("its size");
+        Self { dir, control, acknowledged: Mutex::default() }
+    }
+
+    /// The directory that is watched.
+    pub(crate) fn root(&self) -> PathBuf {
+        self.dir.path().join("root")
+    }
+
+    pub(crate) fn trace(&self) -> PathBuf {
+        self.dir.path().join("trace")
+    }
+
+    /// A place that isn't watched.
+    pub(crate) fn aside(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// `command`, watched.
+    pub(crate) fn watch(&self, mut command: Command) -> Command {
+        command
+            .env("LD_PRELOAD", library())
+            .env("DISK_ROOT", self.root())
+            .env("DISK_TRACE", self.trace())
+            .env("DISK_CONTROL", self.dir.path().join("control"));
+        command
+    }
+
+    /// The program on the data directory `data` below the root.
+    pub(crate) fn command(&self, data: &str, arguments: &[&str]) -> Command {
+        let mut command = self.watch(program());
+        command.args(arguments).env("LIKEWISE_DATA", self.root().join(data)).stdin(Stdio::null());
+        command
+    }
+
+    /// Serves the data directory `data` below the root.
+    pub(crate) fn serve(&self, data: &str, flags: &[&str]) -> Server {
+        let mut command = self.command(data, &["serve", "--listen", "127.0.0.1:0"]);
+        command.args(flags);
+        Server::spawn(command, &self.root().join(data))
+    }
+
+    /// Puts a copy of the directory `from` below the root, durably.
+    pub(crate) fn bring(&self, from: &Path, name: &str) {
+        let mut shell = Command::new("sh");
+        shell.args(["-ec", r#"cp -r "$0" "$1"; find "$1/.." -exec sync {} +"#]).arg(from).arg(self.root().join(name));
+        let output = self.watch(shell).output().expect("a shell");
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    /// How far the trace has come: whatever is known now came of what is in it up to here.
+    pub(crate) fn position(&self) -> u64 {
+        fs::metadata(self.trace()).expect("the trace").len()
+    }
+
+    /// Says that `what` was acknowledged just now.
+    pub(crate) fn acknowledge(&self, what: &str) {
+        let position = self.position();
+        self.acknowledged.lock().expect("no panic").push((what.to_owned(), position));
+    }
+
+    /// What was acknowledged, and how far the trace had come.
+    pub(crate) fn acknowledged(&self) -> Vec<(String, u64)> {
+        self.acknowledged.lock().expect("no panic").clone()
+    }
+
+    /// Kills a program at a moment when all that it did is in the trace.
+    pub(crate) fn kill(&self, server: Server) {
+        let trace = File::open(self.trace()).expect("the trace");
+        trace.lock().expect("the lock of the trace");
+        server.kill();
+    }
+
+    fn set(&self, place: u64, value: u64) {
+        self.control.write_all_at(&value.to_ne_bytes(), place * 8).expect("the recorder's file");
+    }
+
+    fn get(&self, place: u64) -> u64 {
+        let mut bytes = [0; 8];
+        self.control.read_exact_at(&mut bytes, place * 8).expect("the recorder's file");
+        u64::from_ne_bytes(bytes)
+    }
+
+    /// From now on, this goes wrong.
+    pub(crate) fn fault(&self, fault: Fault) {
+        self.mend();
+        let errno = u64::try_from(fault.errno.raw_os_error()).expect("a number of an error");
+        self.set(SEEN, 0);
+        self.set(FAILED, 0);
+        let numbers = [fault.at, errno, fault.forever.into(), fault.drops.into()];
+        (FAULT + 1..).zip(numbers).for_each(|(place, number)| self.set(place, number));
+        self.set(FAULT, fault.class as u64);
+    }
+
+    /// From now on, nothing goes wrong any more.
+    pub(crate) fn mend(&self) {
+        self.set(FAULT, 0);
+    }
+
+    /// How many calls there were of the kind that is to fail.
+    pub(crate) fn seen(&self) -> u64 {
+        self.get(SEEN)
+    }
+
+    /// How many failed.
+    pub(crate) fn failed(&self) -> u64 {
+        self.get(FAILED)
+    }
+
+    /// Faults, holds and delays are for paths alone that contain this.
+    pub(crate) fn only(&self, part: &str) {
+        let mut bytes = vec![0; usize::try_from(CONTROL - ONLY * 8).expect("a size")];
+        bytes[..part.len()].copy_from_slice(part.as_bytes());
+        self.control.write_all_at(&bytes, ONLY * 8).expect("the recorder's file");
+    }
+
+    /// Lets no sync end until [`release`](Self::release).
+    pub(crate) fn hold(&self) {
+        self.set(WAITING, 0);
+        self.set(HOLD, 1);
+    }
+
+    /// Waits until a sync is held.
+    pub(crate) fn until_held(&self) {
+        wait_for("a sync to begin", || (self.get(WAITING) > 0).then_some(()));
+    }
+
+    pub(crate) fn release(&self) {
+        self.set(HOLD, 0);
+    }
+
+    /// How long each sync takes from now on.
+    pub(crate) fn delay(&self, milliseconds: u64) {
+        self.set(DELAY, milliseconds);
+    }
+
+    pub(crate) fn swallow(&self, swallow: Swallow) {
+        self.set(SWALLOW, swallow as u64);
+    }
+
+    /// How many syncs were skipped.
+    pub(crate) fn swallowed(&self) -> u64 {
+        self.get(SWALLOWED)
+    }
+
+    /// Kills whichever program is about to do the `n`-th change from now on.
+    pub(crate) fn kill_at(&self, n: u64) {
+        self.set(CHANGES, 0);
+        self.set(KILL_AT, n);
+    }
+
+    /// How many changes and syncs there were since [`kill_at`](Self::kill_at), or from the start.
+    pub(crate) fn changes(&self) -> u64 {
+        self.get(CHANGES)
+    }
+}
+
+/// A directory that goes away with the test: in memory, where that is possible, because nothing here is about speed.
+pub(crate) fn scratch() -> TempDir {
+    let memory = Path::new("/dev/shm");
+    let builder = tempfile::Builder::new().prefix("likewise-disk-").to_owned();
+    let made = if memory.is_dir() { builder.tempdir_in(memory) } else { builder.tempdir() };
+    made.expect("a directory for the test's data")
+}
+
+/// The program under test, without what only a debugger needs: it hashes itself at each start.
+pub(crate) fn program() -> Command {
+    static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
+    let original = PathBuf::from(common::likewise().get_program());
+    let program = PROGRAM.get_or_init(|| {
+        build("likewise", &original, |to| {
+            let mut strip = Command::new("strip");
+            strip.arg("-o").arg(to).arg(&original);
+            strip
+        })
+    });
+    let mut command = Command::new(program);
+    for (name, _) in common::likewise().get_envs() {
+        command.env_remove(name);
+    }
+    command
+}
+
+/// The shim as a library.
+pub(crate) fn library() -> &'static Path {
+    static LIBRARY: OnceLock<PathBuf> = OnceLock::new();
+    LIBRARY.get_or_init(|| {
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/disk/shim.c");
+        build("shim.so", &source, |to| {
+            let mut cc = Command::new("cc");
+            cc.args(["-shared", "-fPIC", "-O2", "-Wall", "-o"]).arg(to).arg(&source).args(["-ldl", "-lpthread"]);
+            cc
+        })
+    })
+}
+
+/// Makes a file from another one, unless that was done before. Tests may do so at the same time.
+fn build(name: &str, source: &Path, make: impl FnOnce(&Path) -> Command) -> PathBuf {
+    let meta = fs::metadata(source).unwrap_or_else(|why| panic!("{}: {why}", source.display()));
+    let made = meta.modified().ok().and_then(|at| at.duration_since(std::time::UNIX_EPOCH).ok());
+    let stamp = format!("{:x}-{:x}", made.unwrap_or_default().as_nanos(), meta.len());
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("disk");
+    fs::create_dir_all(&dir).expect("a directory for what the tests need");
+    let target = dir.join(format!("{stamp}-{name}"));
+    if !target.exists() {
+        for older in fs::read_dir(&dir).expect("the directory").flatten() {
+            if older.file_name().to_string_lossy().ends_with(&format!("-{name}")) {
+                drop(fs::remove_file(older.path()));
+            }
+        }
+        let part = tempfile::Builder::new().prefix("part-").tempdir_in(&dir).expect("a place for what isn't whole yet");
+        let part = part.path().join(name);
+        let mut command = make(&part);
+        let tool = command.get_program().to_string_lossy().into_owned();
+        let output = command.output().unwrap_or_else(|why| {
+            panic!("this test needs {tool} ({why}): install it, on Debian with `apt-get install gcc`")
+        });
+        assert!(output.status.success(), "{tool}: {}", String::from_utf8_lossy(&output.stderr));
+        fs::rename(&part, &target).expect("in its place");
+    }
+    target
+}
