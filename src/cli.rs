@@ -13,7 +13,7 @@ use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{Arg, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 use reqwest::header::HOST;
-use reqwest::{Method, RequestBuilder, Response};
+use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use tokio::net::TcpListener;
 use tokio_util::io::ReaderStream;
 use tokio_util::sync::CancellationToken;
@@ -500,7 +500,7 @@ async fn verify(data: &Path, store: &StoreId) -> anyhow::Result<ExitCode> {
     let report: Report = match Access::to_store(data, store)? {
         Access::Asked(process) => {
             let request = process.request(Method::POST, &format!("{store}/verify"))?;
-            process.answer(request).await?.json().await.context("the answer is not understood")?
+            process.answer_about(data, store, request).await?.json().await.context("the answer is not understood")?
         }
         Access::Here(here) => engine::verify(&here.files(store)?, &Arc::new(likes::schema()), &engine::executable()?)?,
     };
@@ -530,7 +530,7 @@ async fn export_to(out: &mut impl Write, data: &Path, store: &StoreId, which: Ex
     match Access::to_store(data, store)? {
         Access::Asked(process) => {
             let request = process.request(Method::GET, &format!("{store}/{}", which.route()))?;
-            let mut answer = process.answer(request).await?;
+            let mut answer = process.answer_about(data, store, request).await?;
             while let Some(piece) =
                 answer.chunk().await.context("the export broke off; what is missing is not known")?
             {
@@ -735,6 +735,15 @@ impl Process {
     fn request(&self, method: Method, what: &str) -> anyhow::Result<RequestBuilder> {
         let url = format!("{}/control/v1/{what}", self.address);
         Ok(as_local(working_client()?.request(method, url)).bearer_auth(&self.holder.key))
+    }
+
+    /// The answer to what is asked about a store that has to be there.
+    async fn answer_about(&self, data: &Path, store: &StoreId, request: RequestBuilder) -> anyhow::Result<Response> {
+        let answer = request.send().await.map_err(|error| unanswered(error, &self.address))?;
+        if answer.status() == StatusCode::NOT_FOUND {
+            bail!(no_store(data, store));
+        }
+        understood(answer, &self.address).await
     }
 
     async fn answer(&self, request: RequestBuilder) -> anyhow::Result<Response> {
