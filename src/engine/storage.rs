@@ -161,6 +161,9 @@ fn what_to_do(error: &rusqlite::Error) -> &'static str {
         Some(ErrorCode::DiskFull | ErrorCode::SystemIoFailure) => {
             ". The disk may be full or failing: make room on it, or look into the system's log"
         }
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
+            ". Another program has it open: end that, and this goes on by itself"
+        }
         _ => "",
     }
 }

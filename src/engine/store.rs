@@ -623,4 +623,30 @@ mod tests {
             assert_eq!(Some(standing.head), receipt.seq);
         }
     }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn trust_62_a_panic_of_our_own_costs_what_was_being_done_and_nothing_else() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let setup = Setup {
+            schema: Arc::new(likes::schema()),
+            device: "test".parse().expect("a name"),
+            executable: "test".to_owned(),
+            progress: |_, _| {},
+        };
+        let stores = Stores::open(dir.path(), setup, StoreLimits::default()).expect("stores");
+        let store = stores.get(&"likes".parse().expect("a name")).expect("a store");
+        store.commit(LikeAdded {}).await.expect("a receipt");
+        let mut watched = store.watch(likes::count());
+        assert_eq!(watched.next().await, Ok(1));
+        let failed = store.with(|_| -> Result<(), Fault> { panic!("a defect") }).await;
+        assert!(matches!(&failed, Err(Error::Unavailable(why)) if why.contains("Try again")), "{failed:?}");
+        let mut health = store.health();
+        health.wait_for(|health| health.trouble().is_some_and(|why| why.contains("a defect"))).await.expect("a health");
+        assert_eq!(store.read(likes::count()).await, Ok(1), "what is known stays");
+        while store.commit(LikeAdded {}).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert_eq!(watched.next().await, Ok(2));
+        assert!(matches!(store.healthy().await, Health::Open(_)));
+    }
 }

@@ -551,11 +551,19 @@ fn a_replica_that_met_a_fault_changes_nothing_any_more() {
             replica.arrive(&arrived),
             replica.settle(),
             replica.take_back(Seq::START, Whose::Upstream(None)),
+            replica.meet(LogId::random()),
+            replica.refuse(&[(id(1), "no".to_owned())]),
+            replica.set_aside(&append(4, "c"), "no").map(drop),
+            replica.retry_set_aside(|| id(5)).map(drop),
         ] {
             assert!(matches!(result, Err(Fault::Stopped)), "{result:?}");
         }
+        if follows {
+            assert!(matches!(replica.promote(), Err(Fault::Stopped)));
+        }
         let replica = home.crash_and_open(replica);
         assert_eq!(note(&replica), if follows { "a" } else { "" });
+        assert_eq!(replica.standing().unwrap().set_aside, 0);
     }
 }
 
