@@ -2,6 +2,7 @@
 
 mod crashes;
 mod faults;
+mod formats;
 mod live;
 mod replica;
 mod session;
