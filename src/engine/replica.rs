@@ -855,7 +855,7 @@ impl Replica {
     ///
     /// A fault of the machine.
     pub fn standing(&self) -> Result<Standing, Fault> {
-        let (skipped, unknown) = self.state.count_skipped()?;
+        let (skipped, unknown) = self.state.count_skipped();
         let Tip { head, length, generation, whose, pending, set_aside, .. } = *self.log.tip();
         let cursor = self.state.cursor().seq;
         Ok(Standing { whose, generation, head, length, cursor, pending, set_aside, skipped, unknown })
