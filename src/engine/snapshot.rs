@@ -91,6 +91,7 @@ pub fn verify(files: &Files, schema: &Arc<Schema>, executable: &str) -> Result<R
     report.head = tip.head;
     report.log_digest = tip.digest;
     check_log(&log, &mut report).map_err(Fault::eventlog)?;
+    report.problems.extend(log.check_waiting().map_err(Fault::eventlog)?);
     if let Some(lack) = testimony.and_then(|earlier| log.testimony().lacks(earlier)) {
         report.problems.push(Fault::LostTail(lack).to_string());
     }
@@ -239,21 +240,25 @@ pub fn export(files: &Files, out: &mut dyn Write) -> Result<u64, Fault> {
             put(Line::new(Some(entry.seq), &entry.event, Some(entry.origin), None))?;
         }
     }
-    let mut after = i64::MIN;
-    loop {
-        let page = log.pending(after, PAGE).map_err(Fault::eventlog)?;
-        let Some((last, _)) = page.last() else { break };
-        after = *last;
-        for (_, event) in page {
-            put(Line::new(None, &event, None, None))?;
-        }
-    }
-    for (event, why) in log.all_set_aside().map_err(Fault::eventlog)? {
-        put(Line::new(None, &event, None, Some(why)))?;
-    }
+    let mut damaged = 0;
+    let rescued = log.each_waiting(&mut |event, why, is_as_stored| {
+        damaged += u64::from(!is_as_stored);
+        let why = if is_as_stored { why } else { Some(ALTERED) };
+        event.map_or(Ok(()), |event| put(Line::new(None, &event, None, why.map(str::to_owned))))
+    });
+    rescued.map_err(Fault::eventlog)??;
     out.flush().doing("write", Path::new("the export"))?;
+    if damaged > 0 {
+        return Err(Fault::Damaged(format!(
+            "{damaged} of the events that aren't in the log yet are not what was stored. The others were written out, and \
+             of these what can still be read, as events set aside"
+        )));
+    }
     Ok(count)
 }
+
+/// Why an event that the disk changed is set aside when it is imported elsewhere: nobody is to take it for what was said.
+const ALTERED: &str = "the disk changed it: this is not what was stored";
 
 /// The events that the authority refused, each with the reason, oldest first.
 ///

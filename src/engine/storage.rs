@@ -106,6 +106,10 @@ pub enum Fault {
 
 impl Fault {
     pub(crate) fn eventlog(source: rusqlite::Error) -> Self {
+        // What the engine itself finds comes wrapped, because SQLite's errors are all that its reading knows.
+        if let rusqlite::Error::FromSqlConversionFailure(_, _, what) = &source {
+            return Self::Damaged(what.to_string());
+        }
         if is_damage(&source) || source.sqlite_error().is_none() {
             return Self::Damaged(source.to_string());
         }

@@ -1,12 +1,15 @@
 //! The one thread that owns a store's replica: it takes work from a bounded queue and commits what waits together.
 
+use std::collections::HashMap;
 use std::ops::ControlFlow;
-use std::sync::Arc;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::checks::{Checked, PORTION, Progress};
 use super::event::Envelope;
 use super::live::Live;
 use super::replica::{Files, Outcome, Replica, Setup};
@@ -63,6 +66,8 @@ pub(crate) struct Common {
     pub(crate) count: AtomicU64,
     /// How many there may be.
     pub(crate) max: u64,
+    /// What was checked of stores that are closed for now.
+    pub(crate) checked: Mutex<HashMap<PathBuf, Checked>>,
     /// The thread that checkpoints.
     pub(crate) checkpoints: std::sync::mpsc::Sender<Arc<WalGauge>>,
 }
@@ -81,6 +86,11 @@ pub(crate) struct Writer {
     /// Whether files were seen here, so that their absence is a fault and not a beginning.
     has_files: bool,
     looked: Instant,
+    /// Whether all that was there at opening was looked at.
+    is_checked: bool,
+    /// Whether the eventlog was found to be damaged. What is added to one may have to be left behind with it, so it is
+    /// only read from then on.
+    is_damaged: bool,
 }
 
 impl Writer {
@@ -93,18 +103,71 @@ impl Writer {
         news: watch::Sender<u64>,
     ) -> Self {
         let held = Held::Failed(Error::Closed, Instant::now());
-        Self { files, common, queue, live, health, news, held, stuck: None, has_files: false, looked: Instant::now() }
+        Self {
+            files,
+            common,
+            queue,
+            live,
+            health,
+            news,
+            held,
+            stuck: None,
+            has_files: false,
+            looked: Instant::now(),
+            is_checked: false,
+            is_damaged: false,
+        }
     }
 
     /// Works until every handle of the store is gone, or somebody closes it.
     pub(crate) fn run(mut self) {
         self.open();
         self.publish();
-        while let Some(work) = self.queue.blocking_recv() {
+        while let Some(work) = self.next() {
             if self.serve(work).is_break() {
                 break;
             }
             self.checkpoint();
+        }
+        self.remember_checks();
+    }
+
+    /// What is to be done next. While that is nothing, old events are looked at, a few at a time.
+    fn next(&mut self) -> Option<Work> {
+        loop {
+            match self.queue.try_recv() {
+                Ok(work) => return Some(work),
+                Err(mpsc::error::TryRecvError::Disconnected) => return None,
+                Err(mpsc::error::TryRecvError::Empty) if self.check_some() => {}
+                Err(mpsc::error::TryRecvError::Empty) => return self.queue.blocking_recv(),
+            }
+        }
+    }
+
+    /// Looks at some of the events that nobody asked for yet. False when there is no more to look at.
+    fn check_some(&mut self) -> bool {
+        let Held::Open(replica) = &mut self.held else { return false };
+        if self.is_checked || self.stuck.is_some() {
+            return false;
+        }
+        match replica.check_some(PORTION) {
+            Ok(Progress::More) => return true,
+            Ok(Progress::Done) => self.is_checked = true,
+            Err(fault) => {
+                self.recover(&fault);
+                self.publish();
+            }
+        }
+        false
+    }
+
+    /// Spares the next thread of this store the same checks.
+    fn remember_checks(&mut self) {
+        if let Held::Open(replica) = std::mem::replace(&mut self.held, Held::Failed(Error::Closed, Instant::now()))
+            && self.stuck.is_none()
+        {
+            let mut all = self.common.checked.lock().expect("BUG: remembering what was checked panicked");
+            all.insert(self.files.dir().to_owned(), replica.checked());
         }
     }
 
@@ -178,7 +241,7 @@ impl Writer {
     fn replica(&mut self) -> Result<&mut Replica, Error> {
         self.reopen();
         if let Some((error, since)) = &self.stuck
-            && since.elapsed() < RETRY_AFTER
+            && (self.is_damaged || since.elapsed() < RETRY_AFTER)
         {
             return Err(error.clone());
         }
@@ -206,6 +269,7 @@ impl Writer {
             self.open();
         }
         if let Held::Open(replica) = &mut self.held
+            && !self.is_damaged
             && matches!(&self.stuck, Some((_, since)) if since.elapsed() >= RETRY_AFTER)
         {
             match replica.probe() {
@@ -218,6 +282,7 @@ impl Writer {
     /// Opens the store again after `fault`, so that at least what it holds can be read, say while the disk is full.
     fn recover(&mut self, fault: &Fault) -> Error {
         let error = Error::from(fault);
+        self.is_damaged |= matches!(fault, Fault::Damaged(_));
         self.fail(error.clone());
         self.open();
         self.stuck = Some((error.clone(), Instant::now()));
@@ -228,6 +293,7 @@ impl Writer {
     fn open(&mut self) {
         // The last one lets go of its files first.
         self.held = Held::Failed(Error::Closed, Instant::now());
+        self.is_checked = false;
         let exists = self.files.exist();
         if self.has_files && !exists {
             return self.fail(Error::from(&Fault::Gone(self.files.dir().to_owned())));
@@ -252,6 +318,11 @@ impl Writer {
 
     fn open_replica(&self) -> Result<Replica, Fault> {
         let mut replica = Replica::open(self.files.clone(), self.common.setup.clone())?;
+        let mut all = self.common.checked.lock().expect("BUG: remembering what was checked panicked");
+        if let Some(earlier) = all.remove(self.files.dir()) {
+            replica.go_on_checking(earlier)?;
+        }
+        drop(all);
         if self.common.follows {
             replica.follow()?;
         }

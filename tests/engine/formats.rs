@@ -109,7 +109,7 @@ fn data_of_format_1_opens_with_all_that_it_held_and_moves_on() {
         }
         let before = ids_of(&replica);
         drop(replica);
-        assert_eq!(format_of(&dir), 1, "{}", old.path);
+        assert_eq!(format_of(&dir), 2, "{}", old.path);
         assert_eq!(ids_of(&try_open(&dir)), before);
     }
 }

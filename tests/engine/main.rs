@@ -1,6 +1,7 @@
 //! The engine through its public face, one level below HTTP.
 
 mod crashes;
+mod damage;
 mod faults;
 mod formats;
 mod live;
