@@ -314,6 +314,12 @@ impl Envelope {
         EventRef { id: self.id, name: self.name.as_str(), args: self.args.as_text() }
     }
 
+    /// Whether its name and payload, which were read from somewhere, are such as an event may have.
+    pub(crate) fn is_well_formed(&self) -> bool {
+        let args = self.args.as_text().unwrap_or_default().parse::<Args>();
+        EventName::check(self.name.as_str()).is_ok() && args.as_ref() == Ok(&self.args)
+    }
+
     /// Puts `event` under `id`.
     ///
     /// # Errors

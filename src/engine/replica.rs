@@ -18,6 +18,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::checks::{Checked, Progress};
 use super::event::{Device, Envelope, EventId};
 use super::eventlog::{self, Content, Eventlog, Found, PageSize, Tip, Whose};
 use super::files::{create_private_dir, sync_dir};
@@ -218,16 +219,20 @@ impl Replica {
             secure(&files.state(), &alone)?;
             secure_names(&files.dir)?;
         }
-        let log = Eventlog::open(&files.eventlog(), may_create, &alone)?;
+        let mut log = Eventlog::open(&files.eventlog(), may_create, &alone)?;
         let (witness, testimony) = Witness::open(&files.witness())?;
         if let Some(lack) = testimony.and_then(|earlier| log.testimony().lacks(earlier)) {
             return Err(Fault::LostTail(lack));
+        }
+        if let Some(problem) = log.check_waiting().map_err(Fault::eventlog)?.into_iter().next() {
+            return Err(Fault::Damaged(problem));
         }
         let generation = log.tip().generation;
         let loaded = State::load(&files.state(), &setup.schema, &setup.executable)?;
         if let Some(cursor) = loaded.cursor.filter(|cursor| cursor.generation >= generation) {
             check_cursor(&log, cursor)?;
         }
+        log.upgrade().map_err(Fault::eventlog)?;
         let state = match loaded.state {
             Ok(state) if state.cursor().generation == generation => state,
             other => {
@@ -421,7 +426,7 @@ impl Replica {
     /// Puts `event` into the outbox, unless its id is anywhere in the eventlog.
     fn store_pending(&mut self, event: &Envelope) -> Result<Outcome, Fault> {
         match self.find(event.id)? {
-            Some(found) if !found.is(event) => Ok(Outcome::Conflict),
+            Some(found) if !found.is(event) => self.conflict(&found),
             Some(Found::Log(seq, _)) => Ok(Outcome::Known(Some(seq))),
             Some(_) => Ok(Outcome::Known(None)),
             None => {
@@ -429,6 +434,14 @@ impl Replica {
                 Ok(Outcome::Stored(None))
             }
         }
+    }
+
+    /// What is said of an event whose id belongs to another, unless it was the disk that made another of it.
+    fn conflict(&self, found: &Found) -> Result<Outcome, Fault> {
+        if let Found::Log(seq, _) = found {
+            self.log.ensure(Seq(seq.0 - 1), *seq).map_err(Fault::eventlog)?;
+        }
+        Ok(Outcome::Conflict)
     }
 
     fn find(&self, id: EventId) -> Result<Option<Found>, Fault> {
@@ -657,13 +670,37 @@ impl Replica {
         self.state.take_touched()
     }
 
-    /// The events of the log after `after`, as many as fit into `size`.
+    /// The events of the log after `after`, as many as fit into `size`: those that were stored, or none.
     ///
     /// # Errors
     ///
     /// A fault of the machine.
     pub fn entries(&self, after: Seq, size: PageSize) -> Result<Vec<Entry>, Fault> {
-        self.log.entries(after, size).map_err(Fault::eventlog)
+        let entries = self.log.entries(after, size).map_err(Fault::eventlog)?;
+        if let Some(last) = entries.last() {
+            self.log.ensure(after, last.seq).map_err(Fault::eventlog)?;
+        }
+        Ok(entries)
+    }
+
+    /// What was checked of it, for whoever opens the same files again in this process, now that it is about to be closed.
+    pub(crate) fn take_checked(&self) -> Checked {
+        self.log.take_checked()
+    }
+
+    /// Goes on with the checks where an earlier replica of the same files left off, in this process.
+    pub(crate) fn go_on_checking(&mut self, earlier: Checked) -> Result<(), Fault> {
+        self.log.go_on_checking(earlier).map_err(Fault::eventlog)
+    }
+
+    /// Looks at some of the events that were there at opening, `most` of them: whether they are what was stored, and
+    /// whether each is found under its id. Opening itself looks only at the end of the log and at what is pending.
+    ///
+    /// # Errors
+    ///
+    /// [`Fault::Damaged`], or another fault of the machine.
+    pub fn check_some(&mut self, most: usize) -> Result<Progress, Fault> {
+        self.unless_broken(|replica| replica.log.check_some(most).map_err(Fault::eventlog))
     }
 
     /// The events of the outbox whose number is above `after`, with their numbers, as many as fit into `size`.
@@ -840,6 +877,10 @@ impl Replica {
     ///
     /// A fault of the machine.
     pub fn digest_at(&self, seq: Seq) -> Result<Digest, Fault> {
+        // Between two checkpoints it is made from the events themselves.
+        if Seq::START < seq && seq < self.log.tip().head {
+            self.log.ensure(Seq(seq.0 - 1), seq).map_err(Fault::eventlog)?;
+        }
         self.log.digest_at(seq).map_err(Fault::eventlog)
     }
 
@@ -868,7 +909,7 @@ impl Replica {
     /// A fault of the machine.
     pub fn set_aside(&mut self, event: &Envelope, why: &str) -> Result<Outcome, Fault> {
         match self.find(event.id)? {
-            Some(found) if !found.is(event) => return Ok(Outcome::Conflict),
+            Some(found) if !found.is(event) => return self.conflict(&found),
             Some(Found::Log(seq, _)) => return Ok(Outcome::Known(Some(seq))),
             Some(_) => return Ok(Outcome::Known(None)),
             None => {}
@@ -883,7 +924,7 @@ impl Replica {
     ///
     /// A fault of the machine.
     pub fn standing(&self) -> Result<Standing, Fault> {
-        let (skipped, unknown) = self.state.count_skipped()?;
+        let (skipped, unknown) = self.state.count_skipped();
         let Tip { head, length, generation, whose, pending, set_aside, .. } = *self.log.tip();
         let cursor = self.state.cursor().seq;
         Ok(Standing { whose, generation, head, length, cursor, pending, set_aside, skipped, unknown })

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::event::{Args, Device, Envelope, EventId, EventName, Malformed};
-use super::eventlog::{self, Eventlog, PageSize};
+use super::eventlog::{self, Eventlog, PageSize, Rescued, Waiting};
 use super::files::{create_private_dir, open_private_file, sync_dir, sync_parent};
 use super::opening::remove_database;
 use super::place::{Cursor, Digest, Generation, Seq};
@@ -93,6 +93,7 @@ pub fn verify(files: &Files, schema: &Arc<Schema>, executable: &str) -> Result<R
     report.head = tip.head;
     report.log_digest = tip.digest;
     check_log(&log, &mut report).map_err(Fault::eventlog)?;
+    report.problems.extend(log.check_waiting().map_err(Fault::eventlog)?);
     if let Some(lack) = testimony.and_then(|earlier| log.testimony().lacks(earlier)) {
         report.problems.push(Fault::LostTail(lack).to_string());
     }
@@ -234,34 +235,60 @@ pub fn export(files: &Files, out: &mut dyn Write) -> Result<u64, Fault> {
     };
     let (mut after, mut after_pending) = (Seq::START, i64::MIN);
     let mut pending = HashSet::new();
+    let mut damaged = 0;
     loop {
         // A pending event may be on its way into the log, so each look at the outbox is one at the log's end, too.
         let log = Eventlog::snapshot(&files.eventlog())?;
         let entries = log.entries(after, PORTION).map_err(Fault::eventlog)?;
         let waiting = match entries.last() {
             Some(_) => Vec::new(),
-            None => log.pending(after_pending, PORTION).map_err(Fault::eventlog)?,
+            None => log.rescue(Waiting::Pending, after_pending, PORTION).map_err(Fault::eventlog)?,
         };
         drop(log);
         match (entries.last(), waiting.last()) {
             (Some(last), _) => after = last.seq,
-            (None, Some((last, _))) => after_pending = *last,
+            (None, Some(last)) => after_pending = last.n,
             (None, None) => break,
         }
         for entry in entries.iter().filter(|entry| !pending.contains(&entry.event.id)) {
             put(Line::new(Some(entry.seq), &entry.event, Some(entry.origin.clone()), None))?;
         }
-        for (_, event) in waiting {
-            pending.insert(event.id);
-            put(Line::new(None, &event, None, None))?;
+        for rescued in waiting {
+            pending.extend(rescued.event.as_ref().map(|event| event.id));
+            damaged += put_rescued(&mut put, rescued)?;
         }
     }
-    for (event, why) in set_aside(files)? {
-        put(Line::new(None, &event, None, Some(why)))?;
+    let mut after = i64::MIN;
+    loop {
+        let log = Eventlog::snapshot(&files.eventlog())?;
+        let waiting = log.rescue(Waiting::SetAside, after, PORTION).map_err(Fault::eventlog)?;
+        drop(log);
+        let Some(last) = waiting.last() else { break };
+        after = last.n;
+        for rescued in waiting {
+            damaged += put_rescued(&mut put, rescued)?;
+        }
     }
     out.flush().doing("write", Path::new("the export"))?;
+    if damaged > 0 {
+        return Err(Fault::Damaged(format!(
+            "{damaged} of the events that aren't in the log yet are not what was stored. The others were written out, and \
+             of these what can still be read, as events set aside"
+        )));
+    }
     Ok(count)
 }
+
+/// Writes out what is left of an event that isn't in the log. Gives how many are not what was stored.
+fn put_rescued(put: &mut impl FnMut(Line) -> Result<(), Fault>, rescued: Rescued) -> Result<u64, Fault> {
+    let Rescued { event, why, is_as_stored, .. } = rescued;
+    let why = if is_as_stored { why } else { Some(ALTERED.to_owned()) };
+    event.map_or(Ok(()), |event| put(Line::new(None, &event, None, why)))?;
+    Ok(u64::from(!is_as_stored))
+}
+
+/// Why an event that the disk changed is set aside when it is imported elsewhere: nobody is to take it for what was said.
+const ALTERED: &str = "the disk changed it: this is not what was stored";
 
 /// The events that the authority refused, each with the reason, oldest first.
 ///
@@ -319,8 +346,6 @@ fn copy(files: &Files, to: &Files) -> Result<(), Fault> {
     let target = to.eventlog();
     open_private_file(&target)?;
     let conn = Beside::open(&files.eventlog()).map_err(Fault::eventlog)?;
-    // What is written is the copy alone.
-    conn.execute_batch("PRAGMA query_only = OFF").map_err(Fault::eventlog)?;
     let path = target.to_str().ok_or_else(|| io::Error::other("its name is not UTF-8")).doing("write", &target)?;
     conn.execute("VACUUM INTO ?1", [path]).map_err(Fault::eventlog)?;
     File::open(&target).and_then(|file| file.sync_all()).doing("make durable", &target)?;

@@ -122,6 +122,10 @@ pub enum Fault {
 
 impl Fault {
     pub(crate) fn eventlog(source: rusqlite::Error) -> Self {
+        // What the engine itself finds comes wrapped, because SQLite's errors are all that its reading knows.
+        if let rusqlite::Error::FromSqlConversionFailure(_, _, what) = &source {
+            return Self::Damaged(what.to_string());
+        }
         if is_damage(&source) || source.sqlite_error().is_none() {
             return Self::Damaged(source.to_string());
         }
@@ -277,9 +281,12 @@ impl Beside {
     /// Connects to the database at `path`, which exists.
     pub(crate) fn open(path: &Path) -> rusqlite::Result<Self> {
         let visitor = Visitor::enter(path.parent().unwrap_or(Path::new("")));
-        let conn = connect(path)?;
-        conn.execute_batch("PRAGMA query_only = ON")?;
-        Ok(Self { conn, _visitor: visitor })
+        Ok(Self { conn: connect(path)?, _visitor: visitor })
+    }
+
+    /// Makes sure that nothing is written through this connection, since it is about to read.
+    pub(crate) fn only_read(&self) -> rusqlite::Result<()> {
+        self.conn.execute_batch("PRAGMA query_only = ON")
     }
 }
 

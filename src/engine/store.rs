@@ -449,7 +449,14 @@ impl Stores {
         setup.schema.check()?;
         let count = stores_in(dir)?.len() as u64;
         let checkpoints = start_checkpoints().doing("start a thread for", dir)?;
-        let common = Arc::new(Common { setup, follows, count: AtomicU64::new(count), max: limits.stores, checkpoints });
+        let common = Arc::new(Common {
+            setup,
+            follows,
+            count: AtomicU64::new(count),
+            max: limits.stores,
+            checked: Mutex::default(),
+            checkpoints,
+        });
         Ok(Self { shared: Arc::new(Shared { dir: dir.to_owned(), limits, common, open: Mutex::default() }) })
     }
 

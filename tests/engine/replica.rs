@@ -1,5 +1,7 @@
 //! What one replica promises when nothing goes wrong but the order of things.
 
+use std::time::Instant;
+
 use likewise::engine::{
     Batch, DbError, Digest, Envelope, LogId, Outcome, Page, Query, Replica, SETTLE_EVERY, Schema, Seq, Whose,
     committed_state,
@@ -756,4 +758,25 @@ fn queries_may_name_what_they_ask_on_the_way() {
     }
     let offered = replica.query(&Query::<i64>::first("SELECT count(*) FROM dbstat"));
     assert!(matches!(offered, Err(DbError::Forbidden(_))), "what SQLite offers is nobody's name: {offered:?}");
+}
+
+/// The best of many tries, so that a busy machine makes no difference.
+#[test]
+fn what_many_unknown_events_cost_does_not_grow_with_their_number() {
+    let home = Home::new();
+    let mut replica = home.open();
+    let unknown = |n| (event(id(n), "Future", ""), device("elsewhere"));
+    let best = |replica: &mut Replica, from: u64| {
+        let one = |n| {
+            let begun = Instant::now();
+            replica.add(&[unknown(n)]).unwrap();
+            assert_eq!(replica.standing().unwrap().unknown, n + 1);
+            begun.elapsed()
+        };
+        (from..from + 50).map(one).min().unwrap()
+    };
+    let few = best(&mut replica, 0);
+    replica.add(&(50..50_000).map(unknown).collect::<Vec<_>>()).unwrap();
+    let many = best(&mut replica, 50_000);
+    assert!(many < 3 * few, "with few {few:?}, with many {many:?}");
 }
