@@ -896,20 +896,22 @@ impl Replica {
         self.state.why_skipped(id)
     }
 
-    /// Keeps an event among those set aside, with the reason, unless its id is here.
+    /// Keeps an event among those set aside, with the reason, unless this very event is here. Another one may have its id:
+    /// that is how most come to be set aside.
     ///
     /// # Errors
     ///
     /// A fault of the machine.
     pub fn set_aside(&mut self, event: &Envelope, why: &str) -> Result<Outcome, Fault> {
         match self.find(event.id)? {
-            Some(found) if !found.is(event) => return self.conflict(&found),
-            Some(Found::Log(seq, _)) => return Ok(Outcome::Known(Some(seq))),
-            Some(_) => return Ok(Outcome::Known(None)),
-            None => {}
+            Some(Found::Log(seq, content)) if content.is(event) => return Ok(Outcome::Known(Some(seq))),
+            Some(found) if found.is(event) => return Ok(Outcome::Known(None)),
+            _ => {}
         }
+        let before = self.log.tip().set_aside;
         self.transact(|own| own.set_aside(event, why))?;
-        Ok(Outcome::Stored(None))
+        let is_new = self.log.tip().set_aside > before;
+        Ok(if is_new { Outcome::Stored(None) } else { Outcome::Known(None) })
     }
 
     /// Where this replica stands.

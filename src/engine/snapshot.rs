@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::event::{Args, Device, Envelope, EventId, EventName, Malformed};
-use super::eventlog::{Eventlog, PageSize, refuse_newer};
+use super::eventlog::{CHECKPOINT_EVERY, Eventlog, refuse_newer};
 use super::place::{Cursor, Digest, Generation, Seq};
 use super::replica::{Files, replay_log};
 use super::schema::Schema;
@@ -37,9 +37,6 @@ pub fn is_blank(files: &Files) -> Result<bool, Fault> {
     files.eventlog().try_exists().doing("look at", &files.eventlog())?;
     refuse_newer(&files.eventlog())
 }
-
-/// What is read at a time.
-const PAGE: PageSize = PageSize { events: 1_024, bytes: 8 << 20 };
 
 /// What a look at the whole store found.
 #[derive(Debug, Default)]
@@ -231,16 +228,21 @@ pub fn export(files: &Files, out: &mut dyn Write) -> Result<u64, Fault> {
         count += 1;
         put(out, &line)
     };
+    let mut damaged = 0;
     let mut after = Seq::START;
     loop {
-        let page = log.entries(after, PAGE).map_err(Fault::eventlog)?;
-        let Some(last) = page.last() else { break };
-        after = last.seq;
-        for entry in page {
-            put(Line::new(Some(entry.seq), &entry.event, Some(entry.origin), None))?;
-        }
+        // A page is an interval between two checkpoints, as a rule: what is altered in one makes the others no suspects.
+        let page = log.entries_end(after, CHECKPOINT_EVERY).map_err(Fault::eventlog)?;
+        let Some(last) = page else { break };
+        let is_sound = log.is_sound(after, last).map_err(Fault::eventlog)?;
+        let shown = log.each_entry(after, CHECKPOINT_EVERY as usize, &mut |entry| {
+            damaged += u64::from(!is_sound);
+            let why = (!is_sound).then(|| ALTERED.to_owned());
+            entry.map_or(Ok(()), |entry| put(Line::new(Some(entry.seq), &entry.event, Some(entry.origin), why)))
+        });
+        shown.map_err(Fault::eventlog)??;
+        after = last;
     }
-    let mut damaged = 0;
     let rescued = log.each_waiting(&mut |event, why, is_as_stored| {
         damaged += u64::from(!is_as_stored);
         let why = if is_as_stored { why } else { Some(ALTERED) };
@@ -250,15 +252,16 @@ pub fn export(files: &Files, out: &mut dyn Write) -> Result<u64, Fault> {
     out.flush().doing("write", Path::new("the export"))?;
     if damaged > 0 {
         return Err(Fault::Damaged(format!(
-            "{damaged} of the events that aren't in the log yet are not what was stored. The others were written out, and \
-             of these what can still be read, as events set aside"
+            "among {damaged} events are some that are not what was stored. The others were written out, and of these what \
+             can still be read, as events to be set aside"
         )));
     }
     Ok(count)
 }
 
-/// Why an event that the disk changed is set aside when it is imported elsewhere: nobody is to take it for what was said.
-const ALTERED: &str = "the disk changed it: this is not what was stored";
+/// Why an event that the disk may have changed is set aside when it is imported elsewhere: nobody is to take it for what was
+/// said.
+const ALTERED: &str = "the disk changed it, or one of its neighbours: it may not be what was stored";
 
 /// The events that the authority refused, each with the reason, oldest first.
 ///

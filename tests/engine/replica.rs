@@ -840,3 +840,15 @@ fn what_arrives_among_many_pending_is_seen_when_somebody_asks_for_it() {
     replica.arrive(&page(1, &[like(9_001)], false)).unwrap();
     assert_eq!(likes(&replica), 901);
 }
+
+#[test]
+fn an_event_is_set_aside_beside_another_that_has_its_id_and_once() {
+    let home = Home::new();
+    let mut replica = home.open();
+    replica.commit(&[append(1, "this")]).unwrap();
+    assert_eq!(replica.set_aside(&append(1, "this"), "so").unwrap(), Outcome::Known(Some(Seq(1))));
+    assert_eq!(replica.set_aside(&append(1, "that"), "so").unwrap(), Outcome::Stored(None));
+    assert_eq!(replica.set_aside(&append(1, "that"), "so again").unwrap(), Outcome::Known(None));
+    assert_eq!(set_aside_of(&replica), [append(1, "that")]);
+    home.check(&replica);
+}
