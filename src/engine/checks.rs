@@ -90,6 +90,16 @@ impl Eventlog {
         Ok(())
     }
 
+    /// Whether the events after `after` and up to `until` are those that were stored, for whoever reads on in any case.
+    pub(crate) fn is_sound(&self, after: Seq, until: Seq) -> rusqlite::Result<bool> {
+        let known_from = self.checked.borrow().known_from;
+        match self.ensure(after, until) {
+            Ok(()) => Ok(until <= known_from || self.ends_as_stored()?),
+            Err(rusqlite::Error::FromSqlConversionFailure(..)) => Ok(false),
+            Err(other) => Err(other),
+        }
+    }
+
     /// Looks at the next events, `most` of them, as far as they were there at opening: whether they are those that were
     /// stored, and whether each is found under its id.
     pub(crate) fn check_some(&self, most: usize) -> rusqlite::Result<Progress> {

@@ -190,7 +190,13 @@ pub(crate) struct Content {
 impl Found {
     pub(crate) fn is(&self, event: &Envelope) -> bool {
         let (Self::Log(_, content) | Self::Outbox(_, content) | Self::SetAside(content)) = self;
-        content.name == event.name && content.args == event.args
+        content.is(event)
+    }
+}
+
+impl Content {
+    pub(crate) fn is(&self, event: &Envelope) -> bool {
+        self.name == event.name && self.args == event.args
     }
 }
 
@@ -366,6 +372,12 @@ impl Eventlog {
         // It has changed something, even if there was nothing to hash.
         self.saved = None;
         self.commit()
+    }
+
+    /// Whether the digest of the whole log is the one that was stored with its last event.
+    pub(super) fn ends_as_stored(&self) -> rusqlite::Result<bool> {
+        let stored: Vec<u8> = meta(&self.conn, "digests")?.unwrap_or_default();
+        Ok(self.format < HASHED || stored.get(..32) == Some(&self.tip.digest.0))
     }
 
     /// What is not as it was stored: at the end of the log, in the outbox, and among what was set aside.
@@ -576,12 +588,37 @@ impl Eventlog {
     pub(crate) fn entries(&self, after: Seq, size: PageSize) -> rusqlite::Result<Vec<Entry>> {
         let sql = "SELECT seq, id, name, args, origin FROM log WHERE seq > ?1 ORDER BY seq LIMIT ?2";
         let mut statement = self.conn.prepare_cached(sql)?;
-        let rows =
-            statement.query_map(params![after.to_sql(), i64::try_from(size.events).unwrap_or(i64::MAX)], |row| {
-                let origin = Device::stored(Arc::clone(self.origins.text(row.get(4)?)?));
-                Ok(Entry { seq: Seq::from_sql(row.get(0)?), event: self.envelope(row, 1)?, origin })
-            })?;
+        let most = i64::try_from(size.events).unwrap_or(i64::MAX);
+        let rows = statement.query_map(params![after.to_sql(), most], |row| self.entry(row))?;
         size.fill(rows, |entry| &entry.event)
+    }
+
+    /// The place of the last of the next `most` events after `after`, if there is one.
+    pub(crate) fn entries_end(&self, after: Seq, most: u64) -> rusqlite::Result<Option<Seq>> {
+        let sql = "SELECT max(seq) FROM (SELECT seq FROM log WHERE seq > ?1 ORDER BY seq LIMIT ?2)";
+        let last: Option<i64> =
+            self.conn.prepare_cached(sql)?.query_row(params![after.to_sql(), most], |row| row.get(0))?;
+        Ok(last.map(Seq::from_sql))
+    }
+
+    fn entry(&self, row: &Row<'_>) -> rusqlite::Result<Entry> {
+        let origin = Device::stored(Arc::clone(self.origins.text(row.get(4)?)?));
+        Ok(Entry { seq: Seq::from_sql(row.get(0)?), event: self.envelope(row, 1)?, origin })
+    }
+
+    /// Shows `each` the events of the log after `after`, `most` of them, for whoever rescues what is left: none where there
+    /// is nothing left to read. Gives the place of the last, if there was one.
+    pub(crate) fn each_entry<E>(
+        &self,
+        after: Seq,
+        most: usize,
+        each: &mut dyn FnMut(Option<Entry>) -> Result<(), E>,
+    ) -> rusqlite::Result<Result<Option<Seq>, E>> {
+        let sql = "SELECT seq, id, name, args, origin FROM log WHERE seq > ?1 ORDER BY seq LIMIT ?2";
+        let last = self.each(sql, params![after.to_sql(), most], |row| {
+            Ok(each(self.entry(row).ok().filter(|entry| entry.event.is_well_formed())))
+        })?;
+        Ok(last.map(|last| last.map(Seq::from_sql)))
     }
 
     /// Shows `each` of the events of the log after `after` and up to `until`, in order and `most` of them, without

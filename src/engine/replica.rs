@@ -41,6 +41,9 @@ const PER_COMMIT: u64 = 10_000;
 /// crash has to apply. As many as are pending, if these are more.
 pub const SETTLE_EVERY: u64 = 10_000;
 
+/// How many pending events are put back on top of others' at once, whatever it is worth: that takes a few milliseconds.
+const PUT_BACK: u64 = 1_000;
+
 /// What a replica needs to know besides its directory.
 #[derive(Clone)]
 pub struct Setup {
@@ -186,6 +189,8 @@ pub struct Replica {
     unsettled: u64,
     /// Whether the log holds events that the open transaction doesn't.
     is_behind: bool,
+    /// How many arrived since it does.
+    lag: u64,
     identity: Option<Vec<FileId>>,
     /// Whether a fault has left it in the middle of something.
     is_broken: bool,
@@ -253,6 +258,7 @@ impl Replica {
             witness,
             unsettled: 0,
             is_behind: false,
+            lag: 0,
             identity: None,
             is_broken: false,
         };
@@ -450,8 +456,9 @@ impl Replica {
 
     /// Takes in a part of the upstream's log. What confirms a pending event is that it arrives here.
     ///
-    /// While `page.more` and something is pending, the log goes ahead of what queries see, because to put the outbox
-    /// back once a page would be quadratic; whoever stops after such a page calls [`settle`](Self::settle).
+    /// The log may go [ahead](Self::is_behind) of what queries see, because to put the outbox back once a page would be
+    /// quadratic: it is put back after as many arrivals as are pending, or at once when few are and no more arrives.
+    /// Whoever has waited long enough for the next page, or stops, calls [`settle_arrivals`](Self::settle_arrivals).
     ///
     /// # Errors
     ///
@@ -476,7 +483,7 @@ impl Replica {
         let now = *self.log.tip();
         let added = now.length - before.length;
         if added == 0 && now.pending == before.pending {
-            return if self.is_behind && !page.more { self.try_settle() } else { Ok(()) };
+            return if self.is_behind { self.settle_if_due(page.more) } else { Ok(()) };
         }
         if is_ours_in_order {
             // The open transaction has applied just these events, in this order.
@@ -490,7 +497,20 @@ impl Replica {
             return if self.unsettled >= most { self.try_settle() } else { Ok(()) };
         }
         self.is_behind = true;
-        if page.more && now.pending > 0 { Ok(()) } else { self.try_settle() }
+        self.lag += added;
+        self.settle_if_due(page.more)
+    }
+
+    /// Shows queries what has arrived, if that is worth it: all that is pending is applied again for it.
+    fn settle_if_due(&mut self, more: bool) -> Result<(), Fault> {
+        let pending = self.log.tip().pending;
+        let is_due = if more { self.lag >= SETTLE_EVERY.max(pending) } else { self.lag >= pending };
+        if is_due || pending == 0 || !more && pending <= PUT_BACK { self.try_settle() } else { Ok(()) }
+    }
+
+    /// Whether events have arrived that queries don't see yet.
+    pub fn is_behind(&self) -> bool {
+        self.is_behind
     }
 
     /// Puts one event of the upstream's log into ours. True when it was the next of our own pending ones, so that the
@@ -538,10 +558,11 @@ impl Replica {
         self.catch_up()?;
         self.unsettled = 0;
         self.is_behind = false;
+        self.lag = 0;
         if self.log.tip().pending > 0 { self.restore(&mut Enders::new()) } else { Ok(()) }
     }
 
-    /// Shows queries what [`arrive`](Self::arrive) left for later, when no further page is going to come.
+    /// Shows queries what [`arrive`](Self::arrive) left for later.
     ///
     /// # Errors
     ///
@@ -594,6 +615,7 @@ impl Replica {
             }
         }
         self.is_behind = false;
+        self.lag = 0;
         if self.state.cursor().seq < self.log.tip().head {
             self.unsettled = self.unsettled.max(1);
         }
@@ -902,20 +924,22 @@ impl Replica {
         self.state.why_skipped(id)
     }
 
-    /// Keeps an event among those set aside, with the reason, unless its id is here.
+    /// Keeps an event among those set aside, with the reason, unless this very event is here. Another one may have its id:
+    /// that is how most come to be set aside.
     ///
     /// # Errors
     ///
     /// A fault of the machine.
     pub fn set_aside(&mut self, event: &Envelope, why: &str) -> Result<Outcome, Fault> {
         match self.find(event.id)? {
-            Some(found) if !found.is(event) => return self.conflict(&found),
-            Some(Found::Log(seq, _)) => return Ok(Outcome::Known(Some(seq))),
-            Some(_) => return Ok(Outcome::Known(None)),
-            None => {}
+            Some(Found::Log(seq, content)) if content.is(event) => return Ok(Outcome::Known(Some(seq))),
+            Some(found) if found.is(event) => return Ok(Outcome::Known(None)),
+            _ => {}
         }
+        let before = self.log.tip().set_aside;
         self.change(|own| own.set_aside(event, why))?;
-        Ok(Outcome::Stored(None))
+        let is_new = self.log.tip().set_aside > before;
+        Ok(if is_new { Outcome::Stored(None) } else { Outcome::Known(None) })
     }
 
     /// Where this replica stands.

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::event::{Args, Device, Envelope, EventId, EventName, Malformed};
-use super::eventlog::{self, Eventlog, PageSize, Rescued, Waiting};
+use super::eventlog::{self, CHECKPOINT_EVERY, Eventlog, PageSize, Rescued, Waiting};
 use super::files::{create_private_dir, open_private_file, sync_dir, sync_parent};
 use super::opening::remove_database;
 use super::place::{Cursor, Digest, Generation, Seq};
@@ -239,24 +239,32 @@ pub fn export(files: &Files, out: &mut dyn Write) -> Result<u64, Fault> {
     loop {
         // A pending event may be on its way into the log, so each look at the outbox is one at the log's end, too.
         let log = Eventlog::snapshot(&files.eventlog())?;
-        let entries = log.entries(after, PORTION).map_err(Fault::eventlog)?;
-        let waiting = match entries.last() {
-            Some(_) => Vec::new(),
-            None => log.rescue(Waiting::Pending, after_pending, PORTION).map_err(Fault::eventlog)?,
-        };
+        let begin = after;
+        let mut lines = Vec::new();
+        while lines.len() < PORTION.events {
+            // An interval between two checkpoints, as a rule: what is altered in one makes the others no suspects.
+            let last = log.entries_end(after, CHECKPOINT_EVERY).map_err(Fault::eventlog)?;
+            let Some(last) = last else { break };
+            let is_sound = log.is_sound(after, last).map_err(Fault::eventlog)?;
+            let read = log.each_entry(after, CHECKPOINT_EVERY as usize, &mut |entry| {
+                damaged += u64::from(!is_sound);
+                let why = (!is_sound).then(|| ALTERED.to_owned());
+                let entry = entry.filter(|entry| !pending.contains(&entry.event.id));
+                lines.extend(entry.map(|entry| Line::new(Some(entry.seq), &entry.event, Some(entry.origin), why)));
+                Ok::<_, Fault>(())
+            });
+            read.map_err(Fault::eventlog)??;
+            after = last;
+        }
+        if after == begin {
+            let waiting = log.rescue(Waiting::Pending, after_pending, PORTION).map_err(Fault::eventlog)?;
+            let Some(last) = waiting.last() else { break };
+            after_pending = last.n;
+            pending.extend(waiting.iter().filter_map(|rescued| rescued.event.as_ref()).map(|event| event.id));
+            lines.extend(waiting.into_iter().filter_map(|rescued| rescued.line(&mut damaged)));
+        }
         drop(log);
-        match (entries.last(), waiting.last()) {
-            (Some(last), _) => after = last.seq,
-            (None, Some(last)) => after_pending = last.n,
-            (None, None) => break,
-        }
-        for entry in entries.iter().filter(|entry| !pending.contains(&entry.event.id)) {
-            put(Line::new(Some(entry.seq), &entry.event, Some(entry.origin.clone()), None))?;
-        }
-        for rescued in waiting {
-            pending.extend(rescued.event.as_ref().map(|event| event.id));
-            damaged += put_rescued(&mut put, rescued)?;
-        }
+        lines.into_iter().try_for_each(&mut put)?;
     }
     let mut after = i64::MIN;
     loop {
@@ -265,30 +273,30 @@ pub fn export(files: &Files, out: &mut dyn Write) -> Result<u64, Fault> {
         drop(log);
         let Some(last) = waiting.last() else { break };
         after = last.n;
-        for rescued in waiting {
-            damaged += put_rescued(&mut put, rescued)?;
-        }
+        waiting.into_iter().filter_map(|rescued| rescued.line(&mut damaged)).try_for_each(&mut put)?;
     }
     out.flush().doing("write", Path::new("the export"))?;
     if damaged > 0 {
         return Err(Fault::Damaged(format!(
-            "{damaged} of the events that aren't in the log yet are not what was stored. The others were written out, and \
-             of these what can still be read, as events set aside"
+            "among {damaged} events are some that are not what was stored. The others were written out, and of these what \
+             can still be read, as events to be set aside"
         )));
     }
     Ok(count)
 }
 
-/// Writes out what is left of an event that isn't in the log. Gives how many are not what was stored.
-fn put_rescued(put: &mut impl FnMut(Line) -> Result<(), Fault>, rescued: Rescued) -> Result<u64, Fault> {
-    let Rescued { event, why, is_as_stored, .. } = rescued;
-    let why = if is_as_stored { why } else { Some(ALTERED.to_owned()) };
-    event.map_or(Ok(()), |event| put(Line::new(None, &event, None, why)))?;
-    Ok(u64::from(!is_as_stored))
+impl Rescued {
+    /// What is written out of an event that isn't in the log, if there is anything left. Counts what was not stored so.
+    fn line(self, damaged: &mut u64) -> Option<Line> {
+        *damaged += u64::from(!self.is_as_stored);
+        let why = if self.is_as_stored { self.why } else { Some(ALTERED.to_owned()) };
+        Some(Line::new(None, &self.event?, None, why))
+    }
 }
 
-/// Why an event that the disk changed is set aside when it is imported elsewhere: nobody is to take it for what was said.
-const ALTERED: &str = "the disk changed it: this is not what was stored";
+/// Why an event that the disk may have changed is set aside when it is imported elsewhere: nobody is to take it for what was
+/// said.
+const ALTERED: &str = "the disk changed it, or one of its neighbours: it may not be what was stored";
 
 /// The events that the authority refused, each with the reason, oldest first.
 ///

@@ -55,8 +55,9 @@ pub enum Fault {
     },
     /// The eventlog holds what can't be right.
     #[error(
-        "the eventlog is damaged: {0}. Nothing was changed. Restore the data directory from a backup; \
-         `likewise export` writes out what can still be read"
+        "the eventlog is damaged: {0}. Nothing was changed, and nothing is added to it. Restore this store from a backup, \
+         or have it made again from the other devices: docs/repair.md has the steps. `likewise export` writes out what can \
+         still be read"
     )]
     Damaged(String),
     /// The eventlog ends before events that it is known to have held.

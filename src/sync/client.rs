@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
 use tokio::sync::{Notify, watch};
-use tokio::time::{sleep, timeout};
+use tokio::time::{sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::http::Upstream;
@@ -39,6 +39,11 @@ const IDLE_CHECK: Duration = Duration::from_secs(5);
 
 /// How often to look whether something changed that lets a halted store go on.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// How long others' likes may wait until pages see them, while more arrive and many of ours are pending: at least this, and
+/// so many times what it took last to put the pending ones back, which is then all that it costs.
+const SEEN_AFTER: Duration = Duration::from_millis(250);
+const SEEN_AFTER_TIMES: u32 = 4;
 
 /// How the connection of a store to its upstream is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -471,8 +476,21 @@ async fn pull(
     mut events: impl Stream<Item = std::io::Result<sse::SseEvent>> + Unpin,
     running: &Running,
 ) -> End {
+    // When pages are to see what they don't yet, and how long that was left to wait.
+    let (mut due_at, mut pause) = (None, SEEN_AFTER);
     loop {
-        let event = match events.next().await {
+        let next = match due_at {
+            None => events.next().await,
+            Some(due) if due <= tokio::time::Instant::now() => {
+                (due_at, pause) = (None, show(store).await);
+                continue;
+            }
+            Some(due) => match timeout_at(due, events.next()).await {
+                Ok(next) => next,
+                Err(_) => continue,
+            },
+        };
+        let event = match next {
             None => return End::Offline("the hub ended the stream".to_owned()),
             Some(Err(error)) => return End::Offline(format!("the stream broke: {error}")),
             Some(Ok(event)) => event,
@@ -485,12 +503,23 @@ async fn pull(
             Err(why) => return not_understood(&why),
         };
         let session = Arc::clone(&running.session);
-        match store.with(move |replica| lock(&session).arrive(replica, page)).await {
-            Ok(Ok(())) => running.arrived.notify_one(),
-            Ok(Err(end)) => return end,
+        let arrived = store.with(move |replica| Ok((lock(&session).arrive(replica, page)?, replica.is_behind()))).await;
+        match arrived {
+            Ok((Ok(()), is_behind)) => {
+                running.arrived.notify_one();
+                due_at = is_behind.then(|| due_at.unwrap_or_else(|| tokio::time::Instant::now() + pause));
+            }
+            Ok((Err(end), _)) => return end,
             Err(error) => return here(&error),
         }
     }
+}
+
+/// Lets pages see what has arrived, and says how long to wait before the next time.
+async fn show(store: &Store) -> Duration {
+    let begun = Instant::now();
+    drop(store.look(|replica| replica.settle_arrivals()).await);
+    SEEN_AFTER.max(begun.elapsed() * SEEN_AFTER_TIMES)
 }
 
 fn standing(health: &watch::Receiver<Health>) -> Standing {
