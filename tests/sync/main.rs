@@ -8,6 +8,7 @@ mod common;
 mod doors;
 mod faults;
 mod http2;
+mod liars;
 mod logs;
 mod masses;
 mod proxy;

@@ -255,6 +255,15 @@ impl Node {
     }
 }
 
+impl Node {
+    /// How many bytes it has written so far, wherever to.
+    pub fn written(&self) -> u64 {
+        let io = fs::read_to_string(format!("/proc/{}/io", self.pid())).unwrap();
+        let line = io.lines().find_map(|line| line.strip_prefix("wchar: ")).expect("what it wrote");
+        line.parse().unwrap()
+    }
+}
+
 impl Drop for Node {
     fn drop(&mut self) {
         if std::thread::panicking() {
