@@ -14,6 +14,8 @@
 pub mod cli;
 mod data_dir;
 pub mod engine;
+#[cfg(test)]
+mod fuzz;
 pub mod likes;
 mod serve;
 pub mod sync;

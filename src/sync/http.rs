@@ -105,29 +105,7 @@ pub(crate) struct Upstream {
 impl Upstream {
     /// Checks the options. The token is only ever sent over TLS, or to this machine.
     pub(crate) fn new(options: UpstreamOptions) -> anyhow::Result<Self> {
-        let text = options.url.trim_end_matches('/');
-        let url = Url::parse(text)
-            .with_context(|| format!("{text} is not the address of a hub, like https://likes.example.org"))?;
-        if url.host().is_none() {
-            bail!("{text} is not the address of a hub, like https://likes.example.org");
-        }
-        match url.scheme() {
-            "https" => {}
-            "http" if is_local(&url) => {}
-            "http" => bail!(
-                "the token would travel over the network for all to read; use https:// for the hub, which takes a proxy \
-                 such as Caddy in front of it"
-            ),
-            other => bail!("a hub is reached over https, not over {other}"),
-        }
-        if url.path() != "/"
-            || url.query().is_some()
-            || url.fragment().is_some()
-            || !url.username().is_empty()
-            || url.password().is_some()
-        {
-            bail!("{text} has more than the host and port of a hub; write it like https://likes.example.org");
-        }
+        let url = checked(&options.url)?;
         let mut root_certificates = Vec::new();
         if let Some(path) = &options.root_certificate {
             let text = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
@@ -281,6 +259,34 @@ impl Upstream {
     }
 }
 
+/// The address of a hub, if `text` is one that the token may be sent to: over TLS, or to this machine.
+fn checked(text: &str) -> anyhow::Result<Url> {
+    let text = text.trim_end_matches('/');
+    let url = Url::parse(text)
+        .with_context(|| format!("{text} is not the address of a hub, like https://likes.example.org"))?;
+    if url.host().is_none() {
+        bail!("{text} is not the address of a hub, like https://likes.example.org");
+    }
+    match url.scheme() {
+        "https" => {}
+        "http" if is_local(&url) => {}
+        "http" => bail!(
+            "the token would travel over the network for all to read; use https:// for the hub, which takes a proxy \
+             such as Caddy in front of it"
+        ),
+        other => bail!("a hub is reached over https, not over {other}"),
+    }
+    if url.path() != "/"
+        || url.query().is_some()
+        || url.fragment().is_some()
+        || !url.username().is_empty()
+        || url.password().is_some()
+    {
+        bail!("{text} has more than the host and port of a hub; write it like https://likes.example.org");
+    }
+    Ok(url)
+}
+
 /// Whether only this machine has that address.
 fn is_local(url: &Url) -> bool {
     match url.host() {
@@ -327,4 +333,47 @@ fn offline(error: reqwest::Error) -> End {
         cause = error.source();
     }
     End::Offline(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fuzz::{fuzz, outcome, text};
+
+    #[test]
+    fn trust_38_fuzzed_refusals_are_a_hubs_word_or_none() {
+        fuzz("problem", &["\"code\":", "\"detail\":", "\"checkpoints\":", "diverged", "wrong-log"], |input| {
+            let problem = serde_json::from_slice::<Problem>(input);
+            if let Ok(problem) = &problem {
+                assert!(problem.checkpoints.len() <= 256);
+            }
+            outcome(&problem)
+        });
+    }
+
+    #[test]
+    fn trust_38_fuzzed_tokens_are_one_word_that_fits_in_a_header() {
+        fuzz("token", &["lw_", "\n", "Bearer "], |input| {
+            let token = TokenSource::Given(text(input)).read();
+            if let Ok(token) = &token {
+                assert!(
+                    header::HeaderValue::from_str(token).is_ok() && token.bytes().all(|byte| byte.is_ascii_graphic())
+                );
+            }
+            outcome(&token)
+        });
+    }
+
+    #[test]
+    fn trust_38_fuzzed_addresses_of_hubs_take_the_token_nowhere_else() {
+        fuzz("upstream", &["http://", "https://", "localhost", "127.0.0.1", "[::1]", "@", "#", "?"], |input| {
+            let url = match checked(&text(input)) {
+                Ok(url) => url,
+                Err(why) => return why.to_string(),
+            };
+            assert!(url.scheme() == "https" || url.scheme() == "http" && is_local(&url), "{url}");
+            assert!(url.username().is_empty() && url.password().is_none() && url.path() == "/", "{url}");
+            "right".to_owned()
+        });
+    }
 }

@@ -309,6 +309,7 @@ pub(super) fn words(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fuzz::{fuzz, outcome, text};
 
     #[test]
     fn trust_64_lists_of_a_hub_have_an_end() {
@@ -392,6 +393,77 @@ mod tests {
             serde_json::to_string(&WirePage::new(log, &[entry], Seq(9), false)).unwrap(),
             r#"{"log":"7b1c2d3e-4f50-4a6b-8c9d-0e1f2a3b4c5d","events":[{"seq":9,"id":"018bcfe5-6800-7101-8101-010101010101","name":"NoteAdded","args":"[1]","origin":"phone"}],"next":9,"more":false}"#
         );
+    }
+
+    #[test]
+    fn trust_38_fuzzed_messages_of_a_hub_keep_their_bounds() {
+        let words =
+            ["\"seq\":", "\"events\":", "\"next\":", "\"more\":true", "\"log\":null", "\"args\":", "\"origin\":"];
+        fuzz("page", &words, |input| {
+            let page = serde_json::from_slice::<WirePage>(input);
+            let Ok(page) = page else { return outcome(&page) };
+            let again: WirePage = serde_json::from_slice(&serde_json::to_vec(&page).unwrap()).unwrap();
+            assert!(page.events.len() <= PAGE.events);
+            if let Some(fault) = page.fault(Seq(3)) {
+                return fault.to_owned();
+            }
+            assert!(page.next.0 < SEQS && page.next >= Seq(3));
+            assert!(page.events.iter().all(|entry| (4..=page.next.0).contains(&entry.seq.0)));
+            let (page, again) = (page.into_page(), again.into_page());
+            if let Ok(page) = &page {
+                assert_eq!(page.entries, again.unwrap().entries);
+            }
+            outcome(&page)
+        });
+        fuzz("hello", &words, |input| {
+            let hello = serde_json::from_slice::<Hello>(input);
+            let Ok(hello) = hello else { return outcome(&hello) };
+            assert!(hello.fault().is_some() || hello.run.len() <= MAX_RUN && hello.head.0 < SEQS);
+            assert_eq!(serde_json::from_slice::<Hello>(&serde_json::to_vec(&hello).unwrap()).unwrap(), hello);
+            hello.fault().unwrap_or("right").to_owned()
+        });
+        fuzz("pushed", &["\"refused\":", "\"why\":", "\"no_effect\":", "\"seq\":"], |input| {
+            let pushed = serde_json::from_slice::<Pushed>(input);
+            if let Ok(pushed) = &pushed {
+                assert!(pushed.events.len() <= PAGE.events);
+                let again: Pushed = serde_json::from_slice(&serde_json::to_vec(pushed).unwrap()).unwrap();
+                assert_eq!(again.events, pushed.events);
+            }
+            outcome(&pushed)
+        });
+        fuzz("words", &["\u{202e}", "\u{1b}[", "\u{200b}", "\u{e0041}"], |input| {
+            let words = words_of(input);
+            assert!(words.chars().count() <= MAX_WORDS + 1 && !words.chars().any(char::is_control));
+            assert_eq!(super::words(&words).trim_end_matches('…'), words.trim().trim_end_matches('…'));
+            String::new()
+        });
+    }
+
+    fn words_of(input: &[u8]) -> String {
+        words(&text(input))
+    }
+
+    #[test]
+    fn trust_38_fuzzed_pushes_are_events_or_refused() {
+        let words = ["\"run\":", "\"events\":", "\"args\":", "\"log\":null", "\"name\":"];
+        fuzz("push", &words, |input| {
+            let push = serde_json::from_slice::<Push>(input);
+            let Ok(push) = push else { return outcome(&push) };
+            let mut outcomes = String::new();
+            for event in push.events.into_iter().take(9) {
+                let event = Envelope::try_from(event);
+                if let Ok(event) = &event {
+                    let again: WireEvent =
+                        serde_json::from_str(&serde_json::to_string(&WireEvent::from(event)).unwrap()).unwrap();
+                    assert_eq!(Envelope::try_from(again).as_ref(), Ok(event));
+                }
+                if let Err(why) = &event {
+                    assert!(why.to_string().chars().count() < 300, "{why}");
+                }
+                outcomes += &outcome(&event);
+            }
+            outcomes
+        });
     }
 
     #[test]

@@ -167,6 +167,7 @@ mod tests {
     use futures_util::TryStreamExt;
 
     use super::*;
+    use crate::fuzz::{Random, fuzz};
 
     fn read(chunks: Vec<Bytes>) -> impl Stream<Item = io::Result<SseEvent>> + Unpin + Send {
         events(stream::iter(chunks.into_iter().map(Ok)), &Ration::new(64 << 20))
@@ -226,5 +227,36 @@ mod tests {
         for _ in 0..10 {
             pings.next().await.unwrap().unwrap();
         }
+    }
+
+    /// What the parser makes of `input`, handed to it in pieces of up to `most` bytes.
+    fn parsed(input: &[u8], most: usize) -> (Vec<(String, String)>, Option<Fault>) {
+        let (mut parser, mut random, mut events) = (Parser::default(), Random(input.len() as u64 | 1), Vec::new());
+        let mut rest = input;
+        while !rest.is_empty() {
+            let (piece, others) = rest.split_at(1 + random.below(most.min(rest.len())));
+            rest = others;
+            let mut piece = Bytes::copy_from_slice(piece);
+            while !piece.is_empty() {
+                match parser.take(&mut piece) {
+                    Ok(event) => events.extend(event),
+                    Err(fault) => return (events, Some(fault)),
+                }
+            }
+            assert!(parser.line.len() + parser.data.len() + parser.event.len() <= parser.size);
+        }
+        (events, None)
+    }
+
+    #[test]
+    fn trust_38_fuzzed_streams_are_read_alike_however_they_are_cut() {
+        fuzz("sse", &["data: ", "event: ", ":", "\n\n", "\r", "id: ", "retry: ", "data"], |input| {
+            let whole = parsed(input, usize::MAX);
+            assert_eq!(parsed(input, 3), whole);
+            assert!(
+                whole.0.iter().all(|(event, data)| !data.is_empty() && !event.contains('\n') && !data.contains('\n'))
+            );
+            format!("{:?} {}", whole.1, whole.0.len().min(9))
+        });
     }
 }
