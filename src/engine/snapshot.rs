@@ -363,3 +363,26 @@ fn copy(files: &Files, to: &Files) -> Result<(), Fault> {
     sync_dir(to.dir())?;
     sync_parent(to.dir())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fuzz::{fuzz, outcome};
+
+    #[test]
+    fn trust_38_fuzzed_lines_of_an_import_are_events_or_refused() {
+        fuzz("import", &["\"seq\":", "\"args\":", "\"origin\":", "\"set_aside\":", "\"id\":"], |input| {
+            let line = serde_json::from_slice::<Line>(input);
+            let Ok(line) = line else { return outcome(&line) };
+            let event = line.event();
+            if let Ok(event) = &event {
+                // What comes in goes out as it was, and comes in again.
+                let again = Line::new(line.seq, event, line.origin.clone(), line.set_aside.clone());
+                let again = serde_json::to_string(&again).expect("a line");
+                assert!(!again.contains('\n'));
+                assert_eq!(serde_json::from_str::<Line>(&again).expect("a line").event().as_ref(), Ok(event));
+            }
+            outcome(&event)
+        });
+    }
+}

@@ -609,6 +609,7 @@ pub fn stores_in(dir: &Path) -> Result<Vec<StoreId>, Fault> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fuzz::{fuzz, outcome, text};
     use crate::likes::{self, LikeAdded};
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -655,5 +656,22 @@ mod tests {
         }
         assert_eq!(watched.next().await, Ok(2));
         assert!(matches!(store.healthy().await, Health::Open(_)));
+    }
+
+    #[test]
+    fn trust_38_fuzzed_names_of_stores_are_names_of_directories() {
+        fuzz("store", &["likes", "..", "/", "-", "%2e", "con", "é"], |input| {
+            let id = text(input).parse::<StoreId>();
+            if let Ok(id) = &id {
+                assert_eq!(id.as_str().as_bytes(), input);
+                let mut parts = Path::new(id.as_str()).components();
+                assert!(matches!(parts.next(), Some(std::path::Component::Normal(_))) && parts.next().is_none());
+                assert!(id.as_str().len() <= 63);
+            }
+            if let Err(why) = &id {
+                assert!(why.to_string().chars().count() < 250, "{why}");
+            }
+            outcome(&id)
+        });
     }
 }

@@ -9,6 +9,7 @@ mod damage;
 mod doors;
 mod faults;
 mod http2;
+mod liars;
 mod logs;
 mod masses;
 mod proxy;
