@@ -20,7 +20,7 @@ use tokio_util::io::ReaderStream;
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
-use crate::data_dir::{self, Claim, DataDir, Holder};
+use crate::data_dir::{self, Claim, DataDir, Holder, read_only};
 use crate::engine::{self, Device, Files, Standing, StoreId, StoreLimits, Stores};
 use crate::likes;
 use crate::serve::{Config, Instance, open_stores};
@@ -300,10 +300,11 @@ fn without_empty_variables(command: clap::Command) -> clap::Command {
 }
 
 async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
-    let data = match cli.data.data {
+    let data = data_dir::locate(&match cli.data.data {
         Some(path) => path,
         None => data_dir::default_path()?,
-    };
+    })?;
+    DataDir::check(&data)?;
     match cli.command {
         None => serve(&data, cli.serve).await,
         Some(Command::Serve(args)) => serve(&data, args).await,
@@ -311,7 +312,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Some(Command::Verify { store }) => verify(&data, &store.store),
         Some(Command::Export { store }) => export(&data, &store.store),
         Some(Command::Import { store }) => import(&data, &store.store).await,
-        Some(Command::Backup { to }) => backup(&data, &to),
+        Some(Command::Backup { to }) => backup(&data, &data_dir::locate(&to)?),
         Some(Command::Token { command }) => token(&data, command),
         Some(Command::Adopt { store, yes }) => adopt(&data, &store.store, yes).await,
         Some(Command::Promote { store, yes }) => promote(&data, &store.store, yes).await,
@@ -429,6 +430,7 @@ async fn status(data: &Path, store: &StoreId, url: Option<String>, json: bool) -
         }
         None => match DataDir::claim(data)? {
             Claim::Taken(holder) => ask_status(&address(data, holder.as_ref())?, store, as_local).await?,
+            Claim::ReadOnly(_) => bail!(read_only(data)),
             Claim::Ours(dir) => {
                 let device = host_name();
                 let stores = open_stores(&dir, &device, store_limits(), false, show_progress)?;
@@ -529,6 +531,7 @@ async fn import(data: &Path, store: &StoreId) -> anyhow::Result<ExitCode> {
             let answer = answer.map_err(|error| unanswered(error, &url))?;
             understood(answer, &url).await?.json::<Imported>().await.context("the answer is not understood")?
         }
+        Claim::ReadOnly(_) => bail!(read_only(data)),
         Claim::Ours(dir) => {
             let device = host_name();
             let stores = open_stores(&dir, &device, store_limits(), false, show_progress)?;
@@ -636,6 +639,7 @@ async fn adopt(data: &Path, store: &StoreId, yes: bool) -> anyhow::Result<ExitCo
     confirm(yes, &format!("Move the store {store} to the log that its hub has, and push everything there?"))?;
     let standing: Standing = match DataDir::claim(data)? {
         Claim::Taken(holder) => control(data, holder.as_ref(), &format!("{store}/adopt")).await?,
+        Claim::ReadOnly(_) => bail!(read_only(data)),
         Claim::Ours(dir) => {
             let stores = open_stores(&dir, &host_name(), store_limits(), false, show_progress)?;
             let adopted = stores.get(store)?.adopt().await;
@@ -652,6 +656,7 @@ async fn promote(data: &Path, store: &StoreId, yes: bool) -> anyhow::Result<Exit
     confirm(yes, &format!("Make this likewise the authority of the store {store}? Its hub must be gone for good."))?;
     let standing: Standing = match DataDir::claim(data)? {
         Claim::Taken(holder) => control(data, holder.as_ref(), &format!("{store}/promote")).await?,
+        Claim::ReadOnly(_) => bail!(read_only(data)),
         Claim::Ours(dir) => {
             let stores = open_stores(&dir, &host_name(), store_limits(), false, show_progress)?;
             let promoted = stores.get(store)?.promote().await;
@@ -676,6 +681,7 @@ async fn set_aside(data: &Path, store: &StoreId, command: &SetAsideCommand) -> a
         SetAsideCommand::Retry => {
             let count: usize = match DataDir::claim(data)? {
                 Claim::Taken(holder) => control(data, holder.as_ref(), &format!("{store}/set-aside/retry")).await?,
+                Claim::ReadOnly(_) => bail!(read_only(data)),
                 Claim::Ours(dir) => {
                     let stores = open_stores(&dir, &host_name(), store_limits(), false, show_progress)?;
                     let retried = stores.get(store)?.retry_set_aside().await;

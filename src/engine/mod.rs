@@ -20,7 +20,8 @@ mod writer;
 
 pub use event::{Args, Batch, Device, Envelope, Event, EventId, EventName, MAX_ARGS, MAX_DEVICE, MAX_NAME, Malformed};
 pub use eventlog::{PageSize, Whose};
-pub(crate) use files::{create_private_dir, open_private_file, sync_dir};
+pub use files::NotOurs;
+pub(crate) use files::{Access, check_dir, create_private_dir, exists, open_private_file, open_to_read, sync_dir};
 pub use live::Watch;
 pub use place::{Cursor, Digest, Entry, Generation, LogId, Seq};
 pub use query::Query;

@@ -11,7 +11,7 @@ use rusqlite::config::DbConfig;
 use rusqlite::hooks::Wal;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
-use super::files::{open_private_file, sync_parent};
+use super::files::{NotOurs, open_private_file, sync_parent};
 use super::sandbox::{DbError, is_damage, is_of_machine};
 
 /// The oldest SQLite that may touch our files, as `sqlite3_libversion_number` counts. Older ones can corrupt a
@@ -62,6 +62,9 @@ pub enum Fault {
          files `witness` and `state.db` of this store"
     )]
     LostTail(String),
+    /// A directory or file isn't ours to use.
+    #[error(transparent)]
+    NotOurs(#[from] NotOurs),
     /// The files were written by a later version of this program.
     #[error(
         "{} has format {found} and this version of likewise knows formats up to {known}: nothing was changed. \
