@@ -23,6 +23,7 @@ use tracing_subscriber::EnvFilter;
 use crate::data_dir::{self, Claim, DataDir, Holder, read_only};
 use crate::engine::{self, Device, Files, Standing, StoreId, StoreLimits, Stores};
 use crate::likes;
+use crate::owner::act_as_owner;
 use crate::serve::{Config, Instance, open_stores};
 use crate::sync::{LinkStatus, Seen, TokenFile, TokenSource, Upstream, UpstreamOptions};
 use crate::web::{self, AllowedHost, Imported, StatusReport};
@@ -243,7 +244,7 @@ fn host_and_port(text: &str) -> Result<String, &'static str> {
 
 /// Runs the program.
 pub fn main() -> ExitCode {
-    let cli = parse();
+    let mut cli = parse();
     // Whoever makes TLS connections finds it there.
     drop(rustls::crypto::ring::default_provider().install_default());
     let filter = env::var("LIKEWISE_LOG").ok().filter(|filter| !filter.is_empty());
@@ -257,15 +258,13 @@ pub fn main() -> ExitCode {
         // They would go to standard error, too, and panic when that is what fails.
         .log_internal_errors(false)
         .init();
-    let result =
-        tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(anyhow::Error::from).and_then(
-            |runtime| {
-                let result = runtime.block_on(run(cli));
-                // Whatever still runs belongs to nobody any more.
-                runtime.shutdown_timeout(Duration::from_millis(100));
-                result
-            },
-        );
+    let result = data_of(&mut cli).and_then(|data| {
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        let result = runtime.block_on(run(cli, data));
+        // Whatever still runs belongs to nobody any more.
+        runtime.shutdown_timeout(Duration::from_millis(100));
+        result
+    });
     match result {
         Ok(code) => code,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
@@ -299,12 +298,25 @@ fn without_empty_variables(command: clap::Command) -> clap::Command {
     command.mut_subcommands(without_empty_variables)
 }
 
-async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
-    let data = data_dir::locate(&match cli.data.data {
+/// The data directory, whose owner this process acts as from here on.
+fn data_of(cli: &mut Cli) -> anyhow::Result<PathBuf> {
+    let data = data_dir::locate(&match cli.data.data.take() {
         Some(path) => path,
         None => data_dir::default_path()?,
     })?;
+    let mut copy = match &mut cli.command {
+        Some(Command::Backup { to }) => Some(to),
+        _ => None,
+    };
+    act_as_owner(&data, copy.as_deref().map(PathBuf::as_path))?;
     DataDir::check(&data)?;
+    if let Some(to) = &mut copy {
+        **to = data_dir::locate(to)?;
+    }
+    Ok(data)
+}
+
+async fn run(cli: Cli, data: PathBuf) -> anyhow::Result<ExitCode> {
     match cli.command {
         None => serve(&data, cli.serve).await,
         Some(Command::Serve(args)) => serve(&data, args).await,
@@ -312,7 +324,7 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         Some(Command::Verify { store }) => verify(&data, &store.store),
         Some(Command::Export { store }) => export(&data, &store.store),
         Some(Command::Import { store }) => import(&data, &store.store).await,
-        Some(Command::Backup { to }) => backup(&data, &data_dir::locate(&to)?),
+        Some(Command::Backup { to }) => backup(&data, &to),
         Some(Command::Token { command }) => token(&data, command),
         Some(Command::Adopt { store, yes }) => adopt(&data, &store.store, yes).await,
         Some(Command::Promote { store, yes }) => promote(&data, &store.store, yes).await,

@@ -15,6 +15,7 @@ pub mod cli;
 mod data_dir;
 pub mod engine;
 pub mod likes;
+mod owner;
 mod serve;
 pub mod sync;
 mod web;

@@ -178,9 +178,10 @@ impl Files {
         self.dir.join("witness")
     }
 
-    /// Whether there is a store here, or what is left of one.
+    /// Whether there is a store here, or what is left of one, or a link in its place.
     pub fn exist(&self) -> bool {
-        [self.eventlog(), self.state(), self.witness()].iter().any(|path| path.exists())
+        let is_named = |path: &PathBuf| fs::symlink_metadata(path).is_ok();
+        self.dir.is_symlink() || [self.eventlog(), self.state(), self.witness()].iter().any(is_named)
     }
 }
 
