@@ -17,6 +17,7 @@ compile_error!(
      answer, and not the process"
 );
 
+mod access;
 mod backup;
 pub mod cli;
 mod data_dir;
@@ -24,6 +25,7 @@ pub mod engine;
 #[cfg(test)]
 mod fuzz;
 pub mod likes;
+mod owner;
 mod serve;
 pub mod sync;
 mod web;

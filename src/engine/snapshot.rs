@@ -30,6 +30,7 @@ use super::witness::{self, Witness};
 ///
 /// When the files can't be looked at, or are not an eventlog that this program understands.
 pub fn is_blank(files: &Files) -> Result<bool, Fault> {
+    files.check()?;
     // The other two only come after the eventlog has its tables, so they prove that there was more.
     for path in [files.witness(), files.state()] {
         if path.try_exists().doing("look at", &path)? {
@@ -331,6 +332,7 @@ fn put(out: &mut dyn Write, line: &Line) -> Result<(), Fault> {
 ///
 /// When the store can't be read, or the copy can't be written.
 pub fn backup(files: &Files, to: &Files) -> Result<(), Fault> {
+    files.check()?;
     // Whatever is wrong with the store itself is found before anything is made, and named by its own path.
     drop(Eventlog::snapshot(&files.eventlog())?);
     if to.exist() {
