@@ -31,4 +31,5 @@ pub use snapshot::{Line, Report, backup, export, export_set_aside, is_blank, set
 pub use storage::Fault;
 pub(crate) use storage::{create_private_dir, open_private_file, sync_dir};
 pub use store::{Error, Health, MalformedStoreId, Receipt, Store, StoreId, StoreLimits, Stores, stores_in};
+pub(crate) use store::{SWEEP_EVERY, Spare};
 pub use writer::BATCH;
