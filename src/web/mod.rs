@@ -2,9 +2,11 @@
 
 mod assets;
 mod control;
+mod framing;
 mod guard;
 mod likes;
 pub(crate) mod live;
+mod lobby;
 pub(crate) mod metrics;
 mod problem;
 mod server;
