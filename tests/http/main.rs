@@ -10,4 +10,5 @@ mod crash;
 mod directory;
 mod guard;
 mod hostile;
+mod overload;
 mod serving;

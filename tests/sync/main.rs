@@ -11,6 +11,7 @@ mod http2;
 mod logs;
 mod masses;
 mod proxy;
+mod shares;
 mod story;
 mod support;
 mod tls;
