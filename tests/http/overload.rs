@@ -189,7 +189,7 @@ fn trust_64_heads_that_are_never_whole_take_little_memory_and_no_place() {
 fn trust_48_streams_that_never_read_get_the_newest_when_they_do() {
     const STREAMS: usize = 200;
     const WRITERS: usize = 4;
-    let likes = load(20_000);
+    let likes = load(4_000);
     let data = data_dir();
     let server = public(data.path());
     server.serves_its_owner("");
