@@ -1,9 +1,9 @@
 //! The hub: the routes through which other instances sync with this one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::convert::Infallible;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use axum::Json;
@@ -37,6 +37,10 @@ const LEAST: PageSize = PageSize { events: 128, bytes: 16 * 1024 };
 /// Who takes a page within that time gets one four times as large next.
 const QUICK: Duration = Duration::from_secs(1);
 
+/// Pulls of one store that a token may have. A device needs one, and those that it had before end when they are noticed to be
+/// dead; but each reads what is new on the store's thread, where likes wait.
+const PULLS_OF_A_STORE: usize = 16;
+
 /// Of how many stores it is noted, a device, how far it has pulled. People look at it, and it is written as a whole.
 const NOTED: usize = 500;
 
@@ -52,6 +56,14 @@ pub(crate) struct Hub {
     run: RunId,
     tokens: Tokens,
     devices: Arc<Mutex<BTreeMap<String, Seen>>>,
+    pullers: Arc<Mutex<Pullers>>,
+}
+
+/// The open pulls of each device and store, oldest first.
+#[derive(Default)]
+struct Pullers {
+    next: u64,
+    of: HashMap<(Device, StoreId), VecDeque<(u64, CancellationToken)>>,
 }
 
 impl Hub {
@@ -59,7 +71,7 @@ impl Hub {
     pub(crate) fn new(tokens: Tokens, dir: PathBuf, shutdown: CancellationToken) -> Self {
         let devices = Arc::new(Mutex::new(Seen::read(&dir)));
         tokio::spawn(note(Arc::clone(&devices), dir, shutdown));
-        Self { run: uuid::Uuid::new_v4().to_string().into(), tokens, devices }
+        Self { run: uuid::Uuid::new_v4().to_string().into(), tokens, devices, pullers: Arc::default() }
     }
 
     fn saw(&self, device: &Device, store: &StoreId, pulled: Option<Seq>) {
@@ -72,6 +84,27 @@ impl Hub {
         }
     }
 
+    /// Counts a pull until what this gives is dropped. When the device has too many of that store, its oldest ends.
+    fn begin_pull(&self, device: &Device, store: &StoreId) -> Puller {
+        let (key, is_over) = ((device.clone(), store.clone()), CancellationToken::new());
+        let mut pullers = self.lock_pullers();
+        pullers.next += 1;
+        let number = pullers.next;
+        let open = pullers.of.entry(key.clone()).or_default();
+        open.push_back((number, is_over.clone()));
+        if open.len() > PULLS_OF_A_STORE
+            && let Some((_, oldest)) = open.pop_front()
+        {
+            oldest.cancel();
+        }
+        drop(pullers);
+        Puller { hub: self.clone(), key, number, is_over }
+    }
+
+    fn lock_pullers(&self) -> MutexGuard<'_, Pullers> {
+        self.pullers.lock().expect("BUG: counting pulls panicked")
+    }
+
     /// How many stores a device has made.
     pub(crate) fn stores_made_by(&self, device: &Device) -> u64 {
         let devices = self.devices.lock().expect("BUG: noting a device panicked");
@@ -82,6 +115,27 @@ impl Hub {
     pub(crate) fn made(&self, device: &Device) {
         let mut devices = self.devices.lock().expect("BUG: noting a device panicked");
         devices.entry(device.as_str().to_owned()).or_default().made += 1;
+    }
+}
+
+/// A pull that is counted.
+struct Puller {
+    hub: Hub,
+    key: (Device, StoreId),
+    number: u64,
+    /// Whether the device has newer ones instead.
+    is_over: CancellationToken,
+}
+
+impl Drop for Puller {
+    fn drop(&mut self) {
+        let mut pullers = self.hub.lock_pullers();
+        if let Some(open) = pullers.of.get_mut(&self.key) {
+            open.retain(|(number, _)| *number != self.number);
+            if open.is_empty() {
+                pullers.of.remove(&self.key);
+            }
+        }
     }
 }
 
@@ -263,6 +317,7 @@ pub(crate) async fn pull(
         is_level: false,
         stores: app.stores.clone(),
         store: store.id().clone(),
+        puller: app.hub.begin_pull(&token.device, store.id()),
         token,
         hub: app.hub.clone(),
         ping,
@@ -299,6 +354,7 @@ struct PullStream {
     is_level: bool,
     stores: Stores,
     store: StoreId,
+    puller: Puller,
     token: Token,
     hub: Hub,
     ping: Interval,
@@ -327,7 +383,10 @@ impl PullStream {
         }
         loop {
             // A client that lacks much takes page after page without a pause.
-            if self.shutdown.is_cancelled() || !self.hub.tokens.is_valid(&self.token) {
+            if self.shutdown.is_cancelled()
+                || self.puller.is_over.is_cancelled()
+                || !self.hub.tokens.is_valid(&self.token)
+            {
                 return None;
             }
             if !self.is_level {
@@ -340,6 +399,7 @@ impl PullStream {
             }
             tokio::select! {
                 () = self.shutdown.cancelled() => return None,
+                () = self.puller.is_over.cancelled() => return None,
                 () = self.hub.tokens.revoked(&self.token) => return None,
                 changed = self.news.changed() => {
                     changed.ok()?;

@@ -38,8 +38,8 @@ pub(crate) const DIVERGED: f64 = 20.0;
 /// kept in memory while its store is open, and an app has a few dozen.
 const NAMES: Rate = Rate { burst: 10_000.0, per_second: 1_000.0 / 3_600.0 };
 
-/// Digests of states that are counted at a time. Each reads a whole state.
-const DIGESTS: Quota = Quota { total: 8, kept: [4, 0, 0], a_token: 1 };
+/// Digests of states that are counted for visitors at a time. Each reads a whole state.
+const DIGESTS: Quota = Quota { total: 2, kept: [0, 0, 0], a_token: 0 };
 
 /// Stores that visitors of an instance with an upstream can have it ask for there that don't exist here.
 pub(crate) const VISITORS_LINKS: usize = 256;

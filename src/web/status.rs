@@ -7,7 +7,7 @@ use axum::response::IntoResponse;
 use serde::{Deserialize, Serialize};
 
 use super::problem::Problem;
-use super::{App, Full, Opened};
+use super::{App, Full, Opened, Who};
 use crate::engine::{Device, Error, Health, Standing, Store, committed_state};
 use crate::likes::{count, schema};
 use crate::sync::{LinkState, LinkStatus, code};
@@ -120,7 +120,10 @@ pub(crate) async fn status(
         let busy = |full: Full| {
             full.problem("too-many-digests", "More digests are being counted", "Ask again in a moment.", 1)
         };
-        let _lease = app.shares.digests.lend(&who, 1).map_err(busy)?;
+        let _lease = match who {
+            Who::Visitor => Some(app.shares.digests.lend(&who, 1).map_err(busy)?),
+            Who::Owner | Who::Token(_) => None,
+        };
         let digested = tokio::task::spawn_blocking(move || digests(&store)).await.map_err(Problem::internal)?;
         report.digests = Some(digested?);
     }

@@ -105,7 +105,8 @@ fn trust_64_pulls_that_never_read_take_little_and_are_ended() {
         writeln!(lines, "{{\"id\":\"{}\",\"name\":\"NoteAdded\",\"args\":\"\\\"{text}\\\"\"}}", new_id()).unwrap();
     }
     hub.import(&lines);
-    let (deaf, other) = (Raw::new(&hub, "deaf"), Wire::new(&hub, "other"));
+    let deaf: Vec<_> = (0..load(5)).map(|n| Raw::new(&hub, &format!("deaf-{n}"))).collect();
+    let other = Wire::new(&hub, "other");
     let read_all = || {
         let mut pull = other.pull("after=0").unwrap();
         let mut events = 0;
@@ -117,7 +118,7 @@ fn trust_64_pulls_that_never_read_take_little_and_are_ended() {
     let before = hub.memory();
     let files = || fs::read_dir(format!("/proc/{}/fd", hub.pid())).unwrap().count();
     let files_before = files();
-    let pulls: Vec<_> = (0..load(80)).map(|_| deaf.pull("likes", "after=0")).collect();
+    let pulls: Vec<_> = deaf.iter().flat_map(|deaf| (0..16).map(|_| deaf.pull("likes", "after=0"))).collect();
     assert!(pulls.iter().all(|(_, status)| *status == 200));
     read_all();
     let took = hub.memory().saturating_sub(before);
@@ -150,6 +151,22 @@ fn trust_64_pulls_of_one_token_leave_streams_to_others_and_made_up_stores_are_no
     hub.stop();
     let noted = fs::read_to_string(hub.data.join("devices.json")).unwrap();
     assert!(!noted.contains("made-up") && noted.len() < 1_000, "{noted}");
+}
+
+#[test]
+fn trust_64_of_too_many_pulls_of_a_store_the_oldest_end() {
+    let hub = Node::hub();
+    hub.like();
+    let (device, other) = (Wire::new(&hub, "device"), Wire::new(&hub, "other"));
+    let mut before = other.pull("after=0").unwrap();
+    let mut pulls: Vec<_> = (0..20).map(|_| device.pull("after=0").unwrap()).collect();
+    for pull in &mut pulls[..4] {
+        while pull.next().is_some() {}
+    }
+    hub.like();
+    for pull in pulls[4..].iter_mut().chain([&mut before]) {
+        while pull.page()["next"] != 2 {}
+    }
 }
 
 #[test]
