@@ -38,6 +38,10 @@ const STORES: u64 = 10_000;
 /// Stores that are in use at the same time. Each has a thread and some open files.
 const OPEN_STORES: usize = 512;
 
+/// How long a store stays open without anybody using it. A visitor who comes back within a minute finds it open; what many
+/// looked at once has let go of its threads and files soon after.
+const IDLE_STORE: Duration = Duration::from_secs(60);
+
 /// Open event streams, of all stores together. Each is a connection, and there are a few thousand more of those.
 const STREAMS: usize = 10_000;
 
@@ -722,7 +726,7 @@ async fn close(stores: Stores) -> anyhow::Result<()> {
 }
 
 fn store_limits() -> StoreLimits {
-    StoreLimits { queue: WRITE_QUEUE, stores: STORES, open: OPEN_STORES }
+    StoreLimits { queue: WRITE_QUEUE, stores: STORES, open: OPEN_STORES, idle: IDLE_STORE }
 }
 
 /// This machine's name, if it can be the name of a device.

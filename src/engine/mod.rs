@@ -37,4 +37,5 @@ pub use schema::{Db, Schema};
 pub use snapshot::{Line, Report, backup, export, export_set_aside, is_blank, set_aside, verify};
 pub use storage::Fault;
 pub use store::{Error, Health, MalformedStoreId, Receipt, Store, StoreId, StoreLimits, Stores, stores_in};
+pub(crate) use store::{SWEEP_EVERY, Spare};
 pub use writer::BATCH;

@@ -774,11 +774,17 @@ impl Replica {
     ///
     /// A fault of the machine.
     pub fn points(&self) -> Result<Vec<(Seq, Digest)>, Fault> {
-        let head = self.log.tip().head;
-        let distances = (0..64).map(|power| 1_u64 << power).take_while(|distance| *distance < head.0);
-        let seqs = std::iter::once(0).chain(distances).map(|distance| Seq(head.0 - distance.min(head.0)));
-        let points = seqs.chain([Seq::START]).map(|seq| Ok((seq, self.digest_at(seq)?)));
-        points.collect()
+        self.log.points().map_err(Fault::eventlog)
+    }
+
+    /// How many different names the events of the eventlog have.
+    pub(crate) fn names(&self) -> usize {
+        self.log.names()
+    }
+
+    /// Whether an event of that name is nothing new: one was here before, or the schema knows it.
+    pub(crate) fn has_name(&self, name: &str) -> bool {
+        self.log.has_name(name) || self.setup.schema.knows(name)
     }
 
     /// The last of `points` that this log shares; its beginning, if no other.

@@ -170,6 +170,12 @@ impl Tokens {
         })
     }
 
+    /// Whether `token` is still valid by the file as it is now.
+    pub(crate) fn is_still_valid(&self, token: &Token) -> bool {
+        self.shared.keep_up();
+        self.is_valid(token)
+    }
+
     /// Whether `token` is still valid.
     pub(crate) fn is_valid(&self, token: &Token) -> bool {
         self.shared.list.borrow().contains(token)
@@ -237,6 +243,9 @@ pub(crate) struct Seen {
     /// In milliseconds since the Unix epoch.
     pub(crate) at: u64,
     pub(crate) pulled: BTreeMap<String, Seq>,
+    /// How many stores it has made.
+    #[serde(default)]
+    pub(crate) made: u64,
 }
 
 impl Seen {

@@ -7,7 +7,7 @@ use axum::response::IntoResponse;
 use serde::{Deserialize, Serialize};
 
 use super::problem::Problem;
-use super::{App, Opened};
+use super::{App, Full, Opened, Who};
 use crate::engine::{Device, Error, Health, Standing, Store, committed_state};
 use crate::likes::{count, schema};
 use crate::sync::{LinkState, LinkStatus, code};
@@ -111,12 +111,19 @@ pub(crate) fn digests(store: &Store) -> Result<Digests, Error> {
 pub(crate) async fn status(
     State(app): State<App>,
     RawQuery(query): RawQuery,
-    Opened { store, link, .. }: Opened,
+    Opened { store, link, who, .. }: Opened,
 ) -> Result<impl IntoResponse, Problem> {
     let link = link.borrow().clone();
     let mut report = StatusReport::of(&store, &app.device, &link).await?;
     let asks = |query: &str| query.split('&').any(|part| part.split('=').next() == Some("digests"));
     if query.as_deref().is_some_and(asks) {
+        let busy = |full: Full| {
+            full.problem("too-many-digests", "More digests are being counted", "Ask again in a moment.", 1)
+        };
+        let _lease = match who {
+            Who::Visitor => Some(app.shares.digests.lend(&who, 1).map_err(busy)?),
+            Who::Owner | Who::Token(_) => None,
+        };
         let digested = tokio::task::spawn_blocking(move || digests(&store)).await.map_err(Problem::internal)?;
         report.digests = Some(digested?);
     }
