@@ -11,6 +11,7 @@ mod common;
 mod client;
 
 mod check;
+mod faults;
 mod image;
 mod power;
 mod random;

@@ -8,6 +8,7 @@ use std::sync::{Mutex, OnceLock};
 
 use tempfile::TempDir;
 
+use crate::check::Opened;
 use crate::common::{self, Server, wait_for};
 use crate::trace;
 
@@ -149,6 +150,13 @@ impl Recorder {
         let trace = File::open(self.trace()).expect("the trace");
         trace.lock().expect("the lock of the trace");
         server.kill();
+    }
+
+    /// As [`kill`](Self::kill).
+    pub(crate) fn kill_opened(&self, server: Opened) {
+        let trace = File::open(self.trace()).expect("the trace");
+        trace.lock().expect("the lock of the trace");
+        drop(server);
     }
 
     fn set(&self, place: u64, value: u64) {
