@@ -1,7 +1,6 @@
 //! The command line: commands, flags, environment variables, and every default and limit of the program.
 
 use std::env;
-use std::fs;
 use std::io::{self, BufWriter, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -13,19 +12,20 @@ use clap::builder::{BoolishValueParser, Resettable};
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{Arg, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
-use reqwest::RequestBuilder;
 use reqwest::header::HOST;
+use reqwest::{Method, RequestBuilder, Response, StatusCode};
 use tokio::net::TcpListener;
 use tokio_util::io::ReaderStream;
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
+use crate::backup;
 use crate::data_dir::{self, Claim, DataDir, Holder};
-use crate::engine::{self, Device, Files, Standing, StoreId, StoreLimits, Stores};
+use crate::engine::{self, Device, Files, Line, Report, Standing, StoreId, StoreLimits, Stores};
 use crate::likes;
 use crate::serve::{Config, Instance, open_stores};
 use crate::sync::{LinkStatus, Seen, TokenFile, TokenSource, Upstream, UpstreamOptions};
-use crate::web::{self, AllowedHost, Imported, StatusReport};
+use crate::web::{self, AllowedHost, BackupTo, Exported, Imported, StatusReport};
 
 /// Events that may wait to be stored, a store. More than a second's worth at full speed; beyond that a quick "try again"
 /// serves a person better than a slow answer.
@@ -308,10 +308,10 @@ async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
         None => serve(&data, cli.serve).await,
         Some(Command::Serve(args)) => serve(&data, args).await,
         Some(Command::Status { store, url, json }) => status(&data, &store.store, url, json).await,
-        Some(Command::Verify { store }) => verify(&data, &store.store),
-        Some(Command::Export { store }) => export(&data, &store.store),
+        Some(Command::Verify { store }) => verify(&data, &store.store).await,
+        Some(Command::Export { store }) => export(&data, &store.store, Exported::All).await,
         Some(Command::Import { store }) => import(&data, &store.store).await,
-        Some(Command::Backup { to }) => backup(&data, &to),
+        Some(Command::Backup { to }) => backup(&data, &to).await,
         Some(Command::Token { command }) => token(&data, command),
         Some(Command::Adopt { store, yes }) => adopt(&data, &store.store, yes).await,
         Some(Command::Promote { store, yes }) => promote(&data, &store.store, yes).await,
@@ -496,9 +496,14 @@ fn show_status(out: &mut impl Write, report: &StatusReport) -> io::Result<()> {
     Ok(())
 }
 
-fn verify(data: &Path, store: &StoreId) -> anyhow::Result<ExitCode> {
-    let files = existing(data, store)?;
-    let report = engine::verify(&files, &Arc::new(likes::schema()), &engine::executable()?)?;
+async fn verify(data: &Path, store: &StoreId) -> anyhow::Result<ExitCode> {
+    let report: Report = match Access::to_store(data, store)? {
+        Access::Asked(process) => {
+            let request = process.request(Method::POST, &format!("{store}/verify"))?;
+            process.answer_about(data, store, request).await?.json().await.context("the answer is not understood")?
+        }
+        Access::Here(here) => engine::verify(&here.files(store)?, &Arc::new(likes::schema()), &engine::executable()?)?,
+    };
     let mut out = io::stdout().lock();
     writeln!(out, "store {store}: {} events in the log, {} pending", report.events, report.pending)?;
     writeln!(out, "log digest   {} at {}", report.log_digest, report.head)?;
@@ -513,10 +518,28 @@ fn verify(data: &Path, store: &StoreId) -> anyhow::Result<ExitCode> {
     Ok(if report.problems.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-fn export(data: &Path, store: &StoreId) -> anyhow::Result<ExitCode> {
-    let files = existing(data, store)?;
-    engine::export(&files, &mut BufWriter::new(io::stdout().lock()))?;
+async fn export(data: &Path, store: &StoreId, which: Exported) -> anyhow::Result<ExitCode> {
+    let mut out = BufWriter::new(io::stdout().lock());
+    export_to(&mut out, data, store, which).await?;
+    out.flush()?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Writes the events of a store to `out`, whoever has it.
+async fn export_to(out: &mut impl Write, data: &Path, store: &StoreId, which: Exported) -> anyhow::Result<()> {
+    match Access::to_store(data, store)? {
+        Access::Asked(process) => {
+            let request = process.request(Method::GET, &format!("{store}/{}", which.route()))?;
+            let mut answer = process.answer_about(data, store, request).await?;
+            while let Some(piece) =
+                answer.chunk().await.context("the export broke off; what is missing is not known")?
+            {
+                out.write_all(&piece)?;
+            }
+        }
+        Access::Here(here) => which.write(&here.files(store)?, out)?,
+    }
+    Ok(())
 }
 
 async fn import(data: &Path, store: &StoreId) -> anyhow::Result<ExitCode> {
@@ -542,52 +565,27 @@ async fn import(data: &Path, store: &StoreId) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn backup(data: &Path, to: &Path) -> anyhow::Result<ExitCode> {
-    let mut stores = engine::stores_in(&DataDir::stores(data))?;
-    // One that looks blank because it can't be read is not left out: to copy it says what is wrong.
-    stores.retain(|store| !engine::is_blank(&DataDir::files(data, store)).unwrap_or(false));
-    // A hub that nobody has liked through yet has its tokens.
-    if stores.is_empty() && TokenFile::in_dir(data).list()?.is_empty() {
-        bail!("there is no data in {}; name the directory with --data", data.display());
-    }
-    if to.exists() && fs::read_dir(to).with_context(|| format!("cannot read {}", to.display()))?.next().is_some() {
-        bail!("{} is not empty; name a directory that doesn't exist yet", to.display());
-    }
-    let is_new = !to.exists();
-    // A part of a copy looks like a whole one that has fewer likes, so it stands apart until all of it is there.
-    let part = to.join("incomplete");
-    let copied = copy_all(data, &stores, &part).and_then(|()| put_in_place(&part, to));
-    if copied.is_err() {
-        drop(fs::remove_dir_all(&part));
-        if is_new {
-            drop(fs::remove_dir(to));
+async fn backup(data: &Path, to: &Path) -> anyhow::Result<ExitCode> {
+    // Another process has another directory that it is in.
+    let to = std::path::absolute(to).with_context(|| format!("cannot find {}", to.display()))?;
+    let count: usize = match Access::to(data)? {
+        Access::Asked(process) => {
+            let request = process.request(Method::POST, "backup")?.json(&BackupTo { to: to.clone() });
+            let count = process.answer(request).await?.json().await.context("the answer is not understood")?;
+            if !to.exists() {
+                bail!(
+                    "the likewise process {} says that it copied everything to {}, but there is nothing here: it sees \
+                     other files than you do. Name a directory that both can see",
+                    process.holder.pid,
+                    to.display()
+                );
+            }
+            count
         }
-    }
-    copied?;
-    eprintln!("{} {} copied to {}", stores.len(), if stores.len() == 1 { "store" } else { "stores" }, to.display());
+        Access::Here(here) => backup::backup(here.path(), &to)?,
+    };
+    eprintln!("{count} {} copied to {}", if count == 1 { "store" } else { "stores" }, to.display());
     Ok(ExitCode::SUCCESS)
-}
-
-/// Copies what belongs into a backup to the new directory `to`, durably.
-fn copy_all(data: &Path, stores: &[StoreId], to: &Path) -> anyhow::Result<()> {
-    engine::create_private_dir(to)?;
-    for store in stores {
-        engine::backup(&DataDir::files(data, store), &DataDir::files(to, store))
-            .with_context(|| format!("the store {store} was not copied"))?;
-    }
-    // A hub that is put back goes on with the same devices.
-    TokenFile::in_dir(data).copy_to(to)
-}
-
-/// Moves everything in the directory `part` into the one that it is in, durably.
-fn put_in_place(part: &Path, to: &Path) -> anyhow::Result<()> {
-    let cannot_write = || format!("cannot write {}", to.display());
-    for entry in fs::read_dir(part).with_context(cannot_write)? {
-        let entry = entry.with_context(cannot_write)?;
-        fs::rename(entry.path(), to.join(entry.file_name())).with_context(cannot_write)?;
-    }
-    fs::remove_dir(part).with_context(cannot_write)?;
-    Ok(engine::sync_dir(to)?)
 }
 
 fn token(data: &Path, command: TokenCommand) -> anyhow::Result<ExitCode> {
@@ -635,7 +633,7 @@ async fn adopt(data: &Path, store: &StoreId, yes: bool) -> anyhow::Result<ExitCo
     existing(data, store)?;
     confirm(yes, &format!("Move the store {store} to the log that its hub has, and push everything there?"))?;
     let standing: Standing = match DataDir::claim(data)? {
-        Claim::Taken(holder) => control(data, holder.as_ref(), &format!("{store}/adopt")).await?,
+        Claim::Taken(holder) => control(data, holder, &format!("{store}/adopt")).await?,
         Claim::Ours(dir) => {
             let stores = open_stores(&dir, &host_name(), store_limits(), false, show_progress)?;
             let adopted = stores.get(store)?.adopt().await;
@@ -651,7 +649,7 @@ async fn promote(data: &Path, store: &StoreId, yes: bool) -> anyhow::Result<Exit
     existing(data, store)?;
     confirm(yes, &format!("Make this likewise the authority of the store {store}? Its hub must be gone for good."))?;
     let standing: Standing = match DataDir::claim(data)? {
-        Claim::Taken(holder) => control(data, holder.as_ref(), &format!("{store}/promote")).await?,
+        Claim::Taken(holder) => control(data, holder, &format!("{store}/promote")).await?,
         Claim::Ours(dir) => {
             let stores = open_stores(&dir, &host_name(), store_limits(), false, show_progress)?;
             let promoted = stores.get(store)?.promote().await;
@@ -664,18 +662,20 @@ async fn promote(data: &Path, store: &StoreId, yes: bool) -> anyhow::Result<Exit
 }
 
 async fn set_aside(data: &Path, store: &StoreId, command: &SetAsideCommand) -> anyhow::Result<ExitCode> {
-    let files = existing(data, store)?;
-    let mut out = BufWriter::new(io::stdout().lock());
     match command {
-        SetAsideCommand::Export => drop(engine::export_set_aside(&files, &mut out)?),
+        SetAsideCommand::Export => return export(data, store, Exported::SetAside).await,
         SetAsideCommand::List => {
-            for (event, why) in engine::set_aside(&files)? {
-                writeln!(out, "{}\t{}\t{why}", event.id, event.name.as_str())?;
+            let mut lines = Vec::new();
+            export_to(&mut lines, data, store, Exported::SetAside).await?;
+            let mut out = io::stdout().lock();
+            for line in serde_json::Deserializer::from_slice(&lines).into_iter::<Line>() {
+                let Line { id, name, set_aside, .. } = line.context("the answer is not understood")?;
+                writeln!(out, "{id}\t{name}\t{}", set_aside.unwrap_or_default())?;
             }
         }
         SetAsideCommand::Retry => {
             let count: usize = match DataDir::claim(data)? {
-                Claim::Taken(holder) => control(data, holder.as_ref(), &format!("{store}/set-aside/retry")).await?,
+                Claim::Taken(holder) => control(data, holder, &format!("{store}/set-aside/retry")).await?,
                 Claim::Ours(dir) => {
                     let stores = open_stores(&dir, &host_name(), store_limits(), false, show_progress)?;
                     let retried = stores.get(store)?.retry_set_aside().await;
@@ -686,20 +686,100 @@ async fn set_aside(data: &Path, store: &StoreId, command: &SetAsideCommand) -> a
             eprintln!("{count} events are committed once more");
         }
     }
-    out.flush()?;
     Ok(ExitCode::SUCCESS)
 }
 
+/// How a command gets at a data directory.
+enum Access {
+    /// A process has it, which is asked to do the work: nobody else can open its databases.
+    Asked(Process),
+    /// The command has it.
+    Here(Here),
+}
+
+impl Access {
+    /// To a store in the data directory.
+    fn to_store(data: &Path, store: &StoreId) -> anyhow::Result<Self> {
+        if DataDir::is_used(data)? { Self::to(data) } else { bail!(no_store(data, store)) }
+    }
+
+    /// To a data directory that there is.
+    fn to(data: &Path) -> anyhow::Result<Self> {
+        if !DataDir::is_used(data)? {
+            bail!(
+                "there is no data in {}; run `likewise` and click, or name the directory with --data",
+                data.display()
+            );
+        }
+        Ok(match DataDir::claim(data)? {
+            Claim::Taken(holder) => Self::Asked(Process::new(data, holder)?),
+            Claim::Ours(dir) => Self::Here(Here { dir }),
+        })
+    }
+}
+
+/// A process that has a data directory, and listens.
+struct Process {
+    holder: Holder,
+    address: String,
+}
+
+impl Process {
+    fn new(data: &Path, holder: Option<Holder>) -> anyhow::Result<Self> {
+        let address = address(data, holder.as_ref())?;
+        let holder = holder.context("BUG: an address of nobody")?;
+        Ok(Self { holder, address })
+    }
+
+    /// A request for what only the owner of the data may ask.
+    fn request(&self, method: Method, what: &str) -> anyhow::Result<RequestBuilder> {
+        let url = format!("{}/control/v1/{what}", self.address);
+        Ok(as_local(working_client()?.request(method, url)).bearer_auth(&self.holder.key))
+    }
+
+    /// The answer to what is asked about a store that has to be there.
+    async fn answer_about(&self, data: &Path, store: &StoreId, request: RequestBuilder) -> anyhow::Result<Response> {
+        let answer = request.send().await.map_err(|error| unanswered(error, &self.address))?;
+        if answer.status() == StatusCode::NOT_FOUND {
+            bail!(no_store(data, store));
+        }
+        understood(answer, &self.address).await
+    }
+
+    async fn answer(&self, request: RequestBuilder) -> anyhow::Result<Response> {
+        let answer = request.send().await.map_err(|error| unanswered(error, &self.address))?;
+        understood(answer, &self.address).await
+    }
+}
+
+/// A data directory that the command itself has, to read from it.
+struct Here {
+    dir: DataDir,
+}
+
+impl Here {
+    fn path(&self) -> &Path {
+        self.dir.path()
+    }
+
+    /// The files of a store that there is.
+    fn files(&self, store: &StoreId) -> anyhow::Result<Files> {
+        let files = DataDir::files(self.path(), store);
+        if engine::is_blank(&files)? {
+            bail!(no_store(self.path(), store));
+        }
+        Ok(files)
+    }
+}
+
+fn no_store(data: &Path, store: &StoreId) -> String {
+    format!("there is no store {store} in {}; name the directory with --data, the store with --store", data.display())
+}
+
 /// Asks the process that has the data directory to do something.
-async fn control<T: serde::de::DeserializeOwned>(
-    data: &Path,
-    holder: Option<&Holder>,
-    what: &str,
-) -> anyhow::Result<T> {
-    let url = format!("{}/control/v1/{what}", address(data, holder)?);
-    let key = holder.map(|holder| holder.key.as_str()).unwrap_or_default();
-    let answer = as_local(http_client()?.post(&url)).bearer_auth(key).send().await;
-    let answer = understood(answer.map_err(|error| unanswered(error, &url))?, &url).await?;
+async fn control<T: serde::de::DeserializeOwned>(data: &Path, holder: Option<Holder>, what: &str) -> anyhow::Result<T> {
+    let process = Process::new(data, holder)?;
+    let answer = process.answer(process.request(Method::POST, what)?).await?;
     answer.json().await.context("the answer is not understood")
 }
 
@@ -717,16 +797,9 @@ fn confirm(yes: bool, question: &str) -> anyhow::Result<()> {
     if matches!(answer.trim(), "y" | "Y" | "yes") { Ok(()) } else { bail!("nothing was changed") }
 }
 
-/// The files of a store that there is.
-fn existing(data: &Path, store: &StoreId) -> anyhow::Result<Files> {
-    let files = DataDir::files(data, store);
-    if engine::is_blank(&files)? {
-        bail!(
-            "there is no store {store} in {}; name the directory with --data, the store with --store",
-            data.display()
-        );
-    }
-    Ok(files)
+/// Fails unless there are files of the store.
+fn existing(data: &Path, store: &StoreId) -> anyhow::Result<()> {
+    if DataDir::files(data, store).exist() { Ok(()) } else { bail!(no_store(data, store)) }
 }
 
 async fn close(stores: Stores) -> anyhow::Result<()> {
@@ -749,6 +822,12 @@ fn http_client() -> anyhow::Result<reqwest::Client> {
     reqwest::Client::builder().no_proxy().read_timeout(ANSWER).build().context("cannot make requests")
 }
 
+/// A client for what takes as long as it takes. The process that is asked is on this machine: if it ends, so does the
+/// connection.
+fn working_client() -> anyhow::Result<reqwest::Client> {
+    reqwest::Client::builder().no_proxy().build().context("cannot make requests")
+}
+
 /// A request to the process on this machine that has the data directory, under the name that only this machine may use:
 /// that process may listen on an address that it isn't opened under.
 fn as_local(request: RequestBuilder) -> RequestBuilder {
@@ -766,7 +845,7 @@ fn unanswered(error: reqwest::Error, url: &str) -> anyhow::Error {
 }
 
 /// The answer, unless it says what went wrong.
-async fn understood(answer: reqwest::Response, url: &str) -> anyhow::Result<reqwest::Response> {
+async fn understood(answer: Response, url: &str) -> anyhow::Result<Response> {
     #[derive(serde::Deserialize)]
     struct Problem {
         detail: String,

@@ -11,6 +11,13 @@
 //! Above the engine stands [`sync`], whose decisions are plain code that needs no network, and the web floor with the page,
 //! its live stream and the guard around both; and above these the command line, which is all that the binary is.
 
+#[cfg(panic = "abort")]
+compile_error!(
+    "likewise can't be built with `panic = \"abort\"`: a panic in a materializer or a query has to cost one event or one \
+     answer, and not the process"
+);
+
+mod backup;
 pub mod cli;
 mod data_dir;
 pub mod engine;

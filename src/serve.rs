@@ -92,6 +92,7 @@ impl Instance {
             device: config.device,
             pages: Pages::new(config.streams),
             clients,
+            data: dir.path().to_owned(),
             hub: Hub::new(tokens, dir.path().to_owned(), shutdown.clone()),
             control_key: dir.key().into(),
             metrics: Metrics::install(),

@@ -3,6 +3,9 @@
 //! Its methods speak SQLite's errors; [`Replica`](super::replica::Replica) says what they mean.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{ErrorKind, Read};
+use std::ops::Deref;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -11,8 +14,9 @@ use rusqlite::{CachedStatement, Connection, OptionalExtension, Params, Row, para
 use serde::{Deserialize, Serialize};
 
 use super::event::{Args, Device, Envelope, EventId, EventName, EventRef};
+use super::opening::{Alone, make_database, provide_wal};
 use super::place::{Digest, Entry, Generation, LogId, Seq};
-use super::storage::{Durability, Fault, WalGauge, open_database, open_read_only, trust_wal};
+use super::storage::{Beside, Durability, Fault, IoContext, WalGauge, checkpoint_on_close, connect, set_up};
 use super::witness::Testimony;
 
 /// The format of the tables below. Higher ones are left alone.
@@ -184,7 +188,7 @@ pub(crate) struct Checkpoint {
 }
 
 pub(crate) struct Eventlog {
-    conn: Connection,
+    conn: Link,
     wal: Option<Arc<WalGauge>>,
     tip: Tip,
     /// The tip as the transaction found it.
@@ -193,31 +197,55 @@ pub(crate) struct Eventlog {
     origins: Interned,
 }
 
+/// How an eventlog is connected to its file.
+enum Link {
+    /// As the one that writes.
+    Writes(Connection),
+    /// Beside it.
+    Reads(Beside),
+}
+
+impl Deref for Link {
+    type Target = Connection;
+    fn deref(&self) -> &Connection {
+        match self {
+            Self::Writes(conn) => conn,
+            Self::Reads(conn) => conn,
+        }
+    }
+}
+
 impl Eventlog {
     /// Opens the eventlog at `path`. Where there is none, makes an empty one of our own if it `may_create` one.
-    pub(crate) fn open(path: &Path, may_create: bool) -> Result<Self, Fault> {
-        let is_empty = refuse_newer(path)?;
-        if is_empty && !may_create {
-            return Err(lost());
+    pub(crate) fn open(path: &Path, may_create: bool, alone: &Alone) -> Result<Self, Fault> {
+        let mut found = None;
+        if path.try_exists().doing("look at", path)? {
+            let conn = connect(path).map_err(Fault::eventlog)?;
+            if !refuse_newer(&conn, path)? {
+                found = Some(conn);
+            }
         }
-        let (conn, wal) = open_database(path, Durability::Full)?;
-        if is_empty {
-            create(&conn).map_err(Fault::eventlog)?;
-        }
-        Self::over(conn, Some(wal)).map_err(Fault::eventlog)
+        let mut conn = match found {
+            Some(conn) => conn,
+            None if may_create => {
+                make_database(path, alone, create)?;
+                connect(path).map_err(Fault::eventlog)?
+            }
+            None => return Err(lost()),
+        };
+        provide_wal(path, alone)?;
+        let wal = set_up(&mut conn, path, Durability::Full)?;
+        Self::over(Link::Writes(conn), Some(wal)).map_err(Fault::eventlog)
     }
 
-    /// Opens an existing eventlog for reading, whoever writes to it: a snapshot as of now.
+    /// Opens an existing eventlog for reading, beside the one that writes to it in this process: a snapshot as of now.
     pub(crate) fn snapshot(path: &Path) -> Result<Self, Fault> {
-        if refuse_newer(path)? {
-            return Err(lost());
-        }
-        let conn = open_read_only(path).map_err(Fault::eventlog)?;
+        let Some(conn) = look(path)? else { return Err(lost()) };
         conn.execute_batch("BEGIN").map_err(Fault::eventlog)?;
-        Self::over(conn, None).map_err(Fault::eventlog)
+        Self::over(Link::Reads(conn), None).map_err(Fault::eventlog)
     }
 
-    fn over(conn: Connection, wal: Option<Arc<WalGauge>>) -> rusqlite::Result<Self> {
+    fn over(conn: Link, wal: Option<Arc<WalGauge>>) -> rusqlite::Result<Self> {
         conn.set_prepared_statement_cache_capacity(64);
         let names = Interned::load(&conn, "SELECT id, text FROM name")?;
         let origins = Interned::load(&conn, "SELECT id, text FROM origin")?;
@@ -239,9 +267,9 @@ impl Eventlog {
         Ok(log)
     }
 
-    /// Says that all of it was found to be there, so that its WAL may be moved into the file when it is closed.
-    pub(crate) fn trust_wal(&self) -> rusqlite::Result<()> {
-        trust_wal(&self.conn)
+    /// Says that this is an end in good order, so that the WAL is to be moved into the file.
+    pub(crate) fn close_in_order(&self) -> rusqlite::Result<()> {
+        checkpoint_on_close(&self.conn, true)
     }
 
     /// What is known about the end.
@@ -312,6 +340,7 @@ impl Eventlog {
 
     fn appender(&mut self) -> rusqlite::Result<Appender<'_>> {
         let Self { conn, tip, names, origins, .. } = self;
+        let conn: &Connection = conn;
         let sql =
             "INSERT INTO log (seq, id, name, origin, args) VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT (id) DO NOTHING";
         Ok(Appender { insert: conn.prepare_cached(sql)?, conn, tip, names, origins })
@@ -611,6 +640,15 @@ impl Eventlog {
     }
 }
 
+impl Drop for Eventlog {
+    fn drop(&mut self) {
+        // Whoever lets go of an eventlog may be about to write its WAL again.
+        if let Some(wal) = &self.wal {
+            wal.retire();
+        }
+    }
+}
+
 /// The end of the log while events are added to it, with the statement at hand that adds one: to fetch it anew for each
 /// takes a tenth of the time.
 struct Appender<'a> {
@@ -643,13 +681,35 @@ impl Appender<'_> {
     }
 }
 
-/// Refuses a file of a later format, or of another program, before anything is written to it. Says whether there is
-/// nothing in it yet.
-pub(crate) fn refuse_newer(path: &Path) -> Result<bool, Fault> {
-    if !path.exists() {
-        return Ok(true);
+/// Refuses a file of a later format as the file itself says it, so that not even its WAL is touched.
+pub(crate) fn refuse_newer_header(path: &Path) -> Result<(), Fault> {
+    // Where SQLite's file format has `user_version` and `application_id`: <https://sqlite.org/fileformat2.html>.
+    let mut header = [0; 72];
+    let read = File::open(path).and_then(|mut file| file.read_exact(&mut header));
+    match read {
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::UnexpectedEof) => return Ok(()),
+        other => other.doing("read", path)?,
     }
-    let conn = open_read_only(path).map_err(Fault::eventlog)?;
+    let number = |at: usize| i32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+    let (found, id) = (i64::from(number(60)), i64::from(number(68)));
+    if id == APPLICATION_ID && found > FORMAT {
+        return Err(Fault::NewerFormat { path: path.to_owned(), found, known: FORMAT });
+    }
+    Ok(())
+}
+
+/// Connects to the eventlog at `path` for reading, unless there is nothing in it, or nothing at all.
+pub(crate) fn look(path: &Path) -> Result<Option<Beside>, Fault> {
+    if !path.try_exists().doing("look at", path)? {
+        return Ok(None);
+    }
+    let conn = Beside::open(path).map_err(Fault::eventlog)?;
+    Ok(if refuse_newer(&conn, path)? { None } else { Some(conn) })
+}
+
+/// Refuses a file of a later format, or of another program, before anything is written to it. Says whether there is
+/// nothing in it yet: older versions made it in steps, and may have been interrupted.
+fn refuse_newer(conn: &Connection, path: &Path) -> Result<bool, Fault> {
     let pragma = |name: &str| conn.query_row(&format!("PRAGMA {name}"), (), |row| row.get::<_, i64>(0));
     let found = pragma("user_version").map_err(Fault::eventlog)?;
     if found > FORMAT {
@@ -668,16 +728,17 @@ fn lost() -> Fault {
     Fault::LostTail("eventlog.db is missing or empty, and had events".to_owned())
 }
 
-/// Makes the tables, in one transaction, so that a crash leaves either all of them or an empty file.
-fn create(conn: &Connection) -> rusqlite::Result<()> {
-    conn.execute_batch("BEGIN IMMEDIATE")?;
-    conn.execute_batch(TABLES)?;
-    conn.execute("INSERT INTO base VALUES (0, ?1, 0)", [Digest::EMPTY.0])?;
-    set_meta(conn, "whose", "own")?;
-    set_meta(conn, "log_id", LogId::random().to_string())?;
-    conn.execute_batch(&format!("PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {FORMAT}; COMMIT"))?;
-    // Into the file itself, so that a lost WAL can't make the store look new.
-    conn.query_row("PRAGMA wal_checkpoint(TRUNCATE)", (), |_| Ok(()))
+/// Makes the tables of an empty eventlog of our own.
+fn create(conn: Connection) -> Result<(), Fault> {
+    let make = |conn: &Connection| {
+        conn.execute_batch("BEGIN IMMEDIATE")?;
+        conn.execute_batch(TABLES)?;
+        conn.execute("INSERT INTO base VALUES (0, ?1, 0)", [Digest::EMPTY.0])?;
+        set_meta(conn, "whose", "own")?;
+        set_meta(conn, "log_id", LogId::random().to_string())?;
+        conn.execute_batch(&format!("PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {FORMAT}; COMMIT"))
+    };
+    make(&conn).map_err(Fault::eventlog)
 }
 
 fn meta<T: rusqlite::types::FromSql>(conn: &Connection, key: &str) -> rusqlite::Result<Option<T>> {

@@ -1,9 +1,13 @@
 //! Live queries: run again when a commit touched a table they read, once however many watch, and told to the watchers
 //! when the answer changed.
+//!
+//! The answers that were asked for last are kept up to date a while longer. So who asks again need not wait for the
+//! thread that writes, which may be waiting for the disk, and has an answer even when the store can't be opened.
 
 use std::any::Any;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
@@ -11,6 +15,12 @@ use super::query::{Query, QueryKey};
 use super::sandbox::Tables;
 use super::state::State;
 use super::store::Error;
+
+/// How long an answer is kept up to date after it was asked for last.
+const REMEMBERED_FOR: Duration = Duration::from_secs(60);
+
+/// How many answers are kept that nobody watches: each commit that touches them runs them again.
+const REMEMBERED: usize = 16;
 
 /// The live queries of one store. Watchers add theirs; the thread that owns the state runs them.
 #[derive(Default)]
@@ -33,6 +43,9 @@ trait LiveQuery: Any + Send + Sync {
     fn fail(&self, why: &Error);
 
     fn is_watched(&self) -> bool;
+
+    /// When somebody began to watch it last.
+    fn asked(&self) -> Instant;
 }
 
 type Answer<T> = Option<Result<T, Error>>;
@@ -41,6 +54,7 @@ struct Watched<T> {
     query: Query<T>,
     reads: Mutex<Tables>,
     answer: watch::Sender<Answer<T>>,
+    asked: Mutex<Instant>,
 }
 
 impl Live {
@@ -55,25 +69,28 @@ impl Live {
         if let Some(known) = queries.watched.get(&key) {
             let known: &dyn Any = known.as_ref();
             let known = known.downcast_ref::<Watched<T>>().expect("BUG: the key has the type of the answer in it");
+            *known.asked.lock().expect("BUG: noting a moment panicked") = Instant::now();
             return (known.answer.subscribe(), known.answer.borrow().is_none());
         }
         let (answer, receiver) = watch::channel(None);
         if !queries.is_closed {
-            queries.watched.insert(key, Arc::new(Watched { query, reads: Mutex::default(), answer }));
+            let asked = Mutex::new(Instant::now());
+            queries.watched.insert(key, Arc::new(Watched { query, reads: Mutex::default(), answer, asked }));
         }
         (receiver, true)
     }
 
-    /// Brings every query up to date that reads one of `touched`, and forgets those that nobody watches.
+    /// Brings every query up to date that reads one of `touched`, and forgets those that nobody needs.
     pub(crate) fn refresh(&self, state: &State, touched: Tables) {
-        for query in self.watched() {
+        self.lock().forget(Instant::now());
+        for query in self.all() {
             query.refresh(state, touched);
         }
     }
 
-    /// Tells those who have no answer yet why there is none.
+    /// Tells those who have no answer yet why there is none. What is known stays known.
     pub(crate) fn fail(&self, why: &Error) {
-        for query in self.watched() {
+        for query in self.all() {
             query.fail(why);
         }
     }
@@ -85,15 +102,29 @@ impl Live {
         queries.watched.clear();
     }
 
-    /// The queries in use, copied out so that none of them runs under the lock that watchers wait for.
-    fn watched(&self) -> Vec<Arc<dyn LiveQuery>> {
-        let mut queries = self.lock();
-        queries.watched.retain(|_, query| query.is_watched());
-        queries.watched.values().map(Arc::clone).collect()
+    /// All queries, copied out so that none of them runs under the lock that watchers wait for.
+    fn all(&self) -> Vec<Arc<dyn LiveQuery>> {
+        self.lock().watched.values().map(Arc::clone).collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, Queries> {
         self.queries.lock().expect("BUG: a live query panicked under the lock")
+    }
+}
+
+impl Queries {
+    /// Lets go of the queries that nobody watches, but for the few that were asked for last.
+    fn forget(&mut self, now: Instant) {
+        let mut unwatched: Vec<Instant> =
+            self.watched.values().filter(|query| !query.is_watched()).map(|query| query.asked()).collect();
+        if unwatched.is_empty() {
+            return;
+        }
+        unwatched.sort_unstable_by(|one, other| other.cmp(one));
+        let last = unwatched.get(REMEMBERED - 1).copied();
+        let is_needed =
+            |asked: Instant| now.duration_since(asked) < REMEMBERED_FOR && last.is_none_or(|last| asked >= last);
+        self.watched.retain(|_, query| query.is_watched() || is_needed(query.asked()));
     }
 }
 
@@ -132,6 +163,10 @@ impl<T: Clone + PartialEq + Send + Sync + 'static> LiveQuery for Watched<T> {
 
     fn is_watched(&self) -> bool {
         self.answer.receiver_count() > 0
+    }
+
+    fn asked(&self) -> Instant {
+        *self.asked.lock().expect("BUG: noting a moment panicked")
     }
 }
 

@@ -4,7 +4,9 @@
 
 mod event;
 mod eventlog;
+mod files;
 mod live;
+mod opening;
 mod place;
 mod query;
 mod replica;
@@ -19,6 +21,7 @@ mod writer;
 
 pub use event::{Args, Batch, Device, Envelope, Event, EventId, EventName, MAX_ARGS, MAX_DEVICE, MAX_NAME, Malformed};
 pub use eventlog::{PageSize, Whose};
+pub(crate) use files::{create_private_dir, open_private_file, sync_dir};
 pub use live::Watch;
 pub use place::{Cursor, Digest, Entry, Generation, LogId, Seq};
 pub use query::Query;
@@ -29,6 +32,5 @@ pub use sandbox::DbError;
 pub use schema::{Db, Schema};
 pub use snapshot::{Line, Report, backup, export, export_set_aside, is_blank, set_aside, verify};
 pub use storage::Fault;
-pub(crate) use storage::{create_private_dir, open_private_file, sync_dir};
 pub use store::{Error, Health, MalformedStoreId, Receipt, Store, StoreId, StoreLimits, Stores, stores_in};
 pub use writer::BATCH;

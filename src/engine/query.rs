@@ -2,12 +2,14 @@
 
 use std::any::TypeId;
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use rusqlite::types::{FromSql, Value};
 use rusqlite::{Row, Rows, ToSql, params_from_iter};
 
 use super::sandbox::{DbError, Mode, Sandbox, Tables};
+use super::schema::panic_message;
 
 /// A question to the state whose answer is a `T`.
 ///
@@ -106,7 +108,12 @@ impl<T: 'static> Query<T> {
         sandbox.within(Mode::Query, || {
             let (mut statement, touched) = sandbox.prepare(Mode::Query, self.sql)?;
             let mut rows = statement.query(params_from_iter(&self.params))?;
-            Ok(((self.read)(&mut rows)?, touched.reads))
+            // What reads the rows is the author's own code, and a panic in it costs nothing but this answer.
+            let answer = catch_unwind(AssertUnwindSafe(|| (self.read)(&mut rows)));
+            let answer = answer.map_err(|panic| {
+                DbError::refuse(format!("what reads its rows panicked: {}", panic_message(&*panic)))
+            })?;
+            Ok((answer?, touched.reads))
         })
     }
 }

@@ -12,19 +12,22 @@
 //!   and reads go through it. Rolling that back is how pending events leave the state, and SQLite does it.
 
 use std::fs;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use super::event::{Device, Envelope, EventId};
-use super::eventlog::{Content, Eventlog, Found, PageSize, Tip, Whose};
+use super::eventlog::{self, Content, Eventlog, Found, PageSize, Tip, Whose};
+use super::files::{create_private_dir, sync_dir};
+use super::opening::{Alone, secure, secure_names};
 use super::place::{Cursor, Digest, Entry, Generation, LogId, Seq};
 use super::query::Query;
 use super::sandbox::{DbError, Tables};
 use super::schema::{Effect, Schema};
 use super::state::{self, CHUNK, Enders, Halt, OnFault, State, Stop};
-use super::storage::{Fault, IoContext, WalGauge, check_sqlite, create_private_dir, remove_database, sync_dir};
+use super::storage::{Fault, IoContext, WalGauge, check_sqlite};
 use super::witness::Witness;
 
 /// The next event alone.
@@ -188,19 +191,34 @@ pub struct Replica {
 }
 
 impl Replica {
-    /// Opens the store in `files`, or makes an empty one whose log is its own. Applies what a crash left to be
-    /// applied, and rebuilds the state when it is missing, damaged or another program's.
+    /// Opens the store in `files`, or makes an empty one whose log is its own. Makes durable what it finds, applies what a
+    /// crash left to be applied, and rebuilds the state when it is missing, damaged or another program's.
+    ///
+    /// One replica a directory, in all processes together: that is the caller's business.
     ///
     /// # Errors
     ///
     /// What keeps the store from being opened; then nothing was changed. In particular [`Fault::LostTail`] when there
     /// is proof that the eventlog once held more than it does.
     pub fn open(files: Files, setup: Setup) -> Result<Self, Fault> {
+        Self::open_found(files, setup, false)
+    }
+
+    /// As [`open`](Self::open). What `is_synced` was found durable by this process already, and no sync failed since: not
+    /// to write it again keeps a store readable on a disk without room.
+    pub(crate) fn open_found(files: Files, setup: Setup, is_synced: bool) -> Result<Self, Fault> {
         check_sqlite()?;
         // The witness and the state come after the first transaction of the eventlog, so where they are, it was.
         let may_create = !files.witness().exists() && !files.state().exists();
         create_private_dir(&files.dir)?;
-        let log = Eventlog::open(&files.eventlog(), may_create)?;
+        let alone = Alone::in_dir(&files.dir)?;
+        if !is_synced {
+            eventlog::refuse_newer_header(&files.eventlog())?;
+            secure(&files.eventlog(), &alone)?;
+            secure(&files.state(), &alone)?;
+            secure_names(&files.dir)?;
+        }
+        let log = Eventlog::open(&files.eventlog(), may_create, &alone)?;
         let (witness, testimony) = Witness::open(&files.witness())?;
         if let Some(lack) = testimony.and_then(|earlier| log.testimony().lacks(earlier)) {
             return Err(Fault::LostTail(lack));
@@ -210,7 +228,6 @@ impl Replica {
         if let Some(cursor) = loaded.cursor.filter(|cursor| cursor.generation >= generation) {
             check_cursor(&log, cursor)?;
         }
-        log.trust_wal().map_err(Fault::eventlog)?;
         let state = match loaded.state {
             Ok(state) if state.cursor().generation == generation => state,
             other => {
@@ -218,11 +235,11 @@ impl Replica {
                 if log.tip().length > 0 {
                     tracing::info!(store = %files.dir.display(), why, "rebuilding the state");
                 }
-                remove_database(&files.state())?;
-                State::new(&files.state(), &setup.schema, &setup.executable, generation)?
+                State::new(&files.state(), &setup.schema, &setup.executable, generation, &alone)?
             }
         };
         sync_dir(&files.dir)?;
+        drop(alone);
         let mut replica = Self {
             setup,
             files,
@@ -271,9 +288,14 @@ impl Replica {
         if self.is_broken {
             return Err(Fault::Stopped);
         }
-        let result = act(self);
-        self.is_broken = result.is_err();
-        result
+        // Also when it panics.
+        self.is_broken = true;
+        let value = act(self)?;
+        if let Some(wal) = self.wals().find(|wal| wal.has_failed()) {
+            return Err(Fault::Unsynced(wal.path().to_owned()));
+        }
+        self.is_broken = false;
+        Ok(value)
     }
 
     fn write(&mut self, batch: &[(&Envelope, &Device)], on_fault: OnFault) -> Result<Vec<Outcome>, Fault> {
@@ -536,7 +558,9 @@ impl Replica {
             }
             self.state.commit(Cursor { generation, seq: milestone.seq, digest: milestone.digest })?;
             if is_long {
-                (self.setup.progress)(milestone.length, length);
+                // A courtesy to people, which must not cost the store.
+                let tell = || (self.setup.progress)(milestone.length, length);
+                drop(catch_unwind(AssertUnwindSafe(tell)));
                 self.state.wal().map_or(Ok(()), |wal| wal.checkpoint_if_due()).map_err(Fault::state)?;
             }
         }
@@ -604,9 +628,10 @@ impl Replica {
     fn rebuild(&mut self) -> Result<(), Fault> {
         // The old connection has to let go of the file first.
         self.state = State::in_memory(&self.setup.schema)?;
-        remove_database(&self.files.state())?;
+        let alone = Alone::in_dir(&self.files.dir)?;
         let Setup { schema, executable, .. } = &self.setup;
-        self.state = State::new(&self.files.state(), schema, executable, self.log.tip().generation)?;
+        self.state = State::new(&self.files.state(), schema, executable, self.log.tip().generation, &alone)?;
+        drop(alone);
         self.state.take_touched();
         self.try_settle()?;
         self.state.touch_all();
@@ -720,7 +745,7 @@ impl Replica {
         if self.log.tip().whose == Whose::Upstream(Some(log)) {
             return Ok(());
         }
-        self.transact(|own| own.set_whose(Whose::Upstream(Some(log))))
+        self.change(|own| own.set_whose(Whose::Upstream(Some(log))))
     }
 
     /// Makes this replica the authority of the log: what is pending gets its place at the end.
@@ -731,11 +756,10 @@ impl Replica {
     pub fn promote(&mut self) -> Result<(), Fault> {
         let Whose::Upstream(log) = self.log.tip().whose else { return Ok(()) };
         let device = self.setup.device.clone();
-        self.transact(|own| {
+        self.change(|own| {
             own.set_whose(Whose::Own(log.unwrap_or_else(LogId::random)))?;
             own.place_pending(&device)
         })?;
-        self.is_behind = true;
         self.settle()
     }
 
@@ -746,7 +770,7 @@ impl Replica {
     ///
     /// A fault of the machine.
     pub fn refuse(&mut self, refused: &[(EventId, String)]) -> Result<(), Fault> {
-        self.transact(|own| {
+        self.change(|own| {
             for (id, why) in refused {
                 if let Some(Found::Outbox(n, Content { name, args })) = own.find(*id)? {
                     own.set_aside(&Envelope { id: *id, name, args }, why)?;
@@ -767,7 +791,7 @@ impl Replica {
     pub fn retry_set_aside(&mut self, mut new_id: impl FnMut() -> EventId) -> Result<usize, Fault> {
         let device = self.setup.device.clone();
         let mut count = 0;
-        self.transact(|own| {
+        self.change(|own| {
             loop {
                 let page = own.set_aside_first(PageSize { events: 1_024, bytes: 8 << 20 })?;
                 if page.is_empty() {
@@ -785,7 +809,6 @@ impl Replica {
                 }
             }
         })?;
-        self.is_behind = true;
         self.settle()?;
         Ok(count)
     }
@@ -799,7 +822,12 @@ impl Replica {
         self.log.all_set_aside().map_err(Fault::eventlog)
     }
 
-    /// Changes the eventlog alone, durably.
+    /// Changes the eventlog alone, durably, unless an earlier fault left log and state apart. Where that changes what the
+    /// state has to be, whoever calls this [settles](Self::settle) it.
+    fn change(&mut self, change: impl FnOnce(&mut Eventlog) -> rusqlite::Result<()>) -> Result<(), Fault> {
+        self.unless_broken(|replica| replica.transact(change))
+    }
+
     fn transact(&mut self, change: impl FnOnce(&mut Eventlog) -> rusqlite::Result<()>) -> Result<(), Fault> {
         let done = self.log.begin().and_then(|()| change(&mut self.log)).and_then(|()| self.log.commit());
         done.map_err(Fault::eventlog)?;
@@ -845,7 +873,7 @@ impl Replica {
             Some(_) => return Ok(Outcome::Known(None)),
             None => {}
         }
-        self.transact(|own| own.set_aside(event, why))?;
+        self.change(|own| own.set_aside(event, why))?;
         Ok(Outcome::Stored(None))
     }
 
@@ -893,6 +921,19 @@ impl Replica {
     /// Whether a transaction is open on the database of `wal`, so that its WAL can't be emptied.
     pub(crate) fn is_writing(&self, wal: &Arc<WalGauge>) -> bool {
         self.state.is_open() && self.state.wal().is_some_and(|own| Arc::ptr_eq(own, wal))
+    }
+}
+
+impl Drop for Replica {
+    fn drop(&mut self) {
+        // After a fault the WALs are all that is known to be right, and have to stay as they are.
+        if !self.is_broken {
+            for closed in [self.log.close_in_order(), self.state.close_in_order()] {
+                if let Err(error) = closed {
+                    tracing::warn!(store = %self.files.dir.display(), %error, "cannot close in good order");
+                }
+            }
+        }
     }
 }
 

@@ -1,7 +1,9 @@
-//! Reading a store beside whoever writes to it: verify, export, backup.
+//! Reading a store beside the thread that writes to it, in the process that has the data directory: verify, export,
+//! backup.
 //!
 //! A snapshot takes the state first and the eventlog second, so that the eventlog it sees is never behind the state.
 
+use std::collections::HashSet;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::Path;
@@ -11,14 +13,14 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::event::{Args, Device, Envelope, EventId, EventName, Malformed};
-use super::eventlog::{Eventlog, PageSize, refuse_newer};
+use super::eventlog::{self, Eventlog, PageSize};
+use super::files::{create_private_dir, open_private_file, sync_dir, sync_parent};
+use super::opening::remove_database;
 use super::place::{Cursor, Digest, Generation, Seq};
 use super::replica::{Files, replay_log};
 use super::schema::Schema;
 use super::state::{self, Enders, State, Stop};
-use super::storage::{
-    Fault, IoContext, create_private_dir, open_private_file, open_read_only, remove_database, sync_dir, sync_parent,
-};
+use super::storage::{Beside, Fault, IoContext};
 use super::witness::{self, Witness};
 
 /// Whether there is nothing here yet: no files, or the mere beginning of an eventlog, which is what a crash leaves that
@@ -34,15 +36,15 @@ pub fn is_blank(files: &Files) -> Result<bool, Fault> {
             return Ok(false);
         }
     }
-    files.eventlog().try_exists().doing("look at", &files.eventlog())?;
-    refuse_newer(&files.eventlog())
+    Ok(eventlog::look(&files.eventlog())?.is_none())
 }
 
-/// What is read at a time.
-const PAGE: PageSize = PageSize { events: 1_024, bytes: 8 << 20 };
+/// What is read at a time. Between two looks nothing is held open: whoever is given the events may be slow, and a snapshot
+/// that stays open keeps the WAL from beginning again.
+const PORTION: PageSize = PageSize { events: 8_192, bytes: 4 << 20 };
 
 /// What a look at the whole store found.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Report {
     /// How many events the log has.
     pub events: u64,
@@ -218,37 +220,43 @@ impl Line {
 }
 
 /// Writes every event of the store to `out`, one a line: the log in its order, then what is pending, then what was set
-/// aside. Gives how many there were.
+/// aside. Gives how many there were. Each event that was there at the beginning is there, also while others come in and
+/// pending ones get their place in the log.
 ///
 /// # Errors
 ///
 /// When the store can't be read, or `out` can't be written.
 pub fn export(files: &Files, out: &mut dyn Write) -> Result<u64, Fault> {
-    let log = Eventlog::snapshot(&files.eventlog())?;
     let mut count = 0;
     let mut put = |line: Line| {
         count += 1;
         put(out, &line)
     };
-    let mut after = Seq::START;
+    let (mut after, mut after_pending) = (Seq::START, i64::MIN);
+    let mut pending = HashSet::new();
     loop {
-        let page = log.entries(after, PAGE).map_err(Fault::eventlog)?;
-        let Some(last) = page.last() else { break };
-        after = last.seq;
-        for entry in page {
-            put(Line::new(Some(entry.seq), &entry.event, Some(entry.origin), None))?;
+        // A pending event may be on its way into the log, so each look at the outbox is one at the log's end, too.
+        let log = Eventlog::snapshot(&files.eventlog())?;
+        let entries = log.entries(after, PORTION).map_err(Fault::eventlog)?;
+        let waiting = match entries.last() {
+            Some(_) => Vec::new(),
+            None => log.pending(after_pending, PORTION).map_err(Fault::eventlog)?,
+        };
+        drop(log);
+        match (entries.last(), waiting.last()) {
+            (Some(last), _) => after = last.seq,
+            (None, Some((last, _))) => after_pending = *last,
+            (None, None) => break,
         }
-    }
-    let mut after = i64::MIN;
-    loop {
-        let page = log.pending(after, PAGE).map_err(Fault::eventlog)?;
-        let Some((last, _)) = page.last() else { break };
-        after = *last;
-        for (_, event) in page {
+        for entry in entries.iter().filter(|entry| !pending.contains(&entry.event.id)) {
+            put(Line::new(Some(entry.seq), &entry.event, Some(entry.origin.clone()), None))?;
+        }
+        for (_, event) in waiting {
+            pending.insert(event.id);
             put(Line::new(None, &event, None, None))?;
         }
     }
-    for (event, why) in log.all_set_aside().map_err(Fault::eventlog)? {
+    for (event, why) in set_aside(files)? {
         put(Line::new(None, &event, None, Some(why)))?;
     }
     out.flush().doing("write", Path::new("the export"))?;
@@ -310,7 +318,9 @@ fn copy(files: &Files, to: &Files) -> Result<(), Fault> {
     create_private_dir(to.dir())?;
     let target = to.eventlog();
     open_private_file(&target)?;
-    let conn = open_read_only(&files.eventlog()).map_err(Fault::eventlog)?;
+    let conn = Beside::open(&files.eventlog()).map_err(Fault::eventlog)?;
+    // What is written is the copy alone.
+    conn.execute_batch("PRAGMA query_only = OFF").map_err(Fault::eventlog)?;
     let path = target.to_str().ok_or_else(|| io::Error::other("its name is not UTF-8")).doing("write", &target)?;
     conn.execute("VACUUM INTO ?1", [path]).map_err(Fault::eventlog)?;
     File::open(&target).and_then(|file| file.sync_all()).doing("make durable", &target)?;

@@ -7,16 +7,18 @@ use std::cell::Cell;
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::event::{Envelope, EventId, EventRef};
+use super::opening::{Alone, make_database};
 use super::place::{Cursor, Digest, Generation, Seq};
 use super::query::Query;
 use super::sandbox::{DbError, Sandbox, Tables, is_damage};
 use super::schema::{Db, Effect, Failure, Schema};
-use super::storage::{Durability, Fault, WalGauge, open_database, open_in_memory, open_read_only, trust_wal};
+use super::storage::{
+    Beside, Durability, Fault, IoContext, WalGauge, checkpoint_on_close, connect, open_in_memory, set_up,
+};
 
 const TABLES: &str = "
     CREATE TABLE likewise_cursor (
@@ -109,24 +111,28 @@ pub(crate) struct State {
 impl State {
     /// The state of an empty log, in memory.
     pub(crate) fn in_memory(schema: &Arc<Schema>) -> Result<Self, Fault> {
-        Self::create(open_in_memory().map_err(Fault::state)?, None, schema, "", Generation(0))
+        let sandbox = Self::create(open_in_memory().map_err(Fault::state)?, schema, "", Generation(0))?;
+        Ok(Self::over(sandbox, None, schema, Cursor::default()))
     }
 
-    /// A new state of an empty log in a file.
-    pub(crate) fn new(path: &Path, schema: &Arc<Schema>, maker: &str, generation: Generation) -> Result<Self, Fault> {
-        let (conn, wal) = open_database(path, Durability::Normal)?;
-        Self::create(conn, Some(wal), schema, maker, generation)
-    }
-
-    fn create(
-        conn: Connection,
-        wal: Option<Arc<WalGauge>>,
+    /// A new state of an empty log in a file, in the place of whatever is there.
+    pub(crate) fn new(
+        path: &Path,
         schema: &Arc<Schema>,
         maker: &str,
         generation: Generation,
+        alone: &Alone,
     ) -> Result<Self, Fault> {
+        make_database(path, alone, |conn| Self::create(conn, schema, maker, generation).map(drop))?;
+        let mut conn = connect(path).map_err(Fault::state)?;
+        let wal = set_up(&mut conn, path, Durability::Normal)?;
+        let sandbox = Sandbox::new(conn).map_err(Fault::state)?;
+        sandbox.learn_tables().map_err(Fault::state)?;
+        Ok(Self::over(sandbox, Some(wal), schema, Cursor { generation, ..Cursor::default() }))
+    }
+
+    fn create(conn: Connection, schema: &Schema, maker: &str, generation: Generation) -> Result<Sandbox, Fault> {
         let maker = made_by(maker);
-        trust_wal(&conn).map_err(Fault::state)?;
         let sandbox = Sandbox::new(conn).map_err(Fault::state)?;
         let conn = sandbox.engine();
         conn.execute_batch("BEGIN IMMEDIATE").map_err(Fault::state)?;
@@ -140,18 +146,22 @@ impl State {
             )
             .map_err(Fault::state)?;
         sandbox.engine().execute_batch("COMMIT").map_err(Fault::state)?;
-        let cursor = Cursor { generation, ..Cursor::default() };
-        Ok(Self::over(sandbox, wal, schema, cursor))
+        Ok(sandbox)
     }
 
     /// Opens the state at `path` and looks whether it can be used.
     pub(crate) fn load(path: &Path, schema: &Arc<Schema>, maker: &str) -> Result<Loaded, Fault> {
         let unusable = |why: &str| Loaded { cursor: None, state: Err(why.to_owned()) };
-        if !path.exists() {
+        if !path.try_exists().doing("look at", path)? {
             return Ok(unusable("it is missing"));
         }
-        let (conn, wal) = match open_database(path, Durability::Normal) {
-            Err(fault) if fault.is_damaged_state() => return Ok(unusable("it is damaged")),
+        let open = || {
+            let mut conn = connect(path).map_err(Fault::state)?;
+            let wal = set_up(&mut conn, path, Durability::Normal)?;
+            Ok((conn, wal))
+        };
+        let (conn, wal) = match open() {
+            Err(fault) if Fault::is_damaged_state(&fault) => return Ok(unusable("it is damaged")),
             other => other?,
         };
         let row = conn.query_row("SELECT * FROM likewise_cursor", (), read_cursor);
@@ -173,7 +183,6 @@ impl State {
         if conn.is_readonly("main").map_err(Fault::state)? || !is_sound(&conn)? {
             return Ok(Loaded { cursor: Some(cursor), state: Err("it is damaged".to_owned()) });
         }
-        trust_wal(&conn).map_err(Fault::state)?;
         let sandbox = Sandbox::new(conn).map_err(Fault::state)?;
         sandbox.learn_tables().map_err(Fault::state)?;
         let state = Self::over(sandbox, Some(wal), schema, cursor);
@@ -187,6 +196,11 @@ impl State {
 
     pub(crate) fn wal(&self) -> Option<&Arc<WalGauge>> {
         self.wal.as_ref()
+    }
+
+    /// Says that this is an end in good order, so that the WAL is to be moved into the file.
+    pub(crate) fn close_in_order(&self) -> rusqlite::Result<()> {
+        checkpoint_on_close(self.sandbox.engine(), true)
     }
 
     /// How far the committed state has come.
@@ -442,29 +456,16 @@ impl Committed {
     }
 }
 
-/// How often a state without tables is looked at again, and after which pause, before it counts as damaged.
-const LOOKS: u32 = 20;
-const PAUSE: Duration = Duration::from_millis(50);
-
-/// Reads the state at `path` beside whoever writes to it. Who makes it anew removes the file and begins another, which
-/// for a moment is not there, has no tables, or can't be read without the writer's shared memory.
+/// Reads the state at `path` beside the one that writes to it in this process. Whoever makes it anew lets nobody in
+/// meanwhile.
 pub(crate) fn committed(path: &Path) -> Result<Committed, Fault> {
     let read = || {
-        let conn = open_read_only(path)?;
+        let conn = Beside::open(path)?;
         conn.execute_batch("BEGIN")?;
         let (cursor, made_by, schema) = conn.query_row("SELECT * FROM likewise_cursor", (), read_cursor)?;
         Ok(Committed { cursor, digest: digest_of(&conn)?, made_by, schema })
     };
-    let mut looks = 1;
-    loop {
-        match read() {
-            Err(error) if looks < LOOKS && !is_damage(&error) => {
-                looks += 1;
-                std::thread::sleep(PAUSE);
-            }
-            other => return other.map_err(Fault::state),
-        }
-    }
+    read().map_err(Fault::state)
 }
 
 fn read_cursor(row: &Row<'_>) -> rusqlite::Result<(Cursor, String, String)> {

@@ -1,7 +1,7 @@
 //! Files: how a store's databases are made and opened, and what can be wrong with them.
 
-use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -11,6 +11,7 @@ use rusqlite::config::DbConfig;
 use rusqlite::hooks::Wal;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
+use super::opening::Visitor;
 use super::sandbox::{DbError, is_damage, is_of_machine};
 
 /// The oldest SQLite that may touch our files, as `sqlite3_libversion_number` counts. Older ones can corrupt a
@@ -26,6 +27,10 @@ const CHECKPOINT_PAGES: u32 = 4_000;
 
 /// How long it may get before that can't be left to another thread any more.
 const OVERDUE_PAGES: u32 = 16_000;
+
+/// How many bytes a WAL keeps when it begins again from its start. A reader can make it longer for a while; shorter, each
+/// round would pay for making the file longer again.
+const LONGEST_WAL: u64 = OVERDUE_PAGES as u64 * 4_096;
 
 /// What stops a store. None of these is an event's fault, and none of them loses what was acknowledged.
 #[derive(Debug, thiserror::Error)]
@@ -96,6 +101,17 @@ pub enum Fault {
     /// An earlier fault has stopped the store.
     #[error("an earlier fault stopped this store; it has to be opened again")]
     Stopped,
+    /// A checkpoint could not sync, so it isn't known what is on the disk.
+    #[error(
+        "a checkpoint of {} could not be synced, so the store is opened again. The disk may be failing: look into the \
+         system's log", .0.display()
+    )]
+    Unsynced(PathBuf),
+    /// The program's own code panicked.
+    #[error(
+        "likewise failed in the middle of its work ({0}), so the store is opened again. This is a bug: please report it"
+    )]
+    Panicked(String),
     /// The files are no longer where they were when they were opened.
     #[error(
         "the files of this store in {} were removed or replaced while it was open. Put them back, or restore a backup, \
@@ -114,6 +130,23 @@ impl Fault {
 
     pub(crate) fn state(source: rusqlite::Error) -> Self {
         Self::Sqlite { file: "state.db", source }
+    }
+
+    /// What SQLite says of the database at `path`.
+    pub(crate) fn sqlite(path: &Path, source: rusqlite::Error) -> Self {
+        if path.ends_with("state.db") { Self::state(source) } else { Self::eventlog(source) }
+    }
+
+    /// Whether nothing failed but a write for which there was no room, or which the disk refused. Every sync succeeded
+    /// then, so what SQLite has committed is on the disk; after any other fault nobody knows.
+    pub(crate) fn leaves_synced(&self) -> bool {
+        use rusqlite::ffi::{SQLITE_FULL, SQLITE_IOERR_WRITE};
+        match self {
+            Self::Sqlite { source, .. } => {
+                source.sqlite_error().is_some_and(|code| matches!(code.extended_code, SQLITE_FULL | SQLITE_IOERR_WRITE))
+            }
+            _ => false,
+        }
     }
 
     /// Whether `state.db` is what is damaged, which costs nothing but the time to rebuild it.
@@ -151,47 +184,6 @@ pub(crate) fn check_sqlite() -> Result<(), Fault> {
     Ok(())
 }
 
-/// Makes a directory that only its owner may enter, with those above it, durably.
-pub(crate) fn create_private_dir(path: &Path) -> Result<(), Fault> {
-    if path.is_dir() {
-        return Ok(());
-    }
-    if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-        create_private_dir(parent)?;
-    }
-    let mut builder = fs::DirBuilder::new();
-    #[cfg(unix)]
-    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-    match builder.create(path) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
-        other => other.doing("create the directory", path),
-    }?;
-    sync_parent(path)
-}
-
-/// Opens a file for reading and writing that only its owner may open, and makes it when it isn't there.
-pub(crate) fn open_private_file(path: &Path) -> Result<File, Fault> {
-    let mut options = OpenOptions::new();
-    options.read(true).write(true).create(true).truncate(false);
-    #[cfg(unix)]
-    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    options.open(path).doing("open", path)
-}
-
-/// Makes the name of a new file or directory durable; SQLite leaves that to others.
-pub(crate) fn sync_parent(path: &Path) -> Result<(), Fault> {
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    sync_dir(parent)
-}
-
-/// Makes the names in a directory durable.
-pub(crate) fn sync_dir(path: &Path) -> Result<(), Fault> {
-    if cfg!(unix) {
-        File::open(path).and_then(|dir| dir.sync_all()).doing("make durable the directory", path)?;
-    }
-    Ok(())
-}
-
 /// Keeps SQLite from preparing a statement anew whenever another value is bound to it, in the hope of a better plan. So a
 /// statement has one plan, on every replica.
 fn keep_plans(conn: &Connection) -> rusqlite::Result<()> {
@@ -210,23 +202,37 @@ pub(crate) enum Durability {
     Normal,
 }
 
-/// Opens a database for reading and writing, in WAL mode, makes it when it isn't there, and checks that SQLite does as
-/// it is told. Nothing checkpoints on its own: see [`checkpoint`], and for its closing [`trust_wal`].
-pub(crate) fn open_database(path: &Path, durability: Durability) -> Result<(Connection, Arc<WalGauge>), Fault> {
-    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    let fault = |source| if name == "state.db" { Fault::state(source) } else { Fault::eventlog(source) };
-    let is_new = !path.exists();
-    open_private_file(path)?;
-    if is_new {
-        sync_parent(path)?;
-    }
+/// Connects to a database that exists.
+///
+/// This process has it alone: other processes find it locked. So the index of the WAL is in this process's memory, and
+/// not in a file that is mapped into it; on a full disk such a file kills whoever touches it. Connections of one
+/// process share it all the same (<https://sqlite.org/vfs.html#unix_excl>); each of them has to be able to write, because
+/// a read-only one would weaken the lock of all.
+pub(crate) fn connect(path: &Path) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
-    let mut conn = Connection::open_with_flags(path, flags).map_err(fault)?;
-    // Whoever closes a database last moves its WAL into it. If this WAL turns out to be another's, an older one, that
-    // would overwrite what is newer, and to put the right one back would be too late.
-    conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, true).map_err(fault)?;
-    conn.busy_timeout(BUSY).map_err(fault)?;
-    keep_plans(&conn).map_err(fault)?;
+    let conn = if cfg!(unix) {
+        Connection::open_with_flags_and_vfs(path, flags, "unix-excl")?
+    } else {
+        Connection::open_with_flags(path, flags)?
+    };
+    conn.busy_timeout(BUSY)?;
+    checkpoint_on_close(&conn, false)?;
+    keep_plans(&conn)?;
+    conn.execute_batch(MEANING)?;
+    Ok(conn)
+}
+
+/// Says on a connection whether its closing, if it is the last, moves the WAL into the database and deletes it. That is
+/// for an end in good order alone: after a fault, and while it isn't known whether the WAL is the right one, it has to
+/// stay as it is.
+pub(crate) fn checkpoint_on_close(conn: &Connection, does: bool) -> rusqlite::Result<()> {
+    conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, !does).map(drop)
+}
+
+/// Sets up a connection to write: in WAL mode, and so that SQLite does as it is told, which is checked. Nothing
+/// checkpoints on its own: see [`checkpoint`] and [`checkpoint_on_close`].
+pub(crate) fn set_up(conn: &mut Connection, path: &Path, durability: Durability) -> Result<Arc<WalGauge>, Fault> {
+    let fault = |source| Fault::sqlite(path, source);
     let mode: String = conn.query_row("PRAGMA journal_mode = WAL", (), |row| row.get(0)).map_err(fault)?;
     expect(path, "journal_mode = wal", &mode)?;
     let (pragma, wanted) = match durability {
@@ -235,17 +241,11 @@ pub(crate) fn open_database(path: &Path, durability: Durability) -> Result<(Conn
     };
     conn.execute_batch(pragma).map_err(fault)?;
     conn.execute_batch("PRAGMA cell_size_check = ON; PRAGMA checkpoint_fullfsync = ON")
-        .and_then(|()| conn.execute_batch(MEANING))
+        .and_then(|()| conn.query_row(&format!("PRAGMA journal_size_limit = {LONGEST_WAL}"), (), |_| Ok(())))
         .map_err(fault)?;
     let found: i64 = conn.query_row("PRAGMA synchronous", (), |row| row.get(0)).map_err(fault)?;
     expect(path, wanted, &found.to_string())?;
-    let gauge = WalGauge::on(&mut conn, path).map_err(fault)?;
-    Ok((conn, gauge))
-}
-
-/// Lets the last connection that closes the database move its WAL into it, now that the WAL is known to belong to it.
-pub(crate) fn trust_wal(conn: &Connection) -> rusqlite::Result<()> {
-    conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, false).map(drop)
+    WalGauge::on(conn, path).map_err(fault)
 }
 
 /// Opens a database in memory in which statements mean what they mean in a file.
@@ -263,11 +263,28 @@ fn expect(path: &Path, wanted: &'static str, found: &str) -> Result<(), Fault> {
     Err(Fault::Pragma { path: path.to_owned(), wanted, found: found.to_owned() })
 }
 
-/// Opens a database that others may be writing to, for reading alone.
-pub(crate) fn open_read_only(path: &Path) -> rusqlite::Result<Connection> {
-    let conn = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_ONLY | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
-    conn.busy_timeout(BUSY)?;
-    Ok(conn)
+/// A connection that reads beside the one that writes, in the same process.
+pub(crate) struct Beside {
+    conn: Connection,
+    /// Goes after the connection.
+    _visitor: Visitor,
+}
+
+impl Beside {
+    /// Connects to the database at `path`, which exists.
+    pub(crate) fn open(path: &Path) -> rusqlite::Result<Self> {
+        let visitor = Visitor::enter(path.parent().unwrap_or(Path::new("")));
+        let conn = connect(path)?;
+        conn.execute_batch("PRAGMA query_only = ON")?;
+        Ok(Self { conn, _visitor: visitor })
+    }
+}
+
+impl Deref for Beside {
+    type Target = Connection;
+    fn deref(&self) -> &Connection {
+        &self.conn
+    }
 }
 
 /// Moves what is committed from the WAL into the database file, as far as that needs no waiting.
@@ -275,9 +292,15 @@ pub(crate) fn open_read_only(path: &Path) -> rusqlite::Result<Connection> {
 /// Through a connection of its own, so that it can run beside the thread that writes: inside the commit path it would
 /// double the time of the slowest commits.
 fn checkpoint(path: &Path) -> rusqlite::Result<()> {
-    let conn = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX)?;
-    conn.busy_timeout(BUSY)?;
+    let conn = connect(path)?;
     conn.query_row("PRAGMA wal_checkpoint(PASSIVE)", (), |_| Ok(()))
+}
+
+/// Whether a sync failed, after which the page cache holds what the disk doesn't.
+fn is_failed_sync(error: &rusqlite::Error) -> bool {
+    use rusqlite::ffi::{SQLITE_IOERR, SQLITE_IOERR_WRITE};
+    let is_io = |code: &rusqlite::ffi::Error| code.extended_code & 0xff == SQLITE_IOERR;
+    error.sqlite_error().is_some_and(|code| is_io(code) && code.extended_code != SQLITE_IOERR_WRITE)
 }
 
 /// How far a database's WAL has grown, as its connection sees it, and how much of that was moved into the database.
@@ -288,6 +311,7 @@ pub(crate) struct WalGauge {
     /// How many pages it had when it was checkpointed last.
     checkpointed: AtomicU32,
     is_claimed: AtomicBool,
+    has_failed: AtomicBool,
 }
 
 impl WalGauge {
@@ -298,6 +322,7 @@ impl WalGauge {
             pages: AtomicU32::new(0),
             checkpointed: AtomicU32::new(0),
             is_claimed: AtomicBool::new(false),
+            has_failed: AtomicBool::new(false),
         });
         let told = Arc::clone(&gauge);
         conn.wal_hook(Some(move |_: &mut Wal, pages: i32| {
@@ -319,7 +344,17 @@ impl WalGauge {
     /// Checkpoints the database, on this thread.
     pub(crate) fn checkpoint(&self) -> rusqlite::Result<()> {
         self.checkpointed.store(self.pages.load(Ordering::Relaxed), Ordering::Relaxed);
-        checkpoint(&self.path)
+        let result = checkpoint(&self.path);
+        if result.as_ref().is_err_and(is_failed_sync) {
+            self.has_failed.store(true, Ordering::Release);
+        }
+        result
+    }
+
+    /// Whether a checkpoint could not sync. It may have been the one to learn that what somebody else has written is not
+    /// on the disk.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.has_failed.load(Ordering::Acquire)
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -354,19 +389,4 @@ impl WalGauge {
     pub(crate) fn is_overdue(&self) -> bool {
         self.is_due() && self.pages.load(Ordering::Relaxed) >= OVERDUE_PAGES
     }
-}
-
-/// Deletes a database with everything that SQLite keeps beside it.
-pub(crate) fn remove_database(path: &Path) -> Result<(), Fault> {
-    for suffix in ["", "-wal", "-shm", "-journal"] {
-        let mut name = path.as_os_str().to_owned();
-        name.push(suffix);
-        match fs::remove_file(&name) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                return Err(error).doing("delete", Path::new(&name));
-            }
-            _ => {}
-        }
-    }
-    sync_parent(path)
 }

@@ -195,7 +195,7 @@ impl Store {
             mpsc::error::TrySendError::Full(_) => Error::Overloaded,
             mpsc::error::TrySendError::Closed(_) => Error::Closed,
         })?;
-        receipt.await.map_err(|_| Error::Closed)?
+        receipt.await.map_err(|_| self.unanswered())?
     }
 
     /// Adds events that happened elsewhere, with the devices they come from. They are not judged: one that can't be
@@ -357,7 +357,16 @@ impl Store {
             (result, Box::new(move || drop(reply.send(answer))))
         });
         self.inner.queue.send(work(act)).await.map_err(|_| Error::Closed)?;
-        answer.await.map_err(|_| Error::Closed)?
+        answer.await.map_err(|_| self.unanswered())?
+    }
+
+    /// Why the thread let go of something without an answer.
+    fn unanswered(&self) -> Error {
+        if self.inner.queue.is_closed() {
+            return Error::Closed;
+        }
+        let why = "likewise failed in the middle of this; its log says more. Try again: one id counts once";
+        Error::Unavailable(why.into())
     }
 }
 
@@ -497,7 +506,7 @@ impl Stores {
         predecessor: Option<JoinHandle<()>>,
         news: watch::Sender<u64>,
     ) -> Result<(Store, JoinHandle<()>), Error> {
-        let files = Files::in_dir(self.shared.dir.join(id.as_str()));
+        let files = self.files(id);
         let (queue, work) = mpsc::channel(self.shared.limits.queue);
         let (tell_health, health) = watch::channel(Health::Opening);
         let live = Arc::new(Live::default());
@@ -513,6 +522,11 @@ impl Stores {
         let thread = thread.map_err(|why| Error::Unavailable(format!("cannot start a thread: {why}").into()))?;
         let schema = Arc::clone(&self.shared.common.setup.schema);
         Ok((Store { inner: Arc::new(Inner { id: id.clone(), files, schema, queue, live, health }) }, thread))
+    }
+
+    /// The files of the store `id`, which need not exist.
+    pub fn files(&self, id: &StoreId) -> Files {
+        Files::in_dir(self.shared.dir.join(id.as_str()))
     }
 
     /// The names of the stores on disk, in order.

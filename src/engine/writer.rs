@@ -1,6 +1,7 @@
 //! The one thread that owns a store's replica: it takes work from a bounded queue and commits what waits together.
 
 use std::ops::ControlFlow;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -9,7 +10,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::event::Envelope;
 use super::live::Live;
-use super::replica::{Files, Outcome, Replica, Setup};
+use super::replica::{Files, Outcome, Replica, Setup, Standing};
+use super::schema::panic_message;
 use super::state::State;
 use super::storage::{Fault, WalGauge};
 use super::store::{Error, Health, Receipt};
@@ -80,6 +82,10 @@ pub(crate) struct Writer {
     stuck: Option<(Error, Instant)>,
     /// Whether files were seen here, so that their absence is a fault and not a beginning.
     has_files: bool,
+    /// Whether this thread has made durable all that is in the files: it opened them, and no sync has failed since.
+    is_synced: bool,
+    /// Where the store stood when that was known last.
+    standing: Option<Standing>,
     looked: Instant,
 }
 
@@ -93,18 +99,56 @@ impl Writer {
         news: watch::Sender<u64>,
     ) -> Self {
         let held = Held::Failed(Error::Closed, Instant::now());
-        Self { files, common, queue, live, health, news, held, stuck: None, has_files: false, looked: Instant::now() }
+        Self {
+            files,
+            common,
+            queue,
+            live,
+            health,
+            news,
+            held,
+            stuck: None,
+            has_files: false,
+            is_synced: false,
+            standing: None,
+            looked: Instant::now(),
+        }
     }
 
     /// Works until every handle of the store is gone, or somebody closes it.
     pub(crate) fn run(mut self) {
-        self.open();
-        self.publish();
+        self.unless_panicked(|writer| {
+            writer.open();
+            writer.publish();
+        });
         while let Some(work) = self.queue.blocking_recv() {
-            if self.serve(work).is_break() {
+            let served = self.unless_panicked(|writer| {
+                let flow = writer.serve(work);
+                writer.checkpoint();
+                flow
+            });
+            if served.is_some_and(|flow| flow.is_break()) {
                 break;
             }
-            self.checkpoint();
+        }
+    }
+
+    /// Does what a panic must not end the thread over: a defect of ours costs the answers to what was being done, and the
+    /// store is opened again.
+    fn unless_panicked<T>(&mut self, act: impl FnOnce(&mut Self) -> T) -> Option<T> {
+        match catch_unwind(AssertUnwindSafe(|| act(self))) {
+            Ok(value) => Some(value),
+            Err(panic) => {
+                let fault = Fault::Panicked(panic_message(&*panic).to_owned());
+                let again = catch_unwind(AssertUnwindSafe(|| {
+                    self.recover(&fault);
+                    self.publish();
+                }));
+                if again.is_err() {
+                    self.held = Held::Failed(Error::from(&fault), Instant::now());
+                }
+                None
+            }
         }
     }
 
@@ -217,6 +261,7 @@ impl Writer {
 
     /// Opens the store again after `fault`, so that at least what it holds can be read, say while the disk is full.
     fn recover(&mut self, fault: &Fault) -> Error {
+        self.is_synced &= fault.leaves_synced();
         let error = Error::from(fault);
         self.fail(error.clone());
         self.open();
@@ -250,17 +295,22 @@ impl Writer {
         }
     }
 
-    fn open_replica(&self) -> Result<Replica, Fault> {
-        let mut replica = Replica::open(self.files.clone(), self.common.setup.clone())?;
-        if self.common.follows {
-            replica.follow()?;
-        }
-        Ok(replica)
+    fn open_replica(&mut self) -> Result<Replica, Fault> {
+        let Common { setup, follows, .. } = &*self.common;
+        let opened = Replica::open_found(self.files.clone(), setup.clone(), self.is_synced).and_then(|mut replica| {
+            if *follows {
+                replica.follow()?;
+            }
+            Ok(replica)
+        });
+        self.is_synced = opened.as_ref().map_or_else(|fault| self.is_synced && fault.leaves_synced(), |_| true);
+        opened
     }
 
     /// Makes the files of a store that gets its first event.
     fn create(&mut self) -> Result<(), Error> {
-        let Common { count, max, .. } = &*self.common;
+        let common = Arc::clone(&self.common);
+        let Common { count, max, .. } = &*common;
         let may = |stores: u64| (stores < *max).then_some(stores + 1);
         if count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, may).is_err() {
             return Err(Error::TooManyStores(*max));
@@ -273,7 +323,7 @@ impl Writer {
             }
             Err(fault) => {
                 if !self.files.exist() {
-                    self.common.count.fetch_sub(1, Ordering::Relaxed);
+                    common.count.fetch_sub(1, Ordering::Relaxed);
                 }
                 let error = Error::from(&fault);
                 self.fail(error.clone());
@@ -304,14 +354,19 @@ impl Writer {
             Held::Open(replica) => {
                 self.live.refresh(replica.state(), replica.take_touched());
                 match (&self.stuck, replica.standing()) {
-                    (Some((error, _)), Ok(standing)) => Health::ReadOnly(standing, error.to_string()),
-                    (None, Ok(standing)) => Health::Open(standing),
-                    (_, Err(fault)) => Health::Failed(fault.to_string()),
+                    (stuck, Ok(standing)) => {
+                        self.standing = Some(standing.clone());
+                        match stuck {
+                            Some((error, _)) => Health::ReadOnly(standing, error.to_string()),
+                            None => Health::Open(standing),
+                        }
+                    }
+                    (_, Err(fault)) => self.failed(&Error::from(&fault)),
                 }
             }
             Held::Failed(error, _) => {
                 self.live.fail(error);
-                Health::Failed(error.to_string())
+                self.failed(error)
             }
         };
         let is_new = self.health.send_if_modified(|last| {
@@ -323,6 +378,14 @@ impl Writer {
         });
         if is_new {
             self.news.send_modify(|times| *times += 1);
+        }
+    }
+
+    /// The health of a store that can't be opened: what was known of it can still be read.
+    fn failed(&self, error: &Error) -> Health {
+        match &self.standing {
+            Some(standing) => Health::ReadOnly(standing.clone(), error.to_string()),
+            None => Health::Failed(error.to_string()),
         }
     }
 

@@ -1,23 +1,35 @@
 //! What commands on this machine ask of the process that has the data directory. The key is in the lock file, which
 //! only the owner of the data can read.
 
+use std::io::{self, BufWriter, Write};
+use std::path::PathBuf;
+use std::sync::Arc;
+
 use axum::Json;
-use axum::body::Body;
+use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
-use futures_util::{Stream, StreamExt, TryStreamExt};
+use futures_util::{Stream, StreamExt, TryStreamExt, stream};
 use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq;
 use tokio::io::AsyncRead;
+use tokio::sync::mpsc;
 use tokio_util::codec::{FramedRead, LinesCodec, LinesCodecError};
 use tokio_util::io::StreamReader;
 
 use super::problem::Problem;
-use super::{App, Opened, sentence};
-use crate::engine::{BATCH, Device, Envelope, Error, Health, Line, MAX_ARGS, Outcome, Standing, Store};
+use super::{App, Opened, Page, sentence};
+use crate::engine::{
+    self, BATCH, Device, Envelope, Error, Fault, Files, Health, Line, MAX_ARGS, Outcome, Report, Standing, Store,
+};
+use crate::likes::schema;
 
 /// The longest line of an import: a payload of which every byte is escaped, and the rest of the line.
 const MAX_LINE: usize = 6 * MAX_ARGS + 1_024;
+
+/// How much of an export is handed over at a time, in bytes, and how many such pieces may wait.
+const PIECE: usize = 64 * 1024;
+const PIECES: usize = 4;
 
 /// What an import did.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -152,6 +164,125 @@ pub(crate) async fn import_route(
         }
     })?;
     Ok(Json(imported))
+}
+
+/// Which events are written out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Exported {
+    All,
+    SetAside,
+}
+
+impl Exported {
+    /// The end of the route that gives them.
+    pub(crate) fn route(self) -> &'static str {
+        match self {
+            Self::All => "export",
+            Self::SetAside => "set-aside",
+        }
+    }
+
+    /// Writes them to `out`.
+    pub(crate) fn write(self, files: &Files, out: &mut dyn Write) -> Result<(), Fault> {
+        match self {
+            Self::All => engine::export(files, out).map(drop),
+            Self::SetAside => engine::export_set_aside(files, out),
+        }
+    }
+}
+
+/// `GET /control/v1/{store}/export`
+pub(crate) async fn export(State(app): State<App>, headers: HeaderMap, page: Page) -> Result<Body, Problem> {
+    write_out(&app, &headers, &page, Exported::All).await
+}
+
+/// `GET /control/v1/{store}/set-aside`
+pub(crate) async fn export_set_aside(State(app): State<App>, headers: HeaderMap, page: Page) -> Result<Body, Problem> {
+    write_out(&app, &headers, &page, Exported::SetAside).await
+}
+
+/// Writes events of a store into the body of an answer, as fast as they are taken. Works also where the store itself
+/// can't be opened: what can be read is read.
+async fn write_out(app: &App, headers: &HeaderMap, page: &Page, which: Exported) -> Result<Body, Problem> {
+    authorize(app, headers)?;
+    let files = existing(app, page).await?;
+    let (sender, receiver) = mpsc::channel(PIECES);
+    tokio::task::spawn_blocking(move || {
+        let mut out = BufWriter::with_capacity(PIECE, Pieces(sender.clone()));
+        if let Err(fault) = which.write(&files, &mut out) {
+            // Whoever hung up knows; everybody else has to learn that there is more.
+            drop(sender.blocking_send(Err(io::Error::other(fault))));
+        }
+    });
+    Ok(Body::from_stream(stream::unfold(receiver, async |mut receiver| {
+        let piece = receiver.recv().await?;
+        Some((piece, receiver))
+    })))
+}
+
+/// What is written, as pieces of a body.
+struct Pieces(mpsc::Sender<io::Result<Bytes>>);
+
+impl Write for Pieces {
+    fn write(&mut self, piece: &[u8]) -> io::Result<usize> {
+        self.0.blocking_send(Ok(Bytes::copy_from_slice(piece))).map_err(|_| io::ErrorKind::BrokenPipe)?;
+        Ok(piece.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// `POST /control/v1/{store}/verify`
+pub(crate) async fn verify(State(app): State<App>, headers: HeaderMap, page: Page) -> Result<Json<Report>, Problem> {
+    authorize(&app, &headers)?;
+    let files = existing(&app, &page).await?;
+    let verify = move || engine::verify(&files, &Arc::new(schema()), &engine::executable()?);
+    let report = tokio::task::spawn_blocking(verify).await.map_err(Problem::internal)?;
+    Ok(Json(report.map_err(|fault| Error::from(&fault))?))
+}
+
+/// The files of a store that has events.
+async fn existing(app: &App, page: &Page) -> Result<Files, Problem> {
+    let files = app.stores.files(page.id());
+    let looked_at = files.clone();
+    let blank = tokio::task::spawn_blocking(move || engine::is_blank(&looked_at)).await.map_err(Problem::internal)?;
+    if blank.map_err(|fault| Error::from(&fault))? {
+        return Err(Problem::new(
+            StatusCode::NOT_FOUND,
+            "no-such-store",
+            format!("There is no store {} in {}.", page.id(), app.data.display()),
+            "Name the store with --store.",
+        ));
+    }
+    Ok(files)
+}
+
+/// Where a backup is to be.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct BackupTo {
+    /// An absolute path.
+    pub(crate) to: PathBuf,
+}
+
+/// `POST /control/v1/backup`
+pub(crate) async fn backup(State(app): State<App>, headers: HeaderMap, body: Bytes) -> Result<Json<usize>, Problem> {
+    authorize(&app, &headers)?;
+    let BackupTo { to } = serde_json::from_slice(&body).map_err(|why| {
+        Problem::bad_request(
+            "malformed-backup",
+            format!("This names no directory: {why}."),
+            "Use `likewise backup TO`.",
+        )
+    })?;
+    let data = app.data.clone();
+    let copied = tokio::task::spawn_blocking(move || crate::backup::backup(&data, &to)).await;
+    let copied = copied.map_err(Problem::internal)?.map_err(|error| {
+        let why = sentence(format!("{error:#}"));
+        Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "backup-failed", why, "Nothing was changed.")
+    })?;
+    Ok(Json(copied))
 }
 
 /// `POST /control/v1/{store}/adopt`

@@ -12,6 +12,7 @@ mod status;
 
 use std::collections::HashMap;
 use std::fmt::Display;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use axum::Router;
@@ -27,7 +28,7 @@ use crate::engine::{Device, Error, Store, StoreId, Stores};
 use crate::sync::{self, Clients, Hub, LinkStatus};
 
 pub(crate) use assets::ASSETS_VERSION;
-pub(crate) use control::{AFTER_IMPORT, Imported, import};
+pub(crate) use control::{AFTER_IMPORT, BackupTo, Exported, Imported, import};
 pub(crate) use guard::AllowedHost;
 pub(crate) use guard::{Policy, protect};
 pub(crate) use problem::Problem;
@@ -44,6 +45,8 @@ pub(crate) type App = Arc<Services>;
 pub(crate) struct Services {
     pub(crate) stores: Stores,
     pub(crate) device: Device,
+    /// The data directory.
+    pub(crate) data: PathBuf,
     pub(crate) pages: live::Pages,
     /// Keep stores level with the upstream, if there is one.
     pub(crate) clients: Clients,
@@ -71,9 +74,13 @@ pub(crate) fn routes(app: App) -> Router {
         .nest("/s/{store}", of_a_store)
         .route("/static/{file}", get(assets::asset))
         .route("/favicon.ico", get(assets::favicon))
+        .route("/control/v1/backup", post(control::backup))
+        .route("/control/v1/{store}/export", get(control::export))
         .route("/control/v1/{store}/import", post(control::import_route))
+        .route("/control/v1/{store}/verify", post(control::verify))
         .route("/control/v1/{store}/adopt", post(control::adopt))
         .route("/control/v1/{store}/promote", post(control::promote))
+        .route("/control/v1/{store}/set-aside", get(control::export_set_aside))
         .route("/control/v1/{store}/set-aside/retry", post(control::retry_set_aside))
         .route("/sync/v1/{store}/events", get(sync::pull).post(sync::push))
         .with_state(app)
@@ -90,6 +97,11 @@ pub(crate) struct Page {
 }
 
 impl Page {
+    /// The store's name.
+    pub(crate) fn id(&self) -> &StoreId {
+        &self.id
+    }
+
     /// What the routes of this store begin with.
     pub(crate) fn base(&self) -> String {
         base(&self.id)
@@ -235,6 +247,7 @@ pub(crate) mod tests {
         App::new(Services {
             stores: stores.clone(),
             device,
+            data: dir.to_owned(),
             pages: live::Pages::new(max_streams),
             clients: Clients::new(stores, None, Duration::ZERO, shutdown.clone()),
             hub: Hub::new(tokens, dir.to_owned(), shutdown.clone()),

@@ -69,7 +69,7 @@ fn trust_13_a_state_that_is_missing_or_foreign_is_made_anew_with_the_same_digest
     let replica = filled(&home, 60, 5);
     let digest = replica.state_digest().unwrap();
     home.crash(replica);
-    for file in ["state.db", "state.db-wal", "state.db-shm"] {
+    for file in ["state.db", "state.db-wal"] {
         fs::remove_file(home.path(file)).unwrap();
     }
     assert_eq!(home.open().state_digest().unwrap(), digest);
@@ -267,7 +267,7 @@ fn trust_07_an_older_eventlog_in_its_place_is_noticed() {
             copy_dir(&home.dir, &old);
             act(&mut replica);
             home.crash(replica);
-            for file in ["eventlog.db", "eventlog.db-wal", "eventlog.db-shm"] {
+            for file in ["eventlog.db", "eventlog.db-wal"] {
                 fs::copy(old.join(file), home.path(file)).unwrap();
             }
             if without_witness {

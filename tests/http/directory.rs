@@ -148,7 +148,7 @@ fn trust_07_an_old_wal_or_eventlog_in_the_place_of_the_right_one_is_noticed() {
         fs::write(path, bytes).expect("put back");
     }
     // Without the state it is the witness that knows.
-    for name in ["state.db", "state.db-wal", "state.db-shm", "eventlog.db-wal"] {
+    for name in ["state.db", "state.db-wal", "eventlog.db-wal"] {
         fs::remove_file(store.join(name)).expect("deleted");
     }
     assert_refused(data.path(), &["lost its end"]);
@@ -161,7 +161,7 @@ fn trust_07_an_old_wal_or_eventlog_in_the_place_of_the_right_one_is_noticed() {
     for (path, bytes) in &old {
         fs::write(path, bytes).expect("put back");
     }
-    for name in ["state.db", "state.db-wal", "state.db-shm", "witness"] {
+    for name in ["state.db", "state.db-wal", "witness"] {
         drop(fs::remove_file(store.join(name)));
     }
     assert_eq!(Server::start(data.path()).count(), 2);

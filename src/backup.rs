@@ -1,0 +1,72 @@
+//! A copy of a whole data directory, made by the process that has it.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, bail};
+
+use crate::data_dir::DataDir;
+use crate::engine::{self, StoreId};
+use crate::sync::TokenFile;
+
+/// Copies all stores and the tokens of the data directory `data` to the new or empty directory `to`, and gives how many
+/// stores there were. When it fails, nothing is left at `to`.
+pub(crate) fn backup(data: &Path, to: &Path) -> anyhow::Result<usize> {
+    let mut stores = engine::stores_in(&DataDir::stores(data))?;
+    // One that looks blank because it can't be read is not left out: to copy it says what is wrong.
+    stores.retain(|store| !engine::is_blank(&DataDir::files(data, store)).unwrap_or(false));
+    // A hub that nobody has liked through yet has its tokens.
+    if stores.is_empty() && TokenFile::in_dir(data).list()?.is_empty() {
+        bail!("there is no data in {}; name the directory with --data", data.display());
+    }
+    // A part of a copy looks like a whole one that has fewer likes, so it stands apart until all of it is there.
+    let part = to.join("incomplete");
+    let is_new = !to.exists();
+    if !is_new {
+        make_room(to, &part)?;
+    }
+    let copied = copy_all(data, &stores, &part).and_then(|()| put_in_place(&part, to));
+    if copied.is_err() {
+        drop(fs::remove_dir_all(&part));
+        if is_new {
+            drop(fs::remove_dir(to));
+        }
+    }
+    copied?;
+    Ok(stores.len())
+}
+
+/// Makes sure that `to` is empty, but for what a backup left behind that was killed.
+fn make_room(to: &Path, part: &Path) -> anyhow::Result<()> {
+    for entry in fs::read_dir(to).with_context(|| format!("cannot read {}", to.display()))? {
+        if entry.with_context(|| format!("cannot read {}", to.display()))?.path() != part {
+            bail!("{} is not empty; name a directory that doesn't exist yet", to.display());
+        }
+    }
+    if part.exists() {
+        fs::remove_dir_all(part).with_context(|| format!("cannot delete {}", part.display()))?;
+    }
+    Ok(())
+}
+
+/// Copies what belongs into a backup to the new directory `to`, durably.
+fn copy_all(data: &Path, stores: &[StoreId], to: &Path) -> anyhow::Result<()> {
+    engine::create_private_dir(to)?;
+    for store in stores {
+        engine::backup(&DataDir::files(data, store), &DataDir::files(to, store))
+            .with_context(|| format!("the store {store} was not copied"))?;
+    }
+    // A hub that is put back goes on with the same devices.
+    TokenFile::in_dir(data).copy_to(to)
+}
+
+/// Moves everything in the directory `part` into the one that it is in, durably.
+fn put_in_place(part: &Path, to: &Path) -> anyhow::Result<()> {
+    let cannot_write = || format!("cannot write {}", to.display());
+    for entry in fs::read_dir(part).with_context(cannot_write)? {
+        let entry = entry.with_context(cannot_write)?;
+        fs::rename(entry.path(), to.join(entry.file_name())).with_context(cannot_write)?;
+    }
+    fs::remove_dir(part).with_context(cannot_write)?;
+    Ok(engine::sync_dir(to)?)
+}
