@@ -24,7 +24,9 @@ fn start(recorder: &Recorder) -> Result<Opened, String> {
 fn like_at_last(recorder: &Recorder, server: &mut Option<Opened>, id: &str) {
     wait_for("a like to be stored on a disk that is well", || {
         if server.as_mut().is_none_or(|server| !server.is_running()) {
-            *server = Some(start(recorder).expect("it starts on a disk that is well"));
+            *server = Some(
+                start(recorder).unwrap_or_else(|why| panic!("it doesn't start on a disk that is well again: {why}")),
+            );
         }
         let (status, _) = server.as_ref()?.try_like(id)?;
         (status == 303).then(|| recorder.acknowledge(id))
@@ -117,7 +119,10 @@ fn every(class: Class, stride: usize, kinds: &[(Errno, bool, bool)]) {
                 let how = [(forever, "-forever"), (drops, "-drops"), (from_the_start, "-at-start")];
                 let how: String = how.into_iter().filter(|(is, _)| *is).map(|(_, name)| name).collect();
                 let name = format!("{class:?}-{at}-error-{}{how}", errno.raw_os_error()).to_lowercase();
-                let scenario = |recorder: &Recorder| bad_disk(recorder, fault, from_the_start);
+                let scenario = |recorder: &Recorder| {
+                    eprintln!("{name}");
+                    bad_disk(recorder, fault, from_the_start);
+                };
                 all.add(power_cuts(&name, Cuts::Random(2), scenario, check));
             }
         }

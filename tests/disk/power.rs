@@ -145,11 +145,11 @@ fn trust_58_a_like_whose_sync_a_kill_ended_and_that_was_posted_again() {
     power_cuts("kill-and-retry", Cuts::Random(60), kill_and_retry, one).assert_well("kill-and-retry");
 }
 
-/// Whether the checker notices that something acknowledged is gone.
+/// Whether the checker notices that something acknowledged is gone. Where the program notices that itself, it refuses.
 fn assert_noticed(outcome: &Outcome) {
-    let lost = outcome.count(Wrong::Lost);
-    eprintln!("{lost} of {} images lack something acknowledged", outcome.images);
-    assert!(lost > 0, "syncs were skipped, and none of {} images lacks anything", outcome.images);
+    let (lost, refused) = (outcome.count(Wrong::Lost), outcome.count(Wrong::Refused));
+    eprintln!("of {} images {lost} lack something acknowledged, and {refused} are refused", outcome.images);
+    assert!(lost + refused > 0, "syncs were skipped, and none of {} images lacks anything", outcome.images);
 }
 
 #[test]
