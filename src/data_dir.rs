@@ -142,3 +142,20 @@ fn taken(path: &Path, holder: Option<&Holder>) -> String {
         None => format!("{path} is in use by another likewise process. Stop it, or name another directory with --data"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fuzz::{fuzz, outcome};
+
+    #[test]
+    fn trust_38_fuzzed_lock_files_name_a_holder_or_nobody() {
+        fuzz("holder", &["\"pid\":", "\"address\":", "\"key\":"], |input| {
+            let holder = serde_json::from_slice::<Holder>(input);
+            if let Ok(holder) = &holder {
+                assert!(!taken(Path::new("/data"), Some(holder)).is_empty());
+            }
+            outcome(&holder)
+        });
+    }
+}

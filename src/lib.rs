@@ -21,6 +21,8 @@ mod backup;
 pub mod cli;
 mod data_dir;
 pub mod engine;
+#[cfg(test)]
+mod fuzz;
 pub mod likes;
 mod serve;
 pub mod sync;

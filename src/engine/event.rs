@@ -314,6 +314,12 @@ impl Envelope {
         EventRef { id: self.id, name: self.name.as_str(), args: self.args.as_text() }
     }
 
+    /// Whether its name and payload, which were read from somewhere, are such as an event may have.
+    pub(crate) fn is_well_formed(&self) -> bool {
+        let args = self.args.as_text().unwrap_or_default().parse::<Args>();
+        EventName::check(self.name.as_str()).is_ok() && args.as_ref() == Ok(&self.args)
+    }
+
     /// Puts `event` under `id`.
     ///
     /// # Errors
@@ -398,6 +404,7 @@ fn excerpt(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fuzz::{fuzz, outcome, text};
 
     #[derive(Serialize, Deserialize)]
     struct Empty {}
@@ -470,6 +477,51 @@ mod tests {
         for bad in ["", "x", &simple, v4, "{0190d1e5-3f5c-7bb2-8a3e-5d4f6c7b8a9}"] {
             assert!(bad.parse::<EventId>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn trust_38_fuzzed_ids_names_and_payloads_keep_their_rules() {
+        fuzz("id", &["0190d1e5-3f5c-7bb2-8a3e-5d4f6c7b8a90", "-", "urn:uuid:"], |input| {
+            let id = text(input).parse::<EventId>();
+            if let Ok(id) = &id {
+                assert_eq!(id.to_string().parse(), Ok(*id));
+                assert_eq!(id.to_string(), text(input).to_lowercase());
+                assert_eq!(EventId::from_bytes(id.as_bytes()), Ok(*id));
+            }
+            outcome(&id)
+        });
+        fuzz("name", &["likewise.", "likewise.batch", "."], |input| {
+            let name = text(input).parse::<EventName>();
+            if let Ok(name) = &name {
+                assert_eq!(name.as_str().as_bytes(), input);
+                assert!((1..=MAX_NAME).contains(&input.len()));
+                assert!(!name.as_str().starts_with("likewise.") || name.as_str() == BATCH);
+            }
+            outcome(&name)
+        });
+        fuzz("device", &[], |input| {
+            let device = text(input).parse::<Device>();
+            if let Ok(device) = &device {
+                assert!((1..=MAX_DEVICE).contains(&device.as_str().len()));
+                let again = serde_json::to_string(device).map(|text| serde_json::from_str::<Device>(&text).unwrap());
+                assert_eq!(again.unwrap(), *device);
+            }
+            outcome(&device)
+        });
+        fuzz("args", &["[[[[", "{\"a\":", "1e-400", "null", "{}"], |input| {
+            let args = text(input).parse::<Args>();
+            if let Ok(args) = &args {
+                let kept = args.as_text().unwrap_or_default();
+                assert!(kept.len() <= MAX_ARGS && kept.bytes().all(|byte| byte >= 0x20));
+                assert_eq!(kept.parse(), Ok(args.clone()));
+                assert!(kept.is_empty() || kept == text(input));
+                drop(decode::<Wrapped>(args.as_text()));
+                if let Ok(items) = unseal(args.as_text()) {
+                    assert!(!items.is_empty() && items.len() <= kept.len());
+                }
+            }
+            outcome(&args)
+        });
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //!
 //! Its methods speak SQLite's errors; [`Replica`](super::replica::Replica) says what they mean.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{ErrorKind, Read};
@@ -9,18 +10,23 @@ use std::ops::Deref;
 use std::path::Path;
 use std::sync::Arc;
 
-use rusqlite::types::{FromSqlError, Type};
+use rusqlite::types::Type;
 use rusqlite::{CachedStatement, Connection, OptionalExtension, Params, Row, params};
 use serde::{Deserialize, Serialize};
 
+use super::checks::Checked;
 use super::event::{Args, Device, Envelope, EventId, EventName, EventRef};
 use super::opening::{Alone, make_database, provide_wal};
 use super::place::{Digest, Entry, Generation, LogId, Seq};
 use super::storage::{Beside, Durability, Fault, IoContext, WalGauge, checkpoint_on_close, connect, set_up};
+use super::tally::{RowHash, Tally};
 use super::witness::Testimony;
 
 /// The format of the tables below. Higher ones are left alone.
-const FORMAT: i64 = 1;
+const FORMAT: i64 = 2;
+
+/// The first format whose rows have hashes.
+const HASHED: i64 = 2;
 
 /// Marks the file as ours: "Like" in ASCII.
 const APPLICATION_ID: i64 = 0x4c69_6b65;
@@ -46,18 +52,50 @@ const TABLES: &str = "
         n INTEGER PRIMARY KEY AUTOINCREMENT,
         id BLOB NOT NULL UNIQUE,
         name INTEGER NOT NULL,
-        args TEXT
+        args TEXT,
+        hash INTEGER NOT NULL DEFAULT 0
     ) STRICT;
     CREATE TABLE set_aside (
         n INTEGER PRIMARY KEY,
         id BLOB NOT NULL,
         name INTEGER NOT NULL,
         args TEXT,
-        why TEXT NOT NULL
+        why TEXT NOT NULL,
+        hash INTEGER NOT NULL DEFAULT 0
     ) STRICT;
     CREATE UNIQUE INDEX set_aside_content ON set_aside (id, name, coalesce(args, ''));
     CREATE TABLE checkpoint (seq INTEGER PRIMARY KEY, digest BLOB NOT NULL, length INTEGER NOT NULL) STRICT;
     CREATE TABLE base (seq INTEGER PRIMARY KEY, digest BLOB NOT NULL, length INTEGER NOT NULL) STRICT;
+";
+
+/// What waits outside of the log: each table, and how its rows are read.
+const WAITING: [(&str, &str); 2] = [
+    ("outbox", "SELECT n, id, name, args, '', hash FROM outbox"),
+    ("set_aside", "SELECT n, id, name, args, why, hash FROM set_aside"),
+];
+
+/// A table of events that aren't in the log, as its place in [`WAITING`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Waiting {
+    Pending = 0,
+    SetAside = 1,
+}
+
+/// What is left of an event that isn't in the log.
+pub(crate) struct Rescued {
+    pub(crate) n: i64,
+    /// None where there is nothing left to read.
+    pub(crate) event: Option<Envelope>,
+    /// Why it was set aside, if it was.
+    pub(crate) why: Option<String>,
+    /// Whether it is what was stored.
+    pub(crate) is_as_stored: bool,
+}
+
+/// Gives tables of a format without hashes a column where they would stand.
+const HASHLESS: &str = "
+    CREATE TEMP VIEW outbox AS SELECT *, NULL AS hash FROM main.outbox;
+    CREATE TEMP VIEW set_aside AS SELECT *, NULL AS hash FROM main.set_aside;
 ";
 
 /// Whose log the eventlog's log is.
@@ -107,6 +145,18 @@ pub(crate) struct Tip {
     pub(crate) set_aside: u64,
     /// How many transactions have changed anything.
     pub(crate) commits: u64,
+    /// Of the rows of the outbox.
+    pub(crate) outbox_tally: Tally,
+    /// Of the rows of what was set aside.
+    pub(crate) set_aside_tally: Tally,
+}
+
+impl Tip {
+    /// What is stored with each commit, so that opening can tell whether the end of the log, the outbox and what was set
+    /// aside are as they were left.
+    fn digests(&self) -> Vec<u8> {
+        [self.digest.0, self.outbox_tally.to_bytes(), self.set_aside_tally.to_bytes()].concat()
+    }
 }
 
 /// What is kept in memory, as it was when a part of a transaction began.
@@ -140,7 +190,13 @@ pub(crate) struct Content {
 impl Found {
     pub(crate) fn is(&self, event: &Envelope) -> bool {
         let (Self::Log(_, content) | Self::Outbox(_, content) | Self::SetAside(content)) = self;
-        content.name == event.name && content.args == event.args
+        content.is(event)
+    }
+}
+
+impl Content {
+    pub(crate) fn is(&self, event: &Envelope) -> bool {
+        self.name == event.name && self.args == event.args
     }
 }
 
@@ -188,17 +244,20 @@ pub(crate) struct Checkpoint {
 }
 
 pub(crate) struct Eventlog {
-    conn: Link,
+    pub(super) conn: Link,
     wal: Option<Arc<WalGauge>>,
     tip: Tip,
     /// The tip as the transaction found it.
     saved: Option<Tip>,
     names: Interned,
     origins: Interned,
+    /// As the file has it.
+    format: i64,
+    pub(super) checked: RefCell<Checked>,
 }
 
 /// How an eventlog is connected to its file.
-enum Link {
+pub(super) enum Link {
     /// As the one that writes.
     Writes(Connection),
     /// Beside it.
@@ -249,6 +308,7 @@ impl Eventlog {
         conn.set_prepared_statement_cache_capacity(64);
         let names = Interned::load(&conn, "SELECT id, text FROM name")?;
         let origins = Interned::load(&conn, "SELECT id, text FROM origin")?;
+        let digests: Vec<u8> = meta(&conn, "digests")?.unwrap_or_default();
         let tip = Tip {
             head: Seq::START,
             digest: Digest::EMPTY,
@@ -260,9 +320,18 @@ impl Eventlog {
             n: conn.query_row("SELECT coalesce(max(seq), 0) FROM sqlite_sequence", (), |row| row.get(0))?,
             set_aside: conn.query_row("SELECT count(*) FROM set_aside", (), |row| row.get(0))?,
             commits: meta(&conn, "commits")?.unwrap_or_default(),
+            outbox_tally: Tally::from_slice(digests.get(32..64).unwrap_or_default()),
+            set_aside_tally: Tally::from_slice(digests.get(64..96).unwrap_or_default()),
         };
-        let mut log = Self { conn, wal, tip, saved: None, names, origins };
-        let end = log.walk(log.checkpoint_before(Seq(i64::MAX as u64))?, None)?;
+        let format = conn.query_row("PRAGMA user_version", (), |row| row.get(0))?;
+        if format < HASHED && wal.is_none() {
+            // Only to be read, so it stays as it is, and looks as if there were hashes.
+            conn.execute_batch(HASHLESS)?;
+        }
+        let mut log = Self { conn, wal, tip, saved: None, names, origins, format, checked: RefCell::default() };
+        let last = log.checkpoint_before(Seq(i64::MAX as u64))?;
+        let end = log.walk(last, None)?;
+        log.checked = RefCell::new(Checked::nothing(last.seq, end.seq, log.tip.n));
         log.tip = Tip { head: end.seq, digest: end.digest, length: end.length, ..log.tip };
         Ok(log)
     }
@@ -270,6 +339,87 @@ impl Eventlog {
     /// Says that this is an end in good order, so that the WAL is to be moved into the file.
     pub(crate) fn close_in_order(&self) -> rusqlite::Result<()> {
         checkpoint_on_close(&self.conn, true)
+    }
+
+    /// Moves an older format on to the present one, whole or not at all.
+    pub(crate) fn upgrade(&mut self) -> rusqlite::Result<()> {
+        if self.format >= FORMAT {
+            return Ok(());
+        }
+        self.begin()?;
+        self.conn.execute_batch(
+            "ALTER TABLE outbox ADD COLUMN hash INTEGER NOT NULL DEFAULT 0;
+             ALTER TABLE set_aside ADD COLUMN hash INTEGER NOT NULL DEFAULT 0;",
+        )?;
+        for (table, sql) in WAITING {
+            let mut update = self.conn.prepare(&format!("UPDATE {table} SET hash = ?2 WHERE n = ?1"))?;
+            let mut after = i64::MIN;
+            loop {
+                let mut statement = self.conn.prepare_cached(&format!("{sql} WHERE n > ?1 ORDER BY n LIMIT 1024"))?;
+                let hash = |row: &Row<'_>| self.waiting(row).map(|(n, _, hash)| (n, hash));
+                let hashes: Vec<_> = statement.query_map([after], hash)?.collect::<rusqlite::Result<_>>()?;
+                let Some((last, _)) = hashes.last() else { break };
+                after = *last;
+                for (n, hash) in hashes {
+                    update.execute(params![n, hash.short()])?;
+                    let Tip { outbox_tally, set_aside_tally, .. } = &mut self.tip;
+                    if table == "outbox" { outbox_tally.add(hash) } else { set_aside_tally.add(hash) }
+                }
+            }
+        }
+        self.conn.execute_batch(&format!("PRAGMA user_version = {FORMAT}"))?;
+        self.format = FORMAT;
+        // It has changed something, even if there was nothing to hash.
+        self.saved = None;
+        self.commit()
+    }
+
+    /// Whether the digest of the whole log is the one that was stored with its last event.
+    pub(super) fn ends_as_stored(&self) -> rusqlite::Result<bool> {
+        let stored: Vec<u8> = meta(&self.conn, "digests")?.unwrap_or_default();
+        Ok(self.format < HASHED || stored.get(..32) == Some(&self.tip.digest.0))
+    }
+
+    /// What is not as it was stored: at the end of the log, in the outbox, and among what was set aside.
+    pub(crate) fn check_waiting(&self) -> rusqlite::Result<Vec<String>> {
+        if self.format < HASHED {
+            return Ok(Vec::new());
+        }
+        let mut tip = Tip { outbox_tally: Tally::default(), set_aside_tally: Tally::default(), ..self.tip };
+        let mut problems = Vec::new();
+        let (mut pending, mut set_aside) = (0, 0);
+        for (table, sql) in WAITING {
+            let (tally, count) = match table {
+                "outbox" => (&mut tip.outbox_tally, &mut pending),
+                _ => (&mut tip.set_aside_tally, &mut set_aside),
+            };
+            let mut statement = self.conn.prepare_cached(&format!("{sql} ORDER BY n"))?;
+            let mut rows = statement.query(())?;
+            while let Some(row) = rows.next()? {
+                *count += 1;
+                match self.waiting(row) {
+                    Ok((_, _, hash)) => tally.add(hash),
+                    Err(rusqlite::Error::FromSqlConversionFailure(_, _, why)) => problems.push(why.to_string()),
+                    Err(other) => return Err(other),
+                }
+            }
+        }
+        if !problems.is_empty() {
+            return Ok(problems);
+        }
+        let stored: Vec<u8> = meta(&self.conn, "digests")?.unwrap_or_default();
+        if (pending, set_aside) != (self.tip.pending, self.tip.set_aside) || stored != tip.digests() {
+            let parts = [
+                (tip.digest.0, "the events at the end of the log"),
+                (tip.outbox_tally.to_bytes(), "the events that wait for a place in the log"),
+                (tip.set_aside_tally.to_bytes(), "the events that were set aside"),
+            ];
+            let differs =
+                |(nth, (digest, _)): &(usize, &([u8; 32], _))| stored.get(32 * nth..32 * nth + 32) != Some(digest);
+            let what = parts.iter().enumerate().find(differs).map_or("what waits", |(_, (_, what))| what);
+            problems.push(format!("{what} are not those that were stored"));
+        }
+        Ok(problems)
     }
 
     /// What is known about the end.
@@ -297,6 +447,7 @@ impl Eventlog {
         if self.saved != Some(self.tip) {
             self.tip.commits += 1;
             set_meta(&self.conn, "commits", self.tip.commits)?;
+            set_meta(&self.conn, "digests", self.tip.digests())?;
         }
         self.conn.prepare_cached("COMMIT")?.execute(())?;
         Ok(())
@@ -349,20 +500,28 @@ impl Eventlog {
     /// Puts `event` at the end of the outbox. False when the outbox has its id already.
     pub(crate) fn push(&mut self, event: &Envelope) -> rusqlite::Result<bool> {
         let name = self.names.intern(&self.conn, "INSERT INTO name (text) VALUES (?1)", event.name.as_str())?;
-        let sql = "INSERT INTO outbox (id, name, args) VALUES (?1, ?2, ?3) ON CONFLICT (id) DO NOTHING";
-        let added = self.conn.prepare_cached(sql)?.execute(params![event.id.as_bytes(), name, event.args.as_text()])?;
-        if added == 0 {
+        let (n, args) = (self.tip.n + 1, event.args.as_text());
+        let hash = RowHash::of(n, event.id.as_bytes(), event.name.as_str(), args, "");
+        let sql =
+            "INSERT INTO outbox (n, id, name, args, hash) VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT (id) DO NOTHING";
+        let values = params![n, event.id.as_bytes(), name, args, hash.short()];
+        if self.conn.prepare_cached(sql)?.execute(values)? == 0 {
             return Ok(false);
         }
-        self.tip.n = self.conn.last_insert_rowid();
+        self.tip.n = n;
         self.tip.pending += 1;
+        self.tip.outbox_tally.add(hash);
         Ok(true)
     }
 
     /// Takes the event with number `n` out of the outbox.
     pub(crate) fn remove_pending(&mut self, n: i64) -> rusqlite::Result<()> {
-        let removed = self.conn.prepare_cached("DELETE FROM outbox WHERE n = ?1")?.execute([n])?;
-        self.tip.pending -= removed as u64;
+        let sql = "DELETE FROM outbox WHERE n = ?1 RETURNING n, id, name, args, '', hash";
+        let hash = |row: &Row<'_>| self.waiting(row).map(|(_, _, hash)| hash);
+        if let Some(hash) = self.conn.prepare_cached(sql)?.query_row([n], hash).optional()? {
+            self.tip.pending -= 1;
+            self.tip.outbox_tally.take(hash);
+        }
         Ok(())
     }
 
@@ -370,43 +529,55 @@ impl Eventlog {
     /// its id, and came off worse against a third, is kept beside it.
     pub(crate) fn set_aside(&mut self, event: &Envelope, why: &str) -> rusqlite::Result<()> {
         let name = self.names.intern(&self.conn, "INSERT INTO name (text) VALUES (?1)", event.name.as_str())?;
-        let sql = "INSERT INTO set_aside (id, name, args, why) VALUES (?1, ?2, ?3, ?4) ON CONFLICT DO NOTHING";
-        let added =
-            self.conn.prepare_cached(sql)?.execute(params![event.id.as_bytes(), name, event.args.as_text(), why])?;
-        self.tip.set_aside += added as u64;
+        let sql = "SELECT coalesce(max(n), 0) + 1 FROM set_aside";
+        let n = self.conn.prepare_cached(sql)?.query_row((), |row| row.get(0))?;
+        let args = event.args.as_text();
+        let hash = RowHash::of(n, event.id.as_bytes(), event.name.as_str(), args, why);
+        let sql = "INSERT INTO set_aside (n, id, name, args, why, hash) VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT DO NOTHING";
+        let values = params![n, event.id.as_bytes(), name, args, why, hash.short()];
+        if self.conn.prepare_cached(sql)?.execute(values)? > 0 {
+            self.tip.set_aside += 1;
+            self.tip.set_aside_tally.add(hash);
+        }
         Ok(())
     }
 
     /// Takes `event` out of those set aside, if it is among them. Another with its id stays.
     pub(crate) fn remove_set_aside(&mut self, event: &Envelope) -> rusqlite::Result<()> {
         let Some(name) = self.names.ids.get(event.name.as_str()) else { return Ok(()) };
-        let sql = "DELETE FROM set_aside WHERE id = ?1 AND name = ?2 AND args IS ?3";
-        let removed =
-            self.conn.prepare_cached(sql)?.execute(params![event.id.as_bytes(), name, event.args.as_text()])?;
-        self.tip.set_aside -= removed as u64;
+        let sql = "DELETE FROM set_aside WHERE id = ?1 AND name = ?2 AND args IS ?3
+                   RETURNING n, id, name, args, why, hash";
+        let key = params![event.id.as_bytes(), name, event.args.as_text()];
+        let hash = |row: &Row<'_>| self.waiting(row).map(|(_, _, hash)| hash);
+        if let Some(hash) = self.conn.prepare_cached(sql)?.query_row(key, hash).optional()? {
+            self.tip.set_aside -= 1;
+            self.tip.set_aside_tally.take(hash);
+        }
         Ok(())
     }
 
     /// Where `id` is, if it is anywhere. The log comes first, then the outbox.
     pub(crate) fn find(&self, id: EventId) -> rusqlite::Result<Option<Found>> {
-        let content = |row: &Row<'_>| {
-            let name = EventName::stored(Arc::clone(self.names.text(row.get(1)?)?));
-            Ok((row.get::<_, i64>(0)?, Content { name, args: args(row, 2)? }))
-        };
         let key = [id.as_bytes()];
+        let in_log = |row: &Row<'_>| {
+            let name = EventName::stored(Arc::clone(self.names.text(row.get(1)?)?));
+            Ok(Found::Log(Seq::from_sql(row.get(0)?), Content { name, args: args(row, 2)? }))
+        };
         let sql = "SELECT seq, name, args FROM log WHERE id = ?1";
-        if let Some((seq, content)) = self.conn.prepare_cached(sql)?.query_row(key, content).optional()? {
-            return Ok(Some(Found::Log(Seq::from_sql(seq), content)));
+        if let Some(found) = self.conn.prepare_cached(sql)?.query_row(key, in_log).optional()? {
+            return Ok(Some(found));
         }
+        let waiting =
+            |row: &Row<'_>| self.pending_row(row).map(|(n, Envelope { name, args, .. })| (n, Content { name, args }));
         if self.tip.pending > 0 {
-            let sql = "SELECT n, name, args FROM outbox WHERE id = ?1";
-            if let Some((n, content)) = self.conn.prepare_cached(sql)?.query_row(key, content).optional()? {
+            let sql = "SELECT n, id, name, args, '', hash FROM outbox WHERE id = ?1";
+            if let Some((n, content)) = self.conn.prepare_cached(sql)?.query_row(key, waiting).optional()? {
                 return Ok(Some(Found::Outbox(n, content)));
             }
         }
         if self.tip.set_aside > 0 {
-            let sql = "SELECT n, name, args FROM set_aside WHERE id = ?1";
-            if let Some((_, content)) = self.conn.prepare_cached(sql)?.query_row(key, content).optional()? {
+            let sql = "SELECT n, id, name, args, why, hash FROM set_aside WHERE id = ?1";
+            if let Some((_, content)) = self.conn.prepare_cached(sql)?.query_row(key, waiting).optional()? {
                 return Ok(Some(Found::SetAside(content)));
             }
         }
@@ -417,12 +588,37 @@ impl Eventlog {
     pub(crate) fn entries(&self, after: Seq, size: PageSize) -> rusqlite::Result<Vec<Entry>> {
         let sql = "SELECT seq, id, name, args, origin FROM log WHERE seq > ?1 ORDER BY seq LIMIT ?2";
         let mut statement = self.conn.prepare_cached(sql)?;
-        let rows =
-            statement.query_map(params![after.to_sql(), i64::try_from(size.events).unwrap_or(i64::MAX)], |row| {
-                let origin = Device::stored(Arc::clone(self.origins.text(row.get(4)?)?));
-                Ok(Entry { seq: Seq::from_sql(row.get(0)?), event: self.envelope(row, 1)?, origin })
-            })?;
+        let most = i64::try_from(size.events).unwrap_or(i64::MAX);
+        let rows = statement.query_map(params![after.to_sql(), most], |row| self.entry(row))?;
         size.fill(rows, |entry| &entry.event)
+    }
+
+    /// The place of the last of the next `most` events after `after`, if there is one.
+    pub(crate) fn entries_end(&self, after: Seq, most: u64) -> rusqlite::Result<Option<Seq>> {
+        let sql = "SELECT max(seq) FROM (SELECT seq FROM log WHERE seq > ?1 ORDER BY seq LIMIT ?2)";
+        let last: Option<i64> =
+            self.conn.prepare_cached(sql)?.query_row(params![after.to_sql(), most], |row| row.get(0))?;
+        Ok(last.map(Seq::from_sql))
+    }
+
+    fn entry(&self, row: &Row<'_>) -> rusqlite::Result<Entry> {
+        let origin = Device::stored(Arc::clone(self.origins.text(row.get(4)?)?));
+        Ok(Entry { seq: Seq::from_sql(row.get(0)?), event: self.envelope(row, 1)?, origin })
+    }
+
+    /// Shows `each` the events of the log after `after`, `most` of them, for whoever rescues what is left: none where there
+    /// is nothing left to read. Gives the place of the last, if there was one.
+    pub(crate) fn each_entry<E>(
+        &self,
+        after: Seq,
+        most: usize,
+        each: &mut dyn FnMut(Option<Entry>) -> Result<(), E>,
+    ) -> rusqlite::Result<Result<Option<Seq>, E>> {
+        let sql = "SELECT seq, id, name, args, origin FROM log WHERE seq > ?1 ORDER BY seq LIMIT ?2";
+        let last = self.each(sql, params![after.to_sql(), most], |row| {
+            Ok(each(self.entry(row).ok().filter(|entry| entry.event.is_well_formed())))
+        })?;
+        Ok(last.map(|last| last.map(Seq::from_sql)))
     }
 
     /// Shows `each` of the events of the log after `after` and up to `until`, in order and `most` of them, without
@@ -436,7 +632,15 @@ impl Eventlog {
         each: &mut dyn FnMut(&EventRef<'_>) -> Result<(), E>,
     ) -> rusqlite::Result<Result<Option<Seq>, E>> {
         let sql = "SELECT seq, id, name, args FROM log WHERE seq > ?1 AND seq <= ?2 ORDER BY seq LIMIT ?3";
-        let last = self.each(sql, params![after.to_sql(), until.to_sql(), most], each)?;
+        let event = |row: &'_ Row<'_>| {
+            let event = EventRef {
+                id: id(row, 1)?,
+                name: self.names.text(row.get(2)?)?,
+                args: row.get_ref(3)?.as_str_or_null()?,
+            };
+            Ok(each(&event))
+        };
+        let last = self.each(sql, params![after.to_sql(), until.to_sql(), most], event)?;
         Ok(last.map(|last| last.map(Seq::from_sql)))
     }
 
@@ -447,25 +651,22 @@ impl Eventlog {
         most: usize,
         each: &mut dyn FnMut(&EventRef<'_>) -> Result<(), E>,
     ) -> rusqlite::Result<Result<Option<i64>, E>> {
-        self.each("SELECT n, id, name, args FROM outbox WHERE n > ?1 ORDER BY n LIMIT ?2", params![after, most], each)
+        let sql = "SELECT n, id, name, args, '', hash FROM outbox WHERE n > ?1 ORDER BY n LIMIT ?2";
+        self.each(sql, params![after, most], |row| self.waiting(row).map(|(_, event, _)| each(&event)))
     }
 
+    /// Shows `each` the rows of a query that begin with a place, and gives the last one's.
     fn each<E>(
         &self,
         sql: &str,
         params: impl Params,
-        each: &mut dyn FnMut(&EventRef<'_>) -> Result<(), E>,
+        mut each: impl FnMut(&Row<'_>) -> rusqlite::Result<Result<(), E>>,
     ) -> rusqlite::Result<Result<Option<i64>, E>> {
         let mut statement = self.conn.prepare_cached(sql)?;
         let mut rows = statement.query(params)?;
         let mut last = None;
         while let Some(row) = rows.next()? {
-            let event = EventRef {
-                id: id(row, 1)?,
-                name: self.names.text(row.get(2)?)?,
-                args: row.get_ref(3)?.as_str_or_null()?,
-            };
-            if let Err(error) = each(&event) {
+            if let Err(error) = each(row)? {
                 return Ok(Err(error));
             }
             last = Some(row.get(0)?);
@@ -475,25 +676,52 @@ impl Eventlog {
 
     /// The events of the outbox whose number is above `after`, with their numbers, as many as fit into `size`.
     pub(crate) fn pending(&self, after: i64, size: PageSize) -> rusqlite::Result<Vec<(i64, Envelope)>> {
-        let sql = "SELECT n, id, name, args FROM outbox WHERE n > ?1 ORDER BY n LIMIT ?2";
+        let sql = "SELECT n, id, name, args, '', hash FROM outbox WHERE n > ?1 ORDER BY n LIMIT ?2";
         let mut statement = self.conn.prepare_cached(sql)?;
-        let rows = statement.query_map(params![after, i64::try_from(size.events).unwrap_or(i64::MAX)], |row| {
-            Ok((row.get(0)?, self.envelope(row, 1)?))
-        })?;
+        let most = i64::try_from(size.events).unwrap_or(i64::MAX);
+        let rows = statement.query_map(params![after, most], |row| self.pending_row(row))?;
         size.fill(rows, |(_, event)| event)
     }
 
     /// The events that were set aside first, as many as fit into `size`.
     pub(crate) fn set_aside_first(&self, size: PageSize) -> rusqlite::Result<Vec<Envelope>> {
-        let sql = "SELECT id, name, args FROM set_aside ORDER BY n LIMIT ?1";
+        let sql = "SELECT n, id, name, args, why, hash FROM set_aside ORDER BY n LIMIT ?1";
         let mut statement = self.conn.prepare_cached(sql)?;
-        size.fill(statement.query_map([size.events], |row| self.envelope(row, 0))?, |event| event)
+        let rows = statement.query_map([size.events], |row| self.pending_row(row).map(|(_, event)| event))?;
+        size.fill(rows, |event| event)
     }
 
     /// The events set aside, each with the reason, oldest first.
     pub(crate) fn all_set_aside(&self) -> rusqlite::Result<Vec<(Envelope, String)>> {
-        let sql = "SELECT n, id, name, args, why FROM set_aside ORDER BY n";
-        self.conn.prepare_cached(sql)?.query_map((), |row| Ok((self.envelope(row, 1)?, row.get(4)?)))?.collect()
+        let sql = "SELECT n, id, name, args, why, hash FROM set_aside ORDER BY n";
+        let event = |row: &Row<'_>| Ok((self.pending_row(row)?.1, row.get(4)?));
+        self.conn.prepare_cached(sql)?.query_map((), event)?.collect()
+    }
+
+    /// What stands in a table of events that aren't in the log, with numbers above `after`, as much as fits into `size`:
+    /// for whoever rescues what is left of it.
+    pub(crate) fn rescue(&self, which: Waiting, after: i64, size: PageSize) -> rusqlite::Result<Vec<Rescued>> {
+        let (_, sql) = WAITING[which as usize];
+        let mut statement = self.conn.prepare_cached(&format!("{sql} WHERE n > ?1 ORDER BY n LIMIT ?2"))?;
+        let mut rows = statement.query(params![after, size.events])?;
+        let (mut all, mut bytes) = (Vec::new(), 0);
+        while let Some(row) = rows.next()? {
+            let n = row.get(0)?;
+            let why = match which {
+                Waiting::Pending => None,
+                Waiting::SetAside => Some(row.get_ref(4)?.as_str().unwrap_or_default().to_owned()),
+            };
+            let (event, is_as_stored) = match self.pending_row(row) {
+                Ok((_, event)) => (Some(event), true),
+                Err(_) => (self.envelope(row, 1).ok().filter(Envelope::is_well_formed), false),
+            };
+            bytes += event.as_ref().and_then(|event| event.args.as_text()).map_or(0, str::len);
+            all.push(Rescued { n, event, why, is_as_stored });
+            if bytes > size.bytes {
+                break;
+            }
+        }
+        Ok(all)
     }
 
     /// The last point at or before `seq` whose digest is stored.
@@ -548,14 +776,18 @@ impl Eventlog {
         let until = until.map_or(i64::MAX, Seq::to_sql);
         let mut rows = statement.query([from.seq.to_sql(), until])?;
         while let Some(row) = rows.next()? {
-            let event = self.envelope(row, 1)?;
-            let origin = self.origins.text(row.get(4)?)?;
-            point.seq = Seq::from_sql(row.get(0)?);
-            point.digest =
-                point.digest.extended(event.id.as_bytes(), event.name.as_str(), event.args.as_text(), origin);
-            point.length += 1;
+            self.step(&mut point, row)?;
         }
         Ok(point)
+    }
+
+    /// Hashes the next event of the log, whose columns are seq, id, name, args, origin.
+    pub(super) fn step(&self, point: &mut Checkpoint, row: &Row<'_>) -> rusqlite::Result<()> {
+        let (name, origin) = (self.names.text(row.get(2)?)?, self.origins.text(row.get(4)?)?);
+        point.seq = Seq::from_sql(row.get(0)?);
+        point.digest = point.digest.extended(id(row, 1)?.as_bytes(), name, row.get_ref(3)?.as_str_or_null()?, origin);
+        point.length += 1;
+        Ok(())
     }
 
     /// SQLite's own check of the file's structure: what is wrong, line by line.
@@ -572,14 +804,31 @@ impl Eventlog {
         let taken = self.tip.length - from.length;
         let first: Option<i64> = self.conn.query_row("SELECT min(n) FROM outbox", (), |row| row.get(0))?;
         // Numbers below every one that the outbox gave or gives, so that what is newer stays behind.
-        let front = first.unwrap_or(1).min(1) - i64::try_from(taken).expect("BUG: a log of 2^63 events");
-        self.conn.execute(
-            "INSERT INTO outbox (n, id, name, args)
-             SELECT ?1 + row_number() OVER (ORDER BY seq) - 1, id, name, args FROM log WHERE seq > ?2",
-            params![front, after.to_sql()],
-        )?;
+        let mut n = first.unwrap_or(1).min(1) - i64::try_from(taken).expect("BUG: a log of 2^63 events");
+        let mut point = from;
+        {
+            let mut insert =
+                self.conn.prepare_cached("INSERT INTO outbox (n, id, name, args, hash) VALUES (?1, ?2, ?3, ?4, ?5)")?;
+            let sql = "SELECT seq, id, name, args, origin FROM log WHERE seq > ?1 ORDER BY seq";
+            let mut statement = self.conn.prepare_cached(sql)?;
+            let mut rows = statement.query([after.to_sql()])?;
+            while let Some(row) = rows.next()? {
+                self.step(&mut point, row)?;
+                let (id, name, args) = (id(row, 1)?, row.get::<_, i64>(2)?, row.get_ref(3)?.as_str_or_null()?);
+                let hash = RowHash::of(n, id.as_bytes(), self.names.text(name)?, args, "");
+                insert.execute(params![n, id.as_bytes(), name, args, hash.short()])?;
+                self.tip.outbox_tally.add(hash);
+                n += 1;
+            }
+        }
+        if point.digest != self.tip.digest {
+            // What has been changed would get a hash of its own now, and nothing could tell any more.
+            return Err(damaged(format!("of the events after {after} some are not those that were stored")));
+        }
         self.conn.execute("DELETE FROM log WHERE seq > ?1", [after.to_sql()])?;
         self.conn.execute("DELETE FROM checkpoint WHERE seq > ?1", [after.to_sql()])?;
+        let last = self.checkpoint_before(after)?;
+        self.checked.borrow_mut().forget_after(from, last.seq);
         self.tip.head = from.seq;
         self.tip.digest = from.digest;
         self.tip.length = from.length;
@@ -629,6 +878,32 @@ impl Eventlog {
         set_meta(&self.conn, "pulled", seq.to_sql())?;
         self.tip.pulled = seq;
         Ok(())
+    }
+
+    /// A row of the outbox or of what was set aside, whose columns are n, id, name, args, why and hash. An error when it
+    /// isn't what was stored.
+    fn waiting<'r>(&'r self, row: &'r Row<'_>) -> rusqlite::Result<(i64, EventRef<'r>, RowHash)> {
+        let read = || {
+            let (n, bytes) = (row.get(0)?, row.get_ref(1)?.as_blob()?);
+            let (name, args) = (self.names.text(row.get(2)?)?, row.get_ref(3)?.as_str_or_null()?);
+            let hash = RowHash::of(n, bytes, name, args, row.get_ref(4)?.as_str()?);
+            let is_stored = self.format < HASHED || row.get::<_, i64>(5)? == hash.short();
+            Ok::<_, rusqlite::Error>((n, EventRef { id: id(row, 1)?, name, args }, hash, is_stored))
+        };
+        match read() {
+            Ok((n, event, hash, true)) => Ok((n, event, hash)),
+            _ => {
+                let id = id(row, 1).map_or_else(|_| "whose id can't be read".to_owned(), |id| id.to_string());
+                Err(damaged(format!("an event that isn't in the log yet is not what was stored: {id}")))
+            }
+        }
+    }
+
+    /// As [`waiting`](Self::waiting), with the event on its own.
+    fn pending_row(&self, row: &Row<'_>) -> rusqlite::Result<(i64, Envelope)> {
+        let (n, event, _) = self.waiting(row)?;
+        let name = self.names.text(row.get(2)?)?;
+        Ok((n, Envelope { id: event.id, name: EventName::stored(Arc::clone(name)), args: Args::stored(event.args) }))
     }
 
     fn envelope(&self, row: &Row<'_>, at: usize) -> rusqlite::Result<Envelope> {
@@ -736,6 +1011,7 @@ fn create(conn: Connection) -> Result<(), Fault> {
         conn.execute("INSERT INTO base VALUES (0, ?1, 0)", [Digest::EMPTY.0])?;
         set_meta(conn, "whose", "own")?;
         set_meta(conn, "log_id", LogId::random().to_string())?;
+        set_meta(conn, "digests", vec![0; 3 * Tally::BYTES])?;
         conn.execute_batch(&format!("PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {FORMAT}; COMMIT"))
     };
     make(&conn).map_err(Fault::eventlog)
@@ -759,7 +1035,7 @@ fn whose(conn: &Connection) -> rusqlite::Result<Whose> {
     }
 }
 
-fn read_checkpoint(row: &Row<'_>) -> rusqlite::Result<Checkpoint> {
+pub(super) fn read_checkpoint(row: &Row<'_>) -> rusqlite::Result<Checkpoint> {
     let digest = Digest::from_slice(row.get_ref(1)?.as_blob()?);
     Ok(Checkpoint {
         seq: Seq::from_sql(row.get(0)?),
@@ -774,6 +1050,11 @@ fn id(row: &Row<'_>, at: usize) -> rusqlite::Result<EventId> {
 
 fn args(row: &Row<'_>, at: usize) -> rusqlite::Result<Args> {
     Ok(Args::stored(row.get_ref(at)?.as_str_or_null()?))
+}
+
+/// That something isn't what was stored.
+pub(super) fn damaged(what: String) -> rusqlite::Error {
+    unreadable(0, what)
 }
 
 fn unreadable(at: usize, why: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> rusqlite::Error {
@@ -827,6 +1108,6 @@ impl Interned {
     }
 
     fn text(&self, id: i64) -> rusqlite::Result<&Arc<str>> {
-        self.texts.get(&id).ok_or_else(|| unreadable(0, FromSqlError::OutOfRange(id)))
+        self.texts.get(&id).ok_or_else(|| damaged(format!("a name that events refer to, number {id}, is gone")))
     }
 }

@@ -2,6 +2,7 @@
 //!
 //! It knows SQLite; it knows neither a network nor HTTP, nor what any event means.
 
+mod checks;
 mod event;
 mod eventlog;
 mod files;
@@ -16,9 +17,11 @@ mod snapshot;
 mod state;
 mod storage;
 mod store;
+mod tally;
 mod witness;
 mod writer;
 
+pub use checks::Progress;
 pub use event::{Args, Batch, Device, Envelope, Event, EventId, EventName, MAX_ARGS, MAX_DEVICE, MAX_NAME, Malformed};
 pub use eventlog::{PageSize, Whose};
 pub(crate) use files::{create_private_dir, open_private_file, sync_dir};

@@ -18,6 +18,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::checks::{Checked, Progress};
 use super::event::{Device, Envelope, EventId};
 use super::eventlog::{self, Content, Eventlog, Found, PageSize, Tip, Whose};
 use super::files::{create_private_dir, sync_dir};
@@ -39,6 +40,9 @@ const PER_COMMIT: u64 = 10_000;
 /// How many confirmed events may be in the open transaction alone before they are settled: what opening again after a
 /// crash has to apply. As many as are pending, if these are more.
 pub const SETTLE_EVERY: u64 = 10_000;
+
+/// How many pending events are put back on top of others' at once, whatever it is worth: that takes a few milliseconds.
+const PUT_BACK: u64 = 1_000;
 
 /// What a replica needs to know besides its directory.
 #[derive(Clone)]
@@ -185,6 +189,8 @@ pub struct Replica {
     unsettled: u64,
     /// Whether the log holds events that the open transaction doesn't.
     is_behind: bool,
+    /// How many arrived since it does.
+    lag: u64,
     identity: Option<Vec<FileId>>,
     /// Whether a fault has left it in the middle of something.
     is_broken: bool,
@@ -218,16 +224,20 @@ impl Replica {
             secure(&files.state(), &alone)?;
             secure_names(&files.dir)?;
         }
-        let log = Eventlog::open(&files.eventlog(), may_create, &alone)?;
+        let mut log = Eventlog::open(&files.eventlog(), may_create, &alone)?;
         let (witness, testimony) = Witness::open(&files.witness())?;
         if let Some(lack) = testimony.and_then(|earlier| log.testimony().lacks(earlier)) {
             return Err(Fault::LostTail(lack));
+        }
+        if let Some(problem) = log.check_waiting().map_err(Fault::eventlog)?.into_iter().next() {
+            return Err(Fault::Damaged(problem));
         }
         let generation = log.tip().generation;
         let loaded = State::load(&files.state(), &setup.schema, &setup.executable)?;
         if let Some(cursor) = loaded.cursor.filter(|cursor| cursor.generation >= generation) {
             check_cursor(&log, cursor)?;
         }
+        log.upgrade().map_err(Fault::eventlog)?;
         let state = match loaded.state {
             Ok(state) if state.cursor().generation == generation => state,
             other => {
@@ -248,6 +258,7 @@ impl Replica {
             witness,
             unsettled: 0,
             is_behind: false,
+            lag: 0,
             identity: None,
             is_broken: false,
         };
@@ -421,7 +432,7 @@ impl Replica {
     /// Puts `event` into the outbox, unless its id is anywhere in the eventlog.
     fn store_pending(&mut self, event: &Envelope) -> Result<Outcome, Fault> {
         match self.find(event.id)? {
-            Some(found) if !found.is(event) => Ok(Outcome::Conflict),
+            Some(found) if !found.is(event) => self.conflict(&found),
             Some(Found::Log(seq, _)) => Ok(Outcome::Known(Some(seq))),
             Some(_) => Ok(Outcome::Known(None)),
             None => {
@@ -431,14 +442,23 @@ impl Replica {
         }
     }
 
+    /// What is said of an event whose id belongs to another, unless it was the disk that made another of it.
+    fn conflict(&self, found: &Found) -> Result<Outcome, Fault> {
+        if let Found::Log(seq, _) = found {
+            self.log.ensure(Seq(seq.0 - 1), *seq).map_err(Fault::eventlog)?;
+        }
+        Ok(Outcome::Conflict)
+    }
+
     fn find(&self, id: EventId) -> Result<Option<Found>, Fault> {
         self.log.find(id).map_err(Fault::eventlog)
     }
 
     /// Takes in a part of the upstream's log. What confirms a pending event is that it arrives here.
     ///
-    /// While `page.more` and something is pending, the log goes ahead of what queries see, because to put the outbox
-    /// back once a page would be quadratic; whoever stops after such a page calls [`settle`](Self::settle).
+    /// The log may go [ahead](Self::is_behind) of what queries see, because to put the outbox back once a page would be
+    /// quadratic: it is put back after as many arrivals as are pending, or at once when few are and no more arrives.
+    /// Whoever has waited long enough for the next page, or stops, calls [`settle_arrivals`](Self::settle_arrivals).
     ///
     /// # Errors
     ///
@@ -463,7 +483,7 @@ impl Replica {
         let now = *self.log.tip();
         let added = now.length - before.length;
         if added == 0 && now.pending == before.pending {
-            return if self.is_behind && !page.more { self.try_settle() } else { Ok(()) };
+            return if self.is_behind { self.settle_if_due(page.more) } else { Ok(()) };
         }
         if is_ours_in_order {
             // The open transaction has applied just these events, in this order.
@@ -477,7 +497,20 @@ impl Replica {
             return if self.unsettled >= most { self.try_settle() } else { Ok(()) };
         }
         self.is_behind = true;
-        if page.more && now.pending > 0 { Ok(()) } else { self.try_settle() }
+        self.lag += added;
+        self.settle_if_due(page.more)
+    }
+
+    /// Shows queries what has arrived, if that is worth it: all that is pending is applied again for it.
+    fn settle_if_due(&mut self, more: bool) -> Result<(), Fault> {
+        let pending = self.log.tip().pending;
+        let is_due = if more { self.lag >= SETTLE_EVERY.max(pending) } else { self.lag >= pending };
+        if is_due || pending == 0 || !more && pending <= PUT_BACK { self.try_settle() } else { Ok(()) }
+    }
+
+    /// Whether events have arrived that queries don't see yet.
+    pub fn is_behind(&self) -> bool {
+        self.is_behind
     }
 
     /// Puts one event of the upstream's log into ours. True when it was the next of our own pending ones, so that the
@@ -525,10 +558,11 @@ impl Replica {
         self.catch_up()?;
         self.unsettled = 0;
         self.is_behind = false;
+        self.lag = 0;
         if self.log.tip().pending > 0 { self.restore(&mut Enders::new()) } else { Ok(()) }
     }
 
-    /// Shows queries what [`arrive`](Self::arrive) left for later, when no further page is going to come.
+    /// Shows queries what [`arrive`](Self::arrive) left for later.
     ///
     /// # Errors
     ///
@@ -581,6 +615,7 @@ impl Replica {
             }
         }
         self.is_behind = false;
+        self.lag = 0;
         if self.state.cursor().seq < self.log.tip().head {
             self.unsettled = self.unsettled.max(1);
         }
@@ -657,13 +692,37 @@ impl Replica {
         self.state.take_touched()
     }
 
-    /// The events of the log after `after`, as many as fit into `size`.
+    /// The events of the log after `after`, as many as fit into `size`: those that were stored, or none.
     ///
     /// # Errors
     ///
     /// A fault of the machine.
     pub fn entries(&self, after: Seq, size: PageSize) -> Result<Vec<Entry>, Fault> {
-        self.log.entries(after, size).map_err(Fault::eventlog)
+        let entries = self.log.entries(after, size).map_err(Fault::eventlog)?;
+        if let Some(last) = entries.last() {
+            self.log.ensure(after, last.seq).map_err(Fault::eventlog)?;
+        }
+        Ok(entries)
+    }
+
+    /// What was checked of it, for whoever opens the same files again in this process, now that it is about to be closed.
+    pub(crate) fn take_checked(&self) -> Checked {
+        self.log.take_checked()
+    }
+
+    /// Goes on with the checks where an earlier replica of the same files left off, in this process.
+    pub(crate) fn go_on_checking(&mut self, earlier: Checked) -> Result<(), Fault> {
+        self.log.go_on_checking(earlier).map_err(Fault::eventlog)
+    }
+
+    /// Looks at some of the events that were there at opening, `most` of them: whether they are what was stored, and
+    /// whether each is found under its id. Opening itself looks only at the end of the log and at what is pending.
+    ///
+    /// # Errors
+    ///
+    /// [`Fault::Damaged`], or another fault of the machine.
+    pub fn check_some(&mut self, most: usize) -> Result<Progress, Fault> {
+        self.unless_broken(|replica| replica.log.check_some(most).map_err(Fault::eventlog))
     }
 
     /// The events of the outbox whose number is above `after`, with their numbers, as many as fit into `size`.
@@ -840,6 +899,10 @@ impl Replica {
     ///
     /// A fault of the machine.
     pub fn digest_at(&self, seq: Seq) -> Result<Digest, Fault> {
+        // Between two checkpoints it is made from the events themselves.
+        if Seq::START < seq && seq < self.log.tip().head {
+            self.log.ensure(Seq(seq.0 - 1), seq).map_err(Fault::eventlog)?;
+        }
         self.log.digest_at(seq).map_err(Fault::eventlog)
     }
 
@@ -861,20 +924,22 @@ impl Replica {
         self.state.why_skipped(id)
     }
 
-    /// Keeps an event among those set aside, with the reason, unless its id is here.
+    /// Keeps an event among those set aside, with the reason, unless this very event is here. Another one may have its id:
+    /// that is how most come to be set aside.
     ///
     /// # Errors
     ///
     /// A fault of the machine.
     pub fn set_aside(&mut self, event: &Envelope, why: &str) -> Result<Outcome, Fault> {
         match self.find(event.id)? {
-            Some(found) if !found.is(event) => return Ok(Outcome::Conflict),
-            Some(Found::Log(seq, _)) => return Ok(Outcome::Known(Some(seq))),
-            Some(_) => return Ok(Outcome::Known(None)),
-            None => {}
+            Some(Found::Log(seq, content)) if content.is(event) => return Ok(Outcome::Known(Some(seq))),
+            Some(found) if found.is(event) => return Ok(Outcome::Known(None)),
+            _ => {}
         }
+        let before = self.log.tip().set_aside;
         self.change(|own| own.set_aside(event, why))?;
-        Ok(Outcome::Stored(None))
+        let is_new = self.log.tip().set_aside > before;
+        Ok(if is_new { Outcome::Stored(None) } else { Outcome::Known(None) })
     }
 
     /// Where this replica stands.
@@ -883,7 +948,7 @@ impl Replica {
     ///
     /// A fault of the machine.
     pub fn standing(&self) -> Result<Standing, Fault> {
-        let (skipped, unknown) = self.state.count_skipped()?;
+        let (skipped, unknown) = self.state.count_skipped();
         let Tip { head, length, generation, whose, pending, set_aside, .. } = *self.log.tip();
         let cursor = self.state.cursor().seq;
         Ok(Standing { whose, generation, head, length, cursor, pending, set_aside, skipped, unknown })

@@ -3,7 +3,7 @@
 //! The transaction that is open here is the caller's business: an authority opens one a commit, a replica with an
 //! upstream keeps one open that holds what is pending.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -104,15 +104,35 @@ pub(crate) struct State {
     cursor: Cursor,
     touched: Cell<Tables>,
     wal: Option<Arc<WalGauge>>,
-    /// How many events are skipped and unknown, while that is known.
-    skipped: Cell<Option<(u64, u64)>>,
+    skipped: RefCell<Skipped>,
+}
+
+/// How many events have no effect, counted as they come: the table that names them may be as long as the log. It goes
+/// back wherever the transaction does.
+#[derive(Debug, Default)]
+struct Skipped {
+    /// With what is in the open transaction: for a fault of theirs, and because nothing here knows their name.
+    now: (u64, u64),
+    /// As the last commit left it.
+    committed: (u64, u64),
+    /// As each part of the transaction found it that is not ended yet.
+    marks: Vec<(u64, u64)>,
+}
+
+impl Skipped {
+    /// Reads the whole table, once.
+    fn load(conn: &Connection) -> rusqlite::Result<Self> {
+        let sql = "SELECT count(why), count(*) - count(why) FROM likewise_skipped";
+        let counted = conn.query_row(sql, (), |row| Ok((row.get(0)?, row.get(1)?)))?;
+        Ok(Self { now: counted, committed: counted, marks: Vec::new() })
+    }
 }
 
 impl State {
     /// The state of an empty log, in memory.
     pub(crate) fn in_memory(schema: &Arc<Schema>) -> Result<Self, Fault> {
         let sandbox = Self::create(open_in_memory().map_err(Fault::state)?, schema, "", Generation(0))?;
-        Ok(Self::over(sandbox, None, schema, Cursor::default()))
+        Ok(Self::over(sandbox, None, schema, Cursor::default(), Skipped::default()))
     }
 
     /// A new state of an empty log in a file, in the place of whatever is there.
@@ -128,7 +148,8 @@ impl State {
         let wal = set_up(&mut conn, path, Durability::Normal)?;
         let sandbox = Sandbox::new(conn).map_err(Fault::state)?;
         sandbox.learn_tables().map_err(Fault::state)?;
-        Ok(Self::over(sandbox, Some(wal), schema, Cursor { generation, ..Cursor::default() }))
+        let cursor = Cursor { generation, ..Cursor::default() };
+        Ok(Self::over(sandbox, Some(wal), schema, cursor, Skipped::default()))
     }
 
     fn create(conn: Connection, schema: &Schema, maker: &str, generation: Generation) -> Result<Sandbox, Fault> {
@@ -185,13 +206,20 @@ impl State {
         }
         let sandbox = Sandbox::new(conn).map_err(Fault::state)?;
         sandbox.learn_tables().map_err(Fault::state)?;
-        let state = Self::over(sandbox, Some(wal), schema, cursor);
+        let skipped = Skipped::load(sandbox.engine()).map_err(Fault::state)?;
+        let state = Self::over(sandbox, Some(wal), schema, cursor, skipped);
         Ok(Loaded { cursor: Some(cursor), state: Ok(state) })
     }
 
-    fn over(sandbox: Sandbox, wal: Option<Arc<WalGauge>>, schema: &Arc<Schema>, cursor: Cursor) -> Self {
+    fn over(
+        sandbox: Sandbox,
+        wal: Option<Arc<WalGauge>>,
+        schema: &Arc<Schema>,
+        cursor: Cursor,
+        skipped: Skipped,
+    ) -> Self {
         let schema = Arc::clone(schema);
-        Self { sandbox, schema, cursor, touched: Cell::default(), wal, skipped: Cell::default() }
+        Self { sandbox, schema, cursor, touched: Cell::default(), wal, skipped: RefCell::new(skipped) }
     }
 
     pub(crate) fn wal(&self) -> Option<&Arc<WalGauge>> {
@@ -227,35 +255,50 @@ impl State {
         set(self.sandbox.engine()).map_err(Fault::state)?;
         self.run("COMMIT")?;
         self.cursor = cursor;
+        let skipped = self.skipped.get_mut();
+        skipped.committed = skipped.now;
         Ok(())
     }
 
     /// Goes back to the committed state, if a transaction is open.
     pub(crate) fn rollback(&self) -> Result<(), Fault> {
+        {
+            // An event may have ended the transaction already.
+            let mut skipped = self.skipped.borrow_mut();
+            skipped.now = skipped.committed;
+            skipped.marks.clear();
+        }
         if self.sandbox.is_autocommit() {
             return Ok(());
         }
         // What the transaction wrote, and what it overwrote, reads otherwise now.
         self.touched.set(Tables::ALL);
-        self.skipped.set(None);
         self.run("ROLLBACK")
     }
 
     /// Starts a part of the transaction that can be [undone](Self::undo) alone.
     pub(crate) fn mark(&self) -> Result<(), Fault> {
-        self.run("SAVEPOINT mark")
+        self.run("SAVEPOINT mark")?;
+        let mut skipped = self.skipped.borrow_mut();
+        let now = skipped.now;
+        skipped.marks.push(now);
+        Ok(())
     }
 
     /// Ends the part that began with the last mark, and keeps it.
     pub(crate) fn keep(&self) -> Result<(), Fault> {
-        self.run("RELEASE mark")
+        self.run("RELEASE mark")?;
+        self.skipped.borrow_mut().marks.pop();
+        Ok(())
     }
 
     /// Ends the part that began with the last mark, and undoes it.
     pub(crate) fn undo(&self) -> Result<(), Fault> {
-        self.skipped.set(None);
         self.run("ROLLBACK TO mark")?;
-        self.run("RELEASE mark")
+        self.run("RELEASE mark")?;
+        let mut skipped = self.skipped.borrow_mut();
+        skipped.now = skipped.marks.pop().expect("BUG: a part is undone that wasn't begun");
+        Ok(())
     }
 
     /// Applies events that belong together inside the part that began with the last mark, and says what became of each.
@@ -375,21 +418,17 @@ impl State {
         if on_fault == OnFault::Refuse {
             return Ok(());
         }
-        self.skipped.set(None);
         let sql = "INSERT INTO likewise_skipped VALUES (?1, ?2) ON CONFLICT DO NOTHING";
-        self.sandbox.engine().prepare_cached(sql)?.execute(params![id.as_bytes(), why]).map(drop)
+        let added = self.sandbox.engine().prepare_cached(sql)?.execute(params![id.as_bytes(), why])? as u64;
+        let mut skipped = self.skipped.borrow_mut();
+        let (faulty, unknown) = &mut skipped.now;
+        *if why.is_some() { faulty } else { unknown } += added;
+        Ok(())
     }
 
     /// How many events were skipped for a fault, and how many because nothing here knows their name.
-    pub(crate) fn count_skipped(&self) -> Result<(u64, u64), Fault> {
-        if let Some(known) = self.skipped.get() {
-            return Ok(known);
-        }
-        let sql = "SELECT count(why), count(*) - count(why) FROM likewise_skipped";
-        let count = |conn: &Connection| conn.prepare_cached(sql)?.query_row((), |row| Ok((row.get(0)?, row.get(1)?)));
-        let counted = count(self.sandbox.engine()).map_err(Fault::state)?;
-        self.skipped.set(Some(counted));
-        Ok(counted)
+    pub(crate) fn count_skipped(&self) -> (u64, u64) {
+        self.skipped.borrow().now
     }
 
     /// Why the event `id` has no effect, if it has none for a fault of its own.
@@ -461,6 +500,7 @@ impl Committed {
 pub(crate) fn committed(path: &Path) -> Result<Committed, Fault> {
     let read = || {
         let conn = Beside::open(path)?;
+        conn.only_read()?;
         conn.execute_batch("BEGIN")?;
         let (cursor, made_by, schema) = conn.query_row("SELECT * FROM likewise_cursor", (), read_cursor)?;
         Ok(Committed { cursor, digest: digest_of(&conn)?, made_by, schema })

@@ -55,8 +55,9 @@ pub enum Fault {
     },
     /// The eventlog holds what can't be right.
     #[error(
-        "the eventlog is damaged: {0}. Nothing was changed. Restore the data directory from a backup; \
-         `likewise export` writes out what can still be read"
+        "the eventlog is damaged: {0}. Nothing was changed, and nothing is added to it. Restore this store from a backup, \
+         or have it made again from the other devices: docs/repair.md has the steps. `likewise export` writes out what can \
+         still be read"
     )]
     Damaged(String),
     /// The eventlog ends before events that it is known to have held.
@@ -122,6 +123,10 @@ pub enum Fault {
 
 impl Fault {
     pub(crate) fn eventlog(source: rusqlite::Error) -> Self {
+        // What the engine itself finds comes wrapped, because SQLite's errors are all that its reading knows.
+        if let rusqlite::Error::FromSqlConversionFailure(_, _, what) = &source {
+            return Self::Damaged(what.to_string());
+        }
         if is_damage(&source) || source.sqlite_error().is_none() {
             return Self::Damaged(source.to_string());
         }
@@ -160,6 +165,9 @@ fn what_to_do(error: &rusqlite::Error) -> &'static str {
     match error.sqlite_error_code() {
         Some(ErrorCode::DiskFull | ErrorCode::SystemIoFailure) => {
             ". The disk may be full or failing: make room on it, or look into the system's log"
+        }
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
+            ". Another program has it open: end that, and this goes on by itself"
         }
         _ => "",
     }
@@ -274,9 +282,12 @@ impl Beside {
     /// Connects to the database at `path`, which exists.
     pub(crate) fn open(path: &Path) -> rusqlite::Result<Self> {
         let visitor = Visitor::enter(path.parent().unwrap_or(Path::new("")));
-        let conn = connect(path)?;
-        conn.execute_batch("PRAGMA query_only = ON")?;
-        Ok(Self { conn, _visitor: visitor })
+        Ok(Self { conn: connect(path)?, _visitor: visitor })
+    }
+
+    /// Makes sure that nothing is written through this connection, since it is about to read.
+    pub(crate) fn only_read(&self) -> rusqlite::Result<()> {
+        self.conn.execute_batch("PRAGMA query_only = ON")
     }
 }
 

@@ -449,7 +449,14 @@ impl Stores {
         setup.schema.check()?;
         let count = stores_in(dir)?.len() as u64;
         let checkpoints = start_checkpoints().doing("start a thread for", dir)?;
-        let common = Arc::new(Common { setup, follows, count: AtomicU64::new(count), max: limits.stores, checkpoints });
+        let common = Arc::new(Common {
+            setup,
+            follows,
+            count: AtomicU64::new(count),
+            max: limits.stores,
+            checked: Mutex::default(),
+            checkpoints,
+        });
         Ok(Self { shared: Arc::new(Shared { dir: dir.to_owned(), limits, common, open: Mutex::default() }) })
     }
 
@@ -602,6 +609,7 @@ pub fn stores_in(dir: &Path) -> Result<Vec<StoreId>, Fault> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fuzz::{fuzz, outcome, text};
     use crate::likes::{self, LikeAdded};
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -622,5 +630,48 @@ mod tests {
             let Health::Open(standing) = store.healthy().await else { panic!("the store is not open") };
             assert_eq!(Some(standing.head), receipt.seq);
         }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn trust_62_a_panic_of_our_own_costs_what_was_being_done_and_nothing_else() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let setup = Setup {
+            schema: Arc::new(likes::schema()),
+            device: "test".parse().expect("a name"),
+            executable: "test".to_owned(),
+            progress: |_, _| {},
+        };
+        let stores = Stores::open(dir.path(), setup, StoreLimits::default()).expect("stores");
+        let store = stores.get(&"likes".parse().expect("a name")).expect("a store");
+        store.commit(LikeAdded {}).await.expect("a receipt");
+        let mut watched = store.watch(likes::count());
+        assert_eq!(watched.next().await, Ok(1));
+        let failed = store.with(|_| -> Result<(), Fault> { panic!("a defect") }).await;
+        assert!(matches!(&failed, Err(Error::Unavailable(why)) if why.contains("Try again")), "{failed:?}");
+        let mut health = store.health();
+        health.wait_for(|health| health.trouble().is_some_and(|why| why.contains("a defect"))).await.expect("a health");
+        assert_eq!(store.read(likes::count()).await, Ok(1), "what is known stays");
+        while store.commit(LikeAdded {}).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert_eq!(watched.next().await, Ok(2));
+        assert!(matches!(store.healthy().await, Health::Open(_)));
+    }
+
+    #[test]
+    fn trust_38_fuzzed_names_of_stores_are_names_of_directories() {
+        fuzz("store", &["likes", "..", "/", "-", "%2e", "con", "é"], |input| {
+            let id = text(input).parse::<StoreId>();
+            if let Ok(id) = &id {
+                assert_eq!(id.as_str().as_bytes(), input);
+                let mut parts = Path::new(id.as_str()).components();
+                assert!(matches!(parts.next(), Some(std::path::Component::Normal(_))) && parts.next().is_none());
+                assert!(id.as_str().len() <= 63);
+            }
+            if let Err(why) = &id {
+                assert!(why.to_string().chars().count() < 250, "{why}");
+            }
+            outcome(&id)
+        });
     }
 }

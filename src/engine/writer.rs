@@ -1,13 +1,16 @@
 //! The one thread that owns a store's replica: it takes work from a bounded queue and commits what waits together.
 
+use std::collections::HashMap;
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::checks::{Checked, PORTION, Progress};
 use super::event::Envelope;
 use super::live::Live;
 use super::replica::{Files, Outcome, Replica, Setup, Standing};
@@ -65,6 +68,8 @@ pub(crate) struct Common {
     pub(crate) count: AtomicU64,
     /// How many there may be.
     pub(crate) max: u64,
+    /// What was checked of stores that are closed for now.
+    pub(crate) checked: Mutex<HashMap<PathBuf, Checked>>,
     /// The thread that checkpoints.
     pub(crate) checkpoints: std::sync::mpsc::Sender<Arc<WalGauge>>,
 }
@@ -87,6 +92,11 @@ pub(crate) struct Writer {
     /// Where the store stood when that was known last.
     standing: Option<Standing>,
     looked: Instant,
+    /// Whether all that was there at opening was looked at.
+    is_checked: bool,
+    /// Whether the eventlog was found to be damaged. What is added to one may have to be left behind with it, so it is
+    /// only read from then on.
+    is_damaged: bool,
 }
 
 impl Writer {
@@ -112,6 +122,8 @@ impl Writer {
             is_synced: false,
             standing: None,
             looked: Instant::now(),
+            is_checked: false,
+            is_damaged: false,
         }
     }
 
@@ -121,7 +133,7 @@ impl Writer {
             writer.open();
             writer.publish();
         });
-        while let Some(work) = self.queue.blocking_recv() {
+        while let Some(work) = self.next() {
             let served = self.unless_panicked(|writer| {
                 let flow = writer.serve(work);
                 writer.checkpoint();
@@ -131,6 +143,7 @@ impl Writer {
                 break;
             }
         }
+        self.remember_checks();
     }
 
     /// Does what a panic must not end the thread over: a defect of ours costs the answers to what was being done, and the
@@ -149,6 +162,45 @@ impl Writer {
                 }
                 None
             }
+        }
+    }
+
+    /// What is to be done next. While that is nothing, old events are looked at, a few at a time.
+    fn next(&mut self) -> Option<Work> {
+        loop {
+            match self.queue.try_recv() {
+                Ok(work) => return Some(work),
+                Err(mpsc::error::TryRecvError::Disconnected) => return None,
+                Err(mpsc::error::TryRecvError::Empty) if self.unless_panicked(Self::check_some) == Some(true) => {}
+                Err(mpsc::error::TryRecvError::Empty) => return self.queue.blocking_recv(),
+            }
+        }
+    }
+
+    /// Looks at some of the events that nobody asked for yet. False when there is no more to look at.
+    fn check_some(&mut self) -> bool {
+        let Held::Open(replica) = &mut self.held else { return false };
+        if self.is_checked || self.stuck.is_some() {
+            return false;
+        }
+        match replica.check_some(PORTION) {
+            Ok(Progress::More) => return true,
+            Ok(Progress::Done) => self.is_checked = true,
+            Err(fault) => {
+                self.recover(&fault);
+                self.publish();
+            }
+        }
+        false
+    }
+
+    /// Spares the next thread of this store the same checks.
+    fn remember_checks(&self) {
+        if let Held::Open(replica) = &self.held
+            && self.stuck.is_none()
+        {
+            let mut all = self.common.checked.lock().expect("BUG: remembering what was checked panicked");
+            all.insert(self.files.dir().to_owned(), replica.take_checked());
         }
     }
 
@@ -222,7 +274,7 @@ impl Writer {
     fn replica(&mut self) -> Result<&mut Replica, Error> {
         self.reopen();
         if let Some((error, since)) = &self.stuck
-            && since.elapsed() < RETRY_AFTER
+            && (self.is_damaged || since.elapsed() < RETRY_AFTER)
         {
             return Err(error.clone());
         }
@@ -250,6 +302,7 @@ impl Writer {
             self.open();
         }
         if let Held::Open(replica) = &mut self.held
+            && !self.is_damaged
             && matches!(&self.stuck, Some((_, since)) if since.elapsed() >= RETRY_AFTER)
         {
             match replica.probe() {
@@ -263,6 +316,7 @@ impl Writer {
     fn recover(&mut self, fault: &Fault) -> Error {
         self.is_synced &= fault.leaves_synced();
         let error = Error::from(fault);
+        self.is_damaged |= matches!(fault, Fault::Damaged(_));
         self.fail(error.clone());
         self.open();
         self.stuck = Some((error.clone(), Instant::now()));
@@ -273,6 +327,7 @@ impl Writer {
     fn open(&mut self) {
         // The last one lets go of its files first.
         self.held = Held::Failed(Error::Closed, Instant::now());
+        self.is_checked = false;
         let exists = self.files.exist();
         if self.has_files && !exists {
             return self.fail(Error::from(&Fault::Gone(self.files.dir().to_owned())));
@@ -296,8 +351,12 @@ impl Writer {
     }
 
     fn open_replica(&mut self) -> Result<Replica, Fault> {
-        let Common { setup, follows, .. } = &*self.common;
+        let Common { setup, follows, checked, .. } = &*self.common;
+        let checked = checked.lock().expect("BUG: remembering what was checked panicked").remove(self.files.dir());
         let opened = Replica::open_found(self.files.clone(), setup.clone(), self.is_synced).and_then(|mut replica| {
+            if let Some(earlier) = checked {
+                replica.go_on_checking(earlier)?;
+            }
             if *follows {
                 replica.follow()?;
             }

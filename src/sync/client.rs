@@ -9,14 +9,17 @@ use std::time::{Duration, Instant, SystemTime};
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
 use tokio::sync::{Notify, watch};
-use tokio::time::{sleep, timeout};
+use tokio::time::{sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use super::http::Upstream;
-use super::protocol::{Hello, Point, PushedEvent, WirePage};
+use super::protocol::{Hello, Point, PushedEvent, WirePage, words};
+use super::ration::Allowance;
 use super::session::{self, End, Outgoing, PushAnswer, Session, not_understood};
 use super::{sse, tokens};
-use crate::engine::{Digest, Error, Generation, Health, LogId, Position, Seq, Standing, Store, StoreId, Stores};
+use crate::engine::{
+    Digest, Error, Generation, Health, LogId, Position, Replica, Seq, Standing, Store, StoreId, Stores,
+};
 
 /// How long a stream may be silent. The hub says something every ten seconds.
 const SILENCE: Duration = Duration::from_secs(25);
@@ -39,6 +42,29 @@ const IDLE_CHECK: Duration = Duration::from_secs(5);
 
 /// How often to look whether something changed that lets a halted store go on.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+/// How long others' likes may wait until pages see them, while more arrive and many of ours are pending: at least this, and
+/// so many times what it took last to put the pending ones back, which is then all that it costs.
+const SEEN_AFTER: Duration = Duration::from_millis(250);
+const SEEN_AFTER_TIMES: u32 = 4;
+
+/// So often a store is repaired at once, and then once more after each such time: to take back a log and to make its state
+/// anew costs as much as the log is long, and a hub could ask for it without end.
+const REPAIRS: (u32, Duration) = (3, Duration::from_secs(300));
+
+/// So many events of a stream may bring no page at once, and then one more after each such time. A ping comes every ten
+/// seconds.
+const NO_PAGES: (u32, Duration) = (32, Duration::from_secs(1));
+
+/// So many pings may come while the hub owes something: pages up to the head that it named, or a place for what it took. An
+/// honest one sends what it has before the next ping.
+const OWING: u32 = 6;
+
+/// So many sessions in a row may end with the hub's word that it was started anew.
+const ANEW: u32 = 3;
+
+/// So many refusals of a push are logged one by one.
+const LOGGED: usize = 10;
 
 /// How the connection of a store to its upstream is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -162,6 +188,7 @@ impl Clients {
             upstream: upstream.in_lane(lane),
             status: sender,
             usage: Arc::clone(&usage),
+            repairs: Allowance::new(REPAIRS.0, REPAIRS.1),
             clients: self.clone(),
         };
         links.insert(store.id().clone(), Link { status: status.clone(), usage, lane });
@@ -205,6 +232,7 @@ struct Client {
     upstream: Upstream,
     status: watch::Sender<LinkStatus>,
     usage: Arc<Usage>,
+    repairs: Allowance,
     clients: Clients,
 }
 
@@ -226,7 +254,8 @@ impl Client {
     /// closed: then it is true.
     async fn keep_level(&mut self) -> bool {
         let mut backoff = Backoff::default();
-        let mut has_diverged = false;
+        // How many sessions in a row ended so that the next one has a reason to go better.
+        let mut hopeful = 0;
         loop {
             let (began, before, terms) = (Instant::now(), self.standing(), self.terms());
             let end = match self.clients.shared.stores.get(&self.id) {
@@ -238,10 +267,10 @@ impl Client {
                     };
                     // Pages that were to be followed by more may have gone ahead of what queries see.
                     drop(store.look(|replica| replica.settle_arrivals()).await);
-                    if let End::Diverged(points) = &end {
-                        self.repair(&store, points.clone()).await;
+                    match end {
+                        End::Diverged(points) => self.repair(&store, points).await,
+                        end => end,
                     }
-                    end
                 }
                 Err(error) => here(&error),
             };
@@ -249,19 +278,20 @@ impl Client {
             let now = self.standing();
             if began.elapsed() > WAIT[1] || now.head > before.head && now.pending == 0 {
                 backoff = Backoff::default();
+                hopeful = 0;
             }
             let wait = backoff.next(self.clients.count());
-            // What was repaired is not refused again by a hub that means what it says.
-            let is_in_vain = std::mem::replace(&mut has_diverged, matches!(end, End::Diverged(_))) && has_diverged;
+            let end = match end {
+                End::PullFirst if hopeful == ANEW => {
+                    End::Offline("the hub says again and again that this store has to be pulled first".to_owned())
+                }
+                end => end,
+            };
+            hopeful = if matches!(end, End::PullFirst | End::Diverged(_)) { hopeful + 1 } else { 0 };
             match end {
                 End::Closed => return true,
-                End::PullFirst => sleep(wait).await,
-                End::Diverged(_) if !is_in_vain => sleep(wait).await,
-                End::Diverged(_) | End::Offline(_) => {
-                    let why = match end {
-                        End::Offline(why) => why,
-                        _ => "the hub says again and again that its log is another".to_owned(),
-                    };
+                End::PullFirst | End::Diverged(_) => sleep(wait).await,
+                End::Offline(why) => {
                     self.tell(LinkState::Offline, None, Some(why));
                     let found = self.clients.shared.found.subscribe();
                     tokio::select! {
@@ -297,7 +327,7 @@ impl Client {
             Ok(Err(end)) => return end,
             Err(_) => return silent(),
         };
-        let mut events = pin!(sse::events(bytes));
+        let mut events = pin!(sse::events(bytes, self.upstream.ration()));
         let hello: Hello = match timeout(SILENCE, events.next()).await {
             Err(_) => return silent(),
             Ok(Some(Ok(event))) if event.event == "hello" => match serde_json::from_str(&event.data) {
@@ -312,10 +342,13 @@ impl Client {
             Err(end) => return end,
         };
         self.tell(LinkState::Online, None, None);
-        tokio::select! {
+        let end = tokio::select! {
             end = pull(store, events, &running) => end,
             end = self.push(store, &running) => end,
-        }
+        };
+        let session = running.session;
+        drop(store.look(move |replica| lock(&session).end(replica)).await);
+        end
     }
 
     /// Pushes what the session says, one push after the other.
@@ -355,28 +388,47 @@ impl Client {
     fn log(&self, outgoing: &Outgoing, answer: &PushAnswer) {
         let PushAnswer::Pushed(pushed) = answer else { return };
         let store = self.id.as_str();
-        for (id, answer) in outgoing.ids().iter().zip(&pushed.events) {
+        let is_plain = |answer: &PushedEvent| matches!(answer, PushedEvent::Stored { no_effect: None, .. });
+        let mut odd = outgoing.ids().iter().zip(&pushed.events).filter(|(_, answer)| !is_plain(answer));
+        for (id, answer) in odd.by_ref().take(LOGGED) {
             match answer {
-                PushedEvent::Stored { no_effect: None, .. } => {}
-                PushedEvent::Stored { no_effect: Some(why), .. } => {
+                PushedEvent::Stored { no_effect, .. } => {
+                    let why = words(no_effect.as_deref().unwrap_or_default());
                     tracing::warn!(store, %id, why, "an event has no effect");
                 }
                 PushedEvent::Refused { refused, why } => {
+                    let (refused, why) = (words(refused), words(why));
                     tracing::warn!(store, %id, refused, why, "the hub refused an event; it is set aside");
                 }
             }
         }
+        let more = odd.count();
+        if more > 0 {
+            tracing::warn!(store, more, "and more of the same push have no effect, or are set aside");
+        }
     }
 
-    async fn repair(&self, store: &Store, points: Vec<Point>) {
-        match store.with(move |replica| session::repair(replica, &points)).await {
-            Ok((first, last)) => {
+    /// Brings our log and the hub's together again, unless that was done too often.
+    async fn repair(&mut self, store: &Store, points: Vec<Point>) -> End {
+        if !self.repairs.spend() {
+            let why =
+                "the hub says again and again that its log is another; nothing more is taken back for some minutes";
+            return End::Offline(why.to_owned());
+        }
+        let asked = points.clone();
+        match store.with(move |replica| session::repair(replica, &asked)).await {
+            Ok(Some((first, last))) => {
                 tracing::warn!(
                     store = self.id.as_str(),
                     "the hub lacks events {first} to {last}; they are pushed again"
                 );
+                End::Diverged(points)
             }
-            Err(error) => tracing::error!(store = self.id.as_str(), %error, "cannot repair"),
+            Ok(None) => End::Offline("the hub says that its log is another, and shows that it is ours".to_owned()),
+            Err(error) => {
+                tracing::error!(store = self.id.as_str(), %error, "cannot repair");
+                here(&error)
+            }
         }
     }
 
@@ -422,6 +474,8 @@ impl Client {
     }
 
     fn tell(&self, state: LinkState, code: Option<&'static str>, error: Option<String>) {
+        // Most of what is wrong is told in a hub's own words.
+        let error = error.map(|why| words(&why));
         self.status.send_if_modified(|status| {
             if status.state == state && status.code == code && status.error == error {
                 return false;
@@ -471,26 +525,76 @@ async fn pull(
     mut events: impl Stream<Item = std::io::Result<sse::SseEvent>> + Unpin,
     running: &Running,
 ) -> End {
+    let mut others = Allowance::new(NO_PAGES.0, NO_PAGES.1);
+    // How many pings came since the last page while the hub owed one.
+    let mut owing = 0;
+    // When pages are to see what they don't yet, and how long that was left to wait.
+    let (mut due_at, mut pause) = (None, SEEN_AFTER);
     loop {
-        let event = match events.next().await {
+        let next = match due_at {
+            None => events.next().await,
+            Some(due) if due <= tokio::time::Instant::now() => {
+                (due_at, pause) = (None, show(store).await);
+                continue;
+            }
+            Some(due) => match timeout_at(due, events.next()).await {
+                Ok(next) => next,
+                Err(_) => continue,
+            },
+        };
+        let event = match next {
             None => return End::Offline("the hub ended the stream".to_owned()),
             Some(Err(error)) => return End::Offline(format!("the stream broke: {error}")),
             Some(Ok(event)) => event,
         };
+        let session = Arc::clone(&running.session);
         if event.event != "page" {
+            if !others.spend() {
+                return End::Offline("the hub sends without pause what is no page".to_owned());
+            }
+            match store.look_if_any(move |replica| lock(&session).is_owed(replica.as_deref())).await {
+                Ok(is_owed) => owing = if is_owed { owing + 1 } else { 0 },
+                Err(error) => return here(&error),
+            }
+            if owing >= OWING {
+                return End::Offline("the hub doesn't send what it says it has".to_owned());
+            }
             continue;
         }
         let page: WirePage = match serde_json::from_str(&event.data) {
             Ok(page) => page,
             Err(why) => return not_understood(&why),
         };
-        let session = Arc::clone(&running.session);
-        match store.with(move |replica| lock(&session).arrive(replica, page)).await {
-            Ok(Ok(())) => running.arrived.notify_one(),
-            Ok(Err(end)) => return end,
+        let sse::SseEvent { data, portion: _portion, .. } = event;
+        drop(data);
+        let brings_nothing = page.events.is_empty();
+        let arrive = move |replica: &mut Replica| Ok((lock(&session).arrive(replica, page)?, replica.is_behind()));
+        let arrived = if brings_nothing {
+            if !others.spend() {
+                return End::Offline("the hub sends page after page that brings nothing".to_owned());
+            }
+            // It makes no store where there is none.
+            store.look(arrive).await.map(|arrived| arrived.unwrap_or((Ok(()), false)))
+        } else {
+            owing = 0;
+            store.with(arrive).await
+        };
+        match arrived {
+            Ok((Ok(()), is_behind)) => {
+                running.arrived.notify_one();
+                due_at = is_behind.then(|| due_at.unwrap_or_else(|| tokio::time::Instant::now() + pause));
+            }
+            Ok((Err(end), _)) => return end,
             Err(error) => return here(&error),
         }
     }
+}
+
+/// Lets pages see what has arrived, and says how long to wait before the next time.
+async fn show(store: &Store) -> Duration {
+    let begun = Instant::now();
+    drop(store.look(|replica| replica.settle_arrivals()).await);
+    SEEN_AFTER.max(begun.elapsed() * SEEN_AFTER_TIMES)
 }
 
 fn standing(health: &watch::Receiver<Health>) -> Standing {

@@ -10,8 +10,10 @@ use bytes::Bytes;
 use futures_util::{Stream, TryStreamExt};
 use reqwest::{Certificate, Response, StatusCode, Url, header, redirect};
 use serde::Deserialize;
+use serde::de::DeserializeOwned;
 
-use super::protocol::{Point, Push, code};
+use super::protocol::{Point, Push, Pushed, code, points};
+use super::ration::Ration;
 use super::session::{End, PushAnswer};
 use crate::engine::{Position, StoreId};
 
@@ -26,8 +28,14 @@ const KEEP: Duration = Duration::from_secs(8);
 /// How long the hub may take to answer a push.
 const ANSWER: Duration = Duration::from_secs(30);
 
-/// The largest answer that is read whole. That of a push of 1,000 refused events is about 200 KB.
+/// The largest answer to a push that is read. That of 1,000 refused events is about 200 KB.
 const MAX_ANSWER: usize = 4 << 20;
+
+/// The largest problem that is read. One with all points of a log has about 8 KB.
+const MAX_PROBLEM: usize = 64 << 10;
+
+/// What all answers and streams may hold together while they come. Enough for the largest pages of fifty stores.
+const MAX_UNDER_WAY: usize = 64 << 20;
 
 /// Where the upstream is, and how to be let in.
 pub(crate) struct UpstreamOptions {
@@ -90,34 +98,14 @@ pub(crate) struct Upstream {
     /// The clients of all lanes, made when they are needed first.
     lanes: Arc<Mutex<Vec<reqwest::Client>>>,
     root_certificates: Vec<Certificate>,
+    /// What its answers may hold together.
+    ration: Arc<Ration>,
 }
 
 impl Upstream {
     /// Checks the options. The token is only ever sent over TLS, or to this machine.
     pub(crate) fn new(options: UpstreamOptions) -> anyhow::Result<Self> {
-        let text = options.url.trim_end_matches('/');
-        let url = Url::parse(text)
-            .with_context(|| format!("{text} is not the address of a hub, like https://likes.example.org"))?;
-        if url.host().is_none() {
-            bail!("{text} is not the address of a hub, like https://likes.example.org");
-        }
-        match url.scheme() {
-            "https" => {}
-            "http" if is_local(&url) => {}
-            "http" => bail!(
-                "the token would travel over the network for all to read; use https:// for the hub, which takes a proxy \
-                 such as Caddy in front of it"
-            ),
-            other => bail!("a hub is reached over https, not over {other}"),
-        }
-        if url.path() != "/"
-            || url.query().is_some()
-            || url.fragment().is_some()
-            || !url.username().is_empty()
-            || url.password().is_some()
-        {
-            bail!("{text} has more than the host and port of a hub; write it like https://likes.example.org");
-        }
+        let url = checked(&options.url)?;
         let mut root_certificates = Vec::new();
         if let Some(path) = &options.root_certificate {
             let text = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
@@ -127,7 +115,7 @@ impl Upstream {
         }
         let client = client(&url, &root_certificates).context("cannot make requests")?;
         let lanes = Arc::new(Mutex::new(vec![client.clone()]));
-        Ok(Self { url, token: options.token, client, lanes, root_certificates })
+        Ok(Self { url, token: options.token, client, lanes, root_certificates, ration: Ration::new(MAX_UNDER_WAY) })
     }
 
     /// The lane for one store more, beside those that are in these lanes.
@@ -156,6 +144,11 @@ impl Upstream {
         self.url.as_str().trim_end_matches('/')
     }
 
+    /// What its answers may hold together.
+    pub(crate) fn ration(&self) -> &Arc<Ration> {
+        &self.ration
+    }
+
     /// What would have to change for a refused token to be tried again at once.
     pub(crate) fn token_stamp(&self) -> Option<std::time::SystemTime> {
         match &self.token {
@@ -180,7 +173,7 @@ impl Upstream {
         let answer = self.accepted(answer).await?;
         let kind = answer.headers().get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).unwrap_or_default();
         if !kind.starts_with("text/event-stream") {
-            return Err(End::Offline(format!("{} answered with {kind:?}, which no hub does", self.url())));
+            return Err(End::Offline(format!("{} answered with no event stream, but {kind:?}", self.url())));
         }
         Ok(Box::pin(answer.bytes_stream().map_err(std::io::Error::other)))
     }
@@ -195,15 +188,15 @@ impl Upstream {
             Err(error) => return Err(offline(error)),
         };
         if answer.status() == StatusCode::PAYLOAD_TOO_LARGE {
-            let problem = problem(answer).await?;
+            let problem = self.problem(answer).await?;
             let is_hubs_word = problem.as_ref().is_some_and(|problem| problem.code == code::TOO_LARGE);
             let end = self.meaning(StatusCode::PAYLOAD_TOO_LARGE, problem);
             return Ok(if is_hubs_word { PushAnswer::TooLarge } else { PushAnswer::TooMuch(end) });
         }
-        let text = whole(self.accepted(answer).await?).await?;
-        let pushed = serde_json::from_slice(&text)
-            .map_err(|_| End::Offline(format!("{} answered a push with something else than a hub does", self.url())))?;
-        Ok(PushAnswer::Pushed(pushed))
+        let answer = self.accepted(answer).await?;
+        let pushed = self.read::<Pushed>(answer, MAX_ANSWER).await?;
+        let other = || End::Offline(format!("{} answered a push with something else than a hub does", self.url()));
+        pushed.map(PushAnswer::Pushed).ok_or_else(other)
     }
 
     fn events_url(&self, store: &StoreId) -> Url {
@@ -219,7 +212,29 @@ impl Upstream {
     /// The answer if it is one of success, and otherwise what it means.
     async fn accepted(&self, answer: Response) -> Result<Response, End> {
         let status = answer.status();
-        if status == StatusCode::OK { Ok(answer) } else { Err(self.meaning(status, problem(answer).await?)) }
+        if status == StatusCode::OK { Ok(answer) } else { Err(self.meaning(status, self.problem(answer).await?)) }
+    }
+
+    /// The problem that an answer carries, if it carries one.
+    async fn problem(&self, answer: Response) -> Result<Option<Problem>, End> {
+        let kind = answer.headers().get(header::CONTENT_TYPE);
+        let is_problem = kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/problem+json"));
+        if is_problem { self.read(answer, MAX_PROBLEM).await } else { Ok(None) }
+    }
+
+    /// What the body of an answer says, if it is understood; no more than `most` bytes of it are read.
+    async fn read<T: DeserializeOwned>(&self, mut answer: Response, most: usize) -> Result<Option<T>, End> {
+        let too_long = || End::Offline(format!("{} gave an answer that is too long for a hub's", self.url()));
+        let mut portion = self.ration.portion();
+        let mut text = Vec::new();
+        while let Some(chunk) = answer.chunk().await.map_err(offline)? {
+            if text.len() + chunk.len() > most {
+                return Err(too_long());
+            }
+            portion.grow_to(text.len() + chunk.len()).map_err(|error| End::Offline(error.to_string()))?;
+            text.extend_from_slice(&chunk);
+        }
+        Ok(serde_json::from_slice(&text).ok())
     }
 
     /// What an answer means that is none of success. Only a problem that carries one of our own codes is a hub's word; a
@@ -244,6 +259,34 @@ impl Upstream {
     }
 }
 
+/// The address of a hub, if `text` is one that the token may be sent to: over TLS, or to this machine.
+fn checked(text: &str) -> anyhow::Result<Url> {
+    let text = text.trim_end_matches('/');
+    let url = Url::parse(text)
+        .with_context(|| format!("{text} is not the address of a hub, like https://likes.example.org"))?;
+    if url.host().is_none() {
+        bail!("{text} is not the address of a hub, like https://likes.example.org");
+    }
+    match url.scheme() {
+        "https" => {}
+        "http" if is_local(&url) => {}
+        "http" => bail!(
+            "the token would travel over the network for all to read; use https:// for the hub, which takes a proxy \
+             such as Caddy in front of it"
+        ),
+        other => bail!("a hub is reached over https, not over {other}"),
+    }
+    if url.path() != "/"
+        || url.query().is_some()
+        || url.fragment().is_some()
+        || !url.username().is_empty()
+        || url.password().is_some()
+    {
+        bail!("{text} has more than the host and port of a hub; write it like https://likes.example.org");
+    }
+    Ok(url)
+}
+
 /// Whether only this machine has that address.
 fn is_local(url: &Url) -> bool {
     match url.host() {
@@ -256,6 +299,7 @@ fn is_local(url: &Url) -> bool {
 
 fn client(url: &Url, roots: &[Certificate]) -> reqwest::Result<reqwest::Client> {
     let mut builder = reqwest::Client::builder()
+        // Nobody but the hub itself is ever shown the token, wherever an answer points to.
         .redirect(redirect::Policy::none())
         .connect_timeout(CONNECT)
         .pool_idle_timeout(KEEP)
@@ -275,27 +319,8 @@ fn client(url: &Url, roots: &[Certificate]) -> reqwest::Result<reqwest::Client> 
 struct Problem {
     code: String,
     detail: String,
-    #[serde(default)]
+    #[serde(default, deserialize_with = "points")]
     checkpoints: Vec<Point>,
-}
-
-/// The problem that an answer carries, if it carries one.
-async fn problem(answer: Response) -> Result<Option<Problem>, End> {
-    let kind = answer.headers().get(header::CONTENT_TYPE);
-    let is_problem = kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/problem+json"));
-    Ok(if is_problem { serde_json::from_slice(&whole(answer).await?).ok() } else { None })
-}
-
-/// The whole body of an answer, up to a limit.
-async fn whole(mut answer: Response) -> Result<Vec<u8>, End> {
-    let mut text = Vec::new();
-    while let Some(chunk) = answer.chunk().await.map_err(offline)? {
-        if text.len() + chunk.len() > MAX_ANSWER {
-            return Err(End::Offline("the answer is too long for a hub's".to_owned()));
-        }
-        text.extend_from_slice(&chunk);
-    }
-    Ok(text)
 }
 
 /// What went wrong on the way, down to its cause; without the URL, which the status shows anyway.
@@ -308,4 +333,47 @@ fn offline(error: reqwest::Error) -> End {
         cause = error.source();
     }
     End::Offline(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fuzz::{fuzz, outcome, text};
+
+    #[test]
+    fn trust_38_fuzzed_refusals_are_a_hubs_word_or_none() {
+        fuzz("problem", &["\"code\":", "\"detail\":", "\"checkpoints\":", "diverged", "wrong-log"], |input| {
+            let problem = serde_json::from_slice::<Problem>(input);
+            if let Ok(problem) = &problem {
+                assert!(problem.checkpoints.len() <= 256);
+            }
+            outcome(&problem)
+        });
+    }
+
+    #[test]
+    fn trust_38_fuzzed_tokens_are_one_word_that_fits_in_a_header() {
+        fuzz("token", &["lw_", "\n", "Bearer "], |input| {
+            let token = TokenSource::Given(text(input)).read();
+            if let Ok(token) = &token {
+                assert!(
+                    header::HeaderValue::from_str(token).is_ok() && token.bytes().all(|byte| byte.is_ascii_graphic())
+                );
+            }
+            outcome(&token)
+        });
+    }
+
+    #[test]
+    fn trust_38_fuzzed_addresses_of_hubs_take_the_token_nowhere_else() {
+        fuzz("upstream", &["http://", "https://", "localhost", "127.0.0.1", "[::1]", "@", "#", "?"], |input| {
+            let url = match checked(&text(input)) {
+                Ok(url) => url,
+                Err(why) => return why.to_string(),
+            };
+            assert!(url.scheme() == "https" || url.scheme() == "http" && is_local(&url), "{url}");
+            assert!(url.username().is_empty() && url.password().is_none() && url.path() == "/", "{url}");
+            "right".to_owned()
+        });
+    }
 }

@@ -286,3 +286,23 @@ impl PullStream {
         Some(page)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fuzz::{fuzz, text};
+
+    #[test]
+    fn trust_38_fuzzed_parameters_of_a_pull_are_places_or_refused() {
+        fuzz("pull", &["after=", "digest=", "log=", "last_id=", "&", "%"], |input| {
+            let Ok(uri) = format!("http://localhost/?{}", text(input)).parse() else { return "no address".to_owned() };
+            match Query::<Pull>::try_from_uri(&uri) {
+                Ok(Query(pull)) => {
+                    assert!(pull.after.0 < 1 << 62);
+                    format!("{} {}", pull.log.is_some(), pull.digest.is_some())
+                }
+                Err(why) => why.body_text(),
+            }
+        });
+    }
+}

@@ -9,6 +9,7 @@ mod client;
 mod http;
 mod hub;
 mod protocol;
+mod ration;
 mod session;
 mod sse;
 mod tokens;

@@ -3,8 +3,15 @@
 //! A session is one pull stream. What the client believes to have pushed is the memory of that stream and dies with it,
 //! so a hub that was replaced under us is noticed before anything of ours goes to it out of order.
 
-use super::protocol::{self, Hello, PAGE, Point, Push, Pushed, PushedEvent, WireEvent, WirePage};
+use super::protocol::{self, Hello, PAGE, Point, Push, Pushed, PushedEvent, WireEvent, WirePage, words};
 use crate::engine::{EventId, Fault, Generation, LogId, PageSize, Position, Replica, Seq, Standing};
+
+/// So many pages in a row may bring nothing: a log that was written twice has some. More of them are a waste of time, and
+/// of the disk where they name events.
+const IN_VAIN: u32 = 32;
+
+/// So many refusals are written down together at most: each time, what is pending is put back on top of the log.
+const REFUSED_TOGETHER: usize = 10_000;
 
 /// How many pushes of one size have to get through before more is tried: whatever was too much once is so again, as a
 /// rule, and to learn that may take as long as to wait for an answer.
@@ -62,14 +69,20 @@ pub struct Session {
     log: Option<LogId>,
     /// The end of the hub's log when the session began. Nothing is pushed before all up to here is pulled.
     target: Seq,
-    /// How far the hub's log is pulled.
+    /// How far the hub's log is pulled, as the replica has it.
     pulled: Seq,
+    /// How far the hub's pages came. Those at the end that bring nothing aren't worth a write.
+    reached: Seq,
+    /// How many pages in a row brought nothing.
+    in_vain: u32,
     /// The number of the last event of the outbox that was pushed and answered.
     pushed: i64,
     /// How much is pushed at once.
     size: PageSize,
     /// How many pushes of that size got through.
     got_through: u32,
+    /// What the hub refused and is still among the pending.
+    refused: Vec<(EventId, String)>,
     /// Of our eventlog; none while there is none.
     generation: Option<Generation>,
 }
@@ -85,14 +98,21 @@ impl Session {
             let why = "The hub has another log than this store was synced with.";
             return Err(End::Halted(protocol::code::WRONG_LOG, why.to_owned()));
         }
+        if let Some(why) = hello.fault() {
+            return Err(no_hubs(why));
+        }
+        let pulled = position.map_or(Seq::START, |position| position.after);
         Ok(Self {
             run: hello.run,
             log: hello.log,
             target: hello.head,
-            pulled: position.map_or(Seq::START, |position| position.after),
+            pulled,
+            reached: pulled,
+            in_vain: 0,
             pushed: i64::MIN,
             size: PAGE,
             got_through: 0,
+            refused: Vec::new(),
             generation: position.map(|position| position.generation),
         })
     }
@@ -115,6 +135,9 @@ impl Session {
         if let Err(end) = self.check_log(log) {
             return Ok(Err(end));
         }
+        if let Some(why) = page.fault(self.reached) {
+            return Ok(Err(no_hubs(why)));
+        }
         let page = match page.into_page() {
             Ok(page) => page,
             Err(why) => return Ok(Err(not_understood(&why))),
@@ -122,11 +145,42 @@ impl Session {
         if self.is_over(replica)? {
             return Ok(Err(End::PullFirst));
         }
-        replica.meet(log)?;
-        replica.arrive(&page)?;
-        self.log = Some(log);
-        self.pulled = replica.position()?.after;
+        let brought = if page.entries.is_empty() {
+            // Where the next one begins is remembered with its events.
+            if !page.more {
+                replica.settle_arrivals()?;
+            }
+            false
+        } else {
+            replica.meet(log)?;
+            self.log = Some(log);
+            let before = replica.standing()?;
+            replica.arrive(&page)?;
+            self.pulled = replica.position()?.after;
+            let now = replica.standing()?;
+            (before.length, before.pending, before.set_aside) != (now.length, now.pending, now.set_aside)
+        };
+        self.reached = page.next;
+        self.in_vain = if brought { 0 } else { self.in_vain + 1 };
+        if self.in_vain > IN_VAIN {
+            return Ok(Err(End::Offline("the hub sends page after page that brings nothing".to_owned())));
+        }
+        self.put_aside(replica, false)?;
         Ok(Ok(()))
+    }
+
+    /// Whether the hub owes something: pages up to the head that it named, or a place in its log for events that it has
+    /// taken. An honest one sends them before it says anything else.
+    ///
+    /// # Errors
+    ///
+    /// As [`arrive`](Self::arrive).
+    pub fn is_owed(&self, replica: Option<&Replica>) -> Result<bool, Fault> {
+        if self.reached < self.target {
+            return Ok(true);
+        }
+        let first = replica.map_or(Ok(Vec::new()), |replica| replica.pending(i64::MIN, PageSize::events(1)))?;
+        Ok(first.first().is_some_and(|(first, _)| *first <= self.pushed))
     }
 
     /// What is to be pushed next: what is pending, in its order, once all is pulled that the hub had when the session
@@ -139,7 +193,7 @@ impl Session {
         if self.is_over(replica)? {
             return Ok(Err(End::PullFirst));
         }
-        if self.pulled < self.target {
+        if self.reached < self.target {
             return Ok(Ok(None));
         }
         let page = replica.pending(self.pushed, self.size)?;
@@ -197,10 +251,34 @@ impl Session {
             self.size.events = (2 * self.size.events).min(PAGE.events);
             self.got_through = 0;
         }
-        if !refused.is_empty() {
-            replica.refuse(&refused)?;
-        }
+        self.refused.extend(refused);
+        self.put_aside(replica, false)?;
         Ok(Ok(()))
+    }
+
+    /// Sets aside what the hub refused, when nothing more is to be pushed or it has become much. Otherwise a hub that
+    /// refuses one event of each push would have everything pending put back each time.
+    fn put_aside(&mut self, replica: &mut Replica, is_over: bool) -> Result<(), Fault> {
+        if self.refused.is_empty() {
+            return Ok(());
+        }
+        let is_time = is_over || self.refused.len() >= REFUSED_TOGETHER;
+        if is_time || replica.pending(self.pushed, PageSize::events(1))?.is_empty() {
+            replica.refuse(&std::mem::take(&mut self.refused))?;
+        }
+        Ok(())
+    }
+
+    /// Ends the session: what it has learned is written down, and queries see all that arrived.
+    ///
+    /// # Errors
+    ///
+    /// As [`arrive`](Self::arrive).
+    pub fn end(&mut self, replica: &mut Replica) -> Result<(), Fault> {
+        if !self.is_over(replica)? {
+            self.put_aside(replica, true)?;
+        }
+        replica.settle_arrivals()
     }
 
     fn check_log(&self, log: LogId) -> Result<(), End> {
@@ -212,21 +290,31 @@ impl Session {
 }
 
 /// Takes back what comes after the last of the hub's `points` that both logs share. All clients that hold it do so, and
-/// push it; by their ids the events become one again. Gives the first and the last place that was taken back.
+/// push it; by their ids the events become one again. Gives the first and the last place that was taken back. Does nothing
+/// when the hub's own points say that its log is ours: then it contradicts itself, and to take back nothing would change
+/// nothing.
 ///
 /// # Errors
 ///
 /// A fault of the machine.
-pub fn repair(replica: &mut Replica, points: &[Point]) -> Result<(Seq, Seq), Fault> {
+pub fn repair(replica: &mut Replica, points: &[Point]) -> Result<Option<(Seq, Seq)>, Fault> {
     let points: Vec<_> = points.iter().map(|point| (point.seq, point.digest)).collect();
     let shared = replica.last_shared(&points)?;
+    if shared >= replica.position()?.after {
+        return Ok(None);
+    }
     let Standing { whose, head, .. } = replica.standing()?;
     replica.take_back(shared, whose)?;
-    Ok((shared.next(), head))
+    Ok(Some((shared.next(), head)))
 }
 
 pub(super) fn not_understood(why: &dyn std::fmt::Display) -> End {
     End::Offline(format!("what the hub sent is not understood: {why}"))
+}
+
+/// What was understood, and can't be true.
+fn no_hubs(why: &str) -> End {
+    End::Offline(format!("the hub sent what no hub does: {why}"))
 }
 
 impl PushedEvent {
@@ -234,7 +322,7 @@ impl PushedEvent {
     fn refusal(self) -> Option<String> {
         match self {
             Self::Stored { .. } => None,
-            Self::Refused { refused, why } => Some(format!("{refused}: {why}")),
+            Self::Refused { refused, why } => Some(words(&format!("{refused}: {why}"))),
         }
     }
 }

@@ -247,6 +247,7 @@ impl Seen {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fuzz::{fuzz, outcome};
 
     #[test]
     fn only_a_hash_is_stored_and_names_are_unique() {
@@ -287,5 +288,18 @@ mod tests {
         assert!(tokens.shared.look().is_ok(), "it is not read again before it changes");
         let token = tokens.find(shown.as_bytes()).expect("still valid");
         assert!(tokens.is_valid(&token));
+    }
+
+    #[test]
+    fn trust_38_fuzzed_token_files_are_read_or_refused() {
+        fuzz("tokens-file", &["\"device\":", "\"hash\":", "\"created\":", "[{"], |input| {
+            let tokens = serde_json::from_slice::<Vec<Token>>(input);
+            if let Ok(tokens) = &tokens {
+                let again: Vec<Token> =
+                    serde_json::from_slice(&serde_json::to_vec(tokens).expect("JSON")).expect("tokens");
+                assert_eq!(again, *tokens);
+            }
+            outcome(&tokens)
+        });
     }
 }

@@ -552,6 +552,7 @@ mod tests {
     use tower::ServiceExt as _;
 
     use super::*;
+    use crate::fuzz::{self, fuzz, outcome};
 
     const HOST: &str = "localhost:3000";
 
@@ -1050,5 +1051,18 @@ mod tests {
             assert_eq!(answer.status().as_u16(), status, "{path}");
             assert!(has_security_headers(&answer));
         }
+    }
+
+    #[test]
+    fn trust_38_fuzzed_hosts_have_one_spelling() {
+        fuzz("host", &["localhost", "127.0.0.1", "[::1]", ":80", ".", "@", "xn--", "0x7f.1"], |input| {
+            let host = fuzz::text(input).parse::<AllowedHost>();
+            if let Ok(host) = &host {
+                assert_eq!(host.to_string().parse::<AllowedHost>().as_ref().ok(), Some(host));
+                assert!(input.len() <= 300 && fuzz::text(input).is_ascii());
+                assert!(host.0.host.is_loopback() == Authority::parse(&host.to_string()).unwrap().host.is_loopback());
+            }
+            outcome(&host.as_ref().map_err(|_| "no host"))
+        });
     }
 }

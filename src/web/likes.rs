@@ -117,3 +117,24 @@ fn form_id(headers: &HeaderMap, body: &[u8]) -> Result<EventId, Problem> {
         )),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fuzz::fuzz;
+
+    #[test]
+    fn trust_38_fuzzed_forms_are_one_id_or_refused() {
+        let kind = header::HeaderValue::from_static("application/x-www-form-urlencoded");
+        let headers = HeaderMap::from_iter([(header::CONTENT_TYPE, kind)]);
+        fuzz("form", &["id=", "&id=", "%2d", "id%3d"], |input| match form_id(&headers, input) {
+            Ok(id) => {
+                let mut ids = form_urlencoded::parse(input).filter(|(name, _)| name == "id");
+                let named = ids.next().map(|(_, id)| id.to_lowercase());
+                assert!(named.is_none_or(|named| named == id.to_string()) && ids.next().is_none());
+                "right".to_owned()
+            }
+            Err(problem) => problem.into_response().status().to_string(),
+        });
+    }
+}

@@ -3,7 +3,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use likewise::engine::{Error, Event, Query, Schema, StoreLimits, Watch};
+use likewise::engine::{Error, Event, Health, Query, Schema, StoreLimits, Watch};
 use rusqlite::Row;
 use serde::{Deserialize, Serialize};
 
@@ -205,6 +205,29 @@ async fn a_query_that_nobody_watches_any_more_is_forgotten_once_others_were_aske
     assert_eq!(runs(), 2);
     assert_eq!(store.read(query).await, Ok(vec![4]), "not the answer from before");
     assert_eq!(runs(), 3);
+}
+
+#[tokio::test]
+async fn trust_62_a_panic_in_what_reads_the_rows_costs_that_answer_alone() {
+    let shelf = bank_shelf();
+    let store = shelf.store("likes");
+    let mut picky = store.watch(Query::rows("SELECT count FROM likes", |row| {
+        let count: i64 = row.get(0)?;
+        assert!(count != 1, "there is no such thing as one like");
+        Ok(count)
+    }));
+    let mut calm = store.watch(Query::<i64>::first("SELECT count FROM likes"));
+    assert_eq!(picky.next().await, Ok(vec![0]));
+    assert_eq!(calm.next().await, Ok(0));
+    // It comes from elsewhere, so that nobody could have refused it.
+    store.add(vec![(like(1), device("phone"))]).await.unwrap();
+    let Some(Err(Error::Query(why))) = told(&mut picky) else { panic!("no word of the panic") };
+    assert!(why.contains("panicked: there is no such thing as one like"), "{why}");
+    assert_eq!(told(&mut calm), Some(Ok(1)));
+    store.commit_envelope(like(2)).await.unwrap();
+    assert_eq!(told(&mut picky), Some(Ok(vec![2])));
+    assert_eq!(told(&mut calm), Some(Ok(2)));
+    assert!(matches!(store.healthy().await, Health::Open(_)));
 }
 
 /// Runs the statement in its payload.

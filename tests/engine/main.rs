@@ -1,7 +1,9 @@
 //! The engine through its public face, one level below HTTP.
 
 mod crashes;
+mod damage;
 mod faults;
+mod formats;
 mod live;
 mod replica;
 mod session;

@@ -1,7 +1,11 @@
 //! What one replica promises when nothing goes wrong but the order of things.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
 use likewise::engine::{
-    Batch, DbError, Digest, Envelope, LogId, Outcome, Page, Query, Replica, SETTLE_EVERY, Schema, Seq, Whose,
+    Batch, DbError, Digest, Envelope, Files, LogId, Outcome, Page, Query, Replica, SETTLE_EVERY, Schema, Seq, Whose,
     committed_state,
 };
 
@@ -683,6 +687,7 @@ fn a_rebuild_tells_how_far_it_has_come() {
     let mut setup = setup(bank());
     setup.progress = |applied, all| {
         assert!(applied > TOLD.swap(applied, Ordering::Relaxed) && applied <= all && all == 21_000);
+        assert!(applied < 20_000, "a panic here is nobody's concern");
     };
     let replica = home.try_open_as(setup).unwrap();
     assert_eq!(TOLD.load(Ordering::Relaxed), 21_000);
@@ -755,4 +760,99 @@ fn queries_may_name_what_they_ask_on_the_way() {
     }
     let offered = replica.query(&Query::<i64>::first("SELECT count(*) FROM dbstat"));
     assert!(matches!(offered, Err(DbError::Forbidden(_))), "what SQLite offers is nobody's name: {offered:?}");
+}
+
+/// The best of many tries, so that a busy machine makes no difference.
+#[test]
+fn what_many_unknown_events_cost_does_not_grow_with_their_number() {
+    let home = Home::new();
+    let mut replica = home.open();
+    let unknown = |n| (event(id(n), "Future", ""), device("elsewhere"));
+    let best = |replica: &mut Replica, from: u64| {
+        let one = |n| {
+            let begun = Instant::now();
+            replica.add(&[unknown(n)]).unwrap();
+            assert_eq!(replica.standing().unwrap().unknown, n + 1);
+            begun.elapsed()
+        };
+        (from..from + 50).map(one).min().unwrap()
+    };
+    let few = best(&mut replica, 0);
+    replica.add(&(50..50_000).map(unknown).collect::<Vec<_>>()).unwrap();
+    let many = best(&mut replica, 50_000);
+    assert!(many < 3 * few, "with few {few:?}, with many {many:?}");
+}
+
+/// How often materializers run while a device with `pending` likes of its own takes in as many of another's, which come
+/// between its own, a page at a time, and the hub never says that more wait.
+fn runs_while_two_arrive_at_once(pending: u64) -> u64 {
+    let runs = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&runs);
+    let schema = Schema::new("CREATE TABLE likes (count INTEGER NOT NULL) STRICT; INSERT INTO likes VALUES (0);").on(
+        move |_: Liked, db| {
+            counted.fetch_add(1, Ordering::Relaxed);
+            db.execute("UPDATE likes SET count = count + 1", ())
+        },
+    );
+    let home = Home::new();
+    let mut replica = home.try_open_as(setup(schema)).unwrap();
+    replica.follow().unwrap();
+    let ours: Vec<_> = (0..pending).map(like).collect();
+    ours.chunks(1_024).for_each(|some| assert!(stored(&replica.commit(some).unwrap())));
+    let theirs: Vec<_> = (pending..2 * pending).map(like).collect();
+    let before = runs.load(Ordering::Relaxed);
+    for (nth, (a, b)) in theirs.chunks(100).zip(ours.chunks(100)).enumerate() {
+        replica.arrive(&page(nth as u64 * 200 + 1, &[a, b].concat(), false)).unwrap();
+    }
+    replica.settle_arrivals().unwrap();
+    assert_eq!((likes(&replica), replica.standing().unwrap().pending), (2 * pending as i64, 0));
+    runs.load(Ordering::Relaxed) - before
+}
+
+#[test]
+fn trust_24_many_of_ours_and_many_of_anothers_at_once_cost_no_more_than_in_proportion() {
+    let [some, twice] = [10_000, 20_000].map(runs_while_two_arrive_at_once);
+    assert!(twice < 5 * 2 * 20_000, "{twice}");
+    assert!(twice < some * 5 / 2, "{some}, {twice}");
+}
+
+#[test]
+fn what_arrives_among_many_pending_is_seen_when_somebody_asks_for_it() {
+    let home = Home::new();
+    let mut replica = home.follow();
+    let ours: Vec<_> = (0..3_000).map(like).collect();
+    assert!(stored(&replica.commit(&ours).unwrap()));
+    replica.arrive(&page(1, &[like(9_001), like(9_002)], false)).unwrap();
+    assert!(replica.is_behind());
+    assert_eq!(likes(&replica), 3_000);
+    assert!(stored(&replica.commit(&[like(3_001)]).unwrap()));
+    // A crash in this moment is mended by opening, and whoever waited long enough has it shown.
+    let killed = home.scratch.path().join("killed");
+    copy_dir(&home.dir, &killed);
+    replica.settle_arrivals().unwrap();
+    assert!(!replica.is_behind());
+    home.check(&replica);
+    assert_eq!(likes(&replica), 3_003);
+    drop(replica);
+    let opened = Replica::open(Files::in_dir(&killed), setup(bank())).unwrap();
+    check(&opened, &killed);
+    assert_eq!(likes(&opened), 3_003);
+    // Few of ours are put back at once.
+    let home = Home::new();
+    let mut replica = home.follow();
+    assert!(stored(&replica.commit(&ours[..900]).unwrap()));
+    replica.arrive(&page(1, &[like(9_001)], false)).unwrap();
+    assert_eq!(likes(&replica), 901);
+}
+
+#[test]
+fn an_event_is_set_aside_beside_another_that_has_its_id_and_once() {
+    let home = Home::new();
+    let mut replica = home.open();
+    replica.commit(&[append(1, "this")]).unwrap();
+    assert_eq!(replica.set_aside(&append(1, "this"), "so").unwrap(), Outcome::Known(Some(Seq(1))));
+    assert_eq!(replica.set_aside(&append(1, "that"), "so").unwrap(), Outcome::Stored(None));
+    assert_eq!(replica.set_aside(&append(1, "that"), "so again").unwrap(), Outcome::Known(None));
+    assert_eq!(set_aside_of(&replica), [append(1, "that")]);
+    home.check(&replica);
 }

@@ -1,7 +1,9 @@
 //! What a client and a hub decide, each sentence of it alone. The simulation has them together.
 
 use likewise::engine::{Digest, Envelope, LogId, Replica, Seq, Whose};
-use likewise::sync::{End, Hello, Incoming, Push, PushAnswer, Refusal, Session, Start, WireEntry, WireEvent, WirePage};
+use likewise::sync::{
+    End, Hello, Incoming, Point, Push, PushAnswer, Refusal, Session, Start, WireEntry, WireEvent, WirePage, repair,
+};
 
 use crate::support::*;
 
@@ -182,4 +184,105 @@ fn a_hub_answers_only_under_its_run_and_for_its_log() {
     assert!(matches!(start.page(&replica, Seq::START), Ok(None)));
     let refused = Start::vouch(Some(&replica), log, Seq::START, Digest::EMPTY).unwrap();
     assert_eq!(refused.unwrap_err(), Refusal::NotAHub);
+}
+
+/// To take refused events out from under the others puts all that is pending back once more. A hub that refuses one of each
+/// push would make that quadratic.
+#[test]
+fn what_the_hub_refuses_is_set_aside_when_all_is_pushed() {
+    let home = Home::new();
+    let log = LogId::random();
+    let (mut replica, mut session) = client(&home, 2_500, log, 0);
+    for (events, set_aside) in [(1_000, 0), (1_000, 0), (500, 3)] {
+        let outgoing = session.next_push(&replica).unwrap().unwrap().unwrap();
+        assert_eq!(outgoing.ids().len(), events);
+        let mut answers = vec![serde_json::json!({ "seq": 1 }); events];
+        answers[7] = serde_json::json!({ "refused": "malformed", "why": "so\n".repeat(1_000) });
+        let answer = serde_json::from_value(serde_json::json!({ "log": log, "events": answers })).unwrap();
+        assert_eq!(session.answer(&mut replica, &outgoing, PushAnswer::Pushed(answer)).unwrap(), Ok(()));
+        assert_eq!(replica.standing().unwrap().set_aside, set_aside);
+    }
+    let (_, why) = &replica.all_set_aside().unwrap()[0];
+    assert!(why.starts_with("malformed: so so ") && why.chars().count() == 301, "{why}");
+}
+
+#[test]
+fn what_the_hub_refused_is_set_aside_also_when_the_session_ends() {
+    let home = Home::new();
+    let log = LogId::random();
+    let (mut replica, mut session) = client(&home, 1_500, log, 0);
+    let outgoing = session.next_push(&replica).unwrap().unwrap().unwrap();
+    let refused = serde_json::json!({ "log": log, "events": vec![serde_json::json!({ "refused": "malformed", "why": "" }); 1_000] });
+    let answer = PushAnswer::Pushed(serde_json::from_value(refused).unwrap());
+    assert_eq!(session.answer(&mut replica, &outgoing, answer).unwrap(), Ok(()));
+    session.end(&mut replica).unwrap();
+    let standing = replica.standing().unwrap();
+    assert_eq!((standing.set_aside, standing.pending), (1_000, 500));
+}
+
+#[test]
+fn pages_that_bring_nothing_are_not_written_and_have_an_end() {
+    let home = Home::new();
+    let log = LogId::random();
+    let (mut replica, mut session) = client(&home, 1, log, 9);
+    assert_eq!(session.arrive(&mut replica, wire_page(log, 1, &[like(1)])).unwrap(), Ok(()));
+    let before = (replica.position().unwrap(), std::fs::read(home.files().witness()).unwrap());
+    let empty = |next| WirePage { log, events: Vec::new(), next: Seq(next), more: true };
+    assert_eq!(next_ids(&mut session, &replica), 0);
+    for next in 2..=33 {
+        assert_eq!(session.arrive(&mut replica, empty(next)).unwrap(), Ok(()));
+    }
+    assert_eq!(next_ids(&mut session, &replica), 1, "the end of the log was reached all the same");
+    let Err(End::Offline(why)) = session.arrive(&mut replica, empty(34)).unwrap() else { panic!("it goes on") };
+    assert!(why.contains("brings nothing"), "{why}");
+    assert_eq!((replica.position().unwrap(), std::fs::read(home.files().witness()).unwrap()), before);
+}
+
+#[test]
+fn places_that_go_back_or_end_all_logs_end_the_session() {
+    let home = Home::new();
+    let log = LogId::random();
+    let (mut replica, mut session) = client(&home, 1, log, 0);
+    assert_eq!(session.arrive(&mut replica, wire_page(log, 5, &[like(1)])).unwrap(), Ok(()));
+    for first in [4, 5, (1 << 62) - 1] {
+        let arrived = session.arrive(&mut replica, wire_page(log, first, &[like(2)])).unwrap();
+        assert!(matches!(arrived, Err(End::Offline(_))), "{first}: {arrived:?}");
+    }
+    let position = replica.position().unwrap();
+    for (run, head) in [("", 1), ("a b", 1), (&"r".repeat(101), 1), ("run", (1 << 62) - 1)] {
+        let hello = Hello { log: Some(log), run: run.to_owned(), head: Seq(head) };
+        assert!(matches!(Session::begin(Some(position), hello), Err(End::Offline(_))), "{run} {head}");
+    }
+}
+
+#[test]
+fn a_hub_owes_the_pages_that_it_named_and_the_events_that_it_took() {
+    let home = Home::new();
+    let log = LogId::random();
+    let (mut replica, mut session) = client(&home, 1, log, 1);
+    assert!(session.is_owed(Some(&replica)).unwrap());
+    assert_eq!(session.arrive(&mut replica, wire_page(log, 1, &[like(1)])).unwrap(), Ok(()));
+    assert!(!session.is_owed(Some(&replica)).unwrap());
+    let outgoing = session.next_push(&replica).unwrap().unwrap().unwrap();
+    let answer = serde_json::json!({ "log": log, "events": [{ "seq": 2 }] });
+    let answer = PushAnswer::Pushed(serde_json::from_value(answer).unwrap());
+    assert_eq!(session.answer(&mut replica, &outgoing, answer).unwrap(), Ok(()));
+    assert!(session.is_owed(Some(&replica)).unwrap());
+    assert_eq!(session.arrive(&mut replica, wire_page(log, 2, &[like(100)])).unwrap(), Ok(()));
+    assert!(!session.is_owed(Some(&replica)).unwrap());
+}
+
+/// A hub that says its log is another, and then names our own place in it, has nothing taken back.
+#[test]
+fn a_hub_that_contradicts_itself_has_nothing_repaired() {
+    let home = Home::new();
+    let log = LogId::random();
+    let (mut replica, mut session) = client(&home, 1, log, 0);
+    assert_eq!(session.arrive(&mut replica, wire_page(log, 1, &[like(1), like(2)])).unwrap(), Ok(()));
+    let before = replica.position().unwrap();
+    let point = |seq| Point { seq: Seq(seq), digest: replica.digest_at(Seq(seq)).unwrap() };
+    let (first, last) = (point(1), point(2));
+    assert_eq!(repair(&mut replica, &[first, last]).unwrap(), None);
+    assert_eq!(replica.position().unwrap(), before);
+    assert_eq!(repair(&mut replica, &[first]).unwrap(), Some((Seq(2), Seq(2))));
 }

@@ -5,9 +5,11 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod damage;
 mod doors;
 mod faults;
 mod http2;
+mod liars;
 mod logs;
 mod masses;
 mod proxy;

@@ -30,6 +30,20 @@ pub enum Mode {
     Slow(usize, Duration),
     /// An event stream whose first line never ends.
     Endless,
+    /// Somebody means ill, and answers each request as he likes.
+    Lie(Lie),
+}
+
+/// What to do with a request and the connection that it came on, which ends afterwards.
+#[derive(Clone)]
+pub struct Lie(pub Arc<Told>);
+
+type Told = dyn Fn(&str, &mut TcpStream) -> std::io::Result<()> + Send + Sync;
+
+impl std::fmt::Debug for Lie {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Lie")
+    }
 }
 
 pub struct Proxy {
@@ -163,6 +177,11 @@ fn converse(shared: &Arc<Shared>, mut client: TcpStream) -> std::io::Result<()> 
                 loop {
                     client.write_all(&[b'x'; 65_536])?;
                 }
+            }
+            Mode::Lie(Lie(tell)) => {
+                shared.answered.fetch_add(1, Ordering::SeqCst);
+                tell(&String::from_utf8_lossy(&request), &mut client)?;
+                return client.shutdown(Shutdown::Write);
             }
         }
         if hub.get().is_none() {

@@ -249,9 +249,30 @@ impl Node {
 
     /// Its memory that is in use, in bytes.
     pub fn memory(&self) -> u64 {
+        self.in_status("VmRSS:")
+    }
+
+    fn in_status(&self, name: &str) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its memory");
+        let line = status.lines().find_map(|line| line.strip_prefix(name)).expect("its memory");
         line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1_024
+    }
+
+    /// Begins to watch anew how much memory it has at most.
+    pub fn forget_peak(&self) {
+        fs::write(format!("/proc/{}/clear_refs", self.pid()), "5").unwrap();
+    }
+
+    /// The most memory that it had in use since, in bytes.
+    pub fn peak(&self) -> u64 {
+        self.in_status("VmHWM:")
+    }
+
+    /// How many bytes it has written so far, wherever to.
+    pub fn written(&self) -> u64 {
+        let io = fs::read_to_string(format!("/proc/{}/io", self.pid())).unwrap();
+        let line = io.lines().find_map(|line| line.strip_prefix("wchar: ")).expect("what it wrote");
+        line.parse().unwrap()
     }
 }
 

@@ -1,0 +1,206 @@
+//! Old events against their digests, before anybody relies on them: opening looks at the end of the log alone, and a disk
+//! changes what it likes.
+//!
+//! An interval between two checkpoints is hashed once a process before anything of it is served, and all of them in the
+//! background, in portions. With that goes the index by which an id is recognized: one that it has lost would count a
+//! second time, and no digest of the log can see that. What this process appends itself is not read again.
+
+use std::collections::BTreeSet;
+
+use rusqlite::{OptionalExtension, params};
+
+use super::eventlog::{Checkpoint, Eventlog, damaged};
+use super::place::Seq;
+
+/// How many events the background looks at in one go: what comes meanwhile waits for about a millisecond.
+pub(crate) const PORTION: usize = 128;
+
+/// Whether there is more to check.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// Not all was looked at.
+    More,
+    /// All that was there when the store was opened is what was stored.
+    Done,
+}
+
+/// What was found to be right in this process.
+#[derive(Debug, Default)]
+pub(crate) struct Checked {
+    /// The intervals of the log, by the checkpoints at which they end.
+    intervals: BTreeSet<Seq>,
+    /// The checkpoint from which on the log is known: opening hashed what is behind it, and the rest was written since.
+    known_from: Seq,
+    /// Where the log ended at opening. The index has other pages than the log, so it is looked at up to here.
+    opened_at: Seq,
+    /// The same for the outbox, whose rows were hashed at opening.
+    opened_at_n: i64,
+    /// How far the background has come in the log,
+    swept: Option<Sweep>,
+    /// and in the outbox.
+    swept_n: i64,
+}
+
+/// A place inside an interval.
+#[derive(Debug, Clone, Copy)]
+struct Sweep {
+    at: Checkpoint,
+    /// The end of the interval, unless that is the last one.
+    end: Option<Checkpoint>,
+}
+
+impl Checked {
+    /// Nothing yet, of a log whose last checkpoint is at `known_from`.
+    pub(super) fn nothing(known_from: Seq, opened_at: Seq, opened_at_n: i64) -> Self {
+        Self { known_from, opened_at, opened_at_n, swept_n: i64::MIN, ..Self::default() }
+    }
+
+    /// Forgets what comes after a place, because it is taken out of the log. What is before it was hashed for that.
+    pub(super) fn forget_after(&mut self, place: Checkpoint, last_checkpoint: Seq) {
+        self.intervals.split_off(&place.seq.next());
+        self.known_from = self.known_from.min(last_checkpoint);
+        self.opened_at = self.opened_at.min(place.seq);
+        if let Some(sweep) = &mut self.swept {
+            sweep.end = sweep.end.filter(|end| end.seq <= place.seq);
+            if sweep.at.seq > place.seq {
+                *sweep = Sweep { at: place, end: None };
+            }
+        }
+    }
+}
+
+impl Eventlog {
+    /// Fails unless the events after `after` and up to `until` are those that were stored.
+    pub(crate) fn ensure(&self, after: Seq, until: Seq) -> rusqlite::Result<()> {
+        let known_from = self.checked.borrow().known_from;
+        if after >= known_from {
+            return Ok(());
+        }
+        let mut from = self.checkpoint_before(after)?;
+        while from.seq < until.min(known_from) {
+            let Some(end) = self.checkpoint_after(from.seq)? else { break };
+            if !self.checked.borrow().intervals.contains(&end.seq) {
+                if self.walk(from, Some(end.seq))? != end {
+                    return Err(altered(from, end));
+                }
+                self.checked.borrow_mut().intervals.insert(end.seq);
+            }
+            from = end;
+        }
+        Ok(())
+    }
+
+    /// Whether the events after `after` and up to `until` are those that were stored, for whoever reads on in any case.
+    pub(crate) fn is_sound(&self, after: Seq, until: Seq) -> rusqlite::Result<bool> {
+        let known_from = self.checked.borrow().known_from;
+        match self.ensure(after, until) {
+            Ok(()) => Ok(until <= known_from || self.ends_as_stored()?),
+            Err(rusqlite::Error::FromSqlConversionFailure(..)) => Ok(false),
+            Err(other) => Err(other),
+        }
+    }
+
+    /// Looks at the next events, `most` of them, as far as they were there at opening: whether they are those that were
+    /// stored, and whether each is found under its id.
+    pub(crate) fn check_some(&self, most: usize) -> rusqlite::Result<Progress> {
+        let looked_at = self.check_log(most)?;
+        if looked_at == 0 && self.check_outbox(most)? == 0 {
+            return Ok(Progress::Done);
+        }
+        Ok(Progress::More)
+    }
+
+    /// What was found to be right so far, for whoever opens the same files again in this process.
+    pub(crate) fn take_checked(&self) -> Checked {
+        self.checked.take()
+    }
+
+    /// Goes on where an earlier one left off. Nobody else may have had the files in between.
+    pub(crate) fn go_on_checking(&self, earlier: Checked) -> rusqlite::Result<()> {
+        let end = earlier.swept.map(|sweep| self.checkpoint_after(sweep.at.seq)).transpose()?;
+        let mut checked = self.checked.borrow_mut();
+        checked.intervals = earlier.intervals;
+        checked.swept = earlier.swept.map(|sweep| Sweep { end: end.flatten(), ..sweep });
+        checked.swept_n = earlier.swept_n;
+        Ok(())
+    }
+
+    fn check_log(&self, most: usize) -> rusqlite::Result<usize> {
+        let (swept, opened_at) = {
+            let checked = self.checked.borrow();
+            (checked.swept, checked.opened_at)
+        };
+        let Sweep { mut at, mut end } = match swept {
+            Some(sweep) => sweep,
+            None => {
+                let base = self.base()?;
+                Sweep { at: base, end: self.checkpoint_after(base.seq)? }
+            }
+        };
+        let mut interval = self.checkpoint_before(at.seq)?;
+        let sql = "SELECT seq, id, name, args, origin FROM log WHERE seq > ?1 AND seq <= ?2 ORDER BY seq LIMIT ?3";
+        let mut statement = self.conn.prepare_cached(sql)?;
+        let mut rows = statement.query(params![at.seq.to_sql(), opened_at.to_sql(), most])?;
+        let sql = "SELECT seq FROM log INDEXED BY sqlite_autoindex_log_1 WHERE id = ?1";
+        let mut by_id = self.conn.prepare_cached(sql)?;
+        let mut looked_at = 0;
+        while let Some(row) = rows.next()? {
+            let before = at.seq;
+            self.step(&mut at, row)?;
+            let found: Option<i64> = by_id.query_row([row.get_ref(1)?.as_blob()?], |row| row.get(0)).optional()?;
+            if at.seq <= before || found != Some(at.seq.to_sql()) {
+                return Err(damaged(format!(
+                    "the event at {} is not found under its id, so that it could be counted a second time",
+                    at.seq
+                )));
+            }
+            if let Some(stored) = end.filter(|end| at.seq >= end.seq) {
+                if at != stored {
+                    return Err(altered(interval, stored));
+                }
+                self.checked.borrow_mut().intervals.insert(stored.seq);
+                (interval, end) = (stored, self.checkpoint_after(stored.seq)?);
+            }
+            looked_at += 1;
+        }
+        if let Some(stored) = end.filter(|end| looked_at == 0 && end.seq <= opened_at) {
+            return Err(altered(interval, stored));
+        }
+        self.checked.borrow_mut().swept = Some(Sweep { at, end });
+        Ok(looked_at)
+    }
+
+    fn check_outbox(&self, most: usize) -> rusqlite::Result<usize> {
+        let (after, until) = {
+            let checked = self.checked.borrow();
+            (checked.swept_n, checked.opened_at_n)
+        };
+        let sql = "SELECT n, id FROM outbox WHERE n > ?1 AND n <= ?2 ORDER BY n LIMIT ?3";
+        let mut statement = self.conn.prepare_cached(sql)?;
+        let mut rows = statement.query(params![after, until, most])?;
+        let sql = "SELECT n FROM outbox INDEXED BY sqlite_autoindex_outbox_1 WHERE id = ?1";
+        let mut by_id = self.conn.prepare_cached(sql)?;
+        let mut looked_at = 0;
+        while let Some(row) = rows.next()? {
+            let n: i64 = row.get(0)?;
+            let found: Option<i64> = by_id.query_row([row.get_ref(1)?.as_blob()?], |row| row.get(0)).optional()?;
+            if found != Some(n) {
+                let what = "an event that waits is not found under its id, so that it could be counted a second time";
+                return Err(damaged(what.to_owned()));
+            }
+            self.checked.borrow_mut().swept_n = n;
+            looked_at += 1;
+        }
+        Ok(looked_at)
+    }
+
+    /// The first point after `seq` whose digest is stored.
+    fn checkpoint_after(&self, seq: Seq) -> rusqlite::Result<Option<Checkpoint>> {
+        let sql = "SELECT seq, digest, length FROM checkpoint WHERE seq > ?1 ORDER BY seq LIMIT 1";
+        self.conn.prepare_cached(sql)?.query_row([seq.to_sql()], super::eventlog::read_checkpoint).optional()
+    }
+}
+
+fn altered(from: Checkpoint, to: Checkpoint) -> rusqlite::Error {
+    damaged(format!("of the events {} to {} some are not those that were stored", from.seq.next(), to.seq))
+}

@@ -1,0 +1,187 @@
+//! Mutated input for every decoder that a stranger reaches, on the stable compiler: each decoder's own tests hand their
+//! check to [`fuzz`], which tries what is in `tests/fuzz/corpus/<decoder>/` and then what it makes of that.
+//!
+//! The same input in each run; other input with `LIKEWISE_SEED`, and for so long as `LIKEWISE_FUZZ_SECONDS` says. An input
+//! that fails is written to the corpus, where it stays and is tried first from then on.
+
+use std::collections::HashSet;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// How many inputs are made in a run without a time of its own.
+const ROUNDS: usize = 3_000;
+
+/// How long an input becomes at most. Above the bounds of most decoders, so that these are met.
+const LONGEST: usize = 80 << 10;
+
+/// How many inputs of an outcome of their own are kept to go on from.
+const KEPT: usize = 1_000;
+
+/// What decoders of all kinds trip over.
+const WORDS: &[&str] = &[
+    "",
+    "0",
+    "-1",
+    "1e999",
+    "4611686018427387904",
+    "9223372036854775808",
+    "18446744073709551616",
+    "null",
+    "{}",
+    "[]",
+    "\"\"",
+    "\\u0000",
+    "\\ud800",
+    "\u{0}",
+    "\r\n",
+    "\n",
+    "\u{feff}",
+    "\u{202e}",
+    "é",
+    "🦀",
+    "%00",
+    "%ff",
+    "%",
+    "&",
+    "=",
+    "+",
+    ";",
+    ":",
+    "[",
+    "]",
+    "{",
+    "}",
+    "\"",
+    ",",
+    "../",
+    " ",
+    "\t",
+];
+
+/// Tries `check` with the inputs of `decoder`. It fails by a panic, and tells otherwise what came out: inputs of another
+/// outcome are worth going on from. `words` are those that this decoder in particular knows.
+pub(crate) fn fuzz(decoder: &str, words: &[&str], mut check: impl FnMut(&[u8]) -> String) {
+    let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/corpus").join(decoder);
+    let mut files: Vec<_> = std::fs::read_dir(&dir)
+        .map(|dir| dir.flatten().map(|file| file.path()).collect())
+        .unwrap_or_else(|why| panic!("{} is to hold an input that is right, at least: {why}", dir.display()));
+    files.sort();
+    let mut pool: Vec<Vec<u8>> = files.iter().map(|path| std::fs::read(path).expect("an input")).collect();
+    assert!(!pool.is_empty(), "{} is to hold an input that is right, at least", dir.display());
+    let words: Vec<_> = words.iter().chain(WORDS).map(|word| word.as_bytes()).collect();
+    let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let mut random = Random(number("LIKEWISE_SEED").unwrap_or(20_240_607) | 1);
+    let (start, seconds) = (Instant::now(), number("LIKEWISE_FUZZ_SECONDS").map(Duration::from_secs));
+    let mut outcomes = HashSet::new();
+    let known = pool.len();
+    for round in 0.. {
+        let is_over = seconds.map_or(round >= known + ROUNDS, |seconds| start.elapsed() >= seconds);
+        if round >= known && is_over {
+            break;
+        }
+        let input = if round < known { pool[round].clone() } else { random.mutated(&pool, &words) };
+        match catch_unwind(AssertUnwindSafe(|| check(&input))) {
+            Ok(outcome) => {
+                // Positions and numbers in words make no outcome of its own.
+                let outcome: String = outcome.chars().filter(|c| !c.is_ascii_digit()).take(60).collect();
+                if outcomes.insert(outcome) && pool.len() < KEPT && round >= known {
+                    pool.push(input);
+                }
+            }
+            Err(panic) => {
+                let path = dir.join(format!("failed-{}", &blake3::hash(&input).to_hex()[..16]));
+                drop(std::fs::write(&path, &input));
+                eprintln!("the input is in {}; it belongs into the corpus", path.display());
+                resume_unwind(panic);
+            }
+        }
+    }
+}
+
+/// A small generator, so that a failure can be repeated from its seed.
+pub(crate) struct Random(pub(crate) u64);
+
+impl Random {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+
+    /// Less than `end`, or 0.
+    pub(crate) fn below(&mut self, end: usize) -> usize {
+        usize::try_from(self.next() % end.max(1) as u64).expect("it came from a usize")
+    }
+
+    fn part(&mut self, input: &[u8]) -> std::ops::Range<usize> {
+        let start = self.below(input.len() + 1);
+        start..start + self.below((input.len() - start).min(64) + 1)
+    }
+
+    /// One of the pool, changed in one to six places.
+    fn mutated(&mut self, pool: &[Vec<u8>], words: &[&[u8]]) -> Vec<u8> {
+        let mut input = pool[self.below(pool.len())].clone();
+        for _ in 0..=self.below(6) {
+            let part = self.part(&input);
+            match self.below(9) {
+                0 => {
+                    if let Some(byte) = input.get_mut(part.start) {
+                        *byte ^= 1 << self.below(8);
+                    }
+                }
+                1 => drop(input.drain(part)),
+                2 => input.truncate(part.start),
+                3 => {
+                    let copy = input[part.clone()].to_vec();
+                    input.splice(part.end..part.end, copy);
+                }
+                4 => {
+                    // Much of the same: deep, long, many.
+                    let copy = input[part.clone()].repeat(1 << self.below(14));
+                    input.splice(part.end..part.end, copy.into_iter().take(LONGEST));
+                }
+                5 => {
+                    let other = &pool[self.below(pool.len())];
+                    let piece = other[self.part(other)].to_vec();
+                    input.splice(part, piece);
+                }
+                6 => {
+                    // A number, or a word of hexadecimal digits, becomes another.
+                    let is_in = |byte: &u8| byte.is_ascii_hexdigit();
+                    let end = part.start + input[part.start..].iter().take_while(|byte| is_in(byte)).count();
+                    let word = words[self.below(words.len())];
+                    input.splice(part.start..end, word.iter().copied());
+                }
+                7 => {
+                    let word = words[self.below(words.len())];
+                    input.splice(part, word.iter().copied());
+                }
+                _ => {
+                    let word = words[self.below(words.len())];
+                    input.splice(part.start..part.start, word.iter().copied());
+                }
+            }
+            input.truncate(LONGEST);
+        }
+        input
+    }
+}
+
+/// The input as text, and as it would be without what is no UTF-8: decoders of text are handed nothing else.
+pub(crate) fn text(input: &[u8]) -> String {
+    String::from_utf8_lossy(input).into_owned()
+}
+
+/// The outcome of a decoder that gives a value or says why not.
+pub(crate) fn outcome<T, E: std::fmt::Display>(result: &Result<T, E>) -> String {
+    match result {
+        Ok(_) => "right".to_owned(),
+        Err(why) => {
+            let why = why.to_string();
+            // What is cited of the input differs each time.
+            why.split('`').step_by(2).collect()
+        }
+    }
+}

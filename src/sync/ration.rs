@@ -1,0 +1,113 @@
+//! What a hub's answers may take of the memory, all together, and how often it may ask for something that costs: a bound
+//! for each stream alone would still be half a thousand times that.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// So much of each answer is free: hundreds of streams hold a short line now and then.
+const FREE: usize = 64 << 10;
+
+/// Memory that many share.
+#[derive(Debug)]
+pub(crate) struct Ration {
+    left: AtomicUsize,
+}
+
+/// More is under way at once than there is memory for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the hub sends more at once than is held here; it is asked again in a moment")]
+pub(crate) struct TooMuch;
+
+/// A part of a ration, given back when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Portion {
+    ration: Arc<Ration>,
+    taken: usize,
+}
+
+impl Ration {
+    /// Of so many bytes.
+    pub(crate) fn new(bytes: usize) -> Arc<Self> {
+        Arc::new(Self { left: AtomicUsize::new(bytes) })
+    }
+
+    /// A part of it, of nothing yet.
+    pub(crate) fn portion(self: &Arc<Self>) -> Portion {
+        Portion { ration: Arc::clone(self), taken: 0 }
+    }
+}
+
+impl Portion {
+    /// Makes it large enough for an answer of so many bytes. It never waits: whoever waited would hold what the others wait
+    /// for.
+    pub(crate) fn grow_to(&mut self, bytes: usize) -> Result<(), TooMuch> {
+        let more = bytes.saturating_sub(FREE).saturating_sub(self.taken);
+        let take = |left: usize| left.checked_sub(more);
+        self.ration.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).map_err(|_| TooMuch)?;
+        self.taken += more;
+        Ok(())
+    }
+
+    /// All of it, and an empty one in its place.
+    pub(crate) fn split(&mut self) -> Self {
+        let empty = self.ration.portion();
+        std::mem::replace(self, empty)
+    }
+}
+
+impl Drop for Portion {
+    fn drop(&mut self) {
+        self.ration.left.fetch_add(self.taken, Ordering::Relaxed);
+    }
+}
+
+/// What may happen a few times at once, and then only once in a while.
+#[derive(Debug)]
+pub(crate) struct Allowance {
+    most: u32,
+    every: Duration,
+    left: u32,
+    /// Since when it has been growing.
+    since: Instant,
+}
+
+impl Allowance {
+    /// `most` times at once, and once more after each `every`.
+    pub(crate) fn new(most: u32, every: Duration) -> Self {
+        Self { most, every, left: most, since: Instant::now() }
+    }
+
+    /// Whether it may happen now; then it is one time less.
+    pub(crate) fn spend(&mut self) -> bool {
+        while self.left < self.most && self.since.elapsed() >= self.every {
+            self.since += self.every;
+            self.left += 1;
+        }
+        if self.left == self.most {
+            self.since = Instant::now();
+        }
+        let may = self.left > 0;
+        self.left = self.left.saturating_sub(1);
+        may
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_allowance_grows_again_and_not_beyond_itself() {
+        let mut allowance = Allowance::new(2, Duration::from_secs(60));
+        assert_eq!([allowance.spend(), allowance.spend(), allowance.spend()], [true, true, false]);
+        tokio::time::advance(Duration::from_secs(59)).await;
+        assert!(!allowance.spend());
+        tokio::time::advance(Duration::from_secs(1)).await;
+        assert_eq!([allowance.spend(), allowance.spend()], [true, false]);
+        tokio::time::advance(Duration::from_secs(3_600)).await;
+        assert_eq!([allowance.spend(), allowance.spend(), allowance.spend()], [true, true, false]);
+    }
+}
