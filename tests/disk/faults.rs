@@ -84,7 +84,7 @@ fn bad_disk(recorder: &Recorder, fault: Fault, from_the_start: bool) {
     like_at_last(recorder, &mut server, &new_id());
     // Another start, which finds what is in the page cache.
     let server = server.expect("it runs");
-    if fault.at % 2 == 0 {
+    if fault.at.is_multiple_of(2) {
         recorder.kill_opened(server);
     } else {
         server.stop().expect("a clean end");

@@ -42,3 +42,23 @@ fn trust_65_pages_do_not_wait_for_a_sync_and_show_nothing_of_it() {
     wait_for("the like to be shown", || read("/").1.contains(r#"data-count="4""#).then_some(()));
     assert!(server.terminate().success());
 }
+
+#[test]
+fn trust_47_a_like_whose_sync_takes_its_time_is_finished_at_the_end() {
+    let recorder = Recorder::new();
+    let server = recorder.serve("data", &[]);
+    server.like_times(3);
+    recorder.only("eventlog.db");
+    recorder.delay(1_000);
+    let posted = {
+        let url = format!("{}/likes", server.url);
+        std::thread::spawn(move || {
+            agent().post(url).send_form([("id", &new_id())]).expect("an answer").status().as_u16()
+        })
+    };
+    recorder.until_held();
+    assert!(server.terminate().success());
+    assert_eq!(posted.join().expect("no panic"), 303);
+    recorder.delay(0);
+    assert_eq!(recorder.serve("data", &[]).count(), 4);
+}
