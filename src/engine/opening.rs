@@ -184,6 +184,10 @@ pub(crate) fn make_database(
     conn.execute_batch("PRAGMA synchronous = OFF").map_err(fault)?;
     conn.query_row("PRAGMA journal_mode = WAL", (), |_| Ok(())).map_err(fault)?;
     fill(conn)?;
+    // SQLite moves the WAL into the database as it closes that, and tells nobody when it can't.
+    if beside(&new, "-wal").try_exists().doing("look at", &new)? {
+        return Err(io::Error::other("not all of it could be written; the disk may be full")).doing("make", &new);
+    }
     File::open(&new).and_then(|file| file.sync_all()).doing("make durable", &new)?;
     remove_database(path)?;
     fs::rename(&new, path).doing("put a new database in the place of", path)?;

@@ -6,6 +6,7 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::Mutex;
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -40,11 +41,12 @@ pub(crate) enum Wrong {
 /// What was found, each with what was seen.
 pub(crate) type Findings = Vec<(Wrong, String)>;
 
-/// What a power cut does to a scenario, over all its images.
+/// What a power cut does to scenarios, over all their images.
+#[derive(Default)]
 pub(crate) struct Outcome {
     pub(crate) images: usize,
-    /// By image, its seed.
-    pub(crate) bad: Vec<(u64, Findings)>,
+    /// Of each image that isn't well, which it is.
+    bad: Vec<(String, Findings)>,
     kept: Vec<PathBuf>,
 }
 
@@ -54,15 +56,22 @@ impl Outcome {
         self.bad.iter().filter(|(_, findings)| findings.iter().any(|(found, _)| *found == wrong)).count()
     }
 
+    /// Adds what became of other images.
+    pub(crate) fn add(&mut self, other: Self) {
+        self.images += other.images;
+        self.bad.extend(other.bad);
+        self.kept.extend(other.kept);
+    }
+
     /// Fails the test unless all was well.
     pub(crate) fn assert_well(&self, name: &str) {
         let Self { images, bad, kept } = self;
         let mut kinds: BTreeMap<Wrong, (usize, String)> = BTreeMap::new();
-        for (seed, findings) in bad {
+        for (which, findings) in bad {
             let distinct: BTreeMap<Wrong, &String> =
                 findings.iter().rev().map(|(wrong, seen)| (*wrong, seen)).collect();
             for (wrong, seen) in distinct {
-                kinds.entry(wrong).or_insert_with(|| (0, format!("with seed {seed}: {seen}"))).0 += 1;
+                kinds.entry(wrong).or_insert_with(|| (0, format!("first {which}: {seen}"))).0 += 1;
             }
         }
         let kinds: String = kinds.iter().map(|(wrong, (n, seen))| format!("\n{wrong:?} {n} times, {seen}")).collect();
@@ -97,7 +106,7 @@ pub(crate) fn power_cuts(
     scenario: impl Fn(&Recorder),
     check: impl Fn(&Path, &[String]) -> Findings + Sync,
 ) -> Outcome {
-    let mut outcome = Outcome { images: 0, bad: Vec::new(), kept: Vec::new() };
+    let mut outcome = Outcome::default();
     let mut seed = number("LIKEWISE_SEED").unwrap_or(1);
     loop {
         let dir = scratch();
@@ -192,7 +201,7 @@ impl Recording {
                         let untouched = dir.path().join("untouched");
                         copy(&image, &untouched);
                         let findings = check(&image, &self.due(cut));
-                        outcome.lock().expect("no panic").add(name, self, seed, &untouched, findings);
+                        outcome.lock().expect("no panic").note(name, self, seed, &untouched, findings);
                     }
                 });
             }
@@ -207,7 +216,7 @@ impl Recording {
 }
 
 impl Outcome {
-    fn add(&mut self, name: &str, recording: &Recording, seed: u64, image: &Path, findings: Findings) {
+    fn note(&mut self, name: &str, recording: &Recording, seed: u64, image: &Path, findings: Findings) {
         self.images += 1;
         if findings.is_empty() {
             return;
@@ -215,7 +224,7 @@ impl Outcome {
         if self.bad.len() < 3 {
             self.keep(name, recording, seed, image);
         }
-        self.bad.push((seed, findings));
+        self.bad.push((format!("{name} with seed {seed}"), findings));
     }
 
     /// Keeps what a person needs to look at what went wrong.
@@ -267,6 +276,7 @@ pub(crate) fn text(output: &Output) -> String {
 /// A server on an image. It ends when this is dropped.
 pub(crate) struct Opened {
     child: Child,
+    log: Option<JoinHandle<String>>,
     pub(crate) url: String,
 }
 
@@ -285,7 +295,15 @@ impl Opened {
         let mut line = String::new();
         BufReader::new(child.stdout.take().expect("its output")).read_line(&mut line).expect("its ready line");
         match line.trim().strip_prefix("listening on ") {
-            Some(url) => Ok(Self { url: url.to_owned(), child }),
+            Some(url) => {
+                // Else a program that has much to say would wait for somebody to read it.
+                let mut stderr = child.stderr.take().expect("its log");
+                let log = std::thread::spawn(move || {
+                    let mut log = String::new();
+                    stderr.read_to_string(&mut log).map(|_| log).unwrap_or_default()
+                });
+                Ok(Self { url: url.to_owned(), child, log: Some(log) })
+            }
             None => Err(text(&child.wait_with_output().expect("its end"))),
         }
     }
@@ -303,6 +321,10 @@ impl Opened {
     pub(crate) fn try_like(&self, id: &str) -> Option<(u16, String)> {
         let mut answer = agent().post(format!("{}/likes", self.url)).send_form([("id", id)]).ok()?;
         Some((answer.status().as_u16(), answer.body_mut().read_to_string().ok()?))
+    }
+
+    pub(crate) fn is_running(&mut self) -> bool {
+        self.child.try_wait().expect("its state").is_none()
     }
 
     /// Whether it lets a device with this token sync.
@@ -327,9 +349,8 @@ impl Opened {
         let pid = i32::try_from(self.child.id()).expect("a process id");
         let pid = rustix::process::Pid::from_raw(pid).expect("a process id");
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it gets the signal");
-        let mut log = String::new();
-        self.child.stderr.take().expect("its log").read_to_string(&mut log).expect("its log");
         let status = self.child.wait().expect("its end");
+        let log = self.log.take().expect("its log").join().expect("no panic");
         if status.success() { Ok(()) } else { Err(format!("it ended with {status}: {log}")) }
     }
 }

@@ -144,7 +144,7 @@ impl Disk {
                 dir.seen.insert(as_name.clone(), object);
                 dir.later.push((now, Naming::Move { from, name: name.clone(), as_name: as_name.clone(), object }));
             }
-            What::SyncBegin { number, .. } => drop(self.syncs.insert(*number, now)),
+            What::SyncBegin { number } => drop(self.syncs.insert(*number, now)),
             What::SyncEnd { inode, number, errno, drops } => {
                 let began = self.syncs.remove(number).expect("the beginning of a sync");
                 let Some(object) = self.inodes.get(inode).copied() else { return };

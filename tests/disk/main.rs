@@ -10,9 +10,13 @@ mod common;
 #[allow(dead_code, reason = "another test uses the rest")]
 mod client;
 
+mod around;
 mod check;
+mod faults;
+mod full;
 mod image;
 mod power;
 mod random;
 mod shim;
+mod slow;
 mod trace;

@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::check::{Cuts, Findings, Opened, Outcome, Wrong, check_likes, exported, power_cuts, run, text, until_level};
 use crate::client::{agent, new_id};
 use crate::common::{self, Server, printed, wait_for};
-use crate::shim::{Recorder, Swallow};
+use crate::shim::{Recorder, Swallow, scratch};
 
 /// Likes from several writers at once, so many each. Gives their ids.
 fn like_from(recorder: &Recorder, server: &Server, writers: usize, likes: usize) -> Vec<String> {
@@ -145,11 +145,11 @@ fn trust_58_a_like_whose_sync_a_kill_ended_and_that_was_posted_again() {
     power_cuts("kill-and-retry", Cuts::Random(60), kill_and_retry, one).assert_well("kill-and-retry");
 }
 
-/// Whether the checker notices that something acknowledged is gone.
+/// Whether the checker notices that something acknowledged is gone. Where the program notices that itself, it refuses.
 fn assert_noticed(outcome: &Outcome) {
-    let lost = outcome.count(Wrong::Lost);
-    eprintln!("{lost} of {} images lack something acknowledged", outcome.images);
-    assert!(lost > 0, "syncs were skipped, and none of {} images lacks anything", outcome.images);
+    let (lost, refused) = (outcome.count(Wrong::Lost), outcome.count(Wrong::Refused));
+    eprintln!("of {} images {lost} lack something acknowledged, and {refused} are refused", outcome.images);
+    assert!(lost + refused > 0, "syncs were skipped, and none of {} images lacks anything", outcome.images);
 }
 
 #[test]
@@ -224,6 +224,26 @@ fn rebuild(recorder: &Recorder) {
 #[test]
 fn trust_60_a_power_cut_while_the_state_is_made_anew() {
     power_cuts("rebuild", Cuts::Random(60), rebuild, one).assert_well("rebuild");
+}
+
+#[test]
+fn trust_60_a_power_cut_while_data_of_an_older_format_is_moved_on() {
+    let old = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/format-1").join(name);
+    for name in ["lone-killed", "hub"] {
+        let copied = scratch();
+        copy(&old(name), &copied.path().join("data"));
+        let ids = exported(&copied.path().join("data")).expect("an export");
+        assert!(!ids.is_empty());
+        let scenario = |recorder: &Recorder| {
+            recorder.bring(&old(name), "data");
+            acknowledge(recorder, "data", &ids);
+            let server = recorder.serve("data", &[]);
+            like_from(recorder, &server, 1, 2);
+            assert!(server.terminate().success());
+        };
+        let name = format!("older-{name}");
+        power_cuts(&name, Cuts::Random(30), scenario, one).assert_well(&name);
+    }
 }
 
 #[test]

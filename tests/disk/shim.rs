@@ -5,9 +5,11 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, OnceLock};
+use std::time::Duration;
 
 use tempfile::TempDir;
 
+use crate::check::Opened;
 use crate::common::{self, Server, wait_for};
 use crate::trace;
 
@@ -151,6 +153,13 @@ impl Recorder {
         server.kill();
     }
 
+    /// As [`kill`](Self::kill).
+    pub(crate) fn kill_opened(&self, server: Opened) {
+        let trace = File::open(self.trace()).expect("the trace");
+        trace.lock().expect("the lock of the trace");
+        drop(server);
+    }
+
     fn set(&self, place: u64, value: u64) {
         self.control.write_all_at(&value.to_ne_bytes(), place * 8).expect("the recorder's file");
     }
@@ -274,6 +283,9 @@ pub(crate) fn library() -> &'static Path {
     })
 }
 
+/// When something that was made for tests is no longer in use.
+const OLD: Duration = Duration::from_secs(24 * 3600);
+
 /// Makes a file from another one, unless that was done before. Tests may do so at the same time.
 fn build(name: &str, source: &Path, make: impl FnOnce(&Path) -> Command) -> PathBuf {
     let meta = fs::metadata(source).unwrap_or_else(|why| panic!("{}: {why}", source.display()));
@@ -283,8 +295,10 @@ fn build(name: &str, source: &Path, make: impl FnOnce(&Path) -> Command) -> Path
     fs::create_dir_all(&dir).expect("a directory for what the tests need");
     let target = dir.join(format!("{stamp}-{name}"));
     if !target.exists() {
+        // Those of earlier builds, unless a test still runs them.
         for older in fs::read_dir(&dir).expect("the directory").flatten() {
-            if older.file_name().to_string_lossy().ends_with(&format!("-{name}")) {
+            let age = older.metadata().and_then(|meta| meta.modified()).ok().and_then(|at| at.elapsed().ok());
+            if age.is_some_and(|age| age > OLD) {
                 drop(fs::remove_file(older.path()));
             }
         }

@@ -53,7 +53,6 @@ pub(crate) enum What {
     },
     SyncBegin {
         number: u64,
-        path: String,
     },
     /// A sync that failed, on a disk that then forgets what it should have written, `drops`.
     SyncEnd {
@@ -89,7 +88,7 @@ pub(crate) fn read(path: &Path) -> Vec<Record> {
             3 => What::Add { inode, parent: a, name: first, is_dir: b != 0 },
             4 => What::Remove { parent: a, name: first },
             5 => What::Rename { parent: a, name: first, to: b, as_name: second },
-            6 => What::SyncBegin { number: a, path: first },
+            6 => What::SyncBegin { number: a },
             7 => What::SyncEnd { inode, number: a, errno, drops: b != 0 },
             ROOT => What::Root { inode },
             8 => panic!("the program called {first} on {second:?}, which the recorder can't follow"),
