@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::convert::Infallible;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -178,7 +179,9 @@ impl Place {
 }
 
 fn send(frames: &watch::Sender<Frames>, which: fn(&mut Frames) -> &mut Frame, event: &str, fragment: &impl Template) {
-    match fragment.render() {
+    // A fragment that can't be rendered stays as it was. A panic in one must not end the task that renders all others.
+    let rendered = catch_unwind(AssertUnwindSafe(|| fragment.render().map_err(|error| error.to_string())));
+    match rendered.unwrap_or_else(|_| Err("it panicked".to_owned())) {
         Ok(html) => frames.send_if_modified(|frames| {
             let frame = which(frames);
             let before = frame.version;
