@@ -8,7 +8,9 @@ use std::process::{Command, Stdio};
 
 use serde_json::Value;
 
-use crate::check::{Cuts, Findings, Opened, Outcome, Wrong, check_likes, exported, power_cuts, run, text, until_level};
+use crate::check::{
+    Cuts, Findings, Opened, Outcome, Wrong, check_likes, copy, exported, power_cuts, run, text, until_level,
+};
 use crate::client::{agent, new_id};
 use crate::common::{self, Server, printed, wait_for};
 use crate::shim::{Recorder, Swallow, scratch};
