@@ -182,6 +182,7 @@ fn trust_64_heads_that_are_never_whole_take_little_memory_and_no_place() {
     }
     server.serves_its_owner("");
     let took = server.memory().saturating_sub(before);
+    eprintln!("{} half heads of {} bytes took {took} bytes", held.len(), half.len());
     assert!(took < 64 << 20, "{} half heads of {} bytes took {took} bytes", held.len(), half.len());
 }
 
@@ -211,6 +212,7 @@ fn trust_48_streams_that_never_read_get_the_newest_when_they_do() {
         }
     });
     let took = server.memory().saturating_sub(before);
+    eprintln!("{STREAMS} streams and {likes} likes took {took} bytes");
     assert!(took < 64 << 20, "{STREAMS} streams and {likes} likes took {took} bytes");
     let count = format!(r#"data-count="{}""#, server.count());
     for reader in deaf.iter_mut().step_by(50) {

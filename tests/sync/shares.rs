@@ -87,6 +87,7 @@ fn trust_64_open_pushes_of_one_token_take_their_share_and_no_more() {
     assert_eq!(other.push(&log, &run, &[like()]).0, 200, "another token goes on");
     hub.like();
     let took = hub.memory().saturating_sub(before);
+    eprintln!("{} open pushes took {took} bytes", open.len());
     assert!(took < 96 << 20, "{} open pushes took {took} bytes", open.len());
     let statuses: Vec<_> = open.iter_mut().map(status).collect();
     assert!(statuses.contains(&429), "{statuses:?}");
@@ -122,6 +123,7 @@ fn trust_64_pulls_that_never_read_take_little_and_are_ended() {
     assert!(pulls.iter().all(|(_, status)| *status == 200));
     read_all();
     let took = hub.memory().saturating_sub(before);
+    eprintln!("{} pulls took {took} bytes", pulls.len());
     assert!(took < (24 << 20) + 400_000 * pulls.len() as u64, "{} pulls took {took} bytes", pulls.len());
     wait_for("those that don't read to be disconnected", || (files() <= files_before + 8).then_some(()));
     drop(pulls);
