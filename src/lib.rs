@@ -12,6 +12,7 @@
 //! its live stream and the guard around both; and above these the command line, which is all that the binary is.
 
 pub mod cli;
+mod clock;
 mod data_dir;
 pub mod engine;
 pub mod likes;
