@@ -10,5 +10,6 @@ mod crash;
 mod directory;
 mod guard;
 mod hostile;
+mod odd;
 mod owners;
 mod serving;
