@@ -317,10 +317,11 @@ fn with_tidy_variables(command: clap::Command) -> clap::Command {
 
 /// The data directory, whose owner this process acts as from here on.
 fn data_of(cli: &mut Cli) -> anyhow::Result<PathBuf> {
-    let data = data_dir::locate(&match cli.data.data.take() {
+    let named = match cli.data.data.take() {
         Some(path) => path,
         None => data_dir::default_path()?,
-    })?;
+    };
+    let data = data_dir::locate(&named).with_context(|| data_dir::unusable(&named))?;
     let mut copy = match &mut cli.command {
         Some(Command::Backup { to }) => Some(to),
         _ => None,
@@ -328,7 +329,7 @@ fn data_of(cli: &mut Cli) -> anyhow::Result<PathBuf> {
     act_as_owner(&data, copy.as_deref().map(PathBuf::as_path))?;
     DataDir::check(&data)?;
     if let Some(to) = &mut copy {
-        **to = data_dir::locate(to)?;
+        **to = data_dir::locate(to).with_context(|| format!("cannot copy to {}", to.display()))?;
     }
     Ok(data)
 }

@@ -27,11 +27,13 @@ fn upstream(status: &serde_json::Value) -> (&str, &str) {
     (text("state"), text("error"))
 }
 
+/// The last second that a `Date` header has room for.
+const END_OF_9999: i64 = 253_402_300_799;
+
 #[test]
 fn trust_72_any_clock_will_do() {
     let place = data_dir();
     let library = odd_machine(place.path());
-    const END_OF_9999: i64 = 253_402_300_799;
     // Of the first and of those at an edge, some pass it while this runs.
     for (n, start) in [
         -10_000_000_000,
@@ -74,6 +76,13 @@ fn trust_72_any_clock_will_do() {
         assert_eq!(device.post("/likes", "").status, 303, "{start}");
         wait_for("the likes of the device at the hub", || (hub.count() == 4).then_some(()));
         wait_for("the like of the hub at the device", || (device.count() == 4).then_some(()));
+        let date = hub.get("/").header("date").to_owned();
+        let year = match start {
+            ..1_000_000_000 => "1970",
+            1_000_000_000..10_000_000_000 => "2200",
+            _ => "9999",
+        };
+        assert!(date.ends_with(" GMT") && date[12..16] == *year, "{start}: {date}");
         for server in [&hub, &device] {
             for path in ["/", "/status?digests", "/metrics", "/healthz"] {
                 assert_eq!(server.get(path).status, 200, "{start}: {path}");
@@ -88,6 +97,30 @@ fn trust_72_any_clock_will_do() {
         for data in [&data, &there] {
             assert!(printed(run(data, &["verify"])).contains("all is well"), "{start}");
         }
+    }
+}
+
+#[test]
+fn trust_72_dates_are_those_of_the_calendar() {
+    let at = |seconds: i64| {
+        let epoch = std::time::SystemTime::UNIX_EPOCH;
+        let distance = std::time::Duration::from_secs(seconds.unsigned_abs());
+        let time = if seconds < 0 { epoch - distance } else { epoch + distance };
+        httpdate::HttpDate::from(time).to_string()
+    };
+    let printer = jiff::fmt::rfc2822::DateTimePrinter::new();
+    let said = |seconds: i64| {
+        let time = jiff::Timestamp::from_second(seconds).expect("within the calendar");
+        printer.timestamp_to_rfc9110_string(&time).expect("a year that can be said")
+    };
+    // Each day of four hundred years, at another time of the day, and then some of each year.
+    let days = (0..146_097).chain((146_097..2_932_890).step_by(97));
+    for seconds in days.map(|day: i64| day * 86_400 + day % 86_400) {
+        assert_eq!(at(seconds), said(seconds), "{seconds}");
+    }
+    assert_eq!(at(-1), said(0));
+    for seconds in [END_OF_9999, END_OF_9999 + 1, i64::MAX] {
+        assert_eq!(at(seconds), "Fri, 31 Dec 9999 23:59:59 GMT");
     }
 }
 
