@@ -189,15 +189,21 @@ fn address(data: &Path, holder: Option<&Holder>) -> anyhow::Result<String> {
     }
 }
 
-pub(crate) fn http_client() -> anyhow::Result<reqwest::Client> {
+pub(crate) fn http_client(url: &str) -> anyhow::Result<reqwest::Client> {
     // The process that is asked is on this machine, or was named: no proxy stands between.
-    reqwest::Client::builder().no_proxy().read_timeout(ANSWER).build().context("cannot make requests")
+    let builder = || reqwest::Client::builder().no_proxy().read_timeout(ANSWER);
+    let client = builder().build().or_else(|error| match url.starts_with("https:") {
+        true => Err(error),
+        // Without TLS, a machine that has no certificate authorities needs none.
+        false => builder().tls_certs_only([]).build(),
+    });
+    client.context("cannot make requests")
 }
 
 /// A client for what takes as long as it takes. The process that is asked is on this machine: if it ends, so does the
 /// connection.
 fn working_client() -> anyhow::Result<reqwest::Client> {
-    reqwest::Client::builder().no_proxy().build().context("cannot make requests")
+    reqwest::Client::builder().no_proxy().tls_certs_only([]).build().context("cannot make requests")
 }
 
 /// A request to the process on this machine that has the data directory, under the name that only this machine may use:

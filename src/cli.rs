@@ -69,7 +69,7 @@ struct Cli {
 
 const AFTER_HELP: &str = "\
 Without a command, likewise serves. Each flag can also be given as an environment variable, which its description \
-names; an empty one counts as unset. LIKEWISE_LOG sets what is logged on standard error, for example `debug` or `likewise=trace`.
+names; an empty one counts as unset, and spaces around a value don't count. LIKEWISE_LOG sets what is logged on standard error, for example `debug` or `likewise=trace`.
 
 Commands work on the data directory whether or not a likewise process is serving it. They exit with 0 when they did \
 what they say, with 1 when they could not (and `verify` also when it found a difference), and with 2 when the command \
@@ -282,7 +282,7 @@ const SERVE_FLAGS: [&str; 9] =
 
 /// Reads the command line. The flags of `serve` may stand alone, but not before another command.
 fn parse() -> Cli {
-    let matches = without_empty_variables(Cli::command()).get_matches();
+    let matches = with_tidy_variables(Cli::command()).get_matches();
     let is_given = |id: &&'static str| matches.value_source(id) == Some(ValueSource::CommandLine);
     if let (Some(command), Some(flag)) = (matches.subcommand_name(), SERVE_FLAGS.into_iter().find(is_given)) {
         let flag = flag.replace('_', "-");
@@ -292,19 +292,37 @@ fn parse() -> Cli {
     Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
 }
 
-/// Takes variables that are empty for unset, as who writes `LIKEWISE_UPSTREAM=` into a service's file means it.
-fn without_empty_variables(command: clap::Command) -> clap::Command {
-    let is_empty = |arg: &Arg| arg.get_env().and_then(env::var_os).is_some_and(|value| value.is_empty());
-    let command = command.mut_args(|arg| if is_empty(&arg) { arg.env(Resettable::Reset) } else { arg });
-    command.mut_subcommands(without_empty_variables)
+/// Takes variables that are empty for unset, as who writes `LIKEWISE_UPSTREAM=` into a service's file means it, and leaves
+/// out the spaces around the values of others.
+fn with_tidy_variables(command: clap::Command) -> clap::Command {
+    let tidy = |arg: Arg| {
+        let value = arg.get_env().and_then(env::var_os).and_then(|value| value.into_string().ok());
+        let Some(value) = value else { return arg };
+        let tidy = match arg.get_value_delimiter() {
+            Some(comma) => value.split(comma).map(str::trim).collect::<Vec<_>>().join(&comma.to_string()),
+            None => value.trim().to_owned(),
+        };
+        if tidy.is_empty() {
+            arg.env(Resettable::Reset)
+        } else if tidy == value {
+            arg
+        } else {
+            // The command line lives as long as the program.
+            let tidy: &'static str = tidy.leak();
+            let takes_value = arg.get_action().takes_values();
+            arg.env(Resettable::Reset).default_value(tidy).hide_default_value(takes_value)
+        }
+    };
+    command.mut_args(tidy).mut_subcommands(with_tidy_variables)
 }
 
 /// The data directory, whose owner this process acts as from here on.
 fn data_of(cli: &mut Cli) -> anyhow::Result<PathBuf> {
-    let data = data_dir::locate(&match cli.data.data.take() {
+    let named = match cli.data.data.take() {
         Some(path) => path,
         None => data_dir::default_path()?,
-    })?;
+    };
+    let data = data_dir::locate(&named).with_context(|| data_dir::unusable(&named))?;
     let mut copy = match &mut cli.command {
         Some(Command::Backup { to }) => Some(to),
         _ => None,
@@ -312,7 +330,7 @@ fn data_of(cli: &mut Cli) -> anyhow::Result<PathBuf> {
     act_as_owner(&data, copy.as_deref().map(PathBuf::as_path))?;
     DataDir::check(&data)?;
     if let Some(to) = &mut copy {
-        **to = data_dir::locate(to)?;
+        **to = data_dir::locate(to).with_context(|| format!("cannot copy to {}", to.display()))?;
     }
     Ok(data)
 }
@@ -467,7 +485,7 @@ async fn ask_status(
     prepare: fn(RequestBuilder) -> RequestBuilder,
 ) -> anyhow::Result<StatusReport> {
     let url = format!("{}{}/status?digests", url.trim_end_matches('/'), web::base(store));
-    let answer = prepare(http_client()?.get(&url)).send().await.map_err(|error| unanswered(error, &url))?;
+    let answer = prepare(http_client(&url)?.get(&url)).send().await.map_err(|error| unanswered(error, &url))?;
     understood(answer, &url).await?.json().await.with_context(|| format!("{url} is not the status of a likewise"))
 }
 

@@ -30,19 +30,22 @@ pub(crate) fn default_path() -> anyhow::Result<PathBuf> {
 /// Whatever is asked later is then about the same directory, however it was named and wherever this process goes, and
 /// SQLite takes the path for nothing but a path.
 pub(crate) fn locate(path: &Path) -> anyhow::Result<PathBuf> {
-    let unusable = || format!("cannot use {} as a directory for data; name another one", path.display());
-    let absolute = std::path::absolute(path).with_context(unusable)?;
+    let absolute = std::path::absolute(path)?;
     #[cfg(unix)]
-    let absolute = without_links(&absolute).with_context(unusable)?;
+    let absolute = without_links(&absolute)?;
     #[cfg(unix)]
     if absolute.as_os_str().len() > LONGEST {
-        let length = absolute.as_os_str().len();
-        bail!("{}: its path has {length} bytes, and SQLite has room for {LONGEST}", unusable());
+        bail!("its path has {} bytes, and SQLite has room for {LONGEST}", absolute.as_os_str().len());
     }
     if absolute.exists() && !absolute.is_dir() {
-        bail!("{}: it is not a directory", unusable());
+        bail!("it is not a directory");
     }
     Ok(absolute)
+}
+
+/// What to say before the reason why the directory `path` can't be used.
+pub(crate) fn unusable(path: &Path) -> String {
+    format!("{} can't be used for data; name another directory with --data", path.display())
 }
 
 /// The path with the links in it followed, as far as it leads to something.
@@ -120,7 +123,7 @@ impl DataDir {
 
     /// Makes the directory if need be, and takes it if it is free.
     pub(crate) fn claim(path: &Path) -> anyhow::Result<Claim> {
-        let unusable = || format!("{} can't be used for data; name another directory with --data", path.display());
+        let unusable = || unusable(path);
         Self::check(path).with_context(unusable)?;
         let lock_path = path.join("lock");
         if exists(path)? && Access::to(path) == Access::Read {

@@ -20,6 +20,7 @@ compile_error!(
 mod access;
 mod backup;
 pub mod cli;
+mod clock;
 mod data_dir;
 pub mod engine;
 #[cfg(test)]

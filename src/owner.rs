@@ -22,14 +22,11 @@ pub(crate) fn act_as_owner(_data: &Path, _copy: Option<&Path>) -> anyhow::Result
 #[cfg(unix)]
 pub(crate) fn act_as_owner(data: &Path, copy: Option<&Path>) -> anyhow::Result<()> {
     use anyhow::{Context, bail};
-    use rustix::process::{Gid, Uid, geteuid};
-    use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 
-    if !geteuid().is_root() {
+    if !rustix::process::geteuid().is_root() {
         return Ok(());
     }
     let Some(owner) = Owner::of(data)? else { return Ok(()) };
-    let (user, group) = (Uid::from_raw(owner.user), Gid::from_raw(owner.group));
     if let Some(copy) = copy {
         let copy = std::path::absolute(copy).with_context(|| format!("cannot find {}", copy.display()))?;
         if let Some(barred) = copy.ancestors().skip(1).find(|dir| owner.is_barred_from(dir)) {
@@ -42,16 +39,10 @@ pub(crate) fn act_as_owner(data: &Path, copy: Option<&Path>) -> anyhow::Result<(
         }
         owner.give_new_dir(&copy)?;
     }
-    set_thread_groups(&[])
-        .and_then(|()| set_thread_res_gid(group, group, group))
-        .and_then(|()| set_thread_res_uid(user, user, user))
-        .with_context(|| {
-            let Owner { user, .. } = owner;
-            format!(
-                "{} belongs to the user {user}, whom root can't act as here; run likewise as {user}",
-                data.display()
-            )
-        })?;
+    owner.take_on().with_context(|| {
+        let user = owner.user;
+        format!("{} belongs to the user {user}, whom root can't act as here; run likewise as {user}", data.display())
+    })?;
     tracing::info!("acting as the user {}, because {} is that user's", owner.user, data.display());
     Ok(())
 }
@@ -76,6 +67,24 @@ impl Owner {
         let is_everybodys = dir != data && meta.mode() & 0o002 != 0;
         let owner = Self { user: meta.uid(), group: meta.gid() };
         Ok((owner.user != 0 && !is_everybodys).then_some(owner))
+    }
+
+    /// Takes on this user's rights, for good.
+    #[cfg(target_os = "linux")]
+    fn take_on(&self) -> std::io::Result<()> {
+        use rustix::process::{Gid, Uid};
+        use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
+
+        let (user, group) = (Uid::from_raw(self.user), Gid::from_raw(self.group));
+        set_thread_groups(&[])?;
+        set_thread_res_gid(group, group, group)?;
+        Ok(set_thread_res_uid(user, user, user)?)
+    }
+
+    /// Other systems have no call for that without unsafe code.
+    #[cfg(not(target_os = "linux"))]
+    fn take_on(&self) -> std::io::Result<()> {
+        Err(std::io::ErrorKind::Unsupported.into())
     }
 
     /// Whether the rights on a directory that is there keep this user out of it.

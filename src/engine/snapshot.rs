@@ -9,6 +9,7 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
 
+use rusqlite::types::{ToSqlOutput, ValueRef};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
@@ -356,7 +357,8 @@ fn copy(files: &Files, to: &Files) -> Result<(), Fault> {
     let target = to.eventlog();
     open_private_file(&target)?;
     let conn = Beside::open(&files.eventlog()).map_err(Fault::eventlog)?;
-    let path = target.to_str().ok_or_else(|| io::Error::other("its name is not UTF-8")).doing("write", &target)?;
+    // SQLite takes the bytes of a name as they are, whether or not they are UTF-8.
+    let path = ToSqlOutput::Borrowed(ValueRef::Text(target.as_os_str().as_encoded_bytes()));
     conn.execute("VACUUM INTO ?1", [path]).map_err(Fault::eventlog)?;
     File::open(&target).and_then(|file| file.sync_all()).doing("make durable", &target)?;
     // The copy bears witness to itself, so that a loss of its tail is noticed like any other.

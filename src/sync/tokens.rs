@@ -14,6 +14,7 @@ use subtle::{Choice, ConstantTimeEq};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use crate::clock;
 use crate::engine::{Device, Seq, open_private_file, open_to_read, sync_dir};
 
 /// How often a hub looks whether the file of tokens was changed.
@@ -233,8 +234,7 @@ fn hash(token: &str) -> String {
 
 /// In milliseconds since the Unix epoch.
 pub(crate) fn now() -> u64 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    clock::unix_millis()
 }
 
 /// When a device was last seen at this hub, and how far it has pulled each store.
