@@ -3,7 +3,7 @@
 //! One process at a time has it, by a lock on the file `lock`. The file also says which process that is and how to reach
 //! it, so that a second one can say who is in the way, and a command can ask the first instead.
 
-use std::fs::{self, File, TryLockError};
+use std::fs::{File, TryLockError};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
@@ -51,6 +51,8 @@ pub(crate) fn unusable(path: &Path) -> String {
 /// The path with the links in it followed, as far as it leads to something.
 #[cfg(unix)]
 fn without_links(path: &Path) -> anyhow::Result<PathBuf> {
+    use std::fs;
+
     let mut missing = Vec::new();
     let mut ancestor = path;
     let mut found = loop {

@@ -28,8 +28,8 @@ pub enum NotOurs {
     },
     /// It is another user's.
     #[error(
-        "{path} belongs to the user {owner}, and likewise runs as the user {us}. Run it as {owner}, or give the data to \
-         {us} with `chown -R {us} DIRECTORY`", path = path.display()
+        "{path} belongs to the user {owner}, and likewise acts as the user {us}. A data directory and all in it have to \
+         belong to one user: give it to them with `chown -R USER DIRECTORY`, and run likewise as them", path = path.display()
     )]
     Owner {
         /// What was looked at.
