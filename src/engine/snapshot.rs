@@ -143,8 +143,8 @@ fn check_log(log: &Eventlog, report: &mut Report) -> rusqlite::Result<()> {
         let walked = log.walk(point, Some(stored.seq))?;
         if walked != stored {
             report.problems.push(format!(
-                "the events {} to {} are not those that were stored: their digest differs. Restore a backup, or compare \
-                 with another device",
+                "of the events {} to {} some are not those that were stored. Restore a backup, or have the store made \
+                 again from the other devices: docs/repair.md has the steps",
                 point.seq.next(),
                 stored.seq
             ));
@@ -327,7 +327,8 @@ fn put(out: &mut dyn Write, line: &Line) -> Result<(), Fault> {
 }
 
 /// Copies the store to the directory `to`, which must not have one, as of now: the same log with the same seqs. The
-/// state is left out, because it follows from the eventlog. When it fails, nothing is left at `to`.
+/// state is left out, because it follows from the eventlog. When it fails, nothing is left at `to`;
+/// it also does when something in the store is not what was stored.
 ///
 /// # Errors
 ///
@@ -363,6 +364,13 @@ fn copy(files: &Files, to: &Files) -> Result<(), Fault> {
     File::open(&target).and_then(|file| file.sync_all()).doing("make durable", &target)?;
     // The copy bears witness to itself, so that a loss of its tail is noticed like any other.
     let copy = Eventlog::snapshot(&target)?;
+    // What the disk has changed is not to take the place of an older copy that is right.
+    let mut found = Report::default();
+    check_log(&copy, &mut found).map_err(Fault::eventlog)?;
+    found.problems.extend(copy.check_waiting().map_err(Fault::eventlog)?);
+    if let Some(problem) = found.problems.into_iter().next() {
+        return Err(Fault::Damaged(problem));
+    }
     Witness::open(&to.witness())?.0.write(copy.testimony())?;
     sync_dir(to.dir())?;
     sync_parent(to.dir())

@@ -2,7 +2,9 @@
 
 use std::fs;
 
-use likewise::engine::{Envelope, Fault, Outcome, PageSize, Progress, Replica, Seq, Whose, export, verify};
+use likewise::engine::{
+    Envelope, Fault, Files, Outcome, PageSize, Progress, Replica, Seq, Whose, backup, export, verify,
+};
 use likewise::sync::{Incoming, Push, Start, WireEvent};
 use rusqlite::Connection;
 
@@ -261,4 +263,14 @@ fn events_that_are_taken_back_are_those_that_were_stored() {
     let mut replica = home.try_open().unwrap();
     assert_eq!(replica.standing().unwrap().pending, 0, "nothing was changed");
     replica.take_back(Seq(2_500), Whose::Upstream(None)).unwrap();
+}
+
+#[test]
+fn a_damaged_store_is_not_backed_up() {
+    let home = hub(3_000);
+    flip_in(&home, b"the note with the number 000700");
+    let to = Files::in_dir(home.scratch.path().join("backup"));
+    let fault = backup(&home.files(), &to).unwrap_err();
+    assert!(fault.to_string().contains("of the events 1 to 1024 some are not"), "{fault}");
+    assert!(!to.dir().exists());
 }
