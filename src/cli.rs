@@ -12,17 +12,18 @@ use clap::builder::{BoolishValueParser, Resettable};
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{Arg, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
-use reqwest::header::HOST;
-use reqwest::{Method, RequestBuilder, Response, StatusCode};
+use reqwest::{Method, RequestBuilder};
 use tokio::net::TcpListener;
 use tokio_util::io::ReaderStream;
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
+use crate::access::{Access, Process, as_local, control, http_client, no_store, unanswered, understood};
 use crate::backup;
-use crate::data_dir::{self, Claim, DataDir, Holder};
-use crate::engine::{self, Device, Files, Line, Report, Standing, StoreId, StoreLimits, Stores};
+use crate::data_dir::{self, Claim, DataDir, read_only};
+use crate::engine::{self, Device, Line, Report, Standing, StoreId, StoreLimits, Stores};
 use crate::likes;
+use crate::owner::act_as_owner;
 use crate::serve::{Config, Instance, open_stores};
 use crate::sync::{LinkStatus, Seen, TokenFile, TokenSource, Upstream, UpstreamOptions};
 use crate::web::{self, AllowedHost, BackupTo, Exported, Imported, StatusReport};
@@ -37,15 +38,16 @@ const STORES: u64 = 10_000;
 /// Stores that are in use at the same time. Each has a thread and some open files.
 const OPEN_STORES: usize = 512;
 
+/// How long a store stays open without anybody using it. A visitor who comes back within a minute finds it open; what many
+/// looked at once has let go of its threads and files soon after.
+const IDLE_STORE: Duration = Duration::from_secs(60);
+
 /// Open event streams, of all stores together. Each is a connection, and there are a few thousand more of those.
 const STREAMS: usize = 10_000;
 
 /// Seconds until a store that its hub refuses tries again by itself: seldom enough not to be a nuisance, often enough that
 /// a person who mended it on the other side needs not come back here.
 const RETRY_HALTED: u64 = 180;
-
-/// How long a command waits for the process that it asks.
-const ANSWER: Duration = Duration::from_secs(30);
 
 /// How long to wait for everything to end before ending anyway.
 const SHUTDOWN: Duration = Duration::from_secs(5);
@@ -67,7 +69,7 @@ struct Cli {
 
 const AFTER_HELP: &str = "\
 Without a command, likewise serves. Each flag can also be given as an environment variable, which its description \
-names; an empty one counts as unset. LIKEWISE_LOG sets what is logged on standard error, for example `debug` or `likewise=trace`.
+names; an empty one counts as unset, and spaces around a value don't count. LIKEWISE_LOG sets what is logged on standard error, for example `debug` or `likewise=trace`.
 
 Commands work on the data directory whether or not a likewise process is serving it. They exit with 0 when they did \
 what they say, with 1 when they could not (and `verify` also when it found a difference), and with 2 when the command \
@@ -243,7 +245,7 @@ fn host_and_port(text: &str) -> Result<String, &'static str> {
 
 /// Runs the program.
 pub fn main() -> ExitCode {
-    let cli = parse();
+    let mut cli = parse();
     // Whoever makes TLS connections finds it there.
     drop(rustls::crypto::ring::default_provider().install_default());
     let filter = env::var("LIKEWISE_LOG").ok().filter(|filter| !filter.is_empty());
@@ -257,15 +259,13 @@ pub fn main() -> ExitCode {
         // They would go to standard error, too, and panic when that is what fails.
         .log_internal_errors(false)
         .init();
-    let result =
-        tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(anyhow::Error::from).and_then(
-            |runtime| {
-                let result = runtime.block_on(run(cli));
-                // Whatever still runs belongs to nobody any more.
-                runtime.shutdown_timeout(Duration::from_millis(100));
-                result
-            },
-        );
+    let result = data_of(&mut cli).and_then(|data| {
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        let result = runtime.block_on(run(cli, data));
+        // Whatever still runs belongs to nobody any more.
+        runtime.shutdown_timeout(Duration::from_millis(100));
+        result
+    });
     match result {
         Ok(code) => code,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
@@ -282,7 +282,7 @@ const SERVE_FLAGS: [&str; 9] =
 
 /// Reads the command line. The flags of `serve` may stand alone, but not before another command.
 fn parse() -> Cli {
-    let matches = without_empty_variables(Cli::command()).get_matches();
+    let matches = with_tidy_variables(Cli::command()).get_matches();
     let is_given = |id: &&'static str| matches.value_source(id) == Some(ValueSource::CommandLine);
     if let (Some(command), Some(flag)) = (matches.subcommand_name(), SERVE_FLAGS.into_iter().find(is_given)) {
         let flag = flag.replace('_', "-");
@@ -292,18 +292,50 @@ fn parse() -> Cli {
     Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
 }
 
-/// Takes variables that are empty for unset, as who writes `LIKEWISE_UPSTREAM=` into a service's file means it.
-fn without_empty_variables(command: clap::Command) -> clap::Command {
-    let is_empty = |arg: &Arg| arg.get_env().and_then(env::var_os).is_some_and(|value| value.is_empty());
-    let command = command.mut_args(|arg| if is_empty(&arg) { arg.env(Resettable::Reset) } else { arg });
-    command.mut_subcommands(without_empty_variables)
+/// Takes variables that are empty for unset, as who writes `LIKEWISE_UPSTREAM=` into a service's file means it, and leaves
+/// out the spaces around the values of others.
+fn with_tidy_variables(command: clap::Command) -> clap::Command {
+    let tidy = |arg: Arg| {
+        let value = arg.get_env().and_then(env::var_os).and_then(|value| value.into_string().ok());
+        let Some(value) = value else { return arg };
+        let tidy = match arg.get_value_delimiter() {
+            Some(comma) => value.split(comma).map(str::trim).collect::<Vec<_>>().join(&comma.to_string()),
+            None => value.trim().to_owned(),
+        };
+        if tidy.is_empty() {
+            arg.env(Resettable::Reset)
+        } else if tidy == value {
+            arg
+        } else {
+            // The command line lives as long as the program.
+            let tidy: &'static str = tidy.leak();
+            let takes_value = arg.get_action().takes_values();
+            arg.env(Resettable::Reset).default_value(tidy).hide_default_value(takes_value)
+        }
+    };
+    command.mut_args(tidy).mut_subcommands(with_tidy_variables)
 }
 
-async fn run(cli: Cli) -> anyhow::Result<ExitCode> {
-    let data = match cli.data.data {
+/// The data directory, whose owner this process acts as from here on.
+fn data_of(cli: &mut Cli) -> anyhow::Result<PathBuf> {
+    let named = match cli.data.data.take() {
         Some(path) => path,
         None => data_dir::default_path()?,
     };
+    let data = data_dir::locate(&named).with_context(|| data_dir::unusable(&named))?;
+    let mut copy = match &mut cli.command {
+        Some(Command::Backup { to }) => Some(to),
+        _ => None,
+    };
+    act_as_owner(&data, copy.as_deref().map(PathBuf::as_path))?;
+    DataDir::check(&data)?;
+    if let Some(to) = &mut copy {
+        **to = data_dir::locate(to).with_context(|| format!("cannot copy to {}", to.display()))?;
+    }
+    Ok(data)
+}
+
+async fn run(cli: Cli, data: PathBuf) -> anyhow::Result<ExitCode> {
     match cli.command {
         None => serve(&data, cli.serve).await,
         Some(Command::Serve(args)) => serve(&data, args).await,
@@ -424,14 +456,11 @@ impl Signals {
 async fn status(data: &Path, store: &StoreId, url: Option<String>, json: bool) -> anyhow::Result<ExitCode> {
     let report = match url {
         Some(url) => ask_status(&url, store, |request| request).await?,
-        None if !DataDir::is_used(data)? => {
-            bail!("there is no data in {}; run `likewise` and click, or name the directory with --data", data.display())
-        }
-        None => match DataDir::claim(data)? {
-            Claim::Taken(holder) => ask_status(&address(data, holder.as_ref())?, store, as_local).await?,
-            Claim::Ours(dir) => {
+        None => match Access::to(data)? {
+            Access::Asked(process) => ask_status(&process.address, store, as_local).await?,
+            Access::Here(here) => {
                 let device = host_name();
-                let stores = open_stores(&dir, &device, store_limits(), false, show_progress)?;
+                let stores = open_stores(&here.dir, &device, store_limits(), false, show_progress)?;
                 let opened = stores.get(store)?;
                 let mut report = StatusReport::of(&opened, &device, &LinkStatus::none()).await?;
                 report.digests = Some(web::digests(&opened)?);
@@ -456,7 +485,7 @@ async fn ask_status(
     prepare: fn(RequestBuilder) -> RequestBuilder,
 ) -> anyhow::Result<StatusReport> {
     let url = format!("{}{}/status?digests", url.trim_end_matches('/'), web::base(store));
-    let answer = prepare(http_client()?.get(&url)).send().await.map_err(|error| unanswered(error, &url))?;
+    let answer = prepare(http_client(&url)?.get(&url)).send().await.map_err(|error| unanswered(error, &url))?;
     understood(answer, &url).await?.json().await.with_context(|| format!("{url} is not the status of a likewise"))
 }
 
@@ -545,13 +574,12 @@ async fn export_to(out: &mut impl Write, data: &Path, store: &StoreId, which: Ex
 async fn import(data: &Path, store: &StoreId) -> anyhow::Result<ExitCode> {
     let imported = match DataDir::claim(data)? {
         Claim::Taken(holder) => {
-            let url = format!("{}/control/v1/{store}/import", address(data, holder.as_ref())?);
-            let key = holder.map(|holder| holder.key).unwrap_or_default();
+            let process = Process::new(data, holder)?;
             let body = reqwest::Body::wrap_stream(ReaderStream::new(tokio::io::stdin()));
-            let answer = as_local(http_client()?.post(&url)).bearer_auth(key).body(body).send().await;
-            let answer = answer.map_err(|error| unanswered(error, &url))?;
-            understood(answer, &url).await?.json::<Imported>().await.context("the answer is not understood")?
+            let request = process.request(Method::POST, &format!("{store}/import"))?.body(body);
+            process.answer(request).await?.json::<Imported>().await.context("the answer is not understood")?
         }
+        Claim::ReadOnly(_) => bail!(read_only(data)),
         Claim::Ours(dir) => {
             let device = host_name();
             let stores = open_stores(&dir, &device, store_limits(), false, show_progress)?;
@@ -582,7 +610,7 @@ async fn backup(data: &Path, to: &Path) -> anyhow::Result<ExitCode> {
             }
             count
         }
-        Access::Here(here) => backup::backup(here.path(), &to)?,
+        Access::Here(here) => backup::backup(here.dir.path(), &to)?,
     };
     eprintln!("{count} {} copied to {}", if count == 1 { "store" } else { "stores" }, to.display());
     Ok(ExitCode::SUCCESS)
@@ -634,6 +662,7 @@ async fn adopt(data: &Path, store: &StoreId, yes: bool) -> anyhow::Result<ExitCo
     confirm(yes, &format!("Move the store {store} to the log that its hub has, and push everything there?"))?;
     let standing: Standing = match DataDir::claim(data)? {
         Claim::Taken(holder) => control(data, holder, &format!("{store}/adopt")).await?,
+        Claim::ReadOnly(_) => bail!(read_only(data)),
         Claim::Ours(dir) => {
             let stores = open_stores(&dir, &host_name(), store_limits(), false, show_progress)?;
             let adopted = stores.get(store)?.adopt().await;
@@ -650,6 +679,7 @@ async fn promote(data: &Path, store: &StoreId, yes: bool) -> anyhow::Result<Exit
     confirm(yes, &format!("Make this likewise the authority of the store {store}? Its hub must be gone for good."))?;
     let standing: Standing = match DataDir::claim(data)? {
         Claim::Taken(holder) => control(data, holder, &format!("{store}/promote")).await?,
+        Claim::ReadOnly(_) => bail!(read_only(data)),
         Claim::Ours(dir) => {
             let stores = open_stores(&dir, &host_name(), store_limits(), false, show_progress)?;
             let promoted = stores.get(store)?.promote().await;
@@ -676,6 +706,7 @@ async fn set_aside(data: &Path, store: &StoreId, command: &SetAsideCommand) -> a
         SetAsideCommand::Retry => {
             let count: usize = match DataDir::claim(data)? {
                 Claim::Taken(holder) => control(data, holder, &format!("{store}/set-aside/retry")).await?,
+                Claim::ReadOnly(_) => bail!(read_only(data)),
                 Claim::Ours(dir) => {
                     let stores = open_stores(&dir, &host_name(), store_limits(), false, show_progress)?;
                     let retried = stores.get(store)?.retry_set_aside().await;
@@ -687,100 +718,6 @@ async fn set_aside(data: &Path, store: &StoreId, command: &SetAsideCommand) -> a
         }
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// How a command gets at a data directory.
-enum Access {
-    /// A process has it, which is asked to do the work: nobody else can open its databases.
-    Asked(Process),
-    /// The command has it.
-    Here(Here),
-}
-
-impl Access {
-    /// To a store in the data directory.
-    fn to_store(data: &Path, store: &StoreId) -> anyhow::Result<Self> {
-        if DataDir::is_used(data)? { Self::to(data) } else { bail!(no_store(data, store)) }
-    }
-
-    /// To a data directory that there is.
-    fn to(data: &Path) -> anyhow::Result<Self> {
-        if !DataDir::is_used(data)? {
-            bail!(
-                "there is no data in {}; run `likewise` and click, or name the directory with --data",
-                data.display()
-            );
-        }
-        Ok(match DataDir::claim(data)? {
-            Claim::Taken(holder) => Self::Asked(Process::new(data, holder)?),
-            Claim::Ours(dir) => Self::Here(Here { dir }),
-        })
-    }
-}
-
-/// A process that has a data directory, and listens.
-struct Process {
-    holder: Holder,
-    address: String,
-}
-
-impl Process {
-    fn new(data: &Path, holder: Option<Holder>) -> anyhow::Result<Self> {
-        let address = address(data, holder.as_ref())?;
-        let holder = holder.context("BUG: an address of nobody")?;
-        Ok(Self { holder, address })
-    }
-
-    /// A request for what only the owner of the data may ask.
-    fn request(&self, method: Method, what: &str) -> anyhow::Result<RequestBuilder> {
-        let url = format!("{}/control/v1/{what}", self.address);
-        Ok(as_local(working_client()?.request(method, url)).bearer_auth(&self.holder.key))
-    }
-
-    /// The answer to what is asked about a store that has to be there.
-    async fn answer_about(&self, data: &Path, store: &StoreId, request: RequestBuilder) -> anyhow::Result<Response> {
-        let answer = request.send().await.map_err(|error| unanswered(error, &self.address))?;
-        if answer.status() == StatusCode::NOT_FOUND {
-            bail!(no_store(data, store));
-        }
-        understood(answer, &self.address).await
-    }
-
-    async fn answer(&self, request: RequestBuilder) -> anyhow::Result<Response> {
-        let answer = request.send().await.map_err(|error| unanswered(error, &self.address))?;
-        understood(answer, &self.address).await
-    }
-}
-
-/// A data directory that the command itself has, to read from it.
-struct Here {
-    dir: DataDir,
-}
-
-impl Here {
-    fn path(&self) -> &Path {
-        self.dir.path()
-    }
-
-    /// The files of a store that there is.
-    fn files(&self, store: &StoreId) -> anyhow::Result<Files> {
-        let files = DataDir::files(self.path(), store);
-        if engine::is_blank(&files)? {
-            bail!(no_store(self.path(), store));
-        }
-        Ok(files)
-    }
-}
-
-fn no_store(data: &Path, store: &StoreId) -> String {
-    format!("there is no store {store} in {}; name the directory with --data, the store with --store", data.display())
-}
-
-/// Asks the process that has the data directory to do something.
-async fn control<T: serde::de::DeserializeOwned>(data: &Path, holder: Option<Holder>, what: &str) -> anyhow::Result<T> {
-    let process = Process::new(data, holder)?;
-    let answer = process.answer(process.request(Method::POST, what)?).await?;
-    answer.json().await.context("the answer is not understood")
 }
 
 /// Asks the person at the terminal, unless they said yes already.
@@ -806,63 +743,8 @@ async fn close(stores: Stores) -> anyhow::Result<()> {
     tokio::task::spawn_blocking(move || stores.close()).await.context("closing the stores failed")
 }
 
-/// Where the process listens that has the data directory.
-fn address(data: &Path, holder: Option<&Holder>) -> anyhow::Result<String> {
-    match holder.and_then(|holder| holder.address.clone()) {
-        Some(address) => Ok(address),
-        None => bail!(
-            "{} is in use by another likewise command, or by one that is just starting; try again in a moment",
-            data.display()
-        ),
-    }
-}
-
-fn http_client() -> anyhow::Result<reqwest::Client> {
-    // The process that is asked is on this machine, or was named: no proxy stands between.
-    reqwest::Client::builder().no_proxy().read_timeout(ANSWER).build().context("cannot make requests")
-}
-
-/// A client for what takes as long as it takes. The process that is asked is on this machine: if it ends, so does the
-/// connection.
-fn working_client() -> anyhow::Result<reqwest::Client> {
-    reqwest::Client::builder().no_proxy().build().context("cannot make requests")
-}
-
-/// A request to the process on this machine that has the data directory, under the name that only this machine may use:
-/// that process may listen on an address that it isn't opened under.
-fn as_local(request: RequestBuilder) -> RequestBuilder {
-    request.header(HOST, "localhost")
-}
-
-/// Why there is no answer from `url`.
-fn unanswered(error: reqwest::Error, url: &str) -> anyhow::Error {
-    let error = anyhow::Error::from(error.without_url());
-    let is_refused = |cause: &io::Error| cause.kind() == io::ErrorKind::ConnectionRefused;
-    if error.chain().any(|cause| cause.downcast_ref().is_some_and(is_refused)) {
-        return anyhow!("cannot ask {url}: nobody listens there; is likewise running?");
-    }
-    error.context(format!("cannot ask {url}"))
-}
-
-/// The answer, unless it says what went wrong.
-async fn understood(answer: Response, url: &str) -> anyhow::Result<Response> {
-    #[derive(serde::Deserialize)]
-    struct Problem {
-        detail: String,
-        advice: String,
-    }
-    let status = answer.status();
-    if status.is_success() {
-        return Ok(answer);
-    }
-    match answer.json::<Problem>().await {
-        Ok(Problem { detail, advice }) => bail!("{detail} {advice}"),
-        Err(_) => bail!("{url} answered {status}, which a likewise would not; check the address"),
-    }
-}
-
 fn store_limits() -> StoreLimits {
-    StoreLimits { queue: WRITE_QUEUE, stores: STORES, open: OPEN_STORES }
+    StoreLimits { queue: WRITE_QUEUE, stores: STORES, open: OPEN_STORES, idle: IDLE_STORE }
 }
 
 /// This machine's name, if it can be the name of a device.

@@ -3,20 +3,73 @@
 //! One process at a time has it, by a lock on the file `lock`. The file also says which process that is and how to reach
 //! it, so that a second one can say who is in the way, and a command can ask the first instead.
 
-use std::fs::{File, TryLockError};
+use std::fs::{self, File, TryLockError};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 
-use crate::engine::{Files, StoreId, create_private_dir, open_private_file};
+use crate::engine::{Access, Files, StoreId, check_dir, create_private_dir, exists, open_private_file, open_to_read};
+
+/// The longest path of a data directory, in bytes. SQLite takes paths of up to 512; below this one stand `stores`, the name
+/// of a store (63), a database's name and SQLite's suffix, and in a backup under way a directory more.
+#[cfg(unix)]
+const LONGEST: usize = 400;
 
 /// The data directory of this machine's user, unless `--data` names another.
 pub(crate) fn default_path() -> anyhow::Result<PathBuf> {
     let dirs = directories::ProjectDirs::from("", "", "likewise");
     let dirs = dirs.context("this user has no home directory to keep data in; name a directory with --data DIR")?;
     Ok(dirs.data_dir().to_owned())
+}
+
+/// Where the data directory `path` is, whether or not it is there yet: its path from the root, with no link in it. The
+/// user may name it by a link; nothing below it is one.
+///
+/// Whatever is asked later is then about the same directory, however it was named and wherever this process goes, and
+/// SQLite takes the path for nothing but a path.
+pub(crate) fn locate(path: &Path) -> anyhow::Result<PathBuf> {
+    let absolute = std::path::absolute(path)?;
+    #[cfg(unix)]
+    let absolute = without_links(&absolute)?;
+    #[cfg(unix)]
+    if absolute.as_os_str().len() > LONGEST {
+        bail!("its path has {} bytes, and SQLite has room for {LONGEST}", absolute.as_os_str().len());
+    }
+    if absolute.exists() && !absolute.is_dir() {
+        bail!("it is not a directory");
+    }
+    Ok(absolute)
+}
+
+/// What to say before the reason why the directory `path` can't be used.
+pub(crate) fn unusable(path: &Path) -> String {
+    format!("{} can't be used for data; name another directory with --data", path.display())
+}
+
+/// The path with the links in it followed, as far as it leads to something.
+#[cfg(unix)]
+fn without_links(path: &Path) -> anyhow::Result<PathBuf> {
+    let mut missing = Vec::new();
+    let mut ancestor = path;
+    let mut found = loop {
+        match fs::canonicalize(ancestor) {
+            Ok(found) => break found,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error).with_context(|| format!("cannot look at {}", ancestor.display())),
+        }
+        if fs::symlink_metadata(ancestor).is_ok() {
+            bail!("{} is a symbolic link to what isn't there", ancestor.display());
+        }
+        let (Some(name), Some(parent)) = (ancestor.file_name(), ancestor.parent()) else {
+            bail!("{} isn't there, so nothing is above it", ancestor.parent().unwrap_or(ancestor).display());
+        };
+        missing.push(name);
+        ancestor = parent;
+    };
+    found.extend(missing.iter().rev());
+    Ok(found)
 }
 
 /// Who has a data directory.
@@ -38,6 +91,13 @@ pub(crate) struct DataDir {
     holder: Holder,
 }
 
+/// A data directory that nobody has and this process can only read. Where it has a lock, others who could write wait for
+/// the end of this.
+#[derive(Debug)]
+pub(crate) struct Reading {
+    _lock: Option<File>,
+}
+
 /// A data directory, free or not.
 #[derive(Debug)]
 pub(crate) enum Claim {
@@ -45,24 +105,48 @@ pub(crate) enum Claim {
     Ours(DataDir),
     /// Another process has it. `None` when it hasn't said yet which it is.
     Taken(Option<Holder>),
+    /// Nobody has it, and this process can't write there: it is on read-only media, or its owner took the right to write
+    /// away.
+    ReadOnly(#[allow(dead_code, reason = "its use is to be dropped")] Reading),
 }
 
 impl DataDir {
+    /// Refuses a directory at `path` that is another user's, or that another user could lead us away from, if there is one.
+    pub(crate) fn check(path: &Path) -> anyhow::Result<()> {
+        for dir in [path, &Self::stores(path)] {
+            if exists(dir)? {
+                check_dir(dir)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Makes the directory if need be, and takes it if it is free.
     pub(crate) fn claim(path: &Path) -> anyhow::Result<Claim> {
-        let unusable = || format!("{} can't be used for data; name another directory with --data", path.display());
-        create_private_dir(path).with_context(unusable)?;
+        let unusable = || unusable(path);
+        Self::check(path).with_context(unusable)?;
         let lock_path = path.join("lock");
-        let mut lock = open_private_file(&lock_path).with_context(unusable)?;
+        if exists(path)? && Access::to(path) == Access::Read {
+            let lock = open_to_read(&lock_path).with_context(unusable)?;
+            return match lock.as_ref().map(File::try_lock_shared) {
+                None | Some(Ok(())) => Ok(Claim::ReadOnly(Reading { _lock: lock })),
+                Some(Err(TryLockError::WouldBlock)) => Self::taken(&lock_path, lock),
+                // Media that know no locks have nobody who writes.
+                Some(Err(TryLockError::Error(_))) => Ok(Claim::ReadOnly(Reading { _lock: None })),
+            };
+        }
+        create_private_dir(path).with_context(unusable)?;
+        let lock = open_private_file(&lock_path).with_context(unusable)?;
         match lock.try_lock() {
             Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                let mut text = String::new();
-                lock.read_to_string(&mut text).with_context(|| format!("cannot read {}", lock_path.display()))?;
-                return Ok(Claim::Taken(serde_json::from_str(&text).ok()));
-            }
+            Err(TryLockError::WouldBlock) => return Self::taken(&lock_path, Some(lock)),
             Err(TryLockError::Error(error)) => {
-                return Err(error).with_context(|| format!("cannot lock {}", lock_path.display()));
+                return Err(error).with_context(|| {
+                    format!(
+                        "cannot lock {}: without locks two processes could write at once and lose likes. Name a directory on                          a local disk with --data",
+                        lock_path.display()
+                    )
+                });
             }
         }
         let key = uuid::Uuid::new_v4().simple().to_string() + &uuid::Uuid::new_v4().simple().to_string();
@@ -72,15 +156,17 @@ impl DataDir {
         Ok(Claim::Ours(dir))
     }
 
+    fn taken(path: &Path, lock: Option<File>) -> anyhow::Result<Claim> {
+        let mut text = Vec::new();
+        let read = lock.map_or(Ok(0), |mut lock| lock.read_to_end(&mut text));
+        read.with_context(|| format!("cannot read {}", path.display()))?;
+        Ok(Claim::Taken(serde_json::from_slice(&text).ok()))
+    }
+
     /// Whether anybody has ever used the directory at `path`, or put a copy there. To look at one that nobody has is no
     /// reason to claim it, which would make it.
     pub(crate) fn is_used(path: &Path) -> anyhow::Result<bool> {
-        for path in [path.join("lock"), Self::stores(path)] {
-            if path.try_exists().with_context(|| format!("cannot look at {}", path.display()))? {
-                return Ok(true);
-            }
-        }
-        Ok(false)
+        Ok(exists(&path.join("lock"))? || exists(&Self::stores(path))?)
     }
 
     /// As [`claim`](Self::claim), for who can't go on without it.
@@ -88,6 +174,7 @@ impl DataDir {
         match Self::claim(path)? {
             Claim::Ours(dir) => Ok(dir),
             Claim::Taken(holder) => bail!(taken(path, holder.as_ref())),
+            Claim::ReadOnly(_) => bail!(read_only(path)),
         }
     }
 
@@ -126,6 +213,14 @@ impl DataDir {
     pub(crate) fn files(path: &Path, store: &StoreId) -> Files {
         Files::in_dir(Self::stores(path).join(store.as_str()))
     }
+}
+
+/// Says that nothing can be changed in the directory, and what can be done about it.
+pub(crate) fn read_only(path: &Path) -> String {
+    format!(
+        "{} can only be read: it is on read-only media, or nobody may write to it. Copy it to where you can write, and          name the copy with --data",
+        path.display()
+    )
 }
 
 /// Says who has the directory, and what can be done about it.

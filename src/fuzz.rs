@@ -4,6 +4,7 @@
 //! The same input in each run; other input with `LIKEWISE_SEED`, and for so long as `LIKEWISE_FUZZ_SECONDS` says. An input
 //! that fails is written to the corpus, where it stays and is tried first from then on.
 
+use std::any::Any;
 use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::PathBuf;
@@ -61,20 +62,32 @@ const WORDS: &[&str] = &[
 
 /// Tries `check` with the inputs of `decoder`. It fails by a panic, and tells otherwise what came out: inputs of another
 /// outcome are worth going on from. `words` are those that this decoder in particular knows.
-pub(crate) fn fuzz(decoder: &str, words: &[&str], mut check: impl FnMut(&[u8]) -> String) {
+pub(crate) fn fuzz(decoder: &str, words: &[&str], check: impl FnMut(&[u8]) -> String) {
     let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/corpus").join(decoder);
-    let mut files: Vec<_> = std::fs::read_dir(&dir)
-        .map(|dir| dir.flatten().map(|file| file.path()).collect())
-        .unwrap_or_else(|why| panic!("{} is to hold an input that is right, at least: {why}", dir.display()));
+    let nothing = || format!("{} has to hold an input that is right, at least", dir.display());
+    let files = std::fs::read_dir(&dir).unwrap_or_else(|why| panic!("{}: {why}", nothing()));
+    let mut files: Vec<_> = files.map(|file| file.expect("a file").path()).collect();
     files.sort();
-    let mut pool: Vec<Vec<u8>> = files.iter().map(|path| std::fs::read(path).expect("an input")).collect();
-    assert!(!pool.is_empty(), "{} is to hold an input that is right, at least", dir.display());
+    let corpus: Vec<_> = files.iter().map(|path| std::fs::read(path).expect("an input")).collect();
+    assert!(!corpus.is_empty(), "{}", nothing());
+    if let Some((input, panic)) = find(corpus, words, check) {
+        let path = dir.join(format!("failed-{}", &blake3::hash(&input).to_hex()[..16]));
+        std::fs::write(&path, &input).expect("the input to be kept");
+        eprintln!("the input is in {}; it belongs into the corpus", path.display());
+        resume_unwind(panic);
+    }
+}
+
+/// What panics.
+type Failure = (Vec<u8>, Box<dyn Any + Send>);
+
+/// An input on which `check` panics, if one is found: of the corpus, or of what becomes of it.
+fn find(corpus: Vec<Vec<u8>>, words: &[&str], mut check: impl FnMut(&[u8]) -> String) -> Option<Failure> {
     let words: Vec<_> = words.iter().chain(WORDS).map(|word| word.as_bytes()).collect();
     let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let mut random = Random(number("LIKEWISE_SEED").unwrap_or(20_240_607) | 1);
     let (start, seconds) = (Instant::now(), number("LIKEWISE_FUZZ_SECONDS").map(Duration::from_secs));
-    let mut outcomes = HashSet::new();
-    let known = pool.len();
+    let (known, mut pool, mut outcomes) = (corpus.len(), corpus, HashSet::new());
     for round in 0.. {
         let is_over = seconds.map_or(round >= known + ROUNDS, |seconds| start.elapsed() >= seconds);
         if round >= known && is_over {
@@ -89,14 +102,10 @@ pub(crate) fn fuzz(decoder: &str, words: &[&str], mut check: impl FnMut(&[u8]) -
                     pool.push(input);
                 }
             }
-            Err(panic) => {
-                let path = dir.join(format!("failed-{}", &blake3::hash(&input).to_hex()[..16]));
-                drop(std::fs::write(&path, &input));
-                eprintln!("the input is in {}; it belongs into the corpus", path.display());
-                resume_unwind(panic);
-            }
+            Err(panic) => return Some((input, panic)),
         }
     }
+    None
 }
 
 /// A small generator, so that a failure can be repeated from its seed.
@@ -183,5 +192,32 @@ pub(crate) fn outcome<T, E: std::fmt::Display>(result: &Result<T, E>) -> String 
             // What is cited of the input differs each time.
             why.split('`').step_by(2).collect()
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What finds nothing proves something only if it finds what is there.
+    #[test]
+    fn faults_that_were_put_there_are_found() {
+        let corpus = || vec![br#"{"seq":9,"name":"NoteAdded"}"#.to_vec()];
+        let slices_text = |input: &[u8]| {
+            let text = text(input);
+            text.find(':').map_or(String::new(), |at| text[at + 1..(at + 3).min(text.len())].to_owned())
+        };
+        assert!(find(corpus(), &[], slices_text).is_some(), "a cut through a character");
+        let adds = |input: &[u8]| {
+            let number = text(input).split(|c: char| !c.is_ascii_digit()).find_map(|digits| digits.parse::<u64>().ok());
+            number.unwrap_or_default().checked_mul(2).expect("a small number").to_string()
+        };
+        assert!(find(corpus(), &[], adds).is_some(), "a number that overflows");
+        let counts = |input: &[u8]| {
+            assert!(input.iter().filter(|byte| **byte == b',').count() < 2_000);
+            String::new()
+        };
+        assert!(find(corpus(), &[], counts).is_some(), "a list without an end");
+        assert!(find(corpus(), &[], |input| input.len().to_string()).is_none());
     }
 }

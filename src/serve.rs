@@ -9,12 +9,12 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::data_dir::DataDir;
-use crate::engine::{Device, Health, Setup, StoreLimits, Stores};
+use crate::engine::{Device, Health, SWEEP_EVERY, Setup, StoreLimits, Stores};
 use crate::likes;
 use crate::sync::{Clients, Hub, TokenFile, Tokens, Upstream};
 use crate::web::live::Pages;
 use crate::web::metrics::Metrics;
-use crate::web::{self, AllowedHost, App, Policy, Services};
+use crate::web::{self, AllowedHost, App, Policy, Services, Shares};
 
 /// What an instance is made of.
 pub(crate) struct Config {
@@ -63,12 +63,14 @@ impl Instance {
     /// Opens the stores of `dir`, and gets ready to serve them on `listener`. A store of the routes without prefix that
     /// can't be used is an error now, rather than a page that says so later.
     pub(crate) async fn prepare(
-        config: Config,
+        mut config: Config,
         mut dir: DataDir,
         listener: TcpListener,
         shutdown: CancellationToken,
     ) -> anyhow::Result<Self> {
-        let limits = web::Limits::default().within_open_files(web::raise_open_file_limit());
+        let open_files = web::raise_open_file_limit();
+        let limits = web::Limits::default().within_open_files(open_files);
+        config.stores.open = web::stores_within_open_files(config.stores.open, open_files);
         let stores = open_stores(&dir, &config.device, config.stores, config.upstream.is_some(), config.progress)?;
         let first = stores.get(&web::DEFAULT_STORE.parse().context("BUG: the default store has no valid name")?)?;
         if let Health::Failed(why) = first.healthy().await {
@@ -84,13 +86,15 @@ impl Instance {
                  where NAME is the name or address under which they ask for it; to let them open the page, add --public"
             );
         }
+        tokio::spawn(close_idle(stores.clone(), shutdown.clone()));
         let clients = Clients::new(stores.clone(), config.upstream, config.retry_halted, shutdown.clone());
         tokio::spawn(clients.clone().resume(first));
         let tokens = Tokens::follow(TokenFile::in_dir(dir.path()), shutdown.clone())?;
         let app = App::new(Services {
             stores: stores.clone(),
             device: config.device,
-            pages: Pages::new(config.streams),
+            pages: Pages::default(),
+            shares: Shares::new(limits.streams(config.streams), config.stores),
             clients,
             data: dir.path().to_owned(),
             hub: Hub::new(tokens, dir.path().to_owned(), shutdown.clone()),
@@ -111,6 +115,13 @@ impl Instance {
     }
 }
 
+/// Closes idle stores for as long as the instance runs, whether or not anybody asks for anything.
+async fn close_idle(stores: Stores, shutdown: CancellationToken) {
+    while shutdown.run_until_cancelled(tokio::time::sleep(SWEEP_EVERY)).await.is_some() {
+        stores.close_idle();
+    }
+}
+
 /// Where a program on this machine reaches a server that listens on `address`.
 fn reachable(mut address: SocketAddr) -> SocketAddr {
     if address.ip().is_unspecified() {
@@ -120,4 +131,43 @@ fn reachable(mut address: SocketAddr) -> SocketAddr {
         });
     }
     address
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+    use crate::likes::LikeAdded;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn trust_66_stores_that_nobody_uses_are_closed_though_nobody_asks_for_anything() {
+        let data = tempfile::tempdir().expect("a directory");
+        let config = Config {
+            device: "test".parse().expect("a name"),
+            allow_hosts: Vec::new(),
+            public: false,
+            stores: StoreLimits { idle: Duration::from_millis(1), ..StoreLimits::default() },
+            upstream: None,
+            retry_halted: Duration::ZERO,
+            streams: 10,
+            progress: |_, _| {},
+        };
+        let dir = DataDir::take(data.path()).expect("the directory");
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
+        let shutdown = CancellationToken::new();
+        let instance = Instance::prepare(config, dir, listener, shutdown.clone()).await.expect("an instance");
+        let ids: Vec<_> = (0..20).map(|n| format!("store-{n}").parse().expect("a name")).collect();
+        for id in &ids {
+            let store = instance.stores.get(id).expect("the store");
+            store.commit(LikeAdded {}).await.expect("stored");
+        }
+        let start = Instant::now();
+        while ids.iter().any(|id| instance.stores.opened(id).is_some()) {
+            assert!(start.elapsed() < Duration::from_secs(180), "stores stay open");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        shutdown.cancel();
+        instance.run().await.expect("an end");
+    }
 }

@@ -768,6 +768,40 @@ impl Eventlog {
         Ok(self.walk(self.checkpoint_before(seq)?, Some(seq))?.digest)
     }
 
+    /// Points of the log with their digests, from its end to its beginning. Those near the end stand at distances that
+    /// double, and cost one walk together; the others are points whose digests are stored.
+    pub(crate) fn points(&self) -> rusqlite::Result<Vec<(Seq, Digest)>> {
+        let head = self.tip.head;
+        let back = |distance: u64| Seq(head.0.saturating_sub(distance));
+        let distances = (0..64).map(|power| 1 << power).take_while(|distance| *distance < head.0);
+        let (near, far): (Vec<u64>, Vec<u64>) = distances.partition(|distance| *distance < CHECKPOINT_EVERY);
+        let mut point = self.checkpoint_before(back(near.last().copied().unwrap_or_default()))?;
+        let mut points = Vec::new();
+        for distance in near.into_iter().rev().chain([0]) {
+            point = self.walk(point, Some(back(distance)))?;
+            points.push((back(distance), point.digest));
+        }
+        points.reverse();
+        for distance in far {
+            let Checkpoint { seq, digest, .. } = self.checkpoint_before(back(distance))?;
+            if points.last().is_some_and(|(last, _)| *last > seq) {
+                points.push((seq, digest));
+            }
+        }
+        points.push((Seq::START, self.digest_at(Seq::START)?));
+        Ok(points)
+    }
+
+    /// How many different names events have.
+    pub(crate) fn names(&self) -> usize {
+        self.names.ids.len()
+    }
+
+    /// Whether an event of that name is here, or was.
+    pub(crate) fn has_name(&self, name: &str) -> bool {
+        self.names.ids.contains_key(name)
+    }
+
     /// Hashes on from a known point, to `until` or to the end.
     pub(crate) fn walk(&self, from: Checkpoint, until: Option<Seq>) -> rusqlite::Result<Checkpoint> {
         let mut point = from;

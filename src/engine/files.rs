@@ -1,42 +1,252 @@
-//! Directories and files of ours: how they are made, for nobody but their owner, and made durable.
+//! Directories and files of ours: made for nobody but their owner, made durable, and told from those of others.
+//!
+//! Whoever else can put something into a data directory must not decide what this program overwrites. So no symbolic link
+//! in it is followed, and where this process can write, everything that it opens there belongs to the user it runs as.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::storage::{Fault, IoContext};
 
-/// Makes a directory that only its owner may enter, with those above it, durably.
-pub(crate) fn create_private_dir(path: &Path) -> Result<(), Fault> {
-    if path.is_dir() {
-        return Ok(());
+/// Why a directory or a file is left alone.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotOurs {
+    /// Somebody could lead us anywhere with it.
+    #[error(
+        "{path} is a symbolic link, and likewise follows no symbolic links inside a data directory: they could lead it to \
+         any other file. Put what it leads to in its place", path = .0.display()
+    )]
+    Link(PathBuf),
+    /// A pipe, a device, a directory where a file should be.
+    #[error("{} is not {wanted}. Move it away", path.display())]
+    Kind {
+        /// What was looked at.
+        path: PathBuf,
+        /// What it should be.
+        wanted: &'static str,
+    },
+    /// It is another user's.
+    #[error(
+        "{path} belongs to the user {owner}, and likewise runs as the user {us}. Run it as {owner}, or give the data to \
+         {us} with `chown -R {us} DIRECTORY`", path = path.display()
+    )]
+    Owner {
+        /// What was looked at.
+        path: PathBuf,
+        /// Whose it is.
+        owner: u32,
+        /// Who we are.
+        us: u32,
+    },
+    /// Everybody may put something else in the place of what is in it.
+    #[error("every user may change what is in {path}. Take that away with `chmod o-w {path}`", path = .0.display())]
+    Open(PathBuf),
+    /// It has another name, under which it would change as well.
+    #[error(
+        "{path} has another name elsewhere (a hard link), and what is written to one would change both. Make it a file of its \
+         own: copy it, and put the copy in its place", path = .0.display()
+    )]
+    Shared(PathBuf),
+}
+
+/// What this process can do in a directory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Access {
+    /// Make and change files, so everything has to be ours.
+    Write,
+    /// Read, and no more: it is on read-only media, or its owner took the right to write away.
+    Read,
+}
+
+impl Access {
+    /// What this process can do in the directory at `path`, or in the one that is yet to be made there.
+    pub(crate) fn to(path: &Path) -> Self {
+        #[cfg(unix)]
+        {
+            use rustix::fs::{Access as Asked, AtFlags, CWD, accessat};
+            use rustix::io::Errno;
+
+            let is_ours = || fs::metadata(path).is_ok_and(|meta| owner(&meta) == us());
+            match accessat(CWD, path, Asked::WRITE_OK, AtFlags::EACCESS) {
+                Err(Errno::ROFS) => return Self::Read,
+                Err(Errno::ACCESS | Errno::PERM) if is_ours() => return Self::Read,
+                _ => {}
+            }
+        }
+        Self::Write
     }
-    if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+}
+
+/// The user that this process acts as.
+#[cfg(unix)]
+pub(crate) fn us() -> u32 {
+    rustix::process::geteuid().as_raw()
+}
+
+#[cfg(unix)]
+fn owner(meta: &Metadata) -> u32 {
+    std::os::unix::fs::MetadataExt::uid(meta)
+}
+
+/// Makes a directory that only its owner may enter, with those above it, durably. One that is there already has to be
+/// [ours](check_dir).
+pub(crate) fn create_private_dir(path: &Path) -> Result<(), Fault> {
+    if exists(path)? {
+        return check_dir(path);
+    }
+    if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty() && !parent.is_dir()) {
         create_private_dir(parent)?;
     }
-    let mut builder = fs::DirBuilder::new();
+    let mut builder = DirBuilder::new();
     #[cfg(unix)]
     std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
     match builder.create(path) {
-        Err(error) if error.kind() == io::ErrorKind::AlreadyExists && path.is_dir() => Ok(()),
-        other => other.doing("create the directory", path),
-    }?;
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return check_dir(path),
+        other => other.doing("create the directory", path)?,
+    }
     sync_parent(path)
 }
 
-/// Opens a file for reading and writing that only its owner may open, and makes it when it isn't there.
+/// Whether something has this name, be it a link that leads nowhere.
+pub(crate) fn exists(path: &Path) -> Result<bool, Fault> {
+    match fs::symlink_metadata(path) {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error).doing("look at", path),
+    }
+}
+
+/// Opens a file for reading and writing that only its owner may open, and makes it when it isn't there. One that is
+/// there has to be ours, and have no other name.
 pub(crate) fn open_private_file(path: &Path) -> Result<File, Fault> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false);
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-    options.open(path).doing("open", path)
+    let file = open(path, &mut options)?;
+    check_sole_name(path, &file.metadata().doing("look at", path)?)?;
+    Ok(file)
+}
+
+/// Opens a file of ours for reading alone, if it is there.
+pub(crate) fn open_to_read(path: &Path) -> Result<Option<File>, Fault> {
+    match open(path, OpenOptions::new().read(true)) {
+        Ok(file) => Ok(Some(file)),
+        Err(Fault::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(fault) => Err(fault),
+    }
+}
+
+fn open(path: &Path, options: &mut OpenOptions) -> Result<File, Fault> {
+    // Not to wait for the other end of a pipe.
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::custom_flags(
+        options,
+        (rustix::fs::OFlags::NOFOLLOW | rustix::fs::OFlags::NONBLOCK).bits().cast_signed(),
+    );
+    match options.open(path) {
+        Ok(file) => {
+            check_file(path, &file.metadata().doing("look at", path)?)?;
+            Ok(file)
+        }
+        Err(error) => {
+            // Of a link the system only says that there are too many, and of another's file that we may not.
+            if let Ok(meta) = fs::symlink_metadata(path) {
+                check_file(path, &meta)?;
+            }
+            Err(error).doing("open", path)
+        }
+    }
+}
+
+/// Refuses a directory that is a link or, where we can write, another user's or everybody's.
+pub(crate) fn check_dir(path: &Path) -> Result<(), Fault> {
+    let meta = fs::symlink_metadata(path).doing("look at", path)?;
+    if meta.is_symlink() {
+        return Err(NotOurs::Link(path.to_owned()).into());
+    }
+    if !meta.is_dir() {
+        return Err(NotOurs::Kind { path: path.to_owned(), wanted: "a directory" }.into());
+    }
+    #[cfg(unix)]
+    if Access::to(path) == Access::Write {
+        // In a sticky directory nobody replaces the files of others. A group is trusted: many users have one of their own,
+        // and a umask that lets it write.
+        const EVERYBODY: u32 = 0o002;
+        const STICKY: u32 = 0o1000;
+        check_owner(path, &meta)?;
+        if std::os::unix::fs::MetadataExt::mode(&meta) & (EVERYBODY | STICKY) == EVERYBODY {
+            return Err(NotOurs::Open(path.to_owned()).into());
+        }
+    }
+    Ok(())
+}
+
+/// Refuses the directory of a store that isn't [ours](check_dir), and files in it that SQLite would open by name and that
+/// are links, other users' or shared. `names` are what its files' names begin with.
+pub(crate) fn check_files(dir: &Path, names: &[&str]) -> Result<(), Fault> {
+    if !exists(dir)? {
+        return Ok(());
+    }
+    check_dir(dir)?;
+    for entry in fs::read_dir(dir).doing("read", dir)? {
+        let entry = entry.doing("read", dir)?;
+        let name = entry.file_name();
+        if !names.iter().any(|ours| name.as_encoded_bytes().starts_with(ours.as_bytes())) {
+            continue;
+        }
+        let path = entry.path();
+        match entry.metadata() {
+            Ok(meta) => {
+                check_file(&path, &meta)?;
+                check_sole_name(&path, &meta)?;
+            }
+            // Whoever has the store may be done with it.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error).doing("look at", &path),
+        }
+    }
+    Ok(())
+}
+
+/// Refuses a file that is a link, no file at all or, where we can write, another user's.
+fn check_file(path: &Path, meta: &Metadata) -> Result<(), NotOurs> {
+    if meta.is_symlink() {
+        return Err(NotOurs::Link(path.to_owned()));
+    }
+    if !meta.is_file() {
+        return Err(NotOurs::Kind { path: path.to_owned(), wanted: "a file" });
+    }
+    if Access::to(parent(path)) == Access::Write { check_owner(path, meta) } else { Ok(()) }
+}
+
+#[cfg_attr(not(unix), expect(unused_variables, reason = "who owns a file is said in other ways there"))]
+fn check_owner(path: &Path, meta: &Metadata) -> Result<(), NotOurs> {
+    #[cfg(unix)]
+    if owner(meta) != us() {
+        return Err(NotOurs::Owner { path: path.to_owned(), owner: owner(meta), us: us() });
+    }
+    Ok(())
+}
+
+/// Refuses a file that would change under another name as well, where we can write.
+#[cfg_attr(not(unix), expect(unused_variables, reason = "the number of names isn't known there"))]
+fn check_sole_name(path: &Path, meta: &Metadata) -> Result<(), NotOurs> {
+    #[cfg(unix)]
+    if std::os::unix::fs::MetadataExt::nlink(meta) > 1 && Access::to(parent(path)) == Access::Write {
+        return Err(NotOurs::Shared(path.to_owned()));
+    }
+    Ok(())
+}
+
+fn parent(path: &Path) -> &Path {
+    path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// Makes the name of a new file or directory durable; SQLite leaves that to others.
 pub(crate) fn sync_parent(path: &Path) -> Result<(), Fault> {
-    let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    sync_dir(parent)
+    sync_dir(parent(path))
 }
 
 /// Makes the names in a directory durable.

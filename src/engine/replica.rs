@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use super::checks::{Checked, Progress};
 use super::event::{Device, Envelope, EventId};
 use super::eventlog::{self, Content, Eventlog, Found, PageSize, Tip, Whose};
-use super::files::{create_private_dir, sync_dir};
+use super::files::{check_files, create_private_dir, sync_dir};
 use super::opening::{Alone, secure, secure_names};
 use super::place::{Cursor, Digest, Entry, Generation, LogId, Seq};
 use super::query::Query;
@@ -74,7 +74,11 @@ impl Setup {
 ///
 /// When the program's own file can't be found or read.
 pub fn executable() -> Result<String, Fault> {
-    let path = std::env::current_exe().doing("find the path of this program, started in", Path::new("."))?;
+    // Linux hands over the very program that runs, though it was replaced or stands where this user can't go.
+    let path = match cfg!(target_os = "linux") {
+        true => PathBuf::from("/proc/self/exe"),
+        false => std::env::current_exe().doing("find the path of this program, started in", Path::new("."))?,
+    };
     let mut hasher = blake3::Hasher::new();
     let hash = fs::File::open(&path).and_then(|file| hasher.update_reader(file).map(|hasher| hasher.finalize()));
     Ok(hash.doing("read this program at", &path)?.to_hex()[..32].to_owned())
@@ -148,8 +152,16 @@ pub struct Files {
 
 impl Files {
     /// The files in `dir`, which need not exist.
+    ///
+    /// SQLite takes a relative path that begins with `file:` for a URI, so `dir` is made absolute.
     pub fn in_dir(dir: impl Into<PathBuf>) -> Self {
-        Self { dir: dir.into() }
+        let dir = dir.into();
+        Self { dir: std::path::absolute(&dir).unwrap_or(dir) }
+    }
+
+    /// Refuses a store whose directory or files are links or, where this process can write, other users'.
+    pub(crate) fn check(&self) -> Result<(), Fault> {
+        check_files(&self.dir, &["eventlog.db", "state.db", "witness"])
     }
 
     /// The directory.
@@ -172,9 +184,10 @@ impl Files {
         self.dir.join("witness")
     }
 
-    /// Whether there is a store here, or what is left of one.
+    /// Whether there is a store here, or what is left of one, or a link in its place.
     pub fn exist(&self) -> bool {
-        [self.eventlog(), self.state(), self.witness()].iter().any(|path| path.exists())
+        let is_named = |path: &PathBuf| fs::symlink_metadata(path).is_ok();
+        self.dir.is_symlink() || [self.eventlog(), self.state(), self.witness()].iter().any(is_named)
     }
 }
 
@@ -214,6 +227,7 @@ impl Replica {
     /// to write it again keeps a store readable on a disk without room.
     pub(crate) fn open_found(files: Files, setup: Setup, is_synced: bool) -> Result<Self, Fault> {
         check_sqlite()?;
+        files.check()?;
         // The witness and the state come after the first transaction of the eventlog, so where they are, it was.
         let may_create = !files.witness().exists() && !files.state().exists();
         create_private_dir(&files.dir)?;
@@ -760,11 +774,17 @@ impl Replica {
     ///
     /// A fault of the machine.
     pub fn points(&self) -> Result<Vec<(Seq, Digest)>, Fault> {
-        let head = self.log.tip().head;
-        let distances = (0..64).map(|power| 1_u64 << power).take_while(|distance| *distance < head.0);
-        let seqs = std::iter::once(0).chain(distances).map(|distance| Seq(head.0 - distance.min(head.0)));
-        let points = seqs.chain([Seq::START]).map(|seq| Ok((seq, self.digest_at(seq)?)));
-        points.collect()
+        self.log.points().map_err(Fault::eventlog)
+    }
+
+    /// How many different names the events of the eventlog have.
+    pub(crate) fn names(&self) -> usize {
+        self.log.names()
+    }
+
+    /// Whether an event of that name is nothing new: one was here before, or the schema knows it.
+    pub(crate) fn has_name(&self, name: &str) -> bool {
+        self.log.has_name(name) || self.setup.schema.knows(name)
     }
 
     /// The last of `points` that this log shares; its beginning, if no other.

@@ -121,6 +121,11 @@ impl Schema {
         hasher.finalize().to_hex()[..32].to_owned()
     }
 
+    /// Whether it says what an event of that name means.
+    pub(crate) fn knows(&self, name: &str) -> bool {
+        name == BATCH || self.materializers.contains_key(name)
+    }
+
     /// Makes the tables of an empty state.
     pub(crate) fn create(&self, sandbox: &Sandbox) -> Result<(), DbError> {
         sandbox.run_script(self.sql)?;

@@ -9,6 +9,7 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::sync::Arc;
 
+use rusqlite::types::{ToSqlOutput, ValueRef};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
@@ -30,6 +31,7 @@ use super::witness::{self, Witness};
 ///
 /// When the files can't be looked at, or are not an eventlog that this program understands.
 pub fn is_blank(files: &Files) -> Result<bool, Fault> {
+    files.check()?;
     // The other two only come after the eventlog has its tables, so they prove that there was more.
     for path in [files.witness(), files.state()] {
         if path.try_exists().doing("look at", &path)? {
@@ -331,6 +333,7 @@ fn put(out: &mut dyn Write, line: &Line) -> Result<(), Fault> {
 ///
 /// When the store can't be read, or the copy can't be written.
 pub fn backup(files: &Files, to: &Files) -> Result<(), Fault> {
+    files.check()?;
     // Whatever is wrong with the store itself is found before anything is made, and named by its own path.
     drop(Eventlog::snapshot(&files.eventlog())?);
     if to.exist() {
@@ -354,7 +357,8 @@ fn copy(files: &Files, to: &Files) -> Result<(), Fault> {
     let target = to.eventlog();
     open_private_file(&target)?;
     let conn = Beside::open(&files.eventlog()).map_err(Fault::eventlog)?;
-    let path = target.to_str().ok_or_else(|| io::Error::other("its name is not UTF-8")).doing("write", &target)?;
+    // SQLite takes the bytes of a name as they are, whether or not they are UTF-8.
+    let path = ToSqlOutput::Borrowed(ValueRef::Text(target.as_os_str().as_encoded_bytes()));
     conn.execute("VACUUM INTO ?1", [path]).map_err(Fault::eventlog)?;
     File::open(&target).and_then(|file| file.sync_all()).doing("make durable", &target)?;
     // The copy bears witness to itself, so that a loss of its tail is noticed like any other.

@@ -11,6 +11,7 @@ use rusqlite::config::DbConfig;
 use rusqlite::hooks::Wal;
 use rusqlite::{Connection, ErrorCode, OpenFlags};
 
+use super::files::NotOurs;
 use super::opening::Visitor;
 use super::sandbox::{DbError, is_damage, is_of_machine};
 
@@ -67,6 +68,9 @@ pub enum Fault {
          files `witness` and `state.db` of this store"
     )]
     LostTail(String),
+    /// A directory or file isn't ours to use.
+    #[error(transparent)]
+    NotOurs(#[from] NotOurs),
     /// The files were written by a later version of this program.
     #[error(
         "{} has format {found} and this version of likewise knows formats up to {known}: nothing was changed. \

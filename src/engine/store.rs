@@ -5,8 +5,8 @@ use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
-use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -18,16 +18,17 @@ use super::live::{Live, Watch};
 use super::place::{Cursor, Digest, Seq};
 use super::query::Query;
 use super::replica::{Files, Outcome, Replica, Setup, Standing};
+use super::sandbox::Tables;
 use super::schema::Schema;
 use super::state::State;
 use super::storage::{Fault, IoContext};
 use super::writer::{Act, Common, Work, Writer, start_checkpoints};
 
-/// How long a store stays open without anybody using it.
-const IDLE: Duration = Duration::from_secs(60);
+/// How often idle stores are looked for. Often enough that what many looks opened is closed soon after its time is over.
+pub(crate) const SWEEP_EVERY: Duration = Duration::from_secs(5);
 
-/// How often idle stores are looked for, at most.
-const SWEEP_EVERY: Duration = Duration::from_secs(5);
+/// So many handles of stores without events are known before the first look for those that are gone.
+const ABSENT: usize = 64;
 
 /// Why a store didn't do as asked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -158,9 +159,26 @@ struct Inner {
     id: StoreId,
     files: Files,
     schema: Arc<Schema>,
-    queue: mpsc::Sender<Work>,
     live: Arc<Live>,
     health: watch::Receiver<Health>,
+    /// Work for the store's thread. A store without events has neither, however many look at it.
+    queue: OnceLock<mpsc::Sender<Work>>,
+    /// There until the store is opened, or all stores are closed. Whoever answers in the place of the thread holds this, so
+    /// that no answer of theirs comes after one of the thread's.
+    unopened: Mutex<Option<Unopened>>,
+    stores: Weak<Shared>,
+}
+
+/// What the thread of a store gets when it starts.
+struct Unopened {
+    tell_health: watch::Sender<Health>,
+}
+
+impl Inner {
+    fn unopened(&self) -> MutexGuard<'_, Option<Unopened>> {
+        // A query that panicked while it was answered left nothing half done.
+        self.unopened.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Store {
@@ -191,7 +209,7 @@ impl Store {
     /// As [`commit`](Self::commit).
     pub async fn commit_envelope(&self, event: Envelope) -> Result<Receipt, Error> {
         let (reply, receipt) = oneshot::channel();
-        self.inner.queue.try_send(Work::Commit(event, reply)).map_err(|error| match error {
+        self.queue()?.try_send(Work::Commit(event, reply)).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => Error::Overloaded,
             mpsc::error::TrySendError::Closed(_) => Error::Closed,
         })?;
@@ -273,10 +291,23 @@ impl Store {
     {
         let (answers, is_new) = self.inner.live.watch(query);
         if is_new {
-            // With a full queue the thread is busy, and will come by here after its next batch.
-            drop(self.inner.queue.try_send(Work::Refresh));
+            self.refresh();
         }
         Watch::new(answers, self.clone())
+    }
+
+    /// Has those queries answered that have no answer yet.
+    fn refresh(&self) {
+        if self.inner.queue.get().is_none()
+            && let Some(shared) = self.inner.stores.upgrade()
+            && self.inner.unopened().as_ref().map(|_| shared.answer_empty(&self.inner.live)).is_some()
+        {
+            return;
+        }
+        if let Some(queue) = self.inner.queue.get() {
+            // With a full queue the thread is busy, and will come by here after its next batch.
+            drop(queue.try_send(Work::Refresh));
+        }
     }
 
     /// The present answer to `query`.
@@ -300,7 +331,7 @@ impl Store {
     pub async fn healthy(&self) -> Health {
         let mut health = self.health();
         if health.borrow().trouble().is_some() {
-            drop(self.inner.queue.try_send(Work::Refresh));
+            self.refresh();
         }
         match health.wait_for(|health| *health != Health::Opening).await {
             Ok(health) => health.clone(),
@@ -323,7 +354,7 @@ impl Store {
         &self,
         act: impl FnOnce(&mut Replica) -> Result<R, Fault> + Send + 'static,
     ) -> Result<R, Error> {
-        self.ask(Work::With, |replica| replica.map(act).transpose()).await?.ok_or(Error::Closed)
+        self.ask(self.queue()?, Work::With, |replica| replica.map(act).transpose()).await?.ok_or(Error::Closed)
     }
 
     /// Runs `act` on the store's thread if the store has events; otherwise gives nothing, and makes nothing.
@@ -339,11 +370,42 @@ impl Store {
         &self,
         act: impl FnOnce(Option<&mut Replica>) -> Result<R, Fault> + Send + 'static,
     ) -> Result<R, Error> {
-        self.ask(Work::Look, act).await
+        match self.inner.queue.get() {
+            Some(queue) => self.ask(queue, Work::Look, act).await,
+            None if self.inner.unopened().is_some() => act(None).map_err(|fault| Error::from(&fault)),
+            // Opened at this moment, or closed for good.
+            None => self.ask(self.inner.queue.get().ok_or(Error::Closed)?, Work::Look, act).await,
+        }
+    }
+
+    /// Whether the store has no events, as far as is known.
+    pub(crate) fn is_absent(&self) -> bool {
+        matches!(*self.inner.health.borrow(), Health::Absent)
+    }
+
+    /// Opens the store if it isn't open, for an event of somebody who has to leave `spare` to others. True when it is a
+    /// store without events that was opened by this call.
+    ///
+    /// # Errors
+    ///
+    /// When there is no room.
+    pub(crate) fn begin(&self, spare: Spare) -> Result<bool, Error> {
+        if self.inner.queue.get().is_some() {
+            return Ok(false);
+        }
+        let shared = self.inner.stores.upgrade().ok_or(Error::Closed)?;
+        let mut open = shared.lock();
+        shared.start(&mut open, &self.inner, spare)
+    }
+
+    fn queue(&self) -> Result<&mpsc::Sender<Work>, Error> {
+        self.begin(Spare::default())?;
+        self.inner.queue.get().ok_or(Error::Closed)
     }
 
     async fn ask<R: Send + 'static>(
         &self,
+        queue: &mpsc::Sender<Work>,
         work: fn(Act) -> Work,
         act: impl FnOnce(Option<&mut Replica>) -> Result<R, Fault> + Send + 'static,
     ) -> Result<R, Error> {
@@ -356,13 +418,13 @@ impl Store {
             };
             (result, Box::new(move || drop(reply.send(answer))))
         });
-        self.inner.queue.send(work(act)).await.map_err(|_| Error::Closed)?;
+        queue.send(work(act)).await.map_err(|_| Error::Closed)?;
         answer.await.map_err(|_| self.unanswered())?
     }
 
     /// Why the thread let go of something without an answer.
     fn unanswered(&self) -> Error {
-        if self.inner.queue.is_closed() {
+        if self.inner.queue.get().is_none_or(mpsc::Sender::is_closed) {
             return Error::Closed;
         }
         let why = "likewise failed in the middle of this; its log says more. Try again: one id counts once";
@@ -385,12 +447,23 @@ pub struct StoreLimits {
     pub stores: u64,
     /// How many of them may be in use at the same time; each has a thread.
     pub open: usize,
+    /// How long a store stays open without anybody using it.
+    pub idle: Duration,
 }
 
 impl Default for StoreLimits {
     fn default() -> Self {
-        Self { queue: 8_192, stores: 10_000, open: 512 }
+        Self { queue: 8_192, stores: 10_000, open: 512, idle: Duration::from_secs(60) }
     }
+}
+
+/// What whoever asks has to leave to others of the room for stores.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Spare {
+    /// Of the stores that there may be.
+    pub(crate) stores: u64,
+    /// Of those that may be in use at the same time.
+    pub(crate) open: usize,
 }
 
 /// The stores of one data directory: opened at first use, closed when idle.
@@ -403,12 +476,19 @@ struct Shared {
     dir: PathBuf,
     limits: StoreLimits,
     common: Arc<Common>,
+    /// The state that all stores without events share, once somebody looked at one.
+    empty: Mutex<Option<State>>,
     open: Mutex<OpenStores>,
 }
 
 #[derive(Default)]
 struct OpenStores {
     stores: HashMap<StoreId, OpenStore>,
+    /// The stores without events that somebody looks at, so that all who look have the same one, and are told when it gets
+    /// its first event.
+    absent: HashMap<StoreId, Weak<Inner>>,
+    /// How many of those there were after the last look for such as nobody has any more.
+    absent_after_sweep: usize,
     /// Tells that something about a store is new; kept while somebody listens, also when the store is closed.
     news: HashMap<StoreId, watch::Sender<u64>>,
     /// Threads that are closing their store; whoever opens it again has to wait for them.
@@ -457,78 +537,90 @@ impl Stores {
             checked: Mutex::default(),
             checkpoints,
         });
-        Ok(Self { shared: Arc::new(Shared { dir: dir.to_owned(), limits, common, open: Mutex::default() }) })
+        let (empty, open) = (Mutex::default(), Mutex::default());
+        Ok(Self { shared: Arc::new(Shared { dir: dir.to_owned(), limits, common, empty, open }) })
     }
 
-    /// The store `id`, opened if need be. One that has no events is just as good: it shows an empty state.
+    /// The store `id`, opened if it has events. One that has none is just as good: it shows an empty state, and costs
+    /// nothing until it gets its first event.
     ///
     /// # Errors
     ///
     /// When too many stores are in use, or all are being closed.
     pub fn get(&self, id: &StoreId) -> Result<Store, Error> {
-        let mut open = self.shared.open.lock().expect("BUG: opening a store panicked");
+        self.get_leaving(id, Spare::default())
+    }
+
+    /// As [`get`](Self::get), for somebody who has to leave `spare` to others.
+    ///
+    /// # Errors
+    ///
+    /// As [`get`](Self::get).
+    pub(crate) fn get_leaving(&self, id: &StoreId, spare: Spare) -> Result<Store, Error> {
+        let mut open = self.shared.lock();
         if open.is_closed {
             return Err(Error::Closed);
         }
         let now = Instant::now();
         if open.swept.is_none_or(|swept| now.duration_since(swept) >= SWEEP_EVERY) {
-            open.sweep(now, IDLE);
+            open.sweep(now, self.shared.limits.idle);
         }
         if let Some(known) = open.stores.get_mut(id) {
             known.used = now;
             return Ok(known.store.clone());
         }
-        if open.stores.len() >= self.shared.limits.open {
-            open.sweep(now, Duration::ZERO);
+        if let Some(inner) = open.absent.get(id).and_then(Weak::upgrade) {
+            return Ok(Store { inner });
         }
-        if open.stores.len() >= self.shared.limits.open {
-            return Err(Error::TooManyOpen);
+        let files = self.files(id);
+        // One that is just being closed may be about to get its files.
+        let exists = open.closing.contains_key(id) || files.exist();
+        let (tell_health, health) = watch::channel(if exists { Health::Opening } else { Health::Absent });
+        let inner = Arc::new(Inner {
+            id: id.clone(),
+            files,
+            schema: Arc::clone(&self.shared.common.setup.schema),
+            live: Arc::default(),
+            health,
+            queue: OnceLock::new(),
+            unopened: Mutex::new(Some(Unopened { tell_health })),
+            stores: Arc::downgrade(&self.shared),
+        });
+        if exists {
+            self.shared.start(&mut open, &inner, spare)?;
+        } else {
+            if open.absent.len() >= ABSENT.max(2 * open.absent_after_sweep) {
+                open.sweep_absent();
+            }
+            open.absent.insert(id.clone(), Arc::downgrade(&inner));
         }
-        let predecessor = open.closing.remove(id);
-        let (store, thread) = self.start(id, predecessor, open.news(id).clone())?;
-        open.stores.insert(id.clone(), OpenStore { store: store.clone(), thread, used: now });
-        Ok(store)
+        Ok(Store { inner })
     }
 
     /// The store `id` if it is open already. This is no use of it.
     pub(crate) fn opened(&self, id: &StoreId) -> Option<Store> {
-        let open = self.shared.open.lock().expect("BUG: opening a store panicked");
-        open.stores.get(id).map(|known| known.store.clone())
+        self.shared.lock().stores.get(id).map(|known| known.store.clone())
     }
 
     /// Whether so many stores are open that those which nobody needs had better be closed.
     pub(crate) fn are_crowded(&self) -> bool {
-        let open = self.shared.open.lock().expect("BUG: opening a store panicked");
-        open.stores.len() >= self.shared.limits.open.div_ceil(2)
+        self.shared.lock().stores.len() >= self.shared.limits.open.div_ceil(2)
     }
 
     /// Changes whenever something about the store is new. Unlike a handle, it doesn't keep the store open.
     pub(crate) fn news(&self, id: &StoreId) -> watch::Receiver<u64> {
-        self.shared.open.lock().expect("BUG: opening a store panicked").news(id).subscribe()
+        self.shared.lock().news(id).subscribe()
     }
 
-    fn start(
-        &self,
-        id: &StoreId,
-        predecessor: Option<JoinHandle<()>>,
-        news: watch::Sender<u64>,
-    ) -> Result<(Store, JoinHandle<()>), Error> {
-        let files = self.files(id);
-        let (queue, work) = mpsc::channel(self.shared.limits.queue);
-        let (tell_health, health) = watch::channel(Health::Opening);
-        let live = Arc::new(Live::default());
-        let common = Arc::clone(&self.shared.common);
-        let writer = Writer::new(files.clone(), common, work, Arc::clone(&live), tell_health, news);
-        let run = move || {
-            if let Some(predecessor) = predecessor {
-                drop(predecessor.join());
-            }
-            writer.run();
-        };
-        let thread = std::thread::Builder::new().name(format!("store {id}")).spawn(run);
-        let thread = thread.map_err(|why| Error::Unavailable(format!("cannot start a thread: {why}").into()))?;
-        let schema = Arc::clone(&self.shared.common.setup.schema);
-        Ok((Store { inner: Arc::new(Inner { id: id.clone(), files, schema, queue, live, health }) }, thread))
+    /// The bounds of what the stores may use.
+    pub(crate) fn limits(&self) -> StoreLimits {
+        self.shared.limits
+    }
+
+    /// Lets go of the stores that nobody has used for a while. To be called every [`SWEEP_EVERY`]: a store that was opened
+    /// by a look would otherwise stay until the next.
+    pub(crate) fn close_idle(&self) {
+        self.shared.lock().sweep(Instant::now(), self.shared.limits.idle);
     }
 
     /// The files of the store `id`, which need not exist.
@@ -548,17 +640,88 @@ impl Stores {
     /// Lets every store finish what it has been given, and closes it. Blocks until that is done, so async code leaves it
     /// to a thread that may wait (`spawn_blocking`).
     pub fn close(&self) {
-        let (stores, closing) = {
-            let mut open = self.shared.open.lock().expect("BUG: opening a store panicked");
+        let (stores, absent, closing) = {
+            let mut open = self.shared.lock();
             open.is_closed = true;
-            (std::mem::take(&mut open.stores), std::mem::take(&mut open.closing))
+            let OpenStores { stores, absent, closing, .. } = &mut *open;
+            (std::mem::take(stores), std::mem::take(absent), std::mem::take(closing))
         };
+        for inner in absent.into_values().filter_map(|inner| inner.upgrade()) {
+            drop(inner.unopened().take());
+            inner.live.close();
+        }
         let mut threads: Vec<_> = closing.into_values().collect();
         for OpenStore { store, thread, .. } in stores.into_values() {
-            drop(store.inner.queue.blocking_send(Work::Close));
+            drop(store.inner.queue.get().map(|queue| queue.blocking_send(Work::Close)));
             threads.push(thread);
         }
         threads.into_iter().for_each(|thread| drop(thread.join()));
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, OpenStores> {
+        self.open.lock().expect("BUG: opening a store panicked")
+    }
+
+    /// Starts the thread of a store, unless it has one, and leaves `spare`. True when the store has no events yet.
+    fn start(&self, open: &mut OpenStores, inner: &Arc<Inner>, spare: Spare) -> Result<bool, Error> {
+        let mut unopened = inner.unopened();
+        if inner.queue.get().is_some() {
+            return Ok(false);
+        }
+        if open.is_closed || unopened.is_none() {
+            return Err(Error::Closed);
+        }
+        let now = Instant::now();
+        let most = self.limits.open.saturating_sub(spare.open);
+        if open.stores.len() >= most {
+            open.sweep(now, Duration::ZERO);
+        }
+        if open.stores.len() >= most {
+            return Err(Error::TooManyOpen);
+        }
+        let is_absent = matches!(*inner.health.borrow(), Health::Absent);
+        // The thread counts when it makes the files; here a store that can't be made is spared the thread.
+        let most = self.limits.stores.saturating_sub(spare.stores);
+        if is_absent && self.common.count.load(Ordering::Relaxed) >= most {
+            return Err(Error::TooManyStores(most));
+        }
+        let (queue, work) = mpsc::channel(self.limits.queue);
+        let Some(Unopened { tell_health }) = unopened.take() else { return Err(Error::Closed) };
+        let (files, live, news) = (inner.files.clone(), Arc::clone(&inner.live), open.news(&inner.id).clone());
+        let writer = Writer::new(files, Arc::clone(&self.common), work, live, tell_health, news);
+        let predecessor = open.closing.remove(&inner.id);
+        let run = move || {
+            if let Some(predecessor) = predecessor {
+                drop(predecessor.join());
+            }
+            writer.run();
+        };
+        let thread = std::thread::Builder::new().name(format!("store {}", inner.id)).spawn(run);
+        let thread = match thread {
+            Ok(thread) => thread,
+            Err(why) => {
+                // The next who asks gets another handle.
+                open.absent.remove(&inner.id);
+                return Err(Error::Unavailable(format!("cannot start a thread: {why}").into()));
+            }
+        };
+        drop(inner.queue.set(queue));
+        open.absent.remove(&inner.id);
+        let store = Store { inner: Arc::clone(inner) };
+        open.stores.insert(inner.id.clone(), OpenStore { store, thread, used: now });
+        Ok(is_absent)
+    }
+
+    /// Answers queries of a store without events.
+    fn answer_empty(&self, live: &Live) {
+        let mut empty = self.empty.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = match empty.take().map_or_else(|| State::in_memory(&self.common.setup.schema), Ok) {
+            Ok(state) => empty.insert(state),
+            Err(fault) => return live.fail(&Error::from(&fault)),
+        };
+        live.refresh(state, Tables::default());
     }
 }
 
@@ -580,6 +743,13 @@ impl OpenStores {
         }
         let Self { stores, news, .. } = self;
         news.retain(|id, news| news.receiver_count() > 0 || stores.contains_key(id));
+        self.sweep_absent();
+    }
+
+    /// Forgets the stores without events that nobody looks at any more.
+    fn sweep_absent(&mut self) {
+        self.absent.retain(|_, inner| inner.strong_count() > 0);
+        self.absent_after_sweep = self.absent.len();
     }
 }
 

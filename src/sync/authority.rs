@@ -3,8 +3,16 @@
 //! The authority orders, and does not judge. It refuses an event only for what it is, and a client only for what it
 //! believes about the log.
 
+use std::collections::BTreeSet;
+
 use super::protocol::{Hello, PAGE, Point, Push, Pushed, PushedEvent, WirePage, refused};
-use crate::engine::{Device, Digest, Envelope, Fault, Generation, LogId, Outcome, Replica, Seq, Standing, Whose};
+use crate::engine::{
+    Device, Digest, Envelope, Fault, Generation, LogId, Outcome, PageSize, Replica, Seq, Standing, Whose,
+};
+
+/// Different names of events that a store gets from devices. Each is kept in memory while the store is open. A hub orders
+/// events whose meaning it doesn't know, but no app has so many kinds.
+const MAX_NAMES: usize = 10_000;
 
 /// Why a hub refuses a client.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -76,6 +84,20 @@ impl Start {
     ///
     /// A fault of the machine.
     pub fn page(&mut self, replica: &Replica, after: Seq) -> Result<Option<Option<WirePage>>, Fault> {
+        self.page_of(replica, after, PAGE)
+    }
+
+    /// As [`page`](Self::page), with no more than `size`.
+    ///
+    /// # Errors
+    ///
+    /// A fault of the machine.
+    pub(crate) fn page_of(
+        &mut self,
+        replica: &Replica,
+        after: Seq,
+        size: PageSize,
+    ) -> Result<Option<Option<WirePage>>, Fault> {
         let Standing { whose, generation, head, .. } = replica.standing()?;
         let Whose::Own(log) = whose else { return Ok(None) };
         if self.log.is_some_and(|known| known != log || self.generation != generation) {
@@ -83,7 +105,7 @@ impl Start {
         }
         // A store that was made since begins with whatever log it has.
         *self = Self { log: Some(log), generation, ..*self };
-        let entries = replica.entries(after, PAGE)?;
+        let entries = replica.entries(after, size)?;
         let page = entries.last().map(|last| WirePage::new(log, &entries, last.seq, last.seq < head));
         Ok(Some(page))
     }
@@ -138,6 +160,11 @@ impl Incoming {
         !self.events.is_empty() && self.known.is_none()
     }
 
+    /// How many different names its events have.
+    pub(crate) fn names(&self) -> usize {
+        self.events.iter().map(|(event, _)| event.name.as_str()).collect::<BTreeSet<_>>().len()
+    }
+
     /// Adds the events to the log in their order, in one transaction, and says what became of each. Repeating it is always
     /// safe. There is no replica while the store has no events, and then only what [needs none](Self::needs_log) is
     /// answered.
@@ -151,7 +178,7 @@ impl Incoming {
             None if known.is_some() || !events.is_empty() => return Ok(Err(Refusal::WrongLog)),
             None => (None, Vec::new()),
             Some(replica) => match own(replica.standing()?.whose, known) {
-                Ok(log) => (Some(log), add(replica, &events)?),
+                Ok(log) => (Some(log), add_known(replica, events)?),
                 Err(refusal) => return Ok(Err(refusal)),
             },
         };
@@ -161,6 +188,30 @@ impl Incoming {
         };
         Ok(Ok(Pushed { log, events: answers.into_iter().map(answer).collect() }))
     }
+}
+
+/// Adds those events whose names the store knows, or has room for.
+fn add_known(replica: &mut Replica, events: Vec<(Envelope, Device)>) -> Result<Vec<PushedEvent>, Fault> {
+    let room = MAX_NAMES.saturating_sub(replica.names());
+    let mut fresh = BTreeSet::new();
+    let is_welcome: Vec<bool> = events
+        .iter()
+        .map(|(event, _)| {
+            let name = event.name.as_str();
+            replica.has_name(name) || fresh.contains(name) || fresh.len() < room && fresh.insert(name.to_owned())
+        })
+        .collect();
+    let mut welcome = is_welcome.iter();
+    let events: Vec<_> = events.into_iter().filter(|_| welcome.next().is_some_and(|is_welcome| *is_welcome)).collect();
+    let mut added = add(replica, &events)?.into_iter();
+    let answer = |is_welcome| {
+        if is_welcome {
+            return added.next().expect("BUG: as many answers as events");
+        }
+        let why = format!("its name is new here, and the store knows {MAX_NAMES} names already");
+        PushedEvent::Refused { refused: refused::TOO_MANY_NAMES.to_owned(), why }
+    };
+    Ok(is_welcome.into_iter().map(answer).collect())
 }
 
 fn add(replica: &mut Replica, events: &[(Envelope, Device)]) -> Result<Vec<PushedEvent>, Fault> {

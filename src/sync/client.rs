@@ -158,10 +158,19 @@ impl Clients {
         self.shared.upstream.is_some()
     }
 
-    /// Keeps `store`, which somebody is using, level with the upstream, and gives how that goes.
-    pub(crate) fn attend(&self, store: &Store) -> watch::Receiver<LinkStatus> {
+    /// Keeps `store`, which somebody is using, level with the upstream, and gives how that goes. One that isn't yet is left
+    /// alone when there are `most` others already.
+    pub(crate) fn attend(&self, store: &Store, most: usize) -> watch::Receiver<LinkStatus> {
         let Some(upstream) = &self.shared.upstream else { return self.shared.none.subscribe() };
+        if most < usize::MAX && self.count() >= most && self.status(store.id()).is_none() {
+            return self.shared.none.subscribe();
+        }
         self.link(upstream, store, Instant::now())
+    }
+
+    fn status(&self, id: &StoreId) -> Option<watch::Receiver<LinkStatus>> {
+        let links = self.shared.links.lock().expect("BUG: attending to a store panicked");
+        links.get(id).map(|link| link.status.clone())
     }
 
     /// The link of a store that was used last at `used`.
@@ -215,7 +224,7 @@ impl Clients {
             }
             let Ok(store) = found else { continue };
             if *id == first {
-                drop(self.attend(&store));
+                drop(self.attend(&store, usize::MAX));
             } else if store.healthy().await.standing().is_some_and(|standing| standing.pending > 0) {
                 drop(self.link(upstream, &store, long_ago));
             }
@@ -713,7 +722,7 @@ mod tests {
         for name in names {
             let store = open(stores, name).await;
             store.commit(LikeAdded {}).await.expect("a receipt");
-            let mut link = clients.attend(&store);
+            let mut link = clients.attend(&store, usize::MAX);
             link.wait_for(|link| link.state == LinkState::Offline).await.expect("a status");
         }
         assert_eq!(clients.shared.links.lock().expect("links").len(), names.len(), "each is tried again");
@@ -732,7 +741,7 @@ mod tests {
         let clients = clients(dir.path(), 8);
         let store = open(&clients.shared.stores, "one").await;
         store.commit(LikeAdded {}).await.expect("a receipt");
-        let mut link = clients.attend(&store);
+        let mut link = clients.attend(&store, usize::MAX);
         let stores = clients.shared.stores.clone();
         tokio::task::spawn_blocking(move || stores.close()).await.expect("closed");
         while link.changed().await.is_ok() {}

@@ -15,6 +15,7 @@ use serde::de::DeserializeOwned;
 use super::protocol::{Point, Push, Pushed, code, points};
 use super::ration::Ration;
 use super::session::{End, PushAnswer};
+use crate::clock;
 use crate::engine::{Position, StoreId};
 
 /// How long the hub may take to accept a connection.
@@ -72,7 +73,8 @@ impl TokenSource {
             }
             Self::Given(token) => token.clone(),
         };
-        let token = token.trim();
+        // Some editors begin a text with a byte-order mark.
+        let token = token.trim_start_matches('\u{feff}').trim();
         if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
             bail!(
                 "{} is no token: a token is one word in ASCII letters and digits, as `likewise token add` prints it",
@@ -113,7 +115,10 @@ impl Upstream {
             root_certificates =
                 roots.with_context(|| format!("{} holds no certificate in PEM form", path.display()))?;
         }
-        let client = client(&url, &root_certificates).context("cannot make requests")?;
+        let client = client(&url, &root_certificates).context(
+            "cannot make requests over TLS. If this machine has no certificate authorities, install them (the package is often \
+             named ca-certificates), or name the one of the hub with --root-certificate",
+        )?;
         let lanes = Arc::new(Mutex::new(vec![client.clone()]));
         Ok(Self { url, token: options.token, client, lanes, root_certificates, ration: Ration::new(MAX_UNDER_WAY) })
     }
@@ -205,7 +210,12 @@ impl Upstream {
         url
     }
 
+    /// What a request needs before it can go out.
     fn token(&self) -> Result<String, End> {
+        if self.url.scheme() == "https" && clock::is_before_epoch() {
+            let why = "the clock of this machine stands before 1970, when no certificate was valid; set it";
+            return Err(End::Offline(why.to_owned()));
+        }
         self.token.read().map_err(|error| End::Halted(code::UNAUTHORIZED, format!("{error:#}")))
     }
 
@@ -308,9 +318,11 @@ fn client(url: &Url, roots: &[Certificate]) -> reqwest::Result<reqwest::Client> 
     if is_local(url) {
         builder = builder.no_proxy();
     }
-    if !roots.is_empty() {
-        builder = builder.tls_certs_merge(roots.to_vec());
-    }
+    builder = match url.scheme() {
+        // Without TLS, a machine that has no certificate authorities needs none.
+        "http" => builder.tls_certs_only([]),
+        _ => builder.tls_certs_merge(roots.to_vec()),
+    };
     builder.build()
 }
 

@@ -1,20 +1,20 @@
 //! The hub: the routes through which other instances sync with this one.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::convert::Infallible;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use axum::Json;
 use axum::body::{Body, Bytes};
-use axum::extract::{FromRef, FromRequestParts, Query, State};
+use axum::extract::{Extension, FromRef, FromRequestParts, Query, State};
 use axum::http::request::Parts;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
 use serde::Deserialize;
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::watch;
 use tokio::time::{Interval, MissedTickBehavior, interval_at};
 use tokio_util::sync::CancellationToken;
 
@@ -22,14 +22,27 @@ use super::authority::{Incoming, Refusal, Start};
 use super::protocol::{Hello, PAGE, Push, Pushed, WirePage, code};
 use super::sse;
 use super::tokens::{self, Seen, Token, Tokens};
-use crate::engine::{Device, Digest, LogId, Seq, StoreId, Stores};
-use crate::web::{App, Opened, Problem};
+use crate::engine::{Device, Digest, LogId, PageSize, Replica, Seq, Spare, StoreId, Stores};
+use crate::web::{App, Connection, DIVERGED, Lease, Opened, Problem, Received, Who};
 
 /// How often a pull stream says that it is alive.
 const PING_EVERY: Duration = Duration::from_secs(10);
 
 /// How long a client may take to read what it was sent before it is disconnected: it would miss the pings anyway.
 const SLOWEST: Duration = Duration::from_secs(25);
+
+/// What a pull stream sends at once to a client of which it isn't known whether it reads: this is in memory for each.
+const LEAST: PageSize = PageSize { events: 128, bytes: 16 * 1024 };
+
+/// Who takes a page within that time gets one four times as large next.
+const QUICK: Duration = Duration::from_secs(1);
+
+/// Pulls of one store that a token may have. A device needs one, and those that it had before end when they are noticed to be
+/// dead; but each reads what is new on the store's thread, where likes wait.
+const PULLS_OF_A_STORE: usize = 16;
+
+/// Of how many stores it is noted, a device, how far it has pulled. People look at it, and it is written as a whole.
+const NOTED: usize = 500;
 
 /// How often it is written down which device was seen when.
 const NOTE_EVERY: Duration = Duration::from_secs(5);
@@ -43,6 +56,14 @@ pub(crate) struct Hub {
     run: RunId,
     tokens: Tokens,
     devices: Arc<Mutex<BTreeMap<String, Seen>>>,
+    pullers: Arc<Mutex<Pullers>>,
+}
+
+/// The open pulls of each device and store, oldest first.
+#[derive(Default)]
+struct Pullers {
+    next: u64,
+    of: HashMap<(Device, StoreId), VecDeque<(u64, CancellationToken)>>,
 }
 
 impl Hub {
@@ -50,15 +71,70 @@ impl Hub {
     pub(crate) fn new(tokens: Tokens, dir: PathBuf, shutdown: CancellationToken) -> Self {
         let devices = Arc::new(Mutex::new(Seen::read(&dir)));
         tokio::spawn(note(Arc::clone(&devices), dir, shutdown));
-        Self { run: uuid::Uuid::new_v4().to_string().into(), tokens, devices }
+        Self { run: uuid::Uuid::new_v4().to_string().into(), tokens, devices, pullers: Arc::default() }
     }
 
     fn saw(&self, device: &Device, store: &StoreId, pulled: Option<Seq>) {
         let mut devices = self.devices.lock().expect("BUG: noting a device panicked");
         let seen = devices.entry(device.as_str().to_owned()).or_default();
         seen.at = tokens::now();
-        if let Some(pulled) = pulled {
+        let is_noted = |seen: &Seen| seen.pulled.len() < NOTED || seen.pulled.contains_key(store.as_str());
+        if let Some(pulled) = pulled.filter(|_| is_noted(seen)) {
             seen.pulled.insert(store.to_string(), pulled);
+        }
+    }
+
+    /// Counts a pull until what this gives is dropped. When the device has too many of that store, its oldest ends.
+    fn begin_pull(&self, device: &Device, store: &StoreId) -> Puller {
+        let (key, is_over) = ((device.clone(), store.clone()), CancellationToken::new());
+        let mut pullers = self.lock_pullers();
+        pullers.next += 1;
+        let number = pullers.next;
+        let open = pullers.of.entry(key.clone()).or_default();
+        open.push_back((number, is_over.clone()));
+        if open.len() > PULLS_OF_A_STORE
+            && let Some((_, oldest)) = open.pop_front()
+        {
+            oldest.cancel();
+        }
+        drop(pullers);
+        Puller { hub: self.clone(), key, number, is_over }
+    }
+
+    fn lock_pullers(&self) -> MutexGuard<'_, Pullers> {
+        self.pullers.lock().expect("BUG: counting pulls panicked")
+    }
+
+    /// How many stores a device has made.
+    pub(crate) fn stores_made_by(&self, device: &Device) -> u64 {
+        let devices = self.devices.lock().expect("BUG: noting a device panicked");
+        devices.get(device.as_str()).map(|seen| seen.made).unwrap_or_default()
+    }
+
+    /// Notes that a device makes a store.
+    pub(crate) fn made(&self, device: &Device) {
+        let mut devices = self.devices.lock().expect("BUG: noting a device panicked");
+        devices.entry(device.as_str().to_owned()).or_default().made += 1;
+    }
+}
+
+/// A pull that is counted.
+struct Puller {
+    hub: Hub,
+    key: (Device, StoreId),
+    number: u64,
+    /// Whether the device has newer ones instead.
+    is_over: CancellationToken,
+}
+
+impl Drop for Puller {
+    fn drop(&mut self) {
+        let mut pullers = self.hub.lock_pullers();
+        if let Some(open) = pullers.of.get_mut(&self.key) {
+            open.retain(|(number, _)| *number != self.number);
+            if open.is_empty() {
+                pullers.of.remove(&self.key);
+            }
         }
     }
 }
@@ -100,7 +176,9 @@ where
         let mut shown = parts.headers.get_all(header::AUTHORIZATION).iter();
         let shown = shown.next().filter(|_| shown.next().is_none()).map(|value| value.as_bytes());
         let token = shown.and_then(|value| value.strip_prefix(b"Bearer ")).and_then(|token| app.hub.tokens.find(token));
-        token.map(Self).ok_or_else(|| StatusCode::UNAUTHORIZED.into())
+        let token = token.ok_or(StatusCode::UNAUTHORIZED)?;
+        parts.extensions.insert(Who::Token(token.device.clone()));
+        Ok(Self(token))
     }
 }
 
@@ -108,20 +186,47 @@ where
 pub(crate) async fn push(
     State(app): State<App>,
     Bearer(token): Bearer,
-    Opened { store, .. }: Opened,
-    body: Bytes,
+    Opened { store, who, .. }: Opened,
+    body: Received,
 ) -> Result<Json<Pushed>, Problem> {
-    let push: Push = serde_json::from_slice(&body).map_err(|why| {
+    let push: Push = serde_json::from_slice(&body.bytes).map_err(|why| {
         Problem::bad_request("malformed-push", format!("This is not a push: {why}."), "See docs/wire.md for its form.")
     })?;
     let incoming = Incoming::check(push, &app.hub.run, &token.device)?;
-    let pushed = if incoming.needs_log() {
-        store.with(move |replica| incoming.store(Some(replica))).await?
-    } else {
-        store.look_if_any(move |replica| incoming.store(replica)).await?
+    let names = incoming.names() as f64;
+    app.shares
+        .names
+        .take(&who, names)
+        .map_err(|wait| too_often("too-many-new-names", "This token brings new names of events too fast.", wait))?;
+    if incoming.needs_log() {
+        app.begin(&store, &who)?;
+    }
+    let needs_log = incoming.needs_log();
+    let (tokens, shown) = (app.hub.tokens.clone(), token.clone());
+    let act = move |replica: Option<&mut Replica>| {
+        // It may have been revoked while the push was on its way.
+        if !tokens.is_still_valid(&shown) {
+            return Ok(None);
+        }
+        let Some(replica) = replica else { return Ok(Some((incoming.store(None)?, 0))) };
+        let before = replica.names();
+        let pushed = incoming.store(Some(replica))?;
+        Ok(Some((pushed, replica.names() - before)))
     };
+    let stored =
+        if needs_log { store.with(move |replica| act(Some(replica))).await } else { store.look_if_any(act).await };
+    let new_names = stored.as_ref().ok().and_then(|stored| stored.as_ref()).map_or(0, |(_, new)| *new);
+    app.shares.names.give_back(&who, names - new_names as f64);
+    let (pushed, _) = stored?.ok_or(StatusCode::UNAUTHORIZED)?;
     app.hub.saw(&token.device, store.id(), None);
     Ok(Json(pushed?))
+}
+
+/// That a token did something too often, and when it may again.
+fn too_often(code: &'static str, detail: &'static str, wait: Duration) -> Problem {
+    let seconds = u32::try_from(wait.as_secs()).unwrap_or(u32::MAX).saturating_add(1);
+    let advice = "Nothing was changed. Wait, and repeat it.";
+    Problem::new(StatusCode::TOO_MANY_REQUESTS, code, detail, advice).retry_after(seconds)
 }
 
 impl From<Refusal> for Problem {
@@ -179,36 +284,59 @@ pub(crate) struct Pull {
 pub(crate) async fn pull(
     State(app): State<App>,
     Bearer(token): Bearer,
-    Opened { store, .. }: Opened,
+    Opened { store, who, .. }: Opened,
+    connection: Option<Extension<Connection>>,
     query: Result<Query<Pull>, axum::extract::rejection::QueryRejection>,
 ) -> Result<Response, Problem> {
     let Query(Pull { log, after, digest, .. }) = query.map_err(|why| {
         Problem::bad_request("malformed-pull", format!("{}.", why.body_text()), "See docs/wire.md for its parameters.")
     })?;
-    let slot = app.pages.slot()?;
+    app.shares
+        .pulls
+        .take(&who, 1.0)
+        .map_err(|wait| too_often("too-many-pulls", "This token begins to pull too often.", wait))?;
+    let slot = app.shares.streams.lend(&who, 1).map_err(|full| {
+        full.problem("too-many-streams", "More streams are open", "Pull fewer stores, or come back later.", 5)
+    })?;
     let digest = digest.unwrap_or_default();
-    let start = store.look_if_any(move |replica| Start::vouch(replica.as_deref(), log, after, digest)).await??;
-    app.hub.saw(&token.device, store.id(), Some(after));
+    let start = store.look_if_any(move |replica| Start::vouch(replica.as_deref(), log, after, digest)).await?;
+    if let Err(Refusal::Diverged { .. }) = start {
+        app.shares.pulls.charge(&who, DIVERGED);
+    }
+    let start = start?;
+    let hello = start.hello(&app.hub.run);
+    // A store that isn't there is nothing to note: there are as many as there are names.
+    app.hub.saw(&token.device, store.id(), hello.log.map(|_| after));
     let mut ping = interval_at(tokio::time::Instant::now() + PING_EVERY, PING_EVERY);
     ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let stream = PullStream {
-        hello: Some(start.hello(&app.hub.run)),
+        hello: Some(hello),
         start,
         after,
         news: app.stores.news(store.id()),
         is_level: false,
         stores: app.stores.clone(),
         store: store.id().clone(),
+        puller: app.hub.begin_pull(&token.device, store.id()),
         token,
         hub: app.hub.clone(),
         ping,
         handed: None,
+        size: LEAST,
+        room: None,
+        spare: who.spare(app.stores.limits()),
+        who,
+        app: Arc::clone(&app),
+        connection: connection.map(|Extension(connection)| connection),
         shutdown: app.shutdown.clone(),
         _slot: slot,
     };
     let body = Body::from_stream(stream::unfold(stream, async |mut stream| {
         let bytes = stream.next().await?;
         stream.handed = Some(Instant::now());
+        if let Some(connection) = &stream.connection {
+            connection.must_take_within(SLOWEST);
+        }
         Some((Ok::<_, Infallible>(bytes), stream))
     }));
     let headers = [(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-store")];
@@ -226,13 +354,22 @@ struct PullStream {
     is_level: bool,
     stores: Stores,
     store: StoreId,
+    puller: Puller,
     token: Token,
     hub: Hub,
     ping: Interval,
     /// When the last piece was handed over.
     handed: Option<Instant>,
+    /// Of the last page.
+    size: PageSize,
+    /// What the last page takes up, if it was larger than the least.
+    room: Option<Lease>,
+    who: Who,
+    spare: Spare,
+    app: App,
+    connection: Option<Connection>,
     shutdown: CancellationToken,
-    _slot: OwnedSemaphorePermit,
+    _slot: Lease,
 }
 
 impl PullStream {
@@ -246,7 +383,10 @@ impl PullStream {
         }
         loop {
             // A client that lacks much takes page after page without a pause.
-            if self.shutdown.is_cancelled() || !self.hub.tokens.is_valid(&self.token) {
+            if self.shutdown.is_cancelled()
+                || self.puller.is_over.is_cancelled()
+                || !self.hub.tokens.is_valid(&self.token)
+            {
                 return None;
             }
             if !self.is_level {
@@ -259,6 +399,7 @@ impl PullStream {
             }
             tokio::select! {
                 () = self.shutdown.cancelled() => return None,
+                () = self.puller.is_over.cancelled() => return None,
                 () = self.hub.tokens.revoked(&self.token) => return None,
                 changed = self.news.changed() => {
                     changed.ok()?;
@@ -272,11 +413,24 @@ impl PullStream {
         }
     }
 
+    /// How large the next page may be: larger than the last if the client took that at once and there is room.
+    fn next_size(&mut self) -> PageSize {
+        self.room = None;
+        let is_quick = self.handed.is_some_and(|handed| handed.elapsed() < QUICK);
+        let PageSize { events, bytes } = self.size;
+        let larger = PageSize { events: PAGE.events.min(4 * events), bytes: PAGE.bytes.min(4 * bytes) };
+        // As text a payload has up to twice its bytes.
+        self.room = if is_quick { self.app.shares.pages.lend(&self.who, 2 * larger.bytes).ok() } else { None };
+        self.size = if self.room.is_some() { larger } else { LEAST };
+        self.size
+    }
+
     /// The next page, if there is more; the outer `None` when this stream can't go on.
     async fn page(&mut self) -> Option<Option<WirePage>> {
+        let size = self.next_size();
         let (mut start, after) = (self.start, self.after);
-        let store = self.stores.get(&self.store).ok()?;
-        let read = store.look(move |replica| Ok((start.page(replica, after)?, start)));
+        let store = self.stores.get_leaving(&self.store, self.spare).ok()?;
+        let read = store.look(move |replica| Ok((start.page_of(replica, after, size)?, start)));
         let Some((page, start)) = read.await.ok()? else { return Some(None) };
         self.start = start;
         let page = page?;

@@ -49,6 +49,8 @@ pub(crate) mod code {
 pub(crate) mod refused {
     /// The event's id belongs to another event in the log.
     pub(crate) const ID_TAKEN: &str = "id-taken";
+    /// It would be the first of its name in the store, which knows as many names as it may.
+    pub(crate) const TOO_MANY_NAMES: &str = "too-many-names";
     /// It isn't an event.
     pub(crate) const MALFORMED: &str = "malformed";
 }

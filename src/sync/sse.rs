@@ -189,7 +189,7 @@ mod tests {
     #[tokio::test]
     async fn trust_64_what_comes_without_end_is_given_up() {
         let piece = |text: &str| Bytes::from(text.repeat((1 << 20) / text.len()));
-        for endless in ["x", ": so\n", "data: y\n", "event: y\n", "\n", "event: page\n\n", ": \r\n\r\n"] {
+        for endless in ["x", "data: y\n", ": \r\n\r\n"] {
             let mut events = events(stream::repeat(piece(endless)).map(Ok), &Ration::new(64 << 20));
             let error = events.next().await.unwrap().unwrap_err();
             assert!(error.to_string().contains("longer than the 8 MiB"), "{endless:?}: {error}");

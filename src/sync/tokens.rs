@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
@@ -14,7 +14,8 @@ use subtle::{Choice, ConstantTimeEq};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::engine::{Device, Seq, open_private_file, sync_dir};
+use crate::clock;
+use crate::engine::{Device, Seq, open_private_file, open_to_read, sync_dir};
 
 /// How often a hub looks whether the file of tokens was changed.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -51,10 +52,9 @@ impl TokenFile {
     /// All tokens, in the order in which they were added.
     pub(crate) fn list(&self) -> anyhow::Result<Vec<Token>> {
         let path = self.path();
-        match fs::read(&path) {
-            Ok(text) => serde_json::from_slice(&text).with_context(|| format!("{} is damaged", path.display())),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
-            Err(error) => Err(error).with_context(|| format!("cannot read {}", path.display())),
+        match read(&path)? {
+            Some(text) => serde_json::from_slice(&text).with_context(|| format!("{} is damaged", path.display())),
+            None => Ok(Vec::new()),
         }
     }
 
@@ -106,6 +106,15 @@ impl TokenFile {
         replace(&self.path(), &serde_json::to_vec_pretty(&tokens)?)?;
         Ok(result)
     }
+}
+
+/// What is in a file of ours, if it is there.
+fn read(path: &Path) -> anyhow::Result<Option<Vec<u8>>> {
+    let Some(mut file) = open_to_read(path)? else { return Ok(None) };
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes).with_context(|| format!("cannot read {}", path.display()))?;
+    // Some editors begin a text with a byte-order mark.
+    Ok(Some(bytes.strip_prefix(b"\xef\xbb\xbf").map(<[u8]>::to_vec).unwrap_or(bytes)))
 }
 
 /// Puts `bytes` in the place of a file, wholly or not at all.
@@ -162,6 +171,12 @@ impl Tokens {
         })
     }
 
+    /// Whether `token` is still valid by the file as it is now.
+    pub(crate) fn is_still_valid(&self, token: &Token) -> bool {
+        self.shared.keep_up();
+        self.is_valid(token)
+    }
+
     /// Whether `token` is still valid.
     pub(crate) fn is_valid(&self, token: &Token) -> bool {
         self.shared.list.borrow().contains(token)
@@ -179,7 +194,7 @@ impl Shared {
     /// Reads the file again if it was changed.
     fn look(&self) -> anyhow::Result<()> {
         let mut stamp = self.stamp.lock().expect("BUG: reading the tokens panicked");
-        let now = fs::metadata(self.file.path()).ok().map(|meta| (meta.modified().ok(), meta.len()));
+        let now = fs::symlink_metadata(self.file.path()).ok().map(|meta| (meta.modified().ok(), meta.len()));
         if now == *stamp {
             return Ok(());
         }
@@ -219,8 +234,7 @@ fn hash(token: &str) -> String {
 
 /// In milliseconds since the Unix epoch.
 pub(crate) fn now() -> u64 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    clock::unix_millis()
 }
 
 /// When a device was last seen at this hub, and how far it has pulled each store.
@@ -229,13 +243,17 @@ pub(crate) struct Seen {
     /// In milliseconds since the Unix epoch.
     pub(crate) at: u64,
     pub(crate) pulled: BTreeMap<String, Seq>,
+    /// How many stores it has made.
+    #[serde(default)]
+    pub(crate) made: u64,
 }
 
 impl Seen {
     /// What is known about each device, as the hub wrote it down last.
     pub(crate) fn read(dir: &Path) -> BTreeMap<String, Self> {
         // A courtesy to people; nothing depends on it, so a damaged file counts as none.
-        fs::read(dir.join("devices.json")).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
+        let text = read(&dir.join("devices.json")).ok().flatten();
+        text.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
     }
 
     /// Writes down what is known about each device.

@@ -109,10 +109,12 @@ async fn add_all(
 /// The event on a line, if there is one.
 fn parsed(line: Result<String, LinesCodecError>) -> Result<Option<(Envelope, Line)>, String> {
     let line = line.map_err(|why| why.to_string())?;
-    if line.trim().is_empty() {
+    // Some editors begin a text with a byte-order mark.
+    let line = line.trim_start_matches('\u{feff}').trim();
+    if line.is_empty() {
         return Ok(None);
     }
-    let line: Line = serde_json::from_str(&line).map_err(|why| format!("not an exported event: {why}"))?;
+    let line: Line = serde_json::from_str(line).map_err(|why| format!("not an exported event: {why}"))?;
     let event = line.event().map_err(|why| why.to_string())?;
     Ok(Some((event, line)))
 }

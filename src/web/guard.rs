@@ -25,6 +25,7 @@ use tower::ServiceBuilder;
 use tower_http::csrf::CsrfLayer;
 
 use super::problem::{self, Problem, storeless};
+use super::shares::Who;
 
 /// What the guard lets through.
 #[derive(Clone, Debug)]
@@ -171,16 +172,19 @@ struct Guard {
 }
 
 /// The outermost step: whatever happens further in, the answer that leaves is rendered and carries the headers.
-async fn admit(State(guard): State<Arc<Guard>>, request: Request, next: Next) -> Response {
+async fn admit(State(guard): State<Arc<Guard>>, mut request: Request, next: Next) -> Response {
     let method = request.method().clone();
     let uri = request.uri().clone();
     let asks_for_json = problem::asks_for_json(request.headers());
     let answer = match check(&guard.policy, &request) {
         Err(problem) => problem.into_response(),
-        Ok(()) => AssertUnwindSafe(next.run(request)).catch_unwind().await.unwrap_or_else(|_| {
-            // The panic hook has printed the message and where it came from.
-            Problem::internal(format_args!("{method} {} panicked", uri.path())).into_response()
-        }),
+        Ok(who) => {
+            request.extensions_mut().insert(who);
+            AssertUnwindSafe(next.run(request)).catch_unwind().await.unwrap_or_else(|_| {
+                // The panic hook has printed the message and where it came from.
+                Problem::internal(format_args!("{method} {} panicked", uri.path())).into_response()
+            })
+        }
     };
     let mut answer = problem::render(&method, &uri, asks_for_json, answer);
     for (name, value) in &guard.headers {
@@ -190,10 +194,15 @@ async fn admit(State(guard): State<Arc<Guard>>, request: Request, next: Next) ->
 }
 
 /// Everything that the head of a request alone decides. `Host` comes first: until it is known to be ours, nothing else
-/// of the request means anything.
-fn check(policy: &Policy, request: &Request) -> Result<(), Problem> {
+/// of the request means anything. Says who sent it, as far as that is known before a token is looked at.
+fn check(policy: &Policy, request: &Request) -> Result<Who, Problem> {
     let path = request.uri().path();
-    match addressed_as(policy, request)? {
+    let addressed_as = addressed_as(policy, request)?;
+    let who = match addressed_as {
+        AddressedAs::Loopback => Who::Owner,
+        AddressedAs::Allowed => Who::Visitor,
+    };
+    match addressed_as {
         AddressedAs::Loopback => {}
         AddressedAs::Allowed if path.starts_with("/control/") => {
             return Err(Problem::forbidden(
@@ -236,7 +245,7 @@ fn check(policy: &Policy, request: &Request) -> Result<(), Problem> {
     if is_guarded(request) && is_cross_site(request.headers()) {
         return Err(cross_site());
     }
-    Ok(())
+    Ok(who)
 }
 
 fn cross_site() -> Problem {

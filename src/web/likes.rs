@@ -1,14 +1,13 @@
 //! The page, and the form that likes.
 
 use askama::Template;
-use axum::body::Bytes;
 use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{Html, IntoResponse, Redirect, Response};
 
 use super::problem::{Problem, asks_for_json};
 use super::status::StatusLine;
-use super::{ASSETS_VERSION, App, Opened};
+use super::{ASSETS_VERSION, App, Opened, Received};
 use crate::engine::{Envelope, EventId, Malformed};
 use crate::likes::{LikeAdded, count};
 use crate::sync::code;
@@ -29,7 +28,10 @@ struct LikesPage<'a> {
 ///
 /// The page has one address, the one that the form's redirect leads to: a browser that goes back to another address
 /// may show the old page from its cache, with an id that was posted already, and a new click would count for nothing.
-pub(crate) async fn page(Opened { page, store, link }: Opened, RawQuery(query): RawQuery) -> Result<Response, Problem> {
+pub(crate) async fn page(
+    Opened { page, store, link, .. }: Opened,
+    RawQuery(query): RawQuery,
+) -> Result<Response, Problem> {
     if query.is_some() {
         return Ok(Redirect::to(&page.home()).into_response());
     }
@@ -56,12 +58,13 @@ const STORED: &str = "likewise-stored";
 /// A form leads back to the page. A script, which asks for JSON, is told that its like is stored.
 pub(crate) async fn like(
     State(app): State<App>,
-    Opened { page, store, .. }: Opened,
+    Opened { page, store, who, .. }: Opened,
     headers: HeaderMap,
-    body: Bytes,
+    body: Received,
 ) -> Result<Response, Problem> {
-    let id = form_id(&headers, &body)?;
+    let id = form_id(&headers, &body.bytes)?;
     let event = Envelope::new(id, &LikeAdded {}).map_err(crate::engine::Error::from)?;
+    app.begin(&store, &who)?;
     let receipt = store.commit_envelope(event).await;
     app.metrics.count_like(&receipt);
     receipt?;
@@ -73,7 +76,7 @@ pub(crate) async fn like(
 }
 
 /// `POST /adopt`, from the button that a page shows while its hub has another log than the store was synced with.
-pub(crate) async fn adopt(Opened { page, store, link }: Opened) -> Result<Redirect, Problem> {
+pub(crate) async fn adopt(Opened { page, store, link, .. }: Opened) -> Result<Redirect, Problem> {
     if link.borrow().code != Some(code::WRONG_LOG) {
         return Err(Problem::conflict(
             "nothing-to-adopt",

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::convert::Infallible;
-use std::future::pending;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -12,13 +12,13 @@ use axum::extract::State;
 use axum::http::header;
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::watch;
 use tokio::time::{Interval, MissedTickBehavior, interval_at, sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::problem::Problem;
 use super::status::StatusLine;
-use super::{App, Opened, base};
+use super::{App, Full, Lease, Opened, Services, Who, base};
 use crate::engine::{Error, Store, StoreId};
 use crate::likes::count;
 use crate::sync::LinkStatus;
@@ -77,46 +77,57 @@ impl Frame {
 }
 
 /// The open pages, a store.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub(crate) struct Pages {
     stores: Arc<Mutex<HashMap<StoreId, watch::Sender<Frames>>>>,
-    slots: Arc<Semaphore>,
+}
+
+/// What is said when there are more pages, or more stores on pages, than there may be.
+fn too_many() -> Problem {
+    Problem::unavailable(
+        "too-many-streams",
+        "As many pages are open as this server can keep up to date.",
+        "Close some of them. Likes are stored all the same; reload the page to see the present count.",
+        5,
+    )
 }
 
 impl Pages {
-    pub(crate) fn new(max_streams: usize) -> Self {
-        Self { stores: Arc::default(), slots: Arc::new(Semaphore::new(max_streams)) }
-    }
-
-    /// A place for one more stream, taken until it is dropped.
-    pub(crate) fn slot(&self) -> Result<OwnedSemaphorePermit, Problem> {
-        Arc::clone(&self.slots).try_acquire_owned().map_err(|_| {
-            Problem::unavailable(
-                "too-many-streams",
-                "As many pages are open as this server can keep up to date.",
-                "Close some of them. Likes are stored all the same; reload the page to see the present count.",
-                5,
-            )
-        })
-    }
-
-    /// The frames of `store`, kept up to date as long as somebody has them.
-    fn subscribe(&self, store: &Store, link: watch::Receiver<LinkStatus>) -> watch::Receiver<Frames> {
+    /// The frames of `store`, kept up to date as long as somebody has them. The store has its place among those that pages
+    /// keep open from whoever opens the first.
+    fn subscribe(
+        &self,
+        app: &Services,
+        store: &Store,
+        link: watch::Receiver<LinkStatus>,
+        who: &Who,
+    ) -> Result<watch::Receiver<Frames>, Problem> {
         let mut stores = self.stores.lock().expect("BUG: subscribing panicked");
         if let Some(known) = stores.get(store.id()) {
-            return known.subscribe();
+            return Ok(known.subscribe());
         }
+        let place = app.shares.held.lend(who, 0).and_then(|lease| Place::of(lease, store)).map_err(|_| too_many())?;
         let (frames, receiver) = watch::channel(Frames::default());
         stores.insert(store.id().clone(), frames.clone());
-        tokio::spawn(self.clone().publish(store.clone(), link, frames));
-        receiver
+        tokio::spawn(self.clone().publish(store.clone(), link, frames, place));
+        Ok(receiver)
     }
 
     /// Renders each change of `store` once, until nobody is there to see it.
-    async fn publish(self, store: Store, mut link: watch::Receiver<LinkStatus>, frames: watch::Sender<Frames>) {
+    async fn publish(
+        self,
+        store: Store,
+        mut link: watch::Receiver<LinkStatus>,
+        frames: watch::Sender<Frames>,
+        mut place: Place,
+    ) {
         let mut likes = store.watch(count());
         let mut health = store.health();
         loop {
+            // It may have got its first event just now.
+            if place.take(&store).is_err() {
+                break;
+            }
             let status = StatusLine::of(&health.borrow_and_update(), &link.borrow_and_update(), &base(store.id()));
             send(&frames, |frames| &mut frames.status, "status", &StatusFragment { status });
             tokio::select! {
@@ -144,8 +155,33 @@ impl Pages {
     }
 }
 
+/// The place that a store takes among those that pages keep open: none while it has no events, for then it has neither a
+/// thread nor files.
+struct Place {
+    lease: Lease,
+    is_taken: bool,
+}
+
+impl Place {
+    fn of(lease: Lease, store: &Store) -> Result<Self, Full> {
+        let mut place = Self { lease, is_taken: false };
+        place.take(store)?;
+        Ok(place)
+    }
+
+    fn take(&mut self, store: &Store) -> Result<(), Full> {
+        if !self.is_taken && !store.is_absent() {
+            self.lease.extend(1)?;
+            self.is_taken = true;
+        }
+        Ok(())
+    }
+}
+
 fn send(frames: &watch::Sender<Frames>, which: fn(&mut Frames) -> &mut Frame, event: &str, fragment: &impl Template) {
-    match fragment.render() {
+    // A fragment that can't be rendered stays as it was. A panic in one must not end the task that renders all others.
+    let rendered = catch_unwind(AssertUnwindSafe(|| fragment.render().map_err(|error| error.to_string())));
+    match rendered.unwrap_or_else(|_| Err("it panicked".to_owned())) {
         Ok(html) => frames.send_if_modified(|frames| {
             let frame = which(frames);
             let before = frame.version;
@@ -166,10 +202,10 @@ fn pause(pages: usize) -> Duration {
 }
 
 /// `GET /live`
-pub(crate) async fn live(State(app): State<App>, Opened { store, link, .. }: Opened) -> Result<Response, Problem> {
-    let slot = app.pages.slot()?;
+pub(crate) async fn live(State(app): State<App>, Opened { store, link, who, .. }: Opened) -> Result<Response, Problem> {
+    let slot = app.shares.streams.lend(&who, 1).map_err(|_| too_many())?;
     let stream = LiveStream {
-        frames: app.pages.subscribe(&store, link),
+        frames: app.pages.subscribe(&app, &store, link, &who)?,
         sent: [0, 0],
         waiting: Vec::new(),
         alive: comments(),
@@ -199,7 +235,7 @@ struct LiveStream {
     waiting: Vec<Bytes>,
     alive: Interval,
     shutdown: CancellationToken,
-    _slot: OwnedSemaphorePermit,
+    _slot: Lease,
     _open: super::metrics::OpenStream,
 }
 
@@ -221,10 +257,9 @@ impl LiveStream {
             tokio::select! {
                 () = self.shutdown.cancelled() => return None,
                 changed = self.frames.changed() => {
+                    // The store was closed, or its pages keep it open no longer: whoever comes again is told.
                     if changed.is_err() {
-                        // The store is closed, which only happens at the end.
-                        self.shutdown.cancelled().await;
-                        pending::<()>().await;
+                        return None;
                     }
                 }
                 _ = self.alive.tick() => return Some(Bytes::from_static(b":\n\n")),
@@ -239,6 +274,7 @@ mod tests {
 
     use super::*;
     use crate::engine::StoreLimits;
+    use crate::web::Shares;
     use crate::web::metrics::Metrics;
     use crate::web::tests::{app, ask};
 
@@ -249,7 +285,7 @@ mod tests {
             waiting: Vec::new(),
             alive: comments(),
             shutdown: shutdown.clone(),
-            _slot: Arc::new(Semaphore::new(1)).try_acquire_owned().expect("a slot"),
+            _slot: Shares::new(8, StoreLimits::default()).streams.lend(&Who::Owner, 1).expect("a slot"),
             _open: Metrics::install().stream_opened(),
         }
     }

@@ -2,12 +2,15 @@
 
 mod assets;
 mod control;
+mod framing;
 mod guard;
 mod likes;
 pub(crate) mod live;
+mod lobby;
 pub(crate) mod metrics;
 mod problem;
 mod server;
+mod shares;
 mod status;
 
 use std::collections::HashMap;
@@ -16,23 +19,28 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::extract::{FromRef, FromRequestParts, RawPathParams};
+use axum::extract::{FromRef, FromRequest, FromRequestParts, RawPathParams, Request};
 use axum::http::StatusCode;
 use axum::http::request::Parts;
 use axum::response::Redirect;
 use axum::routing::{get, post};
+use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt as _;
+use shares::{TOKENS_STORES, VISITORS_LINKS};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::engine::{Device, Error, Store, StoreId, Stores};
-use crate::sync::{self, Clients, Hub, LinkStatus};
+use crate::sync::{self, Clients, Hub, LinkStatus, code};
 
 pub(crate) use assets::ASSETS_VERSION;
 pub(crate) use control::{AFTER_IMPORT, BackupTo, Exported, Imported, import};
 pub(crate) use guard::AllowedHost;
 pub(crate) use guard::{Policy, protect};
+pub(crate) use lobby::Connection;
 pub(crate) use problem::Problem;
-pub(crate) use server::{Limits, raise_open_file_limit, serve};
+pub(crate) use server::{Limits, raise_open_file_limit, serve, stores_within_open_files};
+pub(crate) use shares::{DIVERGED, Full, Lease, Shares, Who};
 pub(crate) use status::{StatusReport, date_time, digests, what_to_do};
 
 /// The store whose routes have no prefix.
@@ -48,6 +56,8 @@ pub(crate) struct Services {
     /// The data directory.
     pub(crate) data: PathBuf,
     pub(crate) pages: live::Pages,
+    /// What strangers can make this instance hold, shared out.
+    pub(crate) shares: Shares,
     /// Keep stores level with the upstream, if there is one.
     pub(crate) clients: Clients,
     /// Lets others be level with us.
@@ -140,6 +150,8 @@ pub(crate) struct Opened {
     pub(crate) store: Store,
     /// How its connection to the upstream is.
     pub(crate) link: watch::Receiver<LinkStatus>,
+    /// Who asks.
+    pub(crate) who: Who,
 }
 
 impl<S> FromRequestParts<S> for Opened
@@ -152,9 +164,94 @@ where
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         let page = Page::from_request_parts(parts, state).await?;
         let app = App::from_ref(state);
-        let store = app.stores.get(&page.id)?;
-        let link = app.clients.attend(&store);
-        Ok(Self { page, store, link })
+        let who = who(parts);
+        let store = app.stores.get_leaving(&page.id, who.spare(app.stores.limits()))?;
+        // An upstream may have a store that isn't here. For the owner it is asked about any; strangers could make up names
+        // for ever.
+        let most = if who == Who::Visitor && store.is_absent() { VISITORS_LINKS } else { usize::MAX };
+        let link = app.clients.attend(&store, most);
+        Ok(Self { page, store, link, who })
+    }
+}
+
+/// Who sent the request. Whoever didn't come by the guard is nobody we know.
+fn who(parts: &Parts) -> Who {
+    parts.extensions.get().cloned().unwrap_or(Who::Visitor)
+}
+
+impl Services {
+    /// Opens `store` for events from `who`. A new one takes up a part of what they may make.
+    pub(crate) fn begin(&self, store: &Store, who: &Who) -> Result<(), Problem> {
+        let limits = self.stores.limits();
+        let spare = who.spare(limits);
+        if !store.is_absent() {
+            return Ok(store.begin(spare).map(drop)?);
+        }
+        if let Who::Token(device) = who {
+            let most = limits.stores / TOKENS_STORES;
+            if self.hub.stores_made_by(device) >= most {
+                return Err(Problem::new(
+                    StatusCode::INSUFFICIENT_STORAGE,
+                    code::TOO_MANY_STORES,
+                    format!("The device {} has made {most} stores here, which is the limit.", device.as_str()),
+                    "Nothing was stored. Like in a store that exists.",
+                ));
+            }
+            if store.begin(spare)? {
+                self.hub.made(device);
+            }
+            return Ok(());
+        }
+        if *who == Who::Visitor
+            && let Err(wait) = self.shares.visitors_stores.take(who, 1.0)
+        {
+            return Err(Problem::new(
+                StatusCode::TOO_MANY_REQUESTS,
+                "too-many-new-stores",
+                "Visitors have made as many new stores in the last hour as they may.",
+                "Nothing was stored. Like in a store that exists, or come back later.",
+            )
+            .retry_after(u32::try_from(wait.as_secs()).unwrap_or(u32::MAX).saturating_add(1)));
+        }
+        let begun = store.begin(spare);
+        if *who == Who::Visitor && !matches!(begun, Ok(true)) {
+            self.shares.visitors_stores.give_back(who, 1.0);
+        }
+        Ok(begun.map(drop)?)
+    }
+}
+
+/// The whole body of a request, as a part of what bodies may take.
+pub(crate) struct Received {
+    pub(crate) bytes: Bytes,
+    /// Kept until the request is answered, for what is made of the body is larger than the body.
+    _lease: Lease,
+}
+
+impl<S> FromRequest<S> for Received
+where
+    S: Send + Sync,
+    App: FromRef<S>,
+{
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
+        let (parts, body) = request.into_parts();
+        let busy = |full: Full| {
+            let what = "More is being sent";
+            full.problem("too-much-at-once", what, "Nothing was stored. Repeat it with the same ids.", 1)
+        };
+        let mut lease = App::from_ref(state).shares.bodies.lend(&who(&parts), 0).map_err(busy)?;
+        drop(parts);
+        let mut bytes = BytesMut::new();
+        let mut pieces = body.into_data_stream();
+        while let Some(piece) = pieces.next().await {
+            // What is wrong with it says whoever bounds it.
+            let piece = piece.map_err(|_| Problem::from(StatusCode::BAD_REQUEST))?;
+            lease.extend(piece.len()).map_err(busy)?;
+            bytes.extend_from_slice(&piece);
+        }
+        Ok(Self { bytes: bytes.freeze(), _lease: lease })
     }
 }
 
@@ -224,7 +321,7 @@ pub(crate) mod tests {
     use axum::body::Body;
     use axum::extract::ConnectInfo;
     use axum::http::Request;
-    use axum::response::Response;
+    use axum::response::{IntoResponse as _, Response};
     use tower::ServiceExt as _;
 
     use super::*;
@@ -248,7 +345,8 @@ pub(crate) mod tests {
             stores: stores.clone(),
             device,
             data: dir.to_owned(),
-            pages: live::Pages::new(max_streams),
+            pages: live::Pages::default(),
+            shares: Shares::new(max_streams, limits),
             clients: Clients::new(stores, None, Duration::ZERO, shutdown.clone()),
             hub: Hub::new(tokens, dir.to_owned(), shutdown.clone()),
             control_key: "key".into(),
@@ -316,6 +414,44 @@ pub(crate) mod tests {
         let store = app.stores.get(&DEFAULT_STORE.parse().expect("a name")).expect("the store");
         assert_eq!(store.read(count()).await, Ok(2));
         assert_eq!(ask(&router, "POST", "/likes").await.status(), StatusCode::SEE_OTHER);
+    }
+
+    #[tokio::test]
+    async fn trust_64_new_stores_are_shared_out_and_a_part_is_kept_for_the_owner() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let app = app(dir.path(), crate::likes::schema(), StoreLimits { stores: 20, ..StoreLimits::default() }, 8);
+        let token = |name: &str| Who::Token(name.parse().expect("a name"));
+        let make = async |name: String, who: &Who| {
+            let store = app.stores.get(&name.parse().expect("a name")).expect("a store");
+            app.begin(&store, who).map_err(|problem| problem.into_response().status())?;
+            store.commit(LikeAdded {}).await.expect("stored");
+            Ok::<_, StatusCode>(())
+        };
+        let full = Err(StatusCode::INSUFFICIENT_STORAGE);
+        for n in 0..5 {
+            assert_eq!(make(format!("phone-{n}"), &token("phone")).await, Ok(()));
+        }
+        assert_eq!(make("phone-5".to_owned(), &token("phone")).await, full, "a quarter is one token's share");
+        assert_eq!(make("phone-4".to_owned(), &token("phone")).await, Ok(()), "those that exist go on");
+        for n in 0..7 {
+            assert_eq!(make(format!("visitor-{n}"), &Who::Visitor).await, Ok(()));
+        }
+        assert_eq!(make("visitor-7".to_owned(), &Who::Visitor).await, full, "two fifths are kept from visitors");
+        assert_eq!(make("visitor-6".to_owned(), &Who::Visitor).await, Ok(()));
+        for n in 0..3 {
+            assert_eq!(make(format!("laptop-{n}"), &token("laptop")).await, Ok(()));
+            assert_eq!(make(format!("tablet-{n}"), &token("tablet")).await, Ok(()));
+        }
+        assert_eq!(make("tablet-3".to_owned(), &token("tablet")).await, full, "a tenth is the owner's alone");
+        for n in 0..2 {
+            assert_eq!(make(format!("own-{n}"), &Who::Owner).await, Ok(()));
+        }
+        assert_eq!(make("own-2".to_owned(), &Who::Owner).await, full);
+        let saved = &app.shares.visitors_stores;
+        for _ in 0..93 {
+            assert!(saved.take(&Who::Visitor, 1.0).is_ok(), "what was refused was not counted");
+        }
+        assert!(saved.take(&Who::Visitor, 1.0).is_err());
     }
 
     #[test]

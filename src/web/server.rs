@@ -10,9 +10,10 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::Router;
+use axum::body::Body;
 use axum::extract::ConnectInfo;
 use hyper::Request;
-use hyper::body::Incoming;
+use hyper::body::{Bytes, Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -23,12 +24,15 @@ use tokio::time::{Instant, Sleep, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tower::Service as _;
 
+use super::framing::Framing;
 use super::guard::{ReachedAt, SECURITY_HEADERS};
+use super::lobby::{Answering, Connection, Lobby};
 
 /// How much of the server one peer, or all of them, may take up.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
-    /// Open connections. More than the open event streams, so that full streams leave room for likes.
+    /// Open connections. More than the open event streams, so that full streams leave room for likes. When all are taken,
+    /// the one that keeps us waiting longest makes room for the next.
     pub(crate) connections: usize,
     /// For the head of a request, from the opening of the connection or the end of the request before. So it bounds
     /// silent, half-sent and idle connections alike.
@@ -68,26 +72,53 @@ impl Default for Limits {
     }
 }
 
+/// Bytes of what we send that the system keeps for a peer until it takes them; Linux doubles it. By itself it would grow to
+/// several megabytes, which thousands of peers that read nothing would fill. This much goes out every round trip.
+const SEND_BUFFER: usize = 128 * 1024;
+
+/// Files of an open store: two databases, their WALs, the witness, and what a checkpoint or a reader opens for a moment.
+const FILES_OF_A_STORE: usize = 8;
+
+/// Of so many connections, one is kept free of event streams, and so for likes.
+const STREAMS_LEAVE: usize = 6;
+
+/// So many connections may be there beyond the limit while those go that had to make room.
+const GOING: usize = 64;
+
 impl Limits {
     /// Fits the connections into what [`raise_open_file_limit`] found, and leaves half of it to the stores: without a
     /// free descriptor no store opens, and no connection is even refused.
     pub(crate) fn within_open_files(mut self, open_files: Option<u64>) -> Self {
-        if let Some(open_files) = open_files {
-            let share = usize::try_from(open_files / 2).unwrap_or(usize::MAX);
+        if let Some(share) = share(open_files) {
             self.connections = self.connections.min(share.max(1));
         }
         self
     }
+
+    /// As many event streams as leave connections to others, of `most`.
+    pub(crate) fn streams(&self, most: usize) -> usize {
+        most.min(self.connections - self.connections.div_ceil(STREAMS_LEAVE))
+    }
+}
+
+/// As many open stores, of `most`, as the half of the files that is theirs has room for.
+pub(crate) fn stores_within_open_files(most: usize, open_files: Option<u64>) -> usize {
+    share(open_files).map_or(most, |share| most.min((share / FILES_OF_A_STORE).max(1)))
+}
+
+fn share(open_files: Option<u64>) -> Option<usize> {
+    open_files.map(|open_files| usize::try_from(open_files / 2).unwrap_or(usize::MAX))
 }
 
 /// Serves `router` on `listener` until `shutdown`, and returns when the last connection is gone or `limits.drain` is
 /// over.
 ///
-/// Each request carries the peer's address as `ConnectInfo<SocketAddr>`, and ours as [`ReachedAt`]. At shutdown requests
+/// Each request carries the peer's address as `ConnectInfo<SocketAddr>`, ours as [`ReachedAt`], and its [`Connection`]. At shutdown requests
 /// in flight finish; event streams have to end by themselves, on the same token.
 pub(crate) async fn serve(listener: TcpListener, router: Router, limits: Limits, shutdown: CancellationToken) {
     let http = http1_with(limits);
     let busy_answer = busy_answer();
+    let lobby = Lobby::new();
     let mut connections = JoinSet::new();
     let mut accept_errors = AcceptErrors::default();
     let mut closing = pin!(closing_time(shutdown.clone(), limits));
@@ -100,12 +131,18 @@ pub(crate) async fn serve(listener: TcpListener, router: Router, limits: Limits,
             report_panic(ended);
         }
         match accepted {
-            Ok((stream, _)) if connections.len() >= limits.connections => {
-                tracing::debug!("a connection was refused: {} are open", limits.connections);
-                refuse(stream, &busy_answer);
-            }
             Ok((stream, peer)) => {
-                connections.spawn(converse(stream, peer, http.clone(), router.clone(), limits, shutdown.clone()));
+                let open = connections.len();
+                let has_room = open < limits.connections || open < limits.connections + GOING && lobby.make_room();
+                if has_room {
+                    let connection = lobby.enter(peer.ip().to_canonical().is_loopback());
+                    let conversation =
+                        converse(stream, peer, connection, http.clone(), router.clone(), limits, shutdown.clone());
+                    connections.spawn(conversation);
+                } else {
+                    tracing::debug!("a connection was refused: {open} are open");
+                    refuse(stream, &busy_answer);
+                }
             }
             Err(error) => accept_errors.pause_after(&error).await,
         }
@@ -169,6 +206,7 @@ fn http1_with(limits: Limits) -> http1::Builder {
 async fn converse(
     stream: TcpStream,
     peer: SocketAddr,
+    connection: Connection,
     http: http1::Builder,
     router: Router,
     limits: Limits,
@@ -181,25 +219,58 @@ async fn converse(
             return;
         }
     };
+    let known = connection.clone();
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(ConnectInfo(peer));
         request.extensions_mut().insert(ReachedAt(own));
+        request.extensions_mut().insert(known.clone());
+        let answering = known.answer();
         let answer = router.clone().call(request);
-        async move { Ok::<_, Infallible>(answer.await.unwrap_or_else(|never| match never {})) }
+        async move {
+            let answer = answer.await.unwrap_or_else(|never| match never {});
+            Ok::<_, Infallible>(answer.map(|body| AnswerBody { body, _answering: answering }))
+        }
     });
-    let io = TokioIo::new(Socket::new(stream, limits));
-    let mut connection = pin!(http.serve_connection(io, service));
+    let io = TokioIo::new(Socket::new(stream, connection.clone(), limits));
+    let mut conversation = pin!(http.serve_connection(io, service));
     let ended = tokio::select! {
         biased;
-        ended = connection.as_mut() => ended,
+        ended = conversation.as_mut() => ended,
+        () = connection.let_go() => {
+            tracing::debug!("a connection that kept us waiting made room");
+            return;
+        }
         () = closing_time(shutdown, limits) => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
+            conversation.as_mut().graceful_shutdown();
+            conversation.await
         }
     };
     if let Err(error) = ended {
         // Peers hang up, stall and send nonsense all day. It is their business, not a fault of ours.
         tracing::debug!(error = %error_chain(&error), "a connection broke off");
+    }
+}
+
+/// The body of an answer; the request is answered until it is gone.
+struct AnswerBody {
+    body: Body,
+    _answering: Answering,
+}
+
+impl hyper::body::Body for AnswerBody {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 
@@ -210,12 +281,16 @@ fn set_up(stream: &TcpStream, limits: Limits) -> io::Result<()> {
         let millis = u32::try_from(limits.unacknowledged.as_millis()).unwrap_or(u32::MAX);
         rustix::net::sockopt::set_tcp_user_timeout(stream, millis)?;
     }
+    rustix::net::sockopt::set_socket_send_buffer_size(stream, SEND_BUFFER)?;
     stream.set_nodelay(true)
 }
 
-/// A TCP stream that gives up on a peer that takes nothing, and that closes without resetting the connection.
+/// A TCP stream that follows what its peer sends, gives up on one that takes nothing, and closes without resetting the
+/// connection.
 struct Socket {
     stream: TcpStream,
+    connection: Connection,
+    framing: Framing,
     write_stall: Duration,
     linger: Duration,
     /// Runs while a write has to wait.
@@ -225,16 +300,22 @@ struct Socket {
 }
 
 impl Socket {
-    fn new(stream: TcpStream, limits: Limits) -> Self {
-        Self { stream, write_stall: limits.write_stall, linger: limits.linger, stalled: None, lingering: None }
+    fn new(stream: TcpStream, connection: Connection, limits: Limits) -> Self {
+        let (framing, Limits { write_stall, linger, .. }) = (Framing::new(), limits);
+        Self { stream, connection, framing, write_stall, linger, stalled: None, lingering: None }
     }
 
     fn watch_stall(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if written.is_ready() {
-            self.stalled = None;
+            if self.stalled.take().is_some() {
+                self.connection.is_stalled(false);
+            }
             return written;
         }
-        let patience = self.write_stall;
+        if self.stalled.is_none() {
+            self.connection.is_stalled(true);
+        }
+        let patience = self.write_stall.min(self.connection.time_to_take());
         let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(patience)));
         ready!(stalled.as_mut().poll(cx));
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
@@ -243,7 +324,12 @@ impl Socket {
 
 impl AsyncRead for Socket {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
+        let before = buffer.filled().len();
+        let read = ready!(Pin::new(&mut self.stream).poll_read(cx, buffer));
+        let Self { framing, connection, .. } = &mut *self;
+        framing.pass(&mut buffer.filled_mut()[before..]);
+        connection.has_read(framing.head_bytes(), framing.is_between_requests());
+        Poll::Ready(read)
     }
 }
 
@@ -638,21 +724,90 @@ mod tests {
     #[tokio::test]
     async fn full_means_a_clear_refusal_until_there_is_room() {
         let server = Server::start(Limits { connections: 2, ..patient() }).await;
-        let mut first = server.connect_and_send(GET).await;
-        let mut second = server.connect_and_send(GET).await;
-        read_until(&mut first, "hello").await;
-        read_until(&mut second, "hello").await;
+        let wait = "GET /wait HTTP/1.1\r\nHost: localhost\r\n\r\n";
+        let mut first = server.connect_and_send(wait).await;
+        let mut second = server.connect_and_send(wait).await;
+        until(|| server.waiting.load(Ordering::SeqCst) == 2).await;
 
         let refusal = read_to_end(server.connect().await).await;
         assert_eq!(status(&refusal), "503");
         assert!(refusal.contains("retry-after: 1\r\n") && refusal.contains("nosniff"));
-        first.write_all(GET.as_bytes()).await.expect("sent");
-        read_until(&mut first, "hello").await;
+        server.release.notify_waiters();
+        for stream in [&mut first, &mut second] {
+            assert_eq!(status(&read_until(stream, "waited").await), "200");
+        }
 
+        // Both are idle now, and so they make room for whoever comes.
+        for _ in 0..3 {
+            assert_eq!(status(&server.ask(GET_AND_CLOSE).await), "200");
+        }
+        assert_eq!(read_to_end(first).await, "");
         drop(second);
-        within(async { while status(&server.ask(GET_AND_CLOSE).await) != "200" {} }).await;
-        drop(first);
         server.stop().await;
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn trust_39_who_keeps_us_waiting_makes_room_for_who_does_not() {
+        let server = Server::start(Limits { connections: 30, ..patient() }).await;
+        let slow_body = "POST /likes HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\n\r\nxx";
+        let flood = "GET /flood HTTP/1.1\r\nHost: localhost\r\n\r\n";
+        let mut live = server.connect_and_send(GET_LIVE).await;
+        read_until(&mut live, "data: 1\n\n\r\n").await;
+        let mut held = Vec::new();
+        for round in 0..20 {
+            for opening in ["", "GET / HT", GET, slow_body, flood] {
+                held.push(server.connect_and_send(opening).await);
+            }
+            assert_eq!(status(&server.ask(GET_AND_CLOSE).await), "200", "round {round}");
+        }
+        server.shutdown.cancel();
+        assert_eq!(read_to_end(live).await, "0\r\n\r\n", "a stream that reads was never in the way");
+        drop(held);
+        server.stop().await;
+    }
+
+    #[tokio::test]
+    async fn trust_64_what_can_be_read_in_two_ways_is_refused_and_nothing_behind_it_is_read() {
+        let server = Server::start(patient()).await;
+        let head = "POST /likes HTTP/1.1\r\nHost: localhost\r\n";
+        let behind = "GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+        for fault in [
+            "A: b\n\r\n",
+            "\n",
+            "Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            "Transfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n0\r\n\r\n",
+            "Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            "Content-Length: 0\r\nContent-Length: 0\r\n\r\n",
+            "Transfer-Encoding: identity\r\n\r\n",
+            "Transfer-Encoding: chunked\r\n\r\n0\n\r\n",
+        ] {
+            let answer = server.ask(&format!("{head}{fault}{behind}")).await;
+            assert_eq!(status(&answer), "400", "{fault:?} {answer}");
+            assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{fault:?} {answer}");
+        }
+        let whole = format!("{head}Transfer-Encoding: chunked\r\n\r\n2\r\nxx\r\n0\r\n\r\n{behind}");
+        assert_eq!(server.ask(&whole).await.matches("HTTP/1.1 200 ").count(), 2);
+        server.stop().await;
+    }
+
+    #[tokio::test]
+    async fn trust_64_what_is_to_be_taken_within_a_time_is_taken_or_the_connection_ends() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a listener");
+        let deaf = TcpStream::connect(listener.local_addr().expect("an address")).await.expect("a connection");
+        let (stream, _) = listener.accept().await.expect("a connection");
+        let connection = Lobby::new().enter(false);
+        let mut socket = Socket::new(stream, connection.clone(), Limits::default());
+        connection.must_take_within(Duration::from_millis(100));
+        let block = [0; 65_536];
+        let error = within(async {
+            loop {
+                if let Err(error) = socket.write_all(&block).await {
+                    return error;
+                }
+            }
+        });
+        assert_eq!(error.await.kind(), io::ErrorKind::TimedOut);
+        drop(deaf);
     }
 
     #[tokio::test]
@@ -764,6 +919,12 @@ mod tests {
         for (open_files, connections) in [(None, 12_000), (Some(1 << 20), 12_000), (Some(1_024), 512), (Some(1), 1)] {
             let limits = Limits::default().within_open_files(open_files);
             assert_eq!(limits.connections, connections);
+        }
+        for (open_files, stores, streams) in
+            [(None, 512, 10_000), (Some(1 << 20), 512, 10_000), (Some(256), 16, 106), (Some(1), 1, 0)]
+        {
+            assert_eq!(stores_within_open_files(512, open_files), stores);
+            assert_eq!(Limits::default().within_open_files(open_files).streams(10_000), streams);
         }
         let raised = raise_open_file_limit();
         assert_eq!(raise_open_file_limit(), raised);

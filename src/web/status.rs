@@ -7,7 +7,8 @@ use axum::response::IntoResponse;
 use serde::{Deserialize, Serialize};
 
 use super::problem::Problem;
-use super::{App, Opened};
+use super::{App, Full, Opened, Who};
+use crate::clock;
 use crate::engine::{Device, Error, Health, Standing, Store, committed_state};
 use crate::likes::{count, schema};
 use crate::sync::{LinkState, LinkStatus, code};
@@ -111,12 +112,19 @@ pub(crate) fn digests(store: &Store) -> Result<Digests, Error> {
 pub(crate) async fn status(
     State(app): State<App>,
     RawQuery(query): RawQuery,
-    Opened { store, link, .. }: Opened,
+    Opened { store, link, who, .. }: Opened,
 ) -> Result<impl IntoResponse, Problem> {
     let link = link.borrow().clone();
     let mut report = StatusReport::of(&store, &app.device, &link).await?;
     let asks = |query: &str| query.split('&').any(|part| part.split('=').next() == Some("digests"));
     if query.as_deref().is_some_and(asks) {
+        let busy = |full: Full| {
+            full.problem("too-many-digests", "More digests are being counted", "Ask again in a moment.", 1)
+        };
+        let _lease = match who {
+            Who::Visitor => Some(app.shares.digests.lend(&who, 1).map_err(busy)?),
+            Who::Owner | Who::Token(_) => None,
+        };
         let digested = tokio::task::spawn_blocking(move || digests(&store)).await.map_err(Problem::internal)?;
         report.digests = Some(digested?);
     }
@@ -188,17 +196,18 @@ pub(crate) fn what_to_do(code: &str) -> Option<&'static str> {
 
 /// Date and time here, such as 2026-03-01 14:02.
 pub(crate) fn date_time(millis: u64) -> String {
-    let time = i64::try_from(millis).ok().and_then(|millis| jiff::Timestamp::from_millisecond(millis).ok());
-    let zoned = time.map(|time| time.to_zoned_datetime(jiff::tz::TimeZone::system()));
-    zoned.map(|zoned| zoned.strftime("%Y-%m-%d %H:%M").to_string()).unwrap_or_default()
+    here(millis).map(|time| time.strftime("%Y-%m-%d %H:%M").to_string()).unwrap_or_default()
 }
 
 /// The time of day here, such as 14:02; with the date when it isn't today's.
 fn clock_time(millis: u64) -> String {
-    let zoned = i64::try_from(millis).ok().and_then(|millis| jiff::Timestamp::from_millisecond(millis).ok());
-    let Some(zoned) = zoned.map(|time| time.to_zoned_datetime(jiff::tz::TimeZone::system())) else {
-        return String::new();
-    };
-    let is_today = zoned.date() == jiff::ZonedDateTime::now().date();
-    zoned.strftime(if is_today { "%H:%M" } else { "%e %B, %H:%M" }).to_string().trim().to_owned()
+    let Some(time) = here(millis) else { return String::new() };
+    let is_today = here(clock::unix_millis()).is_some_and(|now| now.date() == time.date());
+    time.strftime(if is_today { "%H:%M" } else { "%e %B, %H:%M" }).to_string().trim().to_owned()
+}
+
+/// The time `millis` after the Unix epoch as clocks here show it, unless no calendar has it.
+fn here(millis: u64) -> Option<jiff::ZonedDateTime> {
+    let time = jiff::Timestamp::from_millisecond(i64::try_from(millis).ok()?).ok()?;
+    Some(time.to_zoned_datetime(jiff::tz::TimeZone::system()))
 }

@@ -18,7 +18,7 @@ use crate::client::new_id;
 use crate::common::{printed, wait_for};
 
 /// A small file system, unmounted at the end.
-struct Mounted {
+pub(crate) struct Mounted {
     dir: TempDir,
 }
 
@@ -39,7 +39,7 @@ impl Mounted {
     }
 
     /// Makes one in memory.
-    fn in_memory(size: u64) -> Self {
+    pub(crate) fn in_memory(size: u64) -> Self {
         let mounted = Self { dir: tempfile::tempdir().expect("a directory") };
         mounted.mount(&["-t", "tmpfs", "-o", &format!("size={size}m"), "none"]);
         mounted
@@ -56,8 +56,14 @@ impl Mounted {
         );
     }
 
-    fn path(&self) -> PathBuf {
+    pub(crate) fn path(&self) -> PathBuf {
         self.dir.path().join("mounted")
+    }
+
+    /// Lets nobody write to it any more.
+    pub(crate) fn make_read_only(&self) {
+        let output = Command::new("mount").args(["-o", "remount,ro"]).arg(self.path()).output().expect("mount");
+        assert!(output.status.success(), "{}", text(&output));
     }
 }
 

@@ -17,6 +17,7 @@ mod full;
 mod image;
 mod power;
 mod random;
+mod read_only;
 mod shim;
 mod slow;
 mod trace;

@@ -225,7 +225,7 @@ proptest! {
         world.arrive(&pending, false);
         world.check();
         let log = log_of(world.replica());
-        let (_home, replayed) = replay(&log);
+        let (_home, replayed) = replay(bank(), &log);
         prop_assert_eq!(world.replica().state_digest().unwrap(), replayed.state_digest().unwrap());
         let head = log.last().map_or(Seq::START, |entry| entry.seq);
         let last = replayed.standing().unwrap().head;

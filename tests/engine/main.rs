@@ -4,6 +4,7 @@ mod crashes;
 mod damage;
 mod faults;
 mod formats;
+mod ledger;
 mod live;
 mod replica;
 mod session;

@@ -517,7 +517,7 @@ fn the_digest_of_a_state_is_of_its_content_and_not_of_its_pages() {
     replica.add(&events).unwrap();
     let digest = replica.state_digest().unwrap();
     assert_eq!(committed_state(&home.files()).unwrap().1, digest);
-    let (_other, replayed) = replay(&log_of(&replica));
+    let (_other, replayed) = replay(bank(), &log_of(&replica));
     assert_eq!(replayed.state_digest().unwrap(), digest);
     drop(replica);
     let conn = rusqlite::Connection::open(home.path("state.db")).unwrap();
@@ -607,7 +607,7 @@ fn trust_49_events_that_end_the_transaction_never_let_pending_ones_reach_the_dis
     home.check(&replica);
     replica.arrive(&page(9, &ours.split_off(3), false)).unwrap();
     home.check(&replica);
-    let (_other, replayed) = replay(&log_of(&replica));
+    let (_other, replayed) = replay(bank(), &log_of(&replica));
     assert_eq!(replica.state_digest().unwrap(), replayed.state_digest().unwrap());
 }
 

@@ -96,24 +96,28 @@ async fn of_many_that_want_to_be_the_last_store_one_is() {
 async fn while_as_many_stores_are_in_use_as_may_be_the_next_is_told_so() {
     let shelf = Shelf::new(bank(), StoreLimits { open: 2, ..StoreLimits::default() });
     let next = || shelf.stores.get(&"cyd".parse().unwrap());
+    next().unwrap().commit_envelope(like(0)).await.unwrap();
     let ann = shelf.store("ann");
     ann.commit_envelope(like(1)).await.unwrap();
+    shelf.store("bob").commit_envelope(like(2)).await.unwrap();
     let mut watched = shelf.store("bob").watch(count());
-    assert_eq!(watched.next().await, Ok(0));
-    for _ in 0..2 {
+    assert_eq!(watched.next().await, Ok(1));
+    for round in 0..2 {
         assert_eq!(next().unwrap_err(), Error::TooManyOpen, "a handle and a watch are uses");
-        shelf.store("ann").commit_envelope(like(2)).await.unwrap();
-        shelf.store("bob").commit_envelope(like(3)).await.unwrap();
+        assert_eq!(shelf.store("dan").read(count()).await, Ok(0), "to look at one without events takes no place");
+        assert_eq!(shelf.store("dan").commit_envelope(like(3)).await, Err(Error::TooManyOpen));
+        shelf.store("ann").commit_envelope(like(10 + round)).await.unwrap();
+        shelf.store("bob").commit_envelope(like(20)).await.unwrap();
     }
-    assert_eq!(at_once(watched.next()), Some(Ok(1)), "those in use go on");
+    assert_eq!(at_once(watched.next()), Some(Ok(2)), "those in use go on");
 
     drop(watched);
     let cyd = next().unwrap();
     cyd.commit_envelope(like(4)).await.unwrap();
     assert_eq!(shelf.stores.get(&"bob".parse().unwrap()).unwrap_err(), Error::TooManyOpen);
-    assert_eq!(ann.read(count()).await, Ok(2), "one in use made no room");
+    assert_eq!(ann.read(count()).await, Ok(3), "one in use made no room");
     drop(cyd);
-    assert_eq!(shelf.store("bob").read(count()).await, Ok(1));
+    assert_eq!(shelf.store("bob").read(count()).await, Ok(2));
 }
 
 #[tokio::test]
@@ -138,7 +142,9 @@ async fn a_store_that_was_let_go_of_has_its_events_when_it_is_opened_again() {
 async fn a_store_is_opened_again_only_when_it_has_finished_what_it_was_given() {
     let (schema, is_busy, gate) = gated();
     let shelf = Shelf::new(schema, StoreLimits { open: 2, ..StoreLimits::default() });
+    shelf.store("bob").commit_envelope(append(0, "b")).await.unwrap();
     let zoe = shelf.store("zoe");
+    zoe.commit_envelope(append(100, "z")).await.unwrap();
     let ann = shelf.store("ann");
     ann.commit_envelope(append(1, "a")).await.unwrap();
     assert_eq!(at_once(ann.commit_envelope(like(2))), None);
@@ -177,9 +183,49 @@ async fn looking_at_a_store_that_does_not_exist_creates_nothing() {
 }
 
 #[tokio::test]
+async fn trust_64_stores_without_events_cost_no_place_and_are_live_when_they_get_one() {
+    let shelf = Shelf::new(bank(), StoreLimits { open: 2, ..StoreLimits::default() });
+    let names: Vec<_> = (0..1_000).map(|n| format!("store-{n}")).collect();
+    let mut watches: Vec<_> = names.iter().map(|name| shelf.store(name).watch(count())).collect();
+    for watch in &mut watches {
+        assert_eq!(at_once(watch.next()), Some(Ok(0)), "it is answered without a thread");
+    }
+    for (name, watch) in names.iter().zip(&mut watches).take(2) {
+        assert_eq!(shelf.store(name).healthy().await, Health::Absent);
+        shelf.store(name).commit_envelope(like(1)).await.unwrap();
+        assert_eq!(at_once(watch.next()), Some(Ok(1)), "who watched before the first event is told of it");
+        assert!(matches!(shelf.store(name).healthy().await, Health::Open(_)));
+    }
+    assert_eq!(shelf.store(&names[2]).commit_envelope(like(1)).await, Err(Error::TooManyOpen));
+    drop(watches);
+    shelf.store(&names[2]).commit_envelope(like(1)).await.unwrap();
+    assert_eq!(shelf.store(&names[2]).read(count()).await, Ok(1));
+}
+
+/// Whoever begins to watch while the first event is stored sees the event, and not for the last time the empty store.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn trust_64_a_look_never_hides_the_first_event() {
+    let shelf = Shelf::new(bank(), StoreLimits::default());
+    for round in 0..200 {
+        let (looking, making) = (shelf.store(&format!("store-{round}")), shelf.store(&format!("store-{round}")));
+        let looking = tokio::spawn(async move {
+            let mut watches: Vec<_> = (0..20).map(|_| looking.watch(count())).collect();
+            for watch in &mut watches {
+                while watch.next().await.unwrap() != 1 {}
+            }
+        });
+        making.commit_envelope(like(1)).await.unwrap();
+        tokio::time::timeout(std::time::Duration::from_secs(180), looking).await.expect("they see it").unwrap();
+    }
+}
+
+#[tokio::test]
 async fn closed_stores_have_what_they_took_and_say_that_they_are_closed() {
     let shelf = Shelf::new(bank(), StoreLimits::default());
     let store = shelf.store("likes");
+    let absent = shelf.store("absent");
+    let mut empty = absent.watch(count());
+    assert_eq!(empty.next().await, Ok(0));
     let mut watch = store.watch(count());
     assert_eq!(watch.next().await, Ok(0));
     let mut commits: Vec<_> = (0..100).map(|n| Box::pin(store.commit_envelope(like(n)))).collect();
@@ -195,6 +241,9 @@ async fn closed_stores_have_what_they_took_and_say_that_they_are_closed() {
     assert_eq!(at_once(store.read(Query::<String>::first("SELECT text FROM note"))), Some(Err(Error::Closed)));
     assert_eq!(at_once(store.commit_envelope(like(100))), Some(Err(Error::Closed)));
     assert_eq!(shelf.stores.get(store.id()).unwrap_err(), Error::Closed);
+    assert_eq!(at_once(empty.next()), Some(Err(Error::Closed)));
+    assert_eq!(at_once(absent.commit_envelope(like(100))), Some(Err(Error::Closed)));
+    assert_eq!(events_on_disk(&absent), 0);
     assert_eq!(events_on_disk(&store), 100);
 }
 

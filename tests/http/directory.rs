@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::BufRead;
 use std::path::Path;
-use std::process::{Output, Stdio};
+use std::process::{Command, Output, Stdio};
 
 use crate::client::new_id;
 use crate::common::{Server, data_dir, errors, likewise, printed, run, run_with, wait_for};
@@ -22,7 +22,13 @@ fn assert_refused(data: &Path, needles: &[&str]) {
 /// How serving fails.
 fn refusal(data: &Path) -> Output {
     let mut command = likewise();
-    command.args(["serve", "--listen", "127.0.0.1:0"]).env("LIKEWISE_DATA", data);
+    command.env("LIKEWISE_DATA", data);
+    refusal_of(command)
+}
+
+/// How serving fails as this command, which has no arguments yet.
+pub(crate) fn refusal_of(mut command: Command) -> Output {
+    command.args(["serve", "--listen", "127.0.0.1:0"]);
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program starts");
     let mut ready = String::new();
     let mut stdout = std::io::BufReader::new(child.stdout.take().expect("its output"));

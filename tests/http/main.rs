@@ -10,4 +10,7 @@ mod crash;
 mod directory;
 mod guard;
 mod hostile;
+mod odd;
+mod overload;
+mod owners;
 mod serving;

@@ -313,7 +313,11 @@ fn trust_64_a_redirect_takes_the_token_nowhere() {
     let elsewhere = TcpListener::bind("127.0.0.1:0").unwrap();
     let asked = Arc::new(AtomicU64::new(0));
     let (counting, address) = (Arc::clone(&asked), elsewhere.local_addr().unwrap());
-    thread::spawn(move || elsewhere.incoming().for_each(|_| drop(counting.fetch_add(1, Ordering::SeqCst))));
+    thread::spawn(move || {
+        for _ in elsewhere.incoming() {
+            counting.fetch_add(1, Ordering::SeqCst);
+        }
+    });
     for status in
         ["301 Moved Permanently", "302 Found", "303 See Other", "307 Temporary Redirect", "308 Permanent Redirect"]
     {
@@ -344,7 +348,7 @@ fn trust_64_a_hub_that_says_diverged_for_ever_has_it_repaired_a_few_times() {
     let events = Arc::new(hub.export());
     let asked = AtomicU64::new(0);
     let lie = move |request: &str, client: &mut TcpStream| {
-        if request.starts_with("POST ") || asked.fetch_add(1, Ordering::SeqCst) % 2 == 0 {
+        if request.starts_with("POST ") || asked.fetch_add(1, Ordering::SeqCst).is_multiple_of(2) {
             let body = json!({ "code": "diverged", "detail": "", "head": 1, "checkpoints": [{ "seq": 0, "digest": "0".repeat(64) }] });
             return client.write_all(problem("409 Conflict", &body).as_bytes());
         }

@@ -13,6 +13,7 @@ mod liars;
 mod logs;
 mod masses;
 mod proxy;
+mod shares;
 mod story;
 mod support;
 mod tls;

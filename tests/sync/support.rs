@@ -442,7 +442,7 @@ impl Wire {
             reader.read_exact(&mut body).unwrap();
             return Err((status, serde_json::from_slice(&body).unwrap()));
         }
-        Ok(Pull { head, body: Chunks { reader, left: 0 }, text: Vec::new() })
+        Ok(Pull { head, body: Chunks { reader, left: 0 }, text: Vec::new(), searched: 0 })
     }
 
     /// What a pull from the beginning says first.
@@ -472,16 +472,21 @@ pub struct Pull {
     pub head: String,
     body: Chunks,
     text: Vec<u8>,
+    /// How much of the text was searched for the end of an event.
+    searched: usize,
 }
 
 impl Pull {
     /// The next event as its bytes; nothing at the end.
     pub fn next_bytes(&mut self) -> Option<String> {
         loop {
-            if let Some(end) = self.text.windows(2).position(|window| window == b"\n\n") {
-                let event = self.text.drain(..end + 2).collect();
+            let unsearched = &self.text[self.searched..];
+            if let Some(end) = unsearched.windows(2).position(|window| window == b"\n\n") {
+                let event = self.text.drain(..self.searched + end + 2).collect();
+                self.searched = 0;
                 return Some(String::from_utf8(event).unwrap());
             }
+            self.searched = self.text.len().saturating_sub(1);
             let mut buffer = [0; 65_536];
             match self.body.read(&mut buffer) {
                 Ok(0) | Err(_) => return None,

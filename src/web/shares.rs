@@ -1,0 +1,338 @@
+//! What strangers can make the server hold is bounded, and shared out: the owner, the tokens and the visitors each have a
+//! part that nobody else can take, and what nobody needs is lent to whoever asks first.
+//!
+//! Shares go by what a request proves about who sent it, not by its address: behind a proxy all have the same one.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use axum::http::StatusCode;
+
+use super::problem::Problem;
+use crate::engine::{Device, Spare, StoreLimits};
+
+/// Bytes of request bodies that are held at a time, until they are answered. A push of the largest size takes several times
+/// its bytes while it is decoded, so this is a tenth of what a small machine has.
+const BODIES: Quota = Quota { total: 48 << 20, kept: [4 << 20, 24 << 20, 4 << 20], a_token: 12 << 20 };
+
+/// Bytes of pages in pull streams that are larger than the least; without a part of it a pull goes on in small pages. A
+/// client that reads nothing keeps what it was sent until it is disconnected.
+const PAGES: Quota = Quota { total: 64 << 20, kept: [0, 64 << 20, 0], a_token: 8 << 20 };
+
+/// New stores of all visitors together: so many at once, and then so many an hour. Anyone who can like can make one, and a
+/// store is for good.
+const VISITORS_STORES: Rate = Rate { burst: 100.0, per_second: 100.0 / 3_600.0 };
+
+/// The part of all stores that one token can have made: one of so many.
+pub(crate) const TOKENS_STORES: u64 = 4;
+
+/// Beginnings of pull streams, a token. A device begins one for each of its stores, so thousands at once are fine when a hub
+/// comes back; a hundred a second for ever are not.
+const PULLS: Rate = Rate { burst: 10_000.0, per_second: 100.0 };
+
+/// What a pull costs of [`PULLS`] to which the answer is that the logs differ: it takes as long as so many others.
+pub(crate) const DIVERGED: f64 = 20.0;
+
+/// Names of events that a token brings to stores that didn't know them: so many at once, and then so many an hour. A name is
+/// kept in memory while its store is open, and an app has a few dozen.
+const NAMES: Rate = Rate { burst: 10_000.0, per_second: 1_000.0 / 3_600.0 };
+
+/// Digests of states that are counted for visitors at a time. Each reads a whole state.
+const DIGESTS: Quota = Quota { total: 2, kept: [0, 0, 0], a_token: 0 };
+
+/// Stores that visitors of an instance with an upstream can have it ask for there that don't exist here.
+pub(crate) const VISITORS_LINKS: usize = 256;
+
+/// Who sent a request.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Who {
+    /// Somebody on this machine, under a name that only means this machine.
+    Owner,
+    /// A device with a valid token.
+    Token(Device),
+    /// Anybody else.
+    Visitor,
+}
+
+impl Who {
+    fn class(&self) -> usize {
+        match self {
+            Self::Owner => 0,
+            Self::Token(_) => 1,
+            Self::Visitor => 2,
+        }
+    }
+
+    /// What they leave to others of the room for stores. Tokens leave a part to the owner, and visitors one to both.
+    pub(crate) fn spare(&self, limits: StoreLimits) -> Spare {
+        let StoreLimits { stores, open, .. } = limits;
+        match self {
+            Self::Owner => Spare::default(),
+            Self::Token(_) => Spare { stores: stores / 10, open: open / 8 },
+            Self::Visitor => Spare { stores: stores / 5 * 2, open: open / 4 },
+        }
+    }
+}
+
+/// How much there is of something, and who can rely on which part of it.
+#[derive(Clone, Copy, Debug)]
+struct Quota {
+    total: usize,
+    /// What the owner, the tokens and the visitors can have whatever the others take.
+    kept: [usize; 3],
+    /// The most that one token can have.
+    a_token: usize,
+}
+
+/// Something that is lent in parts.
+#[derive(Clone)]
+pub(crate) struct Pool {
+    quota: Quota,
+    used: Arc<Mutex<Used>>,
+}
+
+#[derive(Default)]
+struct Used {
+    by_class: [usize; 3],
+    by_token: HashMap<Device, usize>,
+}
+
+/// Why nothing more is lent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Full {
+    /// The token has its share.
+    Share,
+    /// There is no more for anybody like them.
+    All,
+}
+
+impl Full {
+    /// The answer to who asked: `what` there are too many of, and what to do meanwhile.
+    pub(crate) fn problem(self, code: &'static str, what: &'static str, advice: &'static str, wait: u32) -> Problem {
+        match self {
+            Self::Share => Problem::new(StatusCode::TOO_MANY_REQUESTS, code, share(what), advice).retry_after(wait),
+            Self::All => Problem::unavailable(code, format!("{what} than this server takes at a time."), advice, wait),
+        }
+    }
+}
+
+fn share(what: &str) -> String {
+    format!("{what} than one token may have.")
+}
+
+impl Pool {
+    fn new(quota: Quota) -> Self {
+        Self { quota, used: Arc::default() }
+    }
+
+    /// Lends `amount` until it is given back by dropping it.
+    pub(crate) fn lend(&self, who: &Who, amount: usize) -> Result<Lease, Full> {
+        let mut lease = Lease { pool: self.clone(), who: who.clone(), amount: 0 };
+        lease.extend(amount)?;
+        Ok(lease)
+    }
+
+    fn used(&self) -> MutexGuard<'_, Used> {
+        self.used.lock().expect("BUG: lending panicked")
+    }
+}
+
+/// A part that is lent.
+pub(crate) struct Lease {
+    pool: Pool,
+    who: Who,
+    amount: usize,
+}
+
+impl Lease {
+    /// Lends more to the same.
+    pub(crate) fn extend(&mut self, amount: usize) -> Result<(), Full> {
+        let Quota { total, kept, a_token } = self.pool.quota;
+        let mut used = self.pool.used();
+        let class = self.who.class();
+        // What the others have not taken of their parts stays there for them.
+        let unclaimed = (0..kept.len()).filter(|other| *other != class);
+        let unclaimed: usize = unclaimed.map(|other| kept[other].saturating_sub(used.by_class[other])).sum();
+        let after = used.by_class.iter().sum::<usize>() + amount;
+        if after > total || used.by_class[class] + amount > kept[class] && after + unclaimed > total {
+            return Err(Full::All);
+        }
+        if let Who::Token(device) = &self.who {
+            let own = used.by_token.get(device).copied().unwrap_or_default() + amount;
+            if own > a_token {
+                return Err(Full::Share);
+            }
+            used.by_token.insert(device.clone(), own);
+        }
+        used.by_class[class] += amount;
+        self.amount += amount;
+        Ok(())
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        let mut used = self.pool.used();
+        used.by_class[self.who.class()] -= self.amount;
+        if let Who::Token(device) = &self.who
+            && let Some(own) = used.by_token.get_mut(device)
+        {
+            *own -= self.amount;
+            if *own == 0 {
+                used.by_token.remove(device);
+            }
+        }
+    }
+}
+
+/// How often something may happen: so many times at once, and then so many a second.
+#[derive(Clone, Copy, Debug)]
+struct Rate {
+    burst: f64,
+    per_second: f64,
+}
+
+/// Counts how often something happens, for each who does it. The owner is not counted.
+pub(crate) struct Meter {
+    rate: Rate,
+    /// What each has left, as of when. Tokens are few, for the owner makes them.
+    left: Mutex<HashMap<Who, (f64, Instant)>>,
+}
+
+impl Meter {
+    fn new(rate: Rate) -> Self {
+        Self { rate, left: Mutex::default() }
+    }
+
+    /// Counts `amount`. When that is too much, nothing is counted, and it is said how long to wait.
+    pub(crate) fn take(&self, who: &Who, amount: f64) -> Result<(), Duration> {
+        self.take_at(who, amount, Instant::now())
+    }
+
+    fn take_at(&self, who: &Who, amount: f64, now: Instant) -> Result<(), Duration> {
+        if *who == Who::Owner {
+            return Ok(());
+        }
+        let Rate { burst, per_second } = self.rate;
+        let mut all = self.left.lock().expect("BUG: counting panicked");
+        let (left, since) = all.entry(who.clone()).or_insert((burst, now));
+        *left = burst.min(*left + per_second * now.saturating_duration_since(*since).as_secs_f64());
+        *since = now;
+        if *left < amount {
+            return Err(Duration::from_secs_f64((amount - *left) / per_second));
+        }
+        *left -= amount;
+        Ok(())
+    }
+
+    /// Counts `amount` whether or not that is too much: what comes next has to wait.
+    pub(crate) fn charge(&self, who: &Who, amount: f64) {
+        if let Some((left, _)) = self.left.lock().expect("BUG: counting panicked").get_mut(who) {
+            *left = (*left - amount).max(0.0);
+        }
+    }
+
+    /// Takes back what was counted for nothing.
+    pub(crate) fn give_back(&self, who: &Who, amount: f64) {
+        if let Some((left, _)) = self.left.lock().expect("BUG: counting panicked").get_mut(who) {
+            *left = self.rate.burst.min(*left + amount);
+        }
+    }
+}
+
+/// Everything that is shared out.
+pub(crate) struct Shares {
+    /// Open event streams: pages of the owner and of visitors, pulls of tokens.
+    pub(crate) streams: Pool,
+    /// Stores that open pages keep open.
+    pub(crate) held: Pool,
+    pub(crate) bodies: Pool,
+    pub(crate) pages: Pool,
+    pub(crate) digests: Pool,
+    pub(crate) visitors_stores: Meter,
+    pub(crate) pulls: Meter,
+    pub(crate) names: Meter,
+}
+
+impl Shares {
+    /// The shares of a server with so many `streams` at most, and stores within `limits`.
+    pub(crate) fn new(streams: usize, limits: StoreLimits) -> Self {
+        let kept = [streams / 8, streams / 4, streams / 8];
+        let streams = Quota { total: streams, kept, a_token: (streams / 8).max(1) };
+        // Less than the room there is, so that requests and pulls, which need a store for a moment, find some.
+        let total = limits.open - limits.open / 8;
+        let held = Quota { total, kept: [total / 4, 0, total / 4], a_token: 0 };
+        Self {
+            streams: Pool::new(streams),
+            held: Pool::new(held),
+            bodies: Pool::new(BODIES),
+            pages: Pool::new(PAGES),
+            digests: Pool::new(DIGESTS),
+            visitors_stores: Meter::new(VISITORS_STORES),
+            pulls: Meter::new(PULLS),
+            names: Meter::new(NAMES),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn token(name: &str) -> Who {
+        Who::Token(name.parse().expect("a name"))
+    }
+
+    fn pool() -> Pool {
+        Pool::new(Quota { total: 100, kept: [10, 30, 20], a_token: 25 })
+    }
+
+    fn all(pool: &Pool, who: &Who) -> Vec<Lease> {
+        std::iter::from_fn(|| pool.lend(who, 1).ok()).collect()
+    }
+
+    #[test]
+    fn trust_64_whoever_comes_first_leaves_the_others_their_part() {
+        let pool = pool();
+        let visitors = all(&pool, &Who::Visitor);
+        assert_eq!(visitors.len(), 60, "all but what is kept for the owner and for tokens");
+        let phone = all(&pool, &token("phone"));
+        assert_eq!(phone.len(), 25, "no more than a token's share");
+        assert_eq!(pool.lend(&token("phone"), 1).err(), Some(Full::Share));
+        assert_eq!(all(&pool, &token("laptop")).len(), 5);
+        let owner = all(&pool, &Who::Owner);
+        assert_eq!(owner.len(), 10);
+        assert_eq!(pool.lend(&Who::Owner, 1).err(), Some(Full::All));
+        drop((visitors, phone, owner));
+        assert_eq!(all(&pool, &Who::Owner).len(), 50, "what nobody needs is lent");
+    }
+
+    #[test]
+    fn what_is_lent_in_pieces_comes_back_whole() {
+        let pool = pool();
+        let mut lease = pool.lend(&token("phone"), 5).expect("room");
+        lease.extend(20).expect("room");
+        assert_eq!(lease.extend(1), Err(Full::Share));
+        drop(lease);
+        assert!(pool.used().by_token.is_empty());
+        assert_eq!(pool.used().by_class, [0; 3]);
+    }
+
+    #[test]
+    fn what_happens_too_often_has_to_wait_and_the_owner_never() {
+        let meter = Meter::new(Rate { burst: 2.0, per_second: 0.5 });
+        let start = Instant::now();
+        for _ in 0..2 {
+            assert_eq!(meter.take_at(&Who::Visitor, 1.0, start), Ok(()));
+        }
+        assert_eq!(meter.take_at(&Who::Visitor, 1.0, start), Err(Duration::from_secs(2)));
+        assert_eq!(meter.take_at(&token("phone"), 1.0, start), Ok(()), "each is counted alone");
+        assert_eq!(meter.take_at(&Who::Visitor, 1.0, start + Duration::from_secs(2)), Ok(()));
+        meter.give_back(&Who::Visitor, 1.0);
+        assert_eq!(meter.take_at(&Who::Visitor, 1.0, start + Duration::from_secs(2)), Ok(()));
+        for _ in 0..100 {
+            assert_eq!(meter.take_at(&Who::Owner, 1.0, start), Ok(()));
+        }
+    }
+}
