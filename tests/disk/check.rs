@@ -9,6 +9,7 @@ use std::sync::Mutex;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::client::{agent, new_id};
@@ -93,8 +94,8 @@ fn number(name: &str) -> Option<u64> {
 pub(crate) enum Cuts {
     /// At so many moments that the seeds choose.
     Random(usize),
-    /// After each record, once.
-    Everywhere,
+    /// After each record in turn; of so many each is taken once, unless more images are asked for.
+    EachOf(usize),
 }
 
 /// Records `scenario`, and checks images of it with `check`, which is told what had been acknowledged before the power was
@@ -114,7 +115,7 @@ pub(crate) fn power_cuts(
         let steps = recording.records.len();
         let usual = match cuts {
             Cuts::Random(usual) => usual,
-            Cuts::Everywhere => steps,
+            Cuts::EachOf(stride) => steps.div_ceil(stride),
         };
         let wanted = number("LIKEWISE_IMAGES").map_or(usual, |number| usize::try_from(number).expect("a number"));
         let count = (wanted - outcome.images).min(OF_ONE.max(usual));
@@ -122,8 +123,10 @@ pub(crate) fn power_cuts(
             let mut random = Random::new(seed);
             let cut = match cuts {
                 Cuts::Random(_) => recording.choose_cut(&mut random),
-                // The first record says only what the trace is about.
-                Cuts::Everywhere => 1 + usize::try_from(seed - 1).expect("a seed") % steps,
+                Cuts::EachOf(stride) => {
+                    let (turn, at) = ((seed - 1) as usize / usual, (seed - 1) as usize % usual);
+                    1 + (at * stride + turn) % steps
+                }
             };
             (cut, seed, random)
         });
@@ -139,35 +142,45 @@ pub(crate) fn power_cuts(
 struct Recording {
     path: PathBuf,
     records: Vec<Record>,
+    notes: Notes,
+}
+
+/// What is kept beside a trace.
+#[derive(Serialize, Deserialize)]
+struct Notes {
+    /// How far the trace had come when the power could first be cut.
+    start: u64,
+    /// What was acknowledged, and how far the trace had come then.
     acknowledged: Vec<(String, u64)>,
 }
 
 impl Recording {
     fn of(dir: &Path, scenario: impl Fn(&Recorder)) -> Self {
-        let (path, acknowledged) = match std::env::var_os("LIKEWISE_TRACE") {
+        let (path, notes) = match std::env::var_os("LIKEWISE_TRACE") {
             Some(path) => {
                 let path = PathBuf::from(path);
-                let told = fs::read(path.with_extension("acknowledged")).expect("what was acknowledged");
-                (path, serde_json::from_slice(&told).expect("what was acknowledged"))
+                let notes = fs::read(path.with_extension("notes")).expect("the notes beside the trace");
+                (path, serde_json::from_slice(&notes).expect("the notes beside the trace"))
             }
             None => {
                 let recorder = Recorder::new();
                 scenario(&recorder);
                 let path = dir.join("trace");
                 fs::rename(recorder.trace(), &path).expect("the trace");
-                (path, recorder.acknowledged())
+                (path, Notes { start: recorder.start(), acknowledged: recorder.acknowledged() })
             }
         };
         let records = trace::read(&path);
         assert!(records.len() > 1, "nothing was recorded");
-        Self { path, records, acknowledged }
+        Self { path, records, notes }
     }
 
     /// After how many records the power is cut: anywhere, or as something was acknowledged.
     fn choose_cut(&self, random: &mut Random) -> usize {
-        let Self { records, acknowledged, .. } = self;
+        let Self { records, notes: Notes { start, acknowledged }, .. } = self;
+        let first = records.partition_point(|record| record.end <= *start).max(1);
         if acknowledged.is_empty() || random.chance(40) {
-            return 1 + random.below(records.len());
+            return first + random.below(records.len() + 1 - first);
         }
         let (_, position) = acknowledged[random.below(acknowledged.len())];
         records.partition_point(|record| record.end <= position)
@@ -211,7 +224,7 @@ impl Recording {
     /// What was acknowledged before the power was cut.
     fn due(&self, cut: usize) -> Vec<String> {
         let end = self.records[cut - 1].end;
-        self.acknowledged.iter().filter(|(_, at)| *at <= end).map(|(what, _)| what.clone()).collect()
+        self.notes.acknowledged.iter().filter(|(_, at)| *at <= end).map(|(what, _)| what.clone()).collect()
     }
 }
 
@@ -238,8 +251,8 @@ impl Outcome {
         let to = dir.join(format!("{name}-{seed}.trace"));
         if recording.path != to {
             fs::copy(&recording.path, &to).expect("the trace kept");
-            let told = serde_json::to_vec(&recording.acknowledged).expect("JSON");
-            fs::write(to.with_extension("acknowledged"), told).expect("what was acknowledged kept");
+            let notes = serde_json::to_vec(&recording.notes).expect("JSON");
+            fs::write(to.with_extension("notes"), notes).expect("the notes kept");
         }
         self.kept.push(to);
     }
@@ -377,7 +390,7 @@ pub(crate) fn words(page: &str) -> String {
     out.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// The ids that a data directory exports, those set aside left out; nothing when there is no store.
+/// The ids of the likes that a data directory exports, those set aside left out; nothing when there is no store.
 pub(crate) fn exported(data: &Path) -> Result<Vec<String>, String> {
     let output = run(data, &["export"]);
     if !output.status.success() {
@@ -387,7 +400,7 @@ pub(crate) fn exported(data: &Path) -> Result<Vec<String>, String> {
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let lines = text.lines().map(|line| serde_json::from_str::<Value>(line).expect("a line of JSON"));
     Ok(lines
-        .filter(|line| line["set_aside"].is_null())
+        .filter(|line| line["set_aside"].is_null() && line["name"] == "LikeAdded")
         .map(|line| line["id"].as_str().expect("an id").to_owned())
         .collect())
 }

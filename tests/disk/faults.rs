@@ -135,14 +135,14 @@ const NO_ROOM_OR_BROKEN: [(Errno, bool, bool); 4] =
 
 #[test]
 fn trust_05_a_write_that_fails() {
-    every(Class::Writes, 17, &NO_ROOM_OR_BROKEN);
+    every(Class::Writes, 37, &NO_ROOM_OR_BROKEN);
 }
 
 #[test]
 fn trust_05_a_sync_that_fails() {
     let kinds =
         [(Errno::IO, false, true), (Errno::IO, true, false), (Errno::IO, true, true), (Errno::IO, false, false)];
-    every(Class::Syncs, 7, &kinds);
+    every(Class::Syncs, 13, &kinds);
 }
 
 #[test]
@@ -152,7 +152,7 @@ fn trust_05_a_name_that_can_not_be_changed() {
 
 #[test]
 fn trust_05_a_file_that_can_not_be_opened_or_made() {
-    every(Class::Opens, 7, &NO_ROOM_OR_BROKEN);
+    every(Class::Opens, 11, &NO_ROOM_OR_BROKEN);
 }
 
 /// What happens after a sync that failed.
@@ -206,7 +206,7 @@ fn failed_syncs(drops: bool) {
     let mut all = Outcome::default();
     for then in [Then::Works, Then::Fails, Then::Dies] {
         let name = format!("failed-sync-{then:?}{}", if drops { "-drops" } else { "" }).to_lowercase();
-        all.add(power_cuts(&name, Cuts::Random(25), |recorder| failed_sync(recorder, drops, then), check));
+        all.add(power_cuts(&name, Cuts::Random(12), |recorder| failed_sync(recorder, drops, then), check));
     }
     all.assert_well("failed syncs");
 }

@@ -104,7 +104,7 @@ fn first_likes(recorder: &Recorder) {
 
 #[test]
 fn trust_60_a_power_cut_at_each_step_of_the_first_start_and_of_a_clean_end() {
-    power_cuts("first-likes", Cuts::Everywhere, first_likes, one).assert_well("first-likes");
+    power_cuts("first-likes", Cuts::EachOf(4), first_likes, one).assert_well("first-likes");
 }
 
 fn several_writers(recorder: &Recorder) {
@@ -120,7 +120,7 @@ fn several_writers(recorder: &Recorder) {
 
 #[test]
 fn trust_04_a_power_cut_under_several_writers() {
-    power_cuts("commits", Cuts::Random(60), several_writers, one).assert_well("commits");
+    power_cuts("commits", Cuts::Random(40), several_writers, one).assert_well("commits");
 }
 
 fn kill_and_retry(recorder: &Recorder) {
@@ -144,7 +144,7 @@ fn kill_and_retry(recorder: &Recorder) {
 
 #[test]
 fn trust_58_a_like_whose_sync_a_kill_ended_and_that_was_posted_again() {
-    power_cuts("kill-and-retry", Cuts::Random(60), kill_and_retry, one).assert_well("kill-and-retry");
+    power_cuts("kill-and-retry", Cuts::Random(40), kill_and_retry, one).assert_well("kill-and-retry");
 }
 
 /// Whether the checker notices that something acknowledged is gone. Where the program notices that itself, it refuses.
@@ -161,7 +161,7 @@ fn trust_04_the_checker_notices_when_logs_are_not_synced() {
         several_writers(recorder);
         assert!(recorder.swallowed() > 0);
     };
-    assert_noticed(&power_cuts("control-wal", Cuts::Random(30), scenario, one));
+    assert_noticed(&power_cuts("control-wal", Cuts::Random(15), scenario, one));
 }
 
 #[test]
@@ -171,7 +171,7 @@ fn trust_58_the_checker_notices_when_what_is_found_is_not_synced() {
         kill_and_retry(recorder);
         assert!(recorder.swallowed() > 0);
     };
-    assert_noticed(&power_cuts("control-first", Cuts::Random(60), scenario, one));
+    assert_noticed(&power_cuts("control-first", Cuts::Random(15), scenario, one));
 }
 
 /// A process that dies at each of its steps, and a power cut soon after the next one has begun to answer.
@@ -225,7 +225,7 @@ fn rebuild(recorder: &Recorder) {
 
 #[test]
 fn trust_60_a_power_cut_while_the_state_is_made_anew() {
-    power_cuts("rebuild", Cuts::Random(60), rebuild, one).assert_well("rebuild");
+    power_cuts("rebuild", Cuts::Random(30), rebuild, one).assert_well("rebuild");
 }
 
 #[test]
@@ -244,7 +244,7 @@ fn trust_60_a_power_cut_while_data_of_an_older_format_is_moved_on() {
             assert!(server.terminate().success());
         };
         let name = format!("older-{name}");
-        power_cuts(&name, Cuts::Random(30), scenario, one).assert_well(&name);
+        power_cuts(&name, Cuts::Random(12), scenario, one).assert_well(&name);
     }
 }
 
@@ -260,7 +260,7 @@ fn trust_60_a_power_cut_during_an_import() {
         acknowledge(recorder, "data", &ids);
         recorder.kill(server);
     };
-    power_cuts("import", Cuts::Random(40), scenario, one).assert_well("import");
+    power_cuts("import", Cuts::Random(20), scenario, one).assert_well("import");
 }
 
 #[test]
@@ -295,7 +295,7 @@ fn trust_60_a_power_cut_during_a_backup() {
         }
         findings
     };
-    power_cuts("backup", Cuts::Random(60), scenario, check).assert_well("backup");
+    power_cuts("backup", Cuts::Random(30), scenario, check).assert_well("backup");
 }
 
 #[test]
@@ -349,7 +349,7 @@ fn trust_60_a_power_cut_while_tokens_come_and_go() {
         findings.extend(one(image, due));
         findings
     };
-    power_cuts("tokens", Cuts::Random(60), scenario, check).assert_well("tokens");
+    power_cuts("tokens", Cuts::Random(30), scenario, check).assert_well("tokens");
 }
 
 /// The status of a watched instance.
@@ -434,5 +434,5 @@ fn trust_60_a_power_cut_of_a_device_and_its_hub() {
         }
         findings
     };
-    power_cuts("hub-and-device", Cuts::Random(50), hub_and_device, check).assert_well("hub-and-device");
+    power_cuts("hub-and-device", Cuts::Random(24), hub_and_device, check).assert_well("hub-and-device");
 }

@@ -4,6 +4,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
@@ -69,6 +70,7 @@ pub(crate) struct Recorder {
     dir: TempDir,
     control: File,
     acknowledged: Mutex<Vec<(String, u64)>>,
+    start: AtomicU64,
 }
 
 impl Recorder {
@@ -81,7 +83,7 @@ impl Recorder {
         let control = File::options().read(true).write(true).create_new(true).open(dir.path().join("control"));
         let control = control.expect("a file to tell the recorder what to do");
         control.set_len(CONTROL).expect("its size");
-        Self { dir, control, acknowledged: Mutex::default() }
+        Self { dir, control, acknowledged: Mutex::default(), start: AtomicU64::default() }
     }
 
     /// The directory that is watched.
@@ -122,12 +124,18 @@ impl Recorder {
         Server::spawn(command, &self.root().join(data))
     }
 
-    /// Puts a copy of the directory `from` below the root, durably.
+    /// Puts a copy of the directory `from` below the root, durably, before the power can be cut.
     pub(crate) fn bring(&self, from: &Path, name: &str) {
         let mut shell = Command::new("sh");
         shell.args(["-ec", r#"cp -r "$0" "$1"; find "$1/.." -exec sync {} +"#]).arg(from).arg(self.root().join(name));
         let output = self.watch(shell).output().expect("a shell");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        self.start.store(self.position(), Ordering::Relaxed);
+    }
+
+    /// How far the trace had come when what is tested began.
+    pub(crate) fn start(&self) -> u64 {
+        self.start.load(Ordering::Relaxed)
     }
 
     /// How far the trace has come: whatever is known now came of what is in it up to here.
