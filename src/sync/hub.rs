@@ -198,10 +198,11 @@ pub(crate) async fn push(
         .names
         .take(&who, names)
         .map_err(|wait| too_often("too-many-new-names", "This token brings new names of events too fast.", wait))?;
-    if incoming.needs_log() {
-        app.begin(&store, &who)?;
-    }
     let needs_log = incoming.needs_log();
+    if needs_log && let Err(problem) = app.begin(&store, &who) {
+        app.shares.names.give_back(&who, names);
+        return Err(problem);
+    }
     let (tokens, shown) = (app.hub.tokens.clone(), token.clone());
     let act = move |replica: Option<&mut Replica>| {
         // It may have been revoked while the push was on its way.
@@ -211,7 +212,7 @@ pub(crate) async fn push(
         let Some(replica) = replica else { return Ok(Some((incoming.store(None)?, 0))) };
         let before = replica.names();
         let pushed = incoming.store(Some(replica))?;
-        Ok(Some((pushed, replica.names() - before)))
+        Ok(Some((pushed, replica.names().saturating_sub(before))))
     };
     let stored =
         if needs_log { store.with(move |replica| act(Some(replica))).await } else { store.look_if_any(act).await };
@@ -362,7 +363,7 @@ struct PullStream {
     handed: Option<Instant>,
     /// Of the last page.
     size: PageSize,
-    /// What the last page takes up, if it was larger than the least.
+    /// What the page that is being taken takes up, if it is larger than the least.
     room: Option<Lease>,
     who: Who,
     spare: Spare,
@@ -374,6 +375,8 @@ struct PullStream {
 
 impl PullStream {
     async fn next(&mut self) -> Option<Bytes> {
+        // The last page is taken.
+        self.room = None;
         if let Some(hello) = self.hello.take() {
             return Some(sse::frame("hello", &hello));
         }
@@ -415,7 +418,6 @@ impl PullStream {
 
     /// How large the next page may be: larger than the last if the client took that at once and there is room.
     fn next_size(&mut self) -> PageSize {
-        self.room = None;
         let is_quick = self.handed.is_some_and(|handed| handed.elapsed() < QUICK);
         let PageSize { events, bytes } = self.size;
         let larger = PageSize { events: PAGE.events.min(4 * events), bytes: PAGE.bytes.min(4 * bytes) };

@@ -88,6 +88,12 @@ impl TokenFile {
         })
     }
 
+    /// Makes durable what is found: whoever wrote it may not have come to that, and a device that was let in would be
+    /// locked out after a power cut.
+    pub(crate) fn secure(&self) -> anyhow::Result<()> {
+        if self.list()?.is_empty() { Ok(()) } else { self.change(|_| Ok(())) }
+    }
+
     /// Copies the tokens to another data directory, if there are any.
     pub(crate) fn copy_to(&self, dir: &Path) -> anyhow::Result<()> {
         let tokens = self.list()?;
@@ -150,6 +156,7 @@ impl Tokens {
     /// Reads the file, and goes on to look for changes until `shutdown`.
     pub(crate) fn follow(file: TokenFile, shutdown: CancellationToken) -> anyhow::Result<Self> {
         let list = watch::channel(Vec::new()).0;
+        file.secure()?;
         let shared = Arc::new(Shared { file, list, stamp: Mutex::default() });
         shared.look()?;
         let looking = Arc::clone(&shared);

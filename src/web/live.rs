@@ -305,6 +305,29 @@ mod tests {
         drop(second);
     }
 
+    #[tokio::test]
+    async fn trust_64_pages_of_visitors_keep_so_many_stores_open_and_leave_room_for_others() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let limits = StoreLimits { open: 8, ..StoreLimits::default() };
+        let app = app(dir.path(), crate::likes::schema(), limits, 100);
+        let strangers = crate::web::routes(Arc::clone(&app));
+        let owners = crate::web::protect(crate::web::routes(app), crate::web::Policy::default());
+        for store in 0..8 {
+            assert_eq!(ask(&owners, "POST", &format!("/s/{store}/likes")).await.status(), StatusCode::SEE_OTHER);
+        }
+        let mut streams = Vec::new();
+        for store in 0..8 {
+            streams.push(ask(&strangers, "GET", &format!("/s/{store}/live")).await);
+        }
+        let live = streams.iter().filter(|stream| stream.status() == StatusCode::OK).count();
+        assert_eq!(live, 6, "one place is the owner's, and one is for those who need a store for a moment");
+        assert_eq!(ask(&strangers, "GET", "/s/0/live").await.status(), StatusCode::OK, "the same store takes no other");
+        for store in 0..10 {
+            assert_eq!(ask(&owners, "POST", &format!("/s/{store}/likes")).await.status(), StatusCode::SEE_OTHER);
+        }
+        assert_eq!(ask(&owners, "GET", "/s/7/live").await.status(), StatusCode::OK);
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_quiet_stream_says_every_15_seconds_that_it_is_alive() {
         let (frames, receiver) = watch::channel(Frames::default());

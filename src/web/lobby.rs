@@ -129,6 +129,8 @@ impl Connection {
 
     /// A request came, and is answered until what this gives is dropped.
     pub(super) fn answer(&self) -> Answering {
+        // What the answer before had to be taken by is no matter of this one.
+        self.inner.take_by.store(u64::MAX, Ordering::Relaxed);
         self.change(|state| state.is_answering = true);
         Answering(self.clone())
     }
@@ -265,7 +267,11 @@ mod tests {
         assert!(lobby.make_room(), "it is idle");
         let answering = first.answer();
         assert!(!has_to_go(&first), "its request came in time");
-        drop((answering, first, second, third, local));
+        first.must_take_within(Duration::ZERO);
+        assert_eq!(first.time_to_take(), Duration::ZERO);
+        let next = first.answer();
+        assert!(first.time_to_take() > Duration::from_secs(1), "the next answer has its own time");
+        drop((next, answering, first, second, third, local));
         assert!(!lobby.make_room(), "nobody is left");
     }
 
