@@ -262,7 +262,6 @@ fn hears(part: usize, of: usize) {
         proxy.part();
         proxy.set(Mode::Pass);
         wait_until_level(&[&hub, &phone], count);
-        eprintln!("{name}: {error}; {grown} {written}");
     }
     phone.verify();
 }
