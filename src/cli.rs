@@ -42,8 +42,9 @@ const OPEN_STORES: usize = 512;
 /// looked at once has let go of its threads and files soon after.
 const IDLE_STORE: Duration = Duration::from_secs(60);
 
-/// Open event streams, of all stores together. Each is a connection, and there are a few thousand more of those.
-const STREAMS: usize = 10_000;
+/// Open event streams, of all stores together: so many that whoever is alone can have 10,000, beside the parts that are kept
+/// for others. Each is a connection, and there are a few thousand more of those.
+const STREAMS: usize = 13_750;
 
 /// Seconds until a store that its hub refuses tries again by itself: seldom enough not to be a nuisance, often enough that
 /// a person who mended it on the other side needs not come back here.

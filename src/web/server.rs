@@ -60,7 +60,7 @@ pub(crate) struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            connections: 12_000,
+            connections: 17_000,
             header_read: Duration::from_secs(10),
             buffer_bytes: 64 * 1024,
             write_stall: Duration::from_secs(300),
@@ -916,15 +916,15 @@ mod tests {
 
     #[test]
     fn connections_leave_files_to_the_stores() {
-        for (open_files, connections) in [(None, 12_000), (Some(1 << 20), 12_000), (Some(1_024), 512), (Some(1), 1)] {
+        for (open_files, connections) in [(None, 17_000), (Some(1 << 20), 17_000), (Some(1_024), 512), (Some(1), 1)] {
             let limits = Limits::default().within_open_files(open_files);
             assert_eq!(limits.connections, connections);
         }
         for (open_files, stores, streams) in
-            [(None, 512, 10_000), (Some(1 << 20), 512, 10_000), (Some(256), 16, 106), (Some(1), 1, 0)]
+            [(None, 512, 13_750), (Some(1 << 20), 512, 13_750), (Some(256), 16, 106), (Some(1), 1, 0)]
         {
             assert_eq!(stores_within_open_files(512, open_files), stores);
-            assert_eq!(Limits::default().within_open_files(open_files).streams(10_000), streams);
+            assert_eq!(Limits::default().within_open_files(open_files).streams(13_750), streams);
         }
         let raised = raise_open_file_limit();
         assert_eq!(raise_open_file_limit(), raised);

@@ -258,8 +258,8 @@ pub(crate) struct Shares {
 impl Shares {
     /// The shares of a server with so many `streams` at most, and stores within `limits`.
     pub(crate) fn new(streams: usize, limits: StoreLimits) -> Self {
-        let kept = [streams / 8, streams / 4, streams / 8];
-        let streams = Quota { total: streams, kept, a_token: (streams / 8).max(1) };
+        let part = streams / 11;
+        let streams = Quota { total: streams, kept: [part, 2 * part, part], a_token: part.max(1) };
         // Less than the room there is, so that requests and pulls, which need a store for a moment, find some.
         let total = limits.open - limits.open / 8;
         let held = Quota { total, kept: [total / 4, 0, total / 4], a_token: 0 };
