@@ -158,6 +158,16 @@ pub(crate) enum Found {
     SetAside(Content),
 }
 
+/// What is left of an event that isn't in the log.
+#[derive(Debug)]
+pub(crate) struct Rescued<'a> {
+    /// None when there is nothing left to read.
+    pub(crate) event: Option<Envelope>,
+    /// Why it was set aside, if it was.
+    pub(crate) why: Option<&'a str>,
+    pub(crate) is_as_stored: bool,
+}
+
 /// What must be equal for two events of one id to be the same.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Content {
@@ -651,19 +661,19 @@ impl Eventlog {
         self.conn.prepare_cached(sql)?.query_map((), event)?.collect()
     }
 
-    /// Shows `each` what waits outside of the log, and then what was set aside with the reason, for whoever rescues what
-    /// is left of it: each event with whether it is what was stored, and none where there is nothing left to read.
+    /// Shows `each` what waits outside of the log, and then what was set aside, for whoever rescues what is left of it.
     pub(crate) fn each_waiting<E>(
         &self,
-        each: &mut dyn FnMut(Option<Envelope>, Option<&str>, bool) -> Result<(), E>,
+        each: &mut dyn FnMut(Rescued<'_>) -> Result<(), E>,
     ) -> rusqlite::Result<Result<(), E>> {
         for (table, sql) in WAITING {
             let shown = self.each(&format!("{sql} ORDER BY n"), (), |row| {
                 let why = if table == "outbox" { None } else { Some(row.get_ref(4)?.as_str().unwrap_or_default()) };
-                Ok(match self.pending_row(row) {
-                    Ok((_, event)) => each(Some(event), why, true),
-                    Err(_) => each(self.envelope(row, 1).ok().filter(Envelope::is_well_formed), why, false),
-                })
+                let (event, is_as_stored) = match self.pending_row(row) {
+                    Ok((_, event)) => (Some(event), true),
+                    Err(_) => (self.envelope(row, 1).ok().filter(Envelope::is_well_formed), false),
+                };
+                Ok(each(Rescued { event, why, is_as_stored }))
             })?;
             if let Err(error) = shown {
                 return Ok(Err(error));

@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
 use super::event::{Args, Device, Envelope, EventId, EventName, Malformed};
-use super::eventlog::{CHECKPOINT_EVERY, Eventlog, refuse_newer};
+use super::eventlog::{CHECKPOINT_EVERY, Eventlog, Rescued, refuse_newer};
 use super::place::{Cursor, Digest, Generation, Seq};
 use super::replica::{Files, replay_log};
 use super::schema::Schema;
@@ -243,7 +243,7 @@ pub fn export(files: &Files, out: &mut dyn Write) -> Result<u64, Fault> {
         shown.map_err(Fault::eventlog)??;
         after = last;
     }
-    let rescued = log.each_waiting(&mut |event, why, is_as_stored| {
+    let rescued = log.each_waiting(&mut |Rescued { event, why, is_as_stored }| {
         damaged += u64::from(!is_as_stored);
         let why = if is_as_stored { why } else { Some(ALTERED) };
         event.map_or(Ok(()), |event| put(Line::new(None, &event, None, why.map(str::to_owned))))
