@@ -9,8 +9,8 @@ use std::collections::BTreeSet;
 
 use rusqlite::{OptionalExtension, params};
 
-use super::eventlog::{Checkpoint, Eventlog, damaged};
-use super::place::Seq;
+use super::eventlog::{Checkpoint, Eventlog, Tip, damaged};
+use super::place::{Generation, LogId, Seq};
 
 /// How many events the background looks at in one go: what comes meanwhile waits for about a millisecond.
 pub(crate) const PORTION: usize = 128;
@@ -35,6 +35,8 @@ pub(crate) struct Checked {
     opened_at: Seq,
     /// The same for the outbox, whose rows were hashed at opening.
     opened_at_n: i64,
+    /// Which eventlog it is, and how many transactions had changed it.
+    of: (Option<LogId>, Generation, u64),
     /// How far the background has come in the log,
     swept: Option<Sweep>,
     /// and in the outbox.
@@ -112,11 +114,17 @@ impl Eventlog {
 
     /// What was found to be right so far, for whoever opens the same files again in this process.
     pub(crate) fn take_checked(&self) -> Checked {
-        self.checked.take()
+        let Tip { whose, generation, commits, .. } = *self.tip();
+        Checked { of: (whose.log_id(), generation, commits), ..self.checked.take() }
     }
 
-    /// Goes on where an earlier one left off. Nobody else may have had the files in between.
+    /// Goes on where an earlier one left off, unless the files were replaced by others in between.
     pub(crate) fn go_on_checking(&self, earlier: Checked) -> rusqlite::Result<()> {
+        let Tip { whose, generation, commits, .. } = *self.tip();
+        let (log, generation_then, commits_then) = earlier.of;
+        if (log, generation_then) != (whose.log_id(), generation) || commits_then > commits {
+            return Ok(());
+        }
         let end = earlier.swept.map(|sweep| self.checkpoint_after(sweep.at.seq)).transpose()?;
         let mut checked = self.checked.borrow_mut();
         checked.intervals = earlier.intervals;

@@ -1041,6 +1041,10 @@ fn check_cursor(log: &Eventlog, cursor: Cursor) -> Result<(), Fault> {
     if cursor.seq > head {
         return Err(Fault::LostTail(format!("it ends at {head}, and its state has come to {}", cursor.seq)));
     }
+    if cursor.seq > Seq::START {
+        // Whatever the disk has changed is no lost end.
+        log.ensure(Seq(cursor.seq.0 - 1), cursor.seq).map_err(Fault::eventlog)?;
+    }
     if log.digest_at(cursor.seq).map_err(Fault::eventlog)? != cursor.digest {
         return Err(Fault::LostTail(format!(
             "its events up to {} are not those that its state was made from",

@@ -285,3 +285,35 @@ async fn when_too_many_events_wait_the_next_is_refused_at_once_and_the_others_ar
     assert!(commit(10).await.unwrap().is_new, "what was refused can come again");
     assert_eq!(store.read(count()).await, Ok(all + 1));
 }
+
+/// Nobody asks for the old event; the store's thread comes by while it has nothing to do.
+#[tokio::test]
+async fn trust_63_a_store_finds_old_damage_by_itself_and_is_only_read_from_then_on() {
+    let shelf = Shelf::new(bank(), StoreLimits::default());
+    let store = shelf.store("likes");
+    let text = "the one that the disk changes";
+    store.commit_envelope(append(1, text)).await.unwrap();
+    for some in (2..3_000).map(like).collect::<Vec<_>>().chunks(1_000) {
+        store.add(some.iter().map(|event| (event.clone(), device("phone"))).collect()).await.unwrap();
+    }
+    close(&shelf.stores).await;
+    drop(store);
+    let path = shelf.dir().join("likes/eventlog.db");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let at = bytes.windows(text.len()).position(|window| window == text.as_bytes()).unwrap();
+    bytes[at] ^= 1;
+    std::fs::write(&path, &bytes).unwrap();
+
+    let stores = Stores::open(&shelf.dir(), setup(bank()), StoreLimits::default()).unwrap();
+    let store = stores.get(&"likes".parse().unwrap()).unwrap();
+    let mut health = store.health();
+    let health = health.wait_for(|health| health.trouble().is_some()).await.unwrap().clone();
+    let Health::ReadOnly(_, why) = health else { panic!("{health:?}") };
+    assert!(why.contains("of the events 1 to 1024 some are not") && why.contains("docs/repair.md"), "{why}");
+    // It stays so, however often somebody tries.
+    for n in 0..3 {
+        assert!(matches!(store.commit_envelope(like(10_000 + n)).await, Err(Error::Unavailable(_))));
+        assert_eq!(store.read(count()).await, Ok(2_998));
+    }
+    close(&stores).await;
+}
