@@ -26,7 +26,7 @@ use crate::likes;
 use crate::owner::act_as_owner;
 use crate::serve::{Config, Instance, open_stores};
 use crate::sync::{LinkStatus, Seen, TokenFile, TokenSource, Upstream, UpstreamOptions};
-use crate::web::{self, AllowedHost, BackupTo, Exported, Imported, StatusReport};
+use crate::web::{self, AllowedHost, Exported, Imported, StatusReport};
 
 /// Events that may wait to be stored, a store. More than a second's worth at full speed; beyond that a quick "try again"
 /// serves a person better than a slow answer.
@@ -599,7 +599,7 @@ async fn backup(data: &Path, to: &Path) -> anyhow::Result<ExitCode> {
     let to = std::path::absolute(to).with_context(|| format!("cannot find {}", to.display()))?;
     let count: usize = match Access::to(data)? {
         Access::Asked(process) => {
-            let request = process.request(Method::POST, "backup")?.json(&BackupTo { to: to.clone() });
+            let request = process.request(Method::POST, "backup")?.body(to.as_os_str().as_encoded_bytes().to_vec());
             let count = process.answer(request).await?.json().await.context("the answer is not understood")?;
             if !to.exists() {
                 bail!(

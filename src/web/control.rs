@@ -261,22 +261,12 @@ async fn existing(app: &App, page: &Page) -> Result<Files, Problem> {
     Ok(files)
 }
 
-/// Where a backup is to be.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct BackupTo {
-    /// An absolute path.
-    pub(crate) to: PathBuf,
-}
-
-/// `POST /control/v1/backup`
+/// `POST /control/v1/backup`, with the directory of the copy as the body: a path from the root, byte for byte.
 pub(crate) async fn backup(State(app): State<App>, headers: HeaderMap, body: Bytes) -> Result<Json<usize>, Problem> {
     authorize(&app, &headers)?;
-    let BackupTo { to } = serde_json::from_slice(&body).map_err(|why| {
-        Problem::bad_request(
-            "malformed-backup",
-            format!("This names no directory: {why}."),
-            "Use `likewise backup TO`.",
-        )
+    let to = path(body).filter(|to| to.is_absolute()).ok_or_else(|| {
+        let detail = "The body is not the path of a directory, from the root.";
+        Problem::bad_request("malformed-backup", detail, "Use `likewise backup TO`.")
     })?;
     let data = app.data.clone();
     let copied = tokio::task::spawn_blocking(move || crate::backup::backup(&data, &to)).await;
@@ -285,6 +275,15 @@ pub(crate) async fn backup(State(app): State<App>, headers: HeaderMap, body: Byt
         Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "backup-failed", why, "Nothing was changed.")
     })?;
     Ok(Json(copied))
+}
+
+/// The path that these bytes are.
+fn path(bytes: Bytes) -> Option<PathBuf> {
+    #[cfg(unix)]
+    let path = Some(std::os::unix::ffi::OsStringExt::from_vec(bytes.into()));
+    #[cfg(not(unix))]
+    let path = String::from_utf8(bytes.into()).ok();
+    path.map(|path: std::ffi::OsString| path.into())
 }
 
 /// `POST /control/v1/{store}/adopt`

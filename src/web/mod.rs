@@ -34,7 +34,7 @@ use crate::engine::{Device, Error, Store, StoreId, Stores};
 use crate::sync::{self, Clients, Hub, LinkStatus, code};
 
 pub(crate) use assets::ASSETS_VERSION;
-pub(crate) use control::{AFTER_IMPORT, BackupTo, Exported, Imported, import};
+pub(crate) use control::{AFTER_IMPORT, Exported, Imported, import};
 pub(crate) use guard::AllowedHost;
 pub(crate) use guard::{Policy, protect};
 pub(crate) use lobby::Connection;
