@@ -1,6 +1,11 @@
-//! What `verify` says of materializers that break the rules without anybody noticing.
+//! What `verify` says of materializers that break the rules without anybody noticing, and what an export holds while its
+//! reader is slow.
 
-use likewise::engine::{Db, DbError, Schema, verify};
+use std::collections::HashSet;
+use std::io::{self, Write};
+
+use likewise::engine::{Db, DbError, Files, Line, Replica, Schema, export, verify};
+use rusqlite::{Connection, OpenFlags};
 
 use crate::support::*;
 
@@ -69,4 +74,73 @@ fn materializers_that_take_rows_as_they_come_are_found() {
         })
     };
     check(all("SELECT text FROM word"), all("SELECT text FROM word ORDER BY rowid"), "all rows");
+}
+
+/// A reader during whose first look something happens to the store.
+struct Slow<F> {
+    bytes: Vec<u8>,
+    meanwhile: Option<F>,
+}
+
+impl<F: FnOnce()> Write for Slow<F> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if let Some(meanwhile) = self.meanwhile.take() {
+            meanwhile();
+        }
+        self.bytes.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn exported(files: &Files, meanwhile: impl FnOnce()) -> Vec<Line> {
+    let mut out = Slow { bytes: Vec::new(), meanwhile: Some(meanwhile) };
+    export(files, &mut out).unwrap();
+    serde_json::Deserializer::from_slice(&out.bytes).into_iter().collect::<Result<_, _>>().unwrap()
+}
+
+/// Whether the whole WAL of the eventlog can be moved into it, which takes that nobody reads from it.
+fn can_be_emptied(home: &Home) -> bool {
+    let flags = OpenFlags::SQLITE_OPEN_READ_WRITE;
+    let conn = Connection::open_with_flags_and_vfs(home.path("eventlog.db"), flags, "unix-excl").unwrap();
+    conn.query_row("PRAGMA wal_checkpoint(TRUNCATE)", (), |row| row.get::<_, i64>(0)).unwrap() == 0
+}
+
+#[test]
+fn trust_66_an_export_holds_nothing_while_its_reader_is_slow() {
+    let home = Home::new();
+    let mut replica = home.open();
+    assert!(stored(&replica.commit(&(0..100).map(like).collect::<Vec<_>>()).unwrap()));
+    let lines = exported(&home.files(), || {
+        assert!(stored(&replica.commit(&[like(200)]).unwrap()));
+        assert!(can_be_emptied(&home));
+    });
+    assert!(lines.len() >= 100);
+}
+
+#[test]
+fn trust_11_an_export_has_each_event_once_though_pending_ones_get_their_place_meanwhile() {
+    let ids = |lines: &[Line]| lines.iter().map(|line| line.id).collect::<Vec<_>>();
+    let begin = || {
+        let home = Home::new();
+        let mut replica = home.follow();
+        replica.arrive(&page(1, &[like(1), like(2)], false)).unwrap();
+        assert!(stored(&replica.commit(&[like(3), like(4), like(5)]).unwrap()));
+        (home, replica)
+    };
+    // While the log is written out, and while what waits is.
+    let arrive = |replica: &mut Replica| replica.arrive(&page(3, &[like(3), like(9), like(4)], false)).unwrap();
+    let (home, mut replica) = begin();
+    let lines = exported(&home.files(), || arrive(&mut replica));
+    assert_eq!(ids(&lines), [1, 2, 3, 9, 4, 5].map(id));
+    assert!(lines[5].seq.is_none());
+
+    let (home, mut replica) = begin();
+    replica.take_back(likewise::engine::Seq::START, replica.standing().unwrap().whose).unwrap();
+    let lines = exported(&home.files(), || replica.arrive(&page(1, &[like(2), like(3), like(9)], false)).unwrap());
+    let all: HashSet<_> = ids(&lines).into_iter().collect();
+    assert_eq!((lines.len(), all), (6, [1, 2, 3, 4, 5, 9].map(id).into()));
 }
