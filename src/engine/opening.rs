@@ -11,8 +11,8 @@
 
 use std::collections::HashMap;
 use std::ffi::OsString;
-use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Condvar, LazyLock, Mutex, MutexGuard};
 use std::time::Duration;
@@ -137,30 +137,56 @@ pub(crate) fn provide_wal(path: &Path, _alone: &Alone) -> Result<(), Fault> {
     sync_parent(&wal)
 }
 
-/// Puts a copy in the place of a file: the same bytes, but surely on the disk.
+/// Writes a file again: the same bytes, but surely on the disk.
+///
+/// A copy takes its place, which also gets away from a part of the disk that takes no writes any more. Where there is no room
+/// for one, the file is written over itself: each sector is what it was or what was found in it, so that does no harm.
 fn write_again(path: &Path) -> Result<(), Fault> {
     let new = beside(path, ".new");
-    let copy = || {
-        let mut from = File::open(path)?;
-        let mut piece = vec![0; PIECE.min(usize::try_from(from.metadata()?.len()).unwrap_or(PIECE).max(1))];
-        let mut to = open_private_file(&new).map_err(io::Error::other)?;
-        to.set_len(0)?;
-        loop {
-            match from.read(&mut piece)? {
-                0 => break,
-                read => to.write_all(&piece[..read])?,
-            }
-        }
-        to.sync_all()?;
-        fs::rename(&new, path)
-    };
-    let copied = copy();
-    if copied.is_err() {
+    let mut written = copy(path, &new).and_then(|()| fs::rename(&new, path));
+    if written.is_err() {
         // It may be what fills the disk.
         drop(fs::remove_file(&new));
     }
-    copied.doing("write again what was found in", path)?;
+    if written.as_ref().is_err_and(|error| matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)) {
+        written = write_over(path);
+    }
+    written.doing("write again what was found in", path)?;
     sync_parent(path)
+}
+
+fn copy(path: &Path, to: &Path) -> io::Result<()> {
+    let mut to = open_private_file(to).map_err(|fault| match fault {
+        Fault::Io { source, .. } => source,
+        other => io::Error::other(other),
+    })?;
+    to.set_len(0)?;
+    each_piece(&mut File::open(path)?, |_, piece| to.write_all(piece))?;
+    to.sync_all()
+}
+
+fn write_over(path: &Path) -> io::Result<()> {
+    let mut to = OpenOptions::new().write(true).open(path)?;
+    each_piece(&mut File::open(path)?, |at, piece| {
+        to.seek(SeekFrom::Start(at))?;
+        to.write_all(piece)
+    })?;
+    to.sync_all()
+}
+
+/// Shows `each` of the pieces of a file, and where it begins.
+fn each_piece(file: &mut File, mut each: impl FnMut(u64, &[u8]) -> io::Result<()>) -> io::Result<()> {
+    let length = usize::try_from(file.metadata()?.len()).unwrap_or(PIECE);
+    let mut piece = vec![0; length.clamp(1, PIECE)];
+    let mut at = 0;
+    loop {
+        let read = file.read(&mut piece)?;
+        if read == 0 {
+            return Ok(());
+        }
+        each(at, &piece[..read])?;
+        at += read as u64;
+    }
 }
 
 /// Makes a database at `path`, in the place of whatever is there. `fill` makes what is in it, and lets go of the

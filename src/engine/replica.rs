@@ -276,7 +276,13 @@ impl Replica {
             identity: None,
             is_broken: false,
         };
-        replica.settle()?;
+        match replica.settle() {
+            // A disk without room keeps the state from being written, and not from being read: what its file lacks is
+            // applied in the open transaction, as what is pending is.
+            Err(fault) if fault.leaves_synced() => replica.restore(&mut Enders::new())?,
+            settled => settled?,
+        }
+        replica.is_broken = false;
         replica.witness.write(replica.log.testimony())?;
         replica.identity = replica.identify();
         Ok(replica)

@@ -37,7 +37,7 @@ const LONGEST_WAL: u64 = OVERDUE_PAGES as u64 * 4_096;
 #[derive(Debug, thiserror::Error)]
 pub enum Fault {
     /// The operating system refused something.
-    #[error("cannot {doing} {}: {source}", path.display())]
+    #[error("cannot {doing} {}: {source}{}", path.display(), make_room(source))]
     Io {
         /// What was attempted.
         doing: &'static str,
@@ -161,6 +161,14 @@ impl Fault {
     /// Whether `state.db` is what is damaged, which costs nothing but the time to rebuild it.
     pub(crate) fn is_damaged_state(&self) -> bool {
         matches!(self, Self::Sqlite { file: "state.db", source } if is_damage(source) || !is_of_machine(source))
+    }
+}
+
+/// What to do about a system's answer that is about room.
+fn make_room(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ". Make room on the disk",
+        _ => "",
     }
 }
 
