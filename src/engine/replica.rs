@@ -276,13 +276,7 @@ impl Replica {
             identity: None,
             is_broken: false,
         };
-        match replica.settle() {
-            // A disk without room keeps the state from being written, and not from being read: what its file lacks is
-            // applied in the open transaction, as what is pending is.
-            Err(fault) if fault.leaves_synced() => replica.restore(&mut Enders::new())?,
-            settled => settled?,
-        }
-        replica.is_broken = false;
+        replica.settle()?;
         replica.witness.write(replica.log.testimony())?;
         replica.identity = replica.identify();
         Ok(replica)
@@ -564,7 +558,8 @@ impl Replica {
         Ok(is_next || !added)
     }
 
-    /// Makes the committed state level with the log, and puts the pending events on top of it again.
+    /// Makes the committed state level with the log, and puts the pending events on top of it again. On a disk without room
+    /// for that the state can be read all the same: what its file lacks is put into the open transaction, too.
     ///
     /// # Errors
     ///
@@ -575,11 +570,11 @@ impl Replica {
 
     fn try_settle(&mut self) -> Result<(), Fault> {
         self.state.rollback()?;
-        self.catch_up()?;
+        let is_level = self.catch_up()?;
         self.unsettled = 0;
         self.is_behind = false;
         self.lag = 0;
-        if self.log.tip().pending > 0 { self.restore(&mut Enders::new()) } else { Ok(()) }
+        if self.log.tip().pending > 0 || !is_level { self.restore(&mut Enders::new()) } else { Ok(()) }
     }
 
     /// Shows queries what [`arrive`](Self::arrive) left for later.
@@ -591,8 +586,9 @@ impl Replica {
         if self.is_behind { self.settle() } else { Ok(()) }
     }
 
-    /// Applies what the log has after the state's cursor, and commits it. No transaction may be open.
-    fn catch_up(&mut self) -> Result<(), Fault> {
+    /// Applies what the log has after the state's cursor, and commits it. No transaction may be open. False when there is no
+    /// room on the disk to commit all of it.
+    fn catch_up(&mut self) -> Result<bool, Fault> {
         let Tip { head, generation, length, .. } = *self.log.tip();
         let is_long =
             self.log.milestone_after(self.state.cursor().seq, PER_COMMIT).map_err(Fault::eventlog)?.seq < head;
@@ -610,7 +606,10 @@ impl Replica {
                 }
                 Err(Stop::Fault(fault)) => return Err(fault),
             }
-            self.state.commit(Cursor { generation, seq: milestone.seq, digest: milestone.digest })?;
+            match self.state.commit(Cursor { generation, seq: milestone.seq, digest: milestone.digest }) {
+                Err(fault) if fault.leaves_synced() => return Ok(false),
+                committed => committed?,
+            }
             if is_long {
                 // A courtesy to people, which must not cost the store.
                 let tell = || (self.setup.progress)(milestone.length, length);
@@ -618,7 +617,7 @@ impl Replica {
                 self.state.wal().map_or(Ok(()), |wal| wal.checkpoint_if_due()).map_err(Fault::state)?;
             }
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Opens the state's transaction anew and applies, without committing, all that the eventlog has after the state's
