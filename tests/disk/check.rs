@@ -470,7 +470,7 @@ fn check_events(data: &Path, due: &[String], count: usize, findings: &mut Findin
 pub(crate) fn until_level(hub: &Path, device: &Path, token: &str) -> Findings {
     let level = || -> Result<(), String> {
         let held = Opened::start(hub, &[])?;
-        let file = device.join("../token");
+        let file = device.with_file_name("token");
         fs::write(&file, token).expect("a file for the token");
         let flags = ["--upstream", &held.url, "--token-file", file.to_str().expect("a path"), "--retry-halted", "1"];
         let followed = Opened::start(device, &flags)?;
