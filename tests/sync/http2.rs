@@ -106,8 +106,8 @@ fn more_stores_than_a_connection_takes_share_a_few() {
         });
     }
     assert!(!phone.log().contains("offline"), "{}", phone.log());
-    // 110 stores, and the one of the start page.
-    wait_for("no more connections than the stores need", || {
-        (proxy.connections.load(Ordering::SeqCst) <= 4).then_some(())
-    });
+    // 110 stores, and the one of the start page, in four lanes. On a busy machine two requests of a lane may both have begun
+    // to connect before either knew that one connection would do, and then each keeps its own.
+    let open = || proxy.connections.load(Ordering::SeqCst);
+    wait_for("no more connections than the stores need", || (open() <= 8).then_some(()));
 }
