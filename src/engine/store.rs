@@ -782,16 +782,20 @@ mod tests {
     use crate::fuzz::{fuzz, outcome, text};
     use crate::likes::{self, LikeAdded};
 
-    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn whoever_has_a_receipt_sees_the_event() {
-        let dir = tempfile::tempdir().expect("a directory");
+    fn stores_of_likes(dir: &Path) -> Stores {
         let setup = Setup {
             schema: Arc::new(likes::schema()),
             device: "test".parse().expect("a name"),
             executable: "test".to_owned(),
             progress: |_, _| {},
         };
-        let stores = Stores::open(dir.path(), setup, StoreLimits::default()).expect("stores");
+        Stores::open(dir, setup, StoreLimits::default()).expect("stores")
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn whoever_has_a_receipt_sees_the_event() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let stores = stores_of_likes(dir.path());
         let store = stores.get(&"likes".parse().expect("a name")).expect("a store");
         let _watched = store.watch(likes::count());
         for expected in 1..=500 {
@@ -805,13 +809,7 @@ mod tests {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn trust_62_a_panic_of_our_own_costs_what_was_being_done_and_nothing_else() {
         let dir = tempfile::tempdir().expect("a directory");
-        let setup = Setup {
-            schema: Arc::new(likes::schema()),
-            device: "test".parse().expect("a name"),
-            executable: "test".to_owned(),
-            progress: |_, _| {},
-        };
-        let stores = Stores::open(dir.path(), setup, StoreLimits::default()).expect("stores");
+        let stores = stores_of_likes(dir.path());
         let store = stores.get(&"likes".parse().expect("a name")).expect("a store");
         store.commit(LikeAdded {}).await.expect("a receipt");
         let mut watched = store.watch(likes::count());
