@@ -17,8 +17,6 @@ compile_error!(
      answer, and not the process"
 );
 
-mod access;
-mod backup;
 pub mod cli;
 mod clock;
 mod data_dir;
@@ -26,7 +24,6 @@ pub mod engine;
 #[cfg(test)]
 mod fuzz;
 pub mod likes;
-mod owner;
 mod serve;
 pub mod sync;
 mod web;

@@ -269,7 +269,7 @@ pub(crate) async fn backup(State(app): State<App>, headers: HeaderMap, body: Byt
         Problem::bad_request("malformed-backup", detail, "Use `likewise backup TO`.")
     })?;
     let data = app.data.clone();
-    let copied = tokio::task::spawn_blocking(move || crate::backup::backup(&data, &to)).await;
+    let copied = tokio::task::spawn_blocking(move || crate::data_dir::backup(&data, &to)).await;
     let copied = copied.map_err(Problem::internal)?.map_err(|error| {
         let why = sentence(format!("{error:#}"));
         Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "backup-failed", why, "Nothing was changed.")

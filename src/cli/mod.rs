@@ -1,5 +1,8 @@
 //! The command line: commands, flags, environment variables, and every default and limit of the program.
 
+mod access;
+mod owner;
+
 use std::env;
 use std::io::{self, BufWriter, IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -18,12 +21,11 @@ use tokio_util::io::ReaderStream;
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
-use crate::access::{Access, Process, as_local, control, http_client, no_store, unanswered, understood};
-use crate::backup;
+use self::access::{Access, Process, as_local, control, http_client, no_store, unanswered, understood};
+use self::owner::act_as_owner;
 use crate::data_dir::{self, Claim, DataDir, read_only};
 use crate::engine::{self, Device, Line, Report, Standing, StoreId, StoreLimits, Stores};
 use crate::likes;
-use crate::owner::act_as_owner;
 use crate::serve::{Config, Instance, open_stores};
 use crate::sync::{LinkStatus, Seen, TokenFile, TokenSource, Upstream, UpstreamOptions};
 use crate::web::{self, AllowedHost, Exported, Imported, StatusReport};
@@ -611,7 +613,7 @@ async fn backup(data: &Path, to: &Path) -> anyhow::Result<ExitCode> {
             }
             count
         }
-        Access::Here(here) => backup::backup(here.dir.path(), &to)?,
+        Access::Here(here) => data_dir::backup(here.dir.path(), &to)?,
     };
     eprintln!("{count} {} copied to {}", if count == 1 { "store" } else { "stores" }, to.display());
     Ok(ExitCode::SUCCESS)
