@@ -17,6 +17,7 @@ use super::eventlog::Whose;
 use super::live::{Live, Watch};
 use super::place::{Cursor, Digest, Seq};
 use super::query::Query;
+use super::remote::{Answer, Question};
 use super::replica::{Files, Outcome, Replica, Setup, Standing};
 use super::sandbox::Tables;
 use super::schema::Schema;
@@ -320,6 +321,20 @@ impl Store {
         T: Clone + PartialEq + Send + Sync + 'static,
     {
         self.watch(query).next().await
+    }
+
+    /// The present answer to a question from another process.
+    ///
+    /// # Errors
+    ///
+    /// As [`read`](Self::read).
+    pub(crate) async fn answer(&self, question: Question) -> Result<Answer, Error> {
+        let schema = Arc::clone(&self.inner.schema);
+        let answer = self.look_if_any(move |replica| match replica {
+            Some(replica) => Ok(replica.state().ask(question)),
+            None => State::in_memory(&schema).map(|state| state.ask(question)),
+        });
+        answer.await?.map_err(|error| Error::Query(error.to_string()))
     }
 
     /// How the store is, now and from now on.
