@@ -24,9 +24,16 @@ pub mod engine;
 #[cfg(test)]
 mod fuzz;
 pub mod likes;
+mod node;
+mod program;
 mod serve;
 pub mod sync;
 mod web;
+
+pub use cli::Context;
+pub use node::{Node, NodeError, Options};
+pub use program::BoxError;
+pub use web::AllowedHost;
 
 /// The README's code is compiled with the tests.
 #[cfg(doctest)]

@@ -21,9 +21,9 @@ use crate::engine::{Access, Files, StoreId, check_dir, create_private_dir, exist
 #[cfg(unix)]
 const LONGEST: usize = 400;
 
-/// The data directory of this machine's user, unless `--data` names another.
-pub(crate) fn default_path() -> anyhow::Result<PathBuf> {
-    let dirs = directories::ProjectDirs::from("", "", "likewise");
+/// Where this machine's user has the data of the program `name`, unless `--data` names another directory.
+pub(crate) fn default_path(name: &str) -> anyhow::Result<PathBuf> {
+    let dirs = directories::ProjectDirs::from("", "", name);
     let dirs = dirs.context("this user has no home directory to keep data in; name a directory with --data DIR")?;
     Ok(dirs.data_dir().to_owned())
 }

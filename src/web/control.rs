@@ -334,7 +334,8 @@ pub(crate) async fn retry_set_aside(
 pub(crate) const AFTER_IMPORT: &str =
     "What stood before it is stored. Mend the cause and import again: nothing is added twice.";
 
-fn authorize(app: &App, headers: &HeaderMap) -> Result<(), Problem> {
+/// Refuses whoever doesn't show the key of the data directory.
+pub(super) fn authorize(app: &App, headers: &HeaderMap) -> Result<(), Problem> {
     let shown = headers.get(header::AUTHORIZATION).map(|value| value.as_bytes()).unwrap_or_default();
     let expected = format!("Bearer {}", app.control_key);
     if bool::from(shown.ct_eq(expected.as_bytes())) { Ok(()) } else { Err(StatusCode::UNAUTHORIZED.into()) }

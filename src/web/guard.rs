@@ -127,7 +127,7 @@ pub(super) const SECURITY_HEADERS: [(&str, &str); 7] = [
 
 /// A host that `--allow-host` names: a domain name or an address; with a port it holds for that port only.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct AllowedHost(Authority);
+pub struct AllowedHost(Authority);
 
 /// `--allow-host` got something that isn't a host.
 #[derive(Debug, thiserror::Error)]
@@ -135,7 +135,7 @@ pub(crate) struct AllowedHost(Authority);
     "{0:?} is not a host: write a name or an address as browsers send it, with or without a port, like \
      `likes.example.org`, `192.168.1.20:3000` or `[fd00::1]`; no scheme, no path, no dot at the end"
 )]
-pub(crate) struct InvalidHost(String);
+pub struct InvalidHost(String);
 
 impl FromStr for AllowedHost {
     type Err = InvalidHost;
