@@ -1,9 +1,12 @@
 //! The web floor: pages, forms and live streams over the stores, behind the guard.
 
+mod asked;
 mod assets;
 mod control;
+pub(crate) mod face;
 mod framing;
 mod guard;
+mod html;
 mod likes;
 pub(crate) mod live;
 mod lobby;
@@ -33,10 +36,12 @@ use tokio_util::sync::CancellationToken;
 use crate::engine::{Device, Error, Store, StoreId, Stores};
 use crate::sync::{self, Clients, Hub, LinkStatus, code};
 
+pub use asked::{Page, Params, Refusal, Render, Visitor};
 pub(crate) use assets::ASSETS_VERSION;
 pub(crate) use control::{AFTER_IMPORT, Exported, Imported, import};
 pub(crate) use guard::AllowedHost;
 pub(crate) use guard::{Policy, protect};
+pub use html::{Html, IntoHtml};
 pub(crate) use lobby::Connection;
 pub(crate) use problem::Problem;
 pub(crate) use server::{Limits, raise_open_file_limit, serve, stores_within_open_files};
@@ -79,7 +84,7 @@ pub(crate) fn routes(app: App) -> Router {
     Router::new()
         .route("/", get(likes::page))
         .merge(of_a_store.clone())
-        .route("/s/{store}", get(async |page: Page| Redirect::permanent(&page.home())))
+        .route("/s/{store}", get(async |asked: AskedStore| Redirect::permanent(&asked.home())))
         .route("/s/{store}/", get(likes::page))
         .nest("/s/{store}", of_a_store)
         .route("/static/{file}", get(assets::asset))
@@ -102,11 +107,11 @@ pub(crate) fn base(store: &StoreId) -> String {
 }
 
 /// The store that a request is about, by name; not opened yet.
-pub(crate) struct Page {
+pub(crate) struct AskedStore {
     id: StoreId,
 }
 
-impl Page {
+impl AskedStore {
     /// The store's name.
     pub(crate) fn id(&self) -> &StoreId {
         &self.id
@@ -123,7 +128,7 @@ impl Page {
     }
 }
 
-impl<S: Send + Sync> FromRequestParts<S> for Page {
+impl<S: Send + Sync> FromRequestParts<S> for AskedStore {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
@@ -146,7 +151,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Page {
 
 /// The store that a request is about, open.
 pub(crate) struct Opened {
-    pub(crate) page: Page,
+    pub(crate) asked: AskedStore,
     pub(crate) store: Store,
     /// How its connection to the upstream is.
     pub(crate) link: watch::Receiver<LinkStatus>,
@@ -162,15 +167,15 @@ where
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
-        let page = Page::from_request_parts(parts, state).await?;
+        let asked = AskedStore::from_request_parts(parts, state).await?;
         let app = App::from_ref(state);
         let who = who(parts);
-        let store = app.stores.get_leaving(&page.id, who.spare(app.stores.limits()))?;
+        let store = app.stores.get_leaving(&asked.id, who.spare(app.stores.limits()))?;
         // An upstream may have a store that isn't here. For the owner it is asked about any; strangers could make up names
         // for ever.
         let most = if who == Who::Visitor && store.is_absent() { VISITORS_LINKS } else { usize::MAX };
         let link = app.clients.attend(&store, most);
-        Ok(Self { page, store, link, who })
+        Ok(Self { asked, store, link, who })
     }
 }
 
