@@ -11,10 +11,10 @@ use tokio_util::sync::CancellationToken;
 use crate::data_dir::DataDir;
 use crate::engine::{Device, Health, SWEEP_EVERY, Setup, StoreLimits, Stores};
 use crate::likes;
-use crate::sync::{Clients, Hub, TokenFile, Tokens, Upstream};
+use crate::sync::{Clients, TokenFile, Tokens, Upstream};
 use crate::web::live::Pages;
 use crate::web::metrics::Metrics;
-use crate::web::{self, AllowedHost, App, Policy, Services, Shares};
+use crate::web::{self, AllowedHost, App, Hub, Policy, Services, Shares};
 
 /// What an instance is made of.
 pub(crate) struct Config {

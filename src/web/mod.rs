@@ -7,6 +7,7 @@ pub(crate) mod face;
 mod framing;
 mod guard;
 mod html;
+mod hub;
 mod likes;
 pub(crate) mod live;
 mod lobby;
@@ -34,7 +35,7 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::engine::{Device, Error, Store, StoreId, Stores};
-use crate::sync::{self, Clients, Hub, LinkStatus, code};
+use crate::sync::{Clients, LinkStatus, code};
 
 pub use asked::{Page, Params, Refusal, Render, Visitor};
 pub(crate) use assets::ASSETS_VERSION;
@@ -42,6 +43,7 @@ pub(crate) use control::{AFTER_IMPORT, Exported, Imported, import};
 pub(crate) use guard::AllowedHost;
 pub(crate) use guard::{Policy, protect};
 pub use html::{Html, IntoHtml};
+pub(crate) use hub::Hub;
 pub(crate) use lobby::Connection;
 pub(crate) use problem::Problem;
 pub(crate) use server::{Limits, raise_open_file_limit, serve, stores_within_open_files};
@@ -97,7 +99,7 @@ pub(crate) fn routes(app: App) -> Router {
         .route("/control/v1/{store}/promote", post(control::promote))
         .route("/control/v1/{store}/set-aside", get(control::export_set_aside))
         .route("/control/v1/{store}/set-aside/retry", post(control::retry_set_aside))
-        .route("/sync/v1/{store}/events", get(sync::pull).post(sync::push))
+        .route("/sync/v1/{store}/events", get(hub::pull).post(hub::push))
         .with_state(app)
 }
 
