@@ -28,6 +28,7 @@ pub mod engine;
 mod fuzz;
 pub mod likes;
 mod owner;
+mod random;
 mod serve;
 pub mod sync;
 mod web;

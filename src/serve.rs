@@ -99,7 +99,7 @@ impl Instance {
             data: dir.path().to_owned(),
             hub: Hub::new(tokens, dir.path().to_owned(), shutdown.clone()),
             control_key: dir.key().into(),
-            metrics: Metrics::install(),
+            metrics: Metrics::new(),
             shutdown: shutdown.clone(),
         });
         let policy = Policy { allow_hosts: config.allow_hosts, public: config.public, ..Policy::default() };

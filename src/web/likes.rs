@@ -66,7 +66,7 @@ pub(crate) async fn like(
     let event = Envelope::new(id, &LikeAdded {}).map_err(crate::engine::Error::from)?;
     app.begin(&store, &who)?;
     let receipt = store.commit_envelope(event).await;
-    app.metrics.count_like(&receipt);
+    app.metrics.count_post(&receipt);
     receipt?;
     Ok(if asks_for_json(&headers) {
         (StatusCode::NO_CONTENT, [(STORED, id.to_string())]).into_response()

@@ -354,7 +354,7 @@ pub(crate) mod tests {
             clients: Clients::new(stores, None, Duration::ZERO, shutdown.clone()),
             hub: Hub::new(tokens, dir.to_owned(), shutdown.clone()),
             control_key: "key".into(),
-            metrics: metrics::Metrics::install(),
+            metrics: metrics::Metrics::new(),
             shutdown,
         })
     }

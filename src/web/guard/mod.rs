@@ -17,7 +17,6 @@ use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
 use futures_util::FutureExt;
 use tower::ServiceBuilder;
-use tower_http::csrf::CsrfLayer;
 
 use self::body::bound_body;
 pub(crate) use self::body::{BodyRule, Patience};
@@ -83,10 +82,8 @@ pub(crate) fn protect(router: Router, policy: Policy) -> Router {
             .map(|&(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)))
             .collect(),
     });
-    let csrf = CsrfLayer::new().with_rejection_response(|_| cross_site().into_response());
     let guarded = ServiceBuilder::new()
         .layer(from_fn_with_state(guard.clone(), admit))
-        .layer(csrf)
         .layer(from_fn_with_state(guard, bound_body))
         .service(router);
     // As the fallback of a router without routes, the guard runs before any routing.
@@ -199,8 +196,8 @@ fn cross_site() -> Problem {
     )
 }
 
-/// What no other site may do: change something, or read what shows something or holds a stream open. Browsers let any
-/// site send it, `csrf` lets every read pass, and of a write it believes the first header that says something.
+/// What no other site may do: change something, read what shows something, or hold a stream open. Browsers let any site
+/// send such a request.
 fn is_guarded(request: &Request) -> bool {
     let path = storeless(request.uri().path());
     !request.method().is_safe()
