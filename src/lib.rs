@@ -17,7 +17,8 @@ compile_error!(
      answer, and not the process"
 );
 
-pub mod cli;
+mod app;
+mod cli;
 mod clock;
 mod data_dir;
 pub mod engine;
@@ -25,15 +26,15 @@ pub mod engine;
 mod fuzz;
 pub mod likes;
 mod node;
-mod program;
+mod random;
 mod serve;
 pub mod sync;
 mod web;
 
+pub use app::{App, AppError, BoxError};
 pub use cli::Context;
 pub use node::{Node, NodeError, Options};
-pub use program::BoxError;
-pub use web::AllowedHost;
+pub use web::{AllowedHost, Html, IntoHtml, Page, Params, Refusal, Render, Visitor};
 
 /// The README's code is compiled with the tests.
 #[cfg(doctest)]
