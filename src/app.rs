@@ -90,7 +90,6 @@ pub struct App {
     name: &'static str,
     version: &'static str,
     about: &'static str,
-    store: Option<&'static str>,
     schema: Arc<dyn Fn() -> Schema + Send + Sync>,
     face: Face,
     commands: Vec<AppCommand>,
@@ -157,7 +156,6 @@ impl App {
             name,
             version: env!("CARGO_PKG_VERSION"),
             about: "",
-            store: None,
             schema: Arc::new(schema),
             face: Face::new(name),
             commands: Vec::new(),
@@ -184,7 +182,7 @@ impl App {
 
     /// Sets the name of the store whose routes have no prefix; without this it is the app's own name.
     pub fn store(mut self, store: &'static str) -> Self {
-        self.store = Some(store);
+        self.face.store = store;
         self
     }
 
@@ -335,7 +333,7 @@ impl App {
 
     /// The store whose routes have no prefix.
     pub(crate) fn store_name(&self) -> &'static str {
-        self.store.unwrap_or(self.name)
+        self.face.store
     }
 
     /// The schema, made anew: a program makes it once for its stores, and once for each look at their files.
@@ -346,6 +344,11 @@ impl App {
     /// What the web floor shows of the app: its forms, fragments, figures, nouns and page.
     pub(crate) fn face(&self) -> &Face {
         &self.face
+    }
+
+    /// The same, for a server.
+    pub(crate) fn into_face(self) -> Arc<Face> {
+        Arc::new(self.face)
     }
 
     /// The commands that the app adds.

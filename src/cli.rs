@@ -463,7 +463,8 @@ async fn status(data: &Path, store: &StoreId, url: Option<String>, json: bool) -
                 let device = host_name();
                 let stores = open_stores(&here.dir, &device, store_limits(), false, show_progress)?;
                 let opened = stores.get(store)?;
-                let mut report = StatusReport::of(&opened, &device, &LinkStatus::none()).await?;
+                let mut report =
+                    StatusReport::of(&likes::app().into_face(), &opened, &device, &LinkStatus::none()).await?;
                 report.digests = Some(web::digests(&opened)?);
                 close(stores).await?;
                 report
@@ -485,15 +486,18 @@ async fn ask_status(
     store: &StoreId,
     prepare: fn(RequestBuilder) -> RequestBuilder,
 ) -> anyhow::Result<StatusReport> {
-    let url = format!("{}{}/status?digests", url.trim_end_matches('/'), web::base(store));
+    let url = format!("{}{}/status?digests", url.trim_end_matches('/'), likes::app().into_face().base(store));
     let answer = prepare(http_client(&url)?.get(&url)).send().await.map_err(|error| unanswered(error, &url))?;
     understood(answer, &url).await?.json().await.with_context(|| format!("{url} is not the status of a likewise"))
 }
 
 fn show_status(out: &mut impl Write, report: &StatusReport) -> io::Result<()> {
-    let StatusReport { store, device, count, head, cursor, pending, set_aside, skipped, unknown, log, .. } = report;
+    let StatusReport { store, device, head, cursor, pending, set_aside, skipped, unknown, log, .. } = report;
     writeln!(out, "store      {store} on {device}", device = device.as_str())?;
-    writeln!(out, "likes      {count}")?;
+    for (name, figure) in &report.figures {
+        let name = if name == "count" { "likes" } else { name };
+        writeln!(out, "{name:<10} {figure}")?;
+    }
     writeln!(out, "log        {} up to {head}", log.as_deref().unwrap_or("none yet,"))?;
     writeln!(out, "state      up to {cursor}")?;
     let upstream = &report.upstream;
@@ -503,7 +507,7 @@ fn show_status(out: &mut impl Write, report: &StatusReport) -> io::Result<()> {
     if let Some(error) = &upstream.error {
         writeln!(out, "           {error}")?;
     }
-    if let Some(advice) = upstream.code.as_deref().and_then(web::what_to_do) {
+    if let Some(advice) = upstream.code.as_deref().and_then(|code| web::what_to_do(&likes::app().into_face(), code)) {
         writeln!(out, "           {advice}")?;
     }
     for (count, what) in [

@@ -1,6 +1,7 @@
 //! One instance: its stores, and the server in front of them.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -14,7 +15,7 @@ use crate::likes;
 use crate::sync::{Clients, TokenFile, Tokens, Upstream};
 use crate::web::live::Pages;
 use crate::web::metrics::Metrics;
-use crate::web::{self, AllowedHost, App, Hub, Policy, Services, Shares};
+use crate::web::{self, AllowedHost, App, Hub, Policy, Services, Shares, VisitorKey, Words};
 
 /// What an instance is made of.
 pub(crate) struct Config {
@@ -90,7 +91,11 @@ impl Instance {
         let clients = Clients::new(stores.clone(), config.upstream, config.retry_halted, shutdown.clone());
         tokio::spawn(clients.clone().resume(first));
         let tokens = Tokens::follow(TokenFile::in_dir(dir.path()), shutdown.clone())?;
+        let face = likes::app().into_face();
         let app = App::new(Services {
+            metrics: Metrics::new(&face),
+            visitors: VisitorKey::in_dir(dir.path()),
+            face: Arc::clone(&face),
             stores: stores.clone(),
             device: config.device,
             pages: Pages::default(),
@@ -99,11 +104,15 @@ impl Instance {
             data: dir.path().to_owned(),
             hub: Hub::new(tokens, dir.path().to_owned(), shutdown.clone()),
             control_key: dir.key().into(),
-            metrics: Metrics::new(),
             shutdown: shutdown.clone(),
         });
-        let policy = Policy { allow_hosts: config.allow_hosts, public: config.public, ..Policy::default() };
-        let router = web::protect(web::routes(app), policy);
+        if let Some(unknown) = web::rehearse(&app).await {
+            bail!("the page: {unknown}");
+        }
+        let words = Words::of(&face);
+        let policy = Policy { allow_hosts: config.allow_hosts, public: config.public, words, ..Policy::default() };
+        let routes = web::routes(app).map_err(|why| anyhow::anyhow!("the app's own routes: {why}"))?;
+        let router = web::protect(routes, policy);
         Ok(Self { stores, shutdown, router, limits, listener, address, _dir: dir })
     }
 
