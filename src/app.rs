@@ -95,9 +95,8 @@ pub struct App {
     name: &'static str,
     version: &'static str,
     about: &'static str,
-    store: Option<&'static str>,
     schema: Arc<dyn Fn() -> Schema + Send + Sync>,
-    face: Face,
+    face: Arc<Face>,
     commands: Vec<AppCommand>,
 }
 
@@ -159,9 +158,8 @@ impl App {
             name,
             version: env!("CARGO_PKG_VERSION"),
             about: "",
-            store: None,
             schema: Arc::new(schema),
-            face: Face::new(name),
+            face: Arc::new(Face::new(name)),
             commands: Vec::new(),
         }
     }
@@ -180,19 +178,19 @@ impl App {
 
     /// Sets what one event of the app is called, and several: "2 to-dos waiting". Without this they are events.
     pub fn nouns(mut self, one: &'static str, many: &'static str) -> Self {
-        self.face.nouns = Nouns { one, many };
+        self.face_mut().nouns = Nouns { one, many };
         self
     }
 
     /// Sets the name of the store whose routes have no prefix; without this it is the app's own name.
     pub fn store(mut self, store: &'static str) -> Self {
-        self.store = Some(store);
+        self.face_mut().store = store;
         self
     }
 
     /// Adds `POST /name`, which commits an `E` made of the form's fields.
     pub fn form<E: Event>(mut self, name: &'static str) -> Self {
-        self.face.forms.push(Form::new::<E>(name));
+        self.face_mut().forms.push(Form::new::<E>(name));
         self
     }
 
@@ -207,7 +205,7 @@ impl App {
         F: DeserializeOwned + 'static,
         E: Event,
     {
-        self.face.forms.push(Form::with(name, make));
+        self.face_mut().forms.push(Form::with(name, make));
         self
     }
 
@@ -226,7 +224,7 @@ impl App {
         H: IntoHtml<M>,
         M: 'static,
     {
-        self.face.fragments.push(Fragment::new(name, query, render));
+        self.face_mut().fragments.push(Fragment::new(name, query, render));
         self
     }
 
@@ -236,20 +234,21 @@ impl App {
         H: IntoHtml<M>,
         M: 'static,
     {
-        self.face.page = Some(Arc::new(move |asked| page(asked).into_html()));
+        self.face_mut().page = Some(Arc::new(move |asked| page(asked).into_html()));
         self
     }
 
     /// Adds a number that `status`, `/status` and `/metrics` show under `name`.
     pub fn figure(mut self, name: &'static str, query: impl Fn() -> Query<u64> + Send + Sync + 'static) -> Self {
-        self.face.figures.push(Figure { name, query: Arc::new(query) });
+        self.face_mut().figures.push(Figure { name, query: Arc::new(query) });
         self
     }
 
     /// Adds routes of your own to every store, behind the same guard as the program's. Their handlers may extract a
     /// [`Store`](crate::engine::Store).
     pub fn routes(mut self, routes: axum::Router) -> Self {
-        self.face.routes = std::mem::take(&mut self.face.routes).merge(routes);
+        let face = self.face_mut();
+        face.routes = std::mem::take(&mut face.routes).merge(routes);
         self
     }
 
@@ -337,7 +336,7 @@ impl App {
             let (what, name) = ("a store", self.store_name().to_owned());
             return Err(AppError::Name { what, name, why: why.to_string() });
         }
-        let Face { forms, fragments, figures, .. } = &self.face;
+        let Face { forms, fragments, figures, .. } = &*self.face;
         let commands: Vec<&str> = self.commands.iter().map(|command| command.command.get_name()).collect();
         let kinds: [(_, _, Vec<&str>, &[&str]); 4] = [
             ("a form", "forms", forms.iter().map(|form| form.name).collect(), &[]),
@@ -385,7 +384,7 @@ impl App {
 
     /// The store whose routes have no prefix.
     pub(crate) fn store_name(&self) -> &'static str {
-        self.store.unwrap_or(self.name)
+        self.face.store
     }
 
     /// The schema, made anew: a program makes it once for its stores, and once for each look at their files.
@@ -394,8 +393,12 @@ impl App {
     }
 
     /// What the web floor shows of the app: its forms, fragments, figures, nouns and page.
-    pub(crate) fn face(&self) -> &Face {
+    pub(crate) fn face(&self) -> &Arc<Face> {
         &self.face
+    }
+
+    fn face_mut(&mut self) -> &mut Face {
+        Arc::make_mut(&mut self.face)
     }
 
     /// The commands that the app adds.

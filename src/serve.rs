@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use axum::Router;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -15,7 +15,7 @@ use crate::node::{Node, Options, store_limits};
 use crate::sync::{TokenFile, Tokens};
 use crate::web::live::Pages;
 use crate::web::metrics::Metrics;
-use crate::web::{self, Hub, Policy, Services, Shares};
+use crate::web::{self, Hub, Policy, Services, Shares, VisitorKey, Words};
 
 /// Open event streams, of all stores together. Someone who is alone can have 10,000, beside the parts that are kept for
 /// others. Each is a connection, and there are a few thousand more of those.
@@ -72,7 +72,11 @@ impl Server {
         }
         let dir = node.dir();
         let tokens = Tokens::follow(TokenFile::in_dir(dir.path()), shutdown.clone())?;
+        let face = app.face();
         let services = Arc::new(Services {
+            metrics: Metrics::new(face),
+            visitors: VisitorKey::in_dir(dir.path()),
+            face: Arc::clone(face),
             stores: node.stores.clone(),
             device: node.device.clone(),
             pages: Pages::default(),
@@ -81,11 +85,15 @@ impl Server {
             data: dir.path().to_owned(),
             hub: Hub::new(tokens, dir.path().to_owned(), shutdown.clone()),
             control_key: dir.key().into(),
-            metrics: Metrics::new(),
             shutdown,
         });
-        let policy = Policy { allow_hosts: options.allow_hosts, public: options.public, ..Policy::default() };
-        let router = web::protect(web::routes(services), policy);
+        if let Some(unknown) = web::rehearse(&services).await {
+            bail!("the page: {unknown}");
+        }
+        let words = Words::of(face);
+        let policy = Policy { allow_hosts: options.allow_hosts, public: options.public, words, ..Policy::default() };
+        let routes = web::routes(services).map_err(|why| anyhow!("the app's own routes: {why}"))?;
+        let router = web::protect(routes, policy);
         Ok(Self { node, router, limits, listener, address })
     }
 

@@ -11,7 +11,6 @@ use super::target::{Access, Target, access_to_all};
 use crate::app::App;
 use crate::node::host_name;
 use crate::sync::LinkStatus;
-use crate::web::face::Figure;
 use crate::web::{self, StatusReport};
 
 pub(super) async fn status(at: &Target<'_>, url: Option<String>, json: bool) -> anyhow::Result<ExitCode> {
@@ -22,7 +21,7 @@ pub(super) async fn status(at: &Target<'_>, url: Option<String>, json: bool) -> 
             Access::Here(here) => {
                 let report = at.open(&here.dir, async |store| -> anyhow::Result<_> {
                     let device = host_name(at.app);
-                    let mut report = StatusReport::of(store, &device, &LinkStatus::none()).await?;
+                    let mut report = StatusReport::of(at.app.face(), store, &device, &LinkStatus::none()).await?;
                     report.digests = Some(web::digests(store)?);
                     Ok(report)
                 });
@@ -47,7 +46,7 @@ async fn ask(
     prepare: fn(RequestBuilder) -> RequestBuilder,
 ) -> anyhow::Result<StatusReport> {
     let name = at.app.name();
-    let url = format!("{}{}/status?digests", url.trim_end_matches('/'), web::base(&at.store));
+    let url = format!("{}{}/status?digests", url.trim_end_matches('/'), at.app.face().base(&at.store));
     let answer = prepare(http_client(&url)?.get(&url)).send().await.map_err(|error| unanswered(error, &url, name))?;
     understood(answer, &url)
         .await?
@@ -56,15 +55,14 @@ async fn ask(
         .with_context(|| format!("what {url} answers is not the status of a store"))
 }
 
-fn show(out: &mut impl Write, app: &App, report: &StatusReport) -> anyhow::Result<()> {
+fn show(out: &mut impl Write, app: &App, report: &StatusReport) -> io::Result<()> {
     let name = app.name();
     let StatusReport { store, device, head, cursor, pending, set_aside, skipped, unknown, log, .. } = report;
     writeln!(out, "store      {store} on {device}", device = device.as_str())?;
-    let json = serde_json::to_value(report)?;
-    for &Figure { name: figure, .. } in &app.face().figures {
+    for (figure, number) in &report.figures {
         // A count without a name of its own counts events.
         let label = if figure == "count" { app.face().nouns.many } else { figure };
-        writeln!(out, "{label:<10} {}", json.get(figure).unwrap_or_default())?;
+        writeln!(out, "{label:<10} {number}")?;
     }
     writeln!(out, "log        {} up to {head}", log.as_deref().unwrap_or("none yet,"))?;
     writeln!(out, "state      up to {cursor}")?;
@@ -75,7 +73,7 @@ fn show(out: &mut impl Write, app: &App, report: &StatusReport) -> anyhow::Resul
     if let Some(error) = &upstream.error {
         writeln!(out, "           {error}")?;
     }
-    if let Some(advice) = upstream.code.as_deref().and_then(web::what_to_do) {
+    if let Some(advice) = upstream.code.as_deref().and_then(|code| web::what_to_do(app.face(), code)) {
         writeln!(out, "           {advice}")?;
     }
     for (count, what) in [

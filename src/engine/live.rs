@@ -26,7 +26,15 @@ const REMEMBERED: usize = 16;
 #[derive(Default)]
 pub(crate) struct Live {
     queries: Mutex<Queries>,
+    /// Grows with each change of what is told. While it is borrowed nothing is told, so whoever holds it sees all that a
+    /// commit changed, or nothing of it.
+    rounds: watch::Sender<u64>,
 }
+
+/// What a commit changed about the answers, before anybody is told.
+#[must_use]
+#[derive(Default)]
+pub(crate) struct News(Vec<Box<dyn FnOnce() + Send>>);
 
 #[derive(Default)]
 struct Queries {
@@ -36,8 +44,9 @@ struct Queries {
 
 /// One live query, whatever the type of its answer.
 trait LiveQuery: Any + Send + Sync {
-    /// Runs the query if it reads one of `touched` or has no answer yet, and tells who watches if the answer changed.
-    fn refresh(&self, state: &State, touched: Tables);
+    /// Runs the query if it reads one of `touched` or has no answer yet. If the answer changed, this gives what tells the
+    /// watchers.
+    fn refresh(self: Arc<Self>, state: &State, touched: Tables) -> Option<Box<dyn FnOnce() + Send>>;
 
     /// Says why there is no answer, unless there is one, which then stands.
     fn fail(&self, why: &Error);
@@ -81,11 +90,25 @@ impl Live {
     }
 
     /// Brings every query up to date that reads one of `touched`, and forgets those that nobody needs.
-    pub(crate) fn refresh(&self, state: &State, touched: Tables) {
+    /// The watchers are [told](Self::tell) after that.
+    pub(crate) fn refresh(&self, state: &State, touched: Tables) -> News {
         self.lock().forget(Instant::now());
-        for query in self.all() {
-            query.refresh(state, touched);
-        }
+        News(self.all().into_iter().filter_map(|query| query.refresh(state, touched)).collect())
+    }
+
+    /// Tells the watchers all of the news at once, and with it what `also` tells if it is something new.
+    pub(crate) fn tell(&self, news: News, also: impl FnOnce() -> bool) {
+        self.rounds.send_if_modified(|round| {
+            let is_new = also() | !news.0.is_empty();
+            news.0.into_iter().for_each(|tell| tell());
+            *round += u64::from(is_new);
+            is_new
+        });
+    }
+
+    /// Changes whenever something was told. While it is borrowed, nothing is.
+    pub(crate) fn rounds(&self) -> watch::Receiver<u64> {
+        self.rounds.subscribe()
     }
 
     /// Tells those who have no answer yet why there is none. What is known stays known.
@@ -93,6 +116,7 @@ impl Live {
         for query in self.all() {
             query.fail(why);
         }
+        self.rounds.send_modify(|round| *round += 1);
     }
 
     /// Ends all watches, and those that are still to begin: nobody will run a query any more.
@@ -100,6 +124,7 @@ impl Live {
         let mut queries = self.lock();
         queries.is_closed = true;
         queries.watched.clear();
+        self.rounds.send_modify(|round| *round += 1);
     }
 
     /// All queries, copied out so that none of them runs under the lock that watchers wait for.
@@ -129,11 +154,11 @@ impl Queries {
 }
 
 impl<T: Clone + PartialEq + Send + Sync + 'static> LiveQuery for Watched<T> {
-    fn refresh(&self, state: &State, touched: Tables) {
+    fn refresh(self: Arc<Self>, state: &State, touched: Tables) -> Option<Box<dyn FnOnce() + Send>> {
         let mut reads = self.reads.lock().expect("BUG: a live query panicked");
         let has_answer = matches!(*self.answer.borrow(), Some(Ok(_)));
         if has_answer && !reads.touches(touched) {
-            return;
+            return None;
         }
         let answer = match state.read(&self.query) {
             Ok((answer, tables)) => {
@@ -142,13 +167,9 @@ impl<T: Clone + PartialEq + Send + Sync + 'static> LiveQuery for Watched<T> {
             }
             Err(error) => Err(Error::Query(error.to_string())),
         };
-        self.answer.send_if_modified(|last| {
-            let is_new = last.as_ref() != Some(&answer);
-            if is_new {
-                *last = Some(answer);
-            }
-            is_new
-        });
+        drop(reads);
+        let is_new = self.answer.borrow().as_ref() != Some(&answer);
+        is_new.then(|| Box::new(move || drop(self.answer.send_replace(Some(answer)))) as Box<_>)
     }
 
     fn fail(&self, why: &Error) {
@@ -181,6 +202,27 @@ impl<T: Clone> Watch<T> {
     pub(crate) fn new(mut answers: watch::Receiver<Answer<T>>, store: super::store::Store) -> Self {
         answers.mark_changed();
         Self { answers, _store: store }
+    }
+
+    /// Waits until there is an answer. The newest can be taken then, even if it was taken before.
+    pub(crate) async fn answered(&mut self) -> Result<(), Error> {
+        self.answers.wait_for(Option::is_some).await.map(drop).map_err(|_| Error::Closed)?;
+        self.answers.mark_changed();
+        Ok(())
+    }
+
+    /// Whether there is an answer, taken or not.
+    pub(crate) fn is_answered(&self) -> bool {
+        self.answers.borrow().is_some()
+    }
+
+    /// The newest answer, unless it was taken before.
+    pub(crate) fn take(&mut self) -> Option<Result<T, Error>> {
+        match self.answers.has_changed() {
+            Ok(false) => None,
+            Ok(true) => self.answers.borrow_and_update().clone(),
+            Err(_) => Some(Err(Error::Closed)),
+        }
     }
 
     /// The present answer at the first call, afterwards the newest one as soon as it differs from the last. May be

@@ -337,6 +337,17 @@ impl Store {
         answer.await?.map_err(|error| Error::Query(error.to_string()))
     }
 
+    /// Changes whenever something about the store was told: answers to queries, or how it is. While it is borrowed, nothing
+    /// is told, so whoever holds it sees all that a commit changed, or nothing of it.
+    pub(crate) fn rounds(&self) -> watch::Receiver<u64> {
+        self.inner.live.rounds()
+    }
+
+    /// Which replicas may compare their states.
+    pub(crate) fn schema_fingerprint(&self) -> String {
+        self.inner.schema.fingerprint()
+    }
+
     /// How the store is, now and from now on.
     pub fn health(&self) -> watch::Receiver<Health> {
         self.inner.health.clone()
@@ -627,6 +638,11 @@ impl Stores {
         self.shared.lock().news(id).subscribe()
     }
 
+    /// The schema of all of them.
+    pub(crate) fn schema(&self) -> Arc<Schema> {
+        Arc::clone(&self.shared.common.setup.schema)
+    }
+
     /// The bounds of what the stores may use.
     pub(crate) fn limits(&self) -> StoreLimits {
         self.shared.limits
@@ -736,7 +752,7 @@ impl Shared {
             Ok(state) => empty.insert(state),
             Err(fault) => return live.fail(&Error::from(&fault)),
         };
-        live.refresh(state, Tables::default());
+        live.tell(live.refresh(state, Tables::default()), || false);
     }
 }
 

@@ -405,14 +405,11 @@ impl Writer {
 
     /// Tells everybody what changed.
     fn publish(&mut self) {
-        let health = match &self.held {
-            Held::Absent(state) => {
-                self.live.refresh(state, state.take_touched());
-                Health::Absent
-            }
+        let (news, health) = match &self.held {
+            Held::Absent(state) => (Some(self.live.refresh(state, state.take_touched())), Health::Absent),
             Held::Open(replica) => {
-                self.live.refresh(replica.state(), replica.take_touched());
-                match (&self.stuck, replica.standing()) {
+                let news = self.live.refresh(replica.state(), replica.take_touched());
+                let health = match (&self.stuck, replica.standing()) {
                     (stuck, Ok(standing)) => {
                         self.standing = Some(standing.clone());
                         match stuck {
@@ -421,23 +418,28 @@ impl Writer {
                         }
                     }
                     (_, Err(fault)) => self.failed(&Error::from(&fault)),
-                }
+                };
+                (Some(news), health)
             }
             Held::Failed(error, _) => {
                 self.live.fail(error);
-                self.failed(error)
+                (None, self.failed(error))
             }
         };
-        let is_new = self.health.send_if_modified(|last| {
-            let is_new = *last != health;
+        let tell_health = || {
+            let is_new = self.health.send_if_modified(|last| {
+                let is_new = *last != health;
+                if is_new {
+                    *last = health;
+                }
+                is_new
+            });
             if is_new {
-                *last = health;
+                self.news.send_modify(|times| *times += 1);
             }
             is_new
-        });
-        if is_new {
-            self.news.send_modify(|times| *times += 1);
-        }
+        };
+        self.live.tell(news.unwrap_or_default(), tell_health);
     }
 
     /// The health of a store that can't be opened: what was known of it can still be read.

@@ -3,7 +3,6 @@
 
 use std::io::{self, BufWriter, Write};
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use axum::Json;
 use axum::body::{Body, Bytes};
@@ -22,7 +21,6 @@ use super::{App, AskedStore, Opened, sentence};
 use crate::engine::{
     self, BATCH, Device, Envelope, Error, Fault, Files, Health, Line, MAX_ARGS, Outcome, Report, Standing, Store,
 };
-use crate::likes::schema;
 
 /// The longest line of an import: a payload of which every byte is escaped, and the rest of the line.
 const MAX_LINE: usize = 6 * MAX_ARGS + 1_024;
@@ -248,7 +246,8 @@ pub(crate) async fn verify(
 ) -> Result<Json<Report>, Problem> {
     authorize(&app, &headers)?;
     let files = existing(&app, &asked).await?;
-    let verify = move || engine::verify(&files, &Arc::new(schema()), &engine::executable()?);
+    let schema = app.stores.schema();
+    let verify = move || engine::verify(&files, &schema, &engine::executable()?);
     let report = tokio::task::spawn_blocking(verify).await.map_err(Problem::internal)?;
     Ok(Json(report.map_err(|fault| Error::from(&fault))?))
 }
