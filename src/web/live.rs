@@ -23,8 +23,15 @@ use crate::engine::{Error, Store, StoreId};
 use crate::likes::count;
 use crate::sync::LinkStatus;
 
-/// How often a stream says that it is alive, so that both ends notice when the other is gone.
-const COMMENT_EVERY: Duration = Duration::from_secs(15);
+/// How often a stream says that it is alive, so that both ends notice when the other is gone. A page that missed three
+/// pings takes its stream for dead.
+const PING_EVERY: Duration = Duration::from_secs(8);
+
+/// A script sees no comments, and no event without data.
+const PING: &[u8] = b"event: ping\ndata: ok\n\n";
+
+/// Says that the fragments of one commit are out, so that a page shows them all at once.
+const DONE: &[u8] = b"event: done\ndata: ok\n\n";
 
 /// The shortest and the longest pause between two updates of a page.
 const PAUSE: [Duration; 2] = [Duration::from_millis(16), Duration::from_millis(100)];
@@ -208,7 +215,7 @@ pub(crate) async fn live(State(app): State<App>, Opened { store, link, who, .. }
         frames: app.pages.subscribe(&app, &store, link, &who)?,
         sent: [0, 0],
         waiting: Vec::new(),
-        alive: comments(),
+        alive: pings(),
         shutdown: app.shutdown.clone(),
         _slot: slot,
         _open: app.metrics.stream_opened(),
@@ -221,8 +228,8 @@ pub(crate) async fn live(State(app): State<App>, Opened { store, link, who, .. }
     Ok((headers, body).into_response())
 }
 
-fn comments() -> Interval {
-    let mut alive = interval_at(tokio::time::Instant::now() + COMMENT_EVERY, COMMENT_EVERY);
+fn pings() -> Interval {
+    let mut alive = interval_at(tokio::time::Instant::now() + PING_EVERY, PING_EVERY);
     alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
     alive
 }
@@ -252,6 +259,7 @@ impl LiveStream {
                 }
             }
             if !self.waiting.is_empty() {
+                self.waiting.push(Bytes::from_static(DONE));
                 return Some(self.waiting.drain(..).flatten().collect());
             }
             tokio::select! {
@@ -262,7 +270,7 @@ impl LiveStream {
                         return None;
                     }
                 }
-                _ = self.alive.tick() => return Some(Bytes::from_static(b":\n\n")),
+                _ = self.alive.tick() => return Some(Bytes::from_static(PING)),
             }
         }
     }
@@ -283,7 +291,7 @@ mod tests {
             frames,
             sent: [0, 0],
             waiting: Vec::new(),
-            alive: comments(),
+            alive: pings(),
             shutdown: shutdown.clone(),
             _slot: Shares::new(8, StoreLimits::default()).streams.lend(&Who::Owner, 1).expect("a slot"),
             _open: Metrics::install().stream_opened(),
@@ -329,17 +337,20 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_quiet_stream_says_every_15_seconds_that_it_is_alive() {
+    async fn a_quiet_stream_says_every_8_seconds_that_it_is_alive() {
         let (frames, receiver) = watch::channel(Frames::default());
         let shutdown = CancellationToken::new();
         let mut stream = stream(receiver, &shutdown);
         let start = tokio::time::Instant::now();
-        for seconds in [15, 30, 45] {
-            assert_eq!(stream.next().await.as_deref(), Some(&b":\n\n"[..]));
+        for seconds in [8, 16, 24] {
+            assert_eq!(stream.next().await.as_deref(), Some(PING));
             assert_eq!(start.elapsed().as_secs(), seconds);
         }
         frames.send_modify(|frames| frames.likes.set("likes", "<p>1</p>"));
-        assert_eq!(stream.next().await.as_deref(), Some(&b"event: likes\ndata: <p>1</p>\n\n"[..]));
+        assert_eq!(
+            stream.next().await.as_deref(),
+            Some(&b"event: likes\ndata: <p>1</p>\n\nevent: done\ndata: ok\n\n"[..])
+        );
         shutdown.cancel();
         assert_eq!(stream.next().await, None);
     }
@@ -353,9 +364,13 @@ mod tests {
             frames.send_modify(|frames| frames.status.set("status", &format!("{} pending", count / 10)));
         }
         let all = stream.next().await.expect("frames");
-        assert_eq!(all, "event: likes\ndata: 999\n\nevent: status\ndata: 99 pending\n\n");
+        assert_eq!(all, "event: likes\ndata: 999\n\nevent: status\ndata: 99 pending\n\nevent: done\ndata: ok\n\n");
         frames.send_modify(|frames| frames.likes.set("likes", "1000"));
-        assert_eq!(stream.next().await.expect("a frame"), "event: likes\ndata: 1000\n\n", "only what changed");
+        assert_eq!(
+            stream.next().await.expect("a frame"),
+            "event: likes\ndata: 1000\n\nevent: done\ndata: ok\n\n",
+            "only what changed"
+        );
     }
 
     #[test]
