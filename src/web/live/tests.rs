@@ -105,8 +105,8 @@ async fn trust_48_who_reads_seldom_gets_the_newest_of_each_fragment() {
     let mut stream = stream(receiver, &CancellationToken::new());
     let set = |slot, version, name, text: String| {
         frames.send_modify(|frames| {
-        frames.set(slot, version, frame(name, &html(text)));
-    });
+            frames.set(slot, version, frame(name, &html(text)));
+        });
     };
     for count in 0..1_000 {
         set(0, count + 1, "likes", count.to_string());
