@@ -10,6 +10,7 @@ mod live;
 mod opening;
 mod place;
 mod query;
+mod remote;
 mod replica;
 mod sandbox;
 mod schema;
@@ -29,6 +30,7 @@ pub(crate) use files::{Access, check_dir, create_private_dir, exists, open_priva
 pub use live::Watch;
 pub use place::{Cursor, Digest, Entry, Generation, LogId, Seq};
 pub use query::Query;
+pub(crate) use remote::{Answer, Question};
 pub use replica::{
     Files, Outcome, Page, Position, Replica, SETTLE_EVERY, Setup, Standing, committed_state, executable,
 };

@@ -14,6 +14,7 @@ use super::event::{Envelope, EventId, EventRef};
 use super::opening::{Alone, make_database};
 use super::place::{Cursor, Digest, Generation, Seq};
 use super::query::Query;
+use super::remote::{Answer, Question};
 use super::sandbox::{DbError, Sandbox, Tables, is_damage};
 use super::schema::{Db, Effect, Failure, Schema};
 use super::storage::{
@@ -441,6 +442,11 @@ impl State {
     /// Answers a query, with what is in the open transaction.
     pub(crate) fn read<T: 'static>(&self, query: &Query<T>) -> Result<(T, Tables), DbError> {
         query.run(&self.sandbox)
+    }
+
+    /// Answers a question from another process.
+    pub(crate) fn ask(&self, question: Question) -> Result<Answer, DbError> {
+        question.ask(&self.sandbox)
     }
 
     /// The tables that were written since the last call.

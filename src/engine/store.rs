@@ -17,6 +17,7 @@ use super::eventlog::Whose;
 use super::live::{Live, Watch};
 use super::place::{Cursor, Digest, Seq};
 use super::query::Query;
+use super::remote::{Answer, Question};
 use super::replica::{Files, Outcome, Replica, Setup, Standing};
 use super::sandbox::Tables;
 use super::schema::Schema;
@@ -322,6 +323,20 @@ impl Store {
         self.watch(query).next().await
     }
 
+    /// The present answer to a question from another process.
+    ///
+    /// # Errors
+    ///
+    /// As [`read`](Self::read).
+    pub(crate) async fn answer(&self, question: Question) -> Result<Answer, Error> {
+        let schema = Arc::clone(&self.inner.schema);
+        let answer = self.look_if_any(move |replica| match replica {
+            Some(replica) => Ok(replica.state().ask(question)),
+            None => State::in_memory(&schema).map(|state| state.ask(question)),
+        });
+        answer.await?.map_err(|error| Error::Query(error.to_string()))
+    }
+
     /// Changes whenever something about the store was told: answers to queries, or how it is. While it is borrowed, nothing
     /// is told, so whoever holds it sees all that a commit changed, or nothing of it.
     pub(crate) fn rounds(&self) -> watch::Receiver<u64> {
@@ -621,6 +636,11 @@ impl Stores {
     /// Changes whenever something about the store is new. Unlike a handle, it doesn't keep the store open.
     pub(crate) fn news(&self, id: &StoreId) -> watch::Receiver<u64> {
         self.shared.lock().news(id).subscribe()
+    }
+
+    /// The schema of all of them.
+    pub(crate) fn schema(&self) -> Arc<Schema> {
+        Arc::clone(&self.shared.common.setup.schema)
     }
 
     /// The bounds of what the stores may use.

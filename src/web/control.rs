@@ -3,7 +3,6 @@
 
 use std::io::{self, BufWriter, Write};
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use axum::Json;
 use axum::body::{Body, Bytes};
@@ -22,7 +21,6 @@ use super::{App, AskedStore, Opened, sentence};
 use crate::engine::{
     self, BATCH, Device, Envelope, Error, Fault, Files, Health, Line, MAX_ARGS, Outcome, Report, Standing, Store,
 };
-use crate::likes::schema;
 
 /// The longest line of an import: a payload of which every byte is escaped, and the rest of the line.
 const MAX_LINE: usize = 6 * MAX_ARGS + 1_024;
@@ -248,7 +246,8 @@ pub(crate) async fn verify(
 ) -> Result<Json<Report>, Problem> {
     authorize(&app, &headers)?;
     let files = existing(&app, &asked).await?;
-    let verify = move || engine::verify(&files, &Arc::new(schema()), &engine::executable()?);
+    let schema = app.stores.schema();
+    let verify = move || engine::verify(&files, &schema, &engine::executable()?);
     let report = tokio::task::spawn_blocking(verify).await.map_err(Problem::internal)?;
     Ok(Json(report.map_err(|fault| Error::from(&fault))?))
 }
@@ -277,7 +276,7 @@ pub(crate) async fn backup(State(app): State<App>, headers: HeaderMap, body: Byt
         Problem::bad_request("malformed-backup", detail, "Use `likewise backup TO`.")
     })?;
     let data = app.data.clone();
-    let copied = tokio::task::spawn_blocking(move || crate::backup::backup(&data, &to)).await;
+    let copied = tokio::task::spawn_blocking(move || crate::data_dir::backup(&data, &to)).await;
     let copied = copied.map_err(Problem::internal)?.map_err(|error| {
         let why = sentence(format!("{error:#}"));
         Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "backup-failed", why, "Nothing was changed.")
@@ -342,7 +341,8 @@ pub(crate) async fn retry_set_aside(
 pub(crate) const AFTER_IMPORT: &str =
     "What stood before it is stored. Mend the cause and import again: nothing is added twice.";
 
-fn authorize(app: &App, headers: &HeaderMap) -> Result<(), Problem> {
+/// Refuses whoever doesn't show the key of the data directory.
+pub(super) fn authorize(app: &App, headers: &HeaderMap) -> Result<(), Problem> {
     let shown = headers.get(header::AUTHORIZATION).map(|value| value.as_bytes()).unwrap_or_default();
     let expected = format!("Bearer {}", app.control_key);
     if bool::from(shown.ct_eq(expected.as_bytes())) { Ok(()) } else { Err(StatusCode::UNAUTHORIZED.into()) }

@@ -14,6 +14,7 @@ use super::{Page, Params, Refusal, Render, Visitor};
 use crate::engine::{Envelope, Error, Event, EventId, Query, Store, StoreId, Watch};
 
 /// What people see of an app.
+#[derive(Clone)]
 pub(crate) struct Face {
     pub(crate) name: &'static str,
     /// The store whose routes have no prefix.
@@ -72,9 +73,10 @@ pub(crate) enum Unmade {
 }
 
 /// A piece of HTML that follows a query.
+#[derive(Clone)]
 pub(crate) struct Fragment {
     pub(crate) name: &'static str,
-    ask: Box<dyn Fn(&Params) -> Result<Box<dyn Asked>, Refusal> + Send + Sync>,
+    ask: Arc<dyn Fn(&Params) -> Result<Box<dyn Asked>, Refusal> + Send + Sync>,
 }
 
 /// Which fragment something is: those of one name with equal queries are one.
@@ -209,7 +211,7 @@ impl Fragment {
             let key = FragmentKey { name, query: query.fingerprint() };
             Ok(Box::new(Question { key, query, render: Arc::clone(&render) }) as Box<dyn Asked>)
         };
-        Self { name, ask: Box::new(ask) }
+        Self { name, ask: Arc::new(ask) }
     }
 }
 

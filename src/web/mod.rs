@@ -14,6 +14,7 @@ mod page;
 mod params;
 mod problem;
 mod received;
+mod remote;
 mod server;
 mod shares;
 mod status;
@@ -35,7 +36,7 @@ use crate::sync::Clients;
 pub(crate) use assets::ASSETS_VERSION;
 pub(crate) use control::{AFTER_IMPORT, Exported, Imported, import};
 pub(crate) use face::Face;
-pub(crate) use guard::AllowedHost;
+pub use guard::AllowedHost;
 pub(crate) use guard::{Policy, protect};
 pub use html::{Html, IntoHtml};
 pub(crate) use hub::Hub;
@@ -44,15 +45,13 @@ pub use page::{Page, Render};
 pub use params::{Params, Refusal};
 pub(crate) use problem::{Problem, Words, sentence};
 pub(crate) use received::Received;
+pub(crate) use remote::Committed;
 pub(crate) use server::{Connection, Limits, raise_open_file_limit, serve, stores_within_open_files};
 pub(crate) use shares::{DIVERGED, Full, Lease, Shares, Who};
 pub(crate) use status::{StatusReport, date_time, digests, what_to_do};
 pub(crate) use store::{AskedStore, Opened};
 pub use visitor::Visitor;
 pub(crate) use visitor::VisitorKey;
-
-/// The store whose routes have no prefix.
-pub(crate) const DEFAULT_STORE: &str = "likes";
 
 /// What every handler may use. Each request gets its own copy, so all of it is behind one pointer.
 pub(crate) type App = Arc<Services>;
@@ -123,6 +122,8 @@ fn joined(app: App) -> Router {
         .route("/control/v1/{store}/verify", post(control::verify))
         .route("/control/v1/{store}/adopt", post(control::adopt))
         .route("/control/v1/{store}/promote", post(control::promote))
+        .route("/control/v1/{store}/commit", post(remote::commit))
+        .route("/control/v1/{store}/query", post(remote::query))
         .route("/control/v1/{store}/set-aside", get(control::export_set_aside))
         .route("/control/v1/{store}/set-aside/retry", post(control::retry_set_aside))
         .route("/sync/v1/{store}/events", get(hub::pull).post(hub::push))

@@ -3,12 +3,16 @@
 //! One process at a time has it, by a lock on the file `lock`. The file also says which process that is and how to reach
 //! it, so that a second one can say who is in the way, and a command can ask the first instead.
 
+mod backup;
+
 use std::fs::{File, TryLockError};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
+
+pub(crate) use backup::backup;
 
 use crate::engine::{Access, Files, StoreId, check_dir, create_private_dir, exists, open_private_file, open_to_read};
 
@@ -17,9 +21,9 @@ use crate::engine::{Access, Files, StoreId, check_dir, create_private_dir, exist
 #[cfg(unix)]
 const LONGEST: usize = 400;
 
-/// The data directory of this machine's user, unless `--data` names another.
-pub(crate) fn default_path() -> anyhow::Result<PathBuf> {
-    let dirs = directories::ProjectDirs::from("", "", "likewise");
+/// Where this machine's user has the data of the program `name`, unless `--data` names another directory.
+pub(crate) fn default_path(name: &str) -> anyhow::Result<PathBuf> {
+    let dirs = directories::ProjectDirs::from("", "", name);
     let dirs = dirs.context("this user has no home directory to keep data in; name a directory with --data DIR")?;
     Ok(dirs.data_dir().to_owned())
 }
@@ -145,7 +149,8 @@ impl DataDir {
             Err(TryLockError::Error(error)) => {
                 return Err(error).with_context(|| {
                     format!(
-                        "cannot lock {}: without locks two processes could write at once and lose likes. Name a directory on                          a local disk with --data",
+                        "cannot lock {}: without locks two processes could write at once and lose events. Name a directory \
+                         on a local disk with --data",
                         lock_path.display()
                     )
                 });
@@ -220,7 +225,7 @@ impl DataDir {
 /// Says that nothing can be changed in the directory, and what can be done about it.
 pub(crate) fn read_only(path: &Path) -> String {
     format!(
-        "{} can only be read: it is on read-only media, or nobody may write to it. Copy it to where you can write, and          name the copy with --data",
+        "{} can only be read: it is on read-only media, or nobody may write to it. Copy it to where you can write, and name the copy with --data",
         path.display()
     )
 }
@@ -230,13 +235,13 @@ fn taken(path: &Path, holder: Option<&Holder>) -> String {
     let path = path.display();
     match holder {
         Some(Holder { pid, address: Some(address), .. }) => format!(
-            "{path} is in use by the likewise process {pid}, which listens on {address}. \
+            "{path} is in use by the process {pid}, which listens on {address}. \
              Open that address, stop that process, or name another directory with --data"
         ),
         Some(Holder { pid, .. }) => format!(
-            "{path} is in use by the likewise process {pid}. Wait for it to end, stop it, or name another directory with --data"
+            "{path} is in use by the process {pid}. Wait for it to end, stop it, or name another directory with --data"
         ),
-        None => format!("{path} is in use by another likewise process. Stop it, or name another directory with --data"),
+        None => format!("{path} is in use by another process. Stop it, or name another directory with --data"),
     }
 }
 

@@ -1,13 +1,13 @@
 //! Root acts as the user whom the data belongs to.
 //!
-//! What `sudo likewise token add` made as root, the server of another user could not open any more. And whoever owns the
-//! directory could lead root astray in it, between any look and the step after it. Both end when root takes on that
-//! user's rights before it touches anything: what is made is that user's, and nothing else can be reached.
+//! A file that root makes, with `sudo likewise token add` for example, could not be opened by another user's server. And the
+//! owner of the directory could lead root astray in it, between a look and the step after it. So root takes on that user's
+//! rights before it touches anything: what it makes is that user's, and it can reach nothing else.
 
 use std::path::Path;
 
 #[cfg(not(unix))]
-pub(crate) fn act_as_owner(_data: &Path, _copy: Option<&Path>) -> anyhow::Result<()> {
+pub(crate) fn act_as_owner(_name: &str, _data: &Path, _copy: Option<&Path>) -> anyhow::Result<()> {
     Ok(())
 }
 
@@ -20,7 +20,7 @@ pub(crate) fn act_as_owner(_data: &Path, _copy: Option<&Path>) -> anyhow::Result
 ///
 /// When root may not do so here, or when that user can't reach `copy`.
 #[cfg(unix)]
-pub(crate) fn act_as_owner(data: &Path, copy: Option<&Path>) -> anyhow::Result<()> {
+pub(crate) fn act_as_owner(name: &str, data: &Path, copy: Option<&Path>) -> anyhow::Result<()> {
     use anyhow::{Context, bail};
 
     if !rustix::process::geteuid().is_root() {
@@ -41,7 +41,7 @@ pub(crate) fn act_as_owner(data: &Path, copy: Option<&Path>) -> anyhow::Result<(
     }
     owner.take_on().with_context(|| {
         let user = owner.user;
-        format!("{} belongs to the user {user}, whom root can't act as here; run likewise as {user}", data.display())
+        format!("{} belongs to the user {user}, whom root can't act as here; run {name} as {user}", data.display())
     })?;
     tracing::info!("acting as the user {}, because {} is that user's", owner.user, data.display());
     Ok(())
