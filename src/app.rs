@@ -184,7 +184,7 @@ impl App {
 
     /// Sets the heading of the page that people see at an address that isn't there; without this it is "Nothing here".
     pub fn lost(mut self, heading: &'static str) -> Self {
-        self.face.lost = heading;
+        self.face_mut().lost = heading;
         self
     }
 

@@ -23,7 +23,7 @@ pub(crate) fn app(dir: &Path, schema: Schema, limits: StoreLimits, max_streams: 
 
 /// An app without an upstream, on data of its own.
 fn serving(app: crate::App, dir: &Path, schema: Schema, limits: StoreLimits, max_streams: usize) -> App {
-    let face = app.into_face();
+    let face = Arc::clone(app.face());
     let device: Device = "test".parse().expect("a name");
     let setup =
         Setup { schema: Arc::new(schema), device: device.clone(), executable: "test".to_owned(), progress: |_, _| {} };
