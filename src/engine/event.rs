@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
+use super::error::Malformed;
 use crate::clock;
 
 /// The largest payload of one event, in bytes of its JSON text. An event is a fact, not a file: whoever needs more
@@ -43,31 +44,6 @@ pub trait Event: Serialize + DeserializeOwned {
     /// The name under which events of this type are stored, for ever: renaming the type is free, changing this is not.
     /// ASCII letters, digits and `_ . : / -`, at most [`MAX_NAME`] bytes.
     const NAME: &'static str;
-}
-
-/// Why something is not an event: the border's refusal of malformed input.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Malformed {
-    /// Not a UUID of version 7 in its hyphenated form.
-    #[error("`{0}` is not an event id: it must be a UUID of version 7 such as 0190d1e5-3f5c-7bb2-8a3e-5d4f6c7b8a90")]
-    Id(String),
-    /// Not a name that an event may have.
-    #[error(
-        "`{0}` is not an event name: use 1 to {MAX_NAME} ASCII letters, digits and `_ . : / -`, and not the prefix `likewise.`"
-    )]
-    Name(String),
-    /// Not a name that a device may have.
-    #[error("`{0}` is not a device name: use 1 to {MAX_DEVICE} bytes without control characters")]
-    Device(String),
-    /// A payload that is not JSON, or that holds a raw control character.
-    #[error("the payload is not JSON text on one line: {0}")]
-    Args(String),
-    /// A payload above [`MAX_ARGS`].
-    #[error("the payload has {0} bytes, more than the {MAX_ARGS} an event may have")]
-    TooLarge(usize),
-    /// A batch without events, or with something in it that isn't one.
-    #[error("not a batch of events: {0}")]
-    Batch(String),
 }
 
 /// Identifies an event at every hop, for ever: a UUIDv7 (RFC 9562, section 5.7), minted where the event happened.

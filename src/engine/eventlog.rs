@@ -15,10 +15,11 @@ use rusqlite::{CachedStatement, Connection, OptionalExtension, Params, Row, para
 use serde::{Deserialize, Serialize};
 
 use super::checks::Checked;
+use super::error::{Fault, IoContext};
 use super::event::{Args, Device, Envelope, EventId, EventName, EventRef};
 use super::opening::{Alone, make_database, provide_wal};
 use super::place::{Digest, Entry, Generation, LogId, Seq};
-use super::storage::{Beside, Durability, Fault, IoContext, WalGauge, checkpoint_on_close, connect, set_up};
+use super::storage::{Beside, Durability, WalGauge, checkpoint_on_close, connect, set_up};
 use super::tally::{RowHash, Tally};
 use super::witness::Testimony;
 

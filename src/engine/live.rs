@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
+use super::error::Error;
 use super::query::{Query, QueryKey};
 use super::sandbox::Tables;
 use super::state::State;
-use super::store::Error;
 
 /// How long an answer is kept up to date after it was asked for last.
 const REMEMBERED_FOR: Duration = Duration::from_secs(60);

@@ -3,6 +3,7 @@
 //! It knows SQLite; it knows neither a network nor HTTP, nor what any event means.
 
 mod checks;
+mod error;
 mod event;
 mod eventlog;
 mod files;
@@ -22,9 +23,9 @@ mod witness;
 mod writer;
 
 pub use checks::Progress;
-pub use event::{Args, Batch, Device, Envelope, Event, EventId, EventName, MAX_ARGS, MAX_DEVICE, MAX_NAME, Malformed};
+pub use error::{DbError, Error, Fault, Malformed, MalformedSeq, MalformedStoreId, NotOurs};
+pub use event::{Args, Batch, Device, Envelope, Event, EventId, EventName, MAX_ARGS, MAX_DEVICE, MAX_NAME};
 pub use eventlog::{PageSize, Whose};
-pub use files::NotOurs;
 pub(crate) use files::{Access, check_dir, create_private_dir, exists, open_private_file, open_to_read, sync_dir};
 pub use live::Watch;
 pub use place::{Cursor, Digest, Entry, Generation, LogId, Seq};
@@ -32,10 +33,8 @@ pub use query::Query;
 pub use replica::{
     Files, Outcome, Page, Position, Replica, SETTLE_EVERY, Setup, Standing, committed_state, executable,
 };
-pub use sandbox::DbError;
 pub use schema::{Db, Schema};
 pub use snapshot::{Line, Report, backup, export, export_set_aside, is_blank, set_aside, verify};
-pub use storage::Fault;
-pub use store::{Error, Health, MalformedStoreId, Receipt, Store, StoreId, StoreLimits, Stores, stores_in};
+pub use store::{Health, Receipt, Store, StoreId, StoreLimits, Stores, stores_in};
 pub(crate) use store::{SWEEP_EVERY, Spare};
 pub use writer::BATCH;

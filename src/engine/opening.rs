@@ -19,8 +19,9 @@ use std::time::Duration;
 
 use rusqlite::Connection;
 
+use super::error::{Fault, IoContext};
 use super::files::{open_private_file, sync_dir, sync_parent};
-use super::storage::{Fault, IoContext, checkpoint_on_close, connect};
+use super::storage::{checkpoint_on_close, connect};
 
 /// How long files that are to be replaced are waited for, while somebody in this process reads them.
 const PATIENCE: Duration = Duration::from_secs(30);

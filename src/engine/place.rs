@@ -5,17 +5,13 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::error::MalformedSeq;
 use super::event::{Device, Envelope};
 
 /// The place of an event in its log, given by the authority. Grows; may have gaps. Zero stands before the first event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 #[serde(try_from = "u64")]
 pub struct Seq(pub u64);
-
-/// A number that no log counts up to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{0} is no seq: a log ends before 2^62")]
-pub struct MalformedSeq(u64);
 
 impl TryFrom<u64> for Seq {
     type Error = MalformedSeq;

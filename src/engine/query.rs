@@ -8,7 +8,8 @@ use std::sync::Arc;
 use rusqlite::types::{FromSql, Value};
 use rusqlite::{Row, Rows, ToSql, params_from_iter};
 
-use super::sandbox::{DbError, Mode, Sandbox, Tables};
+use super::error::DbError;
+use super::sandbox::{Mode, Sandbox, Tables};
 use super::schema::panic_message;
 
 /// A question to the state whose answer is a `T`.

@@ -19,16 +19,17 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use super::checks::{Checked, Progress};
+use super::error::{DbError, Fault, IoContext};
 use super::event::{Device, Envelope, EventId};
 use super::eventlog::{self, Content, Eventlog, Found, PageSize, Tip, Whose};
 use super::files::{check_files, create_private_dir, sync_dir};
 use super::opening::{Alone, secure, secure_names};
 use super::place::{Cursor, Digest, Entry, Generation, LogId, Seq};
 use super::query::Query;
-use super::sandbox::{DbError, Tables};
+use super::sandbox::Tables;
 use super::schema::{Effect, Schema};
 use super::state::{self, CHUNK, Enders, Halt, OnFault, State, Stop};
-use super::storage::{Fault, IoContext, WalGauge, check_sqlite};
+use super::storage::{WalGauge, check_sqlite};
 use super::witness::Witness;
 
 /// The next event alone.

@@ -14,7 +14,9 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
-use rusqlite::{CachedStatement, Connection, ErrorCode, Statement};
+use rusqlite::{CachedStatement, Connection, Statement};
+
+use super::error::DbError;
 
 /// Tables of the engine in `state.db`; nobody else may make, read or write one whose name begins so.
 pub(crate) const OWN_PREFIX: &str = "likewise_";
@@ -105,52 +107,6 @@ const FUNCTIONS: &[&str] = &[
     "unlikely",
     "upper",
 ];
-
-/// Why a statement of a materializer or a query failed.
-#[derive(Debug, thiserror::Error)]
-pub enum DbError {
-    /// A materializer says that its event can't have an effect; see [`DbError::refuse`].
-    #[error("{0}")]
-    Refused(String),
-    /// The statement does something that is not deterministic, or reaches for what isn't its own.
-    #[error("{0}")]
-    Forbidden(String),
-    /// After an error that ended the transaction, or that was the machine's, nothing more may run.
-    #[error("an earlier error stopped this materializer")]
-    Stopped,
-    /// SQLite's own answer.
-    #[error(transparent)]
-    Sqlite(#[from] rusqlite::Error),
-}
-
-impl DbError {
-    /// For materializers: this event has no effect, and `why` says so to the person who caused it.
-    pub fn refuse(why: impl Into<String>) -> Self {
-        Self::Refused(why.into())
-    }
-}
-
-/// Whether the machine failed rather than the event, so that the same event may well succeed later or elsewhere.
-///
-/// The faults of events are a closed list; what isn't on it is the machine's, for to skip an event over a full disk
-/// would make replicas differ.
-pub(crate) fn is_of_machine(error: &rusqlite::Error) -> bool {
-    use rusqlite::ffi;
-    let of_event = [
-        ffi::SQLITE_ERROR,
-        ffi::SQLITE_CONSTRAINT,
-        ffi::SQLITE_MISMATCH,
-        ffi::SQLITE_RANGE,
-        ffi::SQLITE_TOOBIG,
-        ffi::SQLITE_AUTH,
-    ];
-    error.sqlite_error().is_some_and(|code| !of_event.contains(&(code.extended_code & 0xff)))
-}
-
-/// Whether `error` says that the file itself is damaged.
-pub(crate) fn is_damage(error: &rusqlite::Error) -> bool {
-    matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
-}
 
 /// A set of a schema's tables. The tables from the 64th on share one place, which costs at most a needless re-run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

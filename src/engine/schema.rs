@@ -7,8 +7,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use rusqlite::{Params, Row, Statement};
 
+use super::error::{DbError, is_of_machine};
 use super::event::{self, BATCH, Event, EventId, EventName, EventRef};
-use super::sandbox::{DbError, Mode, Sandbox, Statements, Tables, is_of_machine};
+use super::sandbox::{Mode, Sandbox, Statements, Tables};
 use super::storage::open_in_memory;
 
 /// What events mean: tables, and for each type of event the function that turns one into changes of them.

@@ -13,7 +13,8 @@ use rusqlite::types::{ToSqlOutput, ValueRef};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 
-use super::event::{Args, Device, Envelope, EventId, EventName, Malformed};
+use super::error::{Fault, IoContext, Malformed};
+use super::event::{Args, Device, Envelope, EventId, EventName};
 use super::eventlog::{self, CHECKPOINT_EVERY, Eventlog, PageSize, Rescued, Waiting};
 use super::files::{create_private_dir, open_private_file, sync_dir, sync_parent};
 use super::opening::remove_database;
@@ -21,7 +22,7 @@ use super::place::{Cursor, Digest, Generation, Seq};
 use super::replica::{Files, replay_log};
 use super::schema::Schema;
 use super::state::{self, Enders, State, Stop};
-use super::storage::{Beside, Fault, IoContext};
+use super::storage::Beside;
 use super::witness::{self, Witness};
 
 /// Whether there is nothing here yet: no files, or the mere beginning of an eventlog, which is what a crash leaves that

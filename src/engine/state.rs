@@ -10,15 +10,14 @@ use std::sync::Arc;
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
+use super::error::{DbError, Fault, IoContext, is_damage, is_of_machine};
 use super::event::{Envelope, EventId, EventRef};
 use super::opening::{Alone, make_database};
 use super::place::{Cursor, Digest, Generation, Seq};
 use super::query::Query;
-use super::sandbox::{DbError, Sandbox, Tables, is_damage};
+use super::sandbox::{Sandbox, Tables};
 use super::schema::{Db, Effect, Failure, Schema};
-use super::storage::{
-    Beside, Durability, Fault, IoContext, WalGauge, checkpoint_on_close, connect, open_in_memory, set_up,
-};
+use super::storage::{Beside, Durability, WalGauge, checkpoint_on_close, connect, open_in_memory, set_up};
 
 const TABLES: &str = "
     CREATE TABLE likewise_cursor (
@@ -189,7 +188,7 @@ impl State {
         let (cursor, maker_found, schema_found) = match row {
             Ok(row) => row,
             // SQLite found no such row, table or database: whatever the file is, it is no state.
-            Err(error) if is_damage(&error) || !super::sandbox::is_of_machine(&error) => {
+            Err(error) if is_damage(&error) || !is_of_machine(&error) => {
                 return Ok(unusable("it is damaged"));
             }
             Err(error) => return Err(Fault::state(error)),

@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::event::{Device, Envelope, Event, EventId, Malformed};
+use super::error::{Error, Fault, IoContext, MalformedStoreId};
+use super::event::{Device, Envelope, Event, EventId};
 use super::eventlog::Whose;
 use super::live::{Live, Watch};
 use super::place::{Cursor, Digest, Seq};
@@ -21,7 +22,6 @@ use super::replica::{Files, Outcome, Replica, Setup, Standing};
 use super::sandbox::Tables;
 use super::schema::Schema;
 use super::state::State;
-use super::storage::{Fault, IoContext};
 use super::writer::{Act, Common, Work, Writer, start_checkpoints};
 
 /// How often idle stores are looked for. Often enough that what many looks opened is closed soon after its time is over.
@@ -30,58 +30,9 @@ pub(crate) const SWEEP_EVERY: Duration = Duration::from_secs(5);
 /// So many handles of stores without events are known before the first look for those that are gone.
 const ABSENT: usize = 64;
 
-/// Why a store didn't do as asked.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Error {
-    /// The input is not an event.
-    #[error(transparent)]
-    Malformed(#[from] Malformed),
-    /// The event can't be applied, so it was not stored.
-    #[error("the event was refused: {0}")]
-    Refused(String),
-    /// Another event has this id already.
-    #[error("the id {0} belongs to another event, which stays; use a new id")]
-    Conflict(EventId),
-    /// More events wait than the queue holds; none of this one was stored.
-    #[error("too many events are waiting to be stored; try again in a moment")]
-    Overloaded,
-    /// The store can't be used at present: what is wrong and what to do.
-    #[error("{0}")]
-    Unavailable(Arc<str>),
-    /// There are as many stores as there may be.
-    #[error("there are {0} stores already, which is the limit; use one of them")]
-    TooManyStores(u64),
-    /// More stores are in use than may be open at a time.
-    #[error("too many stores are in use at the same time; try again in a moment")]
-    TooManyOpen,
-    /// The store's log is its own, so there is no other that it could adopt.
-    #[error(
-        "this store follows no hub: its log is its own. Start likewise with --upstream, and it moves to that hub's log by \
-         itself"
-    )]
-    OwnLog,
-    /// A query failed.
-    #[error("the query failed: {0}")]
-    Query(String),
-    /// The store was closed, for the program is ending.
-    #[error("the store is closed, because likewise is shutting down")]
-    Closed,
-}
-
-impl From<&Fault> for Error {
-    fn from(fault: &Fault) -> Self {
-        Self::Unavailable(fault.to_string().into())
-    }
-}
-
 /// The name of a store: `[a-z0-9][a-z0-9-]{0,62}`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct StoreId(Arc<str>);
-
-/// What is not the name of a store.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is not a store: its name has 1 to 63 characters, a to z, 0 to 9 and -, and doesn't begin with -")]
-pub struct MalformedStoreId(String);
 
 impl StoreId {
     /// The name as text.

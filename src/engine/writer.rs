@@ -11,13 +11,14 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::checks::{Checked, PORTION, Progress};
+use super::error::{Error, Fault};
 use super::event::Envelope;
 use super::live::Live;
 use super::replica::{Files, Outcome, Replica, Setup, Standing};
 use super::schema::panic_message;
 use super::state::State;
-use super::storage::{Fault, WalGauge};
-use super::store::{Error, Health, Receipt};
+use super::storage::WalGauge;
+use super::store::{Health, Receipt};
 
 /// How many events are committed together at most: one fsync serves all of them, and none waits for more than this.
 pub const BATCH: usize = 1_024;
