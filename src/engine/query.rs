@@ -9,8 +9,8 @@ use rusqlite::types::{FromSql, Value};
 use rusqlite::{Row, Rows, ToSql, params_from_iter};
 
 use super::error::DbError;
+use super::materialize::panic_message;
 use super::sandbox::{Mode, Sandbox, Tables};
-use super::schema::panic_message;
 
 /// A question to the state whose answer is a `T`.
 ///

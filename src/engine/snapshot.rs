@@ -17,11 +17,13 @@ use super::error::{Fault, IoContext, Malformed};
 use super::event::{Args, Device, Envelope, EventId, EventName};
 use super::eventlog::{self, CHECKPOINT_EVERY, Eventlog, PageSize, Rescued, Waiting};
 use super::files::{create_private_dir, open_private_file, sync_dir, sync_parent};
+use super::materialize::{Enders, Stop};
 use super::opening::remove_database;
 use super::place::{Cursor, Digest, Generation, Seq};
-use super::replica::{Files, replay_log};
+use super::replica::replay_log;
 use super::schema::Schema;
-use super::state::{self, Enders, State, Stop};
+use super::setup::Files;
+use super::state::{self, State};
 use super::storage::Beside;
 use super::witness::{self, Witness};
 

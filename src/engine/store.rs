@@ -18,9 +18,10 @@ use super::eventlog::Whose;
 use super::live::{Live, Watch};
 use super::place::{Cursor, Digest, Seq};
 use super::query::Query;
-use super::replica::{Files, Outcome, Replica, Setup, Standing};
+use super::replica::{Outcome, Replica, Standing};
 use super::sandbox::Tables;
 use super::schema::Schema;
+use super::setup::{Files, Setup};
 use super::state::State;
 use super::writer::{Act, Common, Work, Writer, start_checkpoints};
 
