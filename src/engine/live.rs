@@ -48,7 +48,7 @@ trait LiveQuery: Any + Send + Sync {
     fn asked(&self) -> Instant;
 }
 
-type Answer<T> = Option<Result<T, Error>>;
+pub(super) type Answer<T> = Option<Result<T, Error>>;
 
 struct Watched<T> {
     query: Query<T>,
@@ -167,34 +167,5 @@ impl<T: Clone + PartialEq + Send + Sync + 'static> LiveQuery for Watched<T> {
 
     fn asked(&self) -> Instant {
         *self.asked.lock().expect("BUG: noting a moment panicked")
-    }
-}
-
-/// The answers to a query: the present one, and then each newer one. Whoever is slow misses what was between.
-pub struct Watch<T> {
-    answers: watch::Receiver<Answer<T>>,
-    /// Keeps the store open.
-    _store: super::store::Store,
-}
-
-impl<T: Clone> Watch<T> {
-    pub(crate) fn new(mut answers: watch::Receiver<Answer<T>>, store: super::store::Store) -> Self {
-        answers.mark_changed();
-        Self { answers, _store: store }
-    }
-
-    /// The present answer at the first call, afterwards the newest one as soon as it differs from the last. May be
-    /// dropped and called again without missing anything.
-    ///
-    /// # Errors
-    ///
-    /// When the query or the store fails. A later call waits until that has changed.
-    pub async fn next(&mut self) -> Result<T, Error> {
-        loop {
-            self.answers.changed().await.map_err(|_| Error::Closed)?;
-            if let Some(answer) = self.answers.borrow_and_update().clone() {
-                return answer;
-            }
-        }
     }
 }

@@ -15,11 +15,11 @@ use super::error::{Error, Fault};
 use super::event::Envelope;
 use super::live::Live;
 use super::materialize::panic_message;
+use super::place::Seq;
 use super::replica::{Outcome, Replica, Standing};
 use super::setup::{Files, Setup};
 use super::state::State;
 use super::storage::WalGauge;
-use super::store::{Health, Receipt};
 
 /// How many events are committed together at most: one fsync serves all of them, and none waits for more than this.
 pub const BATCH: usize = 1_024;
@@ -29,6 +29,48 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// How often the files are looked at, to see whether they are still there.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// That an event is stored: on disk, and applied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Receipt {
+    /// Its place in the log, unless an upstream has yet to give it one.
+    pub seq: Option<Seq>,
+    /// False when it was stored before.
+    pub is_new: bool,
+}
+
+/// How a store is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Health {
+    /// Nobody has looked yet.
+    Opening,
+    /// It has no events yet, and no files.
+    Absent,
+    /// It works.
+    Open(Standing),
+    /// It can be read, but stores nothing at present: why, and what to do.
+    ReadOnly(Standing, String),
+    /// It can't be used at present: why, and what to do.
+    Failed(String),
+}
+
+impl Health {
+    /// Where the store stands, if that is known.
+    pub fn standing(&self) -> Option<&Standing> {
+        match self {
+            Self::Open(standing) | Self::ReadOnly(standing, _) => Some(standing),
+            Self::Opening | Self::Absent | Self::Failed(_) => None,
+        }
+    }
+
+    /// Why nothing can be stored, if that is so.
+    pub fn trouble(&self) -> Option<&str> {
+        match self {
+            Self::ReadOnly(_, why) | Self::Failed(why) => Some(why),
+            Self::Opening | Self::Absent | Self::Open(_) => None,
+        }
+    }
+}
 
 /// What a store's thread is asked to do.
 pub(crate) enum Work {

@@ -33,8 +33,9 @@ use tokio_util::sync::CancellationToken;
 use crate::engine::{Device, Error, Store, StoreId, Stores};
 use crate::sync::{self, Clients, Hub, LinkStatus, code};
 
+pub(crate) use crate::engine::{Imported, import};
 pub(crate) use assets::ASSETS_VERSION;
-pub(crate) use control::{AFTER_IMPORT, Exported, Imported, import};
+pub(crate) use control::{AFTER_IMPORT, Exported};
 pub(crate) use guard::AllowedHost;
 pub(crate) use guard::{Policy, protect};
 pub(crate) use lobby::Connection;
