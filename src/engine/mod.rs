@@ -3,7 +3,6 @@
 //! It knows SQLite; it knows neither a network nor HTTP, nor what any event means.
 
 mod backup;
-mod checks;
 mod error;
 mod event;
 mod eventlog;
@@ -21,17 +20,16 @@ mod state;
 mod storage;
 mod store;
 mod stores;
-mod tally;
 mod transfer;
 mod verify;
 mod witness;
 mod writer;
 
 pub use backup::{backup, is_blank};
-pub use checks::Progress;
+
 pub use error::{DbError, Error, Fault, Malformed, MalformedSeq, MalformedStoreId, NotOurs};
 pub use event::{Args, Batch, Device, Envelope, Event, EventId, EventName, MAX_ARGS, MAX_DEVICE, MAX_NAME};
-pub use eventlog::{PageSize, Whose};
+pub use eventlog::{PageSize, Progress, Whose};
 pub(crate) use files::{Access, check_dir, create_private_dir, exists, open_private_file, open_to_read, sync_dir};
 pub use materialize::Db;
 pub use place::{Cursor, Digest, Entry, Generation, LogId, Seq};

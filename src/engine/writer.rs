@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::checks::{Checked, PORTION, Progress};
 use super::error::{Error, Fault};
 use super::event::Envelope;
+use super::eventlog::{Checked, PORTION, Progress};
 use super::live::Live;
 use super::materialize::panic_message;
 use super::place::Seq;

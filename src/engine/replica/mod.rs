@@ -22,10 +22,10 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::engine::checks::{Checked, Progress};
 use crate::engine::error::{DbError, Fault};
 use crate::engine::event::{Envelope, EventId};
 use crate::engine::eventlog::{self, Eventlog, PageSize, Tip, Whose};
+use crate::engine::eventlog::{Checked, Progress};
 use crate::engine::files::{create_private_dir, sync_dir};
 use crate::engine::materialize::{CHUNK, Enders, Stop};
 use crate::engine::opening::{Alone, secure, secure_names};

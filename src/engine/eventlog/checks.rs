@@ -9,8 +9,9 @@ use std::collections::BTreeSet;
 
 use rusqlite::{OptionalExtension, params};
 
-use super::eventlog::{Checkpoint, Eventlog, Tip, damaged};
-use super::place::{Generation, LogId, Seq};
+use super::digests::{Checkpoint, read_checkpoint};
+use super::{Eventlog, Tip, damaged};
+use crate::engine::place::{Generation, LogId, Seq};
 
 /// How many events the background looks at in one go: what comes meanwhile waits for about a millisecond.
 pub(crate) const PORTION: usize = 128;
@@ -205,7 +206,7 @@ impl Eventlog {
     /// The first point after `seq` whose digest is stored.
     fn checkpoint_after(&self, seq: Seq) -> rusqlite::Result<Option<Checkpoint>> {
         let sql = "SELECT seq, digest, length FROM checkpoint WHERE seq > ?1 ORDER BY seq LIMIT 1";
-        self.conn.prepare_cached(sql)?.query_row([seq.to_sql()], super::eventlog::read_checkpoint).optional()
+        self.conn.prepare_cached(sql)?.query_row([seq.to_sql()], read_checkpoint).optional()
     }
 }
 
