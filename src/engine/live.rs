@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
+use super::authorizer::Tables;
 use super::error::Error;
 use super::query::{Query, QueryKey};
-use super::sandbox::Tables;
 use super::state::State;
 
 /// How long an answer is kept up to date after it was asked for last.

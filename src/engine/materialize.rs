@@ -10,9 +10,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use rusqlite::{Params, Row, Statement, params};
 
+use super::authorizer::{Mode, Tables};
 use super::error::{DbError, Fault, is_of_machine};
 use super::event::{self, BATCH, Envelope, EventId, EventRef};
-use super::sandbox::{Mode, Sandbox, Statements, Tables};
+use super::sandbox::{Sandbox, Statements};
 use super::schema::Schema;
 use super::state::State;
 

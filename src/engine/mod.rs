@@ -2,6 +2,7 @@
 //!
 //! It knows SQLite; it knows neither a network nor HTTP, nor what any event means.
 
+mod authorizer;
 mod backup;
 mod error;
 mod event;

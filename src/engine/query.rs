@@ -8,9 +8,10 @@ use std::sync::Arc;
 use rusqlite::types::{FromSql, Value};
 use rusqlite::{Row, Rows, ToSql, params_from_iter};
 
+use super::authorizer::{Mode, Tables};
 use super::error::DbError;
 use super::materialize::panic_message;
-use super::sandbox::{Mode, Sandbox, Tables};
+use super::sandbox::Sandbox;
 
 /// A question to the state whose answer is a `T`.
 ///

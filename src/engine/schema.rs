@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
+use super::authorizer::Mode;
 use super::error::DbError;
 use super::event::{self, BATCH, Event, EventName};
 use super::materialize::Db;
-use super::sandbox::{Mode, Sandbox};
+use super::sandbox::Sandbox;
 use super::storage::open_in_memory;
 
 /// What events mean: tables, and for each type of event the function that turns one into changes of them.
@@ -184,9 +185,9 @@ mod tests {
     use std::cell::Cell;
 
     use super::*;
+    use crate::engine::authorizer::Tables;
     use crate::engine::event::{EventId, EventRef};
     use crate::engine::materialize::{Effect, Failure};
-    use crate::engine::sandbox::Tables;
 
     fn refusal(sql: &'static str) -> String {
         Schema::new(sql).check().expect_err(sql).to_string()

@@ -9,12 +9,13 @@ use std::sync::Arc;
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
+use super::authorizer::Tables;
 use super::error::{DbError, Fault, IoContext, is_damage, is_of_machine};
 use super::event::EventId;
 use super::opening::{Alone, make_database};
 use super::place::{Cursor, Digest, Generation, Seq};
 use super::query::Query;
-use super::sandbox::{Sandbox, Tables};
+use super::sandbox::Sandbox;
 use super::schema::Schema;
 use super::storage::{Beside, Durability, WalGauge, checkpoint_on_close, connect, open_in_memory, set_up};
 

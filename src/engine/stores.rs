@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
 
+use super::authorizer::Tables;
 use super::error::{Error, Fault, IoContext};
 use super::live::Live;
-use super::sandbox::Tables;
 use super::setup::{Files, Setup};
 use super::state::State;
 use super::store::{Inner, Store, StoreId, Unopened};

@@ -28,7 +28,7 @@ impl Eventlog {
         events.iter().map(append).collect()
     }
 
-    pub(super) fn appender(&mut self) -> rusqlite::Result<Appender<'_>> {
+    fn appender(&mut self) -> rusqlite::Result<Appender<'_>> {
         let Self { conn, tip, names, origins, .. } = self;
         let conn: &Connection = conn;
         let sql =

@@ -22,6 +22,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::engine::authorizer::Tables;
 use crate::engine::error::{DbError, Fault};
 use crate::engine::event::{Envelope, EventId};
 use crate::engine::eventlog::{self, Eventlog, PageSize, Tip, Whose};
@@ -31,7 +32,6 @@ use crate::engine::materialize::{CHUNK, Enders, Stop};
 use crate::engine::opening::{Alone, secure, secure_names};
 use crate::engine::place::{Cursor, Digest, Entry, Generation, Seq};
 use crate::engine::query::Query;
-use crate::engine::sandbox::Tables;
 use crate::engine::setup::{Files, Setup};
 use crate::engine::state::{self, State};
 
