@@ -5,7 +5,7 @@ use std::io;
 
 use rusqlite::types::{ToSqlOutput, ValueRef};
 
-use super::error::{Fault, IoContext};
+use super::error::{Fault, IoContext, LogFault};
 use super::eventlog::{self, Eventlog};
 use super::files::{create_private_dir, open_private_file, sync_dir, sync_parent};
 use super::opening::remove_database;
@@ -46,7 +46,7 @@ pub fn backup(files: &Files, to: &Files) -> Result<(), Fault> {
         return Err(io::Error::from(io::ErrorKind::AlreadyExists)).doing("copy a store to", to.dir());
     }
     let is_new = !to.dir().exists();
-    let copied = copy(files, to);
+    let copied = copy(files, to).map_err(Fault::from);
     if copied.is_err() {
         // Half a copy would open as a store that lacks likes, or has none.
         drop(remove_database(&to.eventlog()));
@@ -58,25 +58,25 @@ pub fn backup(files: &Files, to: &Files) -> Result<(), Fault> {
     copied
 }
 
-fn copy(files: &Files, to: &Files) -> Result<(), Fault> {
+fn copy(files: &Files, to: &Files) -> Result<(), LogFault> {
     create_private_dir(to.dir())?;
     let target = to.eventlog();
     open_private_file(&target)?;
-    let conn = Beside::open(&files.eventlog()).map_err(Fault::eventlog)?;
+    let conn = Beside::open(&files.eventlog())?;
     // SQLite takes the bytes of a name as they are, whether or not they are UTF-8.
     let path = ToSqlOutput::Borrowed(ValueRef::Text(target.as_os_str().as_encoded_bytes()));
-    conn.execute("VACUUM INTO ?1", [path]).map_err(Fault::eventlog)?;
+    conn.execute("VACUUM INTO ?1", [path])?;
     File::open(&target).and_then(|file| file.sync_all()).doing("make durable", &target)?;
     // The copy bears witness to itself, so that a loss of its tail is noticed like any other.
     let copy = Eventlog::snapshot(&target)?;
     // What the disk has changed is not to take the place of an older copy that is right.
     let mut found = Report::default();
-    check_log(&copy, &mut found).map_err(Fault::eventlog)?;
-    found.problems.extend(copy.check_waiting().map_err(Fault::eventlog)?);
+    check_log(&copy, &mut found)?;
+    found.problems.extend(copy.check_waiting()?);
     if let Some(problem) = found.problems.into_iter().next() {
-        return Err(Fault::Damaged(problem));
+        return Err(Fault::Damaged(problem).into());
     }
     Witness::open(&to.witness())?.0.write(copy.testimony())?;
     sync_dir(to.dir())?;
-    sync_parent(to.dir())
+    Ok(sync_parent(to.dir())?)
 }

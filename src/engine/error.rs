@@ -7,11 +7,13 @@
 //! [`Error`] is what the users of a store see of all of these. [`is_of_machine`] draws the line on which the promise
 //! "same log, same state" stands: an event's fault skips the event, alike on every replica; the machine's never does.
 
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rusqlite::ErrorCode;
+use rusqlite::types::FromSqlError;
 
 use super::event::{EventId, MAX_ARGS, MAX_DEVICE, MAX_NAME};
 
@@ -154,10 +156,10 @@ pub enum Fault {
         source: io::Error,
     },
     /// SQLite refused something for a reason that is not an event's.
-    #[error("{file}: {source}{}", what_to_do(source))]
+    #[error("{database}: {source}{}", what_to_do(source))]
     Sqlite {
         /// Which of the store's databases.
-        file: &'static str,
+        database: Database,
         /// SQLite's answer.
         source: rusqlite::Error,
     },
@@ -232,25 +234,78 @@ pub enum Fault {
     Gone(PathBuf),
 }
 
+/// One of the two databases of a store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Database {
+    /// The truth: log and outbox.
+    Eventlog,
+    /// What follows from it.
+    State,
+}
+
+impl Database {
+    /// The name of its file.
+    pub fn file_name(self) -> &'static str {
+        match self {
+            Self::Eventlog => "eventlog.db",
+            Self::State => "state.db",
+        }
+    }
+}
+
+impl fmt::Display for Database {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.file_name().fmt(f)
+    }
+}
+
+/// A [`Fault`] met in the eventlog. Its own type, so that `?` on an error of SQLite says which database it came from.
+#[derive(Debug)]
+pub(crate) struct LogFault(pub(crate) Fault);
+
+impl From<rusqlite::Error> for LogFault {
+    fn from(source: rusqlite::Error) -> Self {
+        Self(Fault::eventlog(source))
+    }
+}
+
+impl From<FromSqlError> for LogFault {
+    fn from(source: FromSqlError) -> Self {
+        Self(Fault::eventlog(source.into()))
+    }
+}
+
+impl From<Fault> for LogFault {
+    fn from(fault: Fault) -> Self {
+        Self(fault)
+    }
+}
+
+impl From<LogFault> for Fault {
+    fn from(LogFault(fault): LogFault) -> Self {
+        fault
+    }
+}
+
 impl Fault {
     pub(crate) fn eventlog(source: rusqlite::Error) -> Self {
-        // What the engine itself finds comes wrapped, because SQLite's errors are all that its reading knows.
-        if let rusqlite::Error::FromSqlConversionFailure(_, _, what) = &source {
-            return Self::Damaged(what.to_string());
-        }
+        // An answer that isn't SQLite's own says that a value can't be what was stored.
         if is_damage(&source) || source.sqlite_error().is_none() {
             return Self::Damaged(source.to_string());
         }
-        Self::Sqlite { file: "eventlog.db", source }
+        Self::Sqlite { database: Database::Eventlog, source }
     }
 
     pub(crate) fn state(source: rusqlite::Error) -> Self {
-        Self::Sqlite { file: "state.db", source }
+        Self::Sqlite { database: Database::State, source }
     }
 
-    /// What SQLite says of the database at `path`.
-    pub(crate) fn sqlite(path: &Path, source: rusqlite::Error) -> Self {
-        if path.ends_with("state.db") { Self::state(source) } else { Self::eventlog(source) }
+    /// What SQLite says of `database`.
+    pub(crate) fn sqlite(database: Database, source: rusqlite::Error) -> Self {
+        match database {
+            Database::Eventlog => Self::eventlog(source),
+            Database::State => Self::state(source),
+        }
     }
 
     /// Whether nothing failed but a write for which there was no room, or which the disk refused. Every sync succeeded
@@ -267,7 +322,7 @@ impl Fault {
 
     /// Whether `state.db` is what is damaged, which costs nothing but the time to rebuild it.
     pub(crate) fn is_damaged_state(&self) -> bool {
-        matches!(self, Self::Sqlite { file: "state.db", source } if is_damage(source) || !is_of_machine(source))
+        matches!(self, Self::Sqlite { database: Database::State, source } if is_damage(source) || !is_of_machine(source))
     }
 }
 

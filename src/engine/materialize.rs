@@ -11,7 +11,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use rusqlite::{Params, Row, Statement, params};
 
 use super::authorizer::{Mode, Tables};
-use super::error::{DbError, Fault, is_of_machine};
+use super::error::{DbError, Fault, LogFault, is_of_machine};
 use super::event::{self, BATCH, Envelope, EventId, EventRef};
 use super::sandbox::{Sandbox, Statements};
 use super::schema::Schema;
@@ -207,6 +207,12 @@ pub(crate) enum Halt {
     Undo,
     /// As for an event alone.
     Stop(Stop),
+}
+
+impl From<LogFault> for Halt {
+    fn from(LogFault(fault): LogFault) -> Self {
+        Self::Stop(Stop::Fault(fault))
+    }
 }
 
 impl From<Stop> for Halt {

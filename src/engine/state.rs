@@ -10,14 +10,14 @@ use std::sync::Arc;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::authorizer::Tables;
-use super::error::{DbError, Fault, IoContext, is_damage, is_of_machine};
+use super::error::{Database, DbError, Fault, IoContext, is_damage, is_of_machine};
 use super::event::EventId;
 use super::opening::{Alone, make_database};
 use super::place::{Cursor, Digest, Generation, Seq};
 use super::query::Query;
 use super::sandbox::Sandbox;
 use super::schema::Schema;
-use super::storage::{Beside, Durability, WalGauge, checkpoint_on_close, connect, open_in_memory, set_up};
+use super::storage::{Beside, WalGauge, checkpoint_on_close, connect, open_in_memory, set_up};
 
 const TABLES: &str = "
     CREATE TABLE likewise_cursor (
@@ -85,9 +85,9 @@ impl State {
         generation: Generation,
         alone: &Alone,
     ) -> Result<Self, Fault> {
-        make_database(path, alone, |conn| Self::create(conn, schema, maker, generation).map(drop))?;
+        make_database(Database::State, path, alone, |conn| Self::create(conn, schema, maker, generation).map(drop))?;
         let mut conn = connect(path).map_err(Fault::state)?;
-        let wal = set_up(&mut conn, path, Durability::Normal)?;
+        let wal = set_up(&mut conn, path, Database::State)?;
         let sandbox = Sandbox::new(conn).map_err(Fault::state)?;
         sandbox.learn_tables().map_err(Fault::state)?;
         let cursor = Cursor { generation, ..Cursor::default() };
@@ -120,7 +120,7 @@ impl State {
         }
         let open = || {
             let mut conn = connect(path).map_err(Fault::state)?;
-            let wal = set_up(&mut conn, path, Durability::Normal)?;
+            let wal = set_up(&mut conn, path, Database::State)?;
             Ok((conn, wal))
         };
         let (conn, wal) = match open() {
@@ -169,8 +169,8 @@ impl State {
     }
 
     /// Says that this is an end in good order, so that the WAL is to be moved into the file.
-    pub(crate) fn close_in_order(&self) -> rusqlite::Result<()> {
-        checkpoint_on_close(self.sandbox.engine(), true)
+    pub(crate) fn close_in_order(&self) -> Result<(), Fault> {
+        checkpoint_on_close(self.sandbox.engine(), true).map_err(Fault::state)
     }
 
     /// How far the committed state has come.

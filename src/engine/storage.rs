@@ -10,7 +10,7 @@ use rusqlite::config::DbConfig;
 use rusqlite::hooks::Wal;
 use rusqlite::{Connection, OpenFlags};
 
-use super::error::{Fault, is_failed_sync};
+use super::error::{Database, Fault, is_failed_sync};
 use super::opening::Visitor;
 
 /// The oldest SQLite that may touch our files, as `sqlite3_libversion_number` counts. Older ones can corrupt a
@@ -48,15 +48,6 @@ fn keep_plans(conn: &Connection) -> rusqlite::Result<()> {
 /// Settings that decide what a statement does: the same wherever events are applied, or the states would differ.
 const MEANING: &str = "PRAGMA foreign_keys = ON; PRAGMA temp_store = MEMORY; PRAGMA trusted_schema = OFF;";
 
-/// How durable a database's commits are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Durability {
-    /// A commit is on disk when it returns.
-    Full,
-    /// A commit survives the process; a power cut may undo the last ones, never part of one.
-    Normal,
-}
-
 /// Connects to a database that exists.
 ///
 /// This process has it alone: other processes find it locked. So the index of the WAL is in this process's memory, and
@@ -86,13 +77,15 @@ pub(crate) fn checkpoint_on_close(conn: &Connection, does: bool) -> rusqlite::Re
 
 /// Sets up a connection to write: in WAL mode, and so that SQLite does as it is told, which is checked. Nothing
 /// checkpoints on its own: see [`checkpoint`] and [`checkpoint_on_close`].
-pub(crate) fn set_up(conn: &mut Connection, path: &Path, durability: Durability) -> Result<Arc<WalGauge>, Fault> {
-    let fault = |source| Fault::sqlite(path, source);
+pub(crate) fn set_up(conn: &mut Connection, path: &Path, database: Database) -> Result<Arc<WalGauge>, Fault> {
+    let fault = |source| Fault::sqlite(database, source);
     let mode: String = conn.query_row("PRAGMA journal_mode = WAL", (), |row| row.get(0)).map_err(fault)?;
     expect(path, "journal_mode = wal", &mode)?;
-    let (pragma, wanted) = match durability {
-        Durability::Full => ("PRAGMA synchronous = FULL", "synchronous = 2"),
-        Durability::Normal => ("PRAGMA synchronous = NORMAL", "synchronous = 1"),
+    let (pragma, wanted) = match database {
+        // A commit is on disk when it returns.
+        Database::Eventlog => ("PRAGMA synchronous = FULL", "synchronous = 2"),
+        // A commit survives the process. A power cut may undo the last ones, but never part of one.
+        Database::State => ("PRAGMA synchronous = NORMAL", "synchronous = 1"),
     };
     conn.execute_batch(pragma).map_err(fault)?;
     conn.execute_batch("PRAGMA cell_size_check = ON; PRAGMA checkpoint_fullfsync = ON")

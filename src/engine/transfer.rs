@@ -10,7 +10,7 @@ use serde_json::value::RawValue;
 use tokio::io::AsyncRead;
 use tokio_util::codec::{FramedRead, LinesCodec, LinesCodecError};
 
-use super::error::{Error, Fault, IoContext, Malformed};
+use super::error::{Error, Fault, IoContext, LogFault, Malformed};
 use super::event::{Args, Device, Envelope, EventId, EventName, MAX_ARGS};
 use super::eventlog::{CHECKPOINT_EVERY, Eventlog, PageSize, Rescued, Waiting};
 use super::place::Seq;
@@ -94,21 +94,20 @@ pub fn export(files: &Files, out: &mut dyn Write) -> Result<u64, Fault> {
         let mut lines = Vec::new();
         while lines.len() < PORTION.events {
             // An interval between two checkpoints, as a rule: what is altered in one makes the others no suspects.
-            let last = log.entries_end(after, CHECKPOINT_EVERY).map_err(Fault::eventlog)?;
+            let last = log.entries_end(after, CHECKPOINT_EVERY)?;
             let Some(last) = last else { break };
-            let is_sound = log.is_sound(after, last).map_err(Fault::eventlog)?;
-            let read = log.each_entry(after, CHECKPOINT_EVERY as usize, &mut |entry| {
+            let is_sound = log.is_sound(after, last)?;
+            log.each_entry(after, CHECKPOINT_EVERY as usize, &mut |entry| {
                 damaged += u64::from(!is_sound);
                 let why = (!is_sound).then(|| ALTERED.to_owned());
                 let entry = entry.filter(|entry| !pending.contains(&entry.event.id));
                 lines.extend(entry.map(|entry| Line::new(Some(entry.seq), &entry.event, Some(entry.origin), why)));
-                Ok::<_, Fault>(())
-            });
-            read.map_err(Fault::eventlog)??;
+                Ok::<_, LogFault>(())
+            })?;
             after = last;
         }
         if after == begin {
-            let waiting = log.rescue(Waiting::Pending, after_pending, PORTION).map_err(Fault::eventlog)?;
+            let waiting = log.rescue(Waiting::Pending, after_pending, PORTION)?;
             let Some(last) = waiting.last() else { break };
             after_pending = last.n;
             pending.extend(waiting.iter().filter_map(|rescued| rescued.event.as_ref()).map(|event| event.id));
@@ -120,7 +119,7 @@ pub fn export(files: &Files, out: &mut dyn Write) -> Result<u64, Fault> {
     let mut after = i64::MIN;
     loop {
         let log = Eventlog::snapshot(&files.eventlog())?;
-        let waiting = log.rescue(Waiting::SetAside, after, PORTION).map_err(Fault::eventlog)?;
+        let waiting = log.rescue(Waiting::SetAside, after, PORTION)?;
         drop(log);
         let Some(last) = waiting.last() else { break };
         after = last.n;
@@ -167,7 +166,7 @@ pub fn export_set_aside(files: &Files, out: &mut dyn Write) -> Result<(), Fault>
 ///
 /// When the store can't be read.
 pub fn set_aside(files: &Files) -> Result<Vec<(Envelope, String)>, Fault> {
-    Eventlog::snapshot(&files.eventlog())?.all_set_aside().map_err(Fault::eventlog)
+    Ok(Eventlog::snapshot(&files.eventlog())?.all_set_aside()?)
 }
 
 fn put(out: &mut dyn Write, line: &Line) -> Result<(), Fault> {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::error::Fault;
+use super::error::{Fault, LogFault};
 use super::eventlog::Eventlog;
 use super::materialize::{Enders, Stop};
 use super::place::{Cursor, Digest, Generation, Seq};
@@ -65,8 +65,8 @@ pub fn verify(files: &Files, schema: &Arc<Schema>, executable: &str) -> Result<R
     report.pending = tip.pending;
     report.head = tip.head;
     report.log_digest = tip.digest;
-    check_log(&log, &mut report).map_err(Fault::eventlog)?;
-    report.problems.extend(log.check_waiting().map_err(Fault::eventlog)?);
+    check_log(&log, &mut report)?;
+    report.problems.extend(log.check_waiting()?);
     if let Some(lack) = testimony.and_then(|earlier| log.testimony().lacks(earlier)) {
         report.problems.push(Fault::LostTail(lack).to_string());
     }
@@ -79,7 +79,7 @@ pub fn verify(files: &Files, schema: &Arc<Schema>, executable: &str) -> Result<R
     } else if cursor.seq > tip.head {
         let lack = format!("it ends at {}, and its state has come to {}", tip.head, cursor.seq);
         report.problems.push(Fault::LostTail(lack).to_string());
-    } else if log.digest_at(cursor.seq).map_err(Fault::eventlog)? != cursor.digest {
+    } else if log.digest_at(cursor.seq)? != cursor.digest {
         report.problems.push(format!(
             "the events up to {} are not those that the state was made from: one of the two was changed. \
              Restore a backup, or compare with another device",
@@ -107,7 +107,7 @@ const REBUILD: &str = "No event is lost: stop likewise and delete the file state
                        at the next start";
 
 /// Hashes the whole log, and compares it with each digest that was stored on the way.
-pub(super) fn check_log(log: &Eventlog, report: &mut Report) -> rusqlite::Result<()> {
+pub(super) fn check_log(log: &Eventlog, report: &mut Report) -> Result<(), LogFault> {
     report.problems.extend(log.integrity_check()?.into_iter().map(|line| format!("the eventlog is damaged: {line}")));
     let mut point = log.base()?;
     for stored in log.checkpoints()? {

@@ -1,11 +1,12 @@
 //! The digests that show whether the eventlog holds what was stored: a chain over the log, a sum over what waits.
 
-use rusqlite::{OptionalExtension, Row, params};
+use rusqlite::{Row, params};
 
 use super::file::{HASHED, meta};
 use super::read::{WAITING, id};
 use super::tally::Tally;
-use super::{Eventlog, Tip, unreadable};
+use super::{Eventlog, Result, Tip, damaged, first};
+use crate::engine::error::{Fault, LogFault};
 use crate::engine::place::{Digest, Seq};
 
 /// How many events stand between two checkpoints of the log's digest: what opening a store hashes at most.
@@ -21,43 +22,43 @@ pub(crate) struct Checkpoint {
 
 impl Eventlog {
     /// The last point at or before `seq` whose digest is stored.
-    pub(crate) fn checkpoint_before(&self, seq: Seq) -> rusqlite::Result<Checkpoint> {
+    pub(crate) fn checkpoint_before(&self, seq: Seq) -> Result<Checkpoint> {
         let sql = "SELECT seq, digest, length FROM
                        (SELECT * FROM checkpoint WHERE seq <= ?1 UNION ALL SELECT * FROM base WHERE seq <= ?1)
                    ORDER BY seq DESC LIMIT 1";
-        let row = self.conn.prepare_cached(sql)?.query_row([seq.to_sql()], read_checkpoint).optional()?;
+        let row = first(&mut *self.conn.prepare_cached(sql)?, [seq.to_sql()], read_checkpoint)?;
         Ok(row.unwrap_or(Checkpoint { seq: Seq::START, digest: Digest::EMPTY, length: 0 }))
     }
 
     /// The first stored point that is at least `events` events behind the place with `length` events, or the end.
-    pub(crate) fn milestone_after(&self, seq: Seq, events: u64) -> rusqlite::Result<Checkpoint> {
+    pub(crate) fn milestone_after(&self, seq: Seq, events: u64) -> Result<Checkpoint> {
         let from = self.checkpoint_before(seq)?.length;
         let sql = "SELECT seq, digest, length FROM checkpoint WHERE seq > ?1 AND length >= ?2 ORDER BY seq LIMIT 1";
-        let found = self
-            .conn
-            .prepare_cached(sql)?
-            .query_row(params![seq.to_sql(), from.saturating_add(events)], read_checkpoint)
-            .optional()?;
+        let found = first(
+            &mut *self.conn.prepare_cached(sql)?,
+            params![seq.to_sql(), from.saturating_add(events)],
+            read_checkpoint,
+        )?;
         let Tip { head, digest, length, .. } = self.tip;
         Ok(found.unwrap_or(Checkpoint { seq: head, digest, length }))
     }
 
     /// Where the log begins.
-    pub(crate) fn base(&self) -> rusqlite::Result<Checkpoint> {
-        let row = self.conn.query_row("SELECT seq, digest, length FROM base", (), read_checkpoint).optional()?;
+    pub(crate) fn base(&self) -> Result<Checkpoint> {
+        let row = first(&mut self.conn.prepare("SELECT seq, digest, length FROM base")?, (), read_checkpoint)?;
         Ok(row.unwrap_or(Checkpoint { seq: Seq::START, digest: Digest::EMPTY, length: 0 }))
     }
 
     /// Every stored point, for who wants to check them all.
-    pub(crate) fn checkpoints(&self) -> rusqlite::Result<Vec<Checkpoint>> {
+    pub(crate) fn checkpoints(&self) -> Result<Vec<Checkpoint>> {
         self.conn
             .prepare("SELECT seq, digest, length FROM checkpoint ORDER BY seq")?
-            .query_map((), read_checkpoint)?
+            .query_and_then((), read_checkpoint)?
             .collect()
     }
 
     /// The digest of the log up to `seq`, whether or not an event stands there.
-    pub(crate) fn digest_at(&self, seq: Seq) -> rusqlite::Result<Digest> {
+    pub(crate) fn digest_at(&self, seq: Seq) -> Result<Digest> {
         if seq >= self.tip.head {
             return Ok(self.tip.digest);
         }
@@ -66,7 +67,7 @@ impl Eventlog {
 
     /// Points of the log with their digests, from its end to its beginning. Those near the end stand at distances that
     /// double, and cost one walk together; the others are points whose digests are stored.
-    pub(crate) fn points(&self) -> rusqlite::Result<Vec<(Seq, Digest)>> {
+    pub(crate) fn points(&self) -> Result<Vec<(Seq, Digest)>> {
         let head = self.tip.head;
         let back = |distance: u64| Seq(head.0.saturating_sub(distance));
         let distances = (0..64).map(|power| 1 << power).take_while(|distance| *distance < head.0);
@@ -89,7 +90,7 @@ impl Eventlog {
     }
 
     /// Hashes on from a known point, to `until` or to the end.
-    pub(crate) fn walk(&self, from: Checkpoint, until: Option<Seq>) -> rusqlite::Result<Checkpoint> {
+    pub(crate) fn walk(&self, from: Checkpoint, until: Option<Seq>) -> Result<Checkpoint> {
         let mut point = from;
         let sql = "SELECT seq, id, name, args, origin FROM log WHERE seq > ?1 AND seq <= ?2 ORDER BY seq";
         let mut statement = self.conn.prepare_cached(sql)?;
@@ -102,7 +103,7 @@ impl Eventlog {
     }
 
     /// Hashes the next event of the log, whose columns are seq, id, name, args, origin.
-    pub(super) fn step(&self, point: &mut Checkpoint, row: &Row<'_>) -> rusqlite::Result<()> {
+    pub(super) fn step(&self, point: &mut Checkpoint, row: &Row<'_>) -> Result<()> {
         let (name, origin) = (self.names.text(row.get(2)?)?, self.origins.text(row.get(4)?)?);
         point.seq = Seq::from_sql(row.get(0)?);
         point.digest = point.digest.extended(id(row, 1)?.as_bytes(), name, row.get_ref(3)?.as_str_or_null()?, origin);
@@ -111,20 +112,20 @@ impl Eventlog {
     }
 
     /// SQLite's own check of the file's structure: what is wrong, line by line.
-    pub(crate) fn integrity_check(&self) -> rusqlite::Result<Vec<String>> {
+    pub(crate) fn integrity_check(&self) -> Result<Vec<String>> {
         let lines: Vec<String> =
             self.conn.prepare("PRAGMA integrity_check")?.query_map((), |row| row.get(0))?.collect::<Result<_, _>>()?;
         Ok(lines.into_iter().filter(|line| line != "ok").collect())
     }
 
     /// Whether the digest of the whole log is the one that was stored with its last event.
-    pub(super) fn ends_as_stored(&self) -> rusqlite::Result<bool> {
+    pub(super) fn ends_as_stored(&self) -> Result<bool> {
         let stored: Vec<u8> = meta(&self.conn, "digests")?.unwrap_or_default();
         Ok(self.format < HASHED || stored.get(..32) == Some(&self.tip.digest.0))
     }
 
     /// What is not as it was stored: at the end of the log, in the outbox, and among what was set aside.
-    pub(crate) fn check_waiting(&self) -> rusqlite::Result<Vec<String>> {
+    pub(crate) fn check_waiting(&self) -> Result<Vec<String>> {
         if self.format < HASHED {
             return Ok(Vec::new());
         }
@@ -142,7 +143,7 @@ impl Eventlog {
                 *count += 1;
                 match self.waiting(row) {
                     Ok((_, _, hash)) => tally.add(hash),
-                    Err(rusqlite::Error::FromSqlConversionFailure(_, _, why)) => problems.push(why.to_string()),
+                    Err(LogFault(Fault::Damaged(what))) => problems.push(what),
                     Err(other) => return Err(other),
                 }
             }
@@ -166,11 +167,11 @@ impl Eventlog {
     }
 }
 
-pub(super) fn read_checkpoint(row: &Row<'_>) -> rusqlite::Result<Checkpoint> {
+pub(super) fn read_checkpoint(row: &Row<'_>) -> Result<Checkpoint> {
     let digest = Digest::from_slice(row.get_ref(1)?.as_blob()?);
     Ok(Checkpoint {
         seq: Seq::from_sql(row.get(0)?),
-        digest: digest.ok_or_else(|| unreadable(1, "a digest has 32 bytes"))?,
+        digest: digest.ok_or_else(|| damaged("a digest in it doesn't have 32 bytes".to_owned()))?,
         length: row.get(2)?,
     })
 }

@@ -12,11 +12,11 @@ use super::checks::Checked;
 use super::names::Interned;
 use super::read::WAITING;
 use super::tally::Tally;
-use super::{Eventlog, Link, Tip, Whose, unreadable};
-use crate::engine::error::{Fault, IoContext};
+use super::{Eventlog, Link, Result, Tip, Whose, damaged};
+use crate::engine::error::{Database, Fault, IoContext, LogFault};
 use crate::engine::opening::{Alone, make_database, provide_wal};
 use crate::engine::place::{Digest, Generation, LogId, Seq};
-use crate::engine::storage::{Beside, Durability, WalGauge, connect, set_up};
+use crate::engine::storage::{Beside, WalGauge, connect, set_up};
 
 /// The format of the tables below. Higher ones are left alone.
 pub(super) const FORMAT: i64 = 2;
@@ -69,10 +69,10 @@ pub(super) const HASHLESS: &str = "
 
 impl Eventlog {
     /// Opens the eventlog at `path`. Where there is none, makes an empty one of our own if it `may_create` one.
-    pub(crate) fn open(path: &Path, may_create: bool, alone: &Alone) -> Result<Self, Fault> {
+    pub(crate) fn open(path: &Path, may_create: bool, alone: &Alone) -> Result<Self> {
         let mut found = None;
         if path.try_exists().doing("look at", path)? {
-            let conn = connect(path).map_err(Fault::eventlog)?;
+            let conn = connect(path)?;
             if !refuse_newer(&conn, path)? {
                 found = Some(conn);
             }
@@ -80,24 +80,24 @@ impl Eventlog {
         let mut conn = match found {
             Some(conn) => conn,
             None if may_create => {
-                make_database(path, alone, create)?;
-                connect(path).map_err(Fault::eventlog)?
+                make_database(Database::Eventlog, path, alone, |conn| Ok(create(conn)?))?;
+                connect(path)?
             }
             None => return Err(lost()),
         };
         provide_wal(path, alone)?;
-        let wal = set_up(&mut conn, path, Durability::Full)?;
-        Self::over(Link::Writes(conn), Some(wal)).map_err(Fault::eventlog)
+        let wal = set_up(&mut conn, path, Database::Eventlog)?;
+        Self::over(Link::Writes(conn), Some(wal))
     }
 
     /// Opens an existing eventlog for reading, beside the one that writes to it in this process: a snapshot as of now.
-    pub(crate) fn snapshot(path: &Path) -> Result<Self, Fault> {
+    pub(crate) fn snapshot(path: &Path) -> Result<Self> {
         let Some(conn) = look(path)? else { return Err(lost()) };
-        conn.execute_batch("BEGIN").map_err(Fault::eventlog)?;
-        Self::over(Link::Reads(conn), None).map_err(Fault::eventlog)
+        conn.execute_batch("BEGIN")?;
+        Self::over(Link::Reads(conn), None)
     }
 
-    pub(super) fn over(conn: Link, wal: Option<Arc<WalGauge>>) -> rusqlite::Result<Self> {
+    pub(super) fn over(conn: Link, wal: Option<Arc<WalGauge>>) -> Result<Self> {
         conn.set_prepared_statement_cache_capacity(64);
         let names = Interned::load(&conn, "SELECT id, text FROM name")?;
         let origins = Interned::load(&conn, "SELECT id, text FROM origin")?;
@@ -130,7 +130,7 @@ impl Eventlog {
     }
 
     /// Moves an older format on to the present one, whole or not at all.
-    pub(crate) fn upgrade(&mut self) -> rusqlite::Result<()> {
+    pub(crate) fn upgrade(&mut self) -> Result<()> {
         if self.format >= FORMAT {
             return Ok(());
         }
@@ -145,7 +145,7 @@ impl Eventlog {
             loop {
                 let mut statement = self.conn.prepare_cached(&format!("{sql} WHERE n > ?1 ORDER BY n LIMIT 1024"))?;
                 let hash = |row: &Row<'_>| self.waiting(row).map(|(n, _, hash)| (n, hash));
-                let hashes: Vec<_> = statement.query_map([after], hash)?.collect::<rusqlite::Result<_>>()?;
+                let hashes: Vec<_> = statement.query_and_then([after], hash)?.collect::<Result<_>>()?;
                 let Some((last, _)) = hashes.last() else { break };
                 after = *last;
                 for (n, hash) in hashes {
@@ -181,63 +181,62 @@ pub(crate) fn refuse_newer_header(path: &Path) -> Result<(), Fault> {
 }
 
 /// Connects to the eventlog at `path` for reading, unless there is nothing in it, or nothing at all.
-pub(crate) fn look(path: &Path) -> Result<Option<Beside>, Fault> {
+pub(crate) fn look(path: &Path) -> Result<Option<Beside>> {
     if !path.try_exists().doing("look at", path)? {
         return Ok(None);
     }
-    let conn = Beside::open(path).map_err(Fault::eventlog)?;
+    let conn = Beside::open(path)?;
     Ok(if refuse_newer(&conn, path)? { None } else { Some(conn) })
 }
 
 /// Refuses a file of a later format, or of another program, before anything is written to it. Says whether there is
 /// nothing in it yet: older versions made it in steps, and may have been interrupted.
-pub(super) fn refuse_newer(conn: &Connection, path: &Path) -> Result<bool, Fault> {
+pub(super) fn refuse_newer(conn: &Connection, path: &Path) -> Result<bool> {
     let pragma = |name: &str| conn.query_row(&format!("PRAGMA {name}"), (), |row| row.get::<_, i64>(0));
-    let found = pragma("user_version").map_err(Fault::eventlog)?;
+    let found = pragma("user_version")?;
     if found > FORMAT {
-        return Err(Fault::NewerFormat { path: path.to_owned(), found, known: FORMAT });
+        return Err(Fault::NewerFormat { path: path.to_owned(), found, known: FORMAT }.into());
     }
-    let tables: i64 =
-        conn.query_row("SELECT count(*) FROM sqlite_schema", (), |row| row.get(0)).map_err(Fault::eventlog)?;
-    if tables > 0 && pragma("application_id").map_err(Fault::eventlog)? != APPLICATION_ID {
-        return Err(Fault::Foreign(path.to_owned()));
+    let tables: i64 = conn.query_row("SELECT count(*) FROM sqlite_schema", (), |row| row.get(0))?;
+    if tables > 0 && pragma("application_id")? != APPLICATION_ID {
+        return Err(Fault::Foreign(path.to_owned()).into());
     }
     Ok(tables == 0)
 }
 
 /// That there is nothing where events were.
-pub(super) fn lost() -> Fault {
-    Fault::LostTail("eventlog.db is missing or empty, and had events".to_owned())
+pub(super) fn lost() -> LogFault {
+    Fault::LostTail("eventlog.db is missing or empty, and had events".to_owned()).into()
 }
 
 /// Makes the tables of an empty eventlog of our own.
-pub(super) fn create(conn: Connection) -> Result<(), Fault> {
-    let make = |conn: &Connection| {
-        conn.execute_batch("BEGIN IMMEDIATE")?;
-        conn.execute_batch(TABLES)?;
-        conn.execute("INSERT INTO base VALUES (0, ?1, 0)", [Digest::EMPTY.0])?;
-        set_meta(conn, "whose", "own")?;
-        set_meta(conn, "log_id", LogId::random().to_string())?;
-        set_meta(conn, "digests", vec![0; 3 * Tally::BYTES])?;
-        conn.execute_batch(&format!("PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {FORMAT}; COMMIT"))
-    };
-    make(&conn).map_err(Fault::eventlog)
+pub(super) fn create(conn: Connection) -> Result<()> {
+    conn.execute_batch("BEGIN IMMEDIATE")?;
+    conn.execute_batch(TABLES)?;
+    conn.execute("INSERT INTO base VALUES (0, ?1, 0)", [Digest::EMPTY.0])?;
+    set_meta(&conn, "whose", "own")?;
+    set_meta(&conn, "log_id", LogId::random().to_string())?;
+    set_meta(&conn, "digests", vec![0; 3 * Tally::BYTES])?;
+    conn.execute_batch(&format!("PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {FORMAT}; COMMIT"))?;
+    Ok(())
 }
 
-pub(super) fn meta<T: rusqlite::types::FromSql>(conn: &Connection, key: &str) -> rusqlite::Result<Option<T>> {
-    conn.query_row("SELECT value FROM meta WHERE key = ?1", [key], |row| row.get(0)).optional().map(Option::flatten)
+pub(super) fn meta<T: rusqlite::types::FromSql>(conn: &Connection, key: &str) -> Result<Option<T>> {
+    let value = conn.query_row("SELECT value FROM meta WHERE key = ?1", [key], |row| row.get(0)).optional()?;
+    Ok(value.flatten())
 }
 
-pub(super) fn set_meta(conn: &Connection, key: &str, value: impl rusqlite::ToSql) -> rusqlite::Result<()> {
+pub(super) fn set_meta(conn: &Connection, key: &str, value: impl rusqlite::ToSql) -> Result<()> {
     let sql = "INSERT INTO meta VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = excluded.value";
-    conn.prepare_cached(sql)?.execute(params![key, value]).map(drop)
+    conn.prepare_cached(sql)?.execute(params![key, value])?;
+    Ok(())
 }
 
-pub(super) fn whose(conn: &Connection) -> rusqlite::Result<Whose> {
+pub(super) fn whose(conn: &Connection) -> Result<Whose> {
     let id = meta::<String>(conn, "log_id")?.and_then(|text| LogId::parse(&text));
     match (meta::<String>(conn, "whose")?.as_deref(), id) {
         (Some("own"), Some(id)) => Ok(Whose::Own(id)),
         (Some("upstream"), id) => Ok(Whose::Upstream(id)),
-        (other, _) => Err(unreadable(0, format!("the eventlog doesn't say whose log it is: {other:?}"))),
+        (other, _) => Err(damaged(format!("it doesn't say whose log it is: {other:?}"))),
     }
 }

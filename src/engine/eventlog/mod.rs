@@ -1,6 +1,4 @@
 //! The eventlog: the log and the outbox of one store in `eventlog.db`, the source of truth.
-//!
-//! Its methods speak SQLite's errors; [`Replica`](super::replica::Replica) says what they mean.
 
 mod checks;
 mod digests;
@@ -12,10 +10,10 @@ mod write;
 
 use std::cell::RefCell;
 use std::ops::Deref;
+use std::result;
 use std::sync::Arc;
 
-use rusqlite::Connection;
-use rusqlite::types::Type;
+use rusqlite::{Connection, Params, Row, Statement};
 use serde::{Deserialize, Serialize};
 
 pub(crate) use checks::Checked;
@@ -29,9 +27,12 @@ pub use read::PageSize;
 pub(crate) use read::{Content, Found, Rescued, Waiting};
 use tally::Tally;
 
+use super::error::{Fault, LogFault};
 use super::place::{Digest, Generation, LogId, Seq};
 use super::storage::{Beside, WalGauge, checkpoint_on_close};
 use super::witness::Testimony;
+
+type Result<T, E = LogFault> = result::Result<T, E>;
 
 /// Whose log the eventlog's log is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -137,8 +138,8 @@ impl Deref for Link {
 
 impl Eventlog {
     /// Says that this is an end in good order, so that the WAL is to be moved into the file.
-    pub(crate) fn close_in_order(&self) -> rusqlite::Result<()> {
-        checkpoint_on_close(&self.conn, true)
+    pub(crate) fn close_in_order(&self) -> Result<()> {
+        Ok(checkpoint_on_close(&self.conn, true)?)
     }
 
     /// What is known about the end.
@@ -155,14 +156,14 @@ impl Eventlog {
         Testimony { generation, seq: head, n, commits }
     }
 
-    pub(crate) fn begin(&mut self) -> rusqlite::Result<()> {
+    pub(crate) fn begin(&mut self) -> Result<()> {
         self.conn.prepare_cached("BEGIN IMMEDIATE")?.execute(())?;
         self.saved = Some(self.tip);
         Ok(())
     }
 
     /// Makes the transaction durable: after this returns, its events survive a power cut.
-    pub(crate) fn commit(&mut self) -> rusqlite::Result<()> {
+    pub(crate) fn commit(&mut self) -> Result<()> {
         if self.saved != Some(self.tip) {
             self.tip.commits += 1;
             set_meta(&self.conn, "commits", self.tip.commits)?;
@@ -173,18 +174,19 @@ impl Eventlog {
     }
 
     /// Starts a part of the transaction that can be [undone](Self::undo) alone.
-    pub(crate) fn mark(&mut self) -> rusqlite::Result<Mark> {
+    pub(crate) fn mark(&mut self) -> Result<Mark> {
         self.conn.prepare_cached("SAVEPOINT mark")?.execute(())?;
         Ok(Mark { tip: self.tip, name: self.names.last(), origin: self.origins.last() })
     }
 
     /// Ends the part that began with the last mark, and keeps it.
-    pub(crate) fn keep(&mut self) -> rusqlite::Result<()> {
-        self.conn.prepare_cached("RELEASE mark")?.execute(()).map(drop)
+    pub(crate) fn keep(&mut self) -> Result<()> {
+        self.conn.prepare_cached("RELEASE mark")?.execute(())?;
+        Ok(())
     }
 
     /// Ends the part that began at `mark`, and undoes it.
-    pub(crate) fn undo(&mut self, mark: Mark) -> rusqlite::Result<()> {
+    pub(crate) fn undo(&mut self, mark: Mark) -> Result<()> {
         self.conn.execute_batch("ROLLBACK TO mark; RELEASE mark")?;
         self.tip = mark.tip;
         self.names.forget_after(mark.name);
@@ -203,13 +205,14 @@ impl Eventlog {
     }
 
     /// Writes more than an event takes, durably, and takes it away again.
-    pub(crate) fn try_write(&mut self) -> rusqlite::Result<()> {
+    pub(crate) fn try_write(&mut self) -> Result<()> {
         set_meta(&self.conn, "room", vec![0; 64 * 1024])?;
-        self.conn.execute("DELETE FROM meta WHERE key = 'room'", ()).map(drop)
+        self.conn.execute("DELETE FROM meta WHERE key = 'room'", ())?;
+        Ok(())
     }
 
     /// Records whose log this is from now on.
-    pub(crate) fn set_whose(&mut self, whose: Whose) -> rusqlite::Result<()> {
+    pub(crate) fn set_whose(&mut self, whose: Whose) -> Result<()> {
         let (kind, id) = match whose {
             Whose::Own(id) => ("own", Some(id)),
             Whose::Upstream(id) => ("upstream", id),
@@ -221,7 +224,7 @@ impl Eventlog {
     }
 
     /// Records how far the upstream's log was pulled.
-    pub(crate) fn set_pulled(&mut self, seq: Seq) -> rusqlite::Result<()> {
+    pub(crate) fn set_pulled(&mut self, seq: Seq) -> Result<()> {
         set_meta(&self.conn, "pulled", seq.to_sql())?;
         self.tip.pulled = seq;
         Ok(())
@@ -237,11 +240,16 @@ impl Drop for Eventlog {
     }
 }
 
-/// That something isn't what was stored.
-pub(super) fn damaged(what: String) -> rusqlite::Error {
-    unreadable(0, what)
+/// The first row that `statement` gives, as `read` reads it, if it gives one.
+fn first<T>(
+    statement: &mut Statement<'_>,
+    params: impl Params,
+    read: impl FnOnce(&Row<'_>) -> Result<T>,
+) -> Result<Option<T>> {
+    statement.query(params)?.next()?.map(read).transpose()
 }
 
-fn unreadable(at: usize, why: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> rusqlite::Error {
-    rusqlite::Error::FromSqlConversionFailure(at, Type::Null, why.into())
+/// Says that the eventlog holds something other than what was stored.
+fn damaged(what: String) -> LogFault {
+    Fault::Damaged(what).into()
 }

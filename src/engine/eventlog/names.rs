@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use rusqlite::Connection;
 
-use super::damaged;
+use super::{Result, damaged};
 
 /// Strings that occur often, each stored once and known by a number.
 #[derive(Default)]
@@ -15,7 +15,7 @@ pub(super) struct Interned {
 }
 
 impl Interned {
-    pub(super) fn load(conn: &Connection, sql: &str) -> rusqlite::Result<Self> {
+    pub(super) fn load(conn: &Connection, sql: &str) -> Result<Self> {
         let mut all = Self::default();
         let mut statement = conn.prepare_cached(sql)?;
         let mut rows = statement.query(())?;
@@ -43,7 +43,7 @@ impl Interned {
     }
 
     /// The number of `text`, given now if it has none yet.
-    pub(super) fn intern(&mut self, conn: &Connection, insert: &str, text: &str) -> rusqlite::Result<i64> {
+    pub(super) fn intern(&mut self, conn: &Connection, insert: &str, text: &str) -> Result<i64> {
         if let Some(id) = self.ids.get(text) {
             return Ok(*id);
         }
@@ -53,7 +53,7 @@ impl Interned {
         Ok(id)
     }
 
-    pub(super) fn text(&self, id: i64) -> rusqlite::Result<&Arc<str>> {
+    pub(super) fn text(&self, id: i64) -> Result<&Arc<str>> {
         self.texts.get(&id).ok_or_else(|| damaged(format!("a name that events refer to, number {id}, is gone")))
     }
 }

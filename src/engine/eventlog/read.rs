@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use rusqlite::{OptionalExtension, Params, Row, params};
+use rusqlite::{Params, Row, params};
 
 use super::file::HASHED;
 use super::tally::RowHash;
-use super::{Eventlog, damaged, unreadable};
+use super::{Eventlog, Result, damaged, first};
+use crate::engine::error::LogFault;
 use crate::engine::event::{Args, Device, Envelope, EventId, EventName, EventRef};
 use crate::engine::place::{Entry, Seq};
 
@@ -25,11 +26,7 @@ impl PageSize {
         Self { events, bytes: usize::MAX }
     }
 
-    fn fill<T>(
-        self,
-        rows: impl Iterator<Item = rusqlite::Result<T>>,
-        event: impl Fn(&T) -> &Envelope,
-    ) -> rusqlite::Result<Vec<T>> {
+    fn fill<T>(self, rows: impl Iterator<Item = Result<T>>, event: impl Fn(&T) -> &Envelope) -> Result<Vec<T>> {
         let mut page = Vec::new();
         let mut bytes = 0;
         for row in rows {
@@ -102,27 +99,27 @@ impl Content {
 
 impl Eventlog {
     /// Where `id` is, if it is anywhere. The log comes first, then the outbox.
-    pub(crate) fn find(&self, id: EventId) -> rusqlite::Result<Option<Found>> {
+    pub(crate) fn find(&self, id: EventId) -> Result<Option<Found>> {
         let key = [id.as_bytes()];
         let in_log = |row: &Row<'_>| {
             let name = EventName::stored(Arc::clone(self.names.text(row.get(1)?)?));
             Ok(Found::Log(Seq::from_sql(row.get(0)?), Content { name, args: args(row, 2)? }))
         };
         let sql = "SELECT seq, name, args FROM log WHERE id = ?1";
-        if let Some(found) = self.conn.prepare_cached(sql)?.query_row(key, in_log).optional()? {
+        if let Some(found) = first(&mut *self.conn.prepare_cached(sql)?, key, in_log)? {
             return Ok(Some(found));
         }
         let waiting =
             |row: &Row<'_>| self.pending_row(row).map(|(n, Envelope { name, args, .. })| (n, Content { name, args }));
         if self.tip.pending > 0 {
             let sql = "SELECT n, id, name, args, '', hash FROM outbox WHERE id = ?1";
-            if let Some((n, content)) = self.conn.prepare_cached(sql)?.query_row(key, waiting).optional()? {
+            if let Some((n, content)) = first(&mut *self.conn.prepare_cached(sql)?, key, waiting)? {
                 return Ok(Some(Found::Outbox(n, content)));
             }
         }
         if self.tip.set_aside > 0 {
             let sql = "SELECT n, id, name, args, why, hash FROM set_aside WHERE id = ?1";
-            if let Some((_, content)) = self.conn.prepare_cached(sql)?.query_row(key, waiting).optional()? {
+            if let Some((_, content)) = first(&mut *self.conn.prepare_cached(sql)?, key, waiting)? {
                 return Ok(Some(Found::SetAside(content)));
             }
         }
@@ -130,16 +127,16 @@ impl Eventlog {
     }
 
     /// The events of the log after `after`, as many as fit into `size`.
-    pub(crate) fn entries(&self, after: Seq, size: PageSize) -> rusqlite::Result<Vec<Entry>> {
+    pub(crate) fn entries(&self, after: Seq, size: PageSize) -> Result<Vec<Entry>> {
         let sql = "SELECT seq, id, name, args, origin FROM log WHERE seq > ?1 ORDER BY seq LIMIT ?2";
         let mut statement = self.conn.prepare_cached(sql)?;
         let most = i64::try_from(size.events).unwrap_or(i64::MAX);
-        let rows = statement.query_map(params![after.to_sql(), most], |row| self.entry(row))?;
+        let rows = statement.query_and_then(params![after.to_sql(), most], |row| self.entry(row))?;
         size.fill(rows, |entry| &entry.event)
     }
 
     /// The place of the last of the next `most` events after `after`, if there is one.
-    pub(crate) fn entries_end(&self, after: Seq, most: u64) -> rusqlite::Result<Option<Seq>> {
+    pub(crate) fn entries_end(&self, after: Seq, most: u64) -> Result<Option<Seq>> {
         let sql = "SELECT max(seq) FROM (SELECT seq FROM log WHERE seq > ?1 ORDER BY seq LIMIT ?2)";
         let last: Option<i64> =
             self.conn.prepare_cached(sql)?.query_row(params![after.to_sql(), most], |row| row.get(0))?;
@@ -148,99 +145,90 @@ impl Eventlog {
 
     /// Shows `each` the events of the log after `after`, `most` of them, for whoever rescues what is left: none where there
     /// is nothing left to read. Gives the place of the last, if there was one.
-    pub(crate) fn each_entry<E>(
+    pub(crate) fn each_entry<E: From<LogFault>>(
         &self,
         after: Seq,
         most: usize,
         each: &mut dyn FnMut(Option<Entry>) -> Result<(), E>,
-    ) -> rusqlite::Result<Result<Option<Seq>, E>> {
+    ) -> Result<Option<Seq>, E> {
         let sql = "SELECT seq, id, name, args, origin FROM log WHERE seq > ?1 ORDER BY seq LIMIT ?2";
         let last = self.each(sql, params![after.to_sql(), most], |row| {
-            Ok(each(self.entry(row).ok().filter(|entry| entry.event.is_well_formed())))
+            each(self.entry(row).ok().filter(|entry| entry.event.is_well_formed()))
         })?;
-        Ok(last.map(|last| last.map(Seq::from_sql)))
+        Ok(last.map(Seq::from_sql))
     }
 
     /// Shows `each` of the events of the log after `after` and up to `until`, in order and `most` of them, without
     /// copying them. Gives the place of the last, if there was one. What `each` fails with ends it, and is the inner
     /// error.
-    pub(crate) fn each_in_log<E>(
+    pub(crate) fn each_in_log<E: From<LogFault>>(
         &self,
         after: Seq,
         until: Seq,
         most: usize,
         each: &mut dyn FnMut(&EventRef<'_>) -> Result<(), E>,
-    ) -> rusqlite::Result<Result<Option<Seq>, E>> {
+    ) -> Result<Option<Seq>, E> {
         let sql = "SELECT seq, id, name, args FROM log WHERE seq > ?1 AND seq <= ?2 ORDER BY seq LIMIT ?3";
-        let event = |row: &'_ Row<'_>| {
-            let event = EventRef {
-                id: id(row, 1)?,
-                name: self.names.text(row.get(2)?)?,
-                args: row.get_ref(3)?.as_str_or_null()?,
-            };
-            Ok(each(&event))
-        };
+        let event = |row: &Row<'_>| each(&self.log_event(row)?);
         let last = self.each(sql, params![after.to_sql(), until.to_sql(), most], event)?;
-        Ok(last.map(|last| last.map(Seq::from_sql)))
+        Ok(last.map(Seq::from_sql))
     }
 
     /// As [`each_in_log`](Self::each_in_log), of the events of the outbox whose number is above `after`.
-    pub(crate) fn each_pending<E>(
+    pub(crate) fn each_pending<E: From<LogFault>>(
         &self,
         after: i64,
         most: usize,
         each: &mut dyn FnMut(&EventRef<'_>) -> Result<(), E>,
-    ) -> rusqlite::Result<Result<Option<i64>, E>> {
+    ) -> Result<Option<i64>, E> {
         let sql = "SELECT n, id, name, args, '', hash FROM outbox WHERE n > ?1 ORDER BY n LIMIT ?2";
-        self.each(sql, params![after, most], |row| self.waiting(row).map(|(_, event, _)| each(&event)))
+        self.each(sql, params![after, most], |row| each(&self.waiting(row)?.1))
     }
 
     /// Shows `each` the rows of a query that begin with a place, and gives the last one's.
-    pub(super) fn each<E>(
+    pub(super) fn each<E: From<LogFault>>(
         &self,
         sql: &str,
         params: impl Params,
-        mut each: impl FnMut(&Row<'_>) -> rusqlite::Result<Result<(), E>>,
-    ) -> rusqlite::Result<Result<Option<i64>, E>> {
-        let mut statement = self.conn.prepare_cached(sql)?;
-        let mut rows = statement.query(params)?;
+        mut each: impl FnMut(&Row<'_>) -> Result<(), E>,
+    ) -> Result<Option<i64>, E> {
+        let mut statement = self.conn.prepare_cached(sql).map_err(LogFault::from)?;
+        let mut rows = statement.query(params).map_err(LogFault::from)?;
         let mut last = None;
-        while let Some(row) = rows.next()? {
-            if let Err(error) = each(row)? {
-                return Ok(Err(error));
-            }
-            last = Some(row.get(0)?);
+        while let Some(row) = rows.next().map_err(LogFault::from)? {
+            each(row)?;
+            last = Some(row.get(0).map_err(LogFault::from)?);
         }
-        Ok(Ok(last))
+        Ok(last)
     }
 
     /// The events of the outbox whose number is above `after`, with their numbers, as many as fit into `size`.
-    pub(crate) fn pending(&self, after: i64, size: PageSize) -> rusqlite::Result<Vec<(i64, Envelope)>> {
+    pub(crate) fn pending(&self, after: i64, size: PageSize) -> Result<Vec<(i64, Envelope)>> {
         let sql = "SELECT n, id, name, args, '', hash FROM outbox WHERE n > ?1 ORDER BY n LIMIT ?2";
         let mut statement = self.conn.prepare_cached(sql)?;
         let most = i64::try_from(size.events).unwrap_or(i64::MAX);
-        let rows = statement.query_map(params![after, most], |row| self.pending_row(row))?;
+        let rows = statement.query_and_then(params![after, most], |row| self.pending_row(row))?;
         size.fill(rows, |(_, event)| event)
     }
 
     /// The events that were set aside first, as many as fit into `size`.
-    pub(crate) fn set_aside_first(&self, size: PageSize) -> rusqlite::Result<Vec<Envelope>> {
+    pub(crate) fn set_aside_first(&self, size: PageSize) -> Result<Vec<Envelope>> {
         let sql = "SELECT n, id, name, args, why, hash FROM set_aside ORDER BY n LIMIT ?1";
         let mut statement = self.conn.prepare_cached(sql)?;
-        let rows = statement.query_map([size.events], |row| self.pending_row(row).map(|(_, event)| event))?;
+        let rows = statement.query_and_then([size.events], |row| self.pending_row(row).map(|(_, event)| event))?;
         size.fill(rows, |event| event)
     }
 
     /// The events set aside, each with the reason, oldest first.
-    pub(crate) fn all_set_aside(&self) -> rusqlite::Result<Vec<(Envelope, String)>> {
+    pub(crate) fn all_set_aside(&self) -> Result<Vec<(Envelope, String)>> {
         let sql = "SELECT n, id, name, args, why, hash FROM set_aside ORDER BY n";
         let event = |row: &Row<'_>| Ok((self.pending_row(row)?.1, row.get(4)?));
-        self.conn.prepare_cached(sql)?.query_map((), event)?.collect()
+        self.conn.prepare_cached(sql)?.query_and_then((), event)?.collect()
     }
 
     /// What stands in a table of events that aren't in the log, with numbers above `after`, as much as fits into `size`:
     /// for whoever rescues what is left of it.
-    pub(crate) fn rescue(&self, which: Waiting, after: i64, size: PageSize) -> rusqlite::Result<Vec<Rescued>> {
+    pub(crate) fn rescue(&self, which: Waiting, after: i64, size: PageSize) -> Result<Vec<Rescued>> {
         let (_, sql) = WAITING[which as usize];
         let mut statement = self.conn.prepare_cached(&format!("{sql} WHERE n > ?1 ORDER BY n LIMIT ?2"))?;
         let mut rows = statement.query(params![after, size.events])?;
@@ -264,20 +252,25 @@ impl Eventlog {
         Ok(all)
     }
 
-    pub(super) fn entry(&self, row: &Row<'_>) -> rusqlite::Result<Entry> {
+    pub(super) fn entry(&self, row: &Row<'_>) -> Result<Entry> {
         let origin = Device::stored(Arc::clone(self.origins.text(row.get(4)?)?));
         Ok(Entry { seq: Seq::from_sql(row.get(0)?), event: self.envelope(row, 1)?, origin })
     }
 
+    /// A row of the log, whose columns are seq, id, name and args.
+    fn log_event<'r>(&'r self, row: &'r Row<'_>) -> Result<EventRef<'r>> {
+        Ok(EventRef { id: id(row, 1)?, name: self.names.text(row.get(2)?)?, args: row.get_ref(3)?.as_str_or_null()? })
+    }
+
     /// A row of the outbox or of what was set aside, whose columns are n, id, name, args, why and hash. An error when it
     /// isn't what was stored.
-    pub(super) fn waiting<'r>(&'r self, row: &'r Row<'_>) -> rusqlite::Result<(i64, EventRef<'r>, RowHash)> {
+    pub(super) fn waiting<'r>(&'r self, row: &'r Row<'_>) -> Result<(i64, EventRef<'r>, RowHash)> {
         let read = || {
             let (n, bytes) = (row.get(0)?, row.get_ref(1)?.as_blob()?);
             let (name, args) = (self.names.text(row.get(2)?)?, row.get_ref(3)?.as_str_or_null()?);
             let hash = RowHash::of(n, bytes, name, args, row.get_ref(4)?.as_str()?);
             let is_stored = self.format < HASHED || row.get::<_, i64>(5)? == hash.short();
-            Ok::<_, rusqlite::Error>((n, EventRef { id: id(row, 1)?, name, args }, hash, is_stored))
+            Ok::<_, LogFault>((n, EventRef { id: id(row, 1)?, name, args }, hash, is_stored))
         };
         match read() {
             Ok((n, event, hash, true)) => Ok((n, event, hash)),
@@ -289,13 +282,13 @@ impl Eventlog {
     }
 
     /// As [`waiting`](Self::waiting), with the event on its own.
-    pub(super) fn pending_row(&self, row: &Row<'_>) -> rusqlite::Result<(i64, Envelope)> {
+    pub(super) fn pending_row(&self, row: &Row<'_>) -> Result<(i64, Envelope)> {
         let (n, event, _) = self.waiting(row)?;
         let name = self.names.text(row.get(2)?)?;
         Ok((n, Envelope { id: event.id, name: EventName::stored(Arc::clone(name)), args: Args::stored(event.args) }))
     }
 
-    pub(super) fn envelope(&self, row: &Row<'_>, at: usize) -> rusqlite::Result<Envelope> {
+    pub(super) fn envelope(&self, row: &Row<'_>, at: usize) -> Result<Envelope> {
         Ok(Envelope {
             id: id(row, at)?,
             name: EventName::stored(Arc::clone(self.names.text(row.get(at + 1)?)?)),
@@ -304,10 +297,10 @@ impl Eventlog {
     }
 }
 
-pub(super) fn id(row: &Row<'_>, at: usize) -> rusqlite::Result<EventId> {
-    EventId::from_bytes(row.get_ref(at)?.as_blob()?).map_err(|why| unreadable(at, why))
+pub(super) fn id(row: &Row<'_>, at: usize) -> Result<EventId> {
+    EventId::from_bytes(row.get_ref(at)?.as_blob()?).map_err(|why| damaged(why.to_string()))
 }
 
-pub(super) fn args(row: &Row<'_>, at: usize) -> rusqlite::Result<Args> {
+pub(super) fn args(row: &Row<'_>, at: usize) -> Result<Args> {
     Ok(Args::stored(row.get_ref(at)?.as_str_or_null()?))
 }

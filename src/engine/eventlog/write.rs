@@ -1,25 +1,25 @@
 //! What changes the eventlog: events come in, get their place, go back to the outbox, or are set aside.
 
-use rusqlite::{CachedStatement, Connection, OptionalExtension, Row, params};
+use rusqlite::{CachedStatement, Connection, Row, params};
 
 use super::digests::CHECKPOINT_EVERY;
 use super::file::set_meta;
 use super::names::Interned;
 use super::read::{PageSize, id};
 use super::tally::RowHash;
-use super::{Eventlog, Tip, damaged};
+use super::{Eventlog, Result, Tip, damaged, first};
 use crate::engine::event::{Device, Envelope};
 use crate::engine::place::Seq;
 
 impl Eventlog {
     /// Puts `event` at the end of the log, as `seq`. False when the log has its id already; then nothing changed.
-    pub(crate) fn append(&mut self, seq: Seq, event: &Envelope, origin: &Device) -> rusqlite::Result<bool> {
+    pub(crate) fn append(&mut self, seq: Seq, event: &Envelope, origin: &Device) -> Result<bool> {
         self.appender()?.append(seq, event, origin)
     }
 
     /// Puts `events` at the end of the log, in the next places. Gives the place of each, or `None` where the log has its
     /// id already.
-    pub(crate) fn append_all(&mut self, events: &[(&Envelope, &Device)]) -> rusqlite::Result<Vec<Option<Seq>>> {
+    pub(crate) fn append_all(&mut self, events: &[(&Envelope, &Device)]) -> Result<Vec<Option<Seq>>> {
         let mut appender = self.appender()?;
         let append = |(event, origin): &(&Envelope, &Device)| {
             let seq = appender.tip.head.next();
@@ -28,7 +28,7 @@ impl Eventlog {
         events.iter().map(append).collect()
     }
 
-    fn appender(&mut self) -> rusqlite::Result<Appender<'_>> {
+    fn appender(&mut self) -> Result<Appender<'_>> {
         let Self { conn, tip, names, origins, .. } = self;
         let conn: &Connection = conn;
         let sql =
@@ -37,7 +37,7 @@ impl Eventlog {
     }
 
     /// Puts `event` at the end of the outbox. False when the outbox has its id already.
-    pub(crate) fn push(&mut self, event: &Envelope) -> rusqlite::Result<bool> {
+    pub(crate) fn push(&mut self, event: &Envelope) -> Result<bool> {
         let name = self.names.intern(&self.conn, "INSERT INTO name (text) VALUES (?1)", event.name.as_str())?;
         let (n, args) = (self.tip.n + 1, event.args.as_text());
         let hash = RowHash::of(n, event.id.as_bytes(), event.name.as_str(), args, "");
@@ -54,10 +54,10 @@ impl Eventlog {
     }
 
     /// Takes the event with number `n` out of the outbox.
-    pub(crate) fn remove_pending(&mut self, n: i64) -> rusqlite::Result<()> {
+    pub(crate) fn remove_pending(&mut self, n: i64) -> Result<()> {
         let sql = "DELETE FROM outbox WHERE n = ?1 RETURNING n, id, name, args, '', hash";
         let hash = |row: &Row<'_>| self.waiting(row).map(|(_, _, hash)| hash);
-        if let Some(hash) = self.conn.prepare_cached(sql)?.query_row([n], hash).optional()? {
+        if let Some(hash) = first(&mut *self.conn.prepare_cached(sql)?, [n], hash)? {
             self.tip.pending -= 1;
             self.tip.outbox_tally.take(hash);
         }
@@ -66,7 +66,7 @@ impl Eventlog {
 
     /// Keeps `event` among those that the authority refused. One that is there already stays as it is; another that has
     /// its id, and came off worse against a third, is kept beside it.
-    pub(crate) fn set_aside(&mut self, event: &Envelope, why: &str) -> rusqlite::Result<()> {
+    pub(crate) fn set_aside(&mut self, event: &Envelope, why: &str) -> Result<()> {
         let name = self.names.intern(&self.conn, "INSERT INTO name (text) VALUES (?1)", event.name.as_str())?;
         let sql = "SELECT coalesce(max(n), 0) + 1 FROM set_aside";
         let n = self.conn.prepare_cached(sql)?.query_row((), |row| row.get(0))?;
@@ -82,13 +82,13 @@ impl Eventlog {
     }
 
     /// Takes `event` out of those set aside, if it is among them. Another with its id stays.
-    pub(crate) fn remove_set_aside(&mut self, event: &Envelope) -> rusqlite::Result<()> {
+    pub(crate) fn remove_set_aside(&mut self, event: &Envelope) -> Result<()> {
         let Some(name) = self.names.ids.get(event.name.as_str()) else { return Ok(()) };
         let sql = "DELETE FROM set_aside WHERE id = ?1 AND name = ?2 AND args IS ?3
                    RETURNING n, id, name, args, why, hash";
         let key = params![event.id.as_bytes(), name, event.args.as_text()];
         let hash = |row: &Row<'_>| self.waiting(row).map(|(_, _, hash)| hash);
-        if let Some(hash) = self.conn.prepare_cached(sql)?.query_row(key, hash).optional()? {
+        if let Some(hash) = first(&mut *self.conn.prepare_cached(sql)?, key, hash)? {
             self.tip.set_aside -= 1;
             self.tip.set_aside_tally.take(hash);
         }
@@ -97,7 +97,7 @@ impl Eventlog {
 
     /// Takes every event of the log after `after` back to the front of the outbox, in log order, under the same ids,
     /// and raises the generation: the state may hold what the log no longer does.
-    pub(crate) fn take_back(&mut self, after: Seq) -> rusqlite::Result<()> {
+    pub(crate) fn take_back(&mut self, after: Seq) -> Result<()> {
         let from = self.walk(self.checkpoint_before(after)?, Some(after))?;
         let taken = self.tip.length - from.length;
         let first: Option<i64> = self.conn.query_row("SELECT min(n) FROM outbox", (), |row| row.get(0))?;
@@ -140,7 +140,7 @@ impl Eventlog {
     }
 
     /// Gives every event of the outbox its place at the end of the log, in order.
-    pub(crate) fn place_pending(&mut self, origin: &Device) -> rusqlite::Result<()> {
+    pub(crate) fn place_pending(&mut self, origin: &Device) -> Result<()> {
         loop {
             let page = self.pending(i64::MIN, PageSize { events: 1_024, bytes: 8 << 20 })?;
             if page.is_empty() {
@@ -166,7 +166,7 @@ struct Appender<'a> {
 
 impl Appender<'_> {
     /// As [`Eventlog::append`].
-    fn append(&mut self, seq: Seq, event: &Envelope, origin: &Device) -> rusqlite::Result<bool> {
+    fn append(&mut self, seq: Seq, event: &Envelope, origin: &Device) -> Result<bool> {
         let Self { insert, conn, tip, names, origins } = self;
         debug_assert!(seq > tip.head, "BUG: {seq} is not behind {}", tip.head);
         let name = names.intern(conn, "INSERT INTO name (text) VALUES (?1)", event.name.as_str())?;

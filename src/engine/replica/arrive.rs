@@ -1,7 +1,7 @@
 //! An upstream's log as it comes in, and what is said of ours to an upstream or a device.
 
 use super::Replica;
-use crate::engine::error::Fault;
+use crate::engine::error::{Fault, LogFault};
 use crate::engine::eventlog::{Found, PageSize, Tip};
 use crate::engine::place::{Digest, Entry, Generation, LogId, Seq};
 
@@ -56,14 +56,14 @@ impl Replica {
     pub(super) fn try_arrive(&mut self, page: &Page) -> Result<(), Fault> {
         let before = *self.log.tip();
         let mut is_ours_in_order = !self.is_behind;
-        self.log.begin().map_err(Fault::eventlog)?;
+        self.log.begin()?;
         for entry in &page.entries {
-            is_ours_in_order &= self.admit(entry).map_err(Fault::eventlog)?;
+            is_ours_in_order &= self.admit(entry)?;
         }
         if page.next > before.pulled {
-            self.log.set_pulled(page.next).map_err(Fault::eventlog)?;
+            self.log.set_pulled(page.next)?;
         }
-        self.log.commit().map_err(Fault::eventlog)?;
+        self.log.commit()?;
         self.witness.write(self.log.testimony())?;
 
         let now = *self.log.tip();
@@ -101,7 +101,7 @@ impl Replica {
 
     /// Puts one event of the upstream's log into ours. True when it was the next of our own pending ones, so that the
     /// open transaction has it already.
-    pub(super) fn admit(&mut self, entry: &Entry) -> rusqlite::Result<bool> {
+    pub(super) fn admit(&mut self, entry: &Entry) -> Result<bool, LogFault> {
         let tip = *self.log.tip();
         let event = &entry.event;
         if entry.seq <= tip.head {
@@ -165,7 +165,7 @@ impl Replica {
     ///
     /// A fault of the machine.
     pub fn points(&self) -> Result<Vec<(Seq, Digest)>, Fault> {
-        self.log.points().map_err(Fault::eventlog)
+        Ok(self.log.points()?)
     }
 
     /// The last of `points` that this log shares; its beginning, if no other.

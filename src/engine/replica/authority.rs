@@ -2,7 +2,7 @@
 
 use super::Replica;
 use super::write::Outcome;
-use crate::engine::error::Fault;
+use crate::engine::error::{Fault, LogFault};
 use crate::engine::event::{Envelope, EventId};
 use crate::engine::eventlog::{Content, Eventlog, Found, PageSize, Whose};
 use crate::engine::opening::Alone;
@@ -162,18 +162,18 @@ impl Replica {
     ///
     /// A fault of the machine.
     pub fn all_set_aside(&self) -> Result<Vec<(Envelope, String)>, Fault> {
-        self.log.all_set_aside().map_err(Fault::eventlog)
+        Ok(self.log.all_set_aside()?)
     }
 
     /// Changes the eventlog alone, durably, unless an earlier fault left log and state apart. Where that changes what the
     /// state has to be, whoever calls this [settles](Self::settle) it.
-    pub(super) fn change(&mut self, change: impl FnOnce(&mut Eventlog) -> rusqlite::Result<()>) -> Result<(), Fault> {
+    pub(super) fn change(&mut self, change: impl FnOnce(&mut Eventlog) -> Result<(), LogFault>) -> Result<(), Fault> {
         self.unless_broken(|replica| replica.transact(change))
     }
 
-    pub(super) fn transact(&mut self, change: impl FnOnce(&mut Eventlog) -> rusqlite::Result<()>) -> Result<(), Fault> {
+    pub(super) fn transact(&mut self, change: impl FnOnce(&mut Eventlog) -> Result<(), LogFault>) -> Result<(), Fault> {
         let done = self.log.begin().and_then(|()| change(&mut self.log)).and_then(|()| self.log.commit());
-        done.map_err(Fault::eventlog)?;
+        done?;
         self.witness.write(self.log.testimony())
     }
 }

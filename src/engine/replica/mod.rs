@@ -118,7 +118,7 @@ impl Replica {
         if let Some(lack) = testimony.and_then(|earlier| log.testimony().lacks(earlier)) {
             return Err(Fault::LostTail(lack));
         }
-        if let Some(problem) = log.check_waiting().map_err(Fault::eventlog)?.into_iter().next() {
+        if let Some(problem) = log.check_waiting()?.into_iter().next() {
             return Err(Fault::Damaged(problem));
         }
         let generation = log.tip().generation;
@@ -126,7 +126,7 @@ impl Replica {
         if let Some(cursor) = loaded.cursor.filter(|cursor| cursor.generation >= generation) {
             check_cursor(&log, cursor)?;
         }
-        log.upgrade().map_err(Fault::eventlog)?;
+        log.upgrade()?;
         let state = match loaded.state {
             Ok(state) if state.cursor().generation == generation => state,
             other => {
@@ -196,12 +196,11 @@ impl Replica {
     /// room on the disk to commit all of it.
     fn catch_up(&mut self) -> Result<bool, Fault> {
         let Tip { head, generation, length, .. } = *self.log.tip();
-        let is_long =
-            self.log.milestone_after(self.state.cursor().seq, PER_COMMIT).map_err(Fault::eventlog)?.seq < head;
+        let is_long = self.log.milestone_after(self.state.cursor().seq, PER_COMMIT)?.seq < head;
         let mut enders = Enders::new();
         while self.state.cursor().seq < head {
             let cursor = self.state.cursor();
-            let milestone = self.log.milestone_after(cursor.seq, PER_COMMIT).map_err(Fault::eventlog)?;
+            let milestone = self.log.milestone_after(cursor.seq, PER_COMMIT)?;
             self.state.begin()?;
             match replay_log(&self.log, &self.state, milestone.seq, &enders) {
                 Ok(()) => {}
@@ -248,9 +247,7 @@ impl Replica {
     }
 
     fn replay_pending(&self, enders: &Enders) -> Result<(), Stop> {
-        self.state.replay(i64::MIN, enders, |after, each| {
-            self.log.each_pending(after, CHUNK, each).map_err(|error| Stop::Fault(Fault::eventlog(error)))?
-        })
+        self.state.replay(i64::MIN, enders, |after, each| self.log.each_pending(after, CHUNK, each))
     }
 
     /// Commits the state's open transaction as what the whole log amounts to.
@@ -286,9 +283,9 @@ impl Replica {
     ///
     /// A fault of the machine.
     pub fn entries(&self, after: Seq, size: PageSize) -> Result<Vec<Entry>, Fault> {
-        let entries = self.log.entries(after, size).map_err(Fault::eventlog)?;
+        let entries = self.log.entries(after, size)?;
         if let Some(last) = entries.last() {
-            self.log.ensure(after, last.seq).map_err(Fault::eventlog)?;
+            self.log.ensure(after, last.seq)?;
         }
         Ok(entries)
     }
@@ -300,7 +297,7 @@ impl Replica {
 
     /// Goes on with the checks where an earlier replica of the same files left off, in this process.
     pub(crate) fn go_on_checking(&mut self, earlier: Checked) -> Result<(), Fault> {
-        self.log.go_on_checking(earlier).map_err(Fault::eventlog)
+        Ok(self.log.go_on_checking(earlier)?)
     }
 
     /// Looks at some of the events that were there at opening, `most` of them: whether they are what was stored, and
@@ -310,7 +307,7 @@ impl Replica {
     ///
     /// [`Fault::Damaged`], or another fault of the machine.
     pub fn check_some(&mut self, most: usize) -> Result<Progress, Fault> {
-        self.unless_broken(|replica| replica.log.check_some(most).map_err(Fault::eventlog))
+        self.unless_broken(|replica| Ok(replica.log.check_some(most)?))
     }
 
     /// The events of the outbox whose number is above `after`, with their numbers, as many as fit into `size`.
@@ -319,7 +316,7 @@ impl Replica {
     ///
     /// A fault of the machine.
     pub fn pending(&self, after: i64, size: PageSize) -> Result<Vec<(i64, Envelope)>, Fault> {
-        self.log.pending(after, size).map_err(Fault::eventlog)
+        Ok(self.log.pending(after, size)?)
     }
 
     /// How many different names the events of the eventlog have.
@@ -340,9 +337,9 @@ impl Replica {
     pub fn digest_at(&self, seq: Seq) -> Result<Digest, Fault> {
         // Between two checkpoints it is made from the events themselves.
         if Seq::START < seq && seq < self.log.tip().head {
-            self.log.ensure(Seq(seq.0 - 1), seq).map_err(Fault::eventlog)?;
+            self.log.ensure(Seq(seq.0 - 1), seq)?;
         }
-        self.log.digest_at(seq).map_err(Fault::eventlog)
+        Ok(self.log.digest_at(seq)?)
     }
 
     /// The digest of the state, with what is pending.
@@ -377,7 +374,7 @@ impl Replica {
 
     /// Tries whether the machine takes writes again, after it didn't.
     pub(crate) fn probe(&mut self) -> Result<(), Fault> {
-        self.log.try_write().map_err(Fault::eventlog)
+        Ok(self.log.try_write()?)
     }
 
     /// Fails when the files are no longer those that were opened, so that nothing is acknowledged into the void.
@@ -414,7 +411,7 @@ impl Drop for Replica {
     fn drop(&mut self) {
         // After a fault the WALs are all that is known to be right, and have to stay as they are.
         if !self.is_broken {
-            for closed in [self.log.close_in_order(), self.state.close_in_order()] {
+            for closed in [self.log.close_in_order().map_err(Fault::from), self.state.close_in_order()] {
                 if let Err(error) = closed {
                     tracing::warn!(store = %self.files.dir().display(), %error, "cannot close in good order");
                 }
@@ -425,9 +422,7 @@ impl Drop for Replica {
 
 /// Applies, inside the open transaction of `state`, what comes in `log` after its cursor and up to `until`.
 pub(super) fn replay_log(log: &Eventlog, state: &State, until: Seq, enders: &Enders) -> Result<(), Stop> {
-    state.replay(state.cursor().seq, enders, |after, each| {
-        log.each_in_log(after, until, CHUNK, each).map_err(|error| Stop::Fault(Fault::eventlog(error)))?
-    })
+    state.replay(state.cursor().seq, enders, |after, each| log.each_in_log(after, until, CHUNK, each))
 }
 
 /// Fails when the state has seen what the eventlog does not hold.
@@ -444,9 +439,9 @@ fn check_cursor(log: &Eventlog, cursor: Cursor) -> Result<(), Fault> {
     }
     if cursor.seq > Seq::START {
         // Whatever the disk has changed is no lost end.
-        log.ensure(Seq(cursor.seq.0 - 1), cursor.seq).map_err(Fault::eventlog)?;
+        log.ensure(Seq(cursor.seq.0 - 1), cursor.seq)?;
     }
-    if log.digest_at(cursor.seq).map_err(Fault::eventlog)? != cursor.digest {
+    if log.digest_at(cursor.seq)? != cursor.digest {
         return Err(Fault::LostTail(format!(
             "its events up to {} are not those that its state was made from",
             cursor.seq

@@ -55,7 +55,7 @@ impl Replica {
         batch: &[(&Envelope, &Device)],
         on_fault: OnFault,
     ) -> Result<Vec<Outcome>, Fault> {
-        self.log.begin().map_err(Fault::eventlog)?;
+        self.log.begin()?;
         if !self.state.is_open() {
             self.state.begin()?;
         }
@@ -67,7 +67,7 @@ impl Replica {
                 each.collect::<Result<_, _>>()?
             }
         };
-        self.log.commit().map_err(Fault::eventlog)?;
+        self.log.commit()?;
         if matches!(self.log.tip().whose, Whose::Own(_)) || self.log.tip().pending == 0 && self.unsettled == 0 {
             self.commit_state()?;
         }
@@ -81,24 +81,24 @@ impl Replica {
         batch: &[(&Envelope, &Device)],
         on_fault: OnFault,
     ) -> Result<Option<Vec<Outcome>>, Fault> {
-        let mark = self.log.mark().map_err(Fault::eventlog)?;
+        let mark = self.log.mark()?;
         self.state.mark()?;
         let outcomes = self.store(batch)?;
         let stored = outcomes.iter().zip(batch).filter(|(outcome, _)| matches!(outcome, Outcome::Stored(_)));
         let fresh: Vec<_> = stored.map(|(_, (event, _))| *event).collect();
         match self.state.apply_together(&fresh, on_fault) {
             Ok(effects) if on_fault == OnFault::Skip || effects.iter().all(|effect| *effect == Effect::Applied) => {
-                self.log.keep().map_err(Fault::eventlog)?;
+                self.log.keep()?;
                 self.state.keep()?;
                 Ok(Some(outcomes))
             }
             Ok(_) | Err(Halt::Undo) => {
-                self.log.undo(mark).map_err(Fault::eventlog)?;
+                self.log.undo(mark)?;
                 self.state.undo()?;
                 Ok(None)
             }
             Err(Halt::Stop(Stop::Ended(..))) => {
-                self.log.undo(mark).map_err(Fault::eventlog)?;
+                self.log.undo(mark)?;
                 self.restore(&mut Enders::new())?;
                 Ok(None)
             }
@@ -115,7 +115,7 @@ impl Replica {
         on_fault: OnFault,
         enders: &mut Enders,
     ) -> Result<Outcome, Fault> {
-        let mark = self.log.mark().map_err(Fault::eventlog)?;
+        let mark = self.log.mark()?;
         let outcome = self.store(&[(event, origin)])?.remove(0);
         let refused = match outcome {
             Outcome::Stored(_) => match self.state.apply_alone(event, on_fault) {
@@ -125,12 +125,12 @@ impl Replica {
                 }
                 Ok(_) => None,
                 Err(Stop::Ended(_, why)) if on_fault == OnFault::Refuse => {
-                    self.log.undo(mark).map_err(Fault::eventlog)?;
+                    self.log.undo(mark)?;
                     self.restore(enders)?;
                     return Ok(Outcome::Refused(why));
                 }
                 Err(Stop::Ended(id, why)) => {
-                    self.log.keep().map_err(Fault::eventlog)?;
+                    self.log.keep()?;
                     enders.insert(id, why);
                     self.restore(enders)?;
                     return Ok(outcome);
@@ -141,11 +141,11 @@ impl Replica {
         };
         match refused {
             Some(why) => {
-                self.log.undo(mark).map_err(Fault::eventlog)?;
+                self.log.undo(mark)?;
                 Ok(Outcome::Refused(why))
             }
             None => {
-                self.log.keep().map_err(Fault::eventlog)?;
+                self.log.keep()?;
                 Ok(outcome)
             }
         }
@@ -155,13 +155,13 @@ impl Replica {
     pub(super) fn store(&mut self, batch: &[(&Envelope, &Device)]) -> Result<Vec<Outcome>, Fault> {
         let Tip { whose, set_aside, .. } = *self.log.tip();
         let places = match whose {
-            Whose::Own(_) => self.log.append_all(batch).map_err(Fault::eventlog)?,
+            Whose::Own(_) => self.log.append_all(batch)?,
             Whose::Upstream(_) => vec![None; batch.len()],
         };
         let outcome = |((event, _), place): (&(&Envelope, _), _)| match place {
             Some(seq) => {
                 if set_aside > 0 {
-                    self.log.remove_set_aside(event).map_err(Fault::eventlog)?;
+                    self.log.remove_set_aside(event)?;
                 }
                 Ok(Outcome::Stored(Some(seq)))
             }
@@ -177,7 +177,7 @@ impl Replica {
             Some(Found::Log(seq, _)) => Ok(Outcome::Known(Some(seq))),
             Some(_) => Ok(Outcome::Known(None)),
             None => {
-                self.log.push(event).map_err(Fault::eventlog)?;
+                self.log.push(event)?;
                 Ok(Outcome::Stored(None))
             }
         }
@@ -186,12 +186,12 @@ impl Replica {
     /// What is said of an event whose id belongs to another, unless it was the disk that made another of it.
     pub(super) fn conflict(&self, found: &Found) -> Result<Outcome, Fault> {
         if let Found::Log(seq, _) = found {
-            self.log.ensure(Seq(seq.0 - 1), *seq).map_err(Fault::eventlog)?;
+            self.log.ensure(Seq(seq.0 - 1), *seq)?;
         }
         Ok(Outcome::Conflict)
     }
 
     pub(super) fn find(&self, id: EventId) -> Result<Option<Found>, Fault> {
-        self.log.find(id).map_err(Fault::eventlog)
+        Ok(self.log.find(id)?)
     }
 }
