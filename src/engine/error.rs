@@ -41,17 +41,13 @@ pub enum Malformed {
     /// A batch without events, or with something in it that isn't one.
     #[error("not a batch of events: {0}")]
     Batch(String),
+    /// Not a name that a store may have.
+    #[error("`{0}` is not a store: its name has 1 to 63 characters, a to z, 0 to 9 and -, and doesn't begin with -")]
+    Store(String),
+    /// A number that no log counts up to.
+    #[error("{0} is no seq: a log ends before 2^62")]
+    Seq(u64),
 }
-
-/// What is not the name of a store.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is not a store: its name has 1 to 63 characters, a to z, 0 to 9 and -, and doesn't begin with -")]
-pub struct MalformedStoreId(pub(super) String);
-
-/// A number that no log counts up to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{0} is no seq: a log ends before 2^62")]
-pub struct MalformedSeq(pub(super) u64);
 
 /// Why a store didn't do as asked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
