@@ -14,7 +14,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::cli::{self, Context};
-use crate::engine::{DbError, Event, Query, Schema, StoreId};
+use crate::engine::{Event, Fault, Query, Schema, StoreId};
 use crate::node::{Node, NodeError, Options, store_limits, take_dir};
 use crate::serve::Server;
 use crate::web::face::{Face, Figure, Form, Fragment, Nouns};
@@ -139,7 +139,7 @@ pub enum AppError {
     },
     /// The schema is wrong.
     #[error("the schema: {0}")]
-    Schema(#[from] DbError),
+    Schema(#[from] Fault),
     /// The page or a fragment can't be rendered.
     #[error("{0}")]
     Page(String),
