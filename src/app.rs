@@ -14,7 +14,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::cli::{self, Context};
-use crate::engine::{DbError, Event, Query, Schema, StoreId};
+use crate::engine::{Event, Fault, Query, Schema, StoreId};
 use crate::node::{Node, NodeError, Options, base, store_limits};
 use crate::serve::Server;
 use crate::web::face::{Face, Figure, Form, Fragment, Nouns};
@@ -139,7 +139,7 @@ pub enum AppError {
     },
     /// The schema is wrong.
     #[error("the schema: {0}")]
-    Schema(#[from] DbError),
+    Schema(#[from] Fault),
     /// The page or a fragment can't be rendered.
     #[error("{0}")]
     Page(String),
@@ -179,6 +179,12 @@ impl App {
     /// Sets what one event of the app is called, and several: "2 to-dos waiting". Without this they are events.
     pub fn nouns(mut self, one: &'static str, many: &'static str) -> Self {
         self.face_mut().nouns = Nouns { one, many };
+        self
+    }
+
+    /// Sets the heading of the page that people see at an address that isn't there; without this it is "Nothing here".
+    pub fn lost(mut self, heading: &'static str) -> Self {
+        self.face_mut().lost = heading;
         self
     }
 

@@ -34,7 +34,7 @@ use crate::engine::{Device, Stores};
 use crate::sync::Clients;
 
 pub(crate) use assets::ASSETS_VERSION;
-pub(crate) use control::{AFTER_IMPORT, Exported, Imported, import};
+pub(crate) use control::{AFTER_IMPORT, Exported};
 pub(crate) use face::Face;
 pub use guard::AllowedHost;
 pub(crate) use guard::{Policy, protect};
@@ -113,7 +113,8 @@ fn joined(app: App) -> Router {
         .route("/s/{store}", get(async |asked: AskedStore| Redirect::permanent(&asked.home())))
         .route("/s/{store}/", get(page::page))
         .nest("/s/{store}", of_a_store)
-        .route("/static/{file}", get(assets::asset))
+        .route("/static/{version}/{file}", get(assets::asset))
+        .route("/static/{file}", get(assets::unversioned))
         .route("/favicon.ico", get(assets::favicon))
         .route("/control/v1/backup", post(control::backup))
         .route("/control/v1/{store}/export", get(control::export))
