@@ -151,7 +151,7 @@ impl DataDir {
                 });
             }
         }
-        let key = uuid::Uuid::new_v4().simple().to_string() + &uuid::Uuid::new_v4().simple().to_string();
+        let key = crate::random::hex::<32>();
         let holder = Holder { pid: std::process::id(), address: None, key };
         let mut dir = Self { path: path.to_owned(), lock, holder };
         dir.write()?;

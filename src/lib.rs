@@ -18,6 +18,7 @@ compile_error!(
 );
 
 mod access;
+mod app;
 mod backup;
 pub mod cli;
 mod clock;
@@ -27,9 +28,13 @@ pub mod engine;
 mod fuzz;
 pub mod likes;
 mod owner;
+mod random;
 mod serve;
 pub mod sync;
 mod web;
+
+pub use app::{App, AppError, BoxError, Context};
+pub use web::{Html, IntoHtml, Page, Params, Refusal, Render, Visitor};
 
 /// The README's code is compiled with the tests.
 #[cfg(doctest)]

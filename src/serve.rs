@@ -11,10 +11,10 @@ use tokio_util::sync::CancellationToken;
 use crate::data_dir::DataDir;
 use crate::engine::{Device, Health, SWEEP_EVERY, Setup, StoreLimits, Stores};
 use crate::likes;
-use crate::sync::{Clients, Hub, TokenFile, Tokens, Upstream};
+use crate::sync::{Clients, TokenFile, Tokens, Upstream};
 use crate::web::live::Pages;
 use crate::web::metrics::Metrics;
-use crate::web::{self, AllowedHost, App, Policy, Services, Shares};
+use crate::web::{self, AllowedHost, App, Hub, Policy, Services, Shares};
 
 /// What an instance is made of.
 pub(crate) struct Config {
@@ -99,7 +99,7 @@ impl Instance {
             data: dir.path().to_owned(),
             hub: Hub::new(tokens, dir.path().to_owned(), shutdown.clone()),
             control_key: dir.key().into(),
-            metrics: Metrics::install(),
+            metrics: Metrics::new(),
             shutdown: shutdown.clone(),
         });
         let policy = Policy { allow_hosts: config.allow_hosts, public: config.public, ..Policy::default() };

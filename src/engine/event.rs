@@ -14,7 +14,7 @@ use serde_json::value::RawValue;
 use uuid::Uuid;
 
 use super::error::Malformed;
-use crate::clock;
+use crate::{clock, random};
 
 /// The largest payload of one event, in bytes of its JSON text. An event is a fact, not a file: whoever needs more
 /// stores the bytes elsewhere and their hash here.
@@ -54,9 +54,8 @@ pub struct EventId(Uuid);
 impl EventId {
     /// A new id from the system's clock and random source.
     pub fn now() -> Self {
-        let [a, b, c, d, e, f, _, _, _, g, h, i, j, ..] = Uuid::new_v4().into_bytes();
-        // Those between say that these are random. All that tells two ids apart is chance, because any clock may stand still.
-        Self::from_parts(clock::unix_millis(), [a, b, c, d, e, f, g, h, i, j])
+        // Only chance tells two ids apart, because any clock may stand still.
+        Self::from_parts(clock::unix_millis(), random::bytes())
     }
 
     /// The id of an event that happened `millis` after the Unix epoch, told apart from others by `random`.

@@ -20,6 +20,7 @@ use super::{sse, tokens};
 use crate::engine::{
     Digest, Error, Generation, Health, LogId, Position, Replica, Seq, Standing, Store, StoreId, Stores,
 };
+use crate::random;
 
 /// How long a stream may be silent. The hub says something every ten seconds.
 const SILENCE: Duration = Duration::from_secs(25);
@@ -624,7 +625,7 @@ impl Backoff {
         let longest = WAIT[1].saturating_mul(crowd);
         let bound = WAIT[0].saturating_mul(1 << self.attempts.min(16)).min(longest);
         self.attempts += 1;
-        bound.mul_f64(0.5 + 0.5 * random())
+        bound.mul_f64(0.5 + 0.5 * random::fraction())
     }
 }
 
@@ -636,15 +637,8 @@ async fn may_try_again(wait: Duration, used: &Notify, mut found: watch::Receiver
         () = sleep(wait - least) => {}
         () = used.notified() => {}
         // Not all at once.
-        _ = found.changed() => sleep(WANTED.mul_f64(random())).await,
+        _ = found.changed() => sleep(WANTED.mul_f64(random::fraction())).await,
     }
-}
-
-/// From 0 to 1.
-fn random() -> f64 {
-    let random = uuid::Uuid::new_v4();
-    let [first, second, ..] = *random.as_bytes();
-    f64::from(u16::from_le_bytes([first, second])) / f64::from(u16::MAX)
 }
 
 /// A fault on this side: the session is over, and the store says itself what is wrong with it.

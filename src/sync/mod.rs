@@ -7,18 +7,16 @@
 mod authority;
 mod client;
 mod http;
-mod hub;
 mod protocol;
 mod ration;
 mod session;
-mod sse;
-mod tokens;
+pub(crate) mod sse;
+pub(crate) mod tokens;
 
 pub use authority::{Incoming, Refusal, Start};
 pub(crate) use client::{Clients, LinkState, LinkStatus};
 pub(crate) use http::{TokenSource, Upstream, UpstreamOptions};
-pub(crate) use hub::{Hub, pull, push};
-pub(crate) use protocol::code;
 pub use protocol::{Hello, Point, Push, Pushed, PushedEvent, WireEntry, WireEvent, WirePage};
+pub(crate) use protocol::{PAGE, code};
 pub use session::{End, Outgoing, PushAnswer, Session, repair};
-pub(crate) use tokens::{Seen, TokenFile, Tokens};
+pub(crate) use tokens::{Seen, Token, TokenFile, Tokens};

@@ -14,8 +14,8 @@ use subtle::{Choice, ConstantTimeEq};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
-use crate::clock;
 use crate::engine::{Device, Seq, open_private_file, open_to_read, sync_dir};
+use crate::{clock, random};
 
 /// How often a hub looks whether the file of tokens was changed.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -68,9 +68,7 @@ impl TokenFile {
                     device.as_str()
                 );
             }
-            let secret: String = (0..2).map(|_| uuid::Uuid::new_v4().simple().to_string()).collect();
-            // Two random UUIDs have 244 random bits.
-            let token = format!("lw_{secret}");
+            let token = format!("lw_{}", random::hex::<32>());
             tokens.push(Token { device, hash: hash(&token), created: now() });
             Ok(token)
         })

@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 use tokio_util::io::StreamReader;
 
 use super::problem::Problem;
-use super::{App, Opened, Page, sentence};
+use super::{App, AskedStore, Opened, sentence};
 use crate::engine::{self, Error, Fault, Files, ImportError, Imported, Report, Standing, import};
 use crate::likes::schema;
 
@@ -67,20 +67,24 @@ impl Exported {
 }
 
 /// `GET /control/v1/{store}/export`
-pub(crate) async fn export(State(app): State<App>, headers: HeaderMap, page: Page) -> Result<Body, Problem> {
-    write_out(&app, &headers, &page, Exported::All).await
+pub(crate) async fn export(State(app): State<App>, headers: HeaderMap, asked: AskedStore) -> Result<Body, Problem> {
+    write_out(&app, &headers, &asked, Exported::All).await
 }
 
 /// `GET /control/v1/{store}/set-aside`
-pub(crate) async fn export_set_aside(State(app): State<App>, headers: HeaderMap, page: Page) -> Result<Body, Problem> {
-    write_out(&app, &headers, &page, Exported::SetAside).await
+pub(crate) async fn export_set_aside(
+    State(app): State<App>,
+    headers: HeaderMap,
+    asked: AskedStore,
+) -> Result<Body, Problem> {
+    write_out(&app, &headers, &asked, Exported::SetAside).await
 }
 
 /// Writes events of a store into the body of an answer, as fast as they are taken. Works also where the store itself
 /// can't be opened: what can be read is read.
-async fn write_out(app: &App, headers: &HeaderMap, page: &Page, which: Exported) -> Result<Body, Problem> {
+async fn write_out(app: &App, headers: &HeaderMap, asked: &AskedStore, which: Exported) -> Result<Body, Problem> {
     authorize(app, headers)?;
-    let files = existing(app, page).await?;
+    let files = existing(app, asked).await?;
     let (sender, receiver) = mpsc::channel(PIECES);
     tokio::task::spawn_blocking(move || {
         let mut out = BufWriter::with_capacity(PIECE, Pieces(sender.clone()));
@@ -110,24 +114,28 @@ impl Write for Pieces {
 }
 
 /// `POST /control/v1/{store}/verify`
-pub(crate) async fn verify(State(app): State<App>, headers: HeaderMap, page: Page) -> Result<Json<Report>, Problem> {
+pub(crate) async fn verify(
+    State(app): State<App>,
+    headers: HeaderMap,
+    asked: AskedStore,
+) -> Result<Json<Report>, Problem> {
     authorize(&app, &headers)?;
-    let files = existing(&app, &page).await?;
+    let files = existing(&app, &asked).await?;
     let verify = move || engine::verify(&files, &Arc::new(schema()), &engine::executable()?);
     let report = tokio::task::spawn_blocking(verify).await.map_err(Problem::internal)?;
     Ok(Json(report.map_err(|fault| Error::from(&fault))?))
 }
 
 /// The files of a store that has events.
-async fn existing(app: &App, page: &Page) -> Result<Files, Problem> {
-    let files = app.stores.files(page.id());
+async fn existing(app: &App, asked: &AskedStore) -> Result<Files, Problem> {
+    let files = app.stores.files(asked.id());
     let looked_at = files.clone();
     let blank = tokio::task::spawn_blocking(move || engine::is_blank(&looked_at)).await.map_err(Problem::internal)?;
     if blank.map_err(|fault| Error::from(&fault))? {
         return Err(Problem::new(
             StatusCode::NOT_FOUND,
             "no-such-store",
-            format!("There is no store {} in {}.", page.id(), app.data.display()),
+            format!("There is no store {} in {}.", asked.id(), app.data.display()),
             "Name the store with --store.",
         ));
     }

@@ -29,16 +29,16 @@ struct LikesPage<'a> {
 /// The page has one address, the one that the form's redirect leads to: a browser that goes back to another address
 /// may show the old page from its cache, with an id that was posted already, and a new click would count for nothing.
 pub(crate) async fn page(
-    Opened { page, store, link, .. }: Opened,
+    Opened { asked, store, link, .. }: Opened,
     RawQuery(query): RawQuery,
 ) -> Result<Response, Problem> {
     if query.is_some() {
-        return Ok(Redirect::to(&page.home()).into_response());
+        return Ok(Redirect::to(&asked.home()).into_response());
     }
     let health = store.healthy().await;
-    let status = StatusLine::of(&health, &link.borrow(), &page.base());
+    let status = StatusLine::of(&health, &link.borrow(), &asked.base());
     let html = LikesPage {
-        base: &page.base(),
+        base: &asked.base(),
         store: store.id().as_str(),
         count: store.read(count()).await?,
         id: EventId::now().to_string(),
@@ -58,7 +58,7 @@ const STORED: &str = "likewise-stored";
 /// A form leads back to the page. A script, which asks for JSON, is told that its like is stored.
 pub(crate) async fn like(
     State(app): State<App>,
-    Opened { page, store, who, .. }: Opened,
+    Opened { asked, store, who, .. }: Opened,
     headers: HeaderMap,
     body: Received,
 ) -> Result<Response, Problem> {
@@ -66,17 +66,17 @@ pub(crate) async fn like(
     let event = Envelope::new(id, &LikeAdded {}).map_err(crate::engine::Error::from)?;
     app.begin(&store, &who)?;
     let receipt = store.commit_envelope(event).await;
-    app.metrics.count_like(&receipt);
+    app.metrics.count_post(&receipt);
     receipt?;
     Ok(if asks_for_json(&headers) {
         (StatusCode::NO_CONTENT, [(STORED, id.to_string())]).into_response()
     } else {
-        Redirect::to(&page.home()).into_response()
+        Redirect::to(&asked.home()).into_response()
     })
 }
 
 /// `POST /adopt`, from the button that a page shows while its hub has another log than the store was synced with.
-pub(crate) async fn adopt(Opened { page, store, link, .. }: Opened) -> Result<Redirect, Problem> {
+pub(crate) async fn adopt(Opened { asked, store, link, .. }: Opened) -> Result<Redirect, Problem> {
     if link.borrow().code != Some(code::WRONG_LOG) {
         return Err(Problem::conflict(
             "nothing-to-adopt",
@@ -85,7 +85,7 @@ pub(crate) async fn adopt(Opened { page, store, link, .. }: Opened) -> Result<Re
         ));
     }
     store.adopt().await?;
-    Ok(Redirect::to(&page.home()))
+    Ok(Redirect::to(&asked.home()))
 }
 
 /// The id of the click: the form's, or a new one when it has none.

@@ -286,7 +286,7 @@ mod tests {
             alive: comments(),
             shutdown: shutdown.clone(),
             _slot: Shares::new(8, StoreLimits::default()).streams.lend(&Who::Owner, 1).expect("a slot"),
-            _open: Metrics::install().stream_opened(),
+            _open: Metrics::new().stream_opened(),
         }
     }
 

@@ -1,54 +1,49 @@
-//! Numbers for whoever watches over the program, in Prometheus' text format.
-
-use std::sync::OnceLock;
+//! Numbers for whoever watches over the program, in Prometheus' text format. Each instance has its own registry.
 
 use axum::extract::State;
 use axum::http::header;
 use axum::response::IntoResponse;
-use metrics::{Counter, counter, describe_counter, describe_gauge, gauge};
-use metrics_exporter_prometheus::{PrometheusBuilder, PrometheusHandle};
+use prometheus_client::encoding::prometheus_text;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
 
-use super::App;
+use super::{App, Problem};
 use crate::engine::{Error, Receipt};
 
-/// The process's recorder, and the counters that every like passes. There is one a process, however many servers run in
-/// it.
-#[derive(Clone)]
+/// What an instance counts.
 pub(crate) struct Metrics {
-    recorder: Option<PrometheusHandle>,
+    registry: Registry,
     stored: Counter,
     repeated: Counter,
     refused: Counter,
     overloaded: Counter,
     failed: Counter,
+    streams: Gauge,
 }
 
 impl Metrics {
-    pub(crate) fn install() -> Self {
-        static RECORDER: OnceLock<Option<PrometheusHandle>> = OnceLock::new();
-        let recorder = RECORDER.get_or_init(|| {
-            let handle = PrometheusBuilder::new().install_recorder();
-            handle.inspect_err(|error| tracing::warn!(%error, "there will be no metrics")).ok()
-        });
-        describe_counter!("likewise_likes_total", "Clicks by what became of them");
-        describe_gauge!("likewise_streams", "Open event streams");
-        gauge!("likewise_streams").increment(0);
-        let likes = |result| {
-            let counter = counter!("likewise_likes_total", "result" => result);
-            counter.absolute(0);
-            counter
-        };
+    pub(crate) fn new() -> Self {
+        let mut registry = Registry::default();
+        let results = Family::<[(&str, &str); 1], Counter>::default();
+        registry.register("likewise_likes", "Clicks by what became of them", results.clone());
+        let streams = Gauge::default();
+        registry.register("likewise_streams", "Open event streams", streams.clone());
+        let result = |name| results.get_or_create(&[("result", name)]).clone();
         Self {
-            recorder: recorder.clone(),
-            stored: likes("stored"),
-            repeated: likes("repeated"),
-            refused: likes("refused"),
-            overloaded: likes("overloaded"),
-            failed: likes("failed"),
+            stored: result("stored"),
+            repeated: result("repeated"),
+            refused: result("refused"),
+            overloaded: result("overloaded"),
+            failed: result("failed"),
+            streams,
+            registry,
         }
     }
 
-    pub(crate) fn count_like(&self, receipt: &Result<Receipt, Error>) {
+    /// Counts a post by what became of it.
+    pub(crate) fn count_post(&self, receipt: &Result<Receipt, Error>) {
         let counter = match receipt {
             Ok(Receipt { is_new: true, .. }) => &self.stored,
             Ok(_) => &self.repeated,
@@ -56,27 +51,28 @@ impl Metrics {
             Err(Error::Overloaded | Error::TooManyOpen) => &self.overloaded,
             Err(_) => &self.failed,
         };
-        counter.increment(1);
+        counter.inc();
     }
 
     /// Counts a stream as open until the answer is dropped.
     pub(crate) fn stream_opened(&self) -> OpenStream {
-        gauge!("likewise_streams").increment(1);
-        OpenStream
+        self.streams.inc();
+        OpenStream(self.streams.clone())
     }
 }
 
 /// A stream that counts as open.
-pub(crate) struct OpenStream;
+pub(crate) struct OpenStream(Gauge);
 
 impl Drop for OpenStream {
     fn drop(&mut self) {
-        gauge!("likewise_streams").decrement(1);
+        self.0.dec();
     }
 }
 
 /// `GET /metrics`
-pub(crate) async fn metrics(State(app): State<App>) -> impl IntoResponse {
-    let text = app.metrics.recorder.as_ref().map(|recorder| recorder.render()).unwrap_or_default();
-    ([(header::CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8"), (header::CACHE_CONTROL, "no-store")], text)
+pub(crate) async fn metrics(State(app): State<App>) -> Result<impl IntoResponse, Problem> {
+    let mut text = String::new();
+    prometheus_text::encode(&mut text, &app.metrics.registry).map_err(Problem::internal)?;
+    Ok(([(header::CONTENT_TYPE, prometheus_text::CONTENT_TYPE), (header::CACHE_CONTROL, "no-store")], text))
 }

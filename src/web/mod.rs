@@ -1,12 +1,14 @@
 //! The web floor: pages, forms and live streams over the stores, behind the guard.
 
+mod asked;
 mod assets;
 mod control;
-mod framing;
+pub(crate) mod face;
 mod guard;
+mod html;
+mod hub;
 mod likes;
 pub(crate) mod live;
-mod lobby;
 pub(crate) mod metrics;
 mod problem;
 mod server;
@@ -31,16 +33,18 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::engine::{Device, Error, Store, StoreId, Stores};
-use crate::sync::{self, Clients, Hub, LinkStatus, code};
+use crate::sync::{Clients, LinkStatus, code};
 
 pub(crate) use crate::engine::{Imported, import};
+pub use asked::{Page, Params, Refusal, Render, Visitor};
 pub(crate) use assets::ASSETS_VERSION;
 pub(crate) use control::{AFTER_IMPORT, Exported};
 pub(crate) use guard::AllowedHost;
 pub(crate) use guard::{Policy, protect};
-pub(crate) use lobby::Connection;
+pub use html::{Html, IntoHtml};
+pub(crate) use hub::Hub;
 pub(crate) use problem::Problem;
-pub(crate) use server::{Limits, raise_open_file_limit, serve, stores_within_open_files};
+pub(crate) use server::{Connection, Limits, raise_open_file_limit, serve, stores_within_open_files};
 pub(crate) use shares::{DIVERGED, Full, Lease, Shares, Who};
 pub(crate) use status::{StatusReport, date_time, digests, what_to_do};
 
@@ -80,7 +84,7 @@ pub(crate) fn routes(app: App) -> Router {
     Router::new()
         .route("/", get(likes::page))
         .merge(of_a_store.clone())
-        .route("/s/{store}", get(async |page: Page| Redirect::permanent(&page.home())))
+        .route("/s/{store}", get(async |asked: AskedStore| Redirect::permanent(&asked.home())))
         .route("/s/{store}/", get(likes::page))
         .nest("/s/{store}", of_a_store)
         .route("/static/{file}", get(assets::asset))
@@ -93,7 +97,7 @@ pub(crate) fn routes(app: App) -> Router {
         .route("/control/v1/{store}/promote", post(control::promote))
         .route("/control/v1/{store}/set-aside", get(control::export_set_aside))
         .route("/control/v1/{store}/set-aside/retry", post(control::retry_set_aside))
-        .route("/sync/v1/{store}/events", get(sync::pull).post(sync::push))
+        .route("/sync/v1/{store}/events", get(hub::pull).post(hub::push))
         .with_state(app)
 }
 
@@ -103,11 +107,11 @@ pub(crate) fn base(store: &StoreId) -> String {
 }
 
 /// The store that a request is about, by name; not opened yet.
-pub(crate) struct Page {
+pub(crate) struct AskedStore {
     id: StoreId,
 }
 
-impl Page {
+impl AskedStore {
     /// The store's name.
     pub(crate) fn id(&self) -> &StoreId {
         &self.id
@@ -124,7 +128,7 @@ impl Page {
     }
 }
 
-impl<S: Send + Sync> FromRequestParts<S> for Page {
+impl<S: Send + Sync> FromRequestParts<S> for AskedStore {
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
@@ -147,7 +151,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Page {
 
 /// The store that a request is about, open.
 pub(crate) struct Opened {
-    pub(crate) page: Page,
+    pub(crate) asked: AskedStore,
     pub(crate) store: Store,
     /// How its connection to the upstream is.
     pub(crate) link: watch::Receiver<LinkStatus>,
@@ -163,15 +167,15 @@ where
     type Rejection = Problem;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
-        let page = Page::from_request_parts(parts, state).await?;
+        let asked = AskedStore::from_request_parts(parts, state).await?;
         let app = App::from_ref(state);
         let who = who(parts);
-        let store = app.stores.get_leaving(&page.id, who.spare(app.stores.limits()))?;
+        let store = app.stores.get_leaving(&asked.id, who.spare(app.stores.limits()))?;
         // An upstream may have a store that isn't here. For the owner it is asked about any; strangers could make up names
         // for ever.
         let most = if who == Who::Visitor && store.is_absent() { VISITORS_LINKS } else { usize::MAX };
         let link = app.clients.attend(&store, most);
-        Ok(Self { page, store, link, who })
+        Ok(Self { asked, store, link, who })
     }
 }
 
@@ -351,7 +355,7 @@ pub(crate) mod tests {
             clients: Clients::new(stores, None, Duration::ZERO, shutdown.clone()),
             hub: Hub::new(tokens, dir.to_owned(), shutdown.clone()),
             control_key: "key".into(),
-            metrics: metrics::Metrics::install(),
+            metrics: metrics::Metrics::new(),
             shutdown,
         })
     }

@@ -18,12 +18,11 @@ use tokio::sync::watch;
 use tokio::time::{Interval, MissedTickBehavior, interval_at};
 use tokio_util::sync::CancellationToken;
 
-use super::authority::{Incoming, Refusal, Start};
-use super::protocol::{Hello, PAGE, Push, Pushed, WirePage, code};
-use super::sse;
-use super::tokens::{self, Seen, Token, Tokens};
+use super::{App, Connection, DIVERGED, Lease, Opened, Problem, Received, Who};
 use crate::engine::{Device, Digest, LogId, PageSize, Replica, Seq, Spare, StoreId, Stores};
-use crate::web::{App, Connection, DIVERGED, Lease, Opened, Problem, Received, Who};
+use crate::sync::{
+    Hello, Incoming, PAGE, Push, Pushed, Refusal, Seen, Start, Token, Tokens, WirePage, code, sse, tokens,
+};
 
 /// How often a pull stream says that it is alive.
 const PING_EVERY: Duration = Duration::from_secs(10);

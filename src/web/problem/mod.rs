@@ -1,6 +1,8 @@
 //! Error answers. A handler says what went wrong as a [`Problem`]; one place turns it into a page for people or into
 //! `application/problem+json` for programs, so that no answer of ours is ever a bare status or a library's plain text.
 
+mod words;
+
 use std::borrow::Cow;
 use std::fmt::Display;
 
@@ -10,6 +12,8 @@ use axum::http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use axum::http::{Method, StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value};
+
+use self::words::{reason, title};
 
 /// What went wrong with a request, in words for whoever reads the answer (problem details, RFC 9457).
 ///
@@ -90,74 +94,6 @@ impl Problem {
         debug_assert!(!RESERVED.contains(&member), "BUG: {member} is a member of every problem");
         self.members.get_or_insert_default().insert(member.to_owned(), value.into());
         self
-    }
-
-    /// The problem behind a bare status: the router's 404 and 405, an extractor's 400.
-    fn of_status(status: StatusCode) -> Self {
-        let (code, detail, advice) = match status {
-            StatusCode::BAD_REQUEST => (
-                "bad-request",
-                "The request is not in a form that this address understands.",
-                "Go back, reload the page and try again.",
-            ),
-            StatusCode::UNAUTHORIZED => (
-                "unauthorized",
-                "This address needs a valid token.",
-                "Add a device at the hub with `likewise token add NAME` and use the token that it prints.",
-            ),
-            StatusCode::FORBIDDEN => {
-                ("forbidden", "This request is not allowed.", "Use the program from its own page.")
-            }
-            StatusCode::NOT_FOUND => {
-                ("not-found", "Likewise knows no such address.", "Check it for typing errors, or go to the start page.")
-            }
-            StatusCode::METHOD_NOT_ALLOWED => (
-                "method-not-allowed",
-                "This address exists, but not for requests of this method.",
-                "Use one of the methods in the Allow header, or go to the start page.",
-            ),
-            StatusCode::REQUEST_TIMEOUT => (
-                "request-timeout",
-                "The request did not arrive in time, so the connection was closed.",
-                "Try again. On a slow network, send less at once.",
-            ),
-            StatusCode::PAYLOAD_TOO_LARGE => {
-                ("body-too-large", "The request carries more data than this address takes.", "Send less at once.")
-            }
-            StatusCode::URI_TOO_LONG => (
-                "uri-too-long",
-                "The address of the request is too long.",
-                "Check the address, or go to the start page.",
-            ),
-            StatusCode::UNSUPPORTED_MEDIA_TYPE => (
-                "unsupported-media-type",
-                "The request carries data in a format that this address doesn't take.",
-                "Send a form to pages and JSON to programs, with the matching Content-Type.",
-            ),
-            StatusCode::UNPROCESSABLE_ENTITY => (
-                "unprocessable",
-                "The data of the request has the right format, but not the expected content.",
-                "Go back, reload the page and try again.",
-            ),
-            StatusCode::TOO_MANY_REQUESTS => {
-                ("too-many-requests", "There were too many requests in a short time.", "Wait a moment and try again.")
-            }
-            StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => (
-                "headers-too-large",
-                "The headers of the request are too large.",
-                "Clear the cookies of this address: all programs of one machine share them.",
-            ),
-            StatusCode::SERVICE_UNAVAILABLE => {
-                ("unavailable", "The program can't do this right now.", "Wait a moment and try again.")
-            }
-            status if status.is_server_error() => (
-                "internal",
-                "Something went wrong inside the program. Nothing that was confirmed before is lost.",
-                "Try again. If it happens again, look into the log of the program.",
-            ),
-            _ => ("refused", "The request can't be answered.", "Go to the start page and try again."),
-        };
-        Self::new(status, code, detail, advice)
     }
 
     fn into_json(self) -> String {
@@ -257,7 +193,7 @@ pub(crate) fn render(method: &Method, uri: &Uri, asks_for_json: bool, response: 
 
 /// Whether a request wants JSON rather than a page. Browsers that go to an address, and programs that don't care, don't
 /// name it.
-pub(super) fn asks_for_json(headers: &HeaderMap) -> bool {
+pub(in crate::web) fn asks_for_json(headers: &HeaderMap) -> bool {
     let accepts = |media_types: &[&str]| {
         let ranges = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
         let weights = ranges.flat_map(|value| value.split(',')).filter_map(|range| {
@@ -272,7 +208,7 @@ pub(super) fn asks_for_json(headers: &HeaderMap) -> bool {
 }
 
 /// The path as it would be under the default store: `/s/work/live` and `/live` are the same route.
-pub(super) fn storeless(path: &str) -> &str {
+pub(in crate::web) fn storeless(path: &str) -> &str {
     match split_store(path) {
         Some((_, rest)) => rest,
         None => path,
@@ -327,142 +263,5 @@ fn is_store_id(text: &str) -> bool {
     text.len() <= 63 && text.bytes().next().is_some_and(plain) && text.bytes().all(|byte| plain(byte) || byte == b'-')
 }
 
-fn reason(status: StatusCode) -> &'static str {
-    status.canonical_reason().unwrap_or("Error")
-}
-
-/// A heading for people. Programs get the registered reason phrase.
-fn title(status: StatusCode) -> &'static str {
-    match status {
-        StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY => "That can’t be understood",
-        StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED => "That’s not allowed",
-        StatusCode::NOT_FOUND => "Nothing here to like",
-        StatusCode::METHOD_NOT_ALLOWED => "That can’t be done here",
-        StatusCode::CONFLICT => "That doesn’t fit",
-        StatusCode::REQUEST_TIMEOUT => "That took too long",
-        StatusCode::PAYLOAD_TOO_LARGE | StatusCode::URI_TOO_LONG | StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => {
-            "That’s too much"
-        }
-        StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => "Not right now",
-        status if status.is_server_error() => "Something went wrong",
-        _ => "That didn’t work",
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    async fn text(response: Response) -> String {
-        let bytes = axum::body::to_bytes(response.into_body(), 1 << 20).await.expect("a body in memory");
-        String::from_utf8(bytes.to_vec()).expect("UTF-8")
-    }
-
-    fn answer(path: &'static str, response: impl IntoResponse) -> Response {
-        render(&Method::GET, &Uri::from_static(path), false, response.into_response())
-    }
-
-    #[tokio::test]
-    async fn programs_get_problem_details_and_people_a_page() {
-        let problem = || Problem::conflict("diverged", "The logs differ at <7>.", "Pull first.").with("head", 12);
-        for path in ["/status", "/healthz", "/s/work/status", "/sync/v1/likes/events", "/control/export"] {
-            let response = answer(path, problem());
-            assert_eq!(response.status(), StatusCode::CONFLICT);
-            assert_eq!(response.headers()[header::CONTENT_TYPE], "application/problem+json");
-            assert_eq!(response.headers()[header::CACHE_CONTROL], "no-store");
-            let json: Value = serde_json::from_str(&text(response).await).expect("JSON");
-            assert_eq!(
-                json,
-                serde_json::json!({
-                    "type": "about:blank", "title": "Conflict", "status": 409, "code": "diverged",
-                    "detail": "The logs differ at <7>.", "advice": "Pull first.", "head": 12,
-                })
-            );
-        }
-        for path in ["/", "/likes", "/live", "/s/work/", "/s/status", "/statuses", "/sync"] {
-            let response = answer(path, problem());
-            assert_eq!(response.status(), StatusCode::CONFLICT);
-            assert_eq!(response.headers()[header::CONTENT_TYPE], "text/html; charset=utf-8");
-            let page = text(response).await;
-            assert!(page.contains("The logs differ at &#60;7&#62;.") && page.contains("Pull first."), "{page}");
-        }
-    }
-
-    #[test]
-    fn json_is_for_who_prefers_it_to_a_page() {
-        for (accept, expected) in [
-            ("application/json", true),
-            ("application/problem+json, */*;q=0.1", true),
-            ("Application/JSON;charset=utf-8, text/html;q=0.9", true),
-            ("application/json;q=0", false),
-            ("application/json;q=much", false),
-            ("text/html, application/json;q=0.9", false),
-            ("text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8", false),
-            ("text/event-stream", false),
-            ("*/*", false),
-            ("", false),
-        ] {
-            let headers = HeaderMap::from_iter([(header::ACCEPT, HeaderValue::from_static(accept))]);
-            assert_eq!(asks_for_json(&headers), expected, "{accept}");
-        }
-        assert!(!asks_for_json(&HeaderMap::new()));
-        let response =
-            render(&Method::POST, &Uri::from_static("/likes"), true, StatusCode::BAD_REQUEST.into_response());
-        assert_eq!(response.headers()[header::CONTENT_TYPE], "application/problem+json");
-    }
-
-    #[tokio::test]
-    async fn bare_failures_get_words_and_lose_their_body() {
-        for status in (400..=599).filter_map(|code| StatusCode::from_u16(code).ok()) {
-            let response = answer("/status", (status, "SECRET: stack trace"));
-            assert_eq!(response.status(), status);
-            let body = text(response).await;
-            assert!(!body.contains("SECRET"), "{body}");
-            let json: Value = serde_json::from_str(&body).expect("JSON");
-            for member in ["code", "detail", "advice", "title"] {
-                assert!(json[member].as_str().is_some_and(|text| !text.is_empty()), "{json}");
-            }
-        }
-        let fine = answer("/status", (StatusCode::OK, "as it was"));
-        assert_eq!(text(fine).await, "as it was");
-    }
-
-    #[tokio::test]
-    async fn what_still_holds_is_kept() {
-        let response = answer("/", (StatusCode::METHOD_NOT_ALLOWED, [("allow", "GET,HEAD"), ("etag", "\"1\"")], "no"));
-        assert_eq!(response.headers()[header::ALLOW], "GET,HEAD");
-        assert!(!response.headers().contains_key(header::ETAG));
-
-        let busy = answer("/", Problem::unavailable("overload", "Too much at once.", "Try again.", 2));
-        assert_eq!(busy.headers()[header::RETRY_AFTER], "2");
-
-        let token = answer("/sync/v1/likes/events", StatusCode::UNAUTHORIZED);
-        assert_eq!(token.headers()[header::WWW_AUTHENTICATE], "Bearer");
-    }
-
-    #[tokio::test]
-    async fn trust_37_internal_errors_are_not_shown_and_hostile_words_are_inert() {
-        let hidden = text(answer("/", Problem::internal("disk I/O error in /home/a/eventlog.db"))).await;
-        assert!(!hidden.contains("eventlog.db"), "{hidden}");
-
-        let hostile = "<script>alert(1)</script>";
-        let page = text(answer("/", Problem::bad_request("x", hostile, hostile))).await;
-        assert!(!page.contains("<script>"), "{page}");
-    }
-
-    #[test]
-    fn the_way_home_leads_to_the_store_that_was_asked_for() {
-        for (path, expected) in [
-            ("/", "/"),
-            ("/live", "/"),
-            ("/s/work/live", "/s/work/"),
-            ("/s/Work/live", "/"),
-            ("/s//live", "/"),
-            ("/s/-a/live", "/"),
-            ("/s/a%22b/live", "/"),
-            ("/s/work", "/"),
-        ] {
-            assert_eq!(home(&Uri::from_static(path)), expected, "{path}");
-        }
-    }
-}
+mod tests;

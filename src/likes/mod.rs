@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::App;
 use crate::engine::{Event, Query, Schema};
 
 /// Somebody likes it. There is nothing more to say: that the event exists is the like.
@@ -24,4 +25,18 @@ pub fn schema() -> Schema {
 /// How many likes there are.
 pub fn count() -> Query<u64> {
     Query::first("SELECT count FROM likes WHERE id = 1")
+}
+
+/// The app: likes with their page, as the program `likewise`.
+pub fn app() -> App {
+    App::new("likewise", schema)
+        .about(
+            "Likes that are always fast, always there and never wrong.\n\n\
+             Run `likewise`, open the address that it prints in a browser, and click. Likes are stored on this machine \
+             before the click is answered, and the count changes at once in every open tab.",
+        )
+        .nouns("like", "likes")
+        .store("likes")
+        .form::<LikeAdded>("likes")
+        .figure("count", count)
 }

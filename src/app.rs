@@ -1,0 +1,361 @@
+//! An app: a schema together with what people see of it. From it comes the whole program: pages, live updates, sync, and a
+//! command line.
+//!
+//! An [`App`] is a value that says what there is. Nothing runs until it is opened or served.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use serde::de::DeserializeOwned;
+
+use crate::engine::{DbError, Event, Query, Schema, StoreId};
+use crate::web::face::{Face, Figure, Form, Fragment, Nouns};
+use crate::web::{IntoHtml, Page, Params, Refusal, Render, Visitor};
+
+/// The longest name of an app, in bytes. It becomes a directory, a cookie and the prefix of environment variables.
+const MAX_APP_NAME: usize = 32;
+
+/// The longest name of a form, fragment, figure or command, in bytes.
+const MAX_NAME: usize = 40;
+
+/// Names that the program answers itself, as a path, an event of the live stream, a form field or a parameter.
+const RESERVED: [&str; 16] = [
+    "live", "status", "ping", "done", "s", "sync", "id", "static", "control", "adopt", "healthz", "metrics", "embed",
+    "pair", "current", "back",
+];
+
+/// Commands that every program has.
+const OWN_COMMANDS: [&str; 18] = [
+    "serve",
+    "hub",
+    "status",
+    "stores",
+    "health",
+    "doctor",
+    "verify",
+    "export",
+    "import",
+    "backup",
+    "token",
+    "pair",
+    "join",
+    "adopt",
+    "promote",
+    "set-aside",
+    "help",
+    "completions",
+];
+
+/// Fields of `/status`, which figures stand beside.
+const STATUS_FIELDS: [&str; 13] = [
+    "store",
+    "device",
+    "head",
+    "cursor",
+    "pending",
+    "set_aside",
+    "skipped",
+    "unknown",
+    "log",
+    "schema",
+    "upstream",
+    "log_digest",
+    "state_digest",
+];
+
+/// A program of its own around a schema.
+///
+/// ```
+/// # use likewise::{App, Html};
+/// # use likewise::engine::{Event, Query, Schema};
+/// # #[derive(serde::Serialize, serde::Deserialize)]
+/// # struct Counted {}
+/// # impl Event for Counted { const NAME: &'static str = "Counted"; }
+/// # fn schema() -> Schema {
+/// #     Schema::new("CREATE TABLE n (n INTEGER NOT NULL) STRICT; INSERT INTO n VALUES (0);")
+/// #         .on(|_: Counted, db| db.execute("UPDATE n SET n = n + 1", ()))
+/// # }
+/// # fn count() -> Query<u64> { Query::first("SELECT n FROM n") }
+/// let app = App::new("counter", schema)
+///     .form::<Counted>("count")
+///     .live("total", |_| Ok(count()), |total, _| Html::text(total))
+///     .page(|page| page.live("total"));
+/// # app.check().unwrap();
+/// ```
+#[must_use = "an app does nothing until it is opened or served"]
+pub struct App {
+    name: &'static str,
+    version: &'static str,
+    about: &'static str,
+    store: Option<&'static str>,
+    schema: Arc<dyn Fn() -> Schema + Send + Sync>,
+    face: Face,
+    commands: Vec<AppCommand>,
+}
+
+/// A command that an app adds to its command line.
+pub(crate) struct AppCommand {
+    pub(crate) command: clap::Command,
+    pub(crate) run: Arc<RunCommand>,
+}
+
+/// What runs an app's own command. It is given the matches of that command alone.
+pub(crate) type RunCommand = dyn Fn(clap::ArgMatches, Context) -> Running + Send + Sync;
+
+/// A command of an app while it runs.
+pub(crate) type Running = Pin<Box<dyn Future<Output = Result<ExitCode, BoxError>> + Send>>;
+
+/// Any error, as an app's own command may end with it.
+pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
+
+/// What an app's own command works with: a store to commit to and to read, whether or not a process is serving it.
+pub struct Context {}
+
+/// What is wrong with an app. Its author sees it at the first start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AppError {
+    /// A name that can't be used.
+    #[error("`{name}` can't be the name of {what}: {why}")]
+    Name {
+        /// What was to have the name.
+        what: &'static str,
+        /// The name.
+        name: String,
+        /// What a name has to be like.
+        why: String,
+    },
+    /// Two things of one name.
+    #[error("there are two {what} named `{name}`; rename one")]
+    Doubled {
+        /// What they are.
+        what: &'static str,
+        /// Their name.
+        name: String,
+    },
+    /// The schema is wrong.
+    #[error("the schema: {0}")]
+    Schema(#[from] DbError),
+    /// The page or a fragment can't be rendered.
+    #[error("{0}")]
+    Page(String),
+    /// The app's own routes collide with each other or with the program's.
+    #[error("the app's own routes: {0}")]
+    Routes(String),
+}
+
+impl App {
+    /// An app called `name`, whose state is what `schema` says.
+    ///
+    /// The name becomes the name of the program, of its data directory and of its first store: lower-case letters, digits
+    /// and `-`, beginning with a letter.
+    pub fn new(name: &'static str, schema: impl Fn() -> Schema + Send + Sync + 'static) -> Self {
+        Self {
+            name,
+            version: env!("CARGO_PKG_VERSION"),
+            about: "",
+            store: None,
+            schema: Arc::new(schema),
+            face: Face::new(name),
+            commands: Vec::new(),
+        }
+    }
+
+    /// Sets the version that the program shows; without this it is likewise's own.
+    pub fn version(mut self, version: &'static str) -> Self {
+        self.version = version;
+        self
+    }
+
+    /// Sets what the program's help says about it: a line, and below it as much as you like.
+    pub fn about(mut self, about: &'static str) -> Self {
+        self.about = about;
+        self
+    }
+
+    /// Sets what one event of the app is called, and several: "2 to-dos waiting". Without this they are events.
+    pub fn nouns(mut self, one: &'static str, many: &'static str) -> Self {
+        self.face.nouns = Nouns { one, many };
+        self
+    }
+
+    /// Sets the name of the store whose routes have no prefix; without this it is the app's own name.
+    pub fn store(mut self, store: &'static str) -> Self {
+        self.store = Some(store);
+        self
+    }
+
+    /// Adds `POST /name`, which commits an `E` made of the form's fields.
+    pub fn form<E: Event>(mut self, name: &'static str) -> Self {
+        self.face.forms.push(Form::new::<E>(name));
+        self
+    }
+
+    /// Adds `POST /name` for an event that the form can't say all of itself. `make` is given the form's fields and who
+    /// posts them, and gives the event, or says why there is none.
+    pub fn form_with<F, E>(
+        mut self,
+        name: &'static str,
+        make: impl Fn(F, &Visitor) -> Result<E, Refusal> + Send + Sync + 'static,
+    ) -> Self
+    where
+        F: DeserializeOwned + 'static,
+        E: Event,
+    {
+        self.face.forms.push(Form::with(name, make));
+        self
+    }
+
+    /// Adds a fragment: a piece of HTML that follows a query. `query` makes the query of the page's parameters, `render`
+    /// the HTML of its answer.
+    ///
+    /// It is rendered once a change for all pages with the same query. So nothing in it may depend on who looks.
+    pub fn live<T, H, M>(
+        mut self,
+        name: &'static str,
+        query: impl Fn(&Params) -> Result<Query<T>, Refusal> + Send + Sync + 'static,
+        render: impl Fn(T, Render) -> H + Send + Sync + 'static,
+    ) -> Self
+    where
+        T: Clone + PartialEq + Send + Sync + 'static,
+        H: IntoHtml<M>,
+        M: 'static,
+    {
+        self.face.fragments.push(Fragment::new(name, query, render));
+        self
+    }
+
+    /// Sets the page, `GET /`.
+    pub fn page<H, M>(mut self, page: impl Fn(Page) -> H + Send + Sync + 'static) -> Self
+    where
+        H: IntoHtml<M>,
+        M: 'static,
+    {
+        self.face.page = Some(Arc::new(move |asked| page(asked).into_html()));
+        self
+    }
+
+    /// Adds a number that `status`, `/status` and `/metrics` show under `name`.
+    pub fn figure(mut self, name: &'static str, query: impl Fn() -> Query<u64> + Send + Sync + 'static) -> Self {
+        self.face.figures.push(Figure { name, query: Arc::new(query) });
+        self
+    }
+
+    /// Adds routes of your own to every store, behind the same guard as the program's. Their handlers may extract a
+    /// [`Store`](crate::engine::Store).
+    pub fn routes(mut self, routes: axum::Router) -> Self {
+        self.face.routes = std::mem::take(&mut self.face.routes).merge(routes);
+        self
+    }
+
+    /// Adds a command. It works whether or not a process serves the data directory.
+    pub fn command<R, E>(
+        mut self,
+        command: clap::Command,
+        run: impl Fn(clap::ArgMatches, Context) -> R + Send + Sync + 'static,
+    ) -> Self
+    where
+        R: Future<Output = Result<ExitCode, E>> + Send + 'static,
+        E: Into<BoxError>,
+    {
+        let run = move |matches: clap::ArgMatches, context: Context| -> Running {
+            let running = run(matches, context);
+            Box::pin(async move { running.await.map_err(Into::into) })
+        };
+        self.commands.push(AppCommand { command, run: Arc::new(run) });
+        self
+    }
+
+    /// Says what is wrong with the app, as far as that can be known before it runs.
+    ///
+    /// # Errors
+    ///
+    /// Names that are malformed, doubled, or the program's own, and a schema that breaks a rule.
+    pub fn check(&self) -> Result<(), AppError> {
+        let is_word = |name: &str, most: usize| {
+            let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-' || byte == b'_';
+            name.len() <= most
+                && name.starts_with(|first: char| first.is_ascii_lowercase())
+                && name.bytes().all(allowed)
+        };
+        let malformed = |what, name: &str, most: usize| AppError::Name {
+            what,
+            name: name.to_owned(),
+            why: format!("use 1 to {most} characters, a to z, 0 to 9, - and _, beginning with a letter"),
+        };
+        if !is_word(self.name, MAX_APP_NAME) || self.name.contains('_') {
+            return Err(malformed("an app", self.name, MAX_APP_NAME));
+        }
+        if let Err(why) = self.store_name().parse::<StoreId>() {
+            let (what, name) = ("a store", self.store_name().to_owned());
+            return Err(AppError::Name { what, name, why: why.to_string() });
+        }
+        let Face { forms, fragments, figures, .. } = &self.face;
+        let commands: Vec<&str> = self.commands.iter().map(|command| command.command.get_name()).collect();
+        let kinds: [(_, _, Vec<&str>, &[&str]); 4] = [
+            ("a form", "forms", forms.iter().map(|form| form.name).collect(), &[]),
+            ("a fragment", "fragments", fragments.iter().map(|fragment| fragment.name).collect(), &[]),
+            ("a figure", "figures", figures.iter().map(|figure| figure.name).collect(), &STATUS_FIELDS),
+            ("a command", "commands", commands, &OWN_COMMANDS),
+        ];
+        for (what, plural, names, taken) in kinds {
+            for (place, name) in names.iter().enumerate() {
+                if !is_word(name, MAX_NAME) {
+                    return Err(malformed(what, name, MAX_NAME));
+                }
+                if RESERVED.contains(name) || taken.contains(name) {
+                    let why = "every program has something of that name; choose another".to_owned();
+                    return Err(AppError::Name { what, name: (*name).to_owned(), why });
+                }
+                if names[..place].contains(name) {
+                    return Err(AppError::Doubled { what: plural, name: (*name).to_owned() });
+                }
+            }
+        }
+        Ok(self.schema().check()?)
+    }
+
+    /// What the program, its data directory and its environment variables are named after.
+    pub(crate) fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// The version that the program shows.
+    pub(crate) fn version_text(&self) -> &'static str {
+        self.version
+    }
+
+    /// What the help says about the program.
+    pub(crate) fn about_text(&self) -> &'static str {
+        self.about
+    }
+
+    /// The store whose routes have no prefix.
+    pub(crate) fn store_name(&self) -> &'static str {
+        self.store.unwrap_or(self.name)
+    }
+
+    /// The schema, made anew: a program makes it once for its stores, and once for each look at their files.
+    pub(crate) fn schema(&self) -> Schema {
+        (self.schema)()
+    }
+
+    /// What the web floor shows of the app: its forms, fragments, figures, nouns and page.
+    pub(crate) fn face(&self) -> &Face {
+        &self.face
+    }
+
+    /// The commands that the app adds.
+    pub(crate) fn commands(&self) -> &[AppCommand] {
+        &self.commands
+    }
+}
+
+impl fmt::Debug for App {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("App").field("name", &self.name).field("version", &self.version).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,157 @@
+//! How large the body of a request may be, and how slow.
+
+use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::http::StatusCode;
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use hyper::body::{Body as _, Frame, SizeHint};
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use super::Guard;
+use crate::web::problem::Problem;
+
+/// How large the body of a request may be, and how slow.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct BodyRule {
+    /// In bytes; `None` only where the route reads the body as a stream.
+    pub(crate) max_bytes: Option<u64>,
+    pub(crate) patience: Patience,
+}
+
+/// How long to wait for the body of a request.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Patience {
+    /// For the whole body. A byte now and then doesn't extend it.
+    Total(Duration),
+    /// For the next piece of a body whose length says nothing about how long it takes.
+    Idle(Duration),
+}
+
+/// The innermost step. A declared length that is too large is refused at once, an undeclared one when it is exceeded.
+pub(super) async fn bound_body(State(guard): State<Arc<Guard>>, mut request: Request, next: Next) -> Response {
+    let rule = guard.policy.body_rule(request.uri().path());
+    // axum's own limit for extractors would cut in between.
+    DefaultBodyLimit::disable().apply(&mut request);
+    if request.body().is_end_stream() {
+        return next.run(request).await;
+    }
+    let max_bytes = rule.max_bytes.unwrap_or(u64::MAX);
+    if request.body().size_hint().lower() > max_bytes {
+        return BodyFault::TooLarge.problem(&rule).into_response();
+    }
+
+    let fault = Arc::new(OnceLock::new());
+    let request = request.map(|inner| {
+        Body::new(BoundedBody {
+            inner,
+            left: max_bytes,
+            patience: rule.patience,
+            deadline: Instant::now() + rule.patience.duration(),
+            timer: None,
+            fault: fault.clone(),
+        })
+    });
+    let answer = next.run(request).await;
+    match fault.get() {
+        // To the handler it looked like malformed content. The cause is the better answer.
+        Some(fault) if answer.status().is_client_error() => fault.problem(&rule).into_response(),
+        _ => answer,
+    }
+}
+
+impl Patience {
+    fn duration(self) -> Duration {
+        match self {
+            Self::Total(duration) | Self::Idle(duration) => duration,
+        }
+    }
+}
+
+/// Why a body broke off.
+#[derive(Clone, Copy, Debug, thiserror::Error)]
+enum BodyFault {
+    #[error("the body of the request is larger than this address takes")]
+    TooLarge,
+    #[error("the body of the request did not arrive in time")]
+    TooSlow,
+}
+
+impl BodyFault {
+    fn problem(self, rule: &BodyRule) -> Problem {
+        match (self, rule.max_bytes) {
+            (Self::TooLarge, Some(max_bytes)) => Problem::new(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "body-too-large",
+                format!("The request carries more than the {max_bytes} bytes that this address takes."),
+                "Send less at once.",
+            ),
+            (Self::TooLarge, None) => StatusCode::PAYLOAD_TOO_LARGE.into(),
+            (Self::TooSlow, _) => StatusCode::REQUEST_TIMEOUT.into(),
+        }
+    }
+}
+
+/// A request body that fails when it gets too large or too slow, and notes which for the answer.
+struct BoundedBody {
+    inner: Body,
+    left: u64,
+    patience: Patience,
+    deadline: Instant,
+    /// Only made once the body lets us wait: most arrive with their head.
+    timer: Option<Pin<Box<Sleep>>>,
+    fault: Arc<OnceLock<BodyFault>>,
+}
+
+impl BoundedBody {
+    fn fail(&self, fault: BodyFault) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        // Only the first counts; a body that is polled on stays failed.
+        let fault = self.fault.get_or_init(|| fault);
+        Poll::Ready(Some(Err(axum::Error::new(*fault))))
+    }
+}
+
+impl hyper::body::Body for BoundedBody {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        if let Some(fault) = self.fault.get() {
+            return self.fail(*fault);
+        }
+        let Poll::Ready(frame) = Pin::new(&mut self.inner).poll_frame(cx) else {
+            let deadline = self.deadline;
+            let timer = self.timer.get_or_insert_with(|| Box::pin(sleep_until(deadline)));
+            ready!(timer.as_mut().poll(cx));
+            return self.fail(BodyFault::TooSlow);
+        };
+        if let Some(data) = frame.as_ref().and_then(|frame| frame.as_ref().ok()?.data_ref()) {
+            match self.left.checked_sub(data.len() as u64) {
+                Some(left) => self.left = left,
+                None => return self.fail(BodyFault::TooLarge),
+            }
+        }
+        if let Patience::Idle(duration) = self.patience {
+            self.deadline = Instant::now() + duration;
+            let deadline = self.deadline;
+            if let Some(timer) = &mut self.timer {
+                timer.as_mut().reset(deadline);
+            }
+        }
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.inner.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.inner.size_hint()
+    }
+}

@@ -1,0 +1,185 @@
+//! By which name a request asks for us, and from where.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::str::FromStr;
+
+use axum::extract::{ConnectInfo, Request};
+use axum::http::header;
+
+use super::Policy;
+use crate::web::problem::Problem;
+
+/// A host that `--allow-host` names: a domain name or an address; with a port it holds for that port only.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct AllowedHost(pub(super) Authority);
+
+/// `--allow-host` got something that isn't a host.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{0:?} is not a host: write a name or an address as browsers send it, with or without a port, like \
+     `likes.example.org`, `192.168.1.20:3000` or `[fd00::1]`; no scheme, no path, no dot at the end"
+)]
+pub(crate) struct InvalidHost(String);
+
+impl FromStr for AllowedHost {
+    type Err = InvalidHost;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Authority::parse(text).map(Self).ok_or_else(|| InvalidHost(text.to_owned()))
+    }
+}
+
+impl fmt::Display for AllowedHost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0.host {
+            Host::V4(address) => write!(f, "{address}")?,
+            Host::V6(address) => write!(f, "[{address}]")?,
+            Host::Name(name) => f.write_str(name)?,
+        }
+        self.0.port.map_or(Ok(()), |port| write!(f, ":{port}"))
+    }
+}
+
+impl AllowedHost {
+    fn covers(&self, authority: &Authority) -> bool {
+        self.0.host == authority.host && (self.0.port.is_none() || self.0.port == authority.port)
+    }
+}
+
+/// The address of ours at which a connection came in.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::web) struct ReachedAt(pub(in crate::web) SocketAddr);
+
+pub(super) enum AddressedAs {
+    /// By a program on this machine, under a name that only means this machine.
+    Loopback,
+    /// Under a name that `--allow-host` gives.
+    Allowed,
+}
+
+/// By which name the client knows us. A page that rebinds its own domain to a loopback address passes every same-origin
+/// check of the browser, but it can't send a loopback name; and a client elsewhere that sends one is lying.
+pub(super) fn addressed_as(policy: &Policy, request: &Request) -> Result<AddressedAs, Problem> {
+    let mut hosts = request.headers().get_all(header::HOST).iter();
+    let (Some(host), None) = (hosts.next(), hosts.next()) else {
+        return Err(Problem::bad_request(
+            "bad-host",
+            "A request needs exactly one Host header.",
+            "Use a client that speaks HTTP/1.1.",
+        ));
+    };
+    let named = recognize(policy, request, host.as_bytes())?;
+    if let Some(target) = request.uri().authority() {
+        recognize(policy, request, target.as_str().as_bytes())?;
+        if !target.as_str().as_bytes().eq_ignore_ascii_case(host.as_bytes()) {
+            return Err(Problem::bad_request(
+                "bad-host",
+                "The request names one host in its first line and another in its Host header.",
+                "Send the same in both.",
+            ));
+        }
+    }
+    Ok(named)
+}
+
+fn recognize(policy: &Policy, request: &Request, host: &[u8]) -> Result<AddressedAs, Problem> {
+    if let Some(authority) = std::str::from_utf8(host).ok().and_then(Authority::parse) {
+        if authority.host.is_loopback() && is_local(request) {
+            return Ok(AddressedAs::Loopback);
+        }
+        if policy.allow_hosts.iter().any(|allowed| allowed.covers(&authority)) {
+            return Ok(AddressedAs::Allowed);
+        }
+    }
+    let shown = String::from_utf8_lossy(&host[..host.len().min(100)]);
+    Err(Problem::forbidden(
+        "host-not-allowed",
+        format!("This program doesn't answer to the host {shown:?} from where you are."),
+        "Open it as localhost on its own machine, or start it with `--allow-host NAME` to let it answer to another name.",
+    ))
+}
+
+/// Whether the connection comes from this machine. A `Host` is only a claim. Whoever connects to an address of the
+/// network from the machine that has it comes from that same address, and nobody else can: answers to them would not
+/// leave the machine.
+fn is_local(request: &Request) -> bool {
+    let extensions = request.extensions();
+    let (Some(ConnectInfo(peer)), Some(ReachedAt(own))) =
+        (extensions.get::<ConnectInfo<SocketAddr>>(), extensions.get::<ReachedAt>())
+    else {
+        return false;
+    };
+    let (peer, own) = (peer.ip().to_canonical(), own.ip().to_canonical());
+    peer.is_loopback() || peer == own
+}
+
+/// The content of a `Host` header or of an authority: what RFC 3986 allows there, less what no browser sends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Authority {
+    pub(super) host: Host,
+    pub(super) port: Option<u16>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Host {
+    V4(Ipv4Addr),
+    V6(Ipv6Addr),
+    /// In lower case.
+    Name(String),
+}
+
+impl Authority {
+    /// `None` for everything that isn't exactly a host with an optional port: userinfo, a dot at the end, spaces.
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        let (host, port) = match text.strip_prefix('[') {
+            Some(rest) => {
+                let (address, port) = rest.split_once(']')?;
+                (Host::V6(address.parse().ok()?), port)
+            }
+            None => {
+                let (host, port) = text.split_at(text.find(':').unwrap_or(text.len()));
+                (Host::parse(host)?, port)
+            }
+        };
+        let port = match port.strip_prefix(':') {
+            Some(digits) => Some(parse_port(digits)?),
+            None if port.is_empty() => None,
+            None => return None,
+        };
+        Some(Self { host, port })
+    }
+}
+
+impl Host {
+    fn parse(text: &str) -> Option<Self> {
+        if let Ok(address) = text.parse() {
+            return Some(Self::V4(address));
+        }
+        let is_label = |label: &str| {
+            (1..=63).contains(&label.len())
+                && !label.starts_with('-')
+                && !label.ends_with('-')
+                && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
+        };
+        // A last label of digits is an IPv4 address in one of its odd spellings, which browsers never send.
+        let last = text.rsplit('.').next()?;
+        let is_name =
+            text.len() <= 253 && text.split('.').all(is_label) && !last.bytes().all(|byte| byte.is_ascii_digit());
+        is_name.then(|| Self::Name(text.to_ascii_lowercase()))
+    }
+
+    pub(super) fn is_loopback(&self) -> bool {
+        match self {
+            Self::V4(address) => IpAddr::V4(*address).is_loopback(),
+            Self::V6(address) => address.is_loopback(),
+            Self::Name(name) => name == "localhost",
+        }
+    }
+}
+
+/// `1` to `65535`, without sign or leading zeros.
+fn parse_port(digits: &str) -> Option<u16> {
+    let port: u16 = digits.parse().ok()?;
+    (port != 0 && port.to_string() == digits).then_some(port)
+}

@@ -1,0 +1,217 @@
+//! Who may talk to us, and how much. A server on a loopback address is within reach of every website its user opens,
+//! and of every host on the network once it listens wider: what is refused here never reaches a route.
+
+mod body;
+mod host;
+mod origin;
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::{Request, State};
+use axum::http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use axum::http::{Method, StatusCode};
+use axum::middleware::{Next, from_fn_with_state};
+use axum::response::{IntoResponse, Response};
+use futures_util::FutureExt;
+use tower::ServiceBuilder;
+
+use self::body::bound_body;
+pub(crate) use self::body::{BodyRule, Patience};
+pub(crate) use self::host::AllowedHost;
+pub(super) use self::host::ReachedAt;
+use self::host::{AddressedAs, addressed_as};
+use self::origin::is_cross_site;
+use super::problem::{self, Problem, storeless};
+use super::shares::Who;
+
+/// What the guard lets through.
+#[derive(Clone, Debug)]
+pub(crate) struct Policy {
+    /// Names besides the loopback ones under which this server may be addressed.
+    pub(crate) allow_hosts: Vec<AllowedHost>,
+    /// Whether pages are served under those names, too, and not only the sync routes and `/healthz`.
+    pub(crate) public: bool,
+    /// Longest URI, in bytes. Ours are shorter than 200; the rest is somebody trying.
+    pub(crate) uri_bytes: usize,
+    /// Largest sum of names and values of the headers, in bytes. Cookies of all programs on `localhost` end up here.
+    /// The HTTP parser's own limit is higher, so that a browser gets a page that says what to do.
+    pub(crate) head_bytes: usize,
+    /// Bodies of every route that `bodies` doesn't name: forms.
+    pub(crate) form: BodyRule,
+    /// Bodies of routes by the beginning of their path; the first that fits holds.
+    pub(crate) bodies: Vec<(&'static str, BodyRule)>,
+}
+
+impl Default for Policy {
+    fn default() -> Self {
+        Self {
+            allow_hosts: Vec::new(),
+            public: false,
+            uri_bytes: 8 * 1024,
+            head_bytes: 32 * 1024,
+            form: BodyRule { max_bytes: Some(4 * 1024), patience: Patience::Total(Duration::from_secs(10)) },
+            bodies: vec![
+                // A push of 1 MiB of events, and the largest event with its envelope that still fitted in.
+                (
+                    "/sync/",
+                    BodyRule {
+                        max_bytes: Some((1024 + 128) * 1024),
+                        patience: Patience::Idle(Duration::from_secs(10)),
+                    },
+                ),
+                // An import is as long as it is, and may be typed by hand into a pipe.
+                ("/control/", BodyRule { max_bytes: None, patience: Patience::Idle(Duration::from_secs(60)) }),
+            ],
+        }
+    }
+}
+
+/// Puts the guard around all routes, fallbacks and errors of `router`.
+///
+/// From the outside in: security headers on every answer; errors rendered as problems; panics caught; `Host`, reach,
+/// size and encoding of the request; cross-site requests; the body's limits. Needs `ConnectInfo<SocketAddr>` and
+/// [`ReachedAt`] in the extensions of each request: without them nobody counts as local.
+pub(crate) fn protect(router: Router, policy: Policy) -> Router {
+    let guard = Arc::new(Guard {
+        policy,
+        headers: SECURITY_HEADERS
+            .iter()
+            .map(|&(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)))
+            .collect(),
+    });
+    let guarded = ServiceBuilder::new()
+        .layer(from_fn_with_state(guard.clone(), admit))
+        .layer(from_fn_with_state(guard, bound_body))
+        .service(router);
+    // As the fallback of a router without routes, the guard runs before any routing.
+    Router::new().fallback_service(guarded)
+}
+
+/// Sent with every answer. `same-origin` and not `no-referrer`, which would make browsers send `Origin: null` with our
+/// own forms.
+pub(super) const SECURITY_HEADERS: [(&str, &str); 7] = [
+    (
+        "content-security-policy",
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
+         worker-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+    ),
+    ("x-content-type-options", "nosniff"),
+    ("referrer-policy", "same-origin"),
+    ("x-frame-options", "DENY"),
+    ("cross-origin-opener-policy", "same-origin"),
+    ("cross-origin-resource-policy", "same-origin"),
+    ("permissions-policy", "camera=(), microphone=(), geolocation=(), payment=(), usb=()"),
+];
+
+struct Guard {
+    policy: Policy,
+    headers: HeaderMap,
+}
+
+/// The outermost step: whatever happens further in, the answer that leaves is rendered and carries the headers.
+async fn admit(State(guard): State<Arc<Guard>>, mut request: Request, next: Next) -> Response {
+    let method = request.method().clone();
+    let uri = request.uri().clone();
+    let asks_for_json = problem::asks_for_json(request.headers());
+    let answer = match check(&guard.policy, &request) {
+        Err(problem) => problem.into_response(),
+        Ok(who) => {
+            request.extensions_mut().insert(who);
+            AssertUnwindSafe(next.run(request)).catch_unwind().await.unwrap_or_else(|_| {
+                // The panic hook has printed the message and where it came from.
+                Problem::internal(format_args!("{method} {} panicked", uri.path())).into_response()
+            })
+        }
+    };
+    let mut answer = problem::render(&method, &uri, asks_for_json, answer);
+    for (name, value) in &guard.headers {
+        answer.headers_mut().insert(name, value.clone());
+    }
+    answer
+}
+
+/// Everything that the head of a request alone decides. `Host` comes first: until it is known to be ours, nothing else
+/// of the request means anything. Says who sent it, as far as that is known before a token is looked at.
+fn check(policy: &Policy, request: &Request) -> Result<Who, Problem> {
+    let path = request.uri().path();
+    let addressed_as = addressed_as(policy, request)?;
+    let who = match addressed_as {
+        AddressedAs::Loopback => Who::Owner,
+        AddressedAs::Allowed => Who::Visitor,
+    };
+    match addressed_as {
+        AddressedAs::Loopback => {}
+        AddressedAs::Allowed if path.starts_with("/control/") => {
+            return Err(Problem::forbidden(
+                "loopback-only",
+                "This address is only for commands on the machine that the program runs on.",
+                "Run the command there.",
+            ));
+        }
+        AddressedAs::Allowed if policy.public || path.starts_with("/sync/") || path == "/healthz" => {}
+        AddressedAs::Allowed => {
+            return Err(Problem::forbidden(
+                "not-public",
+                "Under this name the program only syncs; its page is not public.",
+                "To serve the page to everyone who can reach it, start the program with `--public`.",
+            ));
+        }
+    }
+
+    if request.uri().path_and_query().is_some_and(|uri| uri.as_str().len() > policy.uri_bytes) {
+        return Err(StatusCode::URI_TOO_LONG.into());
+    }
+    let head_bytes: usize = request.headers().iter().map(|(name, value)| name.as_str().len() + value.len()).sum();
+    if head_bytes > policy.head_bytes {
+        return Err(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE.into());
+    }
+    // Decompressing is how a few bytes become many. Nothing that talks to us needs it.
+    if request
+        .headers()
+        .get_all(header::CONTENT_ENCODING)
+        .iter()
+        .any(|encoding| !encoding.as_bytes().eq_ignore_ascii_case(b"identity"))
+    {
+        return Err(Problem::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "content-encoding",
+            "The request carries compressed data.",
+            "Send it as it is, without Content-Encoding.",
+        ));
+    }
+    if is_guarded(request) && is_cross_site(request.headers()) {
+        return Err(cross_site());
+    }
+    Ok(who)
+}
+
+fn cross_site() -> Problem {
+    Problem::forbidden(
+        "cross-site",
+        "Another website sent this request, so it was not carried out.",
+        "If you meant to do this, do it on the program's own page.",
+    )
+}
+
+/// What no other site may do: change something, read what shows something, or hold a stream open. Browsers let any site
+/// send such a request.
+fn is_guarded(request: &Request) -> bool {
+    let path = storeless(request.uri().path());
+    !request.method().is_safe()
+        || matches!(*request.method(), Method::GET | Method::HEAD)
+            && (matches!(path, "/live" | "/status" | "/metrics")
+                || path.starts_with("/sync/")
+                || path.starts_with("/control/"))
+}
+
+impl Policy {
+    fn body_rule(&self, path: &str) -> BodyRule {
+        self.bodies.iter().find(|(prefix, _)| path.starts_with(prefix)).map_or(self.form, |(_, rule)| *rule)
+    }
+}
+
+#[cfg(test)]
+mod tests;

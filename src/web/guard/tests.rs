@@ -1,0 +1,527 @@
+//! What the guard lets through, refuses, and bounds.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use axum::body::Body;
+use axum::extract::ConnectInfo;
+use axum::routing::{any, get, post};
+use bytes::Bytes;
+use tower::ServiceExt as _;
+
+use super::host::Authority;
+use super::*;
+use crate::fuzz::{self, fuzz, outcome};
+
+const HOST: &str = "localhost:3000";
+
+/// The routes of the program, with handlers that only count.
+struct Site {
+    router: Router,
+    handled: Arc<AtomicUsize>,
+}
+
+impl Site {
+    fn new(policy: Policy) -> Self {
+        let handled = Arc::new(AtomicUsize::new(0));
+        let count = handled.clone();
+        let hit = move || {
+            count.fetch_add(1, Ordering::Relaxed);
+            std::future::ready("handled")
+        };
+        let store = Router::new()
+            .route("/", get(hit.clone()))
+            .route("/live", get(hit.clone()))
+            .route("/status", get(hit.clone()))
+            .route("/metrics", get(hit.clone()))
+            .route("/healthz", get(hit.clone()))
+            .route("/panic", get(panics))
+            .route("/likes", post(takes_all));
+        let router = store
+            .clone()
+            .route("/s/{store}/", get(hit.clone()))
+            .nest("/s/{store}", store)
+            .route("/any", any(hit))
+            .route("/sync/v1/{store}/events", get("events").post(takes_all))
+            .route("/control/import", get("import").post(takes_all));
+        Self { router: protect(router, policy), handled }
+    }
+
+    async fn answer(&self, request: Request) -> Response {
+        let never = self.router.clone().oneshot(request).await;
+        never.unwrap_or_else(|never| match never {})
+    }
+
+    fn handled(&self) -> usize {
+        self.handled.swap(0, Ordering::Relaxed)
+    }
+}
+
+async fn panics() -> &'static str {
+    panic!("as the test wants")
+}
+
+async fn takes_all(body: Bytes) -> String {
+    body.len().to_string()
+}
+
+fn request(method: &str, uri: &str, headers: &[(&str, &str)]) -> Request {
+    request_from("127.0.0.1:50000", method, uri, headers)
+}
+
+fn request_from(peer: &str, method: &str, uri: &str, headers: &[(&str, &str)]) -> Request {
+    request_between(peer, "192.168.1.1:3000", method, uri, headers)
+}
+
+fn request_between(peer: &str, own: &str, method: &str, uri: &str, headers: &[(&str, &str)]) -> Request {
+    let mut request = Request::builder().method(method).uri(uri);
+    for &(name, value) in headers {
+        request = request.header(name, value);
+    }
+    let mut request = request.body(Body::empty()).expect("a valid request");
+    let address = |text: &str| text.parse::<SocketAddr>().expect("an address");
+    request.extensions_mut().insert(ConnectInfo(address(peer)));
+    request.extensions_mut().insert(ReachedAt(address(own)));
+    request
+}
+
+fn with_body(path: &str, headers: &[(&str, &str)], body: Body) -> Request {
+    let mut request = request("POST", path, &[&[("host", HOST)], headers].concat());
+    *request.body_mut() = body;
+    request
+}
+
+/// A body without a length, as chunked ones are.
+fn pieces(count: usize, size: usize) -> Body {
+    let pieces = (0..count).map(move |_| Ok::<_, Infallible>(Bytes::from(vec![b'x'; size])));
+    Body::from_stream(futures_util::stream::iter(pieces))
+}
+
+fn allowing(hosts: &[&str], public: bool) -> Policy {
+    Policy {
+        allow_hosts: hosts.iter().map(|host| host.parse().expect("a host")).collect(),
+        public,
+        ..Policy::default()
+    }
+}
+
+async fn text(response: Response) -> String {
+    let bytes = axum::body::to_bytes(response.into_body(), 1 << 20).await.expect("a body in memory");
+    String::from_utf8(bytes.to_vec()).expect("UTF-8")
+}
+
+/// Pages hide the code, so this asks what only JSON shows.
+async fn code(response: Response) -> String {
+    let json: serde_json::Value = serde_json::from_str(&text(response).await).expect("problem details");
+    json["code"].as_str().expect("a code").to_owned()
+}
+
+fn has_security_headers(response: &Response) -> bool {
+    let headers = response.headers();
+    let complete = SECURITY_HEADERS.iter().all(|(name, value)| headers.get_all(*name).iter().eq([value]));
+    let no_cors = !headers.keys().any(|name| name.as_str().starts_with("access-control-"));
+    complete && no_cors
+}
+
+#[tokio::test]
+async fn trust_33_cross_site_writes_and_reads_are_refused() {
+    let site = Site::new(Policy::default());
+    let fetch_sites: [&[&str]; 8] = [
+        &[],
+        &["none"],
+        &["same-origin"],
+        &["same-site"],
+        &["cross-site"],
+        &[""],
+        &["same-origin", "cross-site"],
+        &["same-origin", "same-origin"],
+    ];
+    let origins: [&[&str]; 9] = [
+        &[],
+        &["http://localhost:3000"],
+        &["null"],
+        &["http://localhost:3001"],
+        &["https://evil.example"],
+        &["http://localhost:3000.evil.example"],
+        &[""],
+        &["http://localhost:3000", "https://evil.example"],
+        &["http://localhost:3000", "http://localhost:3000"],
+    ];
+    let guarded_reads = ["/live", "/status", "/metrics", "/s/work/live", "/s/work/status"];
+    let open_reads = ["/", "/healthz", "/s/work/"];
+    for method in ["GET", "HEAD", "POST", "PUT", "DELETE"] {
+        for fetch_site in fetch_sites {
+            for origin in origins {
+                let mut headers = vec![("host", HOST)];
+                headers.extend(fetch_site.iter().map(|site| ("sec-fetch-site", *site)));
+                headers.extend(origin.iter().map(|origin| ("origin", *origin)));
+
+                // Programs send neither. A browser's headers have to agree, and it sends each of them once.
+                let is_ours = matches!(fetch_site, [] | ["none" | "same-origin"])
+                    && matches!(origin, [] | ["http://localhost:3000"]);
+
+                let reads = matches!(method, "GET" | "HEAD");
+                let paths = if reads { [&guarded_reads[..], &open_reads].concat() } else { vec!["/any"] };
+                for path in paths {
+                    let case = format!("{method} {path} {fetch_site:?} {origin:?}");
+                    let passes = is_ours || open_reads.contains(&path);
+                    let answer = site.answer(request(method, path, &headers)).await;
+                    assert!(has_security_headers(&answer), "{case}");
+                    if passes {
+                        assert_eq!(answer.status(), StatusCode::OK, "{case}");
+                    } else {
+                        assert_eq!(answer.status(), StatusCode::FORBIDDEN, "{case}");
+                    }
+                    assert_eq!(site.handled(), usize::from(passes), "{case}");
+                }
+            }
+        }
+    }
+    let foreign = request("GET", "/status", &[("host", HOST), ("sec-fetch-site", "cross-site")]);
+    assert_eq!(code(site.answer(foreign).await).await, "cross-site");
+    let foreign = request("POST", "/control/import", &[("host", HOST), ("origin", "null")]);
+    assert_eq!(code(site.answer(foreign).await).await, "cross-site");
+}
+
+const ROUTES: [(&str, &str); 9] = [
+    ("GET", "/"),
+    ("POST", "/likes"),
+    ("GET", "/live"),
+    ("GET", "/s/work/status"),
+    ("GET", "/healthz"),
+    ("GET", "/metrics"),
+    ("POST", "/sync/v1/likes/events"),
+    ("POST", "/control/import"),
+    ("GET", "/nothing/here"),
+];
+
+#[tokio::test]
+async fn trust_34_foreign_hosts_are_refused_on_every_route() {
+    let site = Site::new(Policy::default());
+    let foreign = [
+        "evil.example",
+        "evil.example:3000",
+        "localhost.evil.example",
+        "evil-localhost",
+        "localhost.",
+        "localhost.:3000",
+        "127.0.0.1.",
+        "127.0.0.1.evil.example",
+        "foo.localhost",
+        "user@localhost",
+        "localhost:3000@evil.example",
+        "localhost:",
+        "localhost:0",
+        "localhost:+80",
+        "localhost:080",
+        "localhost:65536",
+        "localhost:80:80",
+        "localhost/",
+        "localhost, evil.example",
+        "localhost evil.example",
+        "",
+        ":3000",
+        "0.0.0.0",
+        "127.1",
+        "2130706433",
+        "0x7f.0.0.1",
+        "128.0.0.1",
+        "192.168.1.20",
+        "::1",
+        "[::1",
+        "[::1]x",
+        "[::1]3000",
+        "[::]",
+        "[::2]",
+        "[::1%lo]",
+        "[::ffff:127.0.0.1]",
+        "[localhost]",
+        "xn--lcalhost-54a",
+    ];
+    for (method, path) in ROUTES {
+        for host in foreign {
+            let answer = site.answer(request(method, path, &[("host", host)])).await;
+            assert_eq!(answer.status(), StatusCode::FORBIDDEN, "{method} {path} {host:?}");
+            assert!(has_security_headers(&answer));
+            assert!(text(answer).await.contains("--allow-host"));
+        }
+        let bad = [vec![], vec![("host", HOST), ("host", HOST)], vec![("host", HOST), ("host", "evil.example")]];
+        for headers in bad {
+            let answer = site.answer(request(method, path, &headers)).await;
+            assert_eq!(answer.status(), StatusCode::BAD_REQUEST, "{method} {path} {headers:?}");
+        }
+        let absolute = [
+            ("http://evil.example", HOST, StatusCode::FORBIDDEN),
+            ("http://localhost:3000", "evil.example", StatusCode::FORBIDDEN),
+            ("http://localhost.", "localhost.", StatusCode::FORBIDDEN),
+            ("http://a@localhost:3000", HOST, StatusCode::FORBIDDEN),
+            ("http://localhost:3001", HOST, StatusCode::BAD_REQUEST),
+            ("http://127.0.0.1:3000", HOST, StatusCode::BAD_REQUEST),
+        ];
+        for (target, host, status) in absolute {
+            let uri = format!("{target}{path}");
+            let answer = site.answer(request(method, &uri, &[("host", host)])).await;
+            assert_eq!(answer.status(), status, "{method} {uri} {host:?}");
+        }
+    }
+    assert_eq!(site.handled(), 0);
+}
+
+#[tokio::test]
+async fn loopback_names_open_everything_to_local_peers_only() {
+    let site = Site::new(Policy::default());
+    for host in [
+        "localhost",
+        "localhost:3000",
+        "LocalHost:80",
+        "127.0.0.1",
+        "127.8.9.1:65535",
+        "[::1]",
+        "[::1]:3000",
+        "[0:0::1]",
+    ] {
+        for peer in ["127.0.0.1:1", "127.3.4.5:1", "[::1]:1", "[::ffff:127.0.0.1]:1"] {
+            for path in ["/", "/live", "/control/import"] {
+                let answer = site.answer(request_from(peer, "GET", path, &[("host", host)])).await;
+                assert_eq!(answer.status(), StatusCode::OK, "{path} {host} {peer}");
+            }
+        }
+        for peer in ["192.168.1.20:1", "[fd00::2]:1", "0.0.0.0:1"] {
+            let answer = site.answer(request_from(peer, "GET", "/", &[("host", host)])).await;
+            assert_eq!(answer.status(), StatusCode::FORBIDDEN, "{host} {peer}");
+        }
+    }
+    let absolute = request("GET", "http://LOCALHOST:3000/", &[("host", HOST)]);
+    assert_eq!(site.answer(absolute).await.status(), StatusCode::OK);
+
+    let mut unknown = request("GET", "/", &[("host", HOST)]);
+    unknown.extensions_mut().remove::<ConnectInfo<SocketAddr>>();
+    assert_eq!(site.answer(unknown).await.status(), StatusCode::FORBIDDEN);
+}
+
+#[tokio::test]
+async fn a_peer_with_our_own_address_is_local_and_still_has_to_name_a_loopback_host() {
+    let site = Site::new(Policy::default());
+    for (peer, own, host, status) in [
+        ("192.0.2.2:5000", "192.0.2.2:3000", "localhost", StatusCode::OK),
+        ("[::ffff:192.0.2.2]:5000", "192.0.2.2:3000", "127.0.0.1:3000", StatusCode::OK),
+        ("[fd00::2]:5000", "[fd00::2]:3000", "[::1]:3000", StatusCode::OK),
+        ("192.0.2.3:5000", "192.0.2.2:3000", "localhost", StatusCode::FORBIDDEN),
+        ("[fd00::3]:5000", "[fd00::2]:3000", "localhost", StatusCode::FORBIDDEN),
+        ("192.0.2.2:5000", "192.0.2.2:3000", "192.0.2.2:3000", StatusCode::FORBIDDEN),
+        ("192.0.2.2:5000", "192.0.2.2:3000", "evil.example", StatusCode::FORBIDDEN),
+    ] {
+        for path in ["/status", "/control/import"] {
+            let answer = site.answer(request_between(peer, own, "GET", path, &[("host", host)])).await;
+            assert_eq!(answer.status(), status, "{path} {host} {peer} {own}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_allowed_host_opens_sync_and_the_page_only_when_public() {
+    let hub = Site::new(allowing(&["Hub.example", "10.0.0.7:8443"], false));
+    let open = Site::new(allowing(&["hub.example"], true));
+    let ask = |path, host| request_from("10.0.0.9:1", "GET", path, &[("host", host)]);
+    for host in ["hub.example", "HUB.EXAMPLE:443", "10.0.0.7:8443"] {
+        for (path, hub_status) in [
+            ("/sync/v1/likes/events", StatusCode::OK),
+            ("/healthz", StatusCode::OK),
+            ("/", StatusCode::FORBIDDEN),
+            ("/status", StatusCode::FORBIDDEN),
+            ("/s/work/healthz", StatusCode::FORBIDDEN),
+            ("/s/sync/", StatusCode::FORBIDDEN),
+            ("/control/import", StatusCode::FORBIDDEN),
+        ] {
+            let answer = hub.answer(ask(path, host)).await;
+            assert_eq!(answer.status(), hub_status, "{path} {host}");
+        }
+    }
+    for host in ["10.0.0.7", "10.0.0.7:8444", "sub.hub.example", "localhost"] {
+        for path in ["/sync/v1/likes/events", "/healthz"] {
+            let answer = hub.answer(ask(path, host)).await;
+            assert_eq!(answer.status(), StatusCode::FORBIDDEN, "{path} {host}");
+        }
+    }
+    for path in ["/", "/live", "/s/work/status"] {
+        let answer = open.answer(ask(path, "hub.example")).await;
+        assert_eq!(answer.status(), StatusCode::OK, "{path}");
+    }
+    let refused = |answer| async { code(answer).await };
+    let answer = open.answer(ask("/control/import", "hub.example")).await;
+    assert_eq!(refused(answer).await, "loopback-only");
+    let answer = hub.answer(ask("/status", "hub.example")).await;
+    assert_eq!(refused(answer).await, "not-public");
+    let answer = hub.answer(ask("/status", "evil.example")).await;
+    assert_eq!(refused(answer).await, "host-not-allowed");
+}
+
+#[test]
+fn allowed_hosts_are_checked_where_they_enter() {
+    for (text, shown) in [
+        ("Likes.Example.org", "likes.example.org"),
+        ("likes:8443", "likes:8443"),
+        ("192.168.1.20:3000", "192.168.1.20:3000"),
+        ("[FD00::1]:3000", "[fd00::1]:3000"),
+        ("a_b-c.d", "a_b-c.d"),
+    ] {
+        let host: AllowedHost = text.parse().expect(text);
+        assert_eq!(host.to_string(), shown);
+    }
+    for text in [
+        "",
+        "*",
+        "*.example.org",
+        "https://likes.example.org",
+        "likes.example.org/",
+        "likes.example.org.",
+        "a..b",
+        "-a.b",
+        "a b",
+        "me@likes",
+        "likes:",
+        "likes:http",
+        "fd00::1",
+        "1.2.3",
+    ] {
+        let error = text.parse::<AllowedHost>().expect_err(text);
+        assert!(error.to_string().contains("is not a host"), "{error}");
+    }
+}
+
+#[tokio::test]
+async fn trust_36_every_answer_carries_the_security_headers() {
+    let site = Site::new(Policy::default());
+    let long = format!("/?{}", "x".repeat(8 * 1024));
+    for (method, uri, headers, status) in [
+        ("GET", "/", vec![("host", HOST)], 200),
+        ("GET", "/nothing", vec![("host", HOST)], 404),
+        ("DELETE", "/likes", vec![("host", HOST)], 405),
+        ("GET", "/panic", vec![("host", HOST)], 500),
+        ("GET", "/", vec![], 400),
+        ("GET", "/", vec![("host", "evil.example")], 403),
+        ("GET", &long, vec![("host", HOST)], 414),
+        ("POST", "/likes", vec![("host", HOST), ("content-encoding", "gzip")], 415),
+        ("POST", "/likes", vec![("host", HOST), ("origin", "null")], 403),
+    ] {
+        let answer = site.answer(request(method, uri, &headers)).await;
+        assert_eq!(answer.status().as_u16(), status, "{method} {uri}");
+        assert!(has_security_headers(&answer), "{method} {uri}");
+        if status >= 400 {
+            assert_eq!(answer.headers()[header::CACHE_CONTROL], "no-store");
+            let page = text(answer).await;
+            assert!(!page.contains("<script") && !page.contains("<style"));
+        }
+    }
+}
+
+#[tokio::test]
+async fn routers_own_refusals_become_problems() {
+    let site = Site::new(Policy::default());
+    let wrong = site.answer(request("PUT", "/healthz", &[("host", HOST)])).await;
+    assert_eq!(wrong.headers()[header::ALLOW], "GET,HEAD");
+    assert_eq!(code(wrong).await, "method-not-allowed");
+
+    let missing = site.answer(request("GET", "/sync/v2/x", &[("host", HOST)])).await;
+    assert_eq!(code(missing).await, "not-found");
+
+    let get = site.answer(request("GET", "/x", &[("host", HOST)])).await;
+    let head = site.answer(request("HEAD", "/x", &[("host", HOST)])).await;
+    let lengths = [&get, &head].map(|answer| answer.headers()[header::CONTENT_LENGTH].clone());
+    assert_eq!(lengths[0], lengths[1]);
+    assert_ne!(lengths[0], "0");
+    assert_eq!(text(head).await, "");
+}
+
+#[tokio::test]
+async fn trust_38_a_panicking_handler_leaves_the_server_alive() {
+    let site = Site::new(Policy::default());
+    let answer = site.answer(request("GET", "/panic", &[("host", HOST)])).await;
+    assert_eq!(answer.status(), StatusCode::INTERNAL_SERVER_ERROR);
+    assert!(!text(answer).await.contains("as the test wants"));
+    let next = site.answer(request("GET", "/", &[("host", HOST)])).await;
+    assert_eq!(next.status(), StatusCode::OK);
+}
+
+#[tokio::test]
+async fn trust_40_too_large_and_compressed_requests_are_refused() {
+    let site = Site::new(Policy::default());
+    let (kib, mib) = (1024, 1024 * 1024);
+    for (path, body, status) in [
+        ("/likes", Body::from(vec![b'x'; 4 * kib]), 200),
+        ("/likes", Body::from(vec![b'x'; 4 * kib + 1]), 413),
+        ("/likes", pieces(4, kib), 200),
+        ("/likes", pieces(5, kib), 413),
+        ("/s/work/likes", pieces(5, kib), 413),
+        ("/sync/v1/likes/events", pieces(1, mib), 200),
+        ("/sync/v1/likes/events", Body::from(vec![b'x'; 2 * mib]), 413),
+        ("/sync/v1/likes/events", pieces(2, mib), 413),
+        ("/control/import", pieces(5, mib), 200),
+    ] {
+        let answer = site.answer(with_body(path, &[], body)).await;
+        assert_eq!(answer.status().as_u16(), status, "{path}");
+        assert!(has_security_headers(&answer));
+        if status == 413 {
+            assert_eq!(answer.headers()[header::CONNECTION], "close");
+        }
+    }
+    for (encodings, status) in [
+        (vec!["identity"], 200),
+        (vec!["Identity"], 200),
+        (vec!["gzip"], 415),
+        (vec!["identity, gzip"], 415),
+        (vec!["identity", "br"], 415),
+        (vec![""], 415),
+    ] {
+        for path in ["/likes", "/sync/v1/likes/events", "/control/import"] {
+            let headers: Vec<_> = encodings.iter().map(|encoding| ("content-encoding", *encoding)).collect();
+            let answer = site.answer(with_body(path, &headers, pieces(1, 10))).await;
+            assert_eq!(answer.status().as_u16(), status, "{path} {encodings:?}");
+        }
+    }
+
+    let cookie = "x".repeat(33 * kib);
+    let heavy = request("GET", "/status", &[("host", HOST), ("cookie", &cookie)]);
+    let answer = site.answer(heavy).await;
+    assert_eq!(answer.status().as_u16(), 431);
+    assert_eq!(code(answer).await, "headers-too-large");
+}
+
+#[tokio::test(start_paused = true)]
+async fn slow_bodies_are_given_up() {
+    let site = Site::new(Policy::default());
+    let dripping = |pause: u64, count: usize| {
+        let drops = futures_util::stream::unfold(0, move |sent| async move {
+            tokio::time::sleep(Duration::from_secs(pause)).await;
+            (sent < count).then(|| (Ok::<_, Infallible>(Bytes::from_static(b"x")), sent + 1))
+        });
+        Body::from_stream(drops)
+    };
+    for (path, body, status) in [
+        ("/likes", dripping(1, 5), 200),
+        // Each byte is in time, the whole is not.
+        ("/likes", dripping(1, 20), 408),
+        ("/sync/v1/likes/events", dripping(9, 20), 200),
+        ("/sync/v1/likes/events", dripping(11, 1), 408),
+        ("/control/import", dripping(50, 20), 200),
+        ("/control/import", dripping(61, 1), 408),
+    ] {
+        let answer = site.answer(with_body(path, &[], body)).await;
+        assert_eq!(answer.status().as_u16(), status, "{path}");
+        assert!(has_security_headers(&answer));
+    }
+}
+
+#[test]
+fn trust_38_fuzzed_hosts_have_one_spelling() {
+    fuzz("host", &["localhost", "127.0.0.1", "[::1]", ":80", ".", "@", "xn--", "0x7f.1"], |input| {
+        let host = fuzz::text(input).parse::<AllowedHost>();
+        if let Ok(host) = &host {
+            assert_eq!(host.to_string().parse::<AllowedHost>().as_ref().ok(), Some(host));
+            assert!(input.len() <= 300 && fuzz::text(input).is_ascii());
+            assert!(host.0.host.is_loopback() == Authority::parse(&host.to_string()).unwrap().host.is_loopback());
+        }
+        outcome(&host.as_ref().map_err(|_| "no host"))
+    });
+}

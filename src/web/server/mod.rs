@@ -1,0 +1,245 @@
+//! The HTTP/1.1 server loop. `axum::serve` knows no header timeout, no limit of connections and no deadline for event
+//! streams at shutdown; a server that strangers can reach, and that must stop within seconds, needs all three.
+
+mod framing;
+mod limits;
+mod lobby;
+mod socket;
+
+use std::convert::Infallible;
+use std::fmt::Write as _;
+use std::io::{self, Write as _};
+use std::net::SocketAddr;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::ConnectInfo;
+use hyper::Request;
+use hyper::body::{Bytes, Frame, Incoming, SizeHint};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::{JoinError, JoinSet};
+use tokio::time::{Instant, sleep, timeout};
+use tokio_util::sync::CancellationToken;
+use tower::Service as _;
+
+pub(crate) use self::limits::{Limits, raise_open_file_limit, stores_within_open_files};
+pub(crate) use self::lobby::Connection;
+use self::lobby::{Answering, Lobby};
+use self::socket::{Socket, set_up};
+
+use super::guard::{ReachedAt, SECURITY_HEADERS};
+
+/// So many connections may be there beyond the limit while those go that had to make room.
+const GOING: usize = 64;
+
+/// Serves `router` on `listener` until `shutdown`, and returns when the last connection is gone or `limits.drain` is
+/// over.
+///
+/// Each request carries the peer's address as `ConnectInfo<SocketAddr>`, ours as [`ReachedAt`], and its [`Connection`]. At shutdown requests
+/// in flight finish; event streams have to end by themselves, on the same token.
+pub(crate) async fn serve(listener: TcpListener, router: Router, limits: Limits, shutdown: CancellationToken) {
+    let http = http1_with(limits);
+    let busy_answer = busy_answer();
+    let lobby = Lobby::new();
+    let mut connections = JoinSet::new();
+    let mut accept_errors = AcceptErrors::default();
+    let mut closing = pin!(closing_time(shutdown.clone(), limits));
+    loop {
+        let accepted = tokio::select! {
+            () = &mut closing => break,
+            accepted = listener.accept() => accepted,
+        };
+        while let Some(ended) = connections.try_join_next() {
+            report_panic(ended);
+        }
+        match accepted {
+            Ok((stream, peer)) => {
+                let open = connections.len();
+                let has_room = open < limits.connections || open < limits.connections + GOING && lobby.make_room();
+                if has_room {
+                    let connection = lobby.enter(peer.ip().to_canonical().is_loopback());
+                    let conversation =
+                        converse(stream, peer, connection, http.clone(), router.clone(), limits, shutdown.clone());
+                    connections.spawn(conversation);
+                } else {
+                    tracing::debug!("a connection was refused: {open} are open");
+                    refuse(stream, &busy_answer);
+                }
+            }
+            Err(error) => accept_errors.pause_after(&error).await,
+        }
+    }
+
+    drop(listener);
+    let drained = timeout(limits.drain, async {
+        while let Some(ended) = connections.join_next().await {
+            report_panic(ended);
+        }
+    });
+    if drained.await.is_err() {
+        tracing::warn!("{} connections did not end within {:?} and were cut off", connections.len(), limits.drain);
+        connections.shutdown().await;
+    }
+}
+
+/// Resolves when no more requests are to be taken.
+async fn closing_time(shutdown: CancellationToken, limits: Limits) {
+    shutdown.cancelled().await;
+    sleep(limits.last_call).await;
+}
+
+fn http1_with(limits: Limits) -> http1::Builder {
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(limits.header_read).max_buf_size(limits.buffer_bytes);
+    http
+}
+
+/// One connection, from its acceptance to its end.
+async fn converse(
+    stream: TcpStream,
+    peer: SocketAddr,
+    connection: Connection,
+    http: http1::Builder,
+    router: Router,
+    limits: Limits,
+    shutdown: CancellationToken,
+) {
+    let own = match set_up(&stream, limits).and_then(|()| stream.local_addr()) {
+        Ok(own) => own,
+        Err(error) => {
+            tracing::debug!(%error, "a connection was gone before its first byte");
+            return;
+        }
+    };
+    let known = connection.clone();
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(ConnectInfo(peer));
+        request.extensions_mut().insert(ReachedAt(own));
+        request.extensions_mut().insert(known.clone());
+        let answering = known.answer();
+        let answer = router.clone().call(request);
+        async move {
+            let answer = answer.await.unwrap_or_else(|never| match never {});
+            Ok::<_, Infallible>(answer.map(|body| AnswerBody { body, _answering: answering }))
+        }
+    });
+    let io = TokioIo::new(Socket::new(stream, connection.clone(), limits));
+    let mut conversation = pin!(http.serve_connection(io, service));
+    let ended = tokio::select! {
+        biased;
+        ended = conversation.as_mut() => ended,
+        () = connection.let_go() => {
+            tracing::debug!("a connection that kept us waiting made room");
+            return;
+        }
+        () = closing_time(shutdown, limits) => {
+            conversation.as_mut().graceful_shutdown();
+            conversation.await
+        }
+    };
+    if let Err(error) = ended {
+        // Peers hang up, stall and send nonsense all day. It is their business, not a fault of ours.
+        tracing::debug!(error = %error_chain(&error), "a connection broke off");
+    }
+}
+
+/// The body of an answer; the request is answered until it is gone.
+struct AnswerBody {
+    body: Body,
+    _answering: Answering,
+}
+
+impl hyper::body::Body for AnswerBody {
+    type Data = Bytes;
+    type Error = axum::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// Tells a peer, as far as it goes without waiting, that there is no room.
+fn refuse(stream: TcpStream, answer: &str) {
+    // The socket is new, so its send buffer takes this little. If not, the peer sees a closed connection, also an
+    // answer.
+    if let Ok(mut stream) = stream.into_std() {
+        let _ = stream.write_all(answer.as_bytes());
+        let _ = stream.shutdown(std::net::Shutdown::Write);
+    }
+}
+
+fn busy_answer() -> String {
+    let body = "Too many connections are open. Try again in a moment.\n";
+    let mut answer = format!(
+        "HTTP/1.1 503 Service Unavailable\r\n\
+         content-type: text/plain; charset=utf-8\r\n\
+         content-length: {}\r\n\
+         cache-control: no-store\r\n\
+         retry-after: 1\r\n\
+         connection: close\r\n",
+        body.len()
+    );
+    for (name, value) in SECURITY_HEADERS {
+        write!(answer, "{name}: {value}\r\n").expect("BUG: a String takes all text");
+    }
+    answer + "\r\n" + body
+}
+
+/// Keeps a failing `accept` from spinning and from filling the log.
+#[derive(Default)]
+struct AcceptErrors {
+    last_logged: Option<Instant>,
+}
+
+impl AcceptErrors {
+    /// A connection that died in the queue costs nothing. Anything else, like running out of file descriptors, passes
+    /// only with time; a pause this short still lets an honest peer in at once when it does.
+    async fn pause_after(&mut self, error: &io::Error) {
+        use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
+
+        let fleeting = matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted);
+        let now = Instant::now();
+        if self.last_logged.is_none_or(|last| now - last >= Duration::from_secs(1)) {
+            self.last_logged = Some(now);
+            tracing::warn!(%error, "a connection could not be accepted; trying on");
+        }
+        if !fleeting {
+            sleep(Duration::from_millis(50)).await;
+        }
+    }
+}
+
+fn report_panic(ended: Result<(), JoinError>) {
+    if let Err(error) = ended
+        && error.is_panic()
+    {
+        tracing::error!(%error, "a connection ended in a panic");
+    }
+}
+
+fn error_chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        text = format!("{text}: {error}");
+        source = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests;

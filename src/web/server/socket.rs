@@ -1,0 +1,121 @@
+//! One TCP connection as the HTTP loop sees it.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio::time::{Sleep, sleep};
+
+use super::Limits;
+use super::framing::Framing;
+use super::lobby::Connection;
+
+/// Bytes of what we send that the system keeps for a peer until it takes them; Linux doubles it. By itself it would grow to
+/// several megabytes, which thousands of peers that read nothing would fill. This much goes out every round trip.
+const SEND_BUFFER: usize = 128 * 1024;
+
+/// What a connection has to be told before its first byte.
+pub(super) fn set_up(stream: &TcpStream, limits: Limits) -> io::Result<()> {
+    #[cfg(target_os = "linux")]
+    {
+        let millis = u32::try_from(limits.unacknowledged.as_millis()).unwrap_or(u32::MAX);
+        rustix::net::sockopt::set_tcp_user_timeout(stream, millis)?;
+    }
+    rustix::net::sockopt::set_socket_send_buffer_size(stream, SEND_BUFFER)?;
+    stream.set_nodelay(true)
+}
+
+/// A TCP stream that follows what its peer sends, gives up on one that takes nothing, and closes without resetting the
+/// connection.
+pub(super) struct Socket {
+    stream: TcpStream,
+    connection: Connection,
+    framing: Framing,
+    write_stall: Duration,
+    linger: Duration,
+    /// Runs while a write has to wait.
+    stalled: Option<Pin<Box<Sleep>>>,
+    /// Runs after our side is closed.
+    lingering: Option<Pin<Box<Sleep>>>,
+}
+
+impl Socket {
+    pub(super) fn new(stream: TcpStream, connection: Connection, limits: Limits) -> Self {
+        let (framing, Limits { write_stall, linger, .. }) = (Framing::new(), limits);
+        Self { stream, connection, framing, write_stall, linger, stalled: None, lingering: None }
+    }
+
+    fn watch_stall(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        if written.is_ready() {
+            if self.stalled.take().is_some() {
+                self.connection.is_stalled(false);
+            }
+            return written;
+        }
+        if self.stalled.is_none() {
+            self.connection.is_stalled(true);
+        }
+        let patience = self.write_stall.min(self.connection.time_to_take());
+        let stalled = self.stalled.get_or_insert_with(|| Box::pin(sleep(patience)));
+        ready!(stalled.as_mut().poll(cx));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+impl AsyncRead for Socket {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buffer.filled().len();
+        let read = ready!(Pin::new(&mut self.stream).poll_read(cx, buffer));
+        let Self { framing, connection, .. } = &mut *self;
+        framing.pass(&mut buffer.filled_mut()[before..]);
+        connection.has_read(framing.head_bytes(), framing.is_between_requests());
+        Poll::Ready(read)
+    }
+}
+
+impl AsyncWrite for Socket {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.watch_stall(cx, written)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
+        self.watch_stall(cx, written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    /// Closes our side, then reads and discards until the peer closes its own or `linger` is over.
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.lingering.is_none() {
+            ready!(Pin::new(&mut self.stream).poll_shutdown(cx))?;
+            self.lingering = Some(Box::pin(sleep(self.linger)));
+        }
+        loop {
+            let over = self.lingering.as_mut().is_none_or(|lingering| lingering.as_mut().poll(cx).is_ready());
+            if over {
+                return Poll::Ready(Ok(()));
+            }
+            let mut scratch = [0; 4096];
+            let mut discarded = ReadBuf::new(&mut scratch);
+            let read = ready!(Pin::new(&mut self.stream).poll_read(cx, &mut discarded));
+            if read.is_err() || discarded.filled().is_empty() {
+                return Poll::Ready(Ok(()));
+            }
+        }
+    }
+}
