@@ -17,9 +17,7 @@ compile_error!(
      answer, and not the process"
 );
 
-mod access;
 mod app;
-mod backup;
 pub mod cli;
 mod clock;
 mod data_dir;
@@ -27,14 +25,18 @@ pub mod engine;
 #[cfg(test)]
 mod fuzz;
 pub mod likes;
-mod owner;
+mod node;
+mod program;
 mod random;
 mod serve;
 pub mod sync;
 mod web;
 
-pub use app::{App, AppError, BoxError, Context};
-pub use web::{Html, IntoHtml, Page, Params, Refusal, Render, Visitor};
+pub use app::{App, AppError};
+pub use cli::Context;
+pub use node::{Node, NodeError, Options};
+pub use program::BoxError;
+pub use web::{AllowedHost, Html, IntoHtml, Page, Params, Refusal, Render, Visitor};
 
 /// The README's code is compiled with the tests.
 #[cfg(doctest)]

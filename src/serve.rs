@@ -1,7 +1,6 @@
-//! One instance: its stores, and the server in front of them.
+//! A node with a server in front of it.
 
 use std::net::SocketAddr;
-use std::time::Duration;
 
 use anyhow::{Context, bail};
 use axum::Router;
@@ -9,116 +8,91 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::data_dir::DataDir;
-use crate::engine::{Device, Health, SWEEP_EVERY, Setup, StoreLimits, Stores};
-use crate::likes;
-use crate::sync::{Clients, TokenFile, Tokens, Upstream};
+use crate::engine::{Health, StoreLimits};
+use crate::node::{Node, Options, store_limits};
+use crate::program::Program;
+use crate::sync::{TokenFile, Tokens};
 use crate::web::live::Pages;
 use crate::web::metrics::Metrics;
-use crate::web::{self, AllowedHost, App, Hub, Policy, Services, Shares};
+use crate::web::{self, App, Hub, Policy, Services, Shares};
 
-/// What an instance is made of.
-pub(crate) struct Config {
-    pub(crate) device: Device,
-    pub(crate) allow_hosts: Vec<AllowedHost>,
-    pub(crate) public: bool,
-    pub(crate) stores: StoreLimits,
-    /// The hub to follow, if any.
-    pub(crate) upstream: Option<Upstream>,
-    /// How long a store that the hub refuses waits before it tries again.
-    pub(crate) retry_halted: Duration,
-    /// Open event streams, of all stores together.
-    pub(crate) streams: usize,
-    /// Is told how far the rebuild of a state has come.
-    pub(crate) progress: fn(u64, u64),
-}
+/// Open event streams, of all stores together. Someone who is alone can have 10,000, beside the parts that are kept for
+/// others. Each is a connection, and there are a few thousand more of those.
+const STREAMS: usize = 13_750;
 
-/// An instance that is ready to serve.
-pub(crate) struct Instance {
-    stores: Stores,
-    shutdown: CancellationToken,
+/// A node with a server in front of it, ready to serve.
+pub(crate) struct Server {
+    node: Node,
     router: Router,
     limits: web::Limits,
     listener: TcpListener,
     /// Where this machine reaches it.
     pub(crate) address: SocketAddr,
-    /// Kept until the end, because with it goes the lock.
-    _dir: DataDir,
 }
 
-/// The stores of the likes feature in the data directory `dir`, which the caller has. They `follow` an upstream, or are
-/// what their eventlogs say.
-pub(crate) fn open_stores(
-    dir: &DataDir,
-    device: &Device,
-    limits: StoreLimits,
-    follow: bool,
-    progress: fn(u64, u64),
-) -> anyhow::Result<Stores> {
-    let setup = Setup { progress, ..Setup::new(likes::schema(), device.clone())? };
-    let dir = DataDir::stores(dir.path());
-    Ok(if follow { Stores::following(&dir, setup, limits)? } else { Stores::open(&dir, setup, limits)? })
-}
-
-impl Instance {
-    /// Opens the stores of `dir`, and gets ready to serve them on `listener`. A store of the routes without prefix that
-    /// can't be used is an error now, rather than a page that says so later.
+impl Server {
+    /// Opens the stores of `dir`, and gets ready to serve them on `listener`. If the store of the routes without prefix
+    /// can't be used, that is an error now, rather than a page that says so later.
     pub(crate) async fn prepare(
-        mut config: Config,
-        mut dir: DataDir,
+        program: &Program,
+        options: Options,
+        dir: DataDir,
+        listener: TcpListener,
+        shutdown: CancellationToken,
+    ) -> anyhow::Result<Self> {
+        Self::prepare_within(program, options, store_limits(), dir, listener, shutdown).await
+    }
+
+    async fn prepare_within(
+        program: &Program,
+        options: Options,
+        mut stores: StoreLimits,
+        dir: DataDir,
         listener: TcpListener,
         shutdown: CancellationToken,
     ) -> anyhow::Result<Self> {
         let open_files = web::raise_open_file_limit();
         let limits = web::Limits::default().within_open_files(open_files);
-        config.stores.open = web::stores_within_open_files(config.stores.open, open_files);
-        let stores = open_stores(&dir, &config.device, config.stores, config.upstream.is_some(), config.progress)?;
-        let first = stores.get(&web::DEFAULT_STORE.parse().context("BUG: the default store has no valid name")?)?;
+        stores.open = web::stores_within_open_files(stores.open, open_files);
+        let mut node = Node::start(program, dir, &options, stores, shutdown.clone())?;
+        let first = node.stores.get(&program.store_name().parse()?)?;
         if let Health::Failed(why) = first.healthy().await {
             bail!("the store {}: {why}", first.id());
         }
-        let first = first.id().clone();
         let bound = listener.local_addr().context("cannot learn the address that is listened on")?;
         let address = reachable(bound);
-        dir.announce(&format!("http://{address}"))?;
-        if config.allow_hosts.is_empty() && !bound.ip().to_canonical().is_loopback() {
+        node.dir_mut().announce(&format!("http://{address}"))?;
+        if options.allow_hosts.is_empty() && !bound.ip().to_canonical().is_loopback() {
             tracing::warn!(
-                "other machines can reach {bound}, and are refused. To let them sync, start likewise with --allow-host NAME, \
-                 where NAME is the name or address under which they ask for it; to let them open the page, add --public"
+                "other machines can reach {bound}, and are refused. To let them sync, start {} with --allow-host NAME, \
+                 where NAME is the name or address under which they ask for it; to let them open the page, add --public",
+                program.name()
             );
         }
-        tokio::spawn(close_idle(stores.clone(), shutdown.clone()));
-        let clients = Clients::new(stores.clone(), config.upstream, config.retry_halted, shutdown.clone());
-        tokio::spawn(clients.clone().resume(first));
+        let dir = node.dir();
         let tokens = Tokens::follow(TokenFile::in_dir(dir.path()), shutdown.clone())?;
         let app = App::new(Services {
-            stores: stores.clone(),
-            device: config.device,
+            stores: node.stores.clone(),
+            device: node.device.clone(),
             pages: Pages::default(),
-            shares: Shares::new(limits.streams(config.streams), config.stores),
-            clients,
+            shares: Shares::new(limits.streams(STREAMS), stores),
+            clients: node.clients.clone(),
             data: dir.path().to_owned(),
             hub: Hub::new(tokens, dir.path().to_owned(), shutdown.clone()),
             control_key: dir.key().into(),
             metrics: Metrics::new(),
-            shutdown: shutdown.clone(),
+            shutdown,
         });
-        let policy = Policy { allow_hosts: config.allow_hosts, public: config.public, ..Policy::default() };
+        let policy = Policy { allow_hosts: options.allow_hosts, public: options.public, ..Policy::default() };
         let router = web::protect(web::routes(app), policy);
-        Ok(Self { stores, shutdown, router, limits, listener, address, _dir: dir })
+        Ok(Self { node, router, limits, listener, address })
     }
 
     /// Serves until the shutdown that was given to [`prepare`](Self::prepare), then lets requests and stores finish.
-    pub(crate) async fn run(self) -> anyhow::Result<()> {
-        let Self { stores, shutdown, router, limits, listener, .. } = self;
-        web::serve(listener, router, limits, shutdown).await;
-        tokio::task::spawn_blocking(move || stores.close()).await.context("closing the stores failed")
-    }
-}
-
-/// Closes idle stores for as long as the instance runs, whether or not anybody asks for anything.
-async fn close_idle(stores: Stores, shutdown: CancellationToken) {
-    while shutdown.run_until_cancelled(tokio::time::sleep(SWEEP_EVERY)).await.is_some() {
-        stores.close_idle();
+    pub(crate) async fn run(self) {
+        let Self { node, router, limits, listener, .. } = self;
+        web::serve(listener, router, limits, node.shutdown.clone()).await;
+        node.close().await;
     }
 }
 
@@ -135,7 +109,7 @@ fn reachable(mut address: SocketAddr) -> SocketAddr {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
+    use std::time::{Duration, Instant};
 
     use super::*;
     use crate::likes::LikeAdded;
@@ -143,31 +117,24 @@ mod tests {
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn trust_66_stores_that_nobody_uses_are_closed_though_nobody_asks_for_anything() {
         let data = tempfile::tempdir().expect("a directory");
-        let config = Config {
-            device: "test".parse().expect("a name"),
-            allow_hosts: Vec::new(),
-            public: false,
-            stores: StoreLimits { idle: Duration::from_millis(1), ..StoreLimits::default() },
-            upstream: None,
-            retry_halted: Duration::ZERO,
-            streams: 10,
-            progress: |_, _| {},
-        };
+        let limits = StoreLimits { idle: Duration::from_millis(1), ..StoreLimits::default() };
         let dir = DataDir::take(data.path()).expect("the directory");
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let shutdown = CancellationToken::new();
-        let instance = Instance::prepare(config, dir, listener, shutdown.clone()).await.expect("an instance");
+        let (program, options) = (crate::cli::likes(), Options::default());
+        let server = Server::prepare_within(&program, options, limits, dir, listener, shutdown.clone());
+        let server = server.await.expect("a server");
         let ids: Vec<_> = (0..20).map(|n| format!("store-{n}").parse().expect("a name")).collect();
         for id in &ids {
-            let store = instance.stores.get(id).expect("the store");
+            let store = server.node.stores.get(id).expect("the store");
             store.commit(LikeAdded {}).await.expect("stored");
         }
         let start = Instant::now();
-        while ids.iter().any(|id| instance.stores.opened(id).is_some()) {
+        while ids.iter().any(|id| server.node.stores.opened(id).is_some()) {
             assert!(start.elapsed() < Duration::from_secs(180), "stores stay open");
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
         shutdown.cancel();
-        instance.run().await.expect("an end");
+        server.run().await;
     }
 }

@@ -13,6 +13,7 @@ mod materialize;
 mod opening;
 mod place;
 mod query;
+mod remote;
 mod replica;
 mod sandbox;
 mod schema;
@@ -35,6 +36,7 @@ pub(crate) use files::{Access, check_dir, create_private_dir, exists, open_priva
 pub use materialize::Db;
 pub use place::{Cursor, Digest, Entry, Generation, LogId, Seq};
 pub use query::Query;
+pub(crate) use remote::{Answer, Question};
 pub use replica::{Outcome, Page, Position, Replica, SETTLE_EVERY, Standing, committed_state};
 pub use schema::Schema;
 pub use setup::{Files, Setup, executable};

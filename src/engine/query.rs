@@ -105,17 +105,26 @@ impl<T: 'static> Query<T> {
         QueryKey { sql: self.sql, params, mapper: self.mapper, answer: TypeId::of::<T>() }
     }
 
+    /// Its text and its parameters.
+    pub(super) fn parts(&self) -> (&str, &[Value]) {
+        (self.sql, &self.params)
+    }
+
+    /// Reads the rows of an answer. The author's own code does that, and a panic in it costs nothing but this answer.
+    pub(super) fn read_rows(&self, rows: &mut Rows<'_>) -> Result<T, DbError> {
+        let answer = catch_unwind(AssertUnwindSafe(|| (self.read)(rows)));
+        let panicked = |panic: Box<dyn std::any::Any + Send>| {
+            DbError::refuse(format!("what reads its rows panicked: {}", panic_message(&*panic)))
+        };
+        Ok(answer.map_err(panicked)??)
+    }
+
     /// Runs the query, and says which tables it read.
     pub(crate) fn run(&self, sandbox: &Sandbox) -> Result<(T, Tables), DbError> {
         sandbox.within(Mode::Query, || {
             let (mut statement, touched) = sandbox.prepare(Mode::Query, self.sql)?;
             let mut rows = statement.query(params_from_iter(&self.params))?;
-            // What reads the rows is the author's own code, and a panic in it costs nothing but this answer.
-            let answer = catch_unwind(AssertUnwindSafe(|| (self.read)(&mut rows)));
-            let answer = answer.map_err(|panic| {
-                DbError::refuse(format!("what reads its rows panicked: {}", panic_message(&*panic)))
-            })?;
-            Ok((answer?, touched.reads))
+            Ok((self.read_rows(&mut rows)?, touched.reads))
         })
     }
 }

@@ -15,6 +15,7 @@ use super::event::EventId;
 use super::opening::{Alone, make_database};
 use super::place::{Cursor, Digest, Generation, Seq};
 use super::query::Query;
+use super::remote::{Answer, Question};
 use super::sandbox::Sandbox;
 use super::schema::Schema;
 use super::storage::{Beside, WalGauge, checkpoint_on_close, connect, open_in_memory, set_up};
@@ -258,6 +259,11 @@ impl State {
     /// Answers a query, with what is in the open transaction.
     pub(crate) fn read<T: 'static>(&self, query: &Query<T>) -> Result<(T, Tables), DbError> {
         query.run(&self.sandbox)
+    }
+
+    /// Answers a question from another process.
+    pub(crate) fn ask(&self, question: Question) -> Result<Answer, DbError> {
+        question.ask(&self.sandbox)
     }
 
     /// The tables that were written since the last call.

@@ -12,6 +12,7 @@ use super::eventlog::Whose;
 use super::live::{Answer, Live};
 use super::place::{Cursor, Digest, Seq};
 use super::query::Query;
+use super::remote::{Answer as RemoteAnswer, Question};
 use super::replica::{Outcome, Replica, Standing};
 use super::schema::Schema;
 use super::setup::Files;
@@ -218,6 +219,20 @@ impl Store {
         T: Clone + PartialEq + Send + Sync + 'static,
     {
         self.watch(query).next().await
+    }
+
+    /// The present answer to a question from another process.
+    ///
+    /// # Errors
+    ///
+    /// As [`read`](Self::read).
+    pub(crate) async fn answer(&self, question: Question) -> Result<RemoteAnswer, Error> {
+        let schema = Arc::clone(&self.inner.schema);
+        let answer = self.look_if_any(move |replica| match replica {
+            Some(replica) => Ok(replica.state().ask(question)),
+            None => State::in_memory(&schema).map(|state| state.ask(question)),
+        });
+        answer.await?.map_err(|error| Error::Query(error.to_string()))
     }
 
     /// How the store is, now and from now on.

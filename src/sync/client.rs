@@ -677,8 +677,6 @@ mod tests {
 
     /// Clients of a hub that isn't there.
     fn clients(dir: &std::path::Path, open: usize) -> Clients {
-        // As the command line does, before anything else.
-        drop(rustls::crypto::ring::default_provider().install_default());
         let setup = Setup {
             schema: Arc::new(likes::schema()),
             device: "test".parse().expect("a name"),

@@ -8,13 +8,17 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use bytes::Bytes;
 use futures_util::{Stream, TryStreamExt};
-use reqwest::{Certificate, Response, StatusCode, Url, header, redirect};
+use reqwest::{Response, StatusCode, Url, header, redirect};
+use rustls::ClientConfig;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::protocol::{Point, Push, Pushed, code, points};
 use super::ration::Ration;
 use super::session::{End, PushAnswer};
+use super::tls::{Trust, tls};
 use crate::clock;
 use crate::engine::{Position, StoreId};
 
@@ -38,17 +42,20 @@ const MAX_PROBLEM: usize = 64 << 10;
 /// What all answers and streams may hold together while they come. Enough for the largest pages of fifty stores.
 const MAX_UNDER_WAY: usize = 64 << 20;
 
-/// Where the upstream is, and how to be let in.
-pub(crate) struct UpstreamOptions {
-    pub(crate) url: String,
-    pub(crate) token: TokenSource,
-    /// A certificate that is trusted besides the system's.
-    pub(crate) root_certificate: Option<PathBuf>,
+/// A hub, and how to be let in.
+#[derive(Debug, Clone)]
+pub struct UpstreamOptions {
+    /// Its address, such as `https://likes.example.org`.
+    pub url: String,
+    /// This device's token for it.
+    pub token: TokenSource,
+    /// A file of certificates in PEM form to trust for it, besides the system's.
+    pub root_certificate: Option<PathBuf>,
 }
 
-/// Where the token comes from.
-#[derive(Debug, Clone)]
-pub(crate) enum TokenSource {
+/// Where a device's token comes from.
+#[derive(Clone)]
+pub enum TokenSource {
     /// A file, read again for every connection, so that a new token needs no restart.
     File(PathBuf),
     /// The token itself.
@@ -60,8 +67,14 @@ impl fmt::Display for TokenSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::File(path) => write!(f, "what is in {}", path.display()),
-            Self::Given(_) => f.write_str("what LIKEWISE_TOKEN says"),
+            Self::Given(_) => f.write_str("what was given as the token"),
         }
+    }
+}
+
+impl fmt::Debug for TokenSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 
@@ -77,7 +90,7 @@ impl TokenSource {
         let token = token.trim_start_matches('\u{feff}').trim();
         if token.is_empty() || !token.bytes().all(|byte| byte.is_ascii_graphic()) {
             bail!(
-                "{} is no token: a token is one word in ASCII letters and digits, as `likewise token add` prints it",
+                "{} is no token: a token is one word in ASCII letters and digits, as `token add` prints it at the hub",
                 self
             );
         }
@@ -99,7 +112,7 @@ pub(crate) struct Upstream {
     client: reqwest::Client,
     /// The clients of all lanes, made when they are needed first.
     lanes: Arc<Mutex<Vec<reqwest::Client>>>,
-    root_certificates: Vec<Certificate>,
+    tls: ClientConfig,
     /// What its answers may hold together.
     ration: Arc<Ration>,
 }
@@ -108,19 +121,21 @@ impl Upstream {
     /// Checks the options. The token is only ever sent over TLS, or to this machine.
     pub(crate) fn new(options: UpstreamOptions) -> anyhow::Result<Self> {
         let url = checked(&options.url)?;
-        let mut root_certificates = Vec::new();
+        let mut roots = Vec::new();
         if let Some(path) = &options.root_certificate {
             let text = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-            let roots = Certificate::from_pem_bundle(&text).ok().filter(|roots| !roots.is_empty());
-            root_certificates =
-                roots.with_context(|| format!("{} holds no certificate in PEM form", path.display()))?;
+            let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
+            let found = found.ok().filter(|roots| !roots.is_empty());
+            roots = found.with_context(|| format!("{} holds no certificate in PEM form", path.display()))?;
         }
-        let client = client(&url, &root_certificates).context(
+        let trust = if url.scheme() == "https" { Trust::SystemAnd(roots) } else { Trust::Nobody };
+        let tls = tls(trust).context(
             "cannot make requests over TLS. If this machine has no certificate authorities, install them (the package is often \
              named ca-certificates), or name the one of the hub with --root-certificate",
         )?;
+        let client = client(&url, &tls).context("cannot make requests")?;
         let lanes = Arc::new(Mutex::new(vec![client.clone()]));
-        Ok(Self { url, token: options.token, client, lanes, root_certificates, ration: Ration::new(MAX_UNDER_WAY) })
+        Ok(Self { url, token: options.token, client, lanes, tls, ration: Ration::new(MAX_UNDER_WAY) })
     }
 
     /// The lane for one store more, beside those that are in these lanes.
@@ -138,7 +153,7 @@ impl Upstream {
         let mut lanes = self.lanes.lock().expect("BUG: making a client panicked");
         while lanes.len() <= lane {
             // As it was made before, it can be made again; if not, the lane is shared.
-            let client = client(&self.url, &self.root_certificates).unwrap_or_else(|_| self.client.clone());
+            let client = client(&self.url, &self.tls).unwrap_or_else(|_| self.client.clone());
             lanes.push(client);
         }
         Self { client: lanes[lane].clone(), ..self.clone() }
@@ -307,7 +322,7 @@ fn is_local(url: &Url) -> bool {
     }
 }
 
-fn client(url: &Url, roots: &[Certificate]) -> reqwest::Result<reqwest::Client> {
+fn client(url: &Url, tls: &ClientConfig) -> reqwest::Result<reqwest::Client> {
     let mut builder = reqwest::Client::builder()
         // Nobody but the hub itself is ever shown the token, wherever an answer points to.
         .redirect(redirect::Policy::none())
@@ -318,12 +333,7 @@ fn client(url: &Url, roots: &[Certificate]) -> reqwest::Result<reqwest::Client> 
     if is_local(url) {
         builder = builder.no_proxy();
     }
-    builder = match url.scheme() {
-        // Without TLS, a machine that has no certificate authorities needs none.
-        "http" => builder.tls_certs_only([]),
-        _ => builder.tls_certs_merge(roots.to_vec()),
-    };
-    builder.build()
+    builder.tls_backend_preconfigured(tls.clone()).build()
 }
 
 /// What a hub says when it refuses a request.

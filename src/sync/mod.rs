@@ -11,12 +11,15 @@ mod protocol;
 mod ration;
 mod session;
 pub(crate) mod sse;
+mod tls;
 pub(crate) mod tokens;
 
 pub use authority::{Incoming, Refusal, Start};
 pub(crate) use client::{Clients, LinkState, LinkStatus};
-pub(crate) use http::{TokenSource, Upstream, UpstreamOptions};
+pub(crate) use http::Upstream;
+pub use http::{TokenSource, UpstreamOptions};
 pub use protocol::{Hello, Point, Push, Pushed, PushedEvent, WireEntry, WireEvent, WirePage};
 pub(crate) use protocol::{PAGE, code};
 pub use session::{End, Outgoing, PushAnswer, Session, repair};
+pub(crate) use tls::{Trust, tls};
 pub(crate) use tokens::{Seen, Token, TokenFile, Tokens};

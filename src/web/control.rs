@@ -150,7 +150,7 @@ pub(crate) async fn backup(State(app): State<App>, headers: HeaderMap, body: Byt
         Problem::bad_request("malformed-backup", detail, "Use `likewise backup TO`.")
     })?;
     let data = app.data.clone();
-    let copied = tokio::task::spawn_blocking(move || crate::backup::backup(&data, &to)).await;
+    let copied = tokio::task::spawn_blocking(move || crate::data_dir::backup(&data, &to)).await;
     let copied = copied.map_err(Problem::internal)?.map_err(|error| {
         let why = sentence(format!("{error:#}"));
         Problem::new(StatusCode::UNPROCESSABLE_ENTITY, "backup-failed", why, "Nothing was changed.")
@@ -215,7 +215,8 @@ pub(crate) async fn retry_set_aside(
 pub(crate) const AFTER_IMPORT: &str =
     "What stood before it is stored. Mend the cause and import again: nothing is added twice.";
 
-fn authorize(app: &App, headers: &HeaderMap) -> Result<(), Problem> {
+/// Refuses whoever doesn't show the key of the data directory.
+pub(super) fn authorize(app: &App, headers: &HeaderMap) -> Result<(), Problem> {
     let shown = headers.get(header::AUTHORIZATION).map(|value| value.as_bytes()).unwrap_or_default();
     let expected = format!("Bearer {}", app.control_key);
     if bool::from(shown.ct_eq(expected.as_bytes())) { Ok(()) } else { Err(StatusCode::UNAUTHORIZED.into()) }

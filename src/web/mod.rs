@@ -11,6 +11,7 @@ mod likes;
 pub(crate) mod live;
 pub(crate) mod metrics;
 mod problem;
+mod remote;
 mod server;
 mod shares;
 mod status;
@@ -39,11 +40,12 @@ pub(crate) use crate::engine::{Imported, import};
 pub use asked::{Page, Params, Refusal, Render, Visitor};
 pub(crate) use assets::ASSETS_VERSION;
 pub(crate) use control::{AFTER_IMPORT, Exported};
-pub(crate) use guard::AllowedHost;
+pub use guard::AllowedHost;
 pub(crate) use guard::{Policy, protect};
 pub use html::{Html, IntoHtml};
 pub(crate) use hub::Hub;
 pub(crate) use problem::Problem;
+pub(crate) use remote::Committed;
 pub(crate) use server::{Connection, Limits, raise_open_file_limit, serve, stores_within_open_files};
 pub(crate) use shares::{DIVERGED, Full, Lease, Shares, Who};
 pub(crate) use status::{StatusReport, date_time, digests, what_to_do};
@@ -95,6 +97,8 @@ pub(crate) fn routes(app: App) -> Router {
         .route("/control/v1/{store}/verify", post(control::verify))
         .route("/control/v1/{store}/adopt", post(control::adopt))
         .route("/control/v1/{store}/promote", post(control::promote))
+        .route("/control/v1/{store}/commit", post(remote::commit))
+        .route("/control/v1/{store}/query", post(remote::query))
         .route("/control/v1/{store}/set-aside", get(control::export_set_aside))
         .route("/control/v1/{store}/set-aside/retry", post(control::retry_set_aside))
         .route("/sync/v1/{store}/events", get(hub::pull).post(hub::push))

@@ -12,7 +12,7 @@ use crate::web::problem::Problem;
 
 /// A host that `--allow-host` names: a domain name or an address; with a port it holds for that port only.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct AllowedHost(pub(super) Authority);
+pub struct AllowedHost(pub(super) Authority);
 
 /// `--allow-host` got something that isn't a host.
 #[derive(Debug, thiserror::Error)]
@@ -20,7 +20,7 @@ pub(crate) struct AllowedHost(pub(super) Authority);
     "{0:?} is not a host: write a name or an address as browsers send it, with or without a port, like \
      `likes.example.org`, `192.168.1.20:3000` or `[fd00::1]`; no scheme, no path, no dot at the end"
 )]
-pub(crate) struct InvalidHost(String);
+pub struct InvalidHost(String);
 
 impl FromStr for AllowedHost {
     type Err = InvalidHost;

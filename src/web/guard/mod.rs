@@ -20,7 +20,7 @@ use tower::ServiceBuilder;
 
 use self::body::bound_body;
 pub(crate) use self::body::{BodyRule, Patience};
-pub(crate) use self::host::AllowedHost;
+pub use self::host::AllowedHost;
 pub(super) use self::host::ReachedAt;
 use self::host::{AddressedAs, addressed_as};
 use self::origin::is_cross_site;

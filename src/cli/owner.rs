@@ -7,7 +7,7 @@
 use std::path::Path;
 
 #[cfg(not(unix))]
-pub(crate) fn act_as_owner(_data: &Path, _copy: Option<&Path>) -> anyhow::Result<()> {
+pub(crate) fn act_as_owner(_name: &str, _data: &Path, _copy: Option<&Path>) -> anyhow::Result<()> {
     Ok(())
 }
 
@@ -20,7 +20,7 @@ pub(crate) fn act_as_owner(_data: &Path, _copy: Option<&Path>) -> anyhow::Result
 ///
 /// When root may not do so here, or when that user can't reach `copy`.
 #[cfg(unix)]
-pub(crate) fn act_as_owner(data: &Path, copy: Option<&Path>) -> anyhow::Result<()> {
+pub(crate) fn act_as_owner(name: &str, data: &Path, copy: Option<&Path>) -> anyhow::Result<()> {
     use anyhow::{Context, bail};
 
     if !rustix::process::geteuid().is_root() {
@@ -41,7 +41,7 @@ pub(crate) fn act_as_owner(data: &Path, copy: Option<&Path>) -> anyhow::Result<(
     }
     owner.take_on().with_context(|| {
         let user = owner.user;
-        format!("{} belongs to the user {user}, whom root can't act as here; run likewise as {user}", data.display())
+        format!("{} belongs to the user {user}, whom root can't act as here; run {name} as {user}", data.display())
     })?;
     tracing::info!("acting as the user {}, because {} is that user's", owner.user, data.display());
     Ok(())

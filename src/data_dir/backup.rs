@@ -5,7 +5,7 @@ use std::path::Path;
 
 use anyhow::{Context, bail};
 
-use crate::data_dir::DataDir;
+use super::DataDir;
 use crate::engine::{self, StoreId};
 use crate::sync::TokenFile;
 

@@ -3,12 +3,16 @@
 //! One process at a time has it, by a lock on the file `lock`. The file also says which process that is and how to reach
 //! it, so that a second one can say who is in the way, and a command can ask the first instead.
 
+mod backup;
+
 use std::fs::{File, TryLockError};
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
+
+pub(crate) use backup::backup;
 
 use crate::engine::{Access, Files, StoreId, check_dir, create_private_dir, exists, open_private_file, open_to_read};
 
@@ -17,9 +21,9 @@ use crate::engine::{Access, Files, StoreId, check_dir, create_private_dir, exist
 #[cfg(unix)]
 const LONGEST: usize = 400;
 
-/// The data directory of this machine's user, unless `--data` names another.
-pub(crate) fn default_path() -> anyhow::Result<PathBuf> {
-    let dirs = directories::ProjectDirs::from("", "", "likewise");
+/// Where this machine's user has the data of the program `name`, unless `--data` names another directory.
+pub(crate) fn default_path(name: &str) -> anyhow::Result<PathBuf> {
+    let dirs = directories::ProjectDirs::from("", "", name);
     let dirs = dirs.context("this user has no home directory to keep data in; name a directory with --data DIR")?;
     Ok(dirs.data_dir().to_owned())
 }

@@ -1,0 +1,451 @@
+//! The command line's commands and flags, and the environment variables that may stand in for flags.
+//!
+//! The words and variables are written down once for all programs: `{app}` stands for the program's name, `{APP}` for the
+//! beginning of its variables and `{events}` for what its events are called. A variable is written without its prefix.
+
+use std::collections::BTreeSet;
+use std::env;
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use anyhow::bail;
+use clap::builder::{BoolishValueParser, Resettable, StyledStr};
+use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{Arg, ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
+
+use crate::engine::{Device, StoreId};
+use crate::node::RETRY_HALTED;
+use crate::program::Program;
+use crate::web::AllowedHost;
+
+/// What a command line asks for.
+pub(super) struct Asked {
+    pub(super) data: Option<PathBuf>,
+    pub(super) command: Command,
+}
+
+pub(super) enum Command {
+    /// A command that every program has.
+    Common(Cli),
+    /// A command of the app's own, with its arguments and the store that it is about.
+    Own { name: String, matches: ArgMatches, store: StoreId },
+}
+
+#[derive(Parser)]
+#[command(after_help = AFTER_HELP)]
+struct Top {
+    #[command(flatten)]
+    data: DataArgs,
+    #[command(flatten)]
+    serve: ServeArgs,
+    #[command(subcommand)]
+    command: Option<Cli>,
+}
+
+const AFTER_HELP: &str = "\
+Without a command, {app} serves. Each flag can also be given as an environment variable, which its description names. An \
+empty variable counts as unset, and spaces around a value don't count. {APP}_LOG sets what is logged on standard error, \
+for example `debug` or `likewise=trace`.
+
+Commands work on the data directory whether or not a {app} process is serving it. They exit with 0 when they did what \
+they say, with 1 when they could not (`verify` also when it found a difference), and with 2 when the command line is wrong.";
+
+/// The variable that says what is logged.
+pub(super) fn log_variable(program: &Program) -> String {
+    program.prefix() + "_LOG"
+}
+
+#[derive(Args)]
+struct DataArgs {
+    /// Directory of all data, made if need be [default: this platform's place for applications]
+    #[arg(long, value_name = "DIR", env = "DATA", global = true)]
+    data: Option<PathBuf>,
+}
+
+#[derive(Subcommand)]
+pub(super) enum Cli {
+    /// Serve the page, until Ctrl-C or SIGTERM
+    Serve(ServeArgs),
+    /// Show how a store is
+    Status {
+        #[command(flatten)]
+        store: StoreArgs,
+        /// Ask the {app} at this address, rather than the data directory
+        #[arg(long, env = "URL")]
+        url: Option<String>,
+        /// Print JSON, as `GET /status` answers it
+        #[arg(long)]
+        json: bool,
+    },
+    /// Check the log against its digests, and the state against one rebuilt from the log
+    ///
+    /// Reads everything and changes nothing. Exits with 1 when it finds a difference.
+    Verify {
+        #[command(flatten)]
+        store: StoreArgs,
+    },
+    /// Write every event to standard output, one JSON object a line
+    ///
+    /// First the log in its order, then the events that wait for a place in it (their seq is null), then those that were
+    /// set aside (with the reason). The payload is a string that holds its bytes, or null.
+    Export {
+        #[command(flatten)]
+        store: StoreArgs,
+    },
+    /// Add the events of an export from standard input
+    ///
+    /// Ids are kept, so importing twice adds nothing.
+    Import {
+        #[command(flatten)]
+        store: StoreArgs,
+    },
+    /// Say who may sync with this {app} as their hub
+    Token {
+        #[command(subcommand)]
+        command: TokenCommand,
+    },
+    /// Move a store to whatever log its hub has, after the hub was replaced
+    ///
+    /// Everything here goes back to the outbox and is pushed to the hub. Nothing is lost, and what the hub already has is
+    /// not counted twice.
+    Adopt {
+        #[command(flatten)]
+        store: StoreArgs,
+        /// Don't ask
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Make this {app} the authority of a store's log, when its hub is gone for good
+    ///
+    /// Stop {app} and start it without --upstream first. Other devices can then follow this one.
+    Promote {
+        #[command(flatten)]
+        store: StoreArgs,
+        /// Don't ask
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Look after events that the hub refused
+    SetAside {
+        #[command(flatten)]
+        store: StoreArgs,
+        #[command(subcommand)]
+        command: SetAsideCommand,
+    },
+    /// Copy all stores and device tokens to a new directory, also while they are in use
+    ///
+    /// To go back to a backup, stop {app} and start it with `--data` naming the copy, or replace the data directory by the
+    /// copy. A hub then has the tokens of that time again: revoke once more those that were revoked since.
+    Backup {
+        /// Directory of the copy; it must not exist, or be empty
+        to: PathBuf,
+    },
+}
+
+#[derive(Subcommand)]
+pub(super) enum TokenCommand {
+    /// Let a device sync; prints its token, which is shown only now
+    Add {
+        /// Name of the device, which the log shows with its {events}
+        name: Device,
+    },
+    /// Show the devices, when each was last seen, and how far it has pulled
+    List,
+    /// Stop a device from syncing
+    Revoke {
+        /// Name of the device
+        name: Device,
+    },
+}
+
+#[derive(Subcommand)]
+pub(super) enum SetAsideCommand {
+    /// Show them, with the reason
+    List,
+    /// Commit them once more; one whose id belongs to another event gets a new one
+    Retry,
+    /// Write them to standard output, as `export` does
+    Export,
+}
+
+#[derive(Args)]
+pub(super) struct StoreArgs {
+    /// The store, as in the address `/s/STORE/`
+    #[arg(long, env = "STORE", global = true, default_value = "")]
+    pub(super) store: StoreId,
+}
+
+#[derive(Args)]
+pub(super) struct ServeArgs {
+    /// Address and port to listen on; port 0 takes a free one
+    #[arg(
+        long,
+        value_name = "HOST:PORT",
+        env = "LISTEN",
+        default_value = "127.0.0.1:3000",
+        value_parser = host_and_port
+    )]
+    pub(super) listen: String,
+    /// Name of this device, which the log shows with its {events} [default: the host's name]
+    #[arg(long, value_name = "NAME", env = "DEVICE")]
+    pub(super) device: Option<Device>,
+    /// Name or address besides the loopback ones under which this server may be asked, for sync and `/healthz`
+    /// (repeatable)
+    #[arg(long, value_name = "HOST", env = "ALLOW_HOST", value_delimiter = ',')]
+    pub(super) allow_host: Vec<AllowedHost>,
+    /// The hub to sync with, such as https://hub.example.org
+    #[arg(long, value_name = "URL", env = "UPSTREAM")]
+    pub(super) upstream: Option<String>,
+    /// File that holds this device's token for the hub; it is read again when it changes. {APP}_TOKEN may hold the token
+    /// itself instead
+    #[arg(long, value_name = "FILE", env = "TOKEN_FILE")]
+    pub(super) token_file: Option<PathBuf>,
+    #[arg(long, env = "TOKEN", hide = true, hide_env_values = true)]
+    pub(super) token: Option<String>,
+    /// Certificates in PEM form to trust for the hub, besides the system's
+    #[arg(long, value_name = "FILE", env = "ROOT_CERTIFICATE")]
+    pub(super) root_certificate: Option<PathBuf>,
+    /// Seconds until a store that the hub refuses tries again
+    #[arg(long, env = "RETRY_HALTED", default_value_t = RETRY_HALTED, hide = true)]
+    pub(super) retry_halted: u64,
+    /// Serve the page under the names of --allow-host, too: anyone who reaches this server can then post
+    #[arg(long, env = "PUBLIC", value_parser = BoolishValueParser::new())]
+    pub(super) public: bool,
+}
+
+/// Checks the form of an address to listen on, about which the resolver would say little.
+fn host_and_port(text: &str) -> Result<String, &'static str> {
+    let is_host =
+        |host: &str| !host.is_empty() && (!host.contains(':') || host.starts_with('[') && host.ends_with(']'));
+    match text.rsplit_once(':') {
+        Some((host, port)) if is_host(host) && port.parse::<u16>().is_ok() => Ok(text.to_owned()),
+        _ => Err("write HOST:PORT, such as 127.0.0.1:3000 or [::1]:3000"),
+    }
+}
+
+/// The flags that may stand without a command.
+const SERVE_FLAGS: [&str; 9] =
+    ["listen", "device", "allow_host", "public", "upstream", "token_file", "token", "root_certificate", "retry_halted"];
+
+/// Reads a command line of the program.
+///
+/// # Errors
+///
+/// When it is wrong, or only asks for help.
+pub(super) fn parse(program: &Program, line: impl IntoIterator<Item = OsString>) -> Result<Asked, clap::Error> {
+    let mut command = with_tidy_variables(command_line(program));
+    let mut matches = command.try_get_matches_from_mut(line)?;
+    // The flags of `serve` may stand alone, but not before another command.
+    let is_given = |id: &&'static str| matches.value_source(id) == Some(ValueSource::CommandLine);
+    if let (Some(name), Some(flag)) = (matches.subcommand_name(), SERVE_FLAGS.into_iter().find(is_given)) {
+        let flag = flag.replace('_', "-");
+        let message = format!("--{flag} is a flag of `serve`; it can't stand before `{name}`");
+        return Err(command.error(ErrorKind::ArgumentConflict, message));
+    }
+    let is_own = |name: &str| program.commands().iter().any(|own| own.command.get_name() == name);
+    if matches.subcommand_name().is_some_and(is_own)
+        && let Some((name, mut matches)) = matches.remove_subcommand()
+    {
+        let DataArgs { data } = DataArgs::from_arg_matches_mut(&mut matches)?;
+        let StoreArgs { store } = StoreArgs::from_arg_matches_mut(&mut matches)?;
+        return Ok(Asked { data, command: Command::Own { name, matches, store } });
+    }
+    let top = Top::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut command))?;
+    let asked = top.command.unwrap_or(Cli::Serve(top.serve));
+    if let Cli::Serve(args) = &asked
+        && args.public
+        && args.allow_host.is_empty()
+    {
+        let message = "--public is about the names of --allow-host, and none is given";
+        return Err(command.error(ErrorKind::MissingRequiredArgument, message));
+    }
+    Ok(Asked { data: top.data.data, command: Command::Common(asked) })
+}
+
+/// All commands of the program, in its own words.
+fn command_line(program: &Program) -> clap::Command {
+    let about = program.about_text();
+    let summary = about.split_once("\n\n").map_or(about, |(summary, _)| summary);
+    let common = in_words_of(program, Top::command());
+    let store = in_words_of(program, StoreArgs::augment_args(clap::Command::new("store")));
+    // The app's own commands come first in the list, since they are what it is for.
+    let own = program.commands().iter().map(|own| own.command.clone().args(store.get_arguments()).display_order(0));
+    let own: Vec<_> = own.collect();
+    common.name(program.name()).version(program.version_text()).about(summary).long_about(about).subcommands(own)
+}
+
+/// Refuses commands of the app's own that would hide a common one, or each other.
+///
+/// # Errors
+///
+/// When there is one.
+pub(super) fn check(program: &Program) -> anyhow::Result<()> {
+    let (common, app) = (Top::command(), program.name());
+    let mut names = BTreeSet::from(["help"]);
+    names.extend(common.get_subcommands().map(clap::Command::get_name));
+    for own in program.commands() {
+        let command = &own.command;
+        for name in std::iter::once(command.get_name()).chain(command.get_all_aliases()) {
+            if !names.insert(name) {
+                bail!("the app {app} can't have the command `{name}`: there is one of that name already. Rename it");
+            }
+        }
+        let takes = |arg: &&Arg| ["data", "store"].map(Some).contains(&arg.get_long());
+        if let Some(arg) = command.get_arguments().find(takes) {
+            bail!(
+                "the command `{}` of the app {app} can't have the flag --{}: every command has one of that name. Rename it",
+                command.get_name(),
+                arg.get_id()
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Puts the program's name, variables and words into the common ones.
+fn in_words_of(program: &Program, mut command: clap::Command) -> clap::Command {
+    let words = |text: &StyledStr| {
+        let text = text.to_string().replace("{app}", program.name()).replace("{APP}", &program.prefix());
+        text.replace("{events}", program.events_text())
+    };
+    if let Some(about) = command.get_about().map(words) {
+        command = command.about(about);
+    }
+    if let Some(about) = command.get_long_about().map(words) {
+        command = command.long_about(about);
+    }
+    if let Some(after) = command.get_after_help().map(words) {
+        command = command.after_help(after);
+    }
+    let arg = |mut arg: Arg| {
+        if let Some(help) = arg.get_help().map(words) {
+            arg = arg.help(help);
+        }
+        if let Some(help) = arg.get_long_help().map(words) {
+            arg = arg.long_help(help);
+        }
+        if arg.get_id() == "store" {
+            arg = arg.default_value(program.store_name());
+        }
+        match arg.get_env().and_then(|name| name.to_str()) {
+            Some(name) => {
+                let name = format!("{}_{name}", program.prefix());
+                arg.env(name)
+            }
+            None => arg,
+        }
+    };
+    command.mut_args(arg).mut_subcommands(|command| in_words_of(program, command))
+}
+
+/// Takes empty variables for unset, which is what `LIKEWISE_UPSTREAM=` in a service's file means, and leaves out the
+/// spaces around the values of others.
+fn with_tidy_variables(command: clap::Command) -> clap::Command {
+    let tidy = |arg: Arg| {
+        let value = arg.get_env().and_then(env::var_os).and_then(|value| value.into_string().ok());
+        let Some(value) = value else { return arg };
+        let tidy = match arg.get_value_delimiter() {
+            Some(comma) => value.split(comma).map(str::trim).collect::<Vec<_>>().join(&comma.to_string()),
+            None => value.trim().to_owned(),
+        };
+        if tidy.is_empty() {
+            arg.env(Resettable::Reset)
+        } else if tidy == value {
+            arg
+        } else {
+            let takes_value = arg.get_action().takes_values();
+            arg.env(Resettable::Reset).default_value(tidy).hide_default_value(takes_value)
+        }
+    };
+    command.mut_args(tidy).mut_subcommands(with_tidy_variables)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::{own, todo};
+    use super::*;
+
+    /// What the program makes of these words.
+    fn asked(program: &Program, words: &[&str]) -> Result<Asked, clap::Error> {
+        let words = std::iter::once(program.name()).chain(words.iter().copied());
+        parse(program, words.map(OsString::from))
+    }
+
+    /// All commands, and those below them.
+    fn every(command: &clap::Command, act: &mut dyn FnMut(&clap::Command)) {
+        act(command);
+        command.get_subcommands().for_each(|command| every(command, act));
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        command_line(&super::super::likes()).debug_assert();
+        command_line(&todo()).debug_assert();
+    }
+
+    #[test]
+    fn help_and_variables_have_the_apps_own_names() {
+        let program = todo();
+        every(&command_line(&program), &mut |command| {
+            let mut command = command.clone();
+            let name = command.get_name().to_owned();
+            let help = command.render_long_help().to_string();
+            let help = help.replace("`likewise=trace`", "");
+            assert!(!help.contains("likewise") && !help.contains("LIKEWISE"), "{name}: {help}");
+            assert!(!help.contains("likes") && !help.contains("{app}") && !help.contains("{APP}"), "{name}: {help}");
+            for arg in command.get_arguments() {
+                if let Some(variable) = arg.get_env() {
+                    let expected = format!("TO_DO_{}", arg.get_id().as_str().to_uppercase());
+                    assert_eq!(variable.to_str(), Some(&*expected), "{name}");
+                }
+            }
+        });
+        let mut command = command_line(&program);
+        let help = command.render_long_help().to_string();
+        for words in ["What is to be done.", "to-do serves", "TO_DO_LOG", "TO_DO_DATA", "with its to-dos", "add"] {
+            assert!(help.contains(words), "{words}: {help}");
+        }
+        assert_eq!(command_line(&program).get_version(), Some("1.2.3"));
+        let Ok(Asked { command: Command::Common(Cli::Status { store, .. }), .. }) = asked(&program, &["status"]) else {
+            panic!("not a status")
+        };
+        assert_eq!(store.store.as_str(), "to-do");
+    }
+
+    #[test]
+    fn own_commands_get_their_arguments_and_the_common_flags() {
+        let program = todo();
+        for words in
+            [&["--data", "d", "add", "Milk", "--store", "home"][..], &["add", "--data", "d", "--store", "home", "Milk"]]
+        {
+            let Ok(Asked { data, command: Command::Own { name, matches, store } }) = asked(&program, words) else {
+                panic!("not an own command")
+            };
+            assert_eq!((name.as_str(), store.as_str()), ("add", "home"));
+            assert_eq!(matches.get_one::<String>("title").map(String::as_str), Some("Milk"));
+            assert_eq!(data, Some("d".into()));
+        }
+        let wrong = asked(&program, &["add"]).err().expect("a title is missing");
+        assert_eq!(wrong.kind(), ErrorKind::MissingRequiredArgument);
+        let wrong = asked(&program, &["--listen", "127.0.0.1:0", "add", "x"]).err().expect("a flag of serve");
+        assert!(wrong.to_string().contains("it can't stand before `add`"), "{wrong}");
+    }
+
+    #[test]
+    fn own_commands_with_a_name_that_is_taken_are_refused() {
+        check(&todo()).expect("all is well");
+        for name in ["status", "help", "set-aside", "serve", "add"] {
+            let mut program = todo();
+            program.commands.push(own(clap::Command::new(name)));
+            let error = check(&program).expect_err(name).to_string();
+            assert!(error.contains(&format!("can't have the command `{name}`")), "{error}");
+        }
+        let mut program = todo();
+        program.commands.push(own(clap::Command::new("other").alias("verify")));
+        assert!(check(&program).expect_err("an alias").to_string().contains("`verify`"));
+        let mut program = todo();
+        program.commands.push(own(clap::Command::new("other").arg(Arg::new("store").long("store"))));
+        assert!(check(&program).expect_err("a flag").to_string().contains("the flag --store"));
+    }
+}

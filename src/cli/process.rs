@@ -1,0 +1,116 @@
+//! Asking a running program: the process that has the data directory, or one at an address.
+
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, anyhow, bail};
+use reqwest::header::HOST;
+use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
+use serde::de::DeserializeOwned;
+
+use crate::data_dir::Holder;
+use crate::program::Program;
+use crate::sync::{Trust, tls};
+
+/// How long a command waits for a word from a program that may be anywhere.
+const ANSWER: Duration = Duration::from_secs(30);
+
+/// A process that has a data directory, and listens.
+pub(super) struct Process {
+    pub(super) holder: Holder,
+    pub(super) address: String,
+    /// The program's name.
+    pub(super) name: &'static str,
+}
+
+impl Process {
+    /// The process that `data`'s lock file names.
+    ///
+    /// # Errors
+    ///
+    /// When it doesn't listen.
+    pub(super) fn new(program: &Program, data: &Path, holder: Option<Holder>) -> anyhow::Result<Self> {
+        let name = program.name();
+        let asked = holder.and_then(|holder| Some(Self { address: holder.address.clone()?, holder, name }));
+        asked.with_context(|| {
+            format!(
+                "{} is in use by another {name} command, or by one that is just starting; try again in a moment",
+                data.display()
+            )
+        })
+    }
+
+    /// A request that only the owner of the data may make.
+    pub(super) fn request(&self, method: Method, what: &str) -> anyhow::Result<RequestBuilder> {
+        let url = format!("{}/control/v1/{what}", self.address);
+        Ok(as_local(working_client()?.request(method, url)).bearer_auth(&self.holder.key))
+    }
+
+    /// The answer as JSON.
+    pub(super) async fn answer<T: DeserializeOwned>(&self, request: RequestBuilder) -> anyhow::Result<T> {
+        let answer = request.send().await.map_err(|error| unanswered(error, &self.address, self.name))?;
+        json(understood(answer, &self.address).await?).await
+    }
+
+    /// The answer about a store; `None` if there is no such store.
+    pub(super) async fn answer_about_store(&self, request: RequestBuilder) -> anyhow::Result<Option<Response>> {
+        let answer = request.send().await.map_err(|error| unanswered(error, &self.address, self.name))?;
+        if answer.status() == StatusCode::NOT_FOUND {
+            return Ok(None);
+        }
+        understood(answer, &self.address).await.map(Some)
+    }
+}
+
+/// What an answer of our own says.
+pub(super) async fn json<T: DeserializeOwned>(answer: Response) -> anyhow::Result<T> {
+    answer.json().await.context("the answer is not understood")
+}
+
+/// A client that asks a program at `url`: no proxy stands in between, since it is on this machine or was named.
+pub(super) fn http_client(url: &str) -> anyhow::Result<Client> {
+    let trust = if url.starts_with("https:") { Trust::SystemAnd(Vec::new()) } else { Trust::Nobody };
+    let client = Client::builder().no_proxy().tls_backend_preconfigured(tls(trust)?);
+    client.read_timeout(ANSWER).build().context("cannot make requests")
+}
+
+/// A client for work that takes as long as it takes. The process that is asked is on this machine: if it ends, so does
+/// the connection.
+fn working_client() -> anyhow::Result<Client> {
+    let client = Client::builder().no_proxy().tls_backend_preconfigured(tls(Trust::Nobody)?);
+    client.build().context("cannot make requests")
+}
+
+/// Asks under the name that only this machine may use, since the process may listen on an address that it isn't opened
+/// under.
+pub(super) fn as_local(request: RequestBuilder) -> RequestBuilder {
+    request.header(HOST, "localhost")
+}
+
+/// Why there is no answer from `url`.
+pub(super) fn unanswered(error: reqwest::Error, url: &str, name: &str) -> anyhow::Error {
+    let error = anyhow::Error::from(error.without_url());
+    let is_refused = |cause: &io::Error| cause.kind() == io::ErrorKind::ConnectionRefused;
+    if error.chain().any(|cause| cause.downcast_ref().is_some_and(is_refused)) {
+        return anyhow!("cannot ask {url}: nobody listens there; is {name} running?");
+    }
+    error.context(format!("cannot ask {url}"))
+}
+
+/// The answer, unless it says what went wrong.
+pub(super) async fn understood(answer: Response, url: &str) -> anyhow::Result<Response> {
+    #[derive(serde::Deserialize)]
+    struct Problem {
+        detail: String,
+        advice: String,
+    }
+    let status = answer.status();
+    if status.is_success() {
+        return Ok(answer);
+    }
+    match answer.json::<Problem>().await {
+        Ok(Problem { detail, advice }) => bail!("{detail} {advice}"),
+        Err(_) => bail!("{url} answered {status}, which no program of this kind does; check the address"),
+    }
+}

@@ -1,0 +1,98 @@
+//! `status`: how a store is.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use reqwest::RequestBuilder;
+
+use super::process::{as_local, http_client, unanswered, understood};
+use super::target::{Access, Target, access_to_all};
+use crate::node::host_name;
+use crate::program::Program;
+use crate::sync::LinkStatus;
+use crate::web::{self, StatusReport};
+
+pub(super) async fn status(at: &Target<'_>, url: Option<String>, json: bool) -> anyhow::Result<ExitCode> {
+    let report = match url {
+        Some(url) => ask(at, &url, |request| request).await?,
+        None => match access_to_all(at.program, at.data)? {
+            Access::Asked(process) => ask(at, &process.address, as_local).await?,
+            Access::Here(here) => {
+                let report = at.open(&here.dir, async |store| -> anyhow::Result<_> {
+                    let device = host_name(at.program);
+                    let mut report = StatusReport::of(store, &device, &LinkStatus::none()).await?;
+                    report.digests = Some(web::digests(store)?);
+                    Ok(report)
+                });
+                report.await?
+            }
+        },
+    };
+    let mut out = io::stdout().lock();
+    if json {
+        serde_json::to_writer_pretty(&mut out, &report)?;
+        writeln!(out)?;
+    } else {
+        show(&mut out, at.program, &report)?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The status that the program at `url` answers.
+async fn ask(
+    at: &Target<'_>,
+    url: &str,
+    prepare: fn(RequestBuilder) -> RequestBuilder,
+) -> anyhow::Result<StatusReport> {
+    let name = at.program.name();
+    let url = format!("{}{}/status?digests", url.trim_end_matches('/'), web::base(&at.store));
+    let answer = prepare(http_client(&url)?.get(&url)).send().await.map_err(|error| unanswered(error, &url, name))?;
+    understood(answer, &url)
+        .await?
+        .json()
+        .await
+        .with_context(|| format!("what {url} answers is not the status of a store"))
+}
+
+fn show(out: &mut impl Write, program: &Program, report: &StatusReport) -> anyhow::Result<()> {
+    let name = program.name();
+    let StatusReport { store, device, head, cursor, pending, set_aside, skipped, unknown, log, .. } = report;
+    writeln!(out, "store      {store} on {device}", device = device.as_str())?;
+    let json = serde_json::to_value(report)?;
+    for figure in program.figure_names() {
+        // A count without a name of its own counts events.
+        let label = if figure == "count" { program.events_text() } else { figure };
+        writeln!(out, "{label:<10} {}", json.get(figure).unwrap_or_default())?;
+    }
+    writeln!(out, "log        {} up to {head}", log.as_deref().unwrap_or("none yet,"))?;
+    writeln!(out, "state      up to {cursor}")?;
+    let upstream = &report.upstream;
+    let url = upstream.url.as_ref().map(|url| format!(", {url}")).unwrap_or_default();
+    let since = upstream.since.map(|since| format!(" since {}", web::date_time(since))).unwrap_or_default();
+    writeln!(out, "upstream   {}{since}{url}", upstream.state)?;
+    if let Some(error) = &upstream.error {
+        writeln!(out, "           {error}")?;
+    }
+    if let Some(advice) = upstream.code.as_deref().and_then(web::what_to_do) {
+        writeln!(out, "           {advice}")?;
+    }
+    for (count, what) in [
+        (pending, "waiting for a place in the log".to_owned()),
+        (set_aside, format!("set aside: see `{name} set-aside list`")),
+        (skipped, "skipped, because they could not be applied".to_owned()),
+        (unknown, format!("of kinds that only a newer {name} knows")),
+    ] {
+        if *count > 0 {
+            writeln!(out, "events     {count} {what}")?;
+        }
+    }
+    if let Some(digests) = &report.digests {
+        writeln!(
+            out,
+            "digests    at {}: log {}, state {}",
+            digests.digest_seq, digests.log_digest, digests.state_digest
+        )?;
+    }
+    Ok(())
+}

@@ -1,0 +1,53 @@
+//! `token`: the devices that may sync with this hub.
+
+use std::io::{self, Write};
+use std::path::Path;
+use std::process::ExitCode;
+
+use super::arguments::TokenCommand;
+use crate::engine;
+use crate::program::Program;
+use crate::sync::{Seen, TokenFile};
+use crate::web;
+
+pub(super) fn token(program: &Program, data: &Path, command: TokenCommand) -> anyhow::Result<ExitCode> {
+    let name = program.name();
+    let file = TokenFile::in_dir(data);
+    let mut out = io::stdout().lock();
+    match command {
+        TokenCommand::Add { name: device } => {
+            engine::create_private_dir(data)?;
+            let token = file.add(device.clone())?;
+            writeln!(out, "{token}")?;
+            eprintln!(
+                "this is the token of {}, and it is shown only now. Put it into a file on that device, and start {name} \
+                 there with --upstream URL --token-file FILE",
+                device.as_str()
+            );
+        }
+        TokenCommand::Revoke { name: device } => {
+            file.revoke(&device)?;
+            eprintln!("{} can no longer sync; what it pushed stays", device.as_str());
+        }
+        TokenCommand::List => {
+            let seen = Seen::read(data);
+            let tokens = file.list()?;
+            if tokens.is_empty() {
+                eprintln!("there are no devices in {}; `{name} token add NAME` adds one", data.display());
+            }
+            for token in tokens {
+                let device = token.device.as_str();
+                let made = web::date_time(token.created);
+                match seen.get(device) {
+                    Some(seen) => {
+                        let pulled = seen.pulled.iter().map(|(store, seq)| format!("{store} up to {seq}"));
+                        let pulled = pulled.collect::<Vec<_>>().join(", ");
+                        writeln!(out, "{device}\tadded {made}\tseen {}\tpulled {pulled}", web::date_time(seen.at))?;
+                    }
+                    None => writeln!(out, "{device}\tadded {made}\tnever seen")?,
+                }
+            }
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}

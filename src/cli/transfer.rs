@@ -1,0 +1,76 @@
+//! `export`, `import` and `backup`: events and whole directories on their way out and in.
+
+use std::io::{self, BufWriter, Write};
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Context, anyhow, bail};
+use reqwest::{Body, Method};
+use tokio_util::io::ReaderStream;
+
+use super::target::{Access, Target, access_to_all};
+use crate::data_dir;
+use crate::node::host_name;
+use crate::program::Program;
+use crate::web::{self, Exported, Imported};
+
+pub(super) async fn export(at: &Target<'_>, which: Exported) -> anyhow::Result<ExitCode> {
+    let mut out = BufWriter::new(io::stdout().lock());
+    export_to(&mut out, at, which).await?;
+    out.flush()?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Writes the events of a store to `out`.
+pub(super) async fn export_to(out: &mut impl Write, at: &Target<'_>, which: Exported) -> anyhow::Result<()> {
+    match at.access()? {
+        Access::Asked(process) => {
+            let request = process.request(Method::GET, &format!("{}/{}", at.store, which.route()))?;
+            let Some(mut answer) = process.answer_about_store(request).await? else { bail!(at.missing()) };
+            while let Some(piece) =
+                answer.chunk().await.context("the export broke off; what is missing is not known")?
+            {
+                out.write_all(&piece)?;
+            }
+        }
+        Access::Here(here) => which.write(&at.files(&here)?, out)?,
+    }
+    Ok(())
+}
+
+pub(super) async fn import(at: &Target<'_>) -> anyhow::Result<ExitCode> {
+    let device = host_name(at.program);
+    // One of the two reads it.
+    let sent = Body::wrap_stream(ReaderStream::new(tokio::io::stdin()));
+    let imported = at.with_store("import", sent, async |store| {
+        let imported = web::import(store, &device, tokio::io::stdin()).await;
+        imported.map_err(|error| anyhow!("{} {}", web::sentence(error), web::AFTER_IMPORT))
+    });
+    let Imported { added, known } = imported.await?;
+    eprintln!("{added} events added to {}, {known} were there before", at.store);
+    Ok(ExitCode::SUCCESS)
+}
+
+pub(super) async fn backup(program: &Program, data: &Path, to: &Path) -> anyhow::Result<ExitCode> {
+    // The process that is asked may have another working directory.
+    let to = std::path::absolute(to).with_context(|| format!("cannot find {}", to.display()))?;
+    let count: usize = match access_to_all(program, data)? {
+        Access::Asked(process) => {
+            let request = process.request(Method::POST, "backup")?.body(to.as_os_str().as_encoded_bytes().to_vec());
+            let count = process.answer(request).await?;
+            if !to.exists() {
+                bail!(
+                    "the {} process {} says that it copied everything to {}, but there is nothing here: it sees other \
+                     files than you do. Name a directory that both can see",
+                    program.name(),
+                    process.holder.pid,
+                    to.display()
+                );
+            }
+            count
+        }
+        Access::Here(here) => data_dir::backup(here.dir.path(), &to)?,
+    };
+    eprintln!("{count} {} copied to {}", if count == 1 { "store" } else { "stores" }, to.display());
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,39 @@
+//! `verify`: whether log and state are what they should be.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use anyhow::bail;
+use reqwest::Method;
+
+use super::process::json;
+use super::target::{Access, Target};
+use crate::engine::{self, Report};
+
+pub(super) async fn verify(at: &Target<'_>) -> anyhow::Result<ExitCode> {
+    let store = &at.store;
+    let report: Report = match at.access()? {
+        Access::Asked(process) => {
+            let request = process.request(Method::POST, &format!("{store}/verify"))?;
+            let Some(answer) = process.answer_about_store(request).await? else { bail!(at.missing()) };
+            json(answer).await?
+        }
+        Access::Here(here) => {
+            engine::verify(&at.files(&here)?, &Arc::new(at.program.schema()), &engine::executable()?)?
+        }
+    };
+    let mut out = io::stdout().lock();
+    writeln!(out, "store {store}: {} events in the log, {} pending", report.events, report.pending)?;
+    writeln!(out, "log digest   {} at {}", report.log_digest, report.head)?;
+    writeln!(out, "state digest {}", report.state_digest)?;
+    for note in &report.notes {
+        writeln!(out, "note: {note}")?;
+    }
+    for problem in &report.problems {
+        writeln!(out, "problem: {problem}")?;
+    }
+    let is_well = report.problems.is_empty();
+    writeln!(out, "{}", if is_well { "all is well" } else { "something is wrong" })?;
+    Ok(if is_well { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}

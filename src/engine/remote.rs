@@ -1,0 +1,160 @@
+//! A query for another process: its question as text, and the answer as rows.
+//!
+//! Only the process that has a store can open its databases, so another one sends the question and gets the rows. What the
+//! author wrote to read rows then runs where the query was made.
+
+use rusqlite::types::Value;
+use rusqlite::{Connection, params_from_iter};
+use serde::{Deserialize, Serialize};
+
+use super::query::Query;
+use super::authorizer::Mode;
+use super::error::DbError;
+use super::sandbox::Sandbox;
+
+/// A question to the state of a store.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Question {
+    sql: String,
+    params: Vec<Cell>,
+}
+
+/// The rows of an answer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Answer {
+    columns: Vec<String>,
+    rows: Vec<Vec<Cell>>,
+}
+
+/// A value of SQLite's, kept bit for bit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+enum Cell {
+    #[serde(rename = "n")]
+    Null,
+    #[serde(rename = "i")]
+    Integer(i64),
+    /// The bits of a number, since JSON has no infinity.
+    #[serde(rename = "r")]
+    Real(u64),
+    #[serde(rename = "t")]
+    Text(String),
+    #[serde(rename = "b")]
+    Blob(Vec<u8>),
+}
+
+impl From<Value> for Cell {
+    fn from(value: Value) -> Self {
+        match value {
+            Value::Null => Self::Null,
+            Value::Integer(value) => Self::Integer(value),
+            Value::Real(value) => Self::Real(value.to_bits()),
+            Value::Text(value) => Self::Text(value),
+            Value::Blob(value) => Self::Blob(value),
+        }
+    }
+}
+
+impl From<Cell> for Value {
+    fn from(cell: Cell) -> Self {
+        match cell {
+            Cell::Null => Self::Null,
+            Cell::Integer(value) => Self::Integer(value),
+            Cell::Real(bits) => Self::Real(f64::from_bits(bits)),
+            Cell::Text(value) => Self::Text(value),
+            Cell::Blob(value) => Self::Blob(value),
+        }
+    }
+}
+
+impl Question {
+    /// What `query` asks.
+    pub(crate) fn of<T: 'static>(query: &Query<T>) -> Self {
+        let (sql, params) = query.parts();
+        Self { sql: sql.to_owned(), params: params.iter().cloned().map(Cell::from).collect() }
+    }
+
+    /// Asks it of a state. It may do what any query may, and no more.
+    pub(super) fn ask(self, sandbox: &Sandbox) -> Result<Answer, DbError> {
+        sandbox.within(Mode::Query, || {
+            let (mut statement, _) = sandbox.prepare(Mode::Query, &self.sql)?;
+            let columns: Vec<String> = statement.column_names().into_iter().map(str::to_owned).collect();
+            let mut rows = statement.query(params_from_iter(self.params.into_iter().map(Value::from)))?;
+            let mut answer = Vec::new();
+            while let Some(row) = rows.next()? {
+                let row = (0..columns.len()).map(|column| row.get::<_, Value>(column).map(Cell::from));
+                answer.push(row.collect::<Result<_, _>>()?);
+            }
+            Ok(Answer { columns, rows: answer })
+        })
+    }
+}
+
+impl Answer {
+    /// What `query`, whose answer this is, makes of the rows.
+    ///
+    /// Only SQLite can make rows that the author's code reads, so these go through a database in memory.
+    ///
+    /// # Errors
+    ///
+    /// When the author's code can't read them, or they are no answer to `query`.
+    pub(crate) fn read<T: 'static>(self, query: &Query<T>) -> Result<T, DbError> {
+        let Self { columns, rows } = self;
+        if columns.is_empty() || rows.iter().any(|row| row.len() != columns.len()) {
+            return Err(DbError::refuse("the rows don't have the columns that the answer names"));
+        }
+        let list =
+            |of: fn((usize, &String)) -> String| columns.iter().enumerate().map(of).collect::<Vec<_>>().join(", ");
+        let conn = Connection::open_in_memory()?;
+        // Columns without a type change no value.
+        conn.execute_batch(&format!("BEGIN; CREATE TABLE answer ({})", list(|(n, _)| format!("c{n}"))))?;
+        let mut insert =
+            conn.prepare(&format!("INSERT INTO answer VALUES ({})", list(|(n, _)| format!("?{}", n + 1))))?;
+        for row in rows {
+            insert.execute(params_from_iter(row.into_iter().map(Value::from)))?;
+        }
+        let named = list(|(n, name)| format!("c{n} AS \"{}\"", name.replace('"', "\"\"")));
+        let mut select = conn.prepare(&format!("SELECT {named} FROM answer ORDER BY rowid"))?;
+        query.read_rows(&mut select.raw_query())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::Schema;
+    use crate::engine::state::State;
+
+    #[test]
+    fn every_value_comes_through_another_process_as_it_was() {
+        let schema = Schema::new(
+            "CREATE TABLE t (id INTEGER PRIMARY KEY, r REAL, s TEXT, b BLOB, n INTEGER) STRICT;
+             INSERT INTO t VALUES (-9223372036854775808, 9e999, 'a\"b', x'00ff', NULL), (7, 0.1, '', x'', 1);",
+        );
+        let state = State::in_memory(&schema.into()).expect("a state");
+        type Row = (i64, f64, String, Vec<u8>, Option<i64>, i64);
+        // Two columns of one name, and one whose name has a quote in it.
+        let query: Query<Vec<Row>> =
+            Query::rows("SELECT id, r, s AS \"a\"\"b\", b, n, id FROM t WHERE id < ?1 ORDER BY id", |row| {
+                Ok((row.get(0)?, row.get("r")?, row.get("a\"b")?, row.get(3)?, row.get("n")?, row.get(5)?))
+            });
+        let query = query.bind(100).expect("a parameter");
+        let text = serde_json::to_string(&Question::of(&query)).expect("JSON");
+        let question: Question = serde_json::from_str(&text).expect("a question");
+        let answer = serde_json::to_string(&state.ask(question).expect("an answer")).expect("JSON");
+        let answer: Answer = serde_json::from_str(&answer).expect("an answer");
+        let expected = vec![
+            (i64::MIN, f64::INFINITY, "a\"b".to_owned(), vec![0, 255], None, i64::MIN),
+            (7, 0.1, String::new(), Vec::new(), Some(1), 7),
+        ];
+        assert_eq!(answer.read(&query).expect("rows"), expected);
+    }
+
+    #[test]
+    fn a_question_may_only_read() {
+        let schema = Schema::new("CREATE TABLE t (id INTEGER PRIMARY KEY) STRICT").into();
+        let state = State::in_memory(&schema).expect("a state");
+        for sql in ["DELETE FROM t", "PRAGMA user_version = 1", "SELECT random()", "SELECT 1; DELETE FROM t"] {
+            assert!(state.ask(Question { sql: sql.to_owned(), params: Vec::new() }).is_err(), "{sql}");
+        }
+    }
+}

@@ -1,0 +1,281 @@
+//! A node: one running app without a server. It has the data directory, the stores in it, and their sync with a hub.
+//!
+//! A desktop program, a test or a command line needs no more than this; a server stands on top of it.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::io::{self, IsTerminal, Write};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio_util::sync::CancellationToken;
+
+use crate::data_dir::DataDir;
+use crate::engine::{Device, SWEEP_EVERY, Schema, Setup, Store, StoreId, StoreLimits, Stores};
+use crate::program::Program;
+use crate::sync::{Clients, Upstream, UpstreamOptions};
+use crate::web::AllowedHost;
+
+/// Events that may wait to be stored, a store. More than a second's worth at full speed; beyond that a quick "try again"
+/// serves a person better than a slow answer.
+const WRITE_QUEUE: usize = 8_192;
+
+/// Stores in a data directory. Anyone who can post can make one, so there has to be an end.
+const STORES: u64 = 10_000;
+
+/// Stores that are in use at the same time. Each has a thread and some open files.
+const OPEN_STORES: usize = 512;
+
+/// How long a store stays open without anybody using it. A visitor who comes back within a minute finds it open; the threads
+/// and files of stores that were only looked at are free soon after.
+const IDLE_STORE: Duration = Duration::from_secs(60);
+
+/// Seconds until a store that its hub refuses tries again by itself: seldom enough not to be a nuisance, often enough that
+/// a person who fixed it on the other side needn't come back here.
+pub(crate) const RETRY_HALTED: u64 = 180;
+
+/// How often a node says that its stores are still in use. Well below the time after which an unused one is no longer kept
+/// in sync.
+const ATTEND_EVERY: Duration = Duration::from_secs(60);
+
+/// How an app runs. [`Options::default`] is what the program does without flags.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The data directory, made if need be; without one, this platform's place for the app's data.
+    pub data: Option<PathBuf>,
+    /// The name of this device, which the log shows with its events; without one, the host's.
+    pub device: Option<Device>,
+    /// The hub to sync with, if any.
+    pub upstream: Option<UpstreamOptions>,
+    /// How long a store that the hub refuses waits before it tries again.
+    pub retry_halted: Duration,
+    /// The names besides the loopback ones under which a server answers, for sync and `/healthz`.
+    pub allow_hosts: Vec<AllowedHost>,
+    /// Whether a server shows the page under those names, too. Anyone who can reach it can then post.
+    pub public: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            data: None,
+            device: None,
+            upstream: None,
+            retry_halted: Duration::from_secs(RETRY_HALTED),
+            allow_hosts: Vec::new(),
+            public: false,
+        }
+    }
+}
+
+/// Why an app can't run, or why one of its stores can't be had: what happened, and what to do next.
+pub struct NodeError(anyhow::Error);
+
+impl fmt::Display for NodeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&in_full(&self.0))
+    }
+}
+
+impl fmt::Debug for NodeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl std::error::Error for NodeError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        // Its words already hold the causes.
+        None
+    }
+}
+
+impl From<anyhow::Error> for NodeError {
+    fn from(error: anyhow::Error) -> Self {
+        Self(error)
+    }
+}
+
+/// The stores of an app, locked against other processes and in sync with a hub if there is one. Ends with
+/// [`close`](Self::close), or when it is dropped.
+pub struct Node {
+    pub(crate) stores: Stores,
+    pub(crate) clients: Clients,
+    pub(crate) device: Device,
+    pub(crate) shutdown: CancellationToken,
+    /// The stores that were asked for by name.
+    named: Arc<Mutex<BTreeSet<StoreId>>>,
+    /// `None` once it is closed. The lock goes with it, so it goes after the stores are closed.
+    dir: Option<DataDir>,
+}
+
+impl Node {
+    /// Opens the stores in `dir` and begins to sync. Must be called in a Tokio runtime.
+    pub(crate) fn start(
+        program: &Program,
+        dir: DataDir,
+        options: &Options,
+        limits: StoreLimits,
+        shutdown: CancellationToken,
+    ) -> anyhow::Result<Self> {
+        let upstream = options.upstream.clone().map(Upstream::new).transpose()?;
+        let device = options.device.clone().unwrap_or_else(|| host_name(program));
+        let stores = open_stores(&dir, program.schema(), &device, limits, upstream.is_some(), show_progress)?;
+        let clients = Clients::new(stores.clone(), upstream, options.retry_halted, shutdown.clone());
+        tokio::spawn(close_idle(stores.clone(), shutdown.clone()));
+        tokio::spawn(clients.clone().resume(program.store_name().parse()?));
+        let named = Arc::default();
+        if clients.follow() {
+            tokio::spawn(attend(stores.clone(), clients.clone(), Arc::clone(&named), shutdown.clone()));
+        }
+        Ok(Self { stores, clients, device, shutdown, named, dir: Some(dir) })
+    }
+
+    /// The store `name`, which is kept in sync from now on for as long as this node runs. One without events costs nothing
+    /// until its first.
+    ///
+    /// # Errors
+    ///
+    /// When `name` is no store's name, or too many stores are in use.
+    pub fn store(&self, name: &str) -> Result<Store, NodeError> {
+        let get = || -> anyhow::Result<Store> {
+            let id: StoreId = name.parse()?;
+            let store = self.stores.get(&id)?;
+            drop(self.clients.attend(&store, usize::MAX));
+            self.named.lock().unwrap_or_else(PoisonError::into_inner).insert(id);
+            Ok(store)
+        };
+        Ok(get()?)
+    }
+
+    /// Stores everything that was committed, closes the stores and gives the data directory back.
+    pub async fn close(mut self) {
+        let closed = self.close_in_background();
+        // Without an answer it is closed all the same: the thread panicked.
+        drop(closed.await);
+    }
+
+    /// The data directory.
+    pub(crate) fn dir(&self) -> &DataDir {
+        self.dir.as_ref().expect("BUG: a node is used after it was closed")
+    }
+
+    /// The data directory, to change what its lock says.
+    pub(crate) fn dir_mut(&mut self) -> &mut DataDir {
+        self.dir.as_mut().expect("BUG: a node is used after it was closed")
+    }
+
+    /// Closes on a thread of its own, since closing waits for the threads of the stores, and async code may not.
+    fn close_in_background(&mut self) -> tokio::sync::oneshot::Receiver<()> {
+        self.shutdown.cancel();
+        let (tell, closed) = tokio::sync::oneshot::channel();
+        if let Some(dir) = self.dir.take() {
+            let stores = self.stores.clone();
+            std::thread::spawn(move || {
+                stores.close();
+                drop(dir);
+                let _ = tell.send(());
+            });
+        }
+        closed
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        drop(self.close_in_background());
+    }
+}
+
+impl fmt::Debug for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Node").field("dir", &self.dir).field("device", &self.device).finish_non_exhaustive()
+    }
+}
+
+/// The stores of an app in the data directory `dir`, which the caller has. They `follow` an upstream, or are what their
+/// eventlogs say.
+pub(crate) fn open_stores(
+    dir: &DataDir,
+    schema: Schema,
+    device: &Device,
+    limits: StoreLimits,
+    follow: bool,
+    progress: fn(u64, u64),
+) -> anyhow::Result<Stores> {
+    let setup = Setup { progress, ..Setup::new(schema, device.clone())? };
+    let dir = DataDir::stores(dir.path());
+    Ok(if follow { Stores::following(&dir, setup, limits)? } else { Stores::open(&dir, setup, limits)? })
+}
+
+/// The bounds of what the stores of a program may use.
+pub(crate) fn store_limits() -> StoreLimits {
+    StoreLimits { queue: WRITE_QUEUE, stores: STORES, open: OPEN_STORES, idle: IDLE_STORE }
+}
+
+/// This machine's name, or the program's if the former can't be the name of a device.
+pub(crate) fn host_name(program: &Program) -> Device {
+    #[cfg(unix)]
+    let name = rustix::system::uname().nodename().to_str().map(str::to_owned).ok();
+    #[cfg(not(unix))]
+    let name = std::env::var("COMPUTERNAME").ok();
+    let named = name.as_deref().and_then(|name| name.parse().ok());
+    named.unwrap_or_else(|| program.name().parse().expect("BUG: not the name of a device"))
+}
+
+/// Closes idle stores for as long as the node runs, whether or not anybody asks for anything.
+async fn close_idle(stores: Stores, shutdown: CancellationToken) {
+    while shutdown.run_until_cancelled(tokio::time::sleep(SWEEP_EVERY)).await.is_some() {
+        stores.close_idle();
+    }
+}
+
+/// Keeps the stores that were asked for by name in sync.
+async fn attend(stores: Stores, clients: Clients, named: Arc<Mutex<BTreeSet<StoreId>>>, shutdown: CancellationToken) {
+    while shutdown.run_until_cancelled(tokio::time::sleep(ATTEND_EVERY)).await.is_some() {
+        let named = named.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for store in named.iter().filter_map(|id| stores.get(id).ok()) {
+            drop(clients.attend(&store, usize::MAX));
+        }
+    }
+}
+
+/// Takes the data directory that the options name, or the app's own.
+///
+/// # Errors
+///
+/// When it can't be used, or another process has it.
+pub(crate) fn take_dir(program: &Program, options: &Options) -> anyhow::Result<DataDir> {
+    let named = match &options.data {
+        Some(path) => path.clone(),
+        None => crate::data_dir::default_path(program.name())?,
+    };
+    let path = crate::data_dir::locate(&named).with_context(|| crate::data_dir::unusable(&named))?;
+    DataDir::take(&path)
+}
+
+/// Shows a person at a terminal how far the rebuild of a state has come.
+pub(crate) fn show_progress(done: u64, total: u64) {
+    let mut err = io::stderr();
+    if err.is_terminal() {
+        let end = if done >= total { "\n" } else { "" };
+        // Only a courtesy: if it can't be shown, nothing is lost.
+        drop(write!(err, "\rrebuilding the state from the log: {done} of {total} events{end}"));
+    }
+}
+
+/// An error with its causes, but for those that its own words name already.
+pub(crate) fn in_full(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        // SQLite's innermost cause repeats, behind a number, what is said already; after an advice it would only confuse.
+        let words =
+            cause.strip_prefix("Error code ").and_then(|cause| cause.split_once(": ")).map_or(&*cause, |it| it.1);
+        if !text.contains(words) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
+}

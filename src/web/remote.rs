@@ -1,0 +1,57 @@
+//! What an app's own commands ask of the process that has the data directory: to commit an event, and to answer a query.
+
+use axum::Json;
+use axum::extract::State;
+use axum::http::HeaderMap;
+use bytes::Bytes;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use super::control::authorize;
+use super::problem::Problem;
+use super::{App, Opened, sentence};
+use crate::engine::{Answer, Envelope, Error, Question};
+use crate::sync::WireEvent;
+
+/// What became of an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Committed {
+    /// False when it was stored before.
+    pub(crate) is_new: bool,
+}
+
+/// `POST /control/v1/{store}/commit`
+pub(crate) async fn commit(
+    State(app): State<App>,
+    headers: HeaderMap,
+    Opened { store, .. }: Opened,
+    body: Bytes,
+) -> Result<Json<Committed>, Problem> {
+    authorize(&app, &headers)?;
+    let event = Envelope::try_from(understood::<WireEvent>(&body)?).map_err(Error::from)?;
+    let receipt = store.commit_envelope(event).await?;
+    Ok(Json(Committed { is_new: receipt.is_new }))
+}
+
+/// `POST /control/v1/{store}/query`
+pub(crate) async fn query(
+    State(app): State<App>,
+    headers: HeaderMap,
+    Opened { store, .. }: Opened,
+    body: Bytes,
+) -> Result<Json<Answer>, Problem> {
+    authorize(&app, &headers)?;
+    let answer = store.answer(understood::<Question>(&body)?).await;
+    Ok(Json(answer.map_err(|error| match error {
+        // The owner of the data wrote it, and has to see what is wrong with it.
+        Error::Query(_) => Problem::bad_request("query-failed", sentence(error), "Nothing was changed."),
+        error => error.into(),
+    })?))
+}
+
+fn understood<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
+    serde_json::from_slice(body).map_err(|why| {
+        let advice = "Use the command of the program that serves this.";
+        Problem::bad_request("malformed-request", format!("The request is not understood: {why}."), advice)
+    })
+}
