@@ -19,6 +19,7 @@ use super::event::{EventId, MAX_ARGS, MAX_DEVICE, MAX_NAME};
 
 /// Why something is not an event: the border's refusal of malformed input.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum Malformed {
     /// Not a UUID of version 7 in its hyphenated form.
     #[error("`{0}` is not an event id: it must be a UUID of version 7 such as 0190d1e5-3f5c-7bb2-8a3e-5d4f6c7b8a90")]
@@ -40,20 +41,17 @@ pub enum Malformed {
     /// A batch without events, or with something in it that isn't one.
     #[error("not a batch of events: {0}")]
     Batch(String),
+    /// Not a name that a store may have.
+    #[error("`{0}` is not a store: its name has 1 to 63 characters, a to z, 0 to 9 and -, and doesn't begin with -")]
+    Store(String),
+    /// A number that no log counts up to.
+    #[error("{0} is no seq: a log ends before 2^62")]
+    Seq(u64),
 }
-
-/// What is not the name of a store.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("`{0}` is not a store: its name has 1 to 63 characters, a to z, 0 to 9 and -, and doesn't begin with -")]
-pub struct MalformedStoreId(pub(super) String);
-
-/// A number that no log counts up to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{0} is no seq: a log ends before 2^62")]
-pub struct MalformedSeq(pub(super) u64);
 
 /// Why a store didn't do as asked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
     /// The input is not an event.
     #[error(transparent)]
@@ -98,6 +96,7 @@ impl From<&Fault> for Error {
 
 /// Why a statement of a materializer or a query failed.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum DbError {
     /// A materializer says that its event can't have an effect; see [`DbError::refuse`].
     #[error("{0}")]
@@ -144,6 +143,7 @@ pub(crate) fn is_damage(error: &rusqlite::Error) -> bool {
 
 /// What stops a store. None of these is an event's fault, and none of them loses what was acknowledged.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Fault {
     /// The operating system refused something.
     #[error("cannot {doing} {}: {source}{}", path.display(), make_room(source))]
@@ -367,6 +367,7 @@ pub(super) fn is_failed_sync(error: &rusqlite::Error) -> bool {
 
 /// Why a directory or a file is left alone.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum NotOurs {
     /// Somebody could lead us anywhere with it.
     #[error(

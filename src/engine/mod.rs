@@ -29,7 +29,7 @@ mod writer;
 
 pub use backup::{backup, is_blank};
 
-pub use error::{Database, DbError, Error, Fault, Malformed, MalformedSeq, MalformedStoreId, NotOurs};
+pub use error::{Database, DbError, Error, Fault, Malformed, NotOurs};
 pub use event::{Args, Batch, Device, Envelope, Event, EventId, EventName, MAX_ARGS, MAX_DEVICE, MAX_NAME};
 pub use eventlog::{PageSize, Progress, Whose};
 pub(crate) use files::{Access, check_dir, create_private_dir, exists, open_private_file, open_to_read, sync_dir};

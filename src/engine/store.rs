@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::error::{Error, Fault, MalformedStoreId};
+use super::error::{Error, Fault, Malformed};
 use super::event::{Device, Envelope, Event, EventId};
 use super::eventlog::Whose;
 use super::live::{Answer, Live};
@@ -32,11 +32,11 @@ impl StoreId {
 }
 
 impl FromStr for StoreId {
-    type Err = MalformedStoreId;
-    fn from_str(name: &str) -> Result<Self, MalformedStoreId> {
+    type Err = Malformed;
+    fn from_str(name: &str) -> Result<Self, Malformed> {
         let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
         if name.is_empty() || name.len() > 63 || name.starts_with('-') || !name.bytes().all(allowed) {
-            return Err(MalformedStoreId(name.chars().take(80).collect()));
+            return Err(Malformed::Store(name.chars().take(80).collect()));
         }
         Ok(Self(name.into()))
     }

@@ -103,6 +103,44 @@ enum Held {
     Failed(Error, Instant),
 }
 
+/// Whether the store takes writes. One that doesn't is there to be read.
+enum Writes {
+    Taken,
+    /// The last one failed: why, and when. Another is tried after [`RETRY_AFTER`].
+    Failed(Error, Instant),
+    /// The eventlog is damaged. What is added to it may have to be left behind with it, so nothing is.
+    Ended(Error),
+}
+
+impl Writes {
+    fn trouble(&self) -> Option<&Error> {
+        match self {
+            Self::Taken => None,
+            Self::Failed(why, _) | Self::Ended(why) => Some(why),
+        }
+    }
+
+    /// Whether the next write may be tried.
+    fn may_be_tried(&self) -> bool {
+        match self {
+            Self::Taken => true,
+            Self::Failed(_, since) => since.elapsed() >= RETRY_AFTER,
+            Self::Ended(_) => false,
+        }
+    }
+}
+
+/// What this thread knows of the files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Disk {
+    /// None were seen, so that there are none is a beginning.
+    Empty,
+    /// They were seen, so that there are none is a fault. What they hold may not be on the disk.
+    Seen,
+    /// All that they hold is on the disk: this thread opened them, and no sync has failed since.
+    Durable,
+}
+
 /// What stores have in common that belong to one directory.
 pub(crate) struct Common {
     pub(crate) setup: Setup,
@@ -127,20 +165,13 @@ pub(crate) struct Writer {
     /// Told of every change of `health`, for who doesn't want to keep the store open.
     news: watch::Sender<u64>,
     held: Held,
-    /// Why the last write failed, and when: until one succeeds, the store is there to be read.
-    stuck: Option<(Error, Instant)>,
-    /// Whether files were seen here, so that their absence is a fault and not a beginning.
-    has_files: bool,
-    /// Whether this thread has made durable all that is in the files: it opened them, and no sync has failed since.
-    is_synced: bool,
+    writes: Writes,
+    disk: Disk,
     /// Where the store stood when that was known last.
     standing: Option<Standing>,
     looked: Instant,
     /// Whether all that was there at opening was looked at.
     is_checked: bool,
-    /// Whether the eventlog was found to be damaged. What is added to one may have to be left behind with it, so it is
-    /// only read from then on.
-    is_damaged: bool,
 }
 
 impl Writer {
@@ -161,13 +192,11 @@ impl Writer {
             health,
             news,
             held,
-            stuck: None,
-            has_files: false,
-            is_synced: false,
+            writes: Writes::Taken,
+            disk: Disk::Empty,
             standing: None,
             looked: Instant::now(),
             is_checked: false,
-            is_damaged: false,
         }
     }
 
@@ -224,7 +253,7 @@ impl Writer {
     /// Looks at some of the events that nobody asked for yet. False when there is no more to look at.
     fn check_some(&mut self) -> bool {
         let Held::Open(replica) = &mut self.held else { return false };
-        if self.is_checked || self.stuck.is_some() {
+        if self.is_checked || self.writes.trouble().is_some() {
             return false;
         }
         match replica.check_some(PORTION) {
@@ -241,7 +270,7 @@ impl Writer {
     /// Spares the next thread of this store the same checks.
     fn remember_checks(&self) {
         if let Held::Open(replica) = &self.held
-            && self.stuck.is_none()
+            && self.writes.trouble().is_none()
         {
             let mut all = self.common.checked.lock().expect("BUG: remembering what was checked panicked");
             all.insert(self.files.dir().to_owned(), replica.take_checked());
@@ -287,7 +316,7 @@ impl Writer {
         };
         match result {
             Ok(outcomes) => {
-                self.stuck = None;
+                self.writes = Writes::Taken;
                 let receipt = |(outcome, event): (Outcome, &Envelope)| match outcome {
                     Outcome::Stored(seq) => Ok(Receipt { seq, is_new: true }),
                     Outcome::Known(seq) => Ok(Receipt { seq, is_new: false }),
@@ -317,9 +346,7 @@ impl Writer {
     /// The replica, opened again if it failed a while ago, and made if there is none yet.
     fn replica(&mut self) -> Result<&mut Replica, Error> {
         self.reopen();
-        if let Some((error, since)) = &self.stuck
-            && (self.is_damaged || since.elapsed() < RETRY_AFTER)
-        {
+        if let Some(error) = self.writes.trouble().filter(|_| !self.writes.may_be_tried()) {
             return Err(error.clone());
         }
         if matches!(self.held, Held::Absent(_)) {
@@ -346,11 +373,11 @@ impl Writer {
             self.open();
         }
         if let Held::Open(replica) = &mut self.held
-            && !self.is_damaged
-            && matches!(&self.stuck, Some((_, since)) if since.elapsed() >= RETRY_AFTER)
+            && self.writes.trouble().is_some()
+            && self.writes.may_be_tried()
         {
             match replica.probe() {
-                Ok(()) => self.stuck = None,
+                Ok(()) => self.writes = Writes::Taken,
                 Err(fault) => drop(self.recover(&fault)),
             }
         }
@@ -358,13 +385,22 @@ impl Writer {
 
     /// Opens the store again after `fault`, so that at least what it holds can be read, say while the disk is full.
     fn recover(&mut self, fault: &Fault) -> Error {
-        self.is_synced &= fault.leaves_synced();
+        self.doubt_after(fault);
         let error = Error::from(fault);
-        self.is_damaged |= matches!(fault, Fault::Damaged(_));
         self.fail(error.clone());
         self.open();
-        self.stuck = Some((error.clone(), Instant::now()));
+        self.writes = match (&self.writes, fault) {
+            (Writes::Ended(_), _) | (_, Fault::Damaged(_)) => Writes::Ended(error.clone()),
+            _ => Writes::Failed(error.clone(), Instant::now()),
+        };
         error
+    }
+
+    /// Takes back that everything is on the disk, unless `fault` leaves that true.
+    fn doubt_after(&mut self, fault: &Fault) {
+        if self.disk == Disk::Durable && !fault.leaves_synced() {
+            self.disk = Disk::Seen;
+        }
     }
 
     /// Opens what is on disk, or an empty state where nothing is.
@@ -373,10 +409,13 @@ impl Writer {
         self.held = Held::Failed(Error::Closed, Instant::now());
         self.is_checked = false;
         let exists = self.files.exist();
-        if self.has_files && !exists {
-            return self.fail(Error::from(&Fault::Gone(self.files.dir().to_owned())));
+        match self.disk {
+            Disk::Seen | Disk::Durable if !exists => {
+                return self.fail(Error::from(&Fault::Gone(self.files.dir().to_owned())));
+            }
+            Disk::Empty if exists => self.disk = Disk::Seen,
+            _ => {}
         }
-        self.has_files = exists;
         let opened = if exists {
             self.open_replica().map(|replica| Held::Open(Box::new(replica)))
         } else {
@@ -397,16 +436,21 @@ impl Writer {
     fn open_replica(&mut self) -> Result<Replica, Fault> {
         let Common { setup, follows, checked, .. } = &*self.common;
         let checked = checked.lock().expect("BUG: remembering what was checked panicked").remove(self.files.dir());
-        let opened = Replica::open_found(self.files.clone(), setup.clone(), self.is_synced).and_then(|mut replica| {
-            if let Some(earlier) = checked {
-                replica.go_on_checking(earlier)?;
-            }
-            if *follows {
-                replica.follow()?;
-            }
-            Ok(replica)
-        });
-        self.is_synced = opened.as_ref().map_or_else(|fault| self.is_synced && fault.leaves_synced(), |_| true);
+        let opened = Replica::open_found(self.files.clone(), setup.clone(), self.disk == Disk::Durable).and_then(
+            |mut replica| {
+                if let Some(earlier) = checked {
+                    replica.go_on_checking(earlier)?;
+                }
+                if *follows {
+                    replica.follow()?;
+                }
+                Ok(replica)
+            },
+        );
+        match &opened {
+            Ok(_) => self.disk = Disk::Durable,
+            Err(fault) => self.doubt_after(fault),
+        }
         opened
     }
 
@@ -421,7 +465,6 @@ impl Writer {
         match self.open_replica() {
             Ok(replica) => {
                 self.held = Held::Open(Box::new(replica));
-                self.has_files = true;
                 Ok(())
             }
             Err(fault) => {
@@ -439,8 +482,8 @@ impl Writer {
         if !matches!(error, Error::Unavailable(_)) {
             return;
         }
-        let is_news = !matches!(&self.held, Held::Failed(last, _) if *last == error)
-            && !matches!(&self.stuck, Some((last, _)) if *last == error);
+        let is_news =
+            !matches!(&self.held, Held::Failed(last, _) if *last == error) && self.writes.trouble() != Some(&error);
         if is_news {
             tracing::error!(store = %self.files.dir().display(), "{error}");
         }
@@ -456,15 +499,15 @@ impl Writer {
             }
             Held::Open(replica) => {
                 self.live.refresh(replica.state(), replica.take_touched());
-                match (&self.stuck, replica.standing()) {
-                    (stuck, Ok(standing)) => {
+                match replica.standing() {
+                    Ok(standing) => {
                         self.standing = Some(standing.clone());
-                        match stuck {
-                            Some((error, _)) => Health::ReadOnly(standing, error.to_string()),
+                        match self.writes.trouble() {
+                            Some(error) => Health::ReadOnly(standing, error.to_string()),
                             None => Health::Open(standing),
                         }
                     }
-                    (_, Err(fault)) => self.failed(&Error::from(&fault)),
+                    Err(fault) => self.failed(&Error::from(&fault)),
                 }
             }
             Held::Failed(error, _) => {

@@ -141,7 +141,7 @@ impl<S: Send + Sync> FromRequestParts<S> for AskedStore {
         })?;
         let params: HashMap<&str, &str> = params.iter().collect();
         let name = params.get("store").copied();
-        let id = name.unwrap_or(DEFAULT_STORE).parse().map_err(|error: crate::engine::MalformedStoreId| {
+        let id = name.unwrap_or(DEFAULT_STORE).parse().map_err(|error: crate::engine::Malformed| {
             Problem::new(
                 StatusCode::NOT_FOUND,
                 "no-such-store",

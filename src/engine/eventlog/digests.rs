@@ -3,7 +3,7 @@
 use rusqlite::{Row, params};
 
 use super::file::{HASHED, meta};
-use super::read::{WAITING, id};
+use super::read::{Waiting, id};
 use super::tally::Tally;
 use super::{Eventlog, Result, Tip, damaged, first};
 use crate::engine::error::{Fault, LogFault};
@@ -129,15 +129,12 @@ impl Eventlog {
         if self.format < HASHED {
             return Ok(Vec::new());
         }
-        let mut tip = Tip { outbox_tally: Tally::default(), set_aside_tally: Tally::default(), ..self.tip };
+        let mut tip = self.tip;
         let mut problems = Vec::new();
-        let (mut pending, mut set_aside) = (0, 0);
-        for (table, sql) in WAITING {
-            let (tally, count) = match table {
-                "outbox" => (&mut tip.outbox_tally, &mut pending),
-                _ => (&mut tip.set_aside_tally, &mut set_aside),
-            };
-            let mut statement = self.conn.prepare_cached(&format!("{sql} ORDER BY n"))?;
+        for which in Waiting::ALL {
+            let (count, tally) = tip.waiting(which);
+            (*count, *tally) = (0, Tally::default());
+            let mut statement = self.conn.prepare_cached(&format!("{} ORDER BY n", which.select()))?;
             let mut rows = statement.query(())?;
             while let Some(row) = rows.next()? {
                 *count += 1;
@@ -152,7 +149,7 @@ impl Eventlog {
             return Ok(problems);
         }
         let stored: Vec<u8> = meta(&self.conn, "digests")?.unwrap_or_default();
-        if (pending, set_aside) != (self.tip.pending, self.tip.set_aside) || stored != tip.digests() {
+        if (tip.pending, tip.set_aside) != (self.tip.pending, self.tip.set_aside) || stored != tip.digests() {
             let parts = [
                 (tip.digest.0, "the events at the end of the log"),
                 (tip.outbox_tally.to_bytes(), "the events that wait for a place in the log"),

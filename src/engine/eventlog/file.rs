@@ -10,7 +10,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::checks::Checked;
 use super::names::Interned;
-use super::read::WAITING;
+use super::read::Waiting;
 use super::tally::Tally;
 use super::{Eventlog, Link, Result, Tip, Whose, damaged};
 use crate::engine::error::{Database, Fault, IoContext, LogFault};
@@ -23,6 +23,9 @@ pub(super) const FORMAT: i64 = 2;
 
 /// The first format whose rows have hashes.
 pub(super) const HASHED: i64 = 2;
+
+/// How many rows get their hashes at once: as many as memory can take without anybody noticing.
+const HASHED_AT_ONCE: usize = 1_024;
 
 /// Marks the file as ours: "Like" in ASCII.
 pub(super) const APPLICATION_ID: i64 = 0x4c69_6b65;
@@ -139,19 +142,19 @@ impl Eventlog {
             "ALTER TABLE outbox ADD COLUMN hash INTEGER NOT NULL DEFAULT 0;
              ALTER TABLE set_aside ADD COLUMN hash INTEGER NOT NULL DEFAULT 0;",
         )?;
-        for (table, sql) in WAITING {
-            let mut update = self.conn.prepare(&format!("UPDATE {table} SET hash = ?2 WHERE n = ?1"))?;
+        for which in Waiting::ALL {
+            let sql = format!("{} WHERE n > ?1 ORDER BY n LIMIT {HASHED_AT_ONCE}", which.select());
+            let mut update = self.conn.prepare(&format!("UPDATE {} SET hash = ?2 WHERE n = ?1", which.table()))?;
             let mut after = i64::MIN;
             loop {
-                let mut statement = self.conn.prepare_cached(&format!("{sql} WHERE n > ?1 ORDER BY n LIMIT 1024"))?;
+                let mut statement = self.conn.prepare_cached(&sql)?;
                 let hash = |row: &Row<'_>| self.waiting(row).map(|(n, _, hash)| (n, hash));
                 let hashes: Vec<_> = statement.query_and_then([after], hash)?.collect::<Result<_>>()?;
                 let Some((last, _)) = hashes.last() else { break };
                 after = *last;
                 for (n, hash) in hashes {
                     update.execute(params![n, hash.short()])?;
-                    let Tip { outbox_tally, set_aside_tally, .. } = &mut self.tip;
-                    if table == "outbox" { outbox_tally.add(hash) } else { set_aside_tally.add(hash) }
+                    self.tip.waiting(which).1.add(hash);
                 }
             }
         }

@@ -28,6 +28,7 @@ pub(crate) use read::{Content, Found, Rescued, Waiting};
 use tally::Tally;
 
 use super::error::{Fault, LogFault};
+use super::event::MAX_ARGS;
 use super::place::{Digest, Generation, LogId, Seq};
 use super::storage::{Beside, WalGauge, checkpoint_on_close};
 use super::witness::Testimony;
@@ -88,6 +89,14 @@ pub(crate) struct Tip {
 }
 
 impl Tip {
+    /// The number of events in a table outside of the log, and the sum of their hashes.
+    fn waiting(&mut self, which: Waiting) -> (&mut u64, &mut Tally) {
+        match which {
+            Waiting::Pending => (&mut self.pending, &mut self.outbox_tally),
+            Waiting::SetAside => (&mut self.set_aside, &mut self.set_aside_tally),
+        }
+    }
+
     /// What is stored with each commit, so that opening can tell whether the end of the log, the outbox and what was set
     /// aside are as they were left.
     fn digests(&self) -> Vec<u8> {
@@ -206,7 +215,7 @@ impl Eventlog {
 
     /// Writes more than an event takes, durably, and takes it away again.
     pub(crate) fn try_write(&mut self) -> Result<()> {
-        set_meta(&self.conn, "room", vec![0; 64 * 1024])?;
+        set_meta(&self.conn, "room", vec![0; MAX_ARGS])?;
         self.conn.execute("DELETE FROM meta WHERE key = 'room'", ())?;
         Ok(())
     }

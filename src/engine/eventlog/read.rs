@@ -21,6 +21,9 @@ pub struct PageSize {
 }
 
 impl PageSize {
+    /// What is read where nobody asks for a size: small enough to hold, large enough that asking again costs nothing.
+    pub(crate) const PORTION: Self = Self { events: 1_024, bytes: 8 << 20 };
+
     /// So many events, however large.
     pub const fn events(events: usize) -> Self {
         Self { events, bytes: usize::MAX }
@@ -42,17 +45,32 @@ impl PageSize {
     }
 }
 
-/// What waits outside of the log: each table, and how its rows are read.
-pub(super) const WAITING: [(&str, &str); 2] = [
-    ("outbox", "SELECT n, id, name, args, '', hash FROM outbox"),
-    ("set_aside", "SELECT n, id, name, args, why, hash FROM set_aside"),
-];
-
-/// A table of events that aren't in the log, as its place in [`WAITING`].
+/// A table of events that aren't in the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Waiting {
-    Pending = 0,
-    SetAside = 1,
+    /// The outbox.
+    Pending,
+    /// Those that the authority refused.
+    SetAside,
+}
+
+impl Waiting {
+    pub(super) const ALL: [Self; 2] = [Self::Pending, Self::SetAside];
+
+    pub(super) fn table(self) -> &'static str {
+        match self {
+            Self::Pending => "outbox",
+            Self::SetAside => "set_aside",
+        }
+    }
+
+    /// Reads the table's rows as n, id, name, args, why, hash.
+    pub(super) fn select(self) -> &'static str {
+        match self {
+            Self::Pending => "SELECT n, id, name, args, '', hash FROM outbox",
+            Self::SetAside => "SELECT n, id, name, args, why, hash FROM set_aside",
+        }
+    }
 }
 
 /// What is left of an event that isn't in the log.
@@ -229,8 +247,8 @@ impl Eventlog {
     /// What stands in a table of events that aren't in the log, with numbers above `after`, as much as fits into `size`:
     /// for whoever rescues what is left of it.
     pub(crate) fn rescue(&self, which: Waiting, after: i64, size: PageSize) -> Result<Vec<Rescued>> {
-        let (_, sql) = WAITING[which as usize];
-        let mut statement = self.conn.prepare_cached(&format!("{sql} WHERE n > ?1 ORDER BY n LIMIT ?2"))?;
+        let sql = format!("{} WHERE n > ?1 ORDER BY n LIMIT ?2", which.select());
+        let mut statement = self.conn.prepare_cached(&sql)?;
         let mut rows = statement.query(params![after, size.events])?;
         let (mut all, mut bytes) = (Vec::new(), 0);
         while let Some(row) = rows.next()? {

@@ -142,7 +142,7 @@ impl Eventlog {
     /// Gives every event of the outbox its place at the end of the log, in order.
     pub(crate) fn place_pending(&mut self, origin: &Device) -> Result<()> {
         loop {
-            let page = self.pending(i64::MIN, PageSize { events: 1_024, bytes: 8 << 20 })?;
+            let page = self.pending(i64::MIN, PageSize::PORTION)?;
             if page.is_empty() {
                 return Ok(());
             }

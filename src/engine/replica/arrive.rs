@@ -1,6 +1,6 @@
 //! An upstream's log as it comes in, and what is said of ours to an upstream or a device.
 
-use super::Replica;
+use super::{Replica, View};
 use crate::engine::error::{Fault, LogFault};
 use crate::engine::eventlog::{Found, PageSize, Tip};
 use crate::engine::place::{Digest, Entry, Generation, LogId, Seq};
@@ -55,7 +55,7 @@ impl Replica {
 
     pub(super) fn try_arrive(&mut self, page: &Page) -> Result<(), Fault> {
         let before = *self.log.tip();
-        let mut is_ours_in_order = !self.is_behind;
+        let mut is_ours_in_order = !self.is_behind();
         self.log.begin()?;
         for entry in &page.entries {
             is_ours_in_order &= self.admit(entry)?;
@@ -69,7 +69,7 @@ impl Replica {
         let now = *self.log.tip();
         let added = now.length - before.length;
         if added == 0 && now.pending == before.pending {
-            return if self.is_behind { self.settle_if_due(page.more) } else { Ok(()) };
+            return self.settle_if_due(page.more);
         }
         if is_ours_in_order {
             // The open transaction has applied just these events, in this order.
@@ -82,21 +82,22 @@ impl Replica {
             let most = SETTLE_EVERY.max(now.pending);
             return if self.unsettled >= most { self.try_settle() } else { Ok(()) };
         }
-        self.is_behind = true;
-        self.lag += added;
+        let earlier = if let View::Behind { lag } = self.view { lag } else { 0 };
+        self.view = View::Behind { lag: earlier + added };
         self.settle_if_due(page.more)
     }
 
     /// Shows queries what has arrived, if that is worth it: all that is pending is applied again for it.
     pub(super) fn settle_if_due(&mut self, more: bool) -> Result<(), Fault> {
+        let View::Behind { lag } = self.view else { return Ok(()) };
         let pending = self.log.tip().pending;
-        let is_due = if more { self.lag >= SETTLE_EVERY.max(pending) } else { self.lag >= pending };
+        let is_due = if more { lag >= SETTLE_EVERY.max(pending) } else { lag >= pending };
         if is_due || pending == 0 || !more && pending <= PUT_BACK { self.try_settle() } else { Ok(()) }
     }
 
     /// Whether events have arrived that queries don't see yet.
     pub fn is_behind(&self) -> bool {
-        self.is_behind
+        matches!(self.view, View::Behind { .. })
     }
 
     /// Puts one event of the upstream's log into ours. True when it was the next of our own pending ones, so that the
@@ -136,7 +137,7 @@ impl Replica {
     ///
     /// A fault of the machine.
     pub fn settle_arrivals(&mut self) -> Result<(), Fault> {
-        if self.is_behind { self.settle() } else { Ok(()) }
+        if self.is_behind() { self.settle() } else { Ok(()) }
     }
 
     /// How far the upstream's log was pulled, and the digest of our log up to there.

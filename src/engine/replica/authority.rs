@@ -136,7 +136,7 @@ impl Replica {
         let mut count = 0;
         self.change(|own| {
             loop {
-                let page = own.set_aside_first(PageSize { events: 1_024, bytes: 8 << 20 })?;
+                let page = own.set_aside_first(PageSize::PORTION)?;
                 if page.is_empty() {
                     return Ok(());
                 }

@@ -16,7 +16,7 @@ mod authority;
 mod write;
 
 use std::fs;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -75,13 +75,19 @@ pub struct Replica {
     witness: Witness,
     /// How many confirmed events only the state's open transaction holds, not yet its file.
     unsettled: u64,
-    /// Whether the log holds events that the open transaction doesn't.
-    is_behind: bool,
-    /// How many arrived since it does.
-    lag: u64,
+    view: View,
     identity: Option<Vec<FileId>>,
-    /// Whether a fault has left it in the middle of something.
-    is_broken: bool,
+}
+
+/// What queries see of the eventlog.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum View {
+    /// All of it: the open transaction holds log and outbox.
+    Level,
+    /// All but the last `lag` events that arrived: the outbox has yet to be put back on top of them.
+    Behind { lag: u64 },
+    /// Unknown. A fault came in the middle of something, so nothing more is done.
+    Broken,
 }
 
 impl Replica {
@@ -139,18 +145,7 @@ impl Replica {
         };
         sync_dir(files.dir())?;
         drop(alone);
-        let mut replica = Self {
-            setup,
-            files,
-            log,
-            state,
-            witness,
-            unsettled: 0,
-            is_behind: false,
-            lag: 0,
-            identity: None,
-            is_broken: false,
-        };
+        let mut replica = Self { setup, files, log, state, witness, unsettled: 0, view: View::Level, identity: None };
         replica.settle()?;
         replica.witness.write(replica.log.testimony())?;
         replica.identity = replica.identify();
@@ -160,17 +155,20 @@ impl Replica {
     /// Runs `act` unless an earlier fault left log and state apart: whoever went on from there would commit a state that
     /// lacks events below its cursor.
     fn unless_broken<T>(&mut self, act: impl FnOnce(&mut Self) -> Result<T, Fault>) -> Result<T, Fault> {
-        if self.is_broken {
+        if self.view == View::Broken {
             return Err(Fault::Stopped);
         }
-        // Also when it panics.
-        self.is_broken = true;
-        let value = act(self)?;
-        if let Some(wal) = self.wals().find(|wal| wal.has_failed()) {
-            return Err(Fault::Unsynced(wal.path().to_owned()));
+        let result = catch_unwind(AssertUnwindSafe(|| {
+            let value = act(self)?;
+            match self.wals().find(|wal| wal.has_failed()) {
+                Some(wal) => Err(Fault::Unsynced(wal.path().to_owned())),
+                None => Ok(value),
+            }
+        }));
+        if !matches!(result, Ok(Ok(_))) {
+            self.view = View::Broken;
         }
-        self.is_broken = false;
-        Ok(value)
+        result.unwrap_or_else(|panic| resume_unwind(panic))
     }
 
     /// Makes the committed state level with the log, and puts the pending events on top of it again. On a disk without room
@@ -187,8 +185,7 @@ impl Replica {
         self.state.rollback()?;
         let is_level = self.catch_up()?;
         self.unsettled = 0;
-        self.is_behind = false;
-        self.lag = 0;
+        self.view = View::Level;
         if self.log.tip().pending > 0 || !is_level { self.restore(&mut Enders::new()) } else { Ok(()) }
     }
 
@@ -238,8 +235,7 @@ impl Replica {
                 Err(Stop::Fault(fault)) => return Err(fault),
             }
         }
-        self.is_behind = false;
-        self.lag = 0;
+        self.view = View::Level;
         if self.state.cursor().seq < self.log.tip().head {
             self.unsettled = self.unsettled.max(1);
         }
@@ -410,7 +406,7 @@ impl Replica {
 impl Drop for Replica {
     fn drop(&mut self) {
         // After a fault the WALs are all that is known to be right, and have to stay as they are.
-        if !self.is_broken {
+        if self.view != View::Broken {
             for closed in [self.log.close_in_order().map_err(Fault::from), self.state.close_in_order()] {
                 if let Err(error) = closed {
                     tracing::warn!(store = %self.files.dir().display(), %error, "cannot close in good order");
