@@ -8,7 +8,9 @@ use std::sync::Arc;
 use rusqlite::types::{FromSql, Value};
 use rusqlite::{Row, Rows, ToSql, params_from_iter};
 
-use super::authorizer::{Mode, Tables};
+use super::authorizer::Mode;
+use super::changes::Tables;
+use super::depends::Depends;
 use super::error::DbError;
 use super::materialize::panic_message;
 use super::sandbox::Sandbox;
@@ -43,6 +45,18 @@ enum Param {
     Real(u64),
     Text(String),
     Blob(Vec<u8>),
+}
+
+impl From<&Value> for Param {
+    fn from(value: &Value) -> Self {
+        match value {
+            Value::Null => Self::Null,
+            Value::Integer(value) => Self::Integer(*value),
+            Value::Real(value) => Self::Real(value.to_bits()),
+            Value::Text(value) => Self::Text(value.clone()),
+            Value::Blob(value) => Self::Blob(value.clone()),
+        }
+    }
 }
 
 impl<T: FromSql + 'static> Query<T> {
@@ -94,14 +108,7 @@ impl<T: 'static> Query<T> {
     }
 
     pub(crate) fn key(&self) -> QueryKey {
-        let param = |value: &Value| match value {
-            Value::Null => Param::Null,
-            Value::Integer(value) => Param::Integer(*value),
-            Value::Real(value) => Param::Real(value.to_bits()),
-            Value::Text(value) => Param::Text(value.clone()),
-            Value::Blob(value) => Param::Blob(value.clone()),
-        };
-        let params = self.params.iter().map(param).collect();
+        let params = self.params.iter().map(Param::from).collect();
         QueryKey { sql: self.sql, params, mapper: self.mapper, answer: TypeId::of::<T>() }
     }
 
@@ -117,6 +124,11 @@ impl<T: 'static> Query<T> {
             DbError::refuse(format!("what reads its rows panicked: {}", panic_message(&*panic)))
         };
         Ok(answer.map_err(panicked)??)
+    }
+
+    /// What the answer depends on, if it reads the tables `reads`.
+    pub(super) fn depends(&self, sandbox: &Sandbox, reads: Tables) -> rusqlite::Result<Depends> {
+        Depends::of(sandbox, self.sql, &self.params, reads)
     }
 
     /// Runs the query, and says which tables it read.

@@ -7,9 +7,9 @@ use rusqlite::types::Value;
 use rusqlite::{Connection, params_from_iter};
 use serde::{Deserialize, Serialize};
 
-use super::query::Query;
 use super::authorizer::Mode;
 use super::error::DbError;
+use super::query::Query;
 use super::sandbox::Sandbox;
 
 /// A question to the state of a store.

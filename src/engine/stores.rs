@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
 
-use super::authorizer::Tables;
 use super::error::{Error, Fault, IoContext};
 use super::live::Live;
 use super::setup::{Files, Setup};
@@ -307,7 +306,7 @@ impl Shared {
             Ok(state) => empty.insert(state),
             Err(fault) => return live.fail(&Error::from(&fault)),
         };
-        live.refresh(state, Tables::default());
+        live.refresh(state);
     }
 }
 

@@ -422,8 +422,8 @@ impl Writer {
             State::in_memory(&self.common.setup.schema).map(|state| Held::Absent(Box::new(state)))
         };
         match opened {
-            Ok(held) => {
-                if let Held::Open(replica) = &held {
+            Ok(mut held) => {
+                if let Held::Open(replica) = &mut held {
                     // Watchers may have an answer from before.
                     replica.state().touch_all();
                 }
@@ -492,28 +492,24 @@ impl Writer {
 
     /// Tells everybody what changed.
     fn publish(&mut self) {
+        match &mut self.held {
+            Held::Absent(state) => self.live.refresh(state),
+            Held::Open(replica) => self.live.refresh(replica.state()),
+            Held::Failed(error, _) => self.live.fail(error),
+        }
         let health = match &self.held {
-            Held::Absent(state) => {
-                self.live.refresh(state, state.take_touched());
-                Health::Absent
-            }
-            Held::Open(replica) => {
-                self.live.refresh(replica.state(), replica.take_touched());
-                match replica.standing() {
-                    Ok(standing) => {
-                        self.standing = Some(standing.clone());
-                        match self.writes.trouble() {
-                            Some(error) => Health::ReadOnly(standing, error.to_string()),
-                            None => Health::Open(standing),
-                        }
+            Held::Absent(_) => Health::Absent,
+            Held::Open(replica) => match replica.standing() {
+                Ok(standing) => {
+                    self.standing = Some(standing.clone());
+                    match self.writes.trouble() {
+                        Some(error) => Health::ReadOnly(standing, error.to_string()),
+                        None => Health::Open(standing),
                     }
-                    Err(fault) => self.failed(&Error::from(&fault)),
                 }
-            }
-            Held::Failed(error, _) => {
-                self.live.fail(error);
-                self.failed(error)
-            }
+                Err(fault) => self.failed(&Error::from(&fault)),
+            },
+            Held::Failed(error, _) => self.failed(error),
         };
         let is_new = self.health.send_if_modified(|last| {
             let is_new = *last != health;
