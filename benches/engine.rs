@@ -216,10 +216,10 @@ async fn time_votes(watched: usize, votes: usize) -> Duration {
     let stores = Stores::open(dir.path(), setup, StoreLimits::default()).expect("open");
     let store = stores.get(&"bench".parse().expect("a name")).expect("open");
     store.commit(Voted { item: 0 }).await.expect("commit");
-    let query = Query::rows("SELECT votes FROM item WHERE id = ?1", |row| row.get::<_, u64>(0));
+    let query = Query::rows("SELECT votes FROM item WHERE id = ?1", |row| Ok(row.get::<_, u64>(0)?));
     let mut watches = Vec::new();
     for item in 0..watched {
-        let mut watch = store.watch(query.clone().bind(item as u64).expect("a number"));
+        let mut watch = store.watch(query.clone().bind(item as u64));
         watch.next().await.expect("an answer");
         watches.push(watch);
     }

@@ -11,7 +11,7 @@ use std::sync::Arc;
 
 use serde::de::DeserializeOwned;
 
-use crate::engine::{DbError, Event, Query, Schema, StoreId};
+use crate::engine::{Event, Fault, Query, Schema, StoreId};
 use crate::web::face::{Face, Figure, Form, Fragment, Nouns};
 use crate::web::{IntoHtml, Page, Params, Refusal, Render, Visitor};
 
@@ -138,7 +138,7 @@ pub enum AppError {
     },
     /// The schema is wrong.
     #[error("the schema: {0}")]
-    Schema(#[from] DbError),
+    Schema(#[from] Fault),
     /// The page or a fragment can't be rendered.
     #[error("{0}")]
     Page(String),

@@ -7,6 +7,7 @@
 //! [`Error`] is what the users of a store see of all of these. [`is_of_machine`] draws the line on which the promise
 //! "same log, same state" stands: an event's fault skips the event, alike on every replica; the machine's never does.
 
+use std::error::Error as StdError;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -17,7 +18,10 @@ use rusqlite::types::FromSqlError;
 
 use super::event::{EventId, MAX_ARGS, MAX_DEVICE, MAX_NAME};
 
-/// Why something is not an event: the border's refusal of malformed input.
+/// How much of a statement a message quotes, in characters: one line of a terminal, and its table and columns.
+const LONGEST_SQL: usize = 160;
+
+/// Why something is not an event, a store or a place in a log.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Malformed {
@@ -88,28 +92,46 @@ pub enum Error {
     Closed,
 }
 
+impl From<DbError> for Error {
+    fn from(error: DbError) -> Self {
+        Self::Query(error.to_string())
+    }
+}
+
+impl From<Fault> for Error {
+    fn from(fault: Fault) -> Self {
+        Self::from(&fault)
+    }
+}
+
 impl From<&Fault> for Error {
     fn from(fault: &Fault) -> Self {
         Self::Unavailable(fault.to_string().into())
     }
 }
 
-/// Why a statement of a materializer or a query failed.
-#[derive(Debug, thiserror::Error)]
+/// Why a materializer or a query failed.
+///
+/// Every error of yours turns into one by `?`: of SQLite, of parsing, of any crate. That is why it is not itself a
+/// [`std::error::Error`]; a [`Fault`] or an [`Error`] made of it is.
+#[derive(Debug)]
 #[non_exhaustive]
 pub enum DbError {
     /// A materializer says that its event can't have an effect; see [`DbError::refuse`].
-    #[error("{0}")]
     Refused(String),
     /// The statement does something that is not deterministic, or reaches for what isn't its own.
-    #[error("{0}")]
     Forbidden(String),
     /// After an error that ended the transaction, or that was the machine's, nothing more may run.
-    #[error("an earlier error stopped this materializer")]
     Stopped,
     /// SQLite's own answer.
-    #[error(transparent)]
-    Sqlite(#[from] rusqlite::Error),
+    Sqlite {
+        /// What it says.
+        source: rusqlite::Error,
+        /// Of which statement, if that is known.
+        sql: Option<Box<str>>,
+    },
+    /// An error of the author's own code.
+    Other(Box<dyn StdError + Send + Sync>),
 }
 
 impl DbError {
@@ -117,6 +139,64 @@ impl DbError {
     pub fn refuse(why: impl Into<String>) -> Self {
         Self::Refused(why.into())
     }
+
+    /// Names the statement that failed, unless it is named already.
+    pub(crate) fn of_statement(self, text: &str) -> Self {
+        match self {
+            Self::Sqlite { source, sql: None } => Self::Sqlite { source, sql: Some(text.into()) },
+            other => other,
+        }
+    }
+
+    /// SQLite's answer, if it is the machine's fault.
+    pub(crate) fn of_machine(self) -> Result<rusqlite::Error, Self> {
+        match self {
+            Self::Sqlite { source, .. } if is_of_machine(&source) => Ok(source),
+            other => Err(other),
+        }
+    }
+}
+
+impl fmt::Display for DbError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Refused(why) | Self::Forbidden(why) => f.write_str(why),
+            Self::Stopped => f.write_str("an earlier error stopped this materializer"),
+            // It would repeat the statement as a whole.
+            Self::Sqlite { source: rusqlite::Error::SqlInputError { msg, sql, .. }, .. } => {
+                write!(f, "{msg}, in the statement `{}`", one_line(sql))
+            }
+            Self::Sqlite { source, sql: Some(sql) } => write!(f, "{source}, in the statement `{}`", one_line(sql)),
+            Self::Sqlite { source, sql: None } => source.fmt(f),
+            Self::Other(why) => why.fmt(f),
+        }
+    }
+}
+
+impl<E: StdError + Send + Sync + 'static> From<E> for DbError {
+    fn from(error: E) -> Self {
+        let error: Box<dyn StdError + Send + Sync> = Box::new(error);
+        match error.downcast::<rusqlite::Error>() {
+            Ok(source) => Self::Sqlite { source: *source, sql: None },
+            Err(other) => Self::Other(other),
+        }
+    }
+}
+
+impl From<DbError> for Box<dyn StdError + Send + Sync> {
+    fn from(error: DbError) -> Self {
+        Fault::Schema(error).into()
+    }
+}
+
+/// Enough of a statement to recognize it by in a message.
+pub(crate) fn one_line(sql: &str) -> String {
+    let mut line = sql.split_whitespace().collect::<Vec<_>>().join(" ");
+    if let Some((end, _)) = line.char_indices().nth(LONGEST_SQL) {
+        line.truncate(end);
+        line.push('…');
+    }
+    line
 }
 
 /// Whether the machine failed rather than the event, so that the same event may well succeed later or elsewhere.
@@ -211,7 +291,7 @@ pub enum Fault {
     },
     /// The schema itself breaks a rule.
     #[error("the schema can't be used: {0}")]
-    Schema(#[from] DbError),
+    Schema(DbError),
     /// An earlier fault has stopped the store.
     #[error("an earlier fault stopped this store; it has to be opened again")]
     Stopped,
@@ -232,6 +312,12 @@ pub enum Fault {
          and start likewise again", .0.display()
     )]
     Gone(PathBuf),
+}
+
+impl From<DbError> for Fault {
+    fn from(error: DbError) -> Self {
+        Self::Schema(error)
+    }
 }
 
 /// One of the two databases of a store.

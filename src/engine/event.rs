@@ -7,6 +7,8 @@ use std::iter;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use rusqlite::ToSql;
+use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSqlOutput, ValueRef};
 use serde::de::DeserializeOwned;
 use serde::de::value::MapDeserializer;
 use serde::{Deserialize, Serialize};
@@ -28,6 +30,9 @@ pub const MAX_DEVICE: usize = 64;
 
 /// The name under which several events travel as one; see [`Batch`]. The prefix `likewise.` is the engine's own.
 pub(crate) const BATCH: &str = "likewise.batch";
+
+/// Names the rule by which the events of a batch get their ids. Part of a schema's fingerprint.
+pub(crate) const BATCH_IDS: &str = "likewise batch ids 1";
 
 /// A type of event. Its values are immutable facts; the payload is what `serde` makes of the value.
 ///
@@ -75,6 +80,22 @@ impl EventId {
         self.0.as_bytes()
     }
 
+    /// The id of the `nth` event of a batch that has this id, counted from 0.
+    ///
+    /// The first keeps the batch's id. Each later one has the batch's time, and in place of chance a hash of the batch's
+    /// id and its own index. So it is the same on every replica, and takes no bytes anywhere. Replicas with another rule
+    /// would make other states of the same log: a change of it is a change of [`BATCH_IDS`].
+    pub(crate) fn nth_of_batch(self, nth: usize) -> Self {
+        if nth == 0 {
+            return self;
+        }
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(BATCH_IDS.as_bytes()).update(self.as_bytes()).update(&(nth as u64).to_le_bytes());
+        let mut rest = [0; 10];
+        rest.copy_from_slice(&hasher.finalize().as_bytes()[..10]);
+        Self::from_parts(self.millis(), rest)
+    }
+
     /// Reads an id back from storage.
     #[inline]
     pub(crate) fn from_bytes(bytes: &[u8]) -> Result<Self, Malformed> {
@@ -109,6 +130,19 @@ impl TryFrom<String> for EventId {
 impl From<EventId> for String {
     fn from(id: EventId) -> String {
         id.to_string()
+    }
+}
+
+/// As text, the same as [`Display`](fmt::Display) gives, for columns of type TEXT.
+impl ToSql for EventId {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(self.to_string().into())
+    }
+}
+
+impl FromSql for EventId {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
+        value.as_str()?.parse().map_err(FromSqlError::other)
     }
 }
 
@@ -299,6 +333,14 @@ impl Envelope {
         EventName::check(self.name.as_str()).is_ok() && args.as_ref() == Ok(&self.args)
     }
 
+    /// How many events it has: one, unless it is a batch.
+    pub(crate) fn events(&self) -> usize {
+        match self.name.as_str() {
+            BATCH => unseal(self.args.as_text()).map_or(1, |items| items.len()),
+            _ => 1,
+        }
+    }
+
     /// Puts `event` under `id`.
     ///
     /// # Errors
@@ -311,7 +353,8 @@ impl Envelope {
 
 /// Several events that are committed together: applied wholly or not at all, here and everywhere.
 ///
-/// A batch is one event whose payload is the list, so log, outbox and wire know nothing of it.
+/// A batch is one event whose payload is the list, so log, outbox and wire know nothing of it. Each event in it has an
+/// id of its own all the same, which follows from the batch's: see [`Receipt::ids`](super::Receipt::ids).
 #[derive(Debug, Default)]
 pub struct Batch {
     items: Vec<BatchItem>,

@@ -418,14 +418,16 @@ mod tests {
         let mut replica = Replica::open(Files::in_dir(dir.path()), setup).expect("a replica");
         replica.follow().expect("it follows");
         let live = Live::default();
-        let read = |row: &rusqlite::Row<'_>| row.get::<_, Option<i64>>(0);
+        fn read(row: &rusqlite::Row<'_>) -> Result<Option<i64>, crate::engine::DbError> {
+            Ok(row.get(0)?)
+        }
         let mut queries: Vec<Query<Vec<Option<i64>>>> = Vec::new();
         for key in ["a", "b", "c", "d"] {
-            queries.extend(KEYED.map(|sql| Query::rows(sql, read).bind(key).expect("a parameter")));
+            queries.extend(KEYED.map(|sql| Query::rows(sql, read).bind(key)));
         }
         for id in 0..4 {
             let sql = "SELECT v FROM number WHERE id = ?";
-            queries.push(Query::rows(sql, read).bind(id).expect("a parameter"));
+            queries.push(Query::rows(sql, read).bind(id));
         }
         let watches: Vec<_> = queries.iter().map(|query| live.watch(query.clone()).0).collect();
         live.refresh(replica.state());
@@ -476,10 +478,9 @@ mod tests {
         let query = |key: usize| {
             Query::rows("SELECT v FROM item WHERE k = ?1", |row| {
                 RUNS.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                row.get::<_, i64>(0)
+                Ok(row.get::<_, i64>(0)?)
             })
             .bind(key.to_string())
-            .expect("a parameter")
         };
         let watches: Vec<_> = (0..1_000).map(|key| live.watch(query(key)).0).collect();
         live.refresh(&mut state);

@@ -12,7 +12,7 @@ use rusqlite::{Params, Row, Statement, params};
 
 use super::authorizer::Mode;
 use super::changes::Written;
-use super::error::{DbError, Fault, LogFault, is_of_machine};
+use super::error::{DbError, Fault, LogFault};
 use super::event::{self, BATCH, Envelope, EventId, EventRef};
 use super::sandbox::{Sandbox, Statements};
 use super::schema::Schema;
@@ -40,7 +40,7 @@ impl<'a> Db<'a> {
         Self { statements: sandbox.statements(), id: nobody, touched, stopped: RefCell::default() }
     }
 
-    /// The id of the event.
+    /// The id of the event: unique wherever it was made, and so a good key. Each event of a batch has its own.
     pub fn id(&self) -> EventId {
         self.id.get()
     }
@@ -60,7 +60,8 @@ impl<'a> Db<'a> {
         self.attempt(sql, |statement| Ok(statement.execute(params)?))
     }
 
-    /// All rows of a SELECT, each as `map` reads it. Without ORDER BY their order is SQLite's whim.
+    /// All rows of a SELECT, each as `map` reads it, where `?` works on any error. Without ORDER BY their order is
+    /// SQLite's whim.
     ///
     /// # Errors
     ///
@@ -69,9 +70,9 @@ impl<'a> Db<'a> {
         &self,
         sql: &str,
         params: impl Params,
-        map: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
+        map: impl FnMut(&Row<'_>) -> Result<T, DbError>,
     ) -> Result<Vec<T>, DbError> {
-        self.attempt(sql, |statement| Ok(statement.query_map(params, map)?.collect::<Result<_, _>>()?))
+        self.attempt(sql, |statement| statement.query_and_then(params, map)?.collect())
     }
 
     /// The first row of a SELECT as `map` reads it, if it has one.
@@ -83,12 +84,9 @@ impl<'a> Db<'a> {
         &self,
         sql: &str,
         params: impl Params,
-        map: impl FnOnce(&Row<'_>) -> rusqlite::Result<T>,
+        map: impl FnOnce(&Row<'_>) -> Result<T, DbError>,
     ) -> Result<Option<T>, DbError> {
-        self.attempt(sql, |statement| {
-            let mut rows = statement.query(params)?;
-            Ok(rows.next()?.map(map).transpose()?)
-        })
+        self.attempt(sql, |statement| statement.query(params)?.next()?.map(map).transpose())
     }
 
     /// Runs one statement unless an earlier one made that impossible, and remembers if this one does.
@@ -102,10 +100,16 @@ impl<'a> Db<'a> {
             self.touched.set(self.touched.get() | written);
             run(statement)
         });
-        let failure = match result {
-            Err(DbError::Sqlite(error)) if is_of_machine(&error) => Failure::Machine(error),
-            Err(error) if self.statements.sandbox().is_autocommit() => Failure::Ended(error.to_string()),
-            other => return other,
+        let failure = match result.map_err(DbError::of_machine) {
+            Ok(value) => return Ok(value),
+            Err(Ok(error)) => Failure::Machine(error),
+            Err(Err(error)) => {
+                let error = error.of_statement(sql);
+                if !self.statements.sandbox().is_autocommit() {
+                    return Err(error);
+                }
+                Failure::Ended(error.to_string())
+            }
         };
         self.stopped.replace(Some(Box::new(failure)));
         Err(DbError::Stopped)
@@ -148,9 +152,9 @@ impl Schema {
         if let Some(failure) = db.stopped.take() {
             return Err(*failure);
         }
-        result.map_err(|error| match error {
-            DbError::Sqlite(error) if is_of_machine(&error) => Failure::Machine(error),
-            error => Failure::Event(error.to_string()),
+        result.map_err(|error| match error.of_machine() {
+            Ok(error) => Failure::Machine(error),
+            Err(error) => Failure::Event(error.to_string()),
         })
     }
 
@@ -164,7 +168,9 @@ impl Schema {
         if items.iter().any(|item| !self.materializers.contains_key(item.name.as_str())) {
             return Ok(Effect::Unknown);
         }
-        for item in &items {
+        let batch = db.id();
+        for (nth, item) in items.iter().enumerate() {
+            db.id.set(batch.nth_of_batch(nth));
             let args = item.args.as_ref().map(|raw| raw.get()).filter(|text| !matches!(*text, "null" | "{}"));
             self.materializers[item.name.as_str()](args, db)?;
         }

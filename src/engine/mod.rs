@@ -41,6 +41,8 @@ pub use place::{Cursor, Digest, Entry, Generation, LogId, Seq};
 pub use query::Query;
 pub(crate) use remote::{Answer, Question};
 pub use replica::{Outcome, Page, Position, Replica, SETTLE_EVERY, Standing, committed_state};
+/// What an author's own code says to SQLite, in the version that the engine is built with.
+pub use rusqlite::{self, Params, Row, ToSql, params, types::FromSql};
 pub use schema::Schema;
 pub use setup::{Files, Setup, executable};
 pub use store::{Store, StoreId, Watch};

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use super::authorizer::Mode;
-use super::error::DbError;
-use super::event::{self, BATCH, Event, EventName};
+use super::error::{DbError, Fault};
+use super::event::{self, BATCH, BATCH_IDS, Event, EventName};
 use super::materialize::Db;
 use super::sandbox::Sandbox;
 use super::storage::open_in_memory;
@@ -79,19 +79,19 @@ impl Schema {
     /// # Errors
     ///
     /// What is wrong with the script.
-    pub fn check(&self) -> Result<(), DbError> {
-        let sandbox = Sandbox::new(open_in_memory()?)?;
-        self.create(&sandbox)
+    pub fn check(&self) -> Result<(), Fault> {
+        let sandbox = open_in_memory().and_then(Sandbox::new).map_err(Fault::state)?;
+        Ok(self.create(&sandbox)?)
     }
 
     /// Which replicas may compare the digests of their states: those for which this is the same. Covers the tables,
-    /// the names of the events, the author's version and SQLite's version, but not the bodies of the materializers,
+    /// the names of the events, the author's version, SQLite's version and the rule for ids in a batch, but not the bodies of the materializers,
     /// which nothing can see.
     pub fn fingerprint(&self) -> String {
         let mut hasher = blake3::Hasher::new();
         let version = self.version.to_string();
         let names = self.materializers.keys().copied();
-        for part in [self.sql, &version, rusqlite::version()].into_iter().chain(names) {
+        for part in [self.sql, &version, rusqlite::version(), BATCH_IDS].into_iter().chain(names) {
             hasher.update(&(part.len() as u64).to_le_bytes());
             hasher.update(part.as_bytes());
         }
@@ -255,9 +255,9 @@ mod tests {
     fn statements_touch_what_they_write_also_when_they_give_rows_or_cascade() {
         let both = |first: usize, second: usize| Tables(1 << first | 1 << second);
         let sql = "INSERT INTO stranger VALUES (5) RETURNING id";
-        let schema = Schema::new(FAMILY).on(move |_: Happened, db| db.first(sql, (), |row| row.get::<_, i64>(0)));
+        let schema = Schema::new(FAMILY).on(move |_: Happened, db| db.first(sql, (), |row| Ok(row.get::<_, i64>(0)?)));
         assert_eq!(happen(&schema).1, both(2, 2));
-        let schema = Schema::new(FAMILY).on(move |_: Happened, db| db.rows(sql, (), |row| row.get::<_, i64>(0)));
+        let schema = Schema::new(FAMILY).on(move |_: Happened, db| db.rows(sql, (), |row| Ok(row.get::<_, i64>(0)?)));
         assert_eq!(happen(&schema).1, both(2, 2));
         let schema = Schema::new(FAMILY).on(|_: Happened, db| db.execute("DELETE FROM parent", ()));
         assert_eq!(happen(&schema).1, both(0, 1));
