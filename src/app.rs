@@ -10,8 +10,13 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use serde::de::DeserializeOwned;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
 
+use crate::cli::{self, Context};
 use crate::engine::{Event, Fault, Query, Schema, StoreId};
+use crate::node::{Node, NodeError, Options, store_limits, take_dir};
+use crate::serve::Server;
 use crate::web::face::{Face, Figure, Form, Fragment, Nouns};
 use crate::web::{IntoHtml, Page, Params, Refusal, Render, Visitor};
 
@@ -90,9 +95,8 @@ pub struct App {
     name: &'static str,
     version: &'static str,
     about: &'static str,
-    store: Option<&'static str>,
     schema: Arc<dyn Fn() -> Schema + Send + Sync>,
-    face: Face,
+    face: Arc<Face>,
     commands: Vec<AppCommand>,
 }
 
@@ -110,9 +114,6 @@ pub(crate) type Running = Pin<Box<dyn Future<Output = Result<ExitCode, BoxError>
 
 /// Any error, as an app's own command may end with it.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
-
-/// What an app's own command works with: a store to commit to and to read, whether or not a process is serving it.
-pub struct Context {}
 
 /// What is wrong with an app. Its author sees it at the first start.
 #[derive(Debug, thiserror::Error)]
@@ -157,9 +158,8 @@ impl App {
             name,
             version: env!("CARGO_PKG_VERSION"),
             about: "",
-            store: None,
             schema: Arc::new(schema),
-            face: Face::new(name),
+            face: Arc::new(Face::new(name)),
             commands: Vec::new(),
         }
     }
@@ -178,19 +178,19 @@ impl App {
 
     /// Sets what one event of the app is called, and several: "2 to-dos waiting". Without this they are events.
     pub fn nouns(mut self, one: &'static str, many: &'static str) -> Self {
-        self.face.nouns = Nouns { one, many };
+        self.face_mut().nouns = Nouns { one, many };
         self
     }
 
     /// Sets the name of the store whose routes have no prefix; without this it is the app's own name.
     pub fn store(mut self, store: &'static str) -> Self {
-        self.store = Some(store);
+        self.face_mut().store = store;
         self
     }
 
     /// Adds `POST /name`, which commits an `E` made of the form's fields.
     pub fn form<E: Event>(mut self, name: &'static str) -> Self {
-        self.face.forms.push(Form::new::<E>(name));
+        self.face_mut().forms.push(Form::new::<E>(name));
         self
     }
 
@@ -205,7 +205,7 @@ impl App {
         F: DeserializeOwned + 'static,
         E: Event,
     {
-        self.face.forms.push(Form::with(name, make));
+        self.face_mut().forms.push(Form::with(name, make));
         self
     }
 
@@ -224,7 +224,7 @@ impl App {
         H: IntoHtml<M>,
         M: 'static,
     {
-        self.face.fragments.push(Fragment::new(name, query, render));
+        self.face_mut().fragments.push(Fragment::new(name, query, render));
         self
     }
 
@@ -234,20 +234,21 @@ impl App {
         H: IntoHtml<M>,
         M: 'static,
     {
-        self.face.page = Some(Arc::new(move |asked| page(asked).into_html()));
+        self.face_mut().page = Some(Arc::new(move |asked| page(asked).into_html()));
         self
     }
 
     /// Adds a number that `status`, `/status` and `/metrics` show under `name`.
     pub fn figure(mut self, name: &'static str, query: impl Fn() -> Query<u64> + Send + Sync + 'static) -> Self {
-        self.face.figures.push(Figure { name, query: Arc::new(query) });
+        self.face_mut().figures.push(Figure { name, query: Arc::new(query) });
         self
     }
 
     /// Adds routes of your own to every store, behind the same guard as the program's. Their handlers may extract a
     /// [`Store`](crate::engine::Store).
     pub fn routes(mut self, routes: axum::Router) -> Self {
-        self.face.routes = std::mem::take(&mut self.face.routes).merge(routes);
+        let face = self.face_mut();
+        face.routes = std::mem::take(&mut face.routes).merge(routes);
         self
     }
 
@@ -267,6 +268,48 @@ impl App {
         };
         self.commands.push(AppCommand { command, run: Arc::new(run) });
         self
+    }
+
+    /// Runs the app as a whole program, with every command, and gives what to exit with.
+    pub fn main(self) -> ExitCode {
+        cli::run(&self)
+    }
+
+    /// Opens the app without a server: its stores, locked against other processes, and in sync with a hub if the options
+    /// name one. Must be called in a Tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// When something is wrong with the app or the options, or another process has the data directory.
+    pub fn open(&self, options: Options) -> Result<Node, NodeError> {
+        self.check().map_err(anyhow::Error::from)?;
+        let dir = take_dir(self, &options)?;
+        Ok(Node::start(self, dir, &options, store_limits(), CancellationToken::new())?)
+    }
+
+    /// Serves the app on `listener` until `shutdown` is done, then lets requests and stores finish.
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](Self::open); also when the app's first store can't be used.
+    pub async fn serve(
+        &self,
+        options: Options,
+        listener: TcpListener,
+        shutdown: impl Future<Output = ()> + Send + 'static,
+    ) -> Result<(), NodeError> {
+        self.check().map_err(anyhow::Error::from)?;
+        let dir = take_dir(self, &options)?;
+        let token = CancellationToken::new();
+        let server = Server::prepare(self, options, dir, listener, token.clone()).await?;
+        let _ends_with_this = token.clone().drop_guard();
+        let end = token.clone();
+        tokio::spawn(async move {
+            token.run_until_cancelled(shutdown).await;
+            end.cancel();
+        });
+        server.run().await;
+        Ok(())
     }
 
     /// Says what is wrong with the app, as far as that can be known before it runs.
@@ -293,7 +336,7 @@ impl App {
             let (what, name) = ("a store", self.store_name().to_owned());
             return Err(AppError::Name { what, name, why: why.to_string() });
         }
-        let Face { forms, fragments, figures, .. } = &self.face;
+        let Face { forms, fragments, figures, .. } = &*self.face;
         let commands: Vec<&str> = self.commands.iter().map(|command| command.command.get_name()).collect();
         let kinds: [(_, _, Vec<&str>, &[&str]); 4] = [
             ("a form", "forms", forms.iter().map(|form| form.name).collect(), &[]),
@@ -315,6 +358,7 @@ impl App {
                 }
             }
         }
+        cli::check(self)?;
         Ok(self.schema().check()?)
     }
 
@@ -333,9 +377,14 @@ impl App {
         self.about
     }
 
+    /// What the names of the program's environment variables begin with, such as `TODO` of `TODO_LISTEN`.
+    pub(crate) fn prefix(&self) -> String {
+        self.name.to_ascii_uppercase().replace('-', "_")
+    }
+
     /// The store whose routes have no prefix.
     pub(crate) fn store_name(&self) -> &'static str {
-        self.store.unwrap_or(self.name)
+        self.face.store
     }
 
     /// The schema, made anew: a program makes it once for its stores, and once for each look at their files.
@@ -344,8 +393,12 @@ impl App {
     }
 
     /// What the web floor shows of the app: its forms, fragments, figures, nouns and page.
-    pub(crate) fn face(&self) -> &Face {
+    pub(crate) fn face(&self) -> &Arc<Face> {
         &self.face
+    }
+
+    fn face_mut(&mut self) -> &mut Face {
+        Arc::make_mut(&mut self.face)
     }
 
     /// The commands that the app adds.

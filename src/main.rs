@@ -1,7 +1,7 @@
-//! The `likewise` program.
+//! The `likewise` program: likes, and all that every app has.
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    likewise::cli::main()
+    likewise::likes::app().main()
 }

@@ -12,9 +12,9 @@ use std::time::Duration;
 use anyhow::Context;
 use tokio_util::sync::CancellationToken;
 
+use crate::app::App;
 use crate::data_dir::DataDir;
 use crate::engine::{Device, SWEEP_EVERY, Schema, Setup, Store, StoreId, StoreLimits, Stores};
-use crate::program::Program;
 use crate::sync::{Clients, Upstream, UpstreamOptions};
 use crate::web::AllowedHost;
 
@@ -114,18 +114,18 @@ pub struct Node {
 impl Node {
     /// Opens the stores in `dir` and begins to sync. Must be called in a Tokio runtime.
     pub(crate) fn start(
-        program: &Program,
+        app: &App,
         dir: DataDir,
         options: &Options,
         limits: StoreLimits,
         shutdown: CancellationToken,
     ) -> anyhow::Result<Self> {
         let upstream = options.upstream.clone().map(Upstream::new).transpose()?;
-        let device = options.device.clone().unwrap_or_else(|| host_name(program));
-        let stores = open_stores(&dir, program.schema(), &device, limits, upstream.is_some(), show_progress)?;
+        let device = options.device.clone().unwrap_or_else(|| host_name(app));
+        let stores = open_stores(&dir, app.schema(), &device, limits, upstream.is_some(), show_progress)?;
         let clients = Clients::new(stores.clone(), upstream, options.retry_halted, shutdown.clone());
         tokio::spawn(close_idle(stores.clone(), shutdown.clone()));
-        tokio::spawn(clients.clone().resume(program.store_name().parse()?));
+        tokio::spawn(clients.clone().resume(app.store_name().parse()?));
         let named = Arc::default();
         if clients.follow() {
             tokio::spawn(attend(stores.clone(), clients.clone(), Arc::clone(&named), shutdown.clone()));
@@ -216,13 +216,13 @@ pub(crate) fn store_limits() -> StoreLimits {
 }
 
 /// This machine's name, or the program's if the former can't be the name of a device.
-pub(crate) fn host_name(program: &Program) -> Device {
+pub(crate) fn host_name(app: &App) -> Device {
     #[cfg(unix)]
     let name = rustix::system::uname().nodename().to_str().map(str::to_owned).ok();
     #[cfg(not(unix))]
     let name = std::env::var("COMPUTERNAME").ok();
     let named = name.as_deref().and_then(|name| name.parse().ok());
-    named.unwrap_or_else(|| program.name().parse().expect("BUG: not the name of a device"))
+    named.unwrap_or_else(|| app.name().parse().expect("BUG: not the name of a device"))
 }
 
 /// Closes idle stores for as long as the node runs, whether or not anybody asks for anything.
@@ -247,10 +247,10 @@ async fn attend(stores: Stores, clients: Clients, named: Arc<Mutex<BTreeSet<Stor
 /// # Errors
 ///
 /// When it can't be used, or another process has it.
-pub(crate) fn take_dir(program: &Program, options: &Options) -> anyhow::Result<DataDir> {
+pub(crate) fn take_dir(app: &App, options: &Options) -> anyhow::Result<DataDir> {
     let named = match &options.data {
         Some(path) => path.clone(),
-        None => crate::data_dir::default_path(program.name())?,
+        None => crate::data_dir::default_path(app.name())?,
     };
     let path = crate::data_dir::locate(&named).with_context(|| crate::data_dir::unusable(&named))?;
     DataDir::take(&path)

@@ -1,20 +1,21 @@
 //! A node with a server in front of it.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use axum::Router;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
+use crate::app::App;
 use crate::data_dir::DataDir;
 use crate::engine::{Health, StoreLimits};
 use crate::node::{Node, Options, store_limits};
-use crate::program::Program;
 use crate::sync::{TokenFile, Tokens};
 use crate::web::live::Pages;
 use crate::web::metrics::Metrics;
-use crate::web::{self, App, Hub, Policy, Services, Shares};
+use crate::web::{self, Hub, Policy, Services, Shares, VisitorKey, Words};
 
 /// Open event streams, of all stores together. Someone who is alone can have 10,000, beside the parts that are kept for
 /// others. Each is a connection, and there are a few thousand more of those.
@@ -34,17 +35,17 @@ impl Server {
     /// Opens the stores of `dir`, and gets ready to serve them on `listener`. If the store of the routes without prefix
     /// can't be used, that is an error now, rather than a page that says so later.
     pub(crate) async fn prepare(
-        program: &Program,
+        app: &App,
         options: Options,
         dir: DataDir,
         listener: TcpListener,
         shutdown: CancellationToken,
     ) -> anyhow::Result<Self> {
-        Self::prepare_within(program, options, store_limits(), dir, listener, shutdown).await
+        Self::prepare_within(app, options, store_limits(), dir, listener, shutdown).await
     }
 
     async fn prepare_within(
-        program: &Program,
+        app: &App,
         options: Options,
         mut stores: StoreLimits,
         dir: DataDir,
@@ -54,8 +55,8 @@ impl Server {
         let open_files = web::raise_open_file_limit();
         let limits = web::Limits::default().within_open_files(open_files);
         stores.open = web::stores_within_open_files(stores.open, open_files);
-        let mut node = Node::start(program, dir, &options, stores, shutdown.clone())?;
-        let first = node.stores.get(&program.store_name().parse()?)?;
+        let mut node = Node::start(app, dir, &options, stores, shutdown.clone())?;
+        let first = node.stores.get(&app.store_name().parse()?)?;
         if let Health::Failed(why) = first.healthy().await {
             bail!("the store {}: {why}", first.id());
         }
@@ -66,12 +67,16 @@ impl Server {
             tracing::warn!(
                 "other machines can reach {bound}, and are refused. To let them sync, start {} with --allow-host NAME, \
                  where NAME is the name or address under which they ask for it; to let them open the page, add --public",
-                program.name()
+                app.name()
             );
         }
         let dir = node.dir();
         let tokens = Tokens::follow(TokenFile::in_dir(dir.path()), shutdown.clone())?;
-        let app = App::new(Services {
+        let face = app.face();
+        let services = Arc::new(Services {
+            metrics: Metrics::new(face),
+            visitors: VisitorKey::in_dir(dir.path()),
+            face: Arc::clone(face),
             stores: node.stores.clone(),
             device: node.device.clone(),
             pages: Pages::default(),
@@ -80,11 +85,15 @@ impl Server {
             data: dir.path().to_owned(),
             hub: Hub::new(tokens, dir.path().to_owned(), shutdown.clone()),
             control_key: dir.key().into(),
-            metrics: Metrics::new(),
             shutdown,
         });
-        let policy = Policy { allow_hosts: options.allow_hosts, public: options.public, ..Policy::default() };
-        let router = web::protect(web::routes(app), policy);
+        if let Some(unknown) = web::rehearse(&services).await {
+            bail!("the page: {unknown}");
+        }
+        let words = Words::of(face);
+        let policy = Policy { allow_hosts: options.allow_hosts, public: options.public, words, ..Policy::default() };
+        let routes = web::routes(services).map_err(|why| anyhow!("the app's own routes: {why}"))?;
+        let router = web::protect(routes, policy);
         Ok(Self { node, router, limits, listener, address })
     }
 
@@ -121,8 +130,8 @@ mod tests {
         let dir = DataDir::take(data.path()).expect("the directory");
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let shutdown = CancellationToken::new();
-        let (program, options) = (crate::cli::likes(), Options::default());
-        let server = Server::prepare_within(&program, options, limits, dir, listener, shutdown.clone());
+        let (app, options) = (crate::likes::app(), Options::default());
+        let server = Server::prepare_within(&app, options, limits, dir, listener, shutdown.clone());
         let server = server.await.expect("a server");
         let ids: Vec<_> = (0..20).map(|n| format!("store-{n}").parse().expect("a name")).collect();
         for id in &ids {

@@ -183,3 +183,22 @@ fn license_expressions_are_read_as_they_are_meant() {
         assert!(!holds(wrong), "{wrong}");
     }
 }
+
+#[test]
+fn the_engine_and_the_decisions_of_sync_stand_alone() {
+    let arguments = ["tree", "--locked", "--offline", "--no-default-features", "--edges", "normal", "--prefix", "none"];
+    let tree = Command::new(env!("CARGO")).args(arguments).current_dir(env!("CARGO_MANIFEST_DIR")).output();
+    let tree = tree.expect("cargo starts");
+    assert!(tree.status.success(), "{}", String::from_utf8_lossy(&tree.stderr));
+    let tree = String::from_utf8(tree.stdout).expect("text");
+    let names: BTreeSet<&str> = tree.lines().filter_map(|line| line.split(' ').next()).collect();
+    assert!(names.contains("rusqlite"), "{names:?}");
+    for name in ["axum", "clap", "hyper", "mio", "reqwest", "ring", "rustls", "tracing-subscriber"] {
+        assert!(!names.contains(name), "{name} is only for what stands above: {names:?}");
+    }
+    assert!(names.len() <= MOST_ALONE, "{} packages: {names:?}", names.len());
+}
+
+/// So many packages the engine may link, itself and those that only build it included. More would have to be worth it to
+/// people who want nothing but the engine.
+const MOST_ALONE: usize = 48;

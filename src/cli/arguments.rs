@@ -8,15 +8,14 @@ use std::env;
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use anyhow::bail;
 use clap::builder::{BoolishValueParser, Resettable, StyledStr};
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
+use crate::app::{App, AppCommand, AppError};
 use crate::engine::{Device, StoreId};
 use crate::node::RETRY_HALTED;
-use crate::program::Program;
 use crate::web::AllowedHost;
 
 /// What a command line asks for.
@@ -52,8 +51,8 @@ Commands work on the data directory whether or not a {app} process is serving it
 they say, with 1 when they could not (`verify` also when it found a difference), and with 2 when the command line is wrong.";
 
 /// The variable that says what is logged.
-pub(super) fn log_variable(program: &Program) -> String {
-    program.prefix() + "_LOG"
+pub(super) fn log_variable(app: &App) -> String {
+    app.prefix() + "_LOG"
 }
 
 #[derive(Args)]
@@ -233,8 +232,8 @@ const SERVE_FLAGS: [&str; 9] =
 /// # Errors
 ///
 /// When it is wrong, or only asks for help.
-pub(super) fn parse(program: &Program, line: impl IntoIterator<Item = OsString>) -> Result<Asked, clap::Error> {
-    let mut command = with_tidy_variables(command_line(program));
+pub(super) fn parse(app: &App, line: impl IntoIterator<Item = OsString>) -> Result<Asked, clap::Error> {
+    let mut command = with_tidy_variables(command_line(app));
     let mut matches = command.try_get_matches_from_mut(line)?;
     // The flags of `serve` may stand alone, but not before another command.
     let is_given = |id: &&'static str| matches.value_source(id) == Some(ValueSource::CommandLine);
@@ -243,7 +242,7 @@ pub(super) fn parse(program: &Program, line: impl IntoIterator<Item = OsString>)
         let message = format!("--{flag} is a flag of `serve`; it can't stand before `{name}`");
         return Err(command.error(ErrorKind::ArgumentConflict, message));
     }
-    let is_own = |name: &str| program.commands().iter().any(|own| own.command.get_name() == name);
+    let is_own = |name: &str| app.commands().iter().any(|own| own.command.get_name() == name);
     if matches.subcommand_name().is_some_and(is_own)
         && let Some((name, mut matches)) = matches.remove_subcommand()
     {
@@ -263,51 +262,50 @@ pub(super) fn parse(program: &Program, line: impl IntoIterator<Item = OsString>)
     Ok(Asked { data: top.data.data, command: Command::Common(asked) })
 }
 
-/// All commands of the program, in its own words.
-fn command_line(program: &Program) -> clap::Command {
-    let about = program.about_text();
+/// All commands of the app, in its own words.
+fn command_line(app: &App) -> clap::Command {
+    let about = app.about_text();
     let summary = about.split_once("\n\n").map_or(about, |(summary, _)| summary);
-    let common = in_words_of(program, Top::command());
-    let store = in_words_of(program, StoreArgs::augment_args(clap::Command::new("store")));
+    let common = in_words_of(app, Top::command());
+    let store = in_words_of(app, StoreArgs::augment_args(clap::Command::new("store")));
     // The app's own commands come first in the list, since they are what it is for.
-    let own = program.commands().iter().map(|own| own.command.clone().args(store.get_arguments()).display_order(0));
+    let own = app.commands().iter().map(|own| own.command.clone().args(store.get_arguments()).display_order(0));
     let own: Vec<_> = own.collect();
-    common.name(program.name()).version(program.version_text()).about(summary).long_about(about).subcommands(own)
+    common.name(app.name()).version(app.version_text()).about(summary).long_about(about).subcommands(own)
 }
 
-/// Refuses commands of the app's own that would hide a common one, or each other.
+/// Refuses commands of the app's own that would hide a common one or each other, and flags that every command has.
 ///
 /// # Errors
 ///
 /// When there is one.
-pub(super) fn check(program: &Program) -> anyhow::Result<()> {
-    let (common, app) = (Top::command(), program.name());
+pub(crate) fn check(app: &App) -> Result<(), AppError> {
+    let refuse = |what, name: &str, why: &str| {
+        Err(AppError::Name { what, name: name.to_owned(), why: format!("there is {why} already; choose another") })
+    };
+    let common = Top::command();
     let mut names = BTreeSet::from(["help"]);
     names.extend(common.get_subcommands().map(clap::Command::get_name));
-    for own in program.commands() {
-        let command = &own.command;
+    for AppCommand { command, .. } in app.commands() {
         for name in std::iter::once(command.get_name()).chain(command.get_all_aliases()) {
             if !names.insert(name) {
-                bail!("the app {app} can't have the command `{name}`: there is one of that name already. Rename it");
+                return refuse("a command", name, "a command of that name");
             }
         }
-        let takes = |arg: &&Arg| ["data", "store"].map(Some).contains(&arg.get_long());
-        if let Some(arg) = command.get_arguments().find(takes) {
-            bail!(
-                "the command `{}` of the app {app} can't have the flag --{}: every command has one of that name. Rename it",
-                command.get_name(),
-                arg.get_id()
-            );
+        for flag in command.get_arguments().filter_map(Arg::get_long) {
+            if flag == "data" || flag == "store" {
+                return refuse("a flag", flag, "a flag of that name for every command");
+            }
         }
     }
     Ok(())
 }
 
 /// Puts the program's name, variables and words into the common ones.
-fn in_words_of(program: &Program, mut command: clap::Command) -> clap::Command {
+fn in_words_of(app: &App, mut command: clap::Command) -> clap::Command {
     let words = |text: &StyledStr| {
-        let text = text.to_string().replace("{app}", program.name()).replace("{APP}", &program.prefix());
-        text.replace("{events}", program.events_text())
+        let text = text.to_string().replace("{app}", app.name()).replace("{APP}", &app.prefix());
+        text.replace("{events}", app.face().nouns.many)
     };
     if let Some(about) = command.get_about().map(words) {
         command = command.about(about);
@@ -326,17 +324,17 @@ fn in_words_of(program: &Program, mut command: clap::Command) -> clap::Command {
             arg = arg.long_help(help);
         }
         if arg.get_id() == "store" {
-            arg = arg.default_value(program.store_name());
+            arg = arg.default_value(app.store_name());
         }
         match arg.get_env().and_then(|name| name.to_str()) {
             Some(name) => {
-                let name = format!("{}_{name}", program.prefix());
+                let name = format!("{}_{name}", app.prefix());
                 arg.env(name)
             }
             None => arg,
         }
     };
-    command.mut_args(arg).mut_subcommands(|command| in_words_of(program, command))
+    command.mut_args(arg).mut_subcommands(|command| in_words_of(app, command))
 }
 
 /// Takes empty variables for unset, which is what `LIKEWISE_UPSTREAM=` in a service's file means, and leaves out the
@@ -363,13 +361,16 @@ fn with_tidy_variables(command: clap::Command) -> clap::Command {
 
 #[cfg(test)]
 mod tests {
-    use super::super::tests::{own, todo};
-    use super::*;
+    use std::process::ExitCode;
 
-    /// What the program makes of these words.
-    fn asked(program: &Program, words: &[&str]) -> Result<Asked, clap::Error> {
-        let words = std::iter::once(program.name()).chain(words.iter().copied());
-        parse(program, words.map(OsString::from))
+    use super::super::tests::todo;
+    use super::*;
+    use crate::BoxError;
+
+    /// What the app makes of these words.
+    fn asked(app: &App, words: &[&str]) -> Result<Asked, clap::Error> {
+        let words = std::iter::once(app.name()).chain(words.iter().copied());
+        parse(app, words.map(OsString::from))
     }
 
     /// All commands, and those below them.
@@ -380,14 +381,14 @@ mod tests {
 
     #[test]
     fn the_command_line_is_consistent() {
-        command_line(&super::super::likes()).debug_assert();
+        command_line(&crate::likes::app()).debug_assert();
         command_line(&todo()).debug_assert();
     }
 
     #[test]
     fn help_and_variables_have_the_apps_own_names() {
-        let program = todo();
-        every(&command_line(&program), &mut |command| {
+        let app = todo();
+        every(&command_line(&app), &mut |command| {
             let mut command = command.clone();
             let name = command.get_name().to_owned();
             let help = command.render_long_help().to_string();
@@ -401,13 +402,13 @@ mod tests {
                 }
             }
         });
-        let mut command = command_line(&program);
+        let mut command = command_line(&app);
         let help = command.render_long_help().to_string();
         for words in ["What is to be done.", "to-do serves", "TO_DO_LOG", "TO_DO_DATA", "with its to-dos", "add"] {
             assert!(help.contains(words), "{words}: {help}");
         }
-        assert_eq!(command_line(&program).get_version(), Some("1.2.3"));
-        let Ok(Asked { command: Command::Common(Cli::Status { store, .. }), .. }) = asked(&program, &["status"]) else {
+        assert_eq!(command_line(&app).get_version(), Some("1.2.3"));
+        let Ok(Asked { command: Command::Common(Cli::Status { store, .. }), .. }) = asked(&app, &["status"]) else {
             panic!("not a status")
         };
         assert_eq!(store.store.as_str(), "to-do");
@@ -415,37 +416,38 @@ mod tests {
 
     #[test]
     fn own_commands_get_their_arguments_and_the_common_flags() {
-        let program = todo();
+        let app = todo();
         for words in
             [&["--data", "d", "add", "Milk", "--store", "home"][..], &["add", "--data", "d", "--store", "home", "Milk"]]
         {
-            let Ok(Asked { data, command: Command::Own { name, matches, store } }) = asked(&program, words) else {
+            let Ok(Asked { data, command: Command::Own { name, matches, store } }) = asked(&app, words) else {
                 panic!("not an own command")
             };
             assert_eq!((name.as_str(), store.as_str()), ("add", "home"));
             assert_eq!(matches.get_one::<String>("title").map(String::as_str), Some("Milk"));
             assert_eq!(data, Some("d".into()));
         }
-        let wrong = asked(&program, &["add"]).err().expect("a title is missing");
+        let wrong = asked(&app, &["add"]).err().expect("a title is missing");
         assert_eq!(wrong.kind(), ErrorKind::MissingRequiredArgument);
-        let wrong = asked(&program, &["--listen", "127.0.0.1:0", "add", "x"]).err().expect("a flag of serve");
+        let wrong = asked(&app, &["--listen", "127.0.0.1:0", "add", "x"]).err().expect("a flag of serve");
         assert!(wrong.to_string().contains("it can't stand before `add`"), "{wrong}");
     }
 
     #[test]
     fn own_commands_with_a_name_that_is_taken_are_refused() {
-        check(&todo()).expect("all is well");
+        todo().check().expect("all is well");
+        let with = |command| todo().command(command, async |_, _| Ok::<_, BoxError>(ExitCode::SUCCESS)).check();
         for name in ["status", "help", "set-aside", "serve", "add"] {
-            let mut program = todo();
-            program.commands.push(own(clap::Command::new(name)));
-            let error = check(&program).expect_err(name).to_string();
-            assert!(error.contains(&format!("can't have the command `{name}`")), "{error}");
+            let error = with(clap::Command::new(name)).expect_err(name).to_string();
+            assert!(error.contains(&format!("`{name}`")), "{error}");
         }
-        let mut program = todo();
-        program.commands.push(own(clap::Command::new("other").alias("verify")));
-        assert!(check(&program).expect_err("an alias").to_string().contains("`verify`"));
-        let mut program = todo();
-        program.commands.push(own(clap::Command::new("other").arg(Arg::new("store").long("store"))));
-        assert!(check(&program).expect_err("a flag").to_string().contains("the flag --store"));
+        let other = || clap::Command::new("other");
+        for (command, needle) in [
+            (other().alias("verify"), "`verify` can't be the name of a command"),
+            (other().arg(Arg::new("mine").long("store")), "`store` can't be the name of a flag"),
+        ] {
+            let error = with(command).expect_err(needle).to_string();
+            assert!(error.contains(needle), "{error}");
+        }
     }
 }

@@ -106,14 +106,14 @@ impl fmt::Debug for Context {
 
 /// Runs the app's command `name`.
 pub(super) async fn run(at: &Target<'_>, name: &str, matches: ArgMatches) -> anyhow::Result<ExitCode> {
-    let own = at.program.commands().iter().find(|own| own.command.get_name() == name);
+    let own = at.app.commands().iter().find(|own| own.command.get_name() == name);
     let own = own.context("BUG: a command of nobody")?;
     let run = async |access| {
         let context = Context { store: at.store.clone(), access };
         (own.run)(matches, context).await.map_err(|error| anyhow!(error))
     };
     match DataDir::claim(at.data)? {
-        Claim::Taken(holder) => run(Access::Asked(Process::new(at.program, at.data, holder)?)).await,
+        Claim::Taken(holder) => run(Access::Asked(Process::new(at.app, at.data, holder)?)).await,
         Claim::ReadOnly(_) => bail!(read_only(at.data)),
         Claim::Ours(dir) => at.open(&dir, async |store| run(Access::Here(store.clone())).await).await,
     }

@@ -1,8 +1,8 @@
 //! Root acts as the user whom the data belongs to.
 //!
-//! What `sudo likewise token add` made as root, the server of another user could not open any more. And whoever owns the
-//! directory could lead root astray in it, between any look and the step after it. Both end when root takes on that
-//! user's rights before it touches anything: what is made is that user's, and nothing else can be reached.
+//! A file that root makes, with `sudo likewise token add` for example, could not be opened by another user's server. And the
+//! owner of the directory could lead root astray in it, between a look and the step after it. So root takes on that user's
+//! rights before it touches anything: what it makes is that user's, and it can reach nothing else.
 
 use std::path::Path;
 

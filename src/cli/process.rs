@@ -9,8 +9,8 @@ use reqwest::header::HOST;
 use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
 use serde::de::DeserializeOwned;
 
+use crate::app::App;
 use crate::data_dir::Holder;
-use crate::program::Program;
 use crate::sync::{Trust, tls};
 
 /// How long a command waits for a word from a program that may be anywhere.
@@ -30,8 +30,8 @@ impl Process {
     /// # Errors
     ///
     /// When it doesn't listen.
-    pub(super) fn new(program: &Program, data: &Path, holder: Option<Holder>) -> anyhow::Result<Self> {
-        let name = program.name();
+    pub(super) fn new(app: &App, data: &Path, holder: Option<Holder>) -> anyhow::Result<Self> {
+        let name = app.name();
         let asked = holder.and_then(|holder| Some(Self { address: holder.address.clone()?, holder, name }));
         asked.with_context(|| {
             format!(

@@ -10,17 +10,17 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use super::arguments::ServeArgs;
+use crate::app::App;
 use crate::data_dir::DataDir;
 use crate::node::Options;
-use crate::program::Program;
 use crate::serve::Server;
 use crate::sync::{TokenSource, UpstreamOptions};
 
 /// How long to wait for everything to end before ending anyway.
 const SHUTDOWN: Duration = Duration::from_secs(5);
 
-pub(super) async fn serve(program: &Program, data: &Path, args: ServeArgs) -> anyhow::Result<ExitCode> {
-    let (listen, options) = options(program, args)?;
+pub(super) async fn serve(app: &App, data: &Path, args: ServeArgs) -> anyhow::Result<ExitCode> {
+    let (listen, options) = options(app, args)?;
     let dir = DataDir::take(data)?;
     let listener = TcpListener::bind(&listen).await.with_context(|| {
         format!(
@@ -29,7 +29,7 @@ pub(super) async fn serve(program: &Program, data: &Path, args: ServeArgs) -> an
         )
     })?;
     let shutdown = CancellationToken::new();
-    let server = Server::prepare(program, options, dir, listener, shutdown.clone()).await?;
+    let server = Server::prepare(app, options, dir, listener, shutdown.clone()).await?;
     // Before anybody can know that it runs, so that no signal comes too early to be heard.
     let signals = Signals::listen().context("cannot wait for signals")?;
     tokio::spawn(end_at_signal(signals, shutdown.clone()));
@@ -51,8 +51,8 @@ pub(super) async fn serve(program: &Program, data: &Path, args: ServeArgs) -> an
 }
 
 /// Where to listen, and how to run.
-fn options(program: &Program, args: ServeArgs) -> anyhow::Result<(String, Options)> {
-    let name = program.name();
+fn options(app: &App, args: ServeArgs) -> anyhow::Result<(String, Options)> {
+    let name = app.name();
     let upstream = match (args.upstream, args.token_file, args.token) {
         (None, ..) => None,
         (Some(url), Some(path), _) => Some((url, TokenSource::File(path))),

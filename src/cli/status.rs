@@ -8,20 +8,20 @@ use reqwest::RequestBuilder;
 
 use super::process::{as_local, http_client, unanswered, understood};
 use super::target::{Access, Target, access_to_all};
+use crate::app::App;
 use crate::node::host_name;
-use crate::program::Program;
 use crate::sync::LinkStatus;
 use crate::web::{self, StatusReport};
 
 pub(super) async fn status(at: &Target<'_>, url: Option<String>, json: bool) -> anyhow::Result<ExitCode> {
     let report = match url {
         Some(url) => ask(at, &url, |request| request).await?,
-        None => match access_to_all(at.program, at.data)? {
+        None => match access_to_all(at.app, at.data)? {
             Access::Asked(process) => ask(at, &process.address, as_local).await?,
             Access::Here(here) => {
                 let report = at.open(&here.dir, async |store| -> anyhow::Result<_> {
-                    let device = host_name(at.program);
-                    let mut report = StatusReport::of(store, &device, &LinkStatus::none()).await?;
+                    let device = host_name(at.app);
+                    let mut report = StatusReport::of(at.app.face(), store, &device, &LinkStatus::none()).await?;
                     report.digests = Some(web::digests(store)?);
                     Ok(report)
                 });
@@ -34,7 +34,7 @@ pub(super) async fn status(at: &Target<'_>, url: Option<String>, json: bool) -> 
         serde_json::to_writer_pretty(&mut out, &report)?;
         writeln!(out)?;
     } else {
-        show(&mut out, at.program, &report)?;
+        show(&mut out, at.app, &report)?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -45,8 +45,8 @@ async fn ask(
     url: &str,
     prepare: fn(RequestBuilder) -> RequestBuilder,
 ) -> anyhow::Result<StatusReport> {
-    let name = at.program.name();
-    let url = format!("{}{}/status?digests", url.trim_end_matches('/'), web::base(&at.store));
+    let name = at.app.name();
+    let url = format!("{}{}/status?digests", url.trim_end_matches('/'), at.app.face().base(&at.store));
     let answer = prepare(http_client(&url)?.get(&url)).send().await.map_err(|error| unanswered(error, &url, name))?;
     understood(answer, &url)
         .await?
@@ -55,15 +55,14 @@ async fn ask(
         .with_context(|| format!("what {url} answers is not the status of a store"))
 }
 
-fn show(out: &mut impl Write, program: &Program, report: &StatusReport) -> anyhow::Result<()> {
-    let name = program.name();
+fn show(out: &mut impl Write, app: &App, report: &StatusReport) -> io::Result<()> {
+    let name = app.name();
     let StatusReport { store, device, head, cursor, pending, set_aside, skipped, unknown, log, .. } = report;
     writeln!(out, "store      {store} on {device}", device = device.as_str())?;
-    let json = serde_json::to_value(report)?;
-    for figure in program.figure_names() {
+    for (figure, number) in &report.figures {
         // A count without a name of its own counts events.
-        let label = if figure == "count" { program.events_text() } else { figure };
-        writeln!(out, "{label:<10} {}", json.get(figure).unwrap_or_default())?;
+        let label = if figure == "count" { app.face().nouns.many } else { figure };
+        writeln!(out, "{label:<10} {number}")?;
     }
     writeln!(out, "log        {} up to {head}", log.as_deref().unwrap_or("none yet,"))?;
     writeln!(out, "state      up to {cursor}")?;
@@ -74,7 +73,7 @@ fn show(out: &mut impl Write, program: &Program, report: &StatusReport) -> anyho
     if let Some(error) = &upstream.error {
         writeln!(out, "           {error}")?;
     }
-    if let Some(advice) = upstream.code.as_deref().and_then(web::what_to_do) {
+    if let Some(advice) = upstream.code.as_deref().and_then(|code| web::what_to_do(app.face(), code)) {
         writeln!(out, "           {advice}")?;
     }
     for (count, what) in [

@@ -11,15 +11,15 @@ use serde::de::DeserializeOwned;
 use tempfile::TempDir;
 
 use super::process::Process;
+use crate::app::App;
 use crate::data_dir::{self, Claim, DataDir, read_only};
 use crate::engine::{self, Files, Store, StoreId};
 use crate::node::{host_name, open_stores, show_progress, store_limits};
-use crate::program::Program;
 use crate::sync::TokenFile;
 
-/// A store of a program, in a data directory.
+/// A store of a app, in a data directory.
 pub(super) struct Target<'a> {
-    pub(super) program: &'a Program,
+    pub(super) app: &'a App,
     pub(super) data: &'a Path,
     pub(super) store: StoreId,
 }
@@ -42,7 +42,7 @@ impl Target<'_> {
         if !DataDir::is_used(self.data)? {
             bail!(self.missing());
         }
-        access(self.program, self.data, Some(&self.store))
+        access(self.app, self.data, Some(&self.store))
     }
 
     /// Has `act` done to the store: by the process that has the data directory, which answers `POST` with `body` on the
@@ -63,7 +63,7 @@ impl Target<'_> {
     {
         match DataDir::claim(self.data)? {
             Claim::Taken(holder) => {
-                let process = Process::new(self.program, self.data, holder)?;
+                let process = Process::new(self.app, self.data, holder)?;
                 let request = process.request(Method::POST, &format!("{}/{route}", self.store))?.body(body);
                 process.answer(request).await
             }
@@ -82,8 +82,8 @@ impl Target<'_> {
         dir: &DataDir,
         act: impl AsyncFnOnce(&Store) -> Result<T, E>,
     ) -> anyhow::Result<T> {
-        let schema = self.program.schema();
-        let stores = open_stores(dir, schema, &host_name(self.program), store_limits(), false, show_progress)?;
+        let schema = self.app.schema();
+        let stores = open_stores(dir, schema, &host_name(self.app), store_limits(), false, show_progress)?;
         let result = match stores.get(&self.store) {
             Ok(store) => act(&store).await.map_err(Into::into),
             Err(error) => Err(error.into()),
@@ -126,20 +126,20 @@ impl Target<'_> {
 /// # Errors
 ///
 /// As [`Target::access`].
-pub(super) fn access_to_all(program: &Program, data: &Path) -> anyhow::Result<Access> {
+pub(super) fn access_to_all(app: &App, data: &Path) -> anyhow::Result<Access> {
     if !DataDir::is_used(data)? {
         bail!(
             "there is no data in {}; run `{}` and use it, or name the directory with --data",
             data.display(),
-            program.name()
+            app.name()
         );
     }
-    access(program, data, None)
+    access(app, data, None)
 }
 
-fn access(program: &Program, data: &Path, store: Option<&StoreId>) -> anyhow::Result<Access> {
+fn access(app: &App, data: &Path, store: Option<&StoreId>) -> anyhow::Result<Access> {
     Ok(match DataDir::claim(data)? {
-        Claim::Taken(holder) => Access::Asked(Process::new(program, data, holder)?),
+        Claim::Taken(holder) => Access::Asked(Process::new(app, data, holder)?),
         Claim::Ours(dir) => Access::Here(Here { dir, _copy: None }),
         Claim::ReadOnly(reading) => {
             let copy = private_copy(data, store)

@@ -5,13 +5,13 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use super::arguments::TokenCommand;
+use crate::app::App;
 use crate::engine;
-use crate::program::Program;
 use crate::sync::{Seen, TokenFile};
 use crate::web;
 
-pub(super) fn token(program: &Program, data: &Path, command: TokenCommand) -> anyhow::Result<ExitCode> {
-    let name = program.name();
+pub(super) fn token(app: &App, data: &Path, command: TokenCommand) -> anyhow::Result<ExitCode> {
+    let name = app.name();
     let file = TokenFile::in_dir(data);
     let mut out = io::stdout().lock();
     match command {

@@ -9,9 +9,9 @@ use reqwest::{Body, Method};
 use tokio_util::io::ReaderStream;
 
 use super::target::{Access, Target, access_to_all};
+use crate::app::App;
 use crate::data_dir;
 use crate::node::host_name;
-use crate::program::Program;
 use crate::web::{self, Exported, Imported};
 
 pub(super) async fn export(at: &Target<'_>, which: Exported) -> anyhow::Result<ExitCode> {
@@ -39,7 +39,7 @@ pub(super) async fn export_to(out: &mut impl Write, at: &Target<'_>, which: Expo
 }
 
 pub(super) async fn import(at: &Target<'_>) -> anyhow::Result<ExitCode> {
-    let device = host_name(at.program);
+    let device = host_name(at.app);
     // One of the two reads it.
     let sent = Body::wrap_stream(ReaderStream::new(tokio::io::stdin()));
     let imported = at.with_store("import", sent, async |store| {
@@ -51,10 +51,10 @@ pub(super) async fn import(at: &Target<'_>) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-pub(super) async fn backup(program: &Program, data: &Path, to: &Path) -> anyhow::Result<ExitCode> {
+pub(super) async fn backup(app: &App, data: &Path, to: &Path) -> anyhow::Result<ExitCode> {
     // The process that is asked may have another working directory.
     let to = std::path::absolute(to).with_context(|| format!("cannot find {}", to.display()))?;
-    let count: usize = match access_to_all(program, data)? {
+    let count: usize = match access_to_all(app, data)? {
         Access::Asked(process) => {
             let request = process.request(Method::POST, "backup")?.body(to.as_os_str().as_encoded_bytes().to_vec());
             let count = process.answer(request).await?;
@@ -62,7 +62,7 @@ pub(super) async fn backup(program: &Program, data: &Path, to: &Path) -> anyhow:
                 bail!(
                     "the {} process {} says that it copied everything to {}, but there is nothing here: it sees other \
                      files than you do. Name a directory that both can see",
-                    program.name(),
+                    app.name(),
                     process.holder.pid,
                     to.display()
                 );

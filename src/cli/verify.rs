@@ -19,9 +19,7 @@ pub(super) async fn verify(at: &Target<'_>) -> anyhow::Result<ExitCode> {
             let Some(answer) = process.answer_about_store(request).await? else { bail!(at.missing()) };
             json(answer).await?
         }
-        Access::Here(here) => {
-            engine::verify(&at.files(&here)?, &Arc::new(at.program.schema()), &engine::executable()?)?
-        }
+        Access::Here(here) => engine::verify(&at.files(&here)?, &Arc::new(at.app.schema()), &engine::executable()?)?,
     };
     let mut out = io::stdout().lock();
     writeln!(out, "store {store}: {} events in the log, {} pending", report.events, report.pending)?;

@@ -19,7 +19,7 @@ pub(crate) fn backup(data: &Path, to: &Path) -> anyhow::Result<usize> {
     if stores.is_empty() && TokenFile::in_dir(data).list()?.is_empty() {
         bail!("there is no data in {}; name the directory with --data", data.display());
     }
-    // A part of a copy looks like a whole one that has fewer likes, so it stands apart until all of it is there.
+    // Part of a copy looks like a whole one with fewer events, so it stands apart until all of it is there.
     let part = to.join("incomplete");
     let is_new = !to.exists();
     if !is_new {

@@ -149,7 +149,8 @@ impl DataDir {
             Err(TryLockError::Error(error)) => {
                 return Err(error).with_context(|| {
                     format!(
-                        "cannot lock {}: without locks two processes could write at once and lose likes. Name a directory on                          a local disk with --data",
+                        "cannot lock {}: without locks two processes could write at once and lose events. Name a directory \
+                         on a local disk with --data",
                         lock_path.display()
                     )
                 });
@@ -224,7 +225,7 @@ impl DataDir {
 /// Says that nothing can be changed in the directory, and what can be done about it.
 pub(crate) fn read_only(path: &Path) -> String {
     format!(
-        "{} can only be read: it is on read-only media, or nobody may write to it. Copy it to where you can write, and          name the copy with --data",
+        "{} can only be read: it is on read-only media, or nobody may write to it. Copy it to where you can write, and name the copy with --data",
         path.display()
     )
 }
@@ -234,13 +235,13 @@ fn taken(path: &Path, holder: Option<&Holder>) -> String {
     let path = path.display();
     match holder {
         Some(Holder { pid, address: Some(address), .. }) => format!(
-            "{path} is in use by the likewise process {pid}, which listens on {address}. \
+            "{path} is in use by the process {pid}, which listens on {address}. \
              Open that address, stop that process, or name another directory with --data"
         ),
         Some(Holder { pid, .. }) => format!(
-            "{path} is in use by the likewise process {pid}. Wait for it to end, stop it, or name another directory with --data"
+            "{path} is in use by the process {pid}. Wait for it to end, stop it, or name another directory with --data"
         ),
-        None => format!("{path} is in use by another likewise process. Stop it, or name another directory with --data"),
+        None => format!("{path} is in use by another process. Stop it, or name another directory with --data"),
     }
 }
 

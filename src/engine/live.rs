@@ -36,7 +36,18 @@ pub(crate) struct Live {
     queries: Mutex<Queries>,
     /// Only for the thread that runs the queries. Nobody waits for it.
     index: Mutex<Index>,
+    /// Grows with each change of what is told. While it is borrowed nothing is told, so whoever holds it sees all that a
+    /// commit changed, or nothing of it.
+    rounds: watch::Sender<u64>,
 }
+
+/// What a commit changed about the answers, before anybody is told.
+#[must_use]
+#[derive(Default)]
+pub(crate) struct News(Vec<Tell>);
+
+/// Tells the watchers of one query its new answer.
+type Tell = Box<dyn FnOnce() + Send>;
 
 #[derive(Default)]
 struct Queries {
@@ -50,8 +61,9 @@ struct Queries {
 
 /// One live query, whatever the type of its answer.
 trait LiveQuery: Any + Send + Sync {
-    /// Runs the query, and tells who watches if the answer changed. Says what the answer depends on, unless it failed.
-    fn run(&self, state: &State) -> Option<Depends>;
+    /// Runs the query. Says what the answer depends on, unless it failed, and gives what tells the watchers if the answer
+    /// changed.
+    fn run(self: Arc<Self>, state: &State) -> (Option<Depends>, Option<Tell>);
 
     /// Says why there is no answer, unless there is one, which then stands.
     fn fail(&self, why: &Error);
@@ -100,7 +112,8 @@ impl Live {
     }
 
     /// Brings every query up to date whose answer may be another now, and forgets those that nobody needs.
-    pub(crate) fn refresh(&self, state: &mut State) {
+    /// The watchers are [told](Self::tell) after that.
+    pub(crate) fn refresh(&self, state: &mut State) -> News {
         let changes = state.take_changes();
         let mut index = self.index.lock().expect("BUG: running queries panicked");
         let mut due = {
@@ -111,14 +124,32 @@ impl Live {
             std::mem::take(&mut queries.fresh)
         };
         due.extend(index.due(state, &changes));
+        let mut news = News::default();
         for query in due {
-            let depends = query.run(state);
+            let (depends, tell) = Arc::clone(&query).run(state);
             index.insert(query, depends);
+            news.0.extend(tell);
         }
         if let Err(error) = state.record_rows(index.needs_rows()) {
             // Then every query counts as touched that reads a table that was written.
             tracing::warn!(%error, "cannot learn which rows are written");
         }
+        news
+    }
+
+    /// Tells the watchers all of the news at once, and with it what `also` tells if it is something new.
+    pub(crate) fn tell(&self, news: News, also: impl FnOnce() -> bool) {
+        self.rounds.send_if_modified(|round| {
+            let is_new = also() | !news.0.is_empty();
+            news.0.into_iter().for_each(|tell| tell());
+            *round += u64::from(is_new);
+            is_new
+        });
+    }
+
+    /// Changes whenever something was told. While it is borrowed, nothing is.
+    pub(crate) fn rounds(&self) -> watch::Receiver<u64> {
+        self.rounds.subscribe()
     }
 
     /// Tells those who have no answer yet why there is none. What is known stays known.
@@ -128,6 +159,7 @@ impl Live {
         for query in all {
             query.fail(why);
         }
+        self.rounds.send_modify(|round| *round += 1);
     }
 
     /// Ends all watches, and those that are still to begin: nobody will run a query any more.
@@ -138,6 +170,7 @@ impl Live {
         }
         // A thread that panicked while it ran queries is ending.
         *self.index.lock().unwrap_or_else(PoisonError::into_inner) = Index::default();
+        self.rounds.send_modify(|round| *round += 1);
     }
 
     fn lock(&self) -> MutexGuard<'_, Queries> {
@@ -276,19 +309,14 @@ fn take<K: Eq + Hash>(sets: &mut HashMap<K, HashSet<QueryKey>>, place: &K, key: 
 }
 
 impl<T: Clone + PartialEq + Send + Sync + 'static> LiveQuery for Watched<T> {
-    fn run(&self, state: &State) -> Option<Depends> {
+    fn run(self: Arc<Self>, state: &State) -> (Option<Depends>, Option<Tell>) {
         let (answer, depends) = match state.read_to_watch(&self.query) {
             Ok((answer, depends)) => (Ok(answer), Some(depends)),
             Err(error) => (Err(Error::Query(error.to_string())), None),
         };
-        self.answer.send_if_modified(|last| {
-            let is_new = last.as_ref() != Some(&answer);
-            if is_new {
-                *last = Some(answer);
-            }
-            is_new
-        });
-        depends
+        let is_new = self.answer.borrow().as_ref() != Some(&answer);
+        let tell = is_new.then(|| Box::new(move || drop(self.answer.send_replace(Some(answer)))) as Tell);
+        (depends, tell)
     }
 
     fn fail(&self, why: &Error) {
@@ -430,7 +458,7 @@ mod tests {
             queries.push(Query::rows(sql, read).bind(id));
         }
         let watches: Vec<_> = queries.iter().map(|query| live.watch(query.clone()).0).collect();
-        live.refresh(replica.state());
+        live.tell(live.refresh(replica.state()), || false);
         let mut pending = Vec::new();
         let mut head = 0;
         for step in steps {
@@ -452,7 +480,7 @@ mod tests {
                 let page = Page { entries: vec![entry], next: Seq(head), more: false };
                 replica.arrive(&page).expect("no fault of the machine");
             }
-            live.refresh(replica.state());
+            live.tell(live.refresh(replica.state()), || false);
             for (query, watch) in queries.iter().zip(&watches) {
                 let told = watch.borrow().clone().expect("an answer").expect("no fault");
                 prop_assert_eq!(told, replica.query(query).expect("an answer"), "{:?} after {:?}", query, step);
@@ -483,13 +511,13 @@ mod tests {
             .bind(key.to_string())
         };
         let watches: Vec<_> = (0..1_000).map(|key| live.watch(query(key)).0).collect();
-        live.refresh(&mut state);
+        live.tell(live.refresh(&mut state), || false);
         let runs = || RUNS.swap(0, std::sync::atomic::Ordering::Relaxed);
         assert_eq!(runs(), 0, "there are no rows to read");
         state.begin().expect("a transaction");
         let apply = |state: &mut State, sql: &str| {
             state.apply_alone(&envelope(sql), crate::engine::materialize::OnFault::Refuse).expect("it applies");
-            live.refresh(state);
+            live.tell(live.refresh(state), || false);
         };
         apply(&mut state, "INSERT INTO item VALUES ('7', 11), ('x', 12)");
         assert_eq!((runs(), watches[7].borrow().clone()), (1, Some(Ok(vec![11]))));

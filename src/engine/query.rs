@@ -148,6 +148,30 @@ impl<T: 'static> Query<T> {
         self
     }
 
+    /// A short text that stands for the query and its bound values: equal ones have the same. Nothing when it has none.
+    pub(crate) fn fingerprint(&self) -> Option<String> {
+        if self.params.is_empty() {
+            return None;
+        }
+        let mut hasher = blake3::Hasher::new();
+        let mut part = |kind: u8, bytes: &[u8]| {
+            hasher.update(&[kind]);
+            hasher.update(&(bytes.len() as u64).to_le_bytes());
+            hasher.update(bytes);
+        };
+        part(b's', self.sql.as_bytes());
+        for value in &self.params {
+            match value {
+                Value::Null => part(b'n', &[]),
+                Value::Integer(value) => part(b'i', &value.to_le_bytes()),
+                Value::Real(value) => part(b'r', &value.to_bits().to_le_bytes()),
+                Value::Text(value) => part(b't', value.as_bytes()),
+                Value::Blob(value) => part(b'b', value),
+            }
+        }
+        Some(hasher.finalize().to_hex()[..16].to_owned())
+    }
+
     pub(crate) fn key(&self) -> QueryKey {
         let params = self.params.iter().map(Param::from).collect();
         let unbound = self.unbound.clone();

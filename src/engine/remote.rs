@@ -77,7 +77,7 @@ impl Question {
     pub(super) fn ask(self, sandbox: &Sandbox) -> Result<Answer, DbError> {
         sandbox.within(Mode::Query, || {
             let (mut statement, _) = sandbox.prepare(Mode::Query, &self.sql)?;
-            let columns: Vec<String> = statement.column_names().into_iter().map(str::to_owned).collect();
+            let columns: Vec<String> = statement.column_names().map(str::to_owned).collect();
             let mut rows = statement.query(params_from_iter(self.params.into_iter().map(Value::from)))?;
             let mut answer = Vec::new();
             while let Some(row) = rows.next()? {

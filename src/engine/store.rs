@@ -235,6 +235,17 @@ impl Store {
         answer.await?.map_err(|error| Error::Query(error.to_string()))
     }
 
+    /// Changes whenever something about the store was told: answers to queries, or how it is. While it is borrowed, nothing
+    /// is told, so whoever holds it sees all that a commit changed, or nothing of it.
+    pub(crate) fn rounds(&self) -> watch::Receiver<u64> {
+        self.inner.live.rounds()
+    }
+
+    /// Which replicas may compare their states.
+    pub(crate) fn schema_fingerprint(&self) -> String {
+        self.inner.schema.fingerprint()
+    }
+
     /// How the store is, now and from now on.
     pub fn health(&self) -> watch::Receiver<Health> {
         self.inner.health.clone()
@@ -362,6 +373,27 @@ impl<T: Clone> Watch<T> {
     pub(crate) fn new(mut answers: watch::Receiver<Answer<T>>, store: Store) -> Self {
         answers.mark_changed();
         Self { answers, _store: store }
+    }
+
+    /// Waits until there is an answer. The newest can be taken then, even if it was taken before.
+    pub(crate) async fn answered(&mut self) -> Result<(), Error> {
+        self.answers.wait_for(Option::is_some).await.map(drop).map_err(|_| Error::Closed)?;
+        self.answers.mark_changed();
+        Ok(())
+    }
+
+    /// Whether there is an answer, taken or not.
+    pub(crate) fn is_answered(&self) -> bool {
+        self.answers.borrow().is_some()
+    }
+
+    /// The newest answer, unless it was taken before.
+    pub(crate) fn take(&mut self) -> Option<Result<T, Error>> {
+        match self.answers.has_changed() {
+            Ok(false) => None,
+            Ok(true) => self.answers.borrow_and_update().clone(),
+            Err(_) => Some(Err(Error::Closed)),
+        }
     }
 
     /// The present answer at the first call, afterwards the newest one as soon as it differs from the last. May be

@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::error::{Error, Fault, IoContext};
 use super::live::Live;
+use super::schema::Schema;
 use super::setup::{Files, Setup};
 use super::state::State;
 use super::store::{Inner, Store, StoreId, Unopened};
@@ -197,6 +198,11 @@ impl Stores {
         self.shared.lock().news(id).subscribe()
     }
 
+    /// The schema of all of them.
+    pub(crate) fn schema(&self) -> Arc<Schema> {
+        Arc::clone(&self.shared.common.setup.schema)
+    }
+
     /// The bounds of what the stores may use.
     pub(crate) fn limits(&self) -> StoreLimits {
         self.shared.limits
@@ -306,7 +312,7 @@ impl Shared {
             Ok(state) => empty.insert(state),
             Err(fault) => return live.fail(&Error::from(&fault)),
         };
-        live.refresh(state);
+        live.tell(live.refresh(state), || false);
     }
 }
 

@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::error::{Error, Fault};
 use super::event::{Envelope, EventId};
 use super::eventlog::{Checked, PORTION, Progress};
-use super::live::Live;
+use super::live::{Live, News};
 use super::materialize::panic_message;
 use super::place::Seq;
 use super::replica::{Outcome, Replica, Standing};
@@ -509,11 +509,14 @@ impl Writer {
 
     /// Tells everybody what changed.
     fn publish(&mut self) {
-        match &mut self.held {
+        let news = match &mut self.held {
             Held::Absent(state) => self.live.refresh(state),
             Held::Open(replica) => self.live.refresh(replica.state()),
-            Held::Failed(error, _) => self.live.fail(error),
-        }
+            Held::Failed(error, _) => {
+                self.live.fail(error);
+                News::default()
+            }
+        };
         let health = match &self.held {
             Held::Absent(_) => Health::Absent,
             Held::Open(replica) => match replica.standing() {
@@ -528,16 +531,20 @@ impl Writer {
             },
             Held::Failed(error, _) => self.failed(error),
         };
-        let is_new = self.health.send_if_modified(|last| {
-            let is_new = *last != health;
+        let tell_health = || {
+            let is_new = self.health.send_if_modified(|last| {
+                let is_new = *last != health;
+                if is_new {
+                    *last = health;
+                }
+                is_new
+            });
             if is_new {
-                *last = health;
+                self.news.send_modify(|times| *times += 1);
             }
             is_new
-        });
-        if is_new {
-            self.news.send_modify(|times| *times += 1);
-        }
+        };
+        self.live.tell(news, tell_health);
     }
 
     /// The health of a store that can't be opened: what was known of it can still be read.

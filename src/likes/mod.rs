@@ -1,4 +1,6 @@
-//! The feature: one event, one materializer, one query. Nothing else knows what a like is, but the page that shows it.
+//! Likes, an app like any other: one event, one materializer, one query, and their page. It uses the public face alone.
+
+mod page;
 
 use serde::{Deserialize, Serialize};
 
@@ -38,5 +40,7 @@ pub fn app() -> App {
         .nouns("like", "likes")
         .store("likes")
         .form::<LikeAdded>("likes")
+        .live("likes", |_| Ok(count()), |count, _| page::Likes { count })
+        .page(|page| page::LikesPage { page })
         .figure("count", count)
 }

@@ -5,21 +5,32 @@
 //! sent again for now.
 
 mod authority;
+#[cfg(feature = "app")]
 mod client;
+#[cfg(feature = "app")]
 mod http;
 mod protocol;
+#[cfg(feature = "app")]
 mod ration;
 mod session;
+#[cfg(feature = "app")]
 pub(crate) mod sse;
+#[cfg(feature = "app")]
 mod tls;
+#[cfg(feature = "app")]
 pub(crate) mod tokens;
 
 pub use authority::{Incoming, Refusal, Start};
+#[cfg(feature = "app")]
 pub(crate) use client::{Clients, LinkState, LinkStatus};
+#[cfg(feature = "app")]
 pub(crate) use http::Upstream;
+#[cfg(feature = "app")]
 pub use http::{TokenSource, UpstreamOptions};
 pub use protocol::{Hello, Point, Push, Pushed, PushedEvent, WireEntry, WireEvent, WirePage};
 pub(crate) use protocol::{PAGE, code};
 pub use session::{End, Outgoing, PushAnswer, Session, repair};
+#[cfg(feature = "app")]
 pub(crate) use tls::{Trust, tls};
+#[cfg(feature = "app")]
 pub(crate) use tokens::{Seen, Token, TokenFile, Tokens};

@@ -122,7 +122,7 @@ fn read(path: &Path) -> anyhow::Result<Option<Vec<u8>>> {
 }
 
 /// Puts `bytes` in the place of a file, wholly or not at all.
-fn replace(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
+pub(crate) fn replace(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     let new = path.with_extension("new");
     let write = |mut file: File| {
         file.set_len(0)?;

@@ -24,6 +24,11 @@ pub(crate) static ASSETS_VERSION: LazyLock<String> = LazyLock::new(|| {
     hasher.finalize().to_hex()[..12].to_owned()
 });
 
+/// Where a file is.
+pub(crate) fn address(file: &str) -> String {
+    format!("/static/{file}?v={}", *ASSETS_VERSION)
+}
+
 /// `GET /static/{file}`
 pub(crate) async fn asset(Path(file): Path<String>) -> Response {
     match FILES.iter().find(|(name, ..)| *name == file) {

@@ -3,7 +3,6 @@
 
 use std::io::{self, BufWriter, Write};
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use axum::Json;
 use axum::body::{Body, Bytes};
@@ -17,7 +16,6 @@ use tokio_util::io::StreamReader;
 use super::problem::Problem;
 use super::{App, AskedStore, Opened, sentence};
 use crate::engine::{self, Error, Fault, Files, ImportError, Imported, Report, Standing, import};
-use crate::likes::schema;
 
 /// How much of an export is handed over at a time, in bytes, and how many such pieces may wait.
 const PIECE: usize = 64 * 1024;
@@ -121,7 +119,8 @@ pub(crate) async fn verify(
 ) -> Result<Json<Report>, Problem> {
     authorize(&app, &headers)?;
     let files = existing(&app, &asked).await?;
-    let verify = move || engine::verify(&files, &Arc::new(schema()), &engine::executable()?);
+    let schema = app.stores.schema();
+    let verify = move || engine::verify(&files, &schema, &engine::executable()?);
     let report = tokio::task::spawn_blocking(verify).await.map_err(Problem::internal)?;
     Ok(Json(report.map_err(|fault| Error::from(&fault))?))
 }

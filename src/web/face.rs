@@ -1,17 +1,24 @@
-//! What the web floor shows of an app: its forms, fragments, page and figures, each with its types erased.
+//! What people see of an app, as the web floor holds it: forms, fragments, page and figures, each with its types erased.
 
+use std::fmt::Write as _;
 use std::sync::Arc;
 
 use axum::Router;
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
 use serde::de::DeserializeOwned;
 
+use super::fields::{Fields, Misfit};
 use super::html::{Html, IntoHtml};
 use super::{Page, Params, Refusal, Render, Visitor};
-use crate::engine::{Envelope, Event, EventId, Query};
+use crate::engine::{Envelope, Error, Event, EventId, Query, Store, StoreId, Watch};
 
 /// What people see of an app.
+#[derive(Clone)]
 pub(crate) struct Face {
     pub(crate) name: &'static str,
+    /// The store whose routes have no prefix.
+    pub(crate) store: &'static str,
     pub(crate) nouns: Nouns,
     pub(crate) forms: Vec<Form>,
     pub(crate) fragments: Vec<Fragment>,
@@ -24,7 +31,7 @@ pub(crate) struct Face {
 pub(crate) type DrawPage = dyn Fn(Page) -> Result<Html, String> + Send + Sync;
 
 /// What one event is called, and several.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Nouns {
     pub(crate) one: &'static str,
     pub(crate) many: &'static str,
@@ -38,23 +45,75 @@ pub(crate) struct Figure {
 }
 
 /// A form, which becomes an event.
+#[derive(Clone)]
 pub(crate) struct Form {
     pub(crate) name: &'static str,
-    /// Whether its event depends on who posts.
-    pub(crate) asks_who: bool,
-    #[expect(dead_code, reason = "forms are served next")]
-    make: Arc<dyn Fn(&str, &Visitor, EventId) -> Result<Envelope, Refusal> + Send + Sync>,
+    make: Make,
+}
+
+#[derive(Clone)]
+enum Make {
+    /// Of the fields alone.
+    Plain(Arc<dyn Fn(&Fields, EventId) -> Result<Envelope, Unmade> + Send + Sync>),
+    /// Of the fields and of who posts them.
+    Visited(Arc<dyn Fn(&Fields, &Visitor, EventId) -> Result<Envelope, Unmade> + Send + Sync>),
+}
+
+/// Why a form's fields make no event.
+#[derive(Debug)]
+pub(crate) enum Unmade {
+    /// They aren't what the form has.
+    Misfit(Misfit),
+    /// The app refuses them, in its own words.
+    Refused(Refusal),
+    /// The event breaks a rule of the engine.
+    Malformed(Error),
 }
 
 /// A piece of HTML that follows a query.
+#[derive(Clone)]
 pub(crate) struct Fragment {
     pub(crate) name: &'static str,
+    ask: Arc<dyn Fn(&Params) -> Result<Box<dyn Asked>, Refusal> + Send + Sync>,
 }
+
+/// Which fragment something is: those of one name with equal queries are one.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct FragmentKey {
+    pub(crate) name: &'static str,
+    /// Stands for the query when that has bound values, and so differs between pages.
+    pub(crate) query: Option<String>,
+}
+
+/// A fragment with the query that a page's parameters gave it.
+pub(crate) trait Asked: Send {
+    /// Which fragment it is.
+    fn key(&self) -> &FragmentKey;
+
+    /// Follows the answers of a store.
+    fn follow(&self, store: &Store) -> Box<dyn Answers>;
+}
+
+/// The answers that a fragment follows.
+pub(crate) trait Answers: Send {
+    /// Waits until there is an answer. The newest can be taken then, even if it was taken before.
+    fn answered(&mut self) -> BoxFuture<'_, Result<(), Error>>;
+
+    /// Whether there is an answer, taken or not.
+    fn is_answered(&self) -> bool;
+
+    /// The newest answer, unless it was taken before: what draws it, or why there is none.
+    fn take(&mut self) -> Option<Result<Box<Draw>, Error>>;
+}
+
+/// Draws one answer.
+pub(crate) type Draw = dyn FnOnce(Render) -> Result<Html, String> + Send;
 
 impl Face {
     pub(crate) fn new(name: &'static str) -> Self {
         Self {
             name,
+            store: name,
             nouns: Nouns { one: "event", many: "events" },
             forms: Vec::new(),
             fragments: Vec::new(),
@@ -63,12 +122,41 @@ impl Face {
             routes: Router::new(),
         }
     }
+
+    /// What the routes of `store` begin with.
+    pub(crate) fn base(&self, store: &StoreId) -> String {
+        if store.as_str() == self.store { String::new() } else { format!("/s/{store}") }
+    }
+
+    /// The app's name as a heading.
+    pub(crate) fn title(&self) -> String {
+        let mut letters = self.name.chars();
+        let first = letters.next().map(|first| first.to_ascii_uppercase());
+        first.into_iter().chain(letters).collect()
+    }
+
+    /// Every fragment, with the query that `params` give it.
+    pub(crate) fn ask(&self, params: &Params) -> Result<Vec<Box<dyn Asked>>, Refusal> {
+        self.fragments.iter().map(|fragment| (fragment.ask)(params)).collect()
+    }
+}
+
+impl Nouns {
+    /// `number` of them, in words such as "1 like" or "2 likes".
+    pub(crate) fn count(&self, number: &u64) -> String {
+        format!("{number} {}", if *number == 1 { self.one } else { self.many })
+    }
+
+    /// Several of them, at the beginning of a sentence.
+    pub(crate) fn many_capitalized(&self) -> String {
+        super::sentence(self.many).trim_end_matches('.').to_owned()
+    }
 }
 
 impl Form {
     pub(crate) fn new<E: Event>(name: &'static str) -> Self {
-        let make = |_: &str, _: &Visitor, _: EventId| Err(Refusal::new("not yet"));
-        Self { name, asks_who: false, make: Arc::new(make) }
+        let make = |fields: &Fields, id| seal(id, &fields.parse::<E>().map_err(Unmade::Misfit)?);
+        Self { name, make: Make::Plain(Arc::new(make)) }
     }
 
     pub(crate) fn with<F, E>(
@@ -79,9 +167,29 @@ impl Form {
         F: DeserializeOwned + 'static,
         E: Event,
     {
-        drop(make);
-        Self { asks_who: true, ..Self::new::<E>(name) }
+        let make = move |fields: &Fields, visitor: &Visitor, id| {
+            let event = make(fields.parse().map_err(Unmade::Misfit)?, visitor).map_err(Unmade::Refused)?;
+            seal(id, &event)
+        };
+        Self { name, make: Make::Visited(Arc::new(make)) }
     }
+
+    /// Makes the event of `fields` under `id`. `visitor` is asked only if the form asks who posts.
+    pub(crate) fn make<P: From<Unmade>>(
+        &self,
+        fields: &Fields,
+        id: EventId,
+        visitor: impl FnOnce() -> Result<Visitor, P>,
+    ) -> Result<Envelope, P> {
+        Ok(match &self.make {
+            Make::Plain(make) => make(fields, id)?,
+            Make::Visited(make) => make(fields, &visitor()?, id)?,
+        })
+    }
+}
+
+fn seal<E: Event>(id: EventId, event: &E) -> Result<Envelope, Unmade> {
+    Envelope::new(id, event).map_err(|why| Unmade::Malformed(why.into()))
 }
 
 impl Fragment {
@@ -91,16 +199,65 @@ impl Fragment {
         render: impl Fn(T, Render) -> H + Send + Sync + 'static,
     ) -> Self
     where
+        T: Clone + PartialEq + Send + Sync + 'static,
         H: IntoHtml<M>,
     {
-        drop((query, render));
-        Self { name }
+        let render: Arc<DrawAnswer<T>> = Arc::new(move |answer, with| render(answer, with).into_html());
+        let ask = move |params: &Params| {
+            let query = query(params)?;
+            let key = FragmentKey { name, query: query.fingerprint() };
+            Ok(Box::new(Question { key, query, render: Arc::clone(&render) }) as Box<dyn Asked>)
+        };
+        Self { name, ask: Arc::new(ask) }
     }
 }
 
-impl Nouns {
-    /// The noun for `number` of them.
-    pub(crate) fn of(self, number: u64) -> &'static str {
-        if number == 1 { self.one } else { self.many }
+type DrawAnswer<T> = dyn Fn(T, Render) -> Result<Html, String> + Send + Sync;
+
+struct Question<T> {
+    key: FragmentKey,
+    query: Query<T>,
+    render: Arc<DrawAnswer<T>>,
+}
+
+struct Following<T> {
+    answers: Watch<T>,
+    render: Arc<DrawAnswer<T>>,
+}
+
+impl<T: Clone + PartialEq + Send + Sync + 'static> Asked for Question<T> {
+    fn key(&self) -> &FragmentKey {
+        &self.key
+    }
+
+    fn follow(&self, store: &Store) -> Box<dyn Answers> {
+        Box::new(Following { answers: store.watch(self.query.clone()), render: Arc::clone(&self.render) })
+    }
+}
+
+impl<T: Clone + PartialEq + Send + Sync + 'static> Answers for Following<T> {
+    fn answered(&mut self) -> BoxFuture<'_, Result<(), Error>> {
+        self.answers.answered().boxed()
+    }
+
+    fn is_answered(&self) -> bool {
+        self.answers.is_answered()
+    }
+
+    fn take(&mut self) -> Option<Result<Box<Draw>, Error>> {
+        let render = Arc::clone(&self.render);
+        let draw = |answer| Box::new(move |with: Render| render(answer, with)) as Box<Draw>;
+        self.answers.take().map(|answer| answer.map(draw))
+    }
+}
+
+impl FragmentKey {
+    /// Puts what an author drew into the one element that the script finds it by.
+    pub(crate) fn wrap(&self, html: &Html) -> Html {
+        let mut text = format!("<div class=\"live\" data-live=\"{}\"", self.name);
+        if let Some(query) = &self.query {
+            write!(text, " data-key=\"{query}\"").expect("BUG: a String takes all text");
+        }
+        Html::trusted(format!("{text}>{}</div>", html.as_str().trim_end()))
     }
 }

@@ -1,5 +1,7 @@
 //! Numbers for whoever watches over the program, in Prometheus' text format. Each instance has its own registry.
 
+use std::sync::atomic::AtomicU64;
+
 use axum::extract::State;
 use axum::http::header;
 use axum::response::IntoResponse;
@@ -9,10 +11,12 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
-use super::{App, Problem};
+use super::face::Face;
+use super::status::figures;
+use super::{App, Opened, Problem};
 use crate::engine::{Error, Receipt};
 
-/// What an instance counts.
+/// What an instance counts. Names begin with the app's.
 pub(crate) struct Metrics {
     registry: Registry,
     stored: Counter,
@@ -24,12 +28,13 @@ pub(crate) struct Metrics {
 }
 
 impl Metrics {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(face: &Face) -> Self {
         let mut registry = Registry::default();
         let results = Family::<[(&str, &str); 1], Counter>::default();
-        registry.register("likewise_likes", "Clicks by what became of them", results.clone());
+        let posts = format!("Posts of {} by what became of them", face.nouns.many);
+        registry.register(name(face, face.nouns.many), posts, results.clone());
         let streams = Gauge::default();
-        registry.register("likewise_streams", "Open event streams", streams.clone());
+        registry.register(name(face, "streams"), "Open event streams", streams.clone());
         let result = |name| results.get_or_create(&[("result", name)]).clone();
         Self {
             stored: result("stored"),
@@ -70,9 +75,27 @@ impl Drop for OpenStream {
     }
 }
 
+/// The name of a metric: the app's name and its own, of letters, digits and `_`.
+fn name(face: &Face, own: &str) -> String {
+    format!("{}_{own}", face.name).replace(|other: char| !other.is_ascii_alphanumeric(), "_")
+}
+
 /// `GET /metrics`
-pub(crate) async fn metrics(State(app): State<App>) -> Result<impl IntoResponse, Problem> {
+///
+/// The figures are those of the store whose address was asked. What counts for the instance is shown even if the store
+/// can't be read.
+pub(crate) async fn metrics(
+    State(app): State<App>,
+    Opened { store, .. }: Opened,
+) -> Result<impl IntoResponse, Problem> {
     let mut text = String::new();
     prometheus_text::encode(&mut text, &app.metrics.registry).map_err(Problem::internal)?;
+    let mut of_the_store = Registry::default();
+    for (figure, value) in figures(&app.face, &store).await.unwrap_or_default() {
+        let gauge = Gauge::<f64, AtomicU64>::default();
+        gauge.set(value as f64);
+        of_the_store.register(name(&app.face, figure), format!("The figure {figure} of the store"), gauge);
+    }
+    prometheus_text::encode(&mut text, &of_the_store).map_err(Problem::internal)?;
     Ok(([(header::CONTENT_TYPE, prometheus_text::CONTENT_TYPE), (header::CACHE_CONTROL, "no-store")], text))
 }

@@ -5,12 +5,13 @@ use axum::extract::{RawQuery, State};
 use axum::http::header;
 use axum::response::IntoResponse;
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
+use super::face::{Face, Nouns};
 use super::problem::Problem;
 use super::{App, Full, Opened, Who};
 use crate::clock;
 use crate::engine::{Device, Error, Health, Standing, Store, committed_state};
-use crate::likes::{count, schema};
 use crate::sync::{LinkState, LinkStatus, code};
 
 /// The body of `GET /status`.
@@ -18,7 +19,6 @@ use crate::sync::{LinkState, LinkStatus, code};
 pub(crate) struct StatusReport {
     pub(crate) store: String,
     pub(crate) device: Device,
-    pub(crate) count: u64,
     /// The last event of the log.
     pub(crate) head: u64,
     /// How far the committed state has come in it.
@@ -34,6 +34,9 @@ pub(crate) struct StatusReport {
     pub(crate) upstream: UpstreamStatus,
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub(crate) digests: Option<Digests>,
+    /// The app's figures, by name.
+    #[serde(flatten)]
+    pub(crate) figures: Map<String, Value>,
 }
 
 /// How the connection to the upstream is.
@@ -71,18 +74,17 @@ pub(crate) struct Digests {
 
 impl StatusReport {
     /// The status of `store`, without digests.
-    pub(crate) async fn of(store: &Store, device: &Device, link: &LinkStatus) -> Result<Self, Error> {
+    pub(crate) async fn of(face: &Face, store: &Store, device: &Device, link: &LinkStatus) -> Result<Self, Error> {
         let health = store.healthy().await;
         if let Health::Failed(why) = health {
             return Err(Error::Unavailable(why.into()));
         }
         let standing = health.standing();
-        let count = store.read(count()).await?;
+        let figures = figures(face, store).await?;
         let at = |field: fn(&Standing) -> u64| standing.map(field).unwrap_or_default();
         Ok(Self {
             store: store.id().to_string(),
             device: device.clone(),
-            count,
             head: at(|standing| standing.head.0),
             cursor: at(|standing| standing.cursor.0),
             pending: at(|standing| standing.pending),
@@ -90,11 +92,21 @@ impl StatusReport {
             skipped: at(|standing| standing.skipped),
             unknown: at(|standing| standing.unknown),
             log: standing.and_then(|standing| standing.whose.log_id()).map(|id| id.to_string()),
-            schema: schema().fingerprint(),
+            schema: store.schema_fingerprint(),
             upstream: link.into(),
             digests: None,
+            figures: figures.into_iter().map(|(name, figure)| (name.to_owned(), figure.into())).collect(),
         })
     }
+}
+
+/// What the app's figures are in `store`, by name.
+pub(crate) async fn figures(face: &Face, store: &Store) -> Result<Vec<(&'static str, u64)>, Error> {
+    let mut figures = Vec::new();
+    for figure in &face.figures {
+        figures.push((figure.name, store.read((figure.query)()).await?));
+    }
+    Ok(figures)
 }
 
 /// The digests of the log and of the committed state, read beside the thread that writes.
@@ -115,7 +127,7 @@ pub(crate) async fn status(
     Opened { store, link, who, .. }: Opened,
 ) -> Result<impl IntoResponse, Problem> {
     let link = link.borrow().clone();
-    let mut report = StatusReport::of(&store, &app.device, &link).await?;
+    let mut report = StatusReport::of(&app.face, &store, &app.device, &link).await?;
     let asks = |query: &str| query.split('&').any(|part| part.split('=').next() == Some("digests"));
     if query.as_deref().is_some_and(asks) {
         let busy = |full: Full| {
@@ -142,6 +154,8 @@ pub(crate) async fn healthz(Opened { store, .. }: Opened) -> Result<impl IntoRes
 /// What the page says about all this.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct StatusLine {
+    pub(crate) app: &'static str,
+    pub(crate) nouns: Nouns,
     pub(crate) state: &'static str,
     pub(crate) pending: u64,
     pub(crate) set_aside: u64,
@@ -153,18 +167,19 @@ pub(crate) struct StatusLine {
 }
 
 impl StatusLine {
-    pub(crate) fn of(health: &Health, link: &LinkStatus, base: &str) -> Self {
+    pub(crate) fn of(face: &Face, health: &Health, link: &LinkStatus, base: &str) -> Self {
+        let blank = Self { app: face.name, nouns: face.nouns, ..Self::default() };
         if let Some(why) = health.trouble() {
-            return Self { state: "failed", error: Some(why.to_owned()), ..Self::default() };
+            return Self { state: "failed", error: Some(why.to_owned()), ..blank };
         }
         let Standing { pending, set_aside, .. } = match health {
-            Health::Opening => return Self { state: "opening", ..Self::default() },
+            Health::Opening => return Self { state: "opening", ..blank },
             health => health.standing().cloned().unwrap_or_default(),
         };
-        // Since how long something lasts that works is nobody's concern.
+        // Show a start time only while offline.
         let since = (link.state == LinkState::Offline).then_some(link.since).flatten().map(clock_time);
         let is_halted = link.state == LinkState::Halted;
-        let what_to_do = link.code.filter(|_| is_halted).and_then(what_to_do).map(str::to_owned);
+        let what_to_do = link.code.filter(|_| is_halted).and_then(|code| what_to_do(face, code));
         // A store that was synced, and now runs without its upstream, has events that wait for it.
         let is_detached = link.state == LinkState::None && pending > 0;
         Self {
@@ -175,23 +190,26 @@ impl StatusLine {
             error: link.error.clone().filter(|_| is_halted),
             what_to_do,
             adopt: (is_halted && link.code == Some(code::WRONG_LOG)).then(|| format!("{base}/adopt")),
+            ..blank
         }
     }
 }
 
 /// What somebody can do about a store that its hub refuses.
-pub(crate) fn what_to_do(code: &str) -> Option<&'static str> {
-    match code {
-        code::UNAUTHORIZED => Some(
-            "Your likes are kept. Get a token with `likewise token add` at the hub and put it into the token file.",
-        ),
-        code::WRONG_LOG => Some(
-            "Your likes are kept. Check the hub's address. If it is a new hub, move to it: `likewise adopt` pushes them there.",
-        ),
-        code::NOT_A_HUB => Some("Your likes are kept. Sync with the hub itself, with --upstream."),
-        code::TOO_MANY_STORES => Some("Your likes are kept. The hub has to make room."),
-        _ => None,
-    }
+pub(crate) fn what_to_do(face: &Face, code: &str) -> Option<String> {
+    let app = face.name;
+    let way = match code {
+        code::UNAUTHORIZED => {
+            format!("Get a token with `{app} token add` at the hub and put it into the token file.")
+        }
+        code::WRONG_LOG => {
+            format!("Check the hub's address. If it is a new hub, move to it: `{app} adopt` pushes them there.")
+        }
+        code::NOT_A_HUB => "Sync with the hub itself, with --upstream.".to_owned(),
+        code::TOO_MANY_STORES => "The hub has to make room.".to_owned(),
+        _ => return None,
+    };
+    Some(format!("Your {} are kept. {way}", face.nouns.many))
 }
 
 /// Date and time here, such as 2026-03-01 14:02.

@@ -94,7 +94,7 @@ fn status_of_an_address_that_is_no_likewise_says_so() {
             drop(std::io::copy(&mut stream, &mut std::io::sink()));
         }
     });
-    for needle in ["is not the status of a likewise", "answered 404"] {
+    for needle in ["is not the status of a store", "answered 404"] {
         let output = run(data.path(), &["status", "--url", &url]);
         assert_eq!(output.status.code(), Some(1));
         assert!(errors(&output).contains(needle), "{}", errors(&output));

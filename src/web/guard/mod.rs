@@ -24,7 +24,7 @@ pub use self::host::AllowedHost;
 pub(super) use self::host::ReachedAt;
 use self::host::{AddressedAs, addressed_as};
 use self::origin::is_cross_site;
-use super::problem::{self, Problem, storeless};
+use super::problem::{self, Problem, Words, storeless};
 use super::shares::Who;
 
 /// What the guard lets through.
@@ -43,12 +43,15 @@ pub(crate) struct Policy {
     pub(crate) form: BodyRule,
     /// Bodies of routes by the beginning of their path; the first that fits holds.
     pub(crate) bodies: Vec<(&'static str, BodyRule)>,
+    /// What pages of problems call the app.
+    pub(crate) words: Words,
 }
 
 impl Default for Policy {
     fn default() -> Self {
         Self {
             allow_hosts: Vec::new(),
+            words: Words::default(),
             public: false,
             uri_bytes: 8 * 1024,
             head_bytes: 32 * 1024,
@@ -126,7 +129,7 @@ async fn admit(State(guard): State<Arc<Guard>>, mut request: Request, next: Next
             })
         }
     };
-    let mut answer = problem::render(&method, &uri, asks_for_json, answer);
+    let mut answer = problem::render(&guard.policy.words, &method, &uri, asks_for_json, answer);
     for (name, value) in &guard.headers {
         answer.headers_mut().insert(name, value.clone());
     }

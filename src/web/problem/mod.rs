@@ -1,6 +1,7 @@
 //! Error answers. A handler says what went wrong as a [`Problem`]; one place turns it into a page for people or into
 //! `application/problem+json` for programs, so that no answer of ours is ever a bare status or a library's plain text.
 
+mod of_engine;
 mod words;
 
 use std::borrow::Cow;
@@ -14,6 +15,8 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value};
 
 use self::words::{reason, title};
+use super::face::Face;
+use super::fields::Fields;
 
 /// What went wrong with a request, in words for whoever reads the answer (problem details, RFC 9457).
 ///
@@ -26,6 +29,37 @@ pub(crate) struct Problem {
     advice: Cow<'static, str>,
     retry_after: Option<u32>,
     members: Option<Box<Map<String, Value>>>,
+    typed: Option<Box<Typed>>,
+}
+
+/// A form that was not stored, to be posted again.
+#[derive(Clone, Debug)]
+pub(crate) struct Typed {
+    pub(crate) action: String,
+    pub(crate) id: String,
+    pub(crate) fields: Fields,
+}
+
+/// What pages of problems call the app and its events.
+#[derive(Clone, Debug)]
+pub(crate) struct Words {
+    /// The app's name as a heading.
+    pub(crate) app: String,
+    /// What several of its events are called.
+    pub(crate) events: String,
+}
+
+impl Words {
+    /// The words of an app.
+    pub(crate) fn of(face: &Face) -> Self {
+        Self { app: face.title(), events: face.nouns.many.to_owned() }
+    }
+}
+
+impl Default for Words {
+    fn default() -> Self {
+        Self::of(&Face::new("likewise"))
+    }
 }
 
 impl Problem {
@@ -37,7 +71,15 @@ impl Problem {
         advice: impl Into<Cow<'static, str>>,
     ) -> Self {
         debug_assert!(is_failure(status), "BUG: {status} is no status of a problem");
-        Self { status, code, detail: detail.into(), advice: advice.into(), retry_after: None, members: None }
+        Self {
+            status,
+            code,
+            detail: detail.into(),
+            advice: advice.into(),
+            retry_after: None,
+            members: None,
+            typed: None,
+        }
     }
 
     /// 400: the request can't be understood, and won't be when it is repeated.
@@ -96,6 +138,20 @@ impl Problem {
         self
     }
 
+    /// Shows the form again on the page of the problem, with what was typed. Its words then ask for a correction.
+    pub(crate) fn with_typed(mut self, typed: Typed) -> Self {
+        if !self.is_about_the_moment() {
+            self.advice = "Nothing was stored. Correct it and post it again.".into();
+        }
+        self.typed = Some(Box::new(typed));
+        self
+    }
+
+    /// Whether the same request may succeed later.
+    pub(crate) fn is_about_the_moment(&self) -> bool {
+        self.status.is_server_error() || self.status == StatusCode::TOO_MANY_REQUESTS
+    }
+
     fn into_json(self) -> String {
         let mut members = self.members.map(|members| *members).unwrap_or_default();
         members.insert("type".to_owned(), "about:blank".into());
@@ -109,8 +165,10 @@ impl Problem {
         Value::Object(members).to_string()
     }
 
-    fn into_page(self, home: String) -> String {
+    fn into_page(self, words: &Words, home: String) -> String {
         let page = ErrorPage {
+            words,
+            typed: self.typed.as_deref(),
             status: self.status.as_u16(),
             title: title(self.status),
             detail: &self.detail,
@@ -143,7 +201,7 @@ impl IntoResponse for Problem {
 /// Gives an answer to `method uri` its final form. Answers below 400 pass; any other becomes its [`Problem`], or the
 /// one made from its status, as JSON (where the path or the request asks for it) or as a page. Whatever body it had is
 /// dropped: it was never meant for a reader.
-pub(crate) fn render(method: &Method, uri: &Uri, asks_for_json: bool, response: Response) -> Response {
+pub(crate) fn render(words: &Words, method: &Method, uri: &Uri, asks_for_json: bool, response: Response) -> Response {
     if !is_failure(response.status()) {
         return response;
     }
@@ -161,7 +219,7 @@ pub(crate) fn render(method: &Method, uri: &Uri, asks_for_json: bool, response: 
     let (media_type, body) = if asks_for_json || speaks_json(uri.path()) {
         ("application/problem+json", problem.into_json())
     } else {
-        ("text/html; charset=utf-8", problem.into_page(home(uri)))
+        ("text/html; charset=utf-8", problem.into_page(words, home(uri)))
     };
 
     let length = body.len();
@@ -227,6 +285,8 @@ const RESERVED: [&str; 6] = ["type", "title", "status", "code", "detail", "advic
 #[derive(Template)]
 #[template(path = "error.html")]
 struct ErrorPage<'a> {
+    words: &'a Words,
+    typed: Option<&'a Typed>,
     status: u16,
     title: &'static str,
     detail: &'a str,
@@ -261,6 +321,19 @@ fn split_store(path: &str) -> Option<(&str, &str)> {
 fn is_store_id(text: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit();
     text.len() <= 63 && text.bytes().next().is_some_and(plain) && text.bytes().all(|byte| plain(byte) || byte == b'-')
+}
+
+/// The message of an error as a sentence. A file's name at its start stays as it is.
+pub(crate) fn sentence(error: impl Display) -> String {
+    let text = error.to_string();
+    let word = text.split_whitespace().next().unwrap_or_default().trim_end_matches(['.', ':', ',', ';']);
+    let mut chars = text.chars();
+    let start = match chars.next() {
+        Some(first) if !word.contains(['.', '/', '\\']) => first.to_uppercase().to_string(),
+        first => first.map(String::from).unwrap_or_default(),
+    };
+    let end = if text.ends_with('.') { "" } else { "." };
+    format!("{start}{}{end}", chars.as_str())
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ async fn text(response: Response) -> String {
 }
 
 fn answer(path: &'static str, response: impl IntoResponse) -> Response {
-    render(&Method::GET, &Uri::from_static(path), false, response.into_response())
+    render(&Words::default(), &Method::GET, &Uri::from_static(path), false, response.into_response())
 }
 
 #[tokio::test]
@@ -55,7 +55,13 @@ fn json_is_for_who_prefers_it_to_a_page() {
         assert_eq!(asks_for_json(&headers), expected, "{accept}");
     }
     assert!(!asks_for_json(&HeaderMap::new()));
-    let response = render(&Method::POST, &Uri::from_static("/likes"), true, StatusCode::BAD_REQUEST.into_response());
+    let response = render(
+        &Words::default(),
+        &Method::POST,
+        &Uri::from_static("/likes"),
+        true,
+        StatusCode::BAD_REQUEST.into_response(),
+    );
     assert_eq!(response.headers()[header::CONTENT_TYPE], "application/problem+json");
 }
 

@@ -16,14 +16,16 @@ impl Problem {
             StatusCode::UNAUTHORIZED => (
                 "unauthorized",
                 "This address needs a valid token.",
-                "Add a device at the hub with `likewise token add NAME` and use the token that it prints.",
+                "Add a device at the hub with its command `token add NAME` and use the token that it prints.",
             ),
             StatusCode::FORBIDDEN => {
                 ("forbidden", "This request is not allowed.", "Use the program from its own page.")
             }
-            StatusCode::NOT_FOUND => {
-                ("not-found", "Likewise knows no such address.", "Check it for typing errors, or go to the start page.")
-            }
+            StatusCode::NOT_FOUND => (
+                "not-found",
+                "The program knows no such address.",
+                "Check it for typing errors, or go to the start page.",
+            ),
             StatusCode::METHOD_NOT_ALLOWED => (
                 "method-not-allowed",
                 "This address exists, but not for requests of this method.",
@@ -81,9 +83,10 @@ pub(super) fn reason(status: StatusCode) -> &'static str {
 /// A heading for people. Programs get the registered reason phrase.
 pub(super) fn title(status: StatusCode) -> &'static str {
     match status {
-        StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY => "That can’t be understood",
+        StatusCode::BAD_REQUEST => "That can’t be understood",
+        StatusCode::UNPROCESSABLE_ENTITY => "That was not accepted",
         StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED => "That’s not allowed",
-        StatusCode::NOT_FOUND => "Nothing here to like",
+        StatusCode::NOT_FOUND => "Nothing here",
         StatusCode::METHOD_NOT_ALLOWED => "That can’t be done here",
         StatusCode::CONFLICT => "That doesn’t fit",
         StatusCode::REQUEST_TIMEOUT => "That took too long",

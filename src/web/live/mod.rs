@@ -1,0 +1,171 @@
+//! The live stream: every change of a page's fragments, drawn and framed once, sent to every page that has them.
+
+mod publisher;
+
+use std::collections::VecDeque;
+use std::convert::Infallible;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Duration;
+
+use askama::Template;
+use axum::body::{Body, Bytes};
+use axum::extract::{RawQuery, State};
+use axum::http::header;
+use axum::response::{IntoResponse, Response};
+use futures_util::stream;
+use tokio::sync::watch;
+use tokio::time::{Interval, MissedTickBehavior, interval_at};
+use tokio_util::sync::CancellationToken;
+
+pub(crate) use self::publisher::Pages;
+use self::publisher::{Following, Frames};
+use super::face::{Asked, Draw, Face, FragmentKey};
+use super::problem::Problem;
+use super::status::StatusLine;
+use super::{App, Html, IntoHtml as _, Lease, Opened, Params, Render, sentence};
+
+/// How often a stream says that it is alive, so that both ends notice when the other is gone.
+const PING_EVERY: Duration = Duration::from_secs(8);
+
+/// A script sees no comments, and no event without data.
+const PING: Bytes = Bytes::from_static(b"event: ping\ndata: ok\n\n");
+
+/// Ends the fragments of one commit: a page puts all of them in place at once.
+const DONE: Bytes = Bytes::from_static(b"event: done\ndata: ok\n\n");
+
+/// Pages that one stream may serve. A browser's shared worker joins its tabs in one.
+const SETS: usize = 64;
+
+/// The status line.
+#[derive(Template)]
+#[template(path = "status.html")]
+struct StatusFragment {
+    status: StatusLine,
+}
+
+/// The status line as a fragment.
+pub(crate) fn status_fragment(status: StatusLine) -> Result<Html, String> {
+    Ok(STATUS.wrap(&StatusFragment { status }.into_html()?))
+}
+
+/// The fragment of the status line.
+pub(crate) const STATUS: FragmentKey = FragmentKey { name: "status", query: None };
+
+/// Draws a fragment, in its wrapper. A panic in an author's function costs this fragment alone.
+pub(crate) fn drawn(key: &FragmentKey, draw: Box<Draw>, with: Render) -> Result<Html, String> {
+    let drawn = catch_unwind(AssertUnwindSafe(|| draw(with)));
+    drawn.unwrap_or_else(|_| Err("it panicked".to_owned())).map(|html| key.wrap(&html))
+}
+
+/// What is said when there are more pages, or more stores or queries on pages, than there may be.
+fn too_many() -> Problem {
+    Problem::unavailable(
+        "too-many-streams",
+        "As many pages are open as this server can keep up to date.",
+        "Close some of them. Posts are stored all the same; reload the page to see how things are.",
+        5,
+    )
+}
+
+/// `GET /live`, followed by the parameters of a page, or by one `live=` a page with its parameters in it.
+pub(crate) async fn live(
+    State(app): State<App>,
+    RawQuery(query): RawQuery,
+    Opened { store, link, who, .. }: Opened,
+) -> Result<Response, Problem> {
+    let asked = asked(&app.face, query.as_deref().unwrap_or_default())?;
+    let slot = app.shares.streams.lend(&who, 1).map_err(|_| too_many())?;
+    let (following, frames) = app.pages.subscribe(&app, &store, link, &who, asked)?;
+    let stream = LiveStream {
+        sent: following.slots().iter().map(|slot| (*slot, 0)).collect(),
+        frames,
+        waiting: VecDeque::new(),
+        alive: pings(),
+        shutdown: app.shutdown.clone(),
+        _following: following,
+        _slot: slot,
+        _open: app.metrics.stream_opened(),
+    };
+    let body = Body::from_stream(stream::unfold(stream, async |mut stream| {
+        let bytes = stream.next().await?;
+        Some((Ok::<_, Infallible>(bytes), stream))
+    }));
+    let headers = [(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-store")];
+    Ok((headers, body).into_response())
+}
+
+/// The fragments of the pages that a stream is to serve.
+fn asked(face: &Face, query: &str) -> Result<Vec<Box<dyn Asked>>, Problem> {
+    let malformed = |detail: String| Problem::bad_request("malformed-parameter", detail, "Reload the page.");
+    let sets: Vec<String> = form_urlencoded::parse(query.as_bytes())
+        .filter(|(name, _)| name == "live")
+        .map(|(_, set)| set.into_owned())
+        .collect();
+    if sets.len() > SETS {
+        return Err(malformed(format!("One stream serves {SETS} pages at most, and this asks for {}.", sets.len())));
+    }
+    if sets.is_empty() {
+        return face.ask(&Params::new(query)).map_err(|why| malformed(sentence(why.why())));
+    }
+    // A page whose parameters mean nothing gets nothing. The others on the stream have done nothing wrong.
+    Ok(sets.iter().filter_map(|set| face.ask(&Params::new(set)).ok()).flatten().collect())
+}
+
+fn pings() -> Interval {
+    let mut alive = interval_at(tokio::time::Instant::now() + PING_EVERY, PING_EVERY);
+    alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    alive
+}
+
+/// One stream. It holds no backlog but what is on its way: a slow reader gets what is newest when it reads again.
+struct LiveStream {
+    frames: watch::Receiver<Frames>,
+    /// Where each of its fragments is among the frames, and which version of it was sent.
+    sent: Vec<(usize, u64)>,
+    /// The rest of what one commit changed.
+    waiting: VecDeque<Bytes>,
+    alive: Interval,
+    shutdown: CancellationToken,
+    _following: Following,
+    _slot: Lease,
+    _open: super::metrics::OpenStream,
+}
+
+impl LiveStream {
+    async fn next(&mut self) -> Option<Bytes> {
+        loop {
+            if let Some(bytes) = self.waiting.pop_front() {
+                return Some(bytes);
+            }
+            self.take_changes();
+            if !self.waiting.is_empty() {
+                continue;
+            }
+            tokio::select! {
+                () = self.shutdown.cancelled() => return None,
+                changed = self.frames.changed() => {
+                    // The store was closed, or its pages keep it open no longer. The page that comes again is told why.
+                    if changed.is_err() {
+                        return None;
+                    }
+                }
+                _ = self.alive.tick() => return Some(PING),
+            }
+        }
+    }
+
+    fn take_changes(&mut self) {
+        let frames = self.frames.borrow_and_update();
+        for (slot, sent) in &mut self.sent {
+            if let Some(bytes) = frames.newer(*slot, sent) {
+                self.waiting.push_back(bytes);
+            }
+        }
+        if !self.waiting.is_empty() {
+            self.waiting.push_back(DONE);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,394 @@
+//! One task a store: follows the queries of all its open pages, and draws what a commit changed once for all of them.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::{Notify, watch};
+use tokio::time::sleep;
+
+use super::{STATUS, drawn, status_fragment, too_many};
+use crate::engine::{Error, Health, Store, StoreId};
+use crate::sync::LinkStatus;
+use crate::web::face::{Answers, Asked, Draw, Face, FragmentKey};
+use crate::web::status::StatusLine;
+use crate::web::{Full, Html, Lease, Problem, Render, Services, Who};
+
+/// The shortest and the longest pause between two updates of a page.
+const SHORTEST_PAUSE: Duration = Duration::from_millis(16);
+const LONGEST_PAUSE: Duration = Duration::from_millis(100);
+
+/// How many open pages make the pause its longest. To wake a page costs about as much as to store an event.
+const CROWD: u32 = 1_000;
+
+/// Different fragments that the pages of one store may follow. A commit may run the query of each again, on the thread that
+/// stores, and anybody can open pages with parameters of their own.
+const FRAGMENTS: usize = 1_000;
+
+/// The status line has the first slot in every store.
+const STATUS_SLOT: usize = 0;
+
+/// What is on the open pages of a store at present, each fragment as the frame that puts it there, by slot.
+#[derive(Debug, Default)]
+pub(super) struct Frames(Vec<Frame>);
+
+/// A framed fragment, and with which update it came.
+#[derive(Debug, Clone, Default)]
+struct Frame {
+    version: u64,
+    bytes: Bytes,
+}
+
+impl Frames {
+    /// The frame in `slot` if it is newer than the version in `sent`, which becomes its.
+    pub(super) fn newer(&self, slot: usize, sent: &mut u64) -> Option<Bytes> {
+        let frame = self.0.get(slot).filter(|frame| frame.version > *sent)?;
+        *sent = frame.version;
+        Some(frame.bytes.clone())
+    }
+
+    /// Puts a frame into `slot`. False when that was there already.
+    pub(super) fn set(&mut self, slot: usize, version: u64, bytes: Bytes) -> bool {
+        if self.0.len() <= slot {
+            self.0.resize(slot + 1, Frame::default());
+        }
+        let is_new = self.0[slot].bytes != bytes;
+        if is_new {
+            self.0[slot] = Frame { version, bytes };
+        }
+        is_new
+    }
+
+    fn clear(&mut self, slot: usize) {
+        if let Some(frame) = self.0.get_mut(slot) {
+            *frame = Frame::default();
+        }
+    }
+}
+
+/// Frames a fragment as an event.
+pub(super) fn frame(event: &str, html: &Html) -> Bytes {
+    let mut text = format!("event: {event}\n");
+    // To an event stream a carriage return alone ends a line, too.
+    for line in html.as_str().trim_end().split(['\r', '\n']) {
+        text.push_str("data: ");
+        text.push_str(line);
+        text.push('\n');
+    }
+    text.push('\n');
+    text.into()
+}
+
+/// The open pages, a store.
+#[derive(Clone, Default)]
+pub(crate) struct Pages {
+    stores: Arc<Mutex<HashMap<StoreId, Channel>>>,
+}
+
+/// From the publisher of a store to its streams, and back.
+#[derive(Clone)]
+struct Channel {
+    frames: watch::Sender<Frames>,
+    interests: Arc<Interests>,
+}
+
+/// Which fragments the streams of a store follow.
+#[derive(Default)]
+struct Interests {
+    table: Mutex<Table>,
+    /// Tells the publisher that the table changed.
+    changed: Notify,
+}
+
+#[derive(Default)]
+struct Table {
+    slots: HashMap<FragmentKey, Interest>,
+    free: Vec<usize>,
+    /// Those that the publisher doesn't know yet.
+    fresh: Vec<Box<dyn Asked>>,
+}
+
+/// A fragment that streams follow.
+struct Interest {
+    slot: usize,
+    followers: usize,
+}
+
+/// The fragments that one stream follows.
+pub(super) struct Following {
+    interests: Arc<Interests>,
+    keys: Vec<FragmentKey>,
+    slots: Vec<usize>,
+}
+
+impl Following {
+    /// Of no publisher.
+    #[cfg(test)]
+    pub(super) fn none() -> Self {
+        Self { interests: Arc::default(), keys: Vec::new(), slots: Vec::new() }
+    }
+
+    /// Where the fragments are among the frames.
+    pub(super) fn slots(&self) -> &[usize] {
+        &self.slots
+    }
+}
+
+impl Interests {
+    fn lock(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().expect("BUG: following a fragment panicked")
+    }
+
+    /// Notes that a stream follows what was `asked`. Nothing is noted when that is too much.
+    fn follow(self: &Arc<Self>, asked: Vec<Box<dyn Asked>>) -> Result<Following, Problem> {
+        let mut following = Following { interests: Arc::clone(self), keys: Vec::new(), slots: Vec::new() };
+        for asked in asked {
+            let key = asked.key().clone();
+            if following.keys.contains(&key) {
+                continue;
+            }
+            let mut table = self.lock();
+            let Table { slots, free, fresh } = &mut *table;
+            if let Some(interest) = slots.get_mut(&key) {
+                interest.followers += 1;
+                following.slots.push(interest.slot);
+            } else {
+                if slots.len() >= FRAGMENTS {
+                    // What is noted already goes with `following`, which takes the lock.
+                    drop(table);
+                    return Err(too_many());
+                }
+                let slot = free.pop().unwrap_or(STATUS_SLOT + 1 + slots.len());
+                slots.insert(key.clone(), Interest { slot, followers: 1 });
+                fresh.push(asked);
+                following.slots.push(slot);
+            }
+            following.keys.push(key);
+        }
+        following.slots.push(STATUS_SLOT);
+        self.changed.notify_one();
+        Ok(following)
+    }
+}
+
+impl Drop for Following {
+    fn drop(&mut self) {
+        let mut table = self.interests.lock();
+        for key in &self.keys {
+            if let Some(interest) = table.slots.get_mut(key) {
+                interest.followers -= 1;
+            }
+        }
+        self.interests.changed.notify_one();
+    }
+}
+
+impl Pages {
+    fn lock(&self) -> MutexGuard<'_, HashMap<StoreId, Channel>> {
+        self.stores.lock().expect("BUG: subscribing panicked")
+    }
+
+    /// The frames of `store`, kept up to date as long as somebody has them. The store takes its place among those that pages
+    /// keep open from the share of who opens the first.
+    pub(super) fn subscribe(
+        &self,
+        app: &Services,
+        store: &Store,
+        link: watch::Receiver<LinkStatus>,
+        who: &Who,
+        asked: Vec<Box<dyn Asked>>,
+    ) -> Result<(Following, watch::Receiver<Frames>), Problem> {
+        let mut stores = self.lock();
+        if let Some(known) = stores.get(store.id()) {
+            return Ok((known.interests.follow(asked)?, known.frames.subscribe()));
+        }
+        let place = app.shares.held.lend(who, 0).and_then(|lease| Place::of(lease, store)).map_err(|_| too_many())?;
+        let interests = Arc::<Interests>::default();
+        let following = interests.follow(asked)?;
+        let (frames, receiver) = watch::channel(Frames::default());
+        let channel = Channel { frames, interests };
+        stores.insert(store.id().clone(), channel.clone());
+        let publisher = Publisher {
+            pages: self.clone(),
+            base: app.face.base(store.id()),
+            face: Arc::clone(&app.face),
+            store: store.clone(),
+            channel,
+            place,
+            followed: Vec::new(),
+            version: 0,
+        };
+        tokio::spawn(publisher.run(link));
+        Ok((following, receiver))
+    }
+}
+
+/// The place that a store takes among those that pages keep open: none while it has no events, for then it has neither a
+/// thread nor files.
+struct Place {
+    lease: Lease,
+    is_taken: bool,
+}
+
+impl Place {
+    fn of(lease: Lease, store: &Store) -> Result<Self, Full> {
+        let mut place = Self { lease, is_taken: false };
+        place.take(store)?;
+        Ok(place)
+    }
+
+    fn take(&mut self, store: &Store) -> Result<(), Full> {
+        if !self.is_taken && !store.is_absent() {
+            self.lease.extend(1)?;
+            self.is_taken = true;
+        }
+        Ok(())
+    }
+}
+
+/// Draws what changes in a store for all its pages.
+struct Publisher {
+    pages: Pages,
+    face: Arc<Face>,
+    base: String,
+    store: Store,
+    channel: Channel,
+    place: Place,
+    followed: Vec<Followed>,
+    /// Of the last update.
+    version: u64,
+}
+
+/// A fragment that pages have.
+struct Followed {
+    key: FragmentKey,
+    slot: usize,
+    answers: Box<dyn Answers>,
+}
+
+/// What is new at one moment between two commits.
+struct News {
+    status: StatusLine,
+    /// Fragments by slot: what draws them, or why there is no answer.
+    fragments: Vec<(FragmentKey, usize, Result<Box<Draw>, Error>)>,
+}
+
+impl Publisher {
+    /// Publishes until nobody is there to see it, or the store is closed.
+    async fn run(mut self, mut link: watch::Receiver<LinkStatus>) {
+        let mut rounds = self.store.rounds();
+        let mut health = self.store.health();
+        loop {
+            // It may have got its first event just now.
+            if self.place.take(&self.store).is_err() {
+                break;
+            }
+            self.look_at_interests();
+            if let Some(news) = self.news(&mut rounds, &mut health, &mut link) {
+                let is_closed = news.fragments.iter().any(|(.., answer)| matches!(answer, Err(Error::Closed)));
+                if is_closed {
+                    break;
+                }
+                if self.publish(news) {
+                    sleep(pause(self.channel.frames.receiver_count())).await;
+                }
+            }
+            tokio::select! {
+                changed = rounds.changed() => if changed.is_err() { break },
+                changed = health.changed() => if changed.is_err() { break },
+                changed = link.changed() => if changed.is_err() { break },
+                () = self.channel.interests.changed.notified() => {}
+                () = self.channel.frames.closed() => {
+                    let mut stores = self.pages.lock();
+                    if self.channel.frames.receiver_count() == 0 {
+                        stores.remove(self.store.id());
+                        return;
+                    }
+                }
+            }
+        }
+        self.pages.lock().remove(self.store.id());
+    }
+
+    /// Begins to follow what streams ask for, and ends to follow what none has any more.
+    fn look_at_interests(&mut self) {
+        let mut table = self.channel.interests.lock();
+        let Table { slots, free, fresh } = &mut *table;
+        for asked in fresh.drain(..) {
+            let key = asked.key().clone();
+            if let Some(Interest { slot, .. }) = slots.get(&key) {
+                self.followed.push(Followed { slot: *slot, answers: asked.follow(&self.store), key });
+            }
+        }
+        let is_followed = |key: &FragmentKey| slots.get(key).is_some_and(|interest| interest.followers > 0);
+        let left: Vec<_> = self.followed.extract_if(.., |followed| !is_followed(&followed.key)).collect();
+        if left.is_empty() {
+            return;
+        }
+        // Whoever gets one of these slots next must not find what was in it.
+        self.channel.frames.send_if_modified(|frames| {
+            left.iter().for_each(|followed| frames.clear(followed.slot));
+            false
+        });
+        for Followed { key, slot, .. } in left {
+            slots.remove(&key);
+            free.push(slot);
+        }
+    }
+
+    /// What is new, at a moment between two commits. Nothing while an answer that is about to come is missing: a page gets
+    /// all of its fragments at once.
+    fn news(
+        &mut self,
+        rounds: &mut watch::Receiver<u64>,
+        health: &mut watch::Receiver<Health>,
+        link: &mut watch::Receiver<LinkStatus>,
+    ) -> Option<News> {
+        let _nothing_is_told = rounds.borrow_and_update();
+        let health = health.borrow_and_update();
+        let answers_come = !matches!(*health, Health::Opening | Health::Failed(_));
+        if answers_come && !self.followed.iter().all(|followed| followed.answers.is_answered()) {
+            return None;
+        }
+        let status = StatusLine::of(&self.face, &health, &link.borrow_and_update(), &self.base);
+        let new = |followed: &mut Followed| Some((followed.key.clone(), followed.slot, followed.answers.take()?));
+        Some(News { status, fragments: self.followed.iter_mut().filter_map(new).collect() })
+    }
+
+    /// Draws what is new and hands it to the streams. False when all of it looks as before.
+    fn publish(&mut self, news: News) -> bool {
+        let mut updates = Vec::new();
+        let with = Render::for_stream(&self.face, &self.base);
+        for (key, slot, answer) in news.fragments {
+            // A fragment that can't be drawn stays as it was. What is wrong with the store is in its status.
+            let html = match answer {
+                Ok(draw) => drawn(&key, draw, with.clone()),
+                Err(Error::Query(why)) => Err(why),
+                Err(_) => continue,
+            };
+            match html {
+                Ok(html) => updates.push((slot, frame(key.name, &html))),
+                Err(why) => tracing::error!(fragment = key.name, why, "a fragment can't be shown"),
+            }
+        }
+        match status_fragment(news.status) {
+            Ok(html) => updates.push((STATUS_SLOT, frame(STATUS.name, &html))),
+            Err(why) => tracing::error!(why, "the status can't be shown"),
+        }
+        if let Some(unknown) = with.unknown() {
+            tracing::error!("a fragment is drawn wrong: {unknown}");
+        }
+        self.version += 1;
+        let version = self.version;
+        self.channel.frames.send_if_modified(|frames| {
+            updates.into_iter().fold(false, |is_new, (slot, bytes)| frames.set(slot, version, bytes) | is_new)
+        })
+    }
+}
+
+/// How long to wait after an update before the next: the more pages it woke, the longer.
+pub(super) fn pause(pages: usize) -> Duration {
+    let crowd = u32::try_from(pages).unwrap_or(CROWD).min(CROWD);
+    SHORTEST_PAUSE + (LONGEST_PAUSE - SHORTEST_PAUSE) * crowd / CROWD
+}

@@ -1,0 +1,136 @@
+//! Streams, and the frames on them.
+
+use std::sync::Arc;
+
+use axum::http::StatusCode;
+
+use super::publisher::{frame, pause};
+use super::*;
+use crate::engine::StoreLimits;
+use crate::web::metrics::Metrics;
+use crate::web::tests::{app, ask};
+use crate::web::{Shares, Who};
+
+/// A stream of the fragment in the first slot, and of the status in the second.
+fn stream(frames: watch::Receiver<Frames>, shutdown: &CancellationToken) -> LiveStream {
+    LiveStream {
+        frames,
+        sent: vec![(0, 0), (1, 0)],
+        waiting: VecDeque::new(),
+        alive: pings(),
+        shutdown: shutdown.clone(),
+        _following: Following::none(),
+        _slot: Shares::new(8, StoreLimits::default()).streams.lend(&Who::Owner, 1).expect("a slot"),
+        _open: Metrics::new(&Face::new("test")).stream_opened(),
+    }
+}
+
+fn html(text: impl std::fmt::Display) -> Html {
+    Html::trusted(text.to_string())
+}
+
+/// All that a stream has to say about one update.
+async fn update(stream: &mut LiveStream) -> String {
+    let mut all = Vec::new();
+    loop {
+        let bytes = stream.next().await.expect("frames");
+        all.extend_from_slice(&bytes);
+        if bytes == DONE {
+            return String::from_utf8(all).expect("text");
+        }
+    }
+}
+
+#[tokio::test]
+async fn trust_41_when_all_streams_are_taken_the_next_is_told_and_likes_go_on() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let router =
+        crate::web::routes(app(dir.path(), crate::likes::schema(), StoreLimits::default(), 2)).expect("routes");
+    let first = ask(&router, "GET", "/live").await;
+    let second = ask(&router, "GET", "/s/work/live").await;
+    assert_eq!([first.status(), second.status()], [StatusCode::OK; 2]);
+    assert_eq!(ask(&router, "GET", "/live").await.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(ask(&router, "POST", "/likes").await.status(), StatusCode::SEE_OTHER);
+    assert_eq!(ask(&router, "GET", "/").await.status(), StatusCode::OK);
+    drop(first);
+    assert_eq!(ask(&router, "GET", "/live").await.status(), StatusCode::OK, "a place is free again");
+    drop(second);
+}
+
+#[tokio::test]
+async fn trust_64_pages_of_visitors_keep_so_many_stores_open_and_leave_room_for_others() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let limits = StoreLimits { open: 8, ..StoreLimits::default() };
+    let app = app(dir.path(), crate::likes::schema(), limits, 100);
+    let strangers = crate::web::routes(Arc::clone(&app)).expect("routes");
+    let owners = crate::web::protect(crate::web::routes(app).expect("routes"), crate::web::Policy::default());
+    for store in 0..8 {
+        assert_eq!(ask(&owners, "POST", &format!("/s/{store}/likes")).await.status(), StatusCode::SEE_OTHER);
+    }
+    let mut streams = Vec::new();
+    for store in 0..8 {
+        streams.push(ask(&strangers, "GET", &format!("/s/{store}/live")).await);
+    }
+    let live = streams.iter().filter(|stream| stream.status() == StatusCode::OK).count();
+    assert_eq!(live, 6, "one place is the owner's, and one is for those who need a store for a moment");
+    assert_eq!(ask(&strangers, "GET", "/s/0/live").await.status(), StatusCode::OK, "the same store takes no other");
+    for store in 0..10 {
+        assert_eq!(ask(&owners, "POST", &format!("/s/{store}/likes")).await.status(), StatusCode::SEE_OTHER);
+    }
+    assert_eq!(ask(&owners, "GET", "/s/7/live").await.status(), StatusCode::OK);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_quiet_stream_says_every_8_seconds_that_it_is_alive() {
+    let (frames, receiver) = watch::channel(Frames::default());
+    let shutdown = CancellationToken::new();
+    let mut stream = stream(receiver, &shutdown);
+    let start = tokio::time::Instant::now();
+    for seconds in [8, 16, 24] {
+        assert_eq!(stream.next().await.as_deref(), Some(&b"event: ping\ndata: ok\n\n"[..]));
+        assert_eq!(start.elapsed().as_secs(), seconds);
+    }
+    frames.send_modify(|frames| {
+        frames.set(0, 1, frame("likes", &html("<p>1</p>")));
+    });
+    assert_eq!(stream.next().await.as_deref(), Some(&b"event: likes\ndata: <p>1</p>\n\n"[..]));
+    assert_eq!(stream.next().await.as_deref(), Some(&b"event: done\ndata: ok\n\n"[..]));
+    shutdown.cancel();
+    assert_eq!(stream.next().await, None);
+}
+
+#[tokio::test]
+async fn trust_48_who_reads_seldom_gets_the_newest_of_each_fragment() {
+    let (frames, receiver) = watch::channel(Frames::default());
+    let mut stream = stream(receiver, &CancellationToken::new());
+    let set = |slot, version, name, text: String| {
+        frames.send_modify(|frames| {
+            frames.set(slot, version, frame(name, &html(text)));
+        });
+    };
+    for count in 0..1_000 {
+        set(0, count + 1, "likes", count.to_string());
+        set(1, count + 1, "status", format!("{} pending", count / 10));
+    }
+    let all = update(&mut stream).await;
+    assert_eq!(all, "event: likes\ndata: 999\n\nevent: status\ndata: 99 pending\n\nevent: done\ndata: ok\n\n");
+    set(0, 1_001, "likes", "1000".to_owned());
+    assert_eq!(update(&mut stream).await, "event: likes\ndata: 1000\n\nevent: done\ndata: ok\n\n", "only what changed");
+}
+
+#[test]
+fn trust_37_no_text_can_break_out_of_its_frame() {
+    let text = frame("status", &html("one\n\nevent: likes\r\rdata: two\r\n\r\nid: 3\n"));
+    let text = String::from_utf8(text.to_vec()).expect("text");
+    let (body, rest) = text.split_once("\n\n").expect("an end");
+    assert_eq!(rest, "");
+    let mut lines = body.split(['\r', '\n']);
+    assert_eq!(lines.next(), Some("event: status"));
+    assert!(lines.all(|line| line.starts_with("data: ")), "{text:?}");
+}
+
+#[test]
+fn the_pause_between_updates_grows_with_the_pages() {
+    assert_eq!([0, 1_000, 1_000_000].map(|pages| pause(pages).as_millis()), [16, 100, 100]);
+    assert!(pause(10) < pause(500));
+}

@@ -1,0 +1,268 @@
+//! The page of a store: what its author draws it with, and `GET /`.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex};
+
+use askama::Template;
+use axum::extract::{RawQuery, State};
+use axum::http::header;
+use axum::response::{IntoResponse, Redirect, Response};
+
+use super::face::{Answers, Draw, Face, FragmentKey};
+use super::problem::Problem;
+use super::status::StatusLine;
+use super::{ASSETS_VERSION, App, Html, IntoHtml as _, Opened, Params, Services, live};
+use crate::engine::{Error, EventId, Store};
+
+/// What a fragment or a page is drawn with: the addresses of the store's forms, and their ids.
+#[derive(Clone)]
+pub struct Render {
+    face: Arc<Face>,
+    base: Arc<str>,
+    ids: Ids,
+    /// Names that were asked for and aren't there.
+    unknown: Arc<Mutex<Vec<String>>>,
+}
+
+/// Where the ids of forms come from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ids {
+    /// The server makes one for each form: the page is one person's.
+    Fresh,
+    /// The script makes them: a fragment on the stream is one text for everybody, and with an id in it the posts of two
+    /// people would count as one.
+    Script,
+}
+
+impl Render {
+    /// For a fragment that goes to every page that has it.
+    pub(crate) fn for_stream(face: &Arc<Face>, base: &str) -> Self {
+        Self { face: Arc::clone(face), base: base.into(), ids: Ids::Script, unknown: Arc::default() }
+    }
+
+    /// For one page.
+    fn for_page(face: &Arc<Face>, base: &str) -> Self {
+        Self { ids: Ids::Fresh, ..Self::for_stream(face, base) }
+    }
+
+    /// Where the form `name` posts to, in this store.
+    pub fn to(&self, name: &str) -> String {
+        if !self.face.forms.iter().any(|form| form.name == name) {
+            self.note(format!("there is no form named `{name}`"));
+        }
+        format!("{}/{name}", self.base)
+    }
+
+    /// The hidden field that makes each post of a form count once. It belongs into every form.
+    pub fn id(&self) -> Html {
+        match self.ids {
+            Ids::Fresh => Html::trusted(format!(
+                "<input type=\"hidden\" name=\"id\" value=\"{}\" autocomplete=\"off\">",
+                EventId::now()
+            )),
+            Ids::Script => Html::default(),
+        }
+    }
+
+    fn note(&self, what: String) {
+        self.unknown.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(what);
+    }
+
+    /// The first name that was asked for and isn't there.
+    pub(crate) fn unknown(&self) -> Option<String> {
+        self.unknown.lock().unwrap_or_else(std::sync::PoisonError::into_inner).first().cloned()
+    }
+}
+
+impl fmt::Debug for Render {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Render").field("base", &self.base).field("ids", &self.ids).finish_non_exhaustive()
+    }
+}
+
+/// A page that is being drawn: the store that it shows, and every fragment as it is now.
+#[derive(Clone)]
+pub struct Page {
+    parts: Arc<Parts>,
+}
+
+struct Parts {
+    store: String,
+    params: Params,
+    fragments: HashMap<&'static str, Html>,
+    status: Html,
+    render: Render,
+}
+
+/// What a page has in its `<head>` for the program's sake.
+#[derive(Template)]
+#[template(path = "head.html")]
+struct Head<'a> {
+    face: &'a Face,
+    base: &'a str,
+    forms: String,
+    assets: &'a str,
+}
+
+impl Page {
+    /// What belongs into the page's `<head>`: character set, viewport, the common style and script.
+    pub fn head(&self) -> Html {
+        let Render { face, base, .. } = &self.parts.render;
+        let forms: Vec<_> = face.forms.iter().map(|form| form.name).collect();
+        let head = Head { face, base, forms: forms.join(" "), assets: &ASSETS_VERSION };
+        head.into_html().expect("BUG: a template of text and names can't fail")
+    }
+
+    /// The fragment `name`, as it is now; the script keeps it up to date.
+    pub fn live(&self, name: &str) -> Html {
+        self.parts.fragments.get(name).cloned().unwrap_or_else(|| {
+            self.parts.render.note(format!("there is no fragment named `{name}`"));
+            Html::default()
+        })
+    }
+
+    /// The line that says how the store is, and whether it is in sync; the script keeps it up to date.
+    pub fn status(&self) -> Html {
+        self.parts.status.clone()
+    }
+
+    /// The line for what the script has to say.
+    pub fn message(&self) -> Html {
+        Html::trusted("<p id=\"message\" class=\"message\" role=\"status\" data-message></p>")
+    }
+
+    /// Where the form `name` posts to.
+    pub fn to(&self, name: &str) -> String {
+        self.parts.render.to(name)
+    }
+
+    /// The hidden field that makes each post of a form count once. It belongs into every form.
+    pub fn id(&self) -> Html {
+        self.parts.render.id()
+    }
+
+    /// What templates are drawn with that fragments and pages have in common.
+    pub fn render(&self) -> Render {
+        self.parts.render.clone()
+    }
+
+    /// The first parameter in the page's address called `name`, or no text.
+    pub fn param(&self, name: &str) -> String {
+        self.parts.params.first(name)
+    }
+
+    /// The parameters in the page's address.
+    pub fn params(&self) -> &Params {
+        &self.parts.params
+    }
+
+    /// The store's name.
+    pub fn store(&self) -> &str {
+        &self.parts.store
+    }
+
+    /// What the addresses of this store begin with: nothing for the app's first store, `/s/NAME` for another.
+    pub fn base(&self) -> &str {
+        &self.parts.render.base
+    }
+
+    /// The address of one of the program's own static files, which browsers may keep for ever.
+    pub fn asset(&self, file: &str) -> String {
+        super::assets::address(file)
+    }
+}
+
+impl fmt::Debug for Page {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Page").field("store", &self.parts.store).finish_non_exhaustive()
+    }
+}
+
+/// `GET /`
+///
+/// When nobody asks for the parameters, the page has one address, the one that a form's redirect leads to: a browser that
+/// goes back to another may show the old page from its cache, with an id that was posted already, and a new post would
+/// count for nothing.
+pub(crate) async fn page(
+    State(app): State<App>,
+    Opened { asked, store, link, .. }: Opened,
+    RawQuery(query): RawQuery,
+) -> Result<Response, Problem> {
+    let params = Params::new(query.as_deref().unwrap_or_default());
+    let health = store.healthy().await;
+    let status = StatusLine::of(&app.face, &health, &link.borrow(), asked.base());
+    let page = draw(&app, &store, asked.base(), status, params).await?;
+    let (html, page) = page;
+    if query.is_some() && !page.parts.params.are_read() {
+        return Ok(Redirect::to(&asked.home()).into_response());
+    }
+    if let Some(unknown) = page.parts.render.unknown() {
+        return Err(Problem::internal(format_args!("the page: {unknown}")));
+    }
+    let headers = [(header::CACHE_CONTROL, "no-store"), (header::CONTENT_TYPE, "text/html; charset=utf-8")];
+    Ok((headers, html.into_string()).into_response())
+}
+
+/// Draws the page of the first store once without parameters, and says what it names that isn't there. What else goes
+/// wrong shows when people ask for the page: it may need parameters.
+pub(crate) async fn rehearse(app: &Services) -> Option<String> {
+    let store = app.stores.get(&app.face.store.parse().ok()?).ok()?;
+    let drawn = draw(app, &store, "", StatusLine::default(), Params::default()).await;
+    drawn.ok().and_then(|(_, page)| page.parts.render.unknown())
+}
+
+async fn draw(
+    app: &Services,
+    store: &Store,
+    base: &str,
+    status: StatusLine,
+    params: Params,
+) -> Result<(Html, Page), Problem> {
+    let malformed = |why: super::Refusal| {
+        let advice = "Check the address for typing errors, or go to the start page.";
+        Problem::bad_request("malformed-parameter", super::sentence(why.why()), advice)
+    };
+    let asked = app.face.ask(&params).map_err(malformed)?;
+    let mut following: Vec<_> = asked.iter().map(|asked| (asked.key().clone(), asked.follow(store))).collect();
+    for (_, answers) in &mut following {
+        answers.answered().await?;
+    }
+    let render = Render::for_page(&app.face, base);
+    let mut fragments = HashMap::new();
+    for (key, answer) in at_one_moment(store, following) {
+        let drawn = match answer {
+            Ok(draw) => live::drawn(&key, draw, render.clone()),
+            Err(Error::Query(why)) => Err(why),
+            Err(error) => return Err(error.into()),
+        };
+        let html = drawn.unwrap_or_else(|why| {
+            tracing::error!(fragment = key.name, why, "a fragment can't be shown");
+            key.wrap(&Html::trusted("<p class=\"trouble\">This part can’t be shown now.</p>"))
+        });
+        fragments.insert(key.name, html);
+    }
+    let status = live::status_fragment(status).map_err(Problem::internal)?;
+    let store = store.id().as_str().to_owned();
+    let page = Page { parts: Arc::new(Parts { store, params, fragments, status, render }) };
+    let html = match &app.face.page {
+        Some(draw) => draw(page.clone()).map_err(Problem::internal)?,
+        None => Html::trusted(format!(
+            "<!doctype html><html lang=\"en\"><head>{}<title>{}</title></head><body>{}</body></html>",
+            page.head(),
+            app.face.title(),
+            page.status()
+        )),
+    };
+    Ok((html, page))
+}
+
+/// The answers between two commits, so that the page doesn't show half of one.
+fn at_one_moment(
+    store: &Store,
+    following: Vec<(FragmentKey, Box<dyn Answers>)>,
+) -> Vec<(FragmentKey, Result<Box<Draw>, Error>)> {
+    let rounds = store.rounds();
+    let _nothing_is_told = rounds.borrow();
+    following.into_iter().filter_map(|(key, mut answers)| Some((key, answers.take()?))).collect()
+}

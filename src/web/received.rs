@@ -1,0 +1,44 @@
+//! The body of a request, as a part of what all bodies may take.
+
+use axum::extract::{FromRef, FromRequest, Request};
+use axum::http::StatusCode;
+use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt as _;
+
+use super::shares::{Full, Lease};
+use super::store::who;
+use super::{App, Problem};
+
+/// The whole body of a request, as a part of what bodies may take.
+pub(crate) struct Received {
+    pub(crate) bytes: Bytes,
+    /// Kept until the request is answered, for what is made of the body is larger than the body.
+    _lease: Lease,
+}
+
+impl<S> FromRequest<S> for Received
+where
+    S: Send + Sync,
+    App: FromRef<S>,
+{
+    type Rejection = Problem;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, Problem> {
+        let (parts, body) = request.into_parts();
+        let busy = |full: Full| {
+            let what = "More is being sent";
+            full.problem("too-much-at-once", what, "Nothing was stored. Repeat it with the same ids.", 1)
+        };
+        let mut lease = App::from_ref(state).shares.bodies.lend(&who(&parts), 0).map_err(busy)?;
+        drop(parts);
+        let mut bytes = BytesMut::new();
+        let mut pieces = body.into_data_stream();
+        while let Some(piece) = pieces.next().await {
+            // What is wrong with it says whoever bounds it.
+            let piece = piece.map_err(|_| Problem::from(StatusCode::BAD_REQUEST))?;
+            lease.extend(piece.len()).map_err(busy)?;
+            bytes.extend_from_slice(&piece);
+        }
+        Ok(Self { bytes: bytes.freeze(), _lease: lease })
+    }
+}

@@ -1,0 +1,153 @@
+//! The store that a request is about: its name, the store itself, and who may begin a new one.
+
+use std::collections::HashMap;
+
+use axum::extract::{FromRef, FromRequestParts, RawPathParams};
+use axum::http::StatusCode;
+use axum::http::request::Parts;
+use axum::response::{IntoResponse as _, Response};
+use tokio::sync::watch;
+
+use super::shares::{TOKENS_STORES, VISITORS_LINKS};
+use super::{App, Problem, Services, Who};
+use crate::engine::{Store, StoreId};
+use crate::sync::{LinkStatus, code};
+
+/// The store that a request is about, by name; not opened yet.
+pub(crate) struct AskedStore {
+    id: StoreId,
+    base: String,
+}
+
+impl AskedStore {
+    /// The store's name.
+    pub(crate) fn id(&self) -> &StoreId {
+        &self.id
+    }
+
+    /// What the routes of this store begin with.
+    pub(crate) fn base(&self) -> &str {
+        &self.base
+    }
+
+    /// Where the page is.
+    pub(crate) fn home(&self) -> String {
+        format!("{}/", self.base)
+    }
+}
+
+impl<S> FromRequestParts<S> for AskedStore
+where
+    S: Send + Sync,
+    App: FromRef<S>,
+{
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let params = RawPathParams::from_request_parts(parts, state).await.map_err(|error| {
+            Problem::bad_request("malformed-store", error.to_string(), "Check the address for typing errors.")
+        })?;
+        let params: HashMap<&str, &str> = params.iter().collect();
+        let name = params.get("store").copied();
+        let face = App::from_ref(state).face.clone();
+        let id: StoreId = name.unwrap_or(face.store).parse().map_err(|error: crate::engine::Malformed| {
+            Problem::new(
+                StatusCode::NOT_FOUND,
+                "no-such-store",
+                format!("{error}."),
+                "Check the address for typing errors. Every name of that form is a store, even one that is still empty.",
+            )
+        })?;
+        Ok(Self { base: face.base(&id), id })
+    }
+}
+
+/// The store that a request is about, open.
+pub(crate) struct Opened {
+    pub(crate) asked: AskedStore,
+    pub(crate) store: Store,
+    /// How its connection to the upstream is.
+    pub(crate) link: watch::Receiver<LinkStatus>,
+    /// Who asks.
+    pub(crate) who: Who,
+}
+
+impl<S> FromRequestParts<S> for Opened
+where
+    S: Send + Sync,
+    App: FromRef<S>,
+{
+    type Rejection = Problem;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
+        let asked = AskedStore::from_request_parts(parts, state).await?;
+        let app = App::from_ref(state);
+        let who = who(parts);
+        let store = app.stores.get_leaving(&asked.id, who.spare(app.stores.limits()))?;
+        // An upstream may have a store that isn't here. For the owner it is asked about any; strangers could make up names
+        // for ever.
+        let most = if who == Who::Visitor && store.is_absent() { VISITORS_LINKS } else { usize::MAX };
+        let link = app.clients.attend(&store, most);
+        Ok(Self { asked, store, link, who })
+    }
+}
+
+/// Who sent the request. Whoever didn't come by the guard is nobody we know.
+pub(super) fn who(parts: &Parts) -> Who {
+    parts.extensions.get().cloned().unwrap_or(Who::Visitor)
+}
+
+impl Services {
+    /// Opens `store` for events from `who`. A new one takes up a part of what they may make.
+    pub(crate) fn begin(&self, store: &Store, who: &Who) -> Result<(), Problem> {
+        let limits = self.stores.limits();
+        let spare = who.spare(limits);
+        if !store.is_absent() {
+            return Ok(store.begin(spare).map(drop)?);
+        }
+        if let Who::Token(device) = who {
+            let most = limits.stores / TOKENS_STORES;
+            if self.hub.stores_made_by(device) >= most {
+                return Err(Problem::new(
+                    StatusCode::INSUFFICIENT_STORAGE,
+                    code::TOO_MANY_STORES,
+                    format!("The device {} has made {most} stores here, which is the limit.", device.as_str()),
+                    "Nothing was stored. Use a store that exists.",
+                ));
+            }
+            if store.begin(spare)? {
+                self.hub.made(device);
+            }
+            return Ok(());
+        }
+        if *who == Who::Visitor
+            && let Err(wait) = self.shares.visitors_stores.take(who, 1.0)
+        {
+            return Err(Problem::new(
+                StatusCode::TOO_MANY_REQUESTS,
+                "too-many-new-stores",
+                "Visitors have made as many new stores in the last hour as they may.",
+                "Nothing was stored. Use a store that exists, or come back later.",
+            )
+            .retry_after(u32::try_from(wait.as_secs()).unwrap_or(u32::MAX).saturating_add(1)));
+        }
+        let begun = store.begin(spare);
+        if *who == Who::Visitor && !matches!(begun, Ok(true)) {
+            self.shares.visitors_stores.give_back(who, 1.0);
+        }
+        Ok(begun.map(drop)?)
+    }
+}
+
+/// A handler among an app's own routes gets the store that its address names.
+impl<S: Send + Sync> FromRequestParts<S> for Store {
+    type Rejection = Response;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Response> {
+        let app: Option<App> = parts.extensions.get().cloned();
+        let app =
+            app.ok_or_else(|| Problem::internal("a store was asked for outside of an app's routes").into_response())?;
+        let opened = Opened::from_request_parts(parts, &app).await;
+        opened.map(|opened| opened.store).map_err(Problem::into_response)
+    }
+}

@@ -1,0 +1,149 @@
+//! Who posts: visitors, told apart by a cookie.
+//!
+//! The cookie says only that two posts come from one browser. Whoever reads an app's events learns less: an app stores a
+//! keyed hash, which can't be turned back into the cookie.
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Mutex;
+
+use anyhow::{Context as _, anyhow};
+use axum::http::header::{self, HeaderMap, HeaderValue};
+
+use crate::random;
+use crate::sync::tokens::replace;
+
+/// Bytes of a visitor's id: so many that nobody guesses another's.
+const ID: usize = 16;
+
+/// Seconds that a browser keeps the cookie, counted from the last post: 400 days, the most that browsers allow.
+const KEPT: u32 = 400 * 24 * 60 * 60;
+
+/// Somebody who posts, told apart from others by a cookie.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Visitor {
+    hash: String,
+}
+
+impl Visitor {
+    /// What an app may store of the visitor: 32 hexadecimal digits, the same for every post of one browser, and of no use
+    /// to anybody who would like to be them.
+    pub fn hash(&self) -> &str {
+        &self.hash
+    }
+}
+
+impl fmt::Debug for Visitor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Visitor").field(&self.hash).finish()
+    }
+}
+
+/// The key of the hashes, in the data directory from the first time that an app asks who posts.
+pub(crate) struct VisitorKey {
+    path: PathBuf,
+    key: Mutex<Option<[u8; blake3::KEY_LEN]>>,
+}
+
+impl VisitorKey {
+    /// The key in the data directory `data`.
+    pub(crate) fn in_dir(data: &std::path::Path) -> Self {
+        Self { path: data.join("visitor.key"), key: Mutex::default() }
+    }
+
+    /// Who sent a request with these headers, and the cookie that tells their browser who they are.
+    ///
+    /// # Errors
+    ///
+    /// When the key can't be read, or made.
+    pub(crate) fn who(&self, app: &str, headers: &HeaderMap) -> anyhow::Result<(Visitor, HeaderValue)> {
+        let cookie = cookie_name(app);
+        let id = shown(headers, &cookie).unwrap_or_else(random::hex::<ID>);
+        let hash = blake3::keyed_hash(&self.get()?, id.as_bytes()).to_hex()[..2 * ID].to_owned();
+        let cookie = format!("{cookie}={id}; Path=/; Max-Age={KEPT}; HttpOnly; SameSite=Lax");
+        Ok((Visitor { hash }, cookie.try_into().context("BUG: a cookie that can't be a header")?))
+    }
+
+    /// The key, made if there is none. One that is damaged is never replaced: all visitors would be others.
+    fn get(&self) -> anyhow::Result<[u8; blake3::KEY_LEN]> {
+        let mut known = self.key.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some(key) = *known {
+            return Ok(key);
+        }
+        let path = self.path.display();
+        let key = match fs::read_to_string(&self.path) {
+            Ok(text) => *blake3::Hash::from_hex(text.trim())
+                .map_err(|why| anyhow!("{path} is damaged ({why}); put it back from a backup"))?
+                .as_bytes(),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let key = random::bytes();
+                replace(&self.path, format!("{}\n", blake3::Hash::from_bytes(key).to_hex()).as_bytes())
+                    .with_context(|| format!("cannot write {path}"))?;
+                key
+            }
+            Err(error) => return Err(error).with_context(|| format!("cannot read {path}")),
+        };
+        *known = Some(key);
+        Ok(key)
+    }
+}
+
+/// What an app's cookie is called. Cookies ignore ports, so the apps of one machine would share one of any other name.
+fn cookie_name(app: &str) -> String {
+    format!("{app}-visitor")
+}
+
+/// The id that a browser shows, if it is one of ours.
+fn shown(headers: &HeaderMap, cookie: &str) -> Option<String> {
+    let cookies = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
+    let id = cookies.flat_map(|all| all.split(';')).find_map(|one| {
+        let (name, value) = one.trim().split_once('=')?;
+        (name == cookie).then_some(value)
+    })?;
+    let is_ours = id.len() == 2 * ID && id.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte));
+    is_ours.then(|| id.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with_cookie(cookie: &str) -> HeaderMap {
+        HeaderMap::from_iter([(header::COOKIE, HeaderValue::try_from(cookie).expect("a header"))])
+    }
+
+    #[test]
+    fn a_visitor_is_the_same_over_restarts_and_another_elsewhere() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let key = VisitorKey::in_dir(dir.path());
+        let (first, cookie) = key.who("todo", &HeaderMap::new()).expect("a visitor");
+        let cookie = cookie.to_str().expect("text").split(';').next().expect("a cookie").to_owned();
+        assert!(cookie.starts_with("todo-visitor="), "{cookie}");
+        let (again, _) = key.who("todo", &with_cookie(&format!("a=b; {cookie}"))).expect("a visitor");
+        assert_eq!(again, first);
+        let (restarted, _) = VisitorKey::in_dir(dir.path()).who("todo", &with_cookie(&cookie)).expect("a visitor");
+        assert_eq!(restarted, first);
+        let (other, _) = key.who("todo", &HeaderMap::new()).expect("a visitor");
+        assert_ne!(other, first);
+        let (elsewhere, _) = key.who("notes", &with_cookie(&cookie)).expect("a visitor");
+        assert_ne!(elsewhere, first, "the cookie of another app");
+        let other_dir = tempfile::tempdir().expect("a directory");
+        let (there, _) = VisitorKey::in_dir(other_dir.path()).who("todo", &with_cookie(&cookie)).expect("a visitor");
+        assert_ne!(there, first, "the hash depends on the key");
+    }
+
+    #[test]
+    fn a_cookie_that_is_not_ours_makes_a_new_visitor_and_a_damaged_key_stays() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let key = VisitorKey::in_dir(dir.path());
+        for cookie in ["todo-visitor=me", "todo-visitor=", "todo-visitor=ABCDEF00112233445566778899AABBCC", "="] {
+            let (_, given) = key.who("todo", &with_cookie(cookie)).expect("a visitor");
+            assert!(!given.to_str().expect("text").contains(&format!("{cookie};")), "{cookie}");
+        }
+        fs::write(dir.path().join("visitor.key"), "damaged").expect("written");
+        assert!(VisitorKey::in_dir(dir.path()).who("todo", &HeaderMap::new()).is_err());
+        assert_eq!(fs::read(dir.path().join("visitor.key")).expect("read"), b"damaged");
+    }
+}
