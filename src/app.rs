@@ -182,6 +182,12 @@ impl App {
         self
     }
 
+    /// Sets the heading of the page that people see at an address that isn't there; without this it is "Nothing here".
+    pub fn lost(mut self, heading: &'static str) -> Self {
+        self.face_mut().lost = heading;
+        self
+    }
+
     /// Sets the name of the store whose routes have no prefix; without this it is the app's own name.
     pub fn store(mut self, store: &'static str) -> Self {
         self.face_mut().store = store;

@@ -39,6 +39,7 @@ pub fn app() -> App {
         )
         .nouns("like", "likes")
         .store("likes")
+        .lost("Nothing here to like")
         .form::<LikeAdded>("likes")
         .live("likes", |_| Ok(count()), |count, _| page::Likes { count })
         .page(|page| page::LikesPage { page })

@@ -20,6 +20,8 @@ pub(crate) struct Face {
     /// The store whose routes have no prefix.
     pub(crate) store: &'static str,
     pub(crate) nouns: Nouns,
+    /// The heading of the page for an address that isn't there.
+    pub(crate) lost: &'static str,
     pub(crate) forms: Vec<Form>,
     pub(crate) fragments: Vec<Fragment>,
     pub(crate) page: Option<Arc<DrawPage>>,
@@ -115,6 +117,7 @@ impl Face {
             name,
             store: name,
             nouns: Nouns { one: "event", many: "events" },
+            lost: "Nothing here",
             forms: Vec::new(),
             fragments: Vec::new(),
             page: None,

@@ -31,7 +31,7 @@ const FLAGS: [&str; 12] = [
     "--disable-component-update",
     "--no-first-run",
     "--window-size=1000,800",
-    "--host-resolver-rules=MAP evil.example 127.0.0.1",
+    "--host-resolver-rules=MAP evil.example 127.0.0.1, MAP hub.example 127.0.0.1",
 ];
 
 /// A browser with a profile of its own. When it goes out of scope, it must have had nothing to complain about.
@@ -106,6 +106,19 @@ impl Browser {
             tab.call(&format!("{domain}.enable"), json!({}));
         }
         tab
+    }
+
+    /// Evaluates JavaScript in every shared worker.
+    pub(crate) fn in_workers(&self, script: &str) {
+        let attached = |event: &Value| {
+            let is_worker = event["params"]["targetInfo"]["type"] == "shared_worker";
+            (event["method"] == "Target.attachedToTarget" && is_worker).then(|| text(&event["params"]["sessionId"]))
+        };
+        let sessions: Vec<String> = self.wire.heard().events.iter().filter_map(attached).collect();
+        for session in sessions {
+            // It may have ended already, or end by this before it answers.
+            drop(self.wire.send(Some(&session), "Runtime.evaluate", json!({ "expression": script })));
+        }
     }
 
     /// The test takes the server away, or is refused: then the browser may say that a request has failed.
@@ -252,6 +265,14 @@ impl Tab<'_> {
             let click = json!({ "type": kind, "x": x, "y": y, "button": "left", "clickCount": 1 });
             self.call("Input.dispatchMouseEvent", click);
         }
+    }
+
+    /// Types into a field, in place of what is there.
+    pub(crate) fn type_into(&self, selector: &str, text: &str) {
+        self.eval(&format!(
+            "document.querySelector('{selector}').focus(); document.querySelector('{selector}').select()"
+        ));
+        self.call("Input.insertText", json!({ "text": text }));
     }
 
     /// Presses and releases a key.

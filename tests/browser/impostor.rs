@@ -1,6 +1,6 @@
 //! Somebody else answers in the server's place: the login page of a network, a proxy.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::Write;
 use std::net::{TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -10,6 +10,7 @@ use crate::chromium::Browser;
 use crate::common::{Server, data_dir, wait_for};
 use crate::likewise::stored;
 use crate::offline::start_again;
+use crate::stage::read;
 
 #[test]
 fn trust_56_an_answer_of_somebody_else_is_neither_stored_nor_refused() {
@@ -65,7 +66,11 @@ impl Impostor {
         let thread = std::thread::spawn(move || {
             for stream in listener.incoming().take_while(|_| !end.load(Ordering::Relaxed)) {
                 let mut stream = stream.expect("a connection");
-                let Some(form) = read_post(&stream) else { continue };
+                // Any other request is hung up on.
+                let Some((method, _, form)) = read(&stream) else { continue };
+                if method != "POST" {
+                    continue;
+                }
                 let mut seen = seen.lock().expect("BUG: a test panicked while it looked");
                 let answer = answers[seen.len().min(answers.len() - 1)];
                 let _ = write!(stream, "HTTP/1.1 {answer}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
@@ -85,25 +90,4 @@ impl Impostor {
         self.thread.join().expect("it ends");
         posted
     }
-}
-
-/// The form of a post. Any other request is hung up on.
-fn read_post(stream: &TcpStream) -> Option<String> {
-    let mut lines = BufReader::new(stream);
-    let mut line = String::new();
-    lines.read_line(&mut line).ok()?;
-    if !line.starts_with("POST ") {
-        return None;
-    }
-    let mut length = 0;
-    while line != "\r\n" {
-        line.clear();
-        lines.read_line(&mut line).ok().filter(|&bytes| bytes > 0)?;
-        if let Some(value) = line.to_ascii_lowercase().strip_prefix("content-length:") {
-            length = value.trim().parse().ok()?;
-        }
-    }
-    let mut form = vec![0; length];
-    lines.read_exact(&mut form).ok()?;
-    String::from_utf8(form).ok()
 }

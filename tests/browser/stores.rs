@@ -122,7 +122,7 @@ fn pages_of_two_versions_leave_room_for_each_other() {
     // As after an update: the script of a page that is loaded now has another address, and so has its worker.
     let new = open(
         "const Worker = SharedWorker;
-         window.SharedWorker = class extends Worker { constructor(url, options) { super(`${url}-next`, options); } };",
+         window.SharedWorker = class extends Worker { constructor(url, options) { super(`${url}?next`, options); } };",
     );
     old.iter().for_each(until_resting);
     server.until_streams(STREAMS);

@@ -172,12 +172,12 @@ pub(crate) struct Live {
 }
 
 impl Live {
-    /// The next frame, comments left out; `None` when the stream has ended in good order.
+    /// The next fragment, pings and ends of commits left out; `None` when the stream has ended in good order.
     pub(crate) fn next(&mut self) -> Option<String> {
         loop {
             if let Some(end) = self.text.find("\n\n") {
                 let frame: String = self.text.drain(..end + 2).collect();
-                if !frame.starts_with(':') {
+                if !["event: ping\n", "event: done\n"].iter().any(|other| frame.starts_with(other)) {
                     return Some(frame);
                 }
                 continue;
@@ -257,7 +257,6 @@ fn varying(text: &str) -> Option<(usize, &'static str)> {
     if text.get(..36).is_some_and(|head| uuid::Uuid::try_parse(head).is_ok() && head.contains('-')) {
         return Some((36, "[uuid]"));
     }
-    let version = text.strip_prefix("?v=")?;
-    let length = version.bytes().take_while(u8::is_ascii_hexdigit).count();
-    (length > 0).then_some((length + 3, "?v=[version]"))
+    let version = text.strip_prefix("/static/")?.split('/').next()?;
+    version.bytes().all(|byte| byte.is_ascii_hexdigit()).then_some((8 + version.len(), "/static/[version]"))
 }

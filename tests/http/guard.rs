@@ -189,7 +189,10 @@ fn trust_36_every_answer_carries_the_headers_that_keep_browsers_in_bounds() {
         assert!(!page.contains("<style") && !page.contains(" style="), "{page}");
         let has_handler = page.split_whitespace().any(|part| part.starts_with("on") && part.contains('='));
         assert!(!page.contains("javascript:") && !has_handler, "{page}");
-        assert!(page.matches("<script").count() == page.matches("<script defer src=\"/static/").count(), "{page}");
+        assert!(
+            page.matches("<script").count() == page.matches("<script type=\"module\" src=\"/static/").count(),
+            "{page}"
+        );
     }
 }
 

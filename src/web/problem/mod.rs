@@ -47,12 +47,14 @@ pub(crate) struct Words {
     pub(crate) app: String,
     /// What several of its events are called.
     pub(crate) events: String,
+    /// The heading of the page for an address that isn't there.
+    pub(crate) lost: &'static str,
 }
 
 impl Words {
     /// The words of an app.
     pub(crate) fn of(face: &Face) -> Self {
-        Self { app: face.title(), events: face.nouns.many.to_owned() }
+        Self { app: face.title(), events: face.nouns.many.to_owned(), lost: face.lost }
     }
 }
 
@@ -170,7 +172,7 @@ impl Problem {
             words,
             typed: self.typed.as_deref(),
             status: self.status.as_u16(),
-            title: title(self.status),
+            title: if self.status == StatusCode::NOT_FOUND { words.lost } else { title(self.status) },
             detail: &self.detail,
             advice: &self.advice,
             assets: &crate::web::ASSETS_VERSION,
@@ -288,7 +290,7 @@ struct ErrorPage<'a> {
     words: &'a Words,
     typed: Option<&'a Typed>,
     status: u16,
-    title: &'static str,
+    title: &'a str,
     detail: &'a str,
     advice: &'a str,
     assets: &'a str,

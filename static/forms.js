@@ -1,0 +1,121 @@
+// The page's forms. A post that the script takes over is answered at once: the form clears, what was posted is listed as
+// waiting, and it comes back into the form, to be edited, when the server refuses it.
+//
+// A form is taken over when it posts to `BASE/NAME` and NAME is one of the app's forms.
+
+import { mintId } from "./ids.js";
+import { isDirty } from "./morph.js";
+
+const GIVES = ":not([type=hidden], [type=submit], [type=button], [type=image], [type=reset], [type=file])";
+
+/** The forms of the app whose store is at `base`; `posted` gets an entry for the outbox for each submit. */
+export function takeOver({ base, forms }, posted) {
+  const addresses = new Map(forms.map((name) => [`${location.origin}${base}/${name}`, name]));
+
+  /** Which of the app's forms an element is, when it is one. */
+  function nameOf(form, submitter) {
+    // By attribute: a field named `action` hides the property of that name.
+    if (form.getAttribute("method")?.toLowerCase() !== "post" || form.hasAttribute("enctype")) return undefined;
+    if (!["", "_self"].includes(form.getAttribute("target") ?? "")) return undefined;
+    const action = submitter?.getAttribute("formaction") ?? form.getAttribute("action") ?? "";
+    return addresses.get(withoutUser(action));
+  }
+
+  const all = () => [...document.forms].filter((form) => nameOf(form));
+
+  document.addEventListener("submit", (event) => {
+    const { target: form, submitter } = event;
+    const name = nameOf(form, submitter);
+    if (!name || event.defaultPrevented) return;
+    event.preventDefault();
+    const fields = fieldsOf(form, submitter);
+    const id = fields.find(([field]) => field === "id")?.[1] || mintId();
+    const controls = editable(form);
+    posted({
+      id,
+      form: name,
+      fields: fields.filter(([field]) => field !== "id"),
+      label: labelOf(controls) || submitter?.textContent.trim() || name,
+      typed: controls.some((control) => control.type !== "checkbox" && control.type !== "radio"),
+    });
+    HTMLFormElement.prototype.reset.call(form);
+    renew(form);
+  });
+
+  return {
+    /** Gives every form an id of its own: a page from history may hold one that is already used. */
+    renewAll: () => all().forEach(renew),
+
+    /** Takes the ids out of forms inside fragments: the stream sends them without, and the script mints them. */
+    strip(element) {
+      for (const form of element.querySelectorAll("form")) if (nameOf(form)) idField(form)?.remove();
+    },
+
+    /** Puts what was refused back into its form. Says whether it could: nothing half-typed is overwritten. */
+    giveBack(entry) {
+      const isAbout = (form) => hiddenFields(form).every(([name, value]) => has(entry.fields, name, value));
+      const form = all().find((form) => nameOf(form) === entry.form && isAbout(form));
+      if (!form || editable(form).some(isDirty)) return false;
+      const left = [...entry.fields];
+      for (const control of editable(form)) fill(control, left);
+      return true;
+    },
+  };
+}
+
+/** An address without user and password. A page that was opened with them has them in all its addresses. */
+export function withoutUser(address) {
+  const url = new URL(address, location.href);
+  return `${url.origin}${url.pathname}`;
+}
+
+/** The fields that a submit sends, in order, the button included that was pressed. */
+function fieldsOf(form, submitter) {
+  const fields = [...new FormData(form)].filter(([, value]) => typeof value === "string");
+  if (submitter?.name) fields.push([submitter.name, submitter.value]);
+  return fields;
+}
+
+/** A new id, where a form has a field for it. Without one it is minted when the form is posted. */
+function renew(form) {
+  const field = idField(form);
+  if (field) field.value = mintId();
+}
+
+function idField(form) {
+  return form.querySelector("input[type=hidden][name=id]");
+}
+
+/** The controls of a form that a person fills in. */
+function editable(form) {
+  return [...form.elements].filter((control) => {
+    return control.name && !control.disabled && control.matches(`input${GIVES}, textarea, select`);
+  });
+}
+
+function hiddenFields(form) {
+  const fields = [...form.querySelectorAll("input[type=hidden][name]:not([name=id])")];
+  return fields.map((field) => [field.name, field.value]);
+}
+
+function has(fields, name, value) {
+  return fields.some((field) => field[0] === name && field[1] === value);
+}
+
+/** What somebody wrote into a form, as a name for the post. */
+function labelOf(controls) {
+  const texts = controls.filter((control) => control.matches("textarea, input:not([type=checkbox], [type=radio], [type=password])"));
+  return texts.map((control) => control.value.trim()).filter(Boolean).join(" · ");
+}
+
+/** Gives a control its value of before, which is then used up: of several fields of one name, each has its own. */
+function fill(control, left) {
+  const isChoice = control.type === "checkbox" || control.type === "radio";
+  const at = left.findIndex(([name, value]) => name === control.name && (!isChoice || value === control.value));
+  if (isChoice) control.checked = at >= 0;
+  else if (control.multiple && control.options) {
+    for (const option of control.options) option.selected = has(left, control.name, option.value);
+    return;
+  } else if (at >= 0) control.value = left[at][1];
+  if (at >= 0) left.splice(at, 1);
+}

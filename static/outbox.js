@@ -1,0 +1,243 @@
+// What was posted and isn't stored yet, oldest first. It is also kept in localStorage, one key an entry, so that it
+// outlives the page. Only an answer about an entry itself ends its wait.
+//
+// Entries reach the server in the order in which they were made, from all tabs together: whoever posts holds a lock, and
+// always takes the oldest. Where there are no locks (they need a secure context), each tab posts its own in order, and
+// may post what another one left. That is harmless: an id counts once.
+
+import { backoff } from "./backoff.js";
+import { UUID7 } from "./ids.js";
+
+const ANSWER_WITHIN = 10_000;   // a post without an answer for this long is tried again
+const LONGEST_PAUSE = 60;       // seconds: the most that a Retry-After is heeded
+const OUTLIVES_PAGE = 32_000;   // bytes of a body that a browser may send after its page is gone; 64 KB for all of them
+
+/** Codes that are about the event itself, so that the same post can never succeed. All others are about the moment. */
+const FINAL = ["malformed-id", "malformed-form", "malformed-event", "event-refused", "id-taken"];
+
+/**
+ * An outbox of the store at `base`.
+ *
+ * An entry is `{id, form, fields, label, typed, order, since}`: the form's name, its fields as pairs in order, what to call
+ * it, whether a person typed some of it. `own` marks those that were made in this page. When the server has refused one,
+ * `refused` is the reason; it stays until the person has it back.
+ */
+export function makeOutbox({ app, base }, { changed, stored, refused }) {
+  const prefix = `${app}:${base}:`;
+  const entries = new Map(); // by id
+  let pumping = false;
+  let failures = 0;
+  let trouble = "";  // why the last post failed, in the server's words
+  let timer;         // set while waiting after a failure
+  let earliest = 0;  // the server's Retry-After, which nothing hurries
+  let kept = true;
+  let resting;       // aborts the wait for the lock, and gives the lock back
+
+  const waiting = () =>
+    [...entries.values()].filter((entry) => !entry.refused).sort((a, b) => a.order - b.order || (a.id < b.id ? -1 : 1));
+
+  // --- What is kept
+
+  function write(entry) {
+    const { own, isSaid, ...rest } = entry;
+    try {
+      localStorage.setItem(prefix + entry.id, JSON.stringify(rest));
+    } catch {
+      kept = false; // then this entry lives as long as the page
+    }
+  }
+
+  function forget(id) {
+    entries.delete(id);
+    try {
+      localStorage.removeItem(prefix + id);
+    } catch {
+      // Then it wasn't kept either.
+    }
+  }
+
+  /** Takes an entry over from another page. */
+  function take(key, value) {
+    const id = key.slice(prefix.length);
+    const entry = key.startsWith(prefix) && UUID7.test(id) && parse(value);
+    if (!entry) return;
+    const known = entries.get(id);
+    if (known) known.refused = entry.refused;
+    else entries.set(id, { ...entry, id, own: false });
+  }
+
+  function takeAll() {
+    try {
+      for (const key of Object.keys(localStorage)) take(key, localStorage.getItem(key));
+    } catch {
+      // Nothing can have been left.
+    }
+  }
+
+  /** Something happened to an entry in another tab: it was stored there, or refused. */
+  addEventListener("storage", ({ key, newValue }) => {
+    const entry = key?.startsWith(prefix) && entries.get(key.slice(prefix.length));
+    if (!entry) return;
+    if (newValue === null) {
+      entries.delete(entry.id);
+      if (entry.own && !entry.refused) stored(entry);
+    } else {
+      take(key, newValue);
+      if (entry.own && entry.refused) refused(entry);
+    }
+    changed();
+  });
+
+  function giveBack() {
+    for (const entry of [...entries.values()]) if (entry.refused) refused(entry);
+  }
+
+  // --- Posting
+
+  async function pump() {
+    if (pumping || resting?.signal.aborted || timer !== undefined || waiting().length === 0) return;
+    pumping = true;
+    await inTurn(async (isOver) => {
+      if (navigator.locks) takeAll(); // others may have made something before us, or posted it
+      for (let [next] = waiting(); next && !isOver(); [next] = waiting()) {
+        if (!(await post(next))) return;
+      }
+    });
+    pumping = false;
+    pump(); // for what was made in between
+  }
+
+  /** Calls `work` while no other tab does. */
+  async function inTurn(work) {
+    resting ??= new AbortController();
+    const { signal } = resting;
+    const isOver = () => signal.aborted;
+    if (!navigator.locks) return work(isOver);
+    const over = new Promise((resolve) => signal.addEventListener("abort", resolve, { once: true }));
+    await navigator.locks.request(prefix, { signal }, () => Promise.race([work(isOver), over])).catch(() => {});
+  }
+
+  /** Posts one entry, and says whether its wait is over. */
+  async function post(entry) {
+    const body = new URLSearchParams([["id", entry.id], ...entry.fields]).toString();
+    const answer = await fetch(`${location.origin}${base}/${entry.form}`, {
+      method: "POST",
+      headers: {
+        Accept: "application/json", // a word about this entry, instead of a page
+        "Content-Type": "application/x-www-form-urlencoded",
+      },
+      body,
+      credentials: "same-origin",
+      redirect: "manual", // ours doesn't redirect; a network's login page does
+      keepalive: body.length < OUTLIVES_PAGE, // so that a post may be the last thing that happens in a page
+      signal: AbortSignal.timeout(ANSWER_WITHIN),
+    }).catch(() => undefined);
+    const problem = answer && !answer.ok && (await problemOf(answer));
+
+    if (answer?.headers.get("Likewise-Stored")?.toLowerCase() === entry.id.toLowerCase()) {
+      settled(entry, stored);
+    } else if (problem && FINAL.includes(problem.code)) {
+      entry.refused = `${problem.detail ?? ""} ${problem.advice ?? ""}`.trim() || problem.code;
+      if (!entry.own) write(entry); // for the page that made it, or the next one
+      settled(entry, refused);
+    } else {
+      trouble = problem?.detail ?? "";
+      pause(answer?.headers.get("Retry-After"));
+      changed();
+      return false;
+    }
+    return true;
+  }
+
+  function settled(entry, tell) {
+    failures = 0;
+    trouble = "";
+    // Another tab may have been quicker.
+    if (entries.get(entry.id) === entry) {
+      if (!entry.refused) forget(entry.id);
+      if (entry.own) tell(entry);
+    }
+    changed();
+  }
+
+  /** Waits, for all entries alike: what keeps one from being stored keeps them all. */
+  function pause(retryAfter) {
+    const asked = Math.min(LONGEST_PAUSE, Number(retryAfter) || 0) * 1_000;
+    failures += 1;
+    earliest = Date.now() + asked;
+    clearTimeout(timer);
+    timer = setTimeout(() => {
+      timer = undefined;
+      pump();
+    }, Math.max(asked, backoff(failures)));
+  }
+
+  return {
+    add(entry) {
+      const newest = Math.max(0, ...waiting().map((known) => known.order));
+      const whole = { ...entry, order: Math.max(Date.now(), newest + 1), since: Date.now(), own: entry.own ?? true };
+      entries.set(entry.id, whole);
+      write(whole);
+      changed();
+      pump();
+    },
+    /** Takes over what closed pages have left, and tells what of it was refused. */
+    adopt() {
+      takeAll();
+      giveBack();
+      changed();
+      pump();
+    },
+    giveBack,
+    /** Forgets a refused entry, for the person has it back. */
+    drop(entry) {
+      forget(entry.id);
+      changed();
+    },
+    /** Keeps a refused entry that the person can't be given back now. */
+    keep: write,
+    /** The server may be back: don't wait any longer. */
+    hurry() {
+      if (Date.now() < earliest) return;
+      clearTimeout(timer);
+      timer = undefined;
+      pump();
+    },
+    /** The page goes out of use. Another one may need the lock, and a page with a lock can't be kept for going back. */
+    rest() {
+      resting ??= new AbortController();
+      resting.abort();
+    },
+    /** The page is used again. */
+    resume() {
+      if (resting?.signal.aborted) resting = undefined;
+      pump();
+    },
+    get waiting() { return waiting(); },
+    get kept() { return kept; },
+    get trouble() { return trouble; },
+    /** How long the oldest entry has been waiting. */
+    get delay() {
+      const [oldest] = waiting();
+      return oldest ? Date.now() - oldest.since : 0;
+    },
+  };
+}
+
+/** Why our server didn't store it; nothing when somebody else answered in its place. */
+async function problemOf(answer) {
+  if (!answer.headers.get("Content-Type")?.startsWith("application/problem+json")) return undefined;
+  return answer.json().catch(() => undefined);
+}
+
+/** An entry as it was kept; nothing for what isn't one. */
+function parse(value) {
+  try {
+    const entry = JSON.parse(value);
+    const isPair = (pair) => Array.isArray(pair) && pair.length === 2 && pair.every((part) => typeof part === "string");
+    const isWhole = typeof entry?.form === "string" && Array.isArray(entry.fields) && entry.fields.every(isPair);
+    return isWhole && { label: "", typed: false, order: 0, since: Date.now(), ...entry };
+  } catch {
+    return undefined;
+  }
+}
