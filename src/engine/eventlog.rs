@@ -324,9 +324,13 @@ impl Eventlog {
             set_aside_tally: Tally::from_slice(digests.get(64..96).unwrap_or_default()),
         };
         let format = conn.query_row("PRAGMA user_version", (), |row| row.get(0))?;
-        if format < HASHED && wal.is_none() {
-            // Only to be read, so it stays as it is, and looks as if there were hashes.
-            conn.execute_batch(HASHLESS)?;
+        if let Link::Reads(conn) = &conn {
+            if format < HASHED {
+                // The file stays as it is, and looks as if it had hashes.
+                conn.execute_batch(HASHLESS)?;
+            }
+            // The views come first: even a view in memory can't be made afterwards.
+            conn.only_read()?;
         }
         let mut log = Self { conn, wal, tip, saved: None, names, origins, format, checked: RefCell::default() };
         let last = log.checkpoint_before(Seq(i64::MAX as u64))?;

@@ -378,8 +378,30 @@ fn copy(files: &Files, to: &Files) -> Result<(), Fault> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::opening::{Alone, beside};
     use super::*;
     use crate::fuzz::{fuzz, outcome};
+
+    #[test]
+    fn a_snapshot_of_any_format_can_not_write() {
+        let scratch = tempfile::tempdir().expect("a directory");
+        let old = scratch.path().join("old.db");
+        let found =
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/format-1/lone-killed/stores/likes/eventlog.db");
+        for suffix in ["", "-wal"] {
+            fs::copy(beside(&found, suffix), beside(&old, suffix)).expect("a copy");
+        }
+        let new = scratch.path().join("new.db");
+        let alone = Alone::in_dir(scratch.path()).expect("nobody else");
+        drop(Eventlog::open(&new, true, &alone).expect("an eventlog"));
+        drop(alone);
+        for path in [old, new] {
+            let log = Eventlog::snapshot(&path).expect("a snapshot");
+            let written = log.conn.execute("DELETE FROM main.meta", ());
+            let code = written.expect_err("a snapshot wrote").sqlite_error_code();
+            assert_eq!(code, Some(rusqlite::ErrorCode::ReadOnly), "{}", path.display());
+        }
+    }
 
     #[test]
     fn trust_38_fuzzed_lines_of_an_import_are_events_or_refused() {
