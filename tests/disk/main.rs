@@ -16,7 +16,6 @@ mod faults;
 mod full;
 mod image;
 mod power;
-mod random;
 mod read_only;
 mod shim;
 mod slow;

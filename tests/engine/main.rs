@@ -1,5 +1,8 @@
 //! The engine through its public face, one level below HTTP.
 
+#[path = "../common/mod.rs"]
+mod common;
+
 mod crashes;
 mod damage;
 mod faults;
