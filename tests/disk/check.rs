@@ -322,8 +322,13 @@ impl Opened {
     }
 
     pub(crate) fn get(&self, path: &str) -> (u16, String) {
-        let mut answer = agent().get(format!("{}{path}", self.url)).call().expect("an answer");
-        (answer.status().as_u16(), answer.body_mut().read_to_string().expect("the answer"))
+        self.try_get(path).expect("an answer")
+    }
+
+    /// The answer, if there is one.
+    pub(crate) fn try_get(&self, path: &str) -> Option<(u16, String)> {
+        let mut answer = agent().get(format!("{}{path}", self.url)).call().ok()?;
+        Some((answer.status().as_u16(), answer.body_mut().read_to_string().ok()?))
     }
 
     pub(crate) fn like(&self, id: &str) -> (u16, String) {

@@ -19,4 +19,5 @@ mod power;
 mod read_only;
 mod shim;
 mod slow;
+mod synced_faults;
 mod trace;
