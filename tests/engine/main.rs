@@ -3,6 +3,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod bad_sync;
 mod crashes;
 mod damage;
 mod faults;
