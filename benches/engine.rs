@@ -2,7 +2,7 @@
 //! unique id, and UPDATE of the count.
 //!
 //! ```sh
-//! cargo bench --bench engine              # all; or a part: -- commit, -- rebuild, -- live
+//! cargo bench --bench engine              # all; or a part: -- commit, -- rebuild, -- live, -- keys
 //! BENCH_SECONDS=60 cargo bench --bench engine   # more rounds, when the machine is busy
 //! ```
 //!
@@ -15,9 +15,10 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use compare::{Aim, Scale, compare, each, head, is_wanted, on_disk};
-use likewise::engine::{Envelope, EventId, Files, Replica, Setup, StoreLimits, Stores};
+use likewise::engine::{Envelope, Event, EventId, Files, Query, Replica, Schema, Setup, StoreLimits, Stores};
 use likewise::likes::{self, LikeAdded};
 use rusqlite::{Connection, params};
+use serde::{Deserialize, Serialize};
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 
@@ -31,6 +32,9 @@ fn main() {
     }
     if is_wanted("live") {
         live(scale);
+    }
+    if is_wanted("keys") {
+        keys(scale);
     }
 }
 
@@ -175,6 +179,59 @@ async fn time_changes(stores: &Stores, watchers: usize, changes: usize) -> Durat
         all_have(change as u64 + 2).await;
     }
     each(start, changes)
+}
+
+/// A vote for one of many things.
+#[derive(Serialize, Deserialize)]
+struct Voted {
+    item: u32,
+}
+
+impl Event for Voted {
+    const NAME: &'static str = "Voted";
+}
+
+/// A commit that changes one row, while many rows are watched, each by its key, beside one while nobody watches.
+fn keys(scale: Scale) {
+    head("a commit of one row", "watched", "alone");
+    let runtime = Runtime::new().expect("start a runtime");
+    for (watched, commits) in [(1, 500), (1_000, 500), (10_000, 500)] {
+        let (watched, commits) = (scale.of(watched), scale.of(commits));
+        let ours = || runtime.block_on(time_votes(watched, commits));
+        let alone = || runtime.block_on(time_votes(0, commits));
+        compare(scale, &format!("of {watched} watched"), Aim::None, ours, alone);
+    }
+}
+
+/// How long a vote takes while `watched` rows are watched.
+async fn time_votes(watched: usize, votes: usize) -> Duration {
+    let dir = on_disk();
+    let schema = Schema::new("CREATE TABLE item (id INTEGER PRIMARY KEY, votes INTEGER NOT NULL) STRICT").on(
+        |Voted { item }, db| {
+            let sql = "INSERT INTO item VALUES (?1, 1) ON CONFLICT DO UPDATE SET votes = votes + 1";
+            db.execute(sql, [item])
+        },
+    );
+    let setup = Setup::new(schema, "bench".parse().expect("a name")).expect("read the program");
+    let stores = Stores::open(dir.path(), setup, StoreLimits::default()).expect("open");
+    let store = stores.get(&"bench".parse().expect("a name")).expect("open");
+    store.commit(Voted { item: 0 }).await.expect("commit");
+    let query = Query::rows("SELECT votes FROM item WHERE id = ?1", |row| Ok(row.get::<_, u64>(0)?));
+    let mut watches = Vec::new();
+    for item in 0..watched {
+        let mut watch = store.watch(query.clone().bind(item as u64));
+        watch.next().await.expect("an answer");
+        watches.push(watch);
+    }
+    let start = Instant::now();
+    for vote in 0..votes {
+        let item = u32::try_from(vote % watched.max(1)).expect("a small number");
+        store.commit(Voted { item }).await.expect("commit");
+    }
+    let time = each(start, votes);
+    drop(watches);
+    stores.close();
+    time
 }
 
 fn setup() -> Setup {

@@ -2,11 +2,12 @@
 //!
 //! The answers keep materializers and queries to what is deterministic, and tell which tables a statement reads and writes.
 
-use std::ops::{BitOr, BitOrAssign};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
+
+use super::changes::Tables;
 
 /// Tables of the engine in `state.db`; nobody else may make, read or write one whose name begins so.
 pub(crate) const OWN_PREFIX: &str = "likewise_";
@@ -95,41 +96,13 @@ const FUNCTIONS: &[&str] = &[
     "upper",
 ];
 
-/// A set of a schema's tables. The tables from the 64th on share one place, which costs at most a needless re-run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct Tables(pub(super) u64);
-
-impl Tables {
-    pub(crate) const NONE: Self = Self(0);
-    pub(crate) const ALL: Self = Self(u64::MAX);
-
-    fn nth(index: usize) -> Self {
-        Self(1 << index.min(63))
-    }
-
-    pub(crate) fn touches(self, other: Self) -> bool {
-        self.0 & other.0 != 0
-    }
-}
-
-impl BitOr for Tables {
-    type Output = Self;
-    fn bitor(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
-}
-
-impl BitOrAssign for Tables {
-    fn bitor_assign(&mut self, other: Self) {
-        self.0 |= other.0;
-    }
-}
-
 /// The tables that one statement touches.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Touched {
     pub(crate) reads: Tables,
     pub(crate) writes: Tables,
+    /// Those it writes in a way that SQLite's update hook doesn't tell row by row.
+    pub(crate) whole: Tables,
 }
 
 /// Whose statements are being prepared or run.
@@ -158,6 +131,10 @@ pub(super) struct Notes {
     pub(super) tables: Vec<String>,
     /// What else SQLite has rows of: its modules, each of which may be read as a table.
     pub(super) modules: Vec<String>,
+    /// Of each of the tables, the column that is another name for the row's number.
+    pub(super) row_columns: Vec<Option<String>>,
+    /// Tables whose rows can change without a word from SQLite's update hook.
+    pub(super) silent: Tables,
     pub(super) touched: Touched,
     pub(super) refused: Option<String>,
 }
@@ -185,6 +162,8 @@ impl Gate {
         }
         let mut notes = self.notes.lock().expect("BUG: the authorizer panicked");
         match notes.judge(mode, context) {
+            // To this answer SQLite deletes each row by itself, also where it would empty the table at once and tell no row.
+            Ok(()) if matches!(context.action, AuthAction::Delete { .. }) => Authorization::Ignore,
             Ok(()) => Authorization::Allow,
             Err(why) => {
                 notes.refused.get_or_insert(why);
@@ -219,6 +198,9 @@ impl Notes {
             {
                 let table = self.table(mode, table_name)?;
                 self.touched.writes |= table;
+                if self.silent.touches(table) || self.moves_rows(&context.action) {
+                    self.touched.whole |= table;
+                }
                 Ok(())
             }
             AuthAction::Function { function_name } => {
@@ -253,6 +235,14 @@ impl Notes {
         let name = name.to_ascii_lowercase();
         let is_own = [OWN_PREFIX, "sqlite_", "pragma_", "json_"].iter().any(|prefix| name.starts_with(prefix));
         !is_own && !self.tables.iter().chain(&self.modules).any(|taken| taken.eq_ignore_ascii_case(&name))
+    }
+
+    /// Whether rows get other numbers. The update hook tells only the new ones.
+    fn moves_rows(&self, action: &AuthAction<'_>) -> bool {
+        let AuthAction::Update { table_name, column_name } = action else { return false };
+        let place = self.tables.iter().position(|table| table.eq_ignore_ascii_case(table_name));
+        let row_column = place.and_then(|place| self.row_columns[place].as_deref());
+        row_column.into_iter().chain(["rowid"]).any(|column| column.eq_ignore_ascii_case(column_name))
     }
 
     fn table(&self, mode: Mode, name: &str) -> Result<Tables, String> {

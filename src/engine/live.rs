@@ -1,17 +1,22 @@
-//! Live queries: run again when a commit touched a table they read, once however many watch, and told to the watchers
-//! when the answer changed.
+//! Live queries: run again when a commit may have changed the answer, once however many watch, and told to the watchers
+//! when it did change.
+//!
+//! A query is run again after a commit to a table that it reads. One that looks rows up by a key is run again only after a
+//! commit that wrote a row of that key, so that thousands of them cost a commit next to nothing.
 //!
 //! The answers that were asked for last are kept up to date a while longer. So who asks again need not wait for the
 //! thread that writes, which may be waiting for the disk, and has an answer even when the store can't be opened.
 
 use std::any::Any;
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::collections::{HashMap, HashSet};
+use std::hash::Hash;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
-use super::authorizer::Tables;
+use super::changes::{Changes, Tables};
+use super::depends::{Depends, Key, KeyColumn};
 use super::error::Error;
 use super::query::{Query, QueryKey};
 use super::state::State;
@@ -22,10 +27,15 @@ const REMEMBERED_FOR: Duration = Duration::from_secs(60);
 /// How many answers are kept that nobody watches: each commit that touches them runs them again.
 const REMEMBERED: usize = 16;
 
+/// How often those are looked for that nobody needs any more, unless many new ones came.
+const FORGET_EVERY: Duration = Duration::from_secs(1);
+
 /// The live queries of one store. Watchers add theirs; the thread that owns the state runs them.
 #[derive(Default)]
 pub(crate) struct Live {
     queries: Mutex<Queries>,
+    /// Only for the thread that runs the queries. Nobody waits for it.
+    index: Mutex<Index>,
     /// Grows with each change of what is told. While it is borrowed nothing is told, so whoever holds it sees all that a
     /// commit changed, or nothing of it.
     rounds: watch::Sender<u64>,
@@ -34,19 +44,26 @@ pub(crate) struct Live {
 /// What a commit changed about the answers, before anybody is told.
 #[must_use]
 #[derive(Default)]
-pub(crate) struct News(Vec<Box<dyn FnOnce() + Send>>);
+pub(crate) struct News(Vec<Tell>);
+
+/// Tells the watchers of one query its new answer.
+type Tell = Box<dyn FnOnce() + Send>;
 
 #[derive(Default)]
 struct Queries {
     watched: HashMap<QueryKey, Arc<dyn LiveQuery>>,
+    /// Those that were never run.
+    fresh: Vec<Arc<dyn LiveQuery>>,
+    /// When it was looked last which are needed, and how many were.
+    looked: Option<(Instant, usize)>,
     is_closed: bool,
 }
 
 /// One live query, whatever the type of its answer.
 trait LiveQuery: Any + Send + Sync {
-    /// Runs the query if it reads one of `touched` or has no answer yet. If the answer changed, this gives what tells the
-    /// watchers.
-    fn refresh(self: Arc<Self>, state: &State, touched: Tables) -> Option<Box<dyn FnOnce() + Send>>;
+    /// Runs the query. Says what the answer depends on, unless it failed, and gives what tells the watchers if the answer
+    /// changed.
+    fn run(self: Arc<Self>, state: &State) -> (Option<Depends>, Option<Tell>);
 
     /// Says why there is no answer, unless there is one, which then stands.
     fn fail(&self, why: &Error);
@@ -55,13 +72,16 @@ trait LiveQuery: Any + Send + Sync {
 
     /// When somebody began to watch it last.
     fn asked(&self) -> Instant;
+
+    /// Tells it from all others.
+    fn key(&self) -> &QueryKey;
 }
 
 pub(super) type Answer<T> = Option<Result<T, Error>>;
 
 struct Watched<T> {
     query: Query<T>,
-    reads: Mutex<Tables>,
+    key: QueryKey,
     answer: watch::Sender<Answer<T>>,
     asked: Mutex<Instant>,
 }
@@ -84,16 +104,37 @@ impl Live {
         let (answer, receiver) = watch::channel(None);
         if !queries.is_closed {
             let asked = Mutex::new(Instant::now());
-            queries.watched.insert(key, Arc::new(Watched { query, reads: Mutex::default(), answer, asked }));
+            let watched = Arc::new(Watched { query, key: key.clone(), answer, asked });
+            queries.fresh.push(Arc::clone(&watched) as Arc<dyn LiveQuery>);
+            queries.watched.insert(key, watched);
         }
         (receiver, true)
     }
 
-    /// Brings every query up to date that reads one of `touched`, and forgets those that nobody needs.
+    /// Brings every query up to date whose answer may be another now, and forgets those that nobody needs.
     /// The watchers are [told](Self::tell) after that.
-    pub(crate) fn refresh(&self, state: &State, touched: Tables) -> News {
-        self.lock().forget(Instant::now());
-        News(self.all().into_iter().filter_map(|query| query.refresh(state, touched)).collect())
+    pub(crate) fn refresh(&self, state: &mut State) -> News {
+        let changes = state.take_changes();
+        let mut index = self.index.lock().expect("BUG: running queries panicked");
+        let mut due = {
+            let mut queries = self.lock();
+            for forgotten in queries.forget(Instant::now()) {
+                index.remove(&forgotten);
+            }
+            std::mem::take(&mut queries.fresh)
+        };
+        due.extend(index.due(state, &changes));
+        let mut news = News::default();
+        for query in due {
+            let (depends, tell) = Arc::clone(&query).run(state);
+            index.insert(query, depends);
+            news.0.extend(tell);
+        }
+        if let Err(error) = state.record_rows(index.needs_rows()) {
+            // Then every query counts as touched that reads a table that was written.
+            tracing::warn!(%error, "cannot learn which rows are written");
+        }
+        news
     }
 
     /// Tells the watchers all of the news at once, and with it what `also` tells if it is something new.
@@ -113,7 +154,9 @@ impl Live {
 
     /// Tells those who have no answer yet why there is none. What is known stays known.
     pub(crate) fn fail(&self, why: &Error) {
-        for query in self.all() {
+        // Copied out, so that nobody who watches waits for it.
+        let all: Vec<_> = self.lock().watched.values().map(Arc::clone).collect();
+        for query in all {
             query.fail(why);
         }
         self.rounds.send_modify(|round| *round += 1);
@@ -121,15 +164,13 @@ impl Live {
 
     /// Ends all watches, and those that are still to begin: nobody will run a query any more.
     pub(crate) fn close(&self) {
-        let mut queries = self.lock();
-        queries.is_closed = true;
-        queries.watched.clear();
+        {
+            let mut queries = self.lock();
+            *queries = Queries { is_closed: true, ..Queries::default() };
+        }
+        // A thread that panicked while it ran queries is ending.
+        *self.index.lock().unwrap_or_else(PoisonError::into_inner) = Index::default();
         self.rounds.send_modify(|round| *round += 1);
-    }
-
-    /// All queries, copied out so that none of them runs under the lock that watchers wait for.
-    fn all(&self) -> Vec<Arc<dyn LiveQuery>> {
-        self.lock().watched.values().map(Arc::clone).collect()
     }
 
     fn lock(&self) -> MutexGuard<'_, Queries> {
@@ -138,38 +179,144 @@ impl Live {
 }
 
 impl Queries {
-    /// Lets go of the queries that nobody watches, but for the few that were asked for last.
-    fn forget(&mut self, now: Instant) {
+    /// Lets go of the queries that nobody watches, but for the few that were asked for last. Gives those that went.
+    fn forget(&mut self, now: Instant) -> Vec<QueryKey> {
+        let is_due = self.looked.is_none_or(|(looked, were)| {
+            now.duration_since(looked) >= FORGET_EVERY || self.watched.len() > were + REMEMBERED
+        });
+        if !is_due {
+            return Vec::new();
+        }
         let mut unwatched: Vec<Instant> =
             self.watched.values().filter(|query| !query.is_watched()).map(|query| query.asked()).collect();
-        if unwatched.is_empty() {
-            return;
-        }
         unwatched.sort_unstable_by(|one, other| other.cmp(one));
         let last = unwatched.get(REMEMBERED - 1).copied();
         let is_needed =
             |asked: Instant| now.duration_since(asked) < REMEMBERED_FOR && last.is_none_or(|last| asked >= last);
-        self.watched.retain(|_, query| query.is_watched() || is_needed(query.asked()));
+        let goes = |_: &QueryKey, query: &mut Arc<dyn LiveQuery>| !query.is_watched() && !is_needed(query.asked());
+        let gone: Vec<QueryKey> = self.watched.extract_if(goes).map(|(key, _)| key).collect();
+        self.fresh.retain(|query| self.watched.contains_key(query.key()));
+        self.looked = Some((now, self.watched.len()));
+        gone
+    }
+}
+
+/// Finds the queries whose answers a commit may have changed, without looking at each.
+#[derive(Default)]
+struct Index {
+    queries: HashMap<QueryKey, (Arc<dyn LiveQuery>, Option<Depends>)>,
+    /// Those that depend on tables as a whole.
+    by_table: HashMap<QueryKey, Tables>,
+    /// Those that depend on the rows of a key.
+    by_key: HashMap<Arc<KeyColumn>, ByKey>,
+    /// Those that failed. They are run again each time, for the cause may be gone.
+    failed: HashSet<QueryKey>,
+}
+
+/// The queries that look rows up in one column.
+#[derive(Default)]
+struct ByKey {
+    keys: HashMap<Key, HashSet<QueryKey>>,
+    /// By the rows that their answers were made of.
+    rows: HashMap<i64, HashSet<QueryKey>>,
+}
+
+impl Index {
+    fn insert(&mut self, query: Arc<dyn LiveQuery>, depends: Option<Depends>) {
+        let key = query.key().clone();
+        if self.queries.get(&key).is_some_and(|(_, known)| known.is_some() && *known == depends) {
+            return;
+        }
+        self.remove(&key);
+        match &depends {
+            None => drop(self.failed.insert(key.clone())),
+            Some(Depends::Tables(tables)) => drop(self.by_table.insert(key.clone(), *tables)),
+            Some(Depends::Rows { column, key: value, rows }) => {
+                let by_key = self.by_key.entry(Arc::clone(column)).or_default();
+                by_key.keys.entry(value.clone()).or_default().insert(key.clone());
+                for row in rows {
+                    by_key.rows.entry(*row).or_default().insert(key.clone());
+                }
+            }
+        }
+        self.queries.insert(key, (query, depends));
+    }
+
+    fn remove(&mut self, key: &QueryKey) {
+        let Some((_, depends)) = self.queries.remove(key) else { return };
+        match depends {
+            None => drop(self.failed.remove(key)),
+            Some(Depends::Tables(_)) => drop(self.by_table.remove(key)),
+            Some(Depends::Rows { column, key: value, rows }) => {
+                let Some(by_key) = self.by_key.get_mut(&column) else { return };
+                take(&mut by_key.keys, &value, key);
+                for row in rows {
+                    take(&mut by_key.rows, &row, key);
+                }
+                if by_key.keys.is_empty() {
+                    self.by_key.remove(&column);
+                }
+            }
+        }
+    }
+
+    /// The queries whose answers may be others after `changes`.
+    fn due(&self, state: &State, changes: &Changes) -> Vec<Arc<dyn LiveQuery>> {
+        let touched = self.by_table.iter().filter(|(_, reads)| reads.touches(changes.tables)).map(|(key, _)| key);
+        let mut due: HashSet<&QueryKey> = self.failed.iter().chain(touched).collect();
+        for (column, by_key) in &self.by_key {
+            if !changes.tables.touches(Tables::nth(column.table)) {
+                continue;
+            }
+            match by_key.due(column, state, changes) {
+                Some(some) => due.extend(some),
+                None => due.extend(by_key.keys.values().flatten()),
+            }
+        }
+        due.into_iter().map(|key| Arc::clone(&self.queries[key].0)).collect()
+    }
+
+    fn needs_rows(&self) -> bool {
+        !self.by_key.is_empty()
+    }
+}
+
+impl ByKey {
+    /// Those whose rows were written, or that rows which were written belong to now. `None` when that can't be told.
+    fn due<'a>(&'a self, column: &KeyColumn, state: &State, changes: &Changes) -> Option<HashSet<&'a QueryKey>> {
+        if changes.whole.touches(Tables::nth(column.table)) {
+            return None;
+        }
+        let mut due = HashSet::new();
+        for row in changes.rows.get(&column.table).into_iter().flatten() {
+            due.extend(self.rows.get(row).into_iter().flatten());
+            if let Some(key) = state.key_of(column, *row).ok()? {
+                due.extend(self.keys.get(&key).into_iter().flatten());
+            }
+        }
+        Some(due)
+    }
+}
+
+/// Takes `key` out of the set at `place`, and the set with it when that was the last.
+fn take<K: Eq + Hash>(sets: &mut HashMap<K, HashSet<QueryKey>>, place: &K, key: &QueryKey) {
+    if let Some(set) = sets.get_mut(place) {
+        set.remove(key);
+        if set.is_empty() {
+            sets.remove(place);
+        }
     }
 }
 
 impl<T: Clone + PartialEq + Send + Sync + 'static> LiveQuery for Watched<T> {
-    fn refresh(self: Arc<Self>, state: &State, touched: Tables) -> Option<Box<dyn FnOnce() + Send>> {
-        let mut reads = self.reads.lock().expect("BUG: a live query panicked");
-        let has_answer = matches!(*self.answer.borrow(), Some(Ok(_)));
-        if has_answer && !reads.touches(touched) {
-            return None;
-        }
-        let answer = match state.read(&self.query) {
-            Ok((answer, tables)) => {
-                *reads = tables;
-                Ok(answer)
-            }
-            Err(error) => Err(Error::Query(error.to_string())),
+    fn run(self: Arc<Self>, state: &State) -> (Option<Depends>, Option<Tell>) {
+        let (answer, depends) = match state.read_to_watch(&self.query) {
+            Ok((answer, depends)) => (Ok(answer), Some(depends)),
+            Err(error) => (Err(Error::Query(error.to_string())), None),
         };
-        drop(reads);
         let is_new = self.answer.borrow().as_ref() != Some(&answer);
-        is_new.then(|| Box::new(move || drop(self.answer.send_replace(Some(answer)))) as Box<_>)
+        let tell = is_new.then(|| Box::new(move || drop(self.answer.send_replace(Some(answer)))) as Tell);
+        (depends, tell)
     }
 
     fn fail(&self, why: &Error) {
@@ -188,5 +335,196 @@ impl<T: Clone + PartialEq + Send + Sync + 'static> LiveQuery for Watched<T> {
 
     fn asked(&self) -> Instant {
         *self.asked.lock().expect("BUG: noting a moment panicked")
+    }
+
+    fn key(&self) -> &QueryKey {
+        &self.key
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use proptest::test_runner::TestCaseResult;
+    use serde::{Deserialize, Serialize};
+
+    use super::*;
+    use crate::engine::{Entry, Envelope, Event, EventId, Files, Page, Replica, Schema, Seq, Setup};
+
+    /// An event that says itself what it does.
+    #[derive(Debug, Clone, Serialize, Deserialize)]
+    struct Done {
+        sql: String,
+    }
+
+    impl Event for Done {
+        const NAME: &'static str = "Done";
+    }
+
+    fn schema() -> Schema {
+        Schema::new(
+            "CREATE TABLE item (k TEXT PRIMARY KEY, v INTEGER NOT NULL UNIQUE) STRICT;
+             CREATE TABLE number (id INTEGER PRIMARY KEY, v INTEGER NOT NULL) STRICT;
+             CREATE TABLE bare (k TEXT PRIMARY KEY, v INTEGER NOT NULL) STRICT, WITHOUT ROWID;
+             CREATE TABLE many (post TEXT, v INTEGER NOT NULL);
+             CREATE TABLE part (id INTEGER PRIMARY KEY, item TEXT REFERENCES item ON DELETE CASCADE ON UPDATE CASCADE);
+             CREATE TRIGGER counted AFTER INSERT ON item BEGIN UPDATE number SET v = v + 1 WHERE id = new.v; END;
+             INSERT INTO item VALUES ('a', 1), ('b', 2);
+             INSERT INTO number VALUES (1, 1), (2, 2);
+             INSERT INTO part VALUES (1, 'a'), (2, 'b');",
+        )
+        .on(|done: Done, db| db.execute(&done.sql, ()))
+    }
+
+    fn statement() -> impl Strategy<Value = String> {
+        let key = || prop::sample::select(vec!["a", "b", "c", "d"]);
+        let table = || prop::sample::select(vec!["item", "bare"]);
+        let number = || 0..4_i64;
+        prop_oneof![
+            (table(), key(), number()).prop_map(|(table, k, v)| format!(
+                "INSERT INTO {table} VALUES ('{k}', {v}) ON CONFLICT DO UPDATE SET v = excluded.v + 1"
+            )),
+            (table(), key(), number())
+                .prop_map(|(table, k, v)| format!("INSERT OR REPLACE INTO {table} VALUES ('{k}', {v})")),
+            (table(), key(), key()).prop_map(|(table, k, to)| format!("UPDATE {table} SET k = '{to}' WHERE k = '{k}'")),
+            (table(), key()).prop_map(|(table, k)| format!("DELETE FROM {table} WHERE k = '{k}'")),
+            prop::sample::select(vec!["item", "bare", "many"]).prop_map(|table| format!("DELETE FROM {table}")),
+            // Does something or nothing, by what others did elsewhere.
+            (number(), key()).prop_map(|(id, k)| format!(
+                "UPDATE number SET v = v + 1 WHERE id = {id} AND EXISTS (SELECT 1 FROM item WHERE k = '{k}')"
+            )),
+            (number(), number()).prop_map(|(id, v)| format!("INSERT INTO number VALUES ({id}, {v})")),
+            (number(), number()).prop_map(|(id, to)| format!("UPDATE number SET id = {to} WHERE id = {id}")),
+            (number(), number())
+                .prop_map(|(id, to)| format!("UPDATE OR REPLACE number SET rowid = {to} WHERE id = {id}")),
+            (key(), number()).prop_map(|(k, v)| format!("INSERT INTO many VALUES ('{k}', {v})")),
+            (key(), number()).prop_map(|(k, v)| format!("DELETE FROM many WHERE post = '{k}' AND v > {v}")),
+            (key(), number()).prop_map(|(k, v)| format!("UPDATE many SET post = '{k}' WHERE v = {v}")),
+            (number(), key()).prop_map(|(id, k)| format!("INSERT INTO part VALUES ({id}, '{k}')")),
+        ]
+    }
+
+    /// What happens to a replica that follows an upstream.
+    #[derive(Debug, Clone)]
+    enum Step {
+        /// It commits an event of its own, which is pending.
+        Commit(String),
+        /// An event of somebody else arrives.
+        Arrive(String),
+        /// The oldest event of its own arrives.
+        Confirm,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            3 => statement().prop_map(Step::Commit),
+            2 => statement().prop_map(Step::Arrive),
+            1 => Just(Step::Confirm),
+        ]
+    }
+
+    const KEYED: [&str; 5] = [
+        "SELECT v FROM item WHERE k = ?1",
+        "SELECT v FROM bare WHERE k = ?1",
+        "SELECT count(*) FROM many WHERE post = ?1",
+        "SELECT max(v) FROM many AS m WHERE m.post = ?1 AND v < 3",
+        "SELECT count(*) FROM part WHERE item = ?1",
+    ];
+
+    fn envelope(sql: &str) -> Envelope {
+        Envelope::new(EventId::now(), &Done { sql: sql.to_owned() }).expect("an event")
+    }
+
+    fn all_are_told(steps: &[Step]) -> TestCaseResult {
+        let dir = tempfile::tempdir().expect("a directory");
+        let setup = Setup {
+            schema: Arc::new(schema()),
+            device: "test".parse().expect("a name"),
+            executable: "test".to_owned(),
+            progress: |_, _| {},
+        };
+        let mut replica = Replica::open(Files::in_dir(dir.path()), setup).expect("a replica");
+        replica.follow().expect("it follows");
+        let live = Live::default();
+        fn read(row: &rusqlite::Row<'_>) -> Result<Option<i64>, crate::engine::DbError> {
+            Ok(row.get(0)?)
+        }
+        let mut queries: Vec<Query<Vec<Option<i64>>>> = Vec::new();
+        for key in ["a", "b", "c", "d"] {
+            queries.extend(KEYED.map(|sql| Query::rows(sql, read).bind(key)));
+        }
+        for id in 0..4 {
+            let sql = "SELECT v FROM number WHERE id = ?";
+            queries.push(Query::rows(sql, read).bind(id));
+        }
+        let watches: Vec<_> = queries.iter().map(|query| live.watch(query.clone()).0).collect();
+        live.tell(live.refresh(replica.state()), || false);
+        let mut pending = Vec::new();
+        let mut head = 0;
+        for step in steps {
+            let arriving = match step {
+                Step::Commit(sql) => {
+                    let event = envelope(sql);
+                    let outcome = replica.commit(std::slice::from_ref(&event)).expect("no fault of the machine");
+                    if outcome == [crate::engine::Outcome::Stored(None)] {
+                        pending.push(event);
+                    }
+                    None
+                }
+                Step::Arrive(sql) => Some(envelope(sql)),
+                Step::Confirm => (!pending.is_empty()).then(|| pending.remove(0)),
+            };
+            if let Some(event) = arriving {
+                head += 1;
+                let entry = Entry { seq: Seq(head), event, origin: "other".parse().expect("a name") };
+                let page = Page { entries: vec![entry], next: Seq(head), more: false };
+                replica.arrive(&page).expect("no fault of the machine");
+            }
+            live.tell(live.refresh(replica.state()), || false);
+            for (query, watch) in queries.iter().zip(&watches) {
+                let told = watch.borrow().clone().expect("an answer").expect("no fault");
+                prop_assert_eq!(told, replica.query(query).expect("an answer"), "{:?} after {:?}", query, step);
+            }
+        }
+        Ok(())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
+
+        #[test]
+        fn who_watches_a_key_is_told_of_every_change_however_it_came(steps in prop::collection::vec(step(), 1..30)) {
+            all_are_told(&steps)?;
+        }
+    }
+
+    #[test]
+    fn a_commit_runs_only_the_queries_whose_key_it_wrote() {
+        static RUNS: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+        let mut state = State::in_memory(&Arc::new(schema())).expect("a state");
+        let live = Live::default();
+        let query = |key: usize| {
+            Query::rows("SELECT v FROM item WHERE k = ?1", |row| {
+                RUNS.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+                Ok(row.get::<_, i64>(0)?)
+            })
+            .bind(key.to_string())
+        };
+        let watches: Vec<_> = (0..1_000).map(|key| live.watch(query(key)).0).collect();
+        live.tell(live.refresh(&mut state), || false);
+        let runs = || RUNS.swap(0, std::sync::atomic::Ordering::Relaxed);
+        assert_eq!(runs(), 0, "there are no rows to read");
+        state.begin().expect("a transaction");
+        let apply = |state: &mut State, sql: &str| {
+            state.apply_alone(&envelope(sql), crate::engine::materialize::OnFault::Refuse).expect("it applies");
+            live.tell(live.refresh(state), || false);
+        };
+        apply(&mut state, "INSERT INTO item VALUES ('7', 11), ('x', 12)");
+        assert_eq!((runs(), watches[7].borrow().clone()), (1, Some(Ok(vec![11]))));
+        apply(&mut state, "UPDATE item SET v = 15 WHERE k = '7'");
+        assert_eq!((runs(), watches[7].borrow().clone()), (1, Some(Ok(vec![15]))));
+        apply(&mut state, "UPDATE item SET k = '8' WHERE k = '7'");
+        assert_eq!((runs(), watches[7].borrow().clone()), (1, Some(Ok(vec![]))));
+        assert_eq!(watches[8].borrow().clone(), Some(Ok(vec![15])));
     }
 }

@@ -10,7 +10,8 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use rusqlite::{Params, Row, Statement, params};
 
-use super::authorizer::{Mode, Tables};
+use super::authorizer::Mode;
+use super::changes::Written;
 use super::error::{DbError, Fault, LogFault};
 use super::event::{self, BATCH, Envelope, EventId, EventRef};
 use super::sandbox::{Sandbox, Statements};
@@ -27,14 +28,14 @@ const LONGEST_WHY: usize = 300;
 pub struct Db<'a> {
     statements: Statements<'a>,
     id: Cell<EventId>,
-    touched: &'a Cell<Tables>,
+    touched: &'a Cell<Written>,
     /// Set by the first error after which nothing may run any more. In a box, for it is looked at after each event.
     stopped: RefCell<Option<Box<Failure>>>,
 }
 
 impl<'a> Db<'a> {
     /// What the materializers of many events see, one after the other. `touched` grows by the tables they write.
-    pub(crate) fn new(sandbox: &'a Sandbox, touched: &'a Cell<Tables>) -> Self {
+    pub(crate) fn new(sandbox: &'a Sandbox, touched: &'a Cell<Written>) -> Self {
         let nobody = Cell::new(EventId::from_parts(0, [0; 10]));
         Self { statements: sandbox.statements(), id: nobody, touched, stopped: RefCell::default() }
     }
@@ -95,7 +96,8 @@ impl<'a> Db<'a> {
         }
         let result = self.statements.with(sql, |statement, touched| {
             // Also a statement that gives rows may write, by RETURNING.
-            self.touched.set(self.touched.get() | touched.writes);
+            let written = Written { tables: touched.writes, whole: touched.whole };
+            self.touched.set(self.touched.get() | written);
             run(statement)
         });
         let failure = match result.map_err(DbError::of_machine) {

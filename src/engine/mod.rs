@@ -4,11 +4,14 @@
 
 mod authorizer;
 mod backup;
+mod changes;
+mod depends;
 mod error;
 mod event;
 mod eventlog;
 mod files;
 mod live;
+mod lookup;
 mod materialize;
 mod opening;
 mod place;

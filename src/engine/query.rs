@@ -8,7 +8,9 @@ use std::sync::Arc;
 use rusqlite::types::{FromSql, ToSqlOutput, Value, ValueRef};
 use rusqlite::{Row, Rows, ToSql, params_from_iter};
 
-use super::authorizer::{Mode, Tables};
+use super::authorizer::Mode;
+use super::changes::Tables;
+use super::depends::Depends;
 use super::error::{DbError, one_line};
 use super::materialize::panic_message;
 use super::sandbox::Sandbox;
@@ -65,6 +67,18 @@ enum Param {
     Real(u64),
     Text(String),
     Blob(Vec<u8>),
+}
+
+impl From<&Value> for Param {
+    fn from(value: &Value) -> Self {
+        match value {
+            Value::Null => Self::Null,
+            Value::Integer(value) => Self::Integer(*value),
+            Value::Real(value) => Self::Real(value.to_bits()),
+            Value::Text(value) => Self::Text(value.clone()),
+            Value::Blob(value) => Self::Blob(value.clone()),
+        }
+    }
 }
 
 impl<T: FromSql + 'static> Query<T> {
@@ -159,16 +173,16 @@ impl<T: 'static> Query<T> {
     }
 
     pub(crate) fn key(&self) -> QueryKey {
-        let param = |value: &Value| match value {
-            Value::Null => Param::Null,
-            Value::Integer(value) => Param::Integer(*value),
-            Value::Real(value) => Param::Real(value.to_bits()),
-            Value::Text(value) => Param::Text(value.clone()),
-            Value::Blob(value) => Param::Blob(value.clone()),
-        };
-        let params = self.params.iter().map(param).collect();
+        let params = self.params.iter().map(Param::from).collect();
         let unbound = self.unbound.clone();
         QueryKey { sql: self.sql, params, unbound, mapper: self.mapper, answer: TypeId::of::<T>() }
+    }
+
+    fn check_bound(&self) -> Result<(), DbError> {
+        match &self.unbound {
+            Some(why) => Err(DbError::refuse(format!("{why}, in the statement `{}`", one_line(self.sql)))),
+            None => Ok(()),
+        }
     }
 
     /// Its text and its parameters.
@@ -178,6 +192,7 @@ impl<T: 'static> Query<T> {
 
     /// Reads the rows of an answer. The author's own code does that, and a panic in it costs nothing but this answer.
     pub(super) fn read_rows(&self, rows: &mut Rows<'_>) -> Result<T, DbError> {
+        self.check_bound()?;
         let answer = catch_unwind(AssertUnwindSafe(|| (self.read)(rows)));
         let panicked = |panic: Box<dyn std::any::Any + Send>| {
             DbError::refuse(format!("what reads its rows panicked: {}", panic_message(&*panic)))
@@ -185,11 +200,14 @@ impl<T: 'static> Query<T> {
         answer.map_err(panicked)?
     }
 
+    /// What the answer depends on, if it reads the tables `reads`.
+    pub(super) fn depends(&self, sandbox: &Sandbox, reads: Tables) -> rusqlite::Result<Depends> {
+        Depends::of(sandbox, self.sql, &self.params, reads)
+    }
+
     /// Runs the query, and says which tables it read.
     pub(crate) fn run(&self, sandbox: &Sandbox) -> Result<(T, Tables), DbError> {
-        if let Some(why) = &self.unbound {
-            return Err(DbError::refuse(format!("{why}, in the statement `{}`", one_line(self.sql))));
-        }
+        self.check_bound()?;
         let run = || {
             let (mut statement, touched) = sandbox.prepare(Mode::Query, self.sql)?;
             let mut rows = statement.query(params_from_iter(&self.params))?;

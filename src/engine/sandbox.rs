@@ -13,10 +13,12 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use rusqlite::hooks::AuthContext;
-use rusqlite::{CachedStatement, Connection, Statement};
+use rusqlite::{CachedStatement, Connection, OptionalExtension, Statement};
 
-use super::authorizer::{Gate, Mode, OWN_PREFIX, Touched};
+use super::authorizer::{Gate, Mode, Notes, OWN_PREFIX, Touched};
+use super::changes::{Changes, Tables};
 use super::error::DbError;
+use super::lookup::says;
 
 /// How many prepared statements, and how many verdicts on them, a connection keeps.
 const STATEMENTS: usize = 256;
@@ -29,6 +31,9 @@ pub(crate) struct Sandbox {
     conn: Connection,
     gate: Arc<Gate>,
     verdicts: [RefCell<HashMap<Box<str>, Touched>>; 2],
+    /// The rows that were written since somebody asked last, while somebody wants to know them.
+    rows: Arc<Mutex<Changes>>,
+    is_recording: bool,
 }
 
 impl Sandbox {
@@ -37,7 +42,7 @@ impl Sandbox {
         let asked = Arc::clone(&gate);
         conn.authorizer(Some(move |context: AuthContext<'_>| asked.authorize(&context)))?;
         conn.set_prepared_statement_cache_capacity(STATEMENTS);
-        Ok(Self { conn, gate, verdicts: Default::default() })
+        Ok(Self { conn, gate, verdicts: Default::default(), rows: Arc::default(), is_recording: false })
     }
 
     /// The connection, for the engine's own statements.
@@ -67,14 +72,75 @@ impl Sandbox {
 
     /// Learns which tables and views the schema made.
     pub(crate) fn learn_tables(&self) -> rusqlite::Result<()> {
-        let sql = "SELECT name FROM sqlite_schema WHERE type IN ('table', 'view') ORDER BY name";
-        let names = |sql| self.conn.prepare(sql)?.query_map((), |row| row.get(0))?.collect::<Result<Vec<String>, _>>();
-        let (tables, modules) = (names(sql)?, names("SELECT name FROM pragma_module_list")?);
+        let texts = |sql| self.conn.prepare(sql)?.query_map((), |row| row.get(0))?.collect::<Result<Vec<String>, _>>();
         let own = |name: &String| !name.starts_with(OWN_PREFIX) && !name.starts_with("sqlite_");
+        let names = texts("SELECT name FROM sqlite_schema WHERE type IN ('table', 'view') ORDER BY name")?;
+        let tables: Vec<String> = names.into_iter().filter(own).collect();
+        // The one column of the primary key, if it is an integer, is another name for the row's number.
+        let sql = "SELECT max(name) FROM pragma_table_info(?1) WHERE pk > 0
+                   HAVING count(*) = 1 AND upper(max(type)) = 'INTEGER'";
+        let row_column = |table: &String| self.conn.query_row(sql, [table], |row| row.get(0)).optional();
+        let row_columns: Vec<Option<String>> = tables.iter().map(row_column).collect::<Result<_, _>>()?;
+        // The update hook says nothing of views and of tables without row numbers. `rowid` may be a column like any other.
+        let mut silent = Tables::NONE;
+        let unnumbered = texts(
+            "SELECT name FROM pragma_table_list AS t
+             WHERE schema = 'main' AND (type <> 'table' OR wr
+                 OR EXISTS (SELECT 1 FROM pragma_table_xinfo(t.name) WHERE name = 'rowid' COLLATE NOCASE))",
+        )?;
+        for (place, table) in tables.iter().enumerate() {
+            if unnumbered.contains(table) {
+                silent |= Tables::nth(place);
+            }
+        }
+        // Nor does it speak of a row that another one replaces.
+        let definitions = texts("SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL")?;
+        if definitions.iter().any(|sql| says(sql, "REPLACE")) {
+            silent = Tables::ALL;
+        }
+        let modules = texts("SELECT name FROM pragma_module_list")?;
         let mut notes = self.gate.notes.lock().expect("BUG: the authorizer panicked");
-        notes.tables = tables.into_iter().filter(own).collect();
-        notes.modules = modules;
+        *notes = Notes { tables, modules, row_columns, silent, ..Notes::default() };
         Ok(())
+    }
+
+    /// From now on remembers which rows are written, or no longer does. It costs a few percent of each write.
+    pub(crate) fn record_rows(&mut self, is_wanted: bool) -> rusqlite::Result<()> {
+        if is_wanted == self.is_recording {
+            return Ok(());
+        }
+        let tables = self.gate.notes.lock().expect("BUG: the authorizer panicked").tables.clone();
+        let rows = Arc::clone(&self.rows);
+        let hook = move |_, _: &str, table: &str, row| {
+            if let Some(place) = tables.iter().position(|name| name.eq_ignore_ascii_case(table)) {
+                rows.lock().expect("BUG: remembering a row panicked").add_row(place, row);
+            }
+        };
+        self.conn.update_hook(is_wanted.then_some(hook))?;
+        self.is_recording = is_wanted;
+        Ok(())
+    }
+
+    /// Whether the rows that are written are remembered.
+    pub(crate) fn is_recording(&self) -> bool {
+        self.is_recording
+    }
+
+    /// Has rows told once more that were undone.
+    pub(crate) fn add_rows(&self, undone: &Changes) {
+        self.rows.lock().expect("BUG: remembering a row panicked").add(undone);
+    }
+
+    /// The rows that were written since the last call.
+    pub(crate) fn take_rows(&self) -> Changes {
+        std::mem::take(&mut *self.rows.lock().expect("BUG: remembering a row panicked"))
+    }
+
+    /// The name of the table at `place`, if all changes of its rows are told by their numbers.
+    pub(super) fn table_with_rows(&self, place: usize) -> Option<String> {
+        let notes = self.gate.notes.lock().expect("BUG: the authorizer panicked");
+        let is_told = !notes.silent.touches(Tables::nth(place));
+        notes.tables.get(place).filter(|_| is_told).cloned()
     }
 
     /// Runs a schema's script.
@@ -89,7 +155,10 @@ impl Sandbox {
         let touched = match known {
             Some(touched) => touched,
             None => {
-                let (statement, touched) = self.told_why(|conn| conn.prepare(sql))?;
+                let (statement, mut touched) = self.told_why(|conn| conn.prepare(sql))?;
+                if says(sql, "REPLACE") {
+                    touched.whole |= touched.writes;
+                }
                 if statement.is_explain() != 0 {
                     return Err(DbError::Forbidden("EXPLAIN can't be used here".to_owned()));
                 }

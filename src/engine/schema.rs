@@ -185,7 +185,7 @@ mod tests {
     use std::cell::Cell;
 
     use super::*;
-    use crate::engine::authorizer::Tables;
+    use crate::engine::changes::Tables;
     use crate::engine::event::{EventId, EventRef};
     use crate::engine::materialize::{Effect, Failure};
 
@@ -243,7 +243,7 @@ mod tests {
         let db = Db::new(&sandbox, &touched);
         let event = EventRef { id: EventId::from_parts(0, [0; 10]), name: "Happened", args: None };
         let effect = schema.apply(&db, &event);
-        (effect, touched.get())
+        (effect, touched.get().tables)
     }
 
     const FAMILY: &str = "CREATE TABLE child (parent REFERENCES parent (id) ON DELETE CASCADE);

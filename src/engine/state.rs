@@ -9,7 +9,8 @@ use std::sync::Arc;
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use super::authorizer::Tables;
+use super::changes::{Changes, Written};
+use super::depends::{Depends, Key, KeyColumn};
 use super::error::{Database, DbError, Fault, IoContext, is_damage, is_of_machine};
 use super::event::EventId;
 use super::opening::{Alone, make_database};
@@ -45,7 +46,10 @@ pub(crate) struct State {
     pub(super) schema: Arc<Schema>,
     /// As the last commit left it.
     cursor: Cursor,
-    pub(super) touched: Cell<Tables>,
+    /// What was written since it was [taken](Self::take_changes) last.
+    pub(super) touched: Cell<Written>,
+    /// What the open transaction wrote and was taken already. When it is undone, it has changed once more.
+    taken: RefCell<Changes>,
     wal: Option<Arc<WalGauge>>,
     pub(super) skipped: RefCell<Skipped>,
 }
@@ -162,7 +166,15 @@ impl State {
         skipped: Skipped,
     ) -> Self {
         let schema = Arc::clone(schema);
-        Self { sandbox, schema, cursor, touched: Cell::default(), wal, skipped: RefCell::new(skipped) }
+        Self {
+            sandbox,
+            schema,
+            cursor,
+            touched: Cell::default(),
+            taken: RefCell::default(),
+            wal,
+            skipped: RefCell::new(skipped),
+        }
     }
 
     pub(crate) fn wal(&self) -> Option<&Arc<WalGauge>> {
@@ -200,6 +212,7 @@ impl State {
         self.cursor = cursor;
         let skipped = self.skipped.get_mut();
         skipped.committed = skipped.now;
+        *self.taken.get_mut() = Changes::default();
         Ok(())
     }
 
@@ -211,12 +224,10 @@ impl State {
             skipped.now = skipped.committed;
             skipped.marks.clear();
         }
-        if self.sandbox.is_autocommit() {
-            return Ok(());
-        }
-        // What the transaction wrote, and what it overwrote, reads otherwise now.
-        self.touched.set(Tables::ALL);
-        self.run("ROLLBACK")
+        let undone = self.taken.take();
+        self.touched.set(self.touched.get() | undone.written());
+        self.sandbox.add_rows(&undone);
+        if self.sandbox.is_autocommit() { Ok(()) } else { self.run("ROLLBACK") }
     }
 
     /// Starts a part of the transaction that can be [undone](Self::undo) alone.
@@ -257,8 +268,19 @@ impl State {
     }
 
     /// Answers a query, with what is in the open transaction.
-    pub(crate) fn read<T: 'static>(&self, query: &Query<T>) -> Result<(T, Tables), DbError> {
-        query.run(&self.sandbox)
+    pub(crate) fn read<T: 'static>(&self, query: &Query<T>) -> Result<T, DbError> {
+        query.run(&self.sandbox).map(|(answer, _)| answer)
+    }
+
+    /// Answers a query, and says what the answer depends on.
+    pub(super) fn read_to_watch<T: 'static>(&self, query: &Query<T>) -> Result<(T, Depends), DbError> {
+        let (answer, reads) = query.run(&self.sandbox)?;
+        Ok((answer, query.depends(&self.sandbox, reads)?))
+    }
+
+    /// The value that `row` has in `column` now, if there is such a row, and queries can look up such a value.
+    pub(super) fn key_of(&self, column: &KeyColumn, row: i64) -> rusqlite::Result<Option<Key>> {
+        column.key_of(&self.sandbox, row)
     }
 
     /// Answers a question from another process.
@@ -266,14 +288,30 @@ impl State {
         question.ask(&self.sandbox)
     }
 
-    /// The tables that were written since the last call.
-    pub(crate) fn take_touched(&self) -> Tables {
-        self.touched.replace(Tables::NONE)
+    /// What was written since the last call, or was written before it and is undone now.
+    pub(crate) fn take_changes(&self) -> Changes {
+        let Written { tables, whole } = self.touched.take();
+        let mut changes = self.sandbox.take_rows();
+        changes.add_tables(tables);
+        changes.add_whole(if self.sandbox.is_recording() { whole } else { tables });
+        if self.is_open() {
+            self.taken.borrow_mut().add(&changes);
+        }
+        changes
     }
 
     /// Makes every query count as touched.
     pub(crate) fn touch_all(&self) {
-        self.touched.set(Tables::ALL);
+        self.touched.set(Written::ALL);
+    }
+
+    /// From now on tells the rows that are written, or only their tables.
+    pub(crate) fn record_rows(&mut self, is_wanted: bool) -> rusqlite::Result<()> {
+        if is_wanted != self.sandbox.is_recording() {
+            let Written { tables, .. } = self.touched.get();
+            self.touched.set(Written { tables, whole: tables });
+        }
+        self.sandbox.record_rows(is_wanted)
     }
 
     /// The digest of what the tables hold, with what is in the open transaction.

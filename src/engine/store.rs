@@ -12,7 +12,7 @@ use super::eventlog::Whose;
 use super::live::{Answer, Live};
 use super::place::{Cursor, Digest, Seq};
 use super::query::Query;
-use super::remote::{self, Question};
+use super::remote::{Answer as RemoteAnswer, Question};
 use super::replica::{Outcome, Replica, Standing};
 use super::schema::Schema;
 use super::setup::Files;
@@ -226,7 +226,7 @@ impl Store {
     /// # Errors
     ///
     /// As [`read`](Self::read).
-    pub(crate) async fn answer(&self, question: Question) -> Result<remote::Answer, Error> {
+    pub(crate) async fn answer(&self, question: Question) -> Result<RemoteAnswer, Error> {
         let schema = Arc::clone(&self.inner.schema);
         let answer = self.look_if_any(move |replica| match replica {
             Some(replica) => Ok(replica.state().ask(question)),

@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
 
-use super::authorizer::Tables;
 use super::error::{Error, Fault, IoContext};
 use super::live::Live;
 use super::schema::Schema;
@@ -313,7 +312,7 @@ impl Shared {
             Ok(state) => empty.insert(state),
             Err(fault) => return live.fail(&Error::from(&fault)),
         };
-        live.tell(live.refresh(state, Tables::default()), || false);
+        live.tell(live.refresh(state), || false);
     }
 }
 

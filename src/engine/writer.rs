@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::error::{Error, Fault};
 use super::event::{Envelope, EventId};
 use super::eventlog::{Checked, PORTION, Progress};
-use super::live::Live;
+use super::live::{Live, News};
 use super::materialize::panic_message;
 use super::place::Seq;
 use super::replica::{Outcome, Replica, Standing};
@@ -439,8 +439,8 @@ impl Writer {
             State::in_memory(&self.common.setup.schema).map(|state| Held::Absent(Box::new(state)))
         };
         match opened {
-            Ok(held) => {
-                if let Held::Open(replica) = &held {
+            Ok(mut held) => {
+                if let Held::Open(replica) = &mut held {
                     // Watchers may have an answer from before.
                     replica.state().touch_all();
                 }
@@ -509,26 +509,27 @@ impl Writer {
 
     /// Tells everybody what changed.
     fn publish(&mut self) {
-        let (news, health) = match &self.held {
-            Held::Absent(state) => (Some(self.live.refresh(state, state.take_touched())), Health::Absent),
-            Held::Open(replica) => {
-                let news = self.live.refresh(replica.state(), replica.take_touched());
-                let health = match replica.standing() {
-                    Ok(standing) => {
-                        self.standing = Some(standing.clone());
-                        match self.writes.trouble() {
-                            Some(error) => Health::ReadOnly(standing, error.to_string()),
-                            None => Health::Open(standing),
-                        }
-                    }
-                    Err(fault) => self.failed(&Error::from(&fault)),
-                };
-                (Some(news), health)
-            }
+        let news = match &mut self.held {
+            Held::Absent(state) => self.live.refresh(state),
+            Held::Open(replica) => self.live.refresh(replica.state()),
             Held::Failed(error, _) => {
                 self.live.fail(error);
-                (None, self.failed(error))
+                News::default()
             }
+        };
+        let health = match &self.held {
+            Held::Absent(_) => Health::Absent,
+            Held::Open(replica) => match replica.standing() {
+                Ok(standing) => {
+                    self.standing = Some(standing.clone());
+                    match self.writes.trouble() {
+                        Some(error) => Health::ReadOnly(standing, error.to_string()),
+                        None => Health::Open(standing),
+                    }
+                }
+                Err(fault) => self.failed(&Error::from(&fault)),
+            },
+            Held::Failed(error, _) => self.failed(error),
         };
         let tell_health = || {
             let is_new = self.health.send_if_modified(|last| {
@@ -543,7 +544,7 @@ impl Writer {
             }
             is_new
         };
-        self.live.tell(news.unwrap_or_default(), tell_health);
+        self.live.tell(news, tell_health);
     }
 
     /// The health of a store that can't be opened: what was known of it can still be read.

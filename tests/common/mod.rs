@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 use tempfile::{NamedTempFile, TempDir};
 
+pub mod random;
+
 /// How long a test waits for something that has to happen. Long, because the machine may be busy; a test that passes
 /// never waits so long.
 pub const PATIENCE: Duration = Duration::from_secs(180);
@@ -28,6 +30,19 @@ pub fn likewise() -> Command {
 /// Whether the person who runs the tests wants all of what is otherwise tried in part: LIKEWISE_FAULTS is `all`.
 pub fn is_asked_for_all() -> bool {
     std::env::var_os("LIKEWISE_FAULTS").is_some_and(|value| value == "all")
+}
+
+/// How large a load is: as large as `usual`, times LIKEWISE_LOAD if the person who runs the tests has set it.
+pub fn load(usual: usize) -> usize {
+    usual * std::env::var("LIKEWISE_LOAD").ok().and_then(|times| times.parse().ok()).unwrap_or(1)
+}
+
+/// Lets this process open as many files as the system allows, for tests that hold many connections.
+pub fn raise_open_file_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    setrlimit(Resource::Nofile, limit).expect("more open files");
 }
 
 /// A directory for data that goes away with the test.

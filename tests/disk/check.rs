@@ -14,8 +14,8 @@ use serde_json::Value;
 
 use crate::client::{agent, new_id};
 use crate::common::PATIENCE;
+use crate::common::random::Rng;
 use crate::image::Disk;
-use crate::random::Random;
 use crate::shim::{Recorder, program, scratch};
 use crate::trace::{self, Record};
 
@@ -120,7 +120,7 @@ pub(crate) fn power_cuts(
         let wanted = number("LIKEWISE_IMAGES").map_or(usual, |number| usize::try_from(number).expect("a number"));
         let count = (wanted - outcome.images).min(OF_ONE.max(usual));
         let chosen = (seed..).take(count).map(|seed| {
-            let mut random = Random::new(seed);
+            let mut random = Rng(seed);
             let cut = match cuts {
                 Cuts::Random(_) => recording.choose_cut(&mut random),
                 Cuts::EachOf(stride) => {
@@ -176,7 +176,7 @@ impl Recording {
     }
 
     /// After how many records the power is cut: anywhere, or as something was acknowledged.
-    fn choose_cut(&self, random: &mut Random) -> usize {
+    fn choose_cut(&self, random: &mut Rng) -> usize {
         let Self { records, notes: Notes { start, acknowledged }, .. } = self;
         let first = records.partition_point(|record| record.end <= *start).max(1);
         if acknowledged.is_empty() || random.chance(40) {
@@ -190,7 +190,7 @@ impl Recording {
     fn check(
         &self,
         name: &str,
-        mut cuts: Vec<(usize, u64, Random)>,
+        mut cuts: Vec<(usize, u64, Rng)>,
         check: &(impl Fn(&Path, &[String]) -> Findings + Sync),
         outcome: &mut Outcome,
     ) {
@@ -322,8 +322,13 @@ impl Opened {
     }
 
     pub(crate) fn get(&self, path: &str) -> (u16, String) {
-        let mut answer = agent().get(format!("{}{path}", self.url)).call().expect("an answer");
-        (answer.status().as_u16(), answer.body_mut().read_to_string().expect("the answer"))
+        self.try_get(path).expect("an answer")
+    }
+
+    /// The answer, if there is one.
+    pub(crate) fn try_get(&self, path: &str) -> Option<(u16, String)> {
+        let mut answer = agent().get(format!("{}{path}", self.url)).call().ok()?;
+        Some((answer.status().as_u16(), answer.body_mut().read_to_string().ok()?))
     }
 
     pub(crate) fn like(&self, id: &str) -> (u16, String) {

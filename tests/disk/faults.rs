@@ -33,8 +33,13 @@ fn like_at_last(recorder: &Recorder, server: &mut Option<Opened>, id: &str) {
     });
 }
 
+/// A server may end over a bad disk, or not start on one, and says why.
+pub(crate) fn assert_ended_in_words(fault: Fault, said: &str) {
+    assert!(said.contains("exit status: 1") && !said.contains("panicked"), "{fault:?}: {said}");
+}
+
 /// What a command may do on a disk that refuses: fail in words, or be done.
-fn assert_in_words(fault: Fault, output: &Output) {
+pub(crate) fn assert_in_words(fault: Fault, output: &Output) {
     let said = text(output);
     assert!(output.status.code().is_some_and(|code| code < 2), "{fault:?}: {said}");
     assert!(output.status.success() || said.len() > 20, "{fault:?}: it failed without a word: {said}");
@@ -53,9 +58,7 @@ fn bad_disk(recorder: &Recorder, fault: Fault, from_the_start: bool) {
         if server.as_mut().is_none_or(|server| !server.is_running()) {
             match start(recorder) {
                 Ok(started) => server = Some(started),
-                Err(said) => {
-                    assert!(said.contains("exit status: 1") && !said.contains("panicked"), "{fault:?}: {said}")
-                }
+                Err(said) => assert_ended_in_words(fault, &said),
             }
         }
         let id = new_id();
@@ -72,7 +75,7 @@ fn bad_disk(recorder: &Recorder, fault: Fault, from_the_start: bool) {
             assert_in_words(fault, &recorder.command("data", &["export"]).output().expect("the program starts"));
             assert_in_words(fault, &recorder.command("data", &["status"]).output().expect("the program starts"));
             if let Some(Err(said)) = server.take().map(Opened::stop) {
-                assert!(said.contains("exit status: 1") && !said.contains("panicked"), "{fault:?}: {said}");
+                assert_ended_in_words(fault, &said);
             }
         }
     }
@@ -106,7 +109,7 @@ fn calls(class: Class, from_the_start: bool) -> u64 {
 }
 
 /// Every `stride`-th call fails, and two images are checked each time.
-fn every(class: Class, stride: usize, kinds: &[(Errno, bool, bool)]) {
+fn every(class: Class, stride: usize, kinds: &[Kind]) {
     let is_all = common::is_asked_for_all();
     let mut all = Outcome::default();
     for from_the_start in [true, false] {
@@ -116,9 +119,7 @@ fn every(class: Class, stride: usize, kinds: &[(Errno, bool, bool)]) {
             let kinds = if is_all { kinds } else { &kinds[n % kinds.len()..][..1] };
             for (errno, forever, drops) in kinds.iter().copied() {
                 let fault = Fault { class, at, errno, forever, drops };
-                let how = [(forever, "-forever"), (drops, "-drops"), (from_the_start, "-at-start")];
-                let how: String = how.into_iter().filter(|(is, _)| *is).map(|(_, name)| name).collect();
-                let name = format!("{class:?}-{at}-error-{}{how}", errno.raw_os_error()).to_lowercase();
+                let name = fault.name(from_the_start);
                 let scenario = |recorder: &Recorder| {
                     eprintln!("{name}");
                     bad_disk(recorder, fault, from_the_start);
@@ -130,8 +131,16 @@ fn every(class: Class, stride: usize, kinds: &[(Errno, bool, bool)]) {
     all.assert_well(&format!("{class:?}"));
 }
 
-const NO_ROOM_OR_BROKEN: [(Errno, bool, bool); 4] =
+/// How a call fails, whether for ever, and whether the disk drops what it couldn't sync.
+pub(crate) type Kind = (Errno, bool, bool);
+
+pub(crate) const NO_ROOM_OR_BROKEN: [Kind; 4] =
     [(Errno::IO, false, false), (Errno::NOSPC, true, false), (Errno::IO, true, false), (Errno::NOSPC, false, false)];
+
+pub(crate) const SYNC_FAILS: [Kind; 4] =
+    [(Errno::IO, false, true), (Errno::IO, true, false), (Errno::IO, true, true), (Errno::IO, false, false)];
+
+pub(crate) const NAME_FAILS: [Kind; 2] = [(Errno::IO, false, false), (Errno::IO, true, false)];
 
 #[test]
 fn trust_05_a_write_that_fails() {
@@ -140,14 +149,12 @@ fn trust_05_a_write_that_fails() {
 
 #[test]
 fn trust_05_a_sync_that_fails() {
-    let kinds =
-        [(Errno::IO, false, true), (Errno::IO, true, false), (Errno::IO, true, true), (Errno::IO, false, false)];
-    every(Class::Syncs, 13, &kinds);
+    every(Class::Syncs, 13, &SYNC_FAILS);
 }
 
 #[test]
 fn trust_05_a_name_that_can_not_be_changed() {
-    every(Class::Names, 3, &[(Errno::IO, false, false), (Errno::IO, true, false)]);
+    every(Class::Names, 3, &NAME_FAILS);
 }
 
 #[test]

@@ -16,7 +16,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use crate::random::Random;
+use crate::common::random::Rng;
 use crate::trace::{Record, What};
 
 /// What a disk writes wholly or not at all.
@@ -167,7 +167,7 @@ impl Disk {
     }
 
     /// Puts what a power cut now leaves, if `random` will have it so, into the new directory `to`.
-    pub(crate) fn image(&self, to: &Path, random: &mut Random) {
+    pub(crate) fn image(&self, to: &Path, random: &mut Rng) {
         let luck = Luck::choose(random, self.now);
         let mut all: Vec<(usize, usize, &Naming)> = self
             .dirs
@@ -192,7 +192,7 @@ impl Disk {
         to: &Path,
         names: &HashMap<usize, BTreeMap<String, usize>>,
         luck: Option<Fate>,
-        random: &mut Random,
+        random: &mut Rng,
     ) {
         if let Some(file) = self.files.get(&object) {
             let luck = luck.unwrap_or_else(|| Fate::choose(random, self.now));
@@ -266,7 +266,7 @@ impl File {
         self.later.iter_mut().filter(|change| change.when < began).for_each(|change| change.is_dropped = true);
     }
 
-    fn image(&self, luck: Fate, random: &mut Random) -> Vec<u8> {
+    fn image(&self, luck: Fate, random: &mut Rng) -> Vec<u8> {
         let mut bytes = self.safe.clone();
         // How many of the sizes it has taken.
         let sizes = match luck {
@@ -328,13 +328,13 @@ enum Fate {
     /// What came before this record is there.
     Until(usize),
     /// Each change is there, so many times in a hundred.
-    Some(usize),
+    Some(u64),
     /// Each sector is there, so many times in a hundred.
-    Torn(usize),
+    Torn(u64),
 }
 
 impl Fate {
-    fn choose(random: &mut Random, now: usize) -> Self {
+    fn choose(random: &mut Rng, now: usize) -> Self {
         match random.below(8) {
             0 | 1 => Self::Lost,
             2 => Self::Kept,
@@ -346,7 +346,7 @@ impl Fate {
         }
     }
 
-    fn has(self, when: usize, random: &mut Random) -> bool {
+    fn has(self, when: usize, random: &mut Rng) -> bool {
         match self {
             Self::Lost => false,
             Self::Kept => true,
@@ -364,7 +364,7 @@ struct Luck {
 }
 
 impl Luck {
-    fn choose(random: &mut Random, now: usize) -> Self {
+    fn choose(random: &mut Rng, now: usize) -> Self {
         let data = random.chance(50).then(|| Fate::choose(random, now));
         Self { data, names: Fate::choose(random, now) }
     }

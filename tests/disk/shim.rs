@@ -56,6 +56,16 @@ pub(crate) struct Fault {
     pub(crate) drops: bool,
 }
 
+impl Fault {
+    /// A name for a run with this fault, which was there from the first start on or came later.
+    pub(crate) fn name(self, from_the_start: bool) -> String {
+        let Self { class, at, errno, forever, drops } = self;
+        let how = [(forever, "-forever"), (drops, "-drops"), (from_the_start, "-at-start")];
+        let how: String = how.into_iter().filter(|(is, _)| *is).map(|(_, name)| name).collect();
+        format!("{class:?}-{at}-error-{}{how}", errno.raw_os_error()).to_lowercase()
+    }
+}
+
 /// Syncs that are skipped without a word: what tests have to notice, if they prove anything.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Swallow {

@@ -1,5 +1,9 @@
 //! The engine through its public face, one level below HTTP.
 
+#[path = "../common/mod.rs"]
+mod common;
+
+mod bad_sync;
 mod crashes;
 mod damage;
 mod face;

@@ -17,6 +17,7 @@ use likewise::sync::{
 use rusqlite::ffi;
 use tempfile::TempDir;
 
+use crate::bad_sync::{Syncs, while_syncs_fail};
 use crate::ledger;
 use crate::support::*;
 
@@ -31,6 +32,7 @@ fn trust_14_whatever_the_network_and_the_machines_do_all_replicas_agree_in_the_e
         (None, seeds) => 0..seeds.unwrap_or(SEEDS),
     };
     let (next, has_failed) = (AtomicU64::new(seeds.start), AtomicBool::new(false));
+    let failed_syncs = AtomicU64::new(0);
     let run = || {
         while !has_failed.load(Ordering::Relaxed) {
             let seed = next.fetch_add(1, Ordering::Relaxed);
@@ -43,6 +45,7 @@ fn trust_14_whatever_the_network_and_the_machines_do_all_replicas_agree_in_the_e
                 cluster.step();
             }
             cluster.heal();
+            failed_syncs.fetch_add(cluster.failed_syncs, Ordering::Relaxed);
         }
     };
     thread::scope(|scope| {
@@ -50,6 +53,8 @@ fn trust_14_whatever_the_network_and_the_machines_do_all_replicas_agree_in_the_e
             scope.spawn(run);
         }
     });
+    // A single seed may have none.
+    assert!(seeds.end - seeds.start < SEEDS || failed_syncs.into_inner() > 0, "no sync has failed");
 }
 
 /// Says how to see a failure again.
@@ -125,6 +130,29 @@ impl Node {
     }
 }
 
+/// Something that a node writes.
+enum Deed {
+    Commit([Envelope; 2]),
+    Arrive(Box<Stream>, WirePage),
+    TakeBack(Seq),
+    Settle,
+}
+
+impl Deed {
+    /// Does it, and gives what became of the events to be committed.
+    fn run(&mut self, replica: &mut Replica) -> Result<Vec<Outcome>, Fault> {
+        match self {
+            Self::Commit(events) => return replica.commit(events.as_slice()),
+            Self::Arrive(stream, page) => {
+                assert_eq!(stream.session.arrive(replica, page.clone())?, Ok(()), "nobody else changes the log");
+            }
+            Self::TakeBack(back) => replica.take_back(*back, Whose::Upstream(None))?,
+            Self::Settle => replica.settle()?,
+        }
+        Ok(Vec::new())
+    }
+}
+
 /// A push on its way.
 #[derive(Clone)]
 struct Letter {
@@ -150,6 +178,8 @@ struct Cluster {
     stride: u64,
     /// What was acknowledged and no restored backup has undone.
     acknowledged: Vec<Envelope>,
+    /// How often something failed because a sync did.
+    failed_syncs: u64,
 }
 
 impl Cluster {
@@ -174,6 +204,7 @@ impl Cluster {
             delayed: Vec::new(),
             stride,
             acknowledged: Vec::new(),
+            failed_syncs: 0,
         };
         for _ in 0..2 + cluster.rng.below(2) {
             cluster.add_node();
@@ -207,7 +238,9 @@ impl Cluster {
     fn step(&mut self) {
         let at = self.rng.below(self.nodes.len());
         match self.rng.below(100) {
-            0..=29 => self.commit(at),
+            0..=28 => self.commit(at),
+            29 if self.rng.chance(30) => self.failed_sync_at_authority(at),
+            29 => self.failed_sync(at),
             30..=34 => self.commit_at_authority(),
             35..=59 => self.pull(at),
             60..=76 => self.push(at),
@@ -500,19 +533,11 @@ impl Cluster {
         if self.nodes[at].replica.is_none() {
             return;
         }
-        let page = self.next_page(at);
-        let events = [(self.world.event)(&mut self.rng), (self.world.event)(&mut self.rng)];
-        let (kind, before) = (self.rng.below(5), self.new_dir());
+        let mut deed = self.choose_deed(at);
+        let before = self.new_dir();
         let node = &mut self.nodes[at];
         copy_dir(&node.dir, &before);
-        let replica = node.replica.as_mut().unwrap();
-        let back = Seq(self.rng.next() % (replica.standing().unwrap().head.0 + 1));
-        match (kind, page) {
-            (0, Some((mut stream, page))) => drop(stream.session.arrive(replica, page).unwrap()),
-            (1, _) => replica.take_back(back, Whose::Upstream(None)).unwrap(),
-            (2, _) => replica.settle().unwrap(),
-            _ => drop(replica.commit(&events).unwrap()),
-        }
+        deed.run(node.replica.as_mut().unwrap()).unwrap();
         let after = self.new_dir();
         let left = self.new_dir();
         let node = &mut self.nodes[at];
@@ -528,6 +553,144 @@ impl Cluster {
         if self.rng.chance(50) {
             node.earlier = Some(before);
         }
+    }
+
+    /// What a node, which is up, writes next. It has no stream then, and may be between two pages.
+    fn choose_deed(&mut self, at: usize) -> Deed {
+        let page = self.next_page(at);
+        match (self.rng.below(5), page) {
+            (0 | 1, Some((stream, page))) => Deed::Arrive(Box::new(stream), page),
+            (2, _) => {
+                let head = self.replica(at).standing().unwrap().head;
+                Deed::TakeBack(Seq(self.rng.next() % (head.0 + 1)))
+            }
+            (3, _) => Deed::Settle,
+            _ => Deed::Commit([(self.world.event)(&mut self.rng), (self.world.event)(&mut self.rng)]),
+        }
+    }
+
+    /// Notes what came of new events that were committed at a node.
+    fn acknowledge(&mut self, at: usize, events: &[Envelope], outcomes: &[Outcome]) {
+        let kept = events.iter().zip(outcomes).filter(|(_, outcome)| is_kept(outcome));
+        for (event, _) in kept {
+            self.nodes[at].committed.push(event.id);
+            self.acknowledged.push(event.clone());
+        }
+    }
+
+    /// Syncs fail while a node writes something. Then the process opens the store again: with all that it wrote, as the
+    /// page cache still has it; without some of it, because that was forgotten; or after a power cut on top of it.
+    fn failed_sync(&mut self, at: usize) {
+        if self.nodes[at].replica.is_none() {
+            return;
+        }
+        let mut deed = self.choose_deed(at);
+        let before = self.new_dir();
+        copy_dir(&self.nodes[at].dir, &before);
+        let which = self.choose_syncs(&self.nodes[at].dir.clone());
+        let node = &mut self.nodes[at];
+        let result = while_syncs_fail(&which, || deed.run(node.replica.as_mut().unwrap()));
+        self.failed_syncs += u64::from(result.is_err());
+        let earlier = self.nodes[at].earlier.take();
+        let left = self.leave_after_failed_sync(&which, &before, &self.nodes[at].dir.clone(), earlier.as_deref());
+        self.nodes[at].replica = None;
+        let replica = self.open_on_bad_disk(&left);
+        let node = &mut self.nodes[at];
+        fs::remove_dir_all(&node.dir).unwrap();
+        node.dir = left;
+        node.replica = Some(replica);
+        node.stream = None;
+        node.is_between_pages = false;
+        let Deed::Commit(events) = deed else { return };
+        match result {
+            Ok(outcomes) => self.acknowledge(at, &events, &outcomes),
+            // Whoever got no answer posts the same again.
+            Err(_) if self.rng.chance(50) => {
+                self.look_at(at);
+                let outcomes = self.replica(at).commit(&events).unwrap();
+                self.acknowledge(at, &events, &outcomes);
+            }
+            Err(_) => {}
+        }
+    }
+
+    /// The same at the authority, while a node pushes to it or it commits events of its own.
+    fn failed_sync_at_authority(&mut self, at: usize) {
+        let outgoing = if self.connect(at) { self.next_push(at) } else { None };
+        let events = self.some_events();
+        let before = self.new_dir();
+        copy_dir(&self.authority_dir, &before);
+        let which = self.choose_syncs(&self.authority_dir.clone());
+        let (run, device) = (run_id(self.run), device(&format!("node-{at}")));
+        match outgoing {
+            Some(outgoing) => {
+                let incoming =
+                    Incoming::check(outgoing.push.clone(), &run, &device).expect("the stream is of this run");
+                let authority = self.authority();
+                match while_syncs_fail(&which, || incoming.store(Some(authority))) {
+                    Ok(pushed) => {
+                        let pushed = PushAnswer::Pushed(pushed.expect("nobody else changes the log"));
+                        assert_eq!(self.answer(at, &outgoing, pushed), Ok(()));
+                    }
+                    Err(_) => self.failed_syncs += 1,
+                }
+            }
+            None => {
+                let authority = self.authority();
+                match while_syncs_fail(&which, || authority.commit(&events)) {
+                    Ok(outcomes) => {
+                        let kept = events.into_iter().zip(outcomes).filter(|(_, outcome)| is_kept(outcome));
+                        self.acknowledged.extend(kept.map(|(event, _)| event));
+                    }
+                    Err(_) => self.failed_syncs += 1,
+                }
+            }
+        }
+        let earlier = self.authority_earlier.take();
+        let left = self.leave_after_failed_sync(&which, &before, &self.authority_dir.clone(), earlier.as_deref());
+        self.authority = None;
+        drop(self.open_on_bad_disk(&left));
+        self.restart_authority(Some(left));
+        // Whatever the network does, a process that has ended ends its streams.
+        self.drop_stream(at);
+    }
+
+    /// Mostly the syncs of the eventlog of the store in `dir` fail, and otherwise those of whatever else is made.
+    fn choose_syncs(&mut self, dir: &Path) -> Syncs {
+        let wal = dir.join("eventlog.db-wal");
+        match self.rng.below(4) {
+            0 => Syncs::All,
+            1 => Syncs::AllBut(wal),
+            _ => Syncs::Of(wal),
+        }
+    }
+
+    /// What is there to be opened again after such syncs have failed between `before` and `after`.
+    fn leave_after_failed_sync(
+        &mut self,
+        which: &Syncs,
+        before: &Path,
+        after: &Path,
+        earlier: Option<&Path>,
+    ) -> PathBuf {
+        let left = self.new_dir();
+        match self.rng.below(3) {
+            // The eventlog is on the disk, or at least in the page cache.
+            _ if matches!(which, Syncs::AllBut(_)) => copy_dir(after, &left),
+            0 => copy_dir(after, &left),
+            1 => leave_after_power_cut(&mut self.rng, before, after, Some(after), &left),
+            _ => leave_after_power_cut(&mut self.rng, before, after, earlier, &left),
+        }
+        left
+    }
+
+    /// Opens the store in `dir`, perhaps after a first try whose syncs fail, too.
+    fn open_on_bad_disk(&mut self, dir: &Path) -> Replica {
+        if self.rng.chance(30) {
+            let opened = while_syncs_fail(&Syncs::All, || open(self.world, dir));
+            assert!(opened.is_err(), "it opened, and nothing that it found is known to be on the disk");
+        }
+        open(self.world, dir).unwrap()
     }
 
     /// The stream of a node, if it has one, with the page that would come next. The node is without it then.
@@ -655,29 +818,18 @@ impl Cluster {
 
     /// The machine fails in the middle of something; then the process starts anew.
     fn machine_fault(&mut self, at: usize) {
-        if self.nodes[at].replica.is_none() || !self.connect(at) {
+        if self.nodes[at].replica.is_none() {
             return;
         }
-        let (after, limit) = (self.rng.next() as u32 % 8, 1 + self.rng.below(6));
-        let events = [(self.world.event)(&mut self.rng), (self.world.event)(&mut self.rng)];
-        let kind = self.rng.below(4);
-        let mut stream = self.nodes[at].stream.take().unwrap();
-        let page = self.wire(&mut stream.start, stream.sent, limit).flatten();
-        let replica = self.nodes[at].replica.as_mut().unwrap();
-        let back = Seq(self.rng.next() % (replica.standing().unwrap().head.0 + 1));
-        fail_after(after, *self.rng.pick(&[ffi::SQLITE_FULL, ffi::SQLITE_IOERR_FSYNC, ffi::SQLITE_NOMEM]));
-        let result: Result<(), Fault> = match (kind, page) {
-            (0, _) => replica.commit(&events).map(drop),
-            (1, Some(page)) => stream.session.arrive(replica, page).map(|arrived| assert_eq!(arrived, Ok(()))),
-            (2, _) => replica.take_back(back, Whose::Upstream(None)),
-            _ => replica.settle(),
-        };
+        let mut deed = self.choose_deed(at);
+        fail_after(
+            self.rng.next() as u32 % 8,
+            *self.rng.pick(&[ffi::SQLITE_FULL, ffi::SQLITE_IOERR_FSYNC, ffi::SQLITE_NOMEM]),
+        );
+        let result = deed.run(self.replica(at));
         assert_eq!(result.is_ok(), mend(), "{result:?}");
-        if kind == 0 && result.is_ok() {
-            let kept = |event: &Envelope| all_of(replica).contains(event) && !self.acknowledged.contains(event);
-            let kept: Vec<_> = events.iter().filter(|event| kept(event)).cloned().collect();
-            self.nodes[at].committed.extend(kept.iter().map(|event| event.id));
-            self.acknowledged.extend(kept);
+        if let (Deed::Commit(events), Ok(outcomes)) = (deed, result) {
+            self.acknowledge(at, &events, &outcomes);
         }
         // A fault is the end of the process, and what else happened is as good a moment for it.
         self.nodes[at].is_between_pages = false;

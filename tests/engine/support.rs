@@ -18,6 +18,8 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tempfile::TempDir;
 
+pub(crate) use crate::common::random::Rng;
+
 /// A directory for one test, in memory where there is such a thing: what is tested here never loses power.
 pub(crate) fn scratch() -> TempDir {
     let mut builder = tempfile::Builder::new();
@@ -35,42 +37,16 @@ pub(crate) fn copy_dir(from: &Path, to: &Path) {
     }
 }
 
-/// SplitMix64: small, and the same everywhere and for ever.
-#[derive(Debug, Clone)]
-pub(crate) struct Rng(pub(crate) u64);
-
-impl Rng {
-    pub(crate) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    pub(crate) fn below(&mut self, end: usize) -> usize {
-        (self.next() % end as u64) as usize
-    }
-
-    pub(crate) fn chance(&mut self, percent: u64) -> bool {
-        self.next() % 100 < percent
-    }
-
-    pub(crate) fn pick<'a, T>(&mut self, from: &'a [T]) -> &'a T {
-        &from[self.below(from.len())]
-    }
-
-    /// An id whose time says nothing about when it was made, as on devices whose clocks are off.
-    pub(crate) fn id(&mut self) -> EventId {
-        let mut random = [0; 10];
-        random[..8].copy_from_slice(&self.next().to_le_bytes());
-        EventId::from_parts(self.next() >> 17, random)
-    }
+/// An id whose time says nothing about when it was made, as on devices whose clocks are off.
+pub(crate) fn random_id(rng: &mut Rng) -> EventId {
+    let mut random = [0; 10];
+    random[..8].copy_from_slice(&rng.next().to_le_bytes());
+    EventId::from_parts(rng.next() >> 17, random)
 }
 
 /// The `n`th of a row of ids.
 pub(crate) fn id(n: u64) -> EventId {
-    Rng(n ^ 0x1d).id()
+    random_id(&mut Rng(n ^ 0x1d))
 }
 
 /// An event by its name and the text of its payload, as a foreign program might send it.
@@ -306,7 +282,7 @@ pub(crate) fn setup(schema: Schema) -> Setup {
 
 /// An event that may do anything: most succeed, some depend on what came before, some never succeed.
 pub(crate) fn random_event(rng: &mut Rng) -> Envelope {
-    let id = rng.id();
+    let id = random_id(rng);
     let (name, args) = random_content(rng, true);
     event(id, &name, &args)
 }

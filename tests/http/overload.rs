@@ -8,23 +8,10 @@ use std::process::Command;
 use std::thread;
 
 use crate::client::{Answer, new_id};
-use crate::common::{Server, data_dir, wait_for};
+use crate::common::{Server, data_dir, load, raise_open_file_limit, wait_for};
 
 /// The name under which visitors come.
 const PUBLIC: &str = "likes.example";
-
-/// How many of something make the load of a test.
-fn load(usual: usize) -> usize {
-    usual * std::env::var("LIKEWISE_LOAD").ok().and_then(|times| times.parse().ok()).unwrap_or(1)
-}
-
-/// Lets this process have as many connections as the tests open.
-fn raise_open_file_limit() {
-    use rustix::process::{Resource, getrlimit, setrlimit};
-    let mut limit = getrlimit(Resource::Nofile);
-    limit.current = limit.maximum;
-    setrlimit(Resource::Nofile, limit).expect("more open files");
-}
 
 fn public(data: &Path) -> Server {
     raise_open_file_limit();

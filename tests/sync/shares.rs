@@ -7,21 +7,8 @@ use std::net::TcpStream;
 
 use serde_json::{Value, json};
 
-use crate::common::wait_for;
+use crate::common::{load, raise_open_file_limit, wait_for};
 use crate::support::{Node, Wire, exchange, like, likes, new_id};
-
-/// How many of something make the load of a test.
-fn load(usual: usize) -> usize {
-    usual * std::env::var("LIKEWISE_LOAD").ok().and_then(|times| times.parse().ok()).unwrap_or(1)
-}
-
-/// Lets this process have as many connections as the tests open.
-fn raise_open_file_limit() {
-    use rustix::process::{Resource, getrlimit, setrlimit};
-    let mut limit = getrlimit(Resource::Nofile);
-    limit.current = limit.maximum;
-    setrlimit(Resource::Nofile, limit).expect("more open files");
-}
 
 /// A client of a hub, down to the bytes.
 struct Raw {

@@ -120,9 +120,13 @@ impl Eventlog {
             set_aside_tally: Tally::from_slice(digests.get(64..96).unwrap_or_default()),
         };
         let format = conn.query_row("PRAGMA user_version", (), |row| row.get(0))?;
-        if format < HASHED && wal.is_none() {
-            // Only to be read, so it stays as it is, and looks as if there were hashes.
-            conn.execute_batch(HASHLESS)?;
+        if let Link::Reads(conn) = &conn {
+            if format < HASHED {
+                // The file stays as it is, and looks as if it had hashes.
+                conn.execute_batch(HASHLESS)?;
+            }
+            // The views come first: even a view in memory can't be made afterwards.
+            conn.only_read()?;
         }
         let mut log = Self { conn, wal, tip, saved: None, names, origins, format, checked: RefCell::default() };
         let last = log.checkpoint_before(Seq(i64::MAX as u64))?;
@@ -241,5 +245,35 @@ pub(super) fn whose(conn: &Connection) -> Result<Whose> {
         (Some("own"), Some(id)) => Ok(Whose::Own(id)),
         (Some("upstream"), id) => Ok(Whose::Upstream(id)),
         (other, _) => Err(damaged(format!("it doesn't say whose log it is: {other:?}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use super::*;
+    use crate::engine::opening::{Alone, beside};
+
+    #[test]
+    fn a_snapshot_of_any_format_can_not_write() {
+        let scratch = tempfile::tempdir().expect("a directory");
+        let old = scratch.path().join("old.db");
+        let found =
+            Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/format-1/lone-killed/stores/likes/eventlog.db");
+        for suffix in ["", "-wal"] {
+            fs::copy(beside(&found, suffix), beside(&old, suffix)).expect("a copy");
+        }
+        let new = scratch.path().join("new.db");
+        let alone = Alone::in_dir(scratch.path()).expect("nobody else");
+        drop(Eventlog::open(&new, true, &alone).expect("an eventlog"));
+        drop(alone);
+        for path in [old, new] {
+            let log = Eventlog::snapshot(&path).expect("a snapshot");
+            let written = log.conn.execute("DELETE FROM main.meta", ());
+            let code = written.expect_err("a snapshot wrote").sqlite_error_code();
+            assert_eq!(code, Some(rusqlite::ErrorCode::ReadOnly), "{}", path.display());
+        }
     }
 }

@@ -67,7 +67,7 @@ impl Replica {
         let Setup { schema, executable, .. } = &self.setup;
         self.state = State::new(&self.files.state(), schema, executable, self.log.tip().generation, &alone)?;
         drop(alone);
-        self.state.take_touched();
+        drop(self.state.take_changes());
         self.try_settle()?;
         self.state.touch_all();
         Ok(())

@@ -22,7 +22,6 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::engine::authorizer::Tables;
 use crate::engine::error::{DbError, Fault};
 use crate::engine::event::{Envelope, EventId};
 use crate::engine::eventlog::{self, Eventlog, PageSize, Tip, Whose};
@@ -260,17 +259,7 @@ impl Replica {
     ///
     /// Of the query, or of SQLite.
     pub fn query<T: 'static>(&self, query: &Query<T>) -> Result<T, DbError> {
-        self.read(query).map(|(answer, _)| answer)
-    }
-
-    /// As [`query`](Self::query), with the tables that were read.
-    pub(crate) fn read<T: 'static>(&self, query: &Query<T>) -> Result<(T, Tables), DbError> {
         self.state.read(query)
-    }
-
-    /// The tables that changed since the last call.
-    pub(crate) fn take_touched(&self) -> Tables {
-        self.state.take_touched()
     }
 
     /// The events of the log after `after`, as many as fit into `size`: those that were stored, or none.
@@ -388,8 +377,8 @@ impl Replica {
         [self.files.eventlog(), wal.into()].iter().map(|path| FileId::of(path)).collect()
     }
 
-    pub(crate) fn state(&self) -> &State {
-        &self.state
+    pub(crate) fn state(&mut self) -> &mut State {
+        &mut self.state
     }
 
     /// The WALs of both databases.

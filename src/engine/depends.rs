@@ -1,0 +1,145 @@
+//! What the answer to a query depends on: tables, or the rows of one table that have one key.
+//!
+//! A commit tells the numbers of the rows that it wrote. An answer by key has changed only if it was made of one of these
+//! rows, or if one of them has its key now. So a commit is looked up among the watched keys, and those who watch other
+//! keys cost it nothing.
+
+use std::hash::{Hash, Hasher};
+use std::sync::Arc;
+
+use rusqlite::OptionalExtension;
+use rusqlite::types::Value;
+
+use super::changes::Tables;
+use super::lookup::Lookup;
+use super::sandbox::Sandbox;
+
+/// Rows of one key that are remembered. A query by a key of more rows is run whenever its table changes.
+const ROWS: usize = 64;
+
+/// What the answer to a query depends on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Depends {
+    /// Whatever is in these tables.
+    Tables(Tables),
+    /// The rows of one table whose `column` is `key`.
+    Rows {
+        column: Arc<KeyColumn>,
+        key: Key,
+        /// The numbers of the rows that have the key now.
+        rows: Vec<i64>,
+    },
+}
+
+/// A value by which rows are looked up, of a kind that SQLite compares byte by byte.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) enum Key {
+    Integer(i64),
+    Text(String),
+    Blob(Vec<u8>),
+}
+
+/// A column by which queries look rows up.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct KeyColumn {
+    /// The place of its table.
+    pub(super) table: usize,
+    name: String,
+    /// The rows of a key, and the key of a row.
+    rows_of: String,
+    key_of: String,
+}
+
+impl Hash for KeyColumn {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.table.hash(state);
+        self.name.hash(state);
+    }
+}
+
+impl Depends {
+    /// What the answer to `sql` depends on, which reads the tables `reads`.
+    pub(super) fn of(sandbox: &Sandbox, sql: &str, params: &[Value], reads: Tables) -> rusqlite::Result<Self> {
+        Ok(Self::by_key(sandbox, sql, params, reads)?.unwrap_or(Self::Tables(reads)))
+    }
+
+    fn by_key(sandbox: &Sandbox, sql: &str, params: &[Value], reads: Tables) -> rusqlite::Result<Option<Self>> {
+        // The authorizer has seen all that is read. So it doesn't matter what else the text may say.
+        let Some(place) = reads.only() else { return Ok(None) };
+        let Some(lookup) = Lookup::in_sql(sql) else { return Ok(None) };
+        let Some(table) = sandbox.table_with_rows(place) else { return Ok(None) };
+        let Some(value) = params.get(lookup.param).filter(|_| table.eq_ignore_ascii_case(lookup.table)) else {
+            return Ok(None);
+        };
+        let Some((name, affinity)) = affinity(sandbox, &table, lookup.column)? else { return Ok(None) };
+        let key = match (affinity, value) {
+            (Affinity::Integer, Value::Integer(value)) => Key::Integer(*value),
+            (Affinity::Text, Value::Text(value)) => Key::Text(value.clone()),
+            (Affinity::Blob, Value::Blob(value)) => Key::Blob(value.clone()),
+            _ => return Ok(None),
+        };
+        let (quoted_table, quoted) = (quote(&table), quote(&name));
+        let column = KeyColumn {
+            table: place,
+            rows_of: format!("SELECT rowid FROM {quoted_table} WHERE {quoted} = ?1 LIMIT {}", ROWS + 1),
+            key_of: format!("SELECT {quoted} FROM {quoted_table} WHERE rowid = ?1"),
+            name,
+        };
+        let rows = column.rows_of(sandbox, value)?;
+        Ok((rows.len() <= ROWS).then(|| Self::Rows { column: Arc::new(column), key, rows }))
+    }
+}
+
+impl KeyColumn {
+    fn rows_of(&self, sandbox: &Sandbox, key: &Value) -> rusqlite::Result<Vec<i64>> {
+        let mut statement = sandbox.engine().prepare_cached(&self.rows_of)?;
+        statement.query_map([key], |row| row.get(0))?.collect()
+    }
+
+    /// The key that `row` has now.
+    pub(super) fn key_of(&self, sandbox: &Sandbox, row: i64) -> rusqlite::Result<Option<Key>> {
+        let mut statement = sandbox.engine().prepare_cached(&self.key_of)?;
+        let value = statement.query_row([row], |row| row.get::<_, Value>(0)).optional()?;
+        Ok(value.and_then(|value| match value {
+            Value::Integer(value) => Some(Key::Integer(value)),
+            Value::Text(value) => Some(Key::Text(value)),
+            Value::Blob(value) => Some(Key::Blob(value)),
+            Value::Null | Value::Real(_) => None,
+        }))
+    }
+}
+
+/// What a column turns values into, for those columns whose values of one kind are equal only if they are the same.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Affinity {
+    Integer,
+    Text,
+    Blob,
+}
+
+/// How the column of `table` spells its name, and its affinity, after the rules of <https://sqlite.org/datatype3.html>.
+/// `None` if values of it may be equal without being the same.
+fn affinity(sandbox: &Sandbox, table: &str, column: &str) -> rusqlite::Result<Option<(String, Affinity)>> {
+    let conn = sandbox.engine();
+    let sql = "SELECT name, upper(type) FROM pragma_table_xinfo(?1) WHERE name = ?2 COLLATE NOCASE";
+    let mut found = conn.prepare_cached(sql)?;
+    let found = found.query_row([table, column], |row| Ok((row.get::<_, String>(0)?, row.get::<_, String>(1)?)));
+    let Some((name, kind)) = found.optional()? else { return Ok(None) };
+    let affinity = if kind.contains("INT") {
+        Affinity::Integer
+    } else if ["CHAR", "CLOB", "TEXT"].iter().any(|part| kind.contains(part)) {
+        Affinity::Text
+    } else if kind.contains("BLOB") {
+        Affinity::Blob
+    } else {
+        return Ok(None);
+    };
+    // A collation may stand at the column, and then says when two texts are the same.
+    let sql = "SELECT sql FROM sqlite_schema WHERE type = 'table' AND name = ?1 COLLATE NOCASE";
+    let definition: String = conn.prepare_cached(sql)?.query_row([table], |row| row.get(0))?;
+    Ok((!super::lookup::says(&definition, "COLLATE")).then_some((name, affinity)))
+}
+
+fn quote(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
