@@ -1,7 +1,8 @@
 //! The command line's commands and flags, and the environment variables that may stand in for flags.
 //!
-//! The words and variables are written down once for all programs: `{app}` stands for the program's name, `{APP}` for the
-//! beginning of its variables, `{events}` for what its events are called and `{data}` for where its data is. A variable is written without its prefix.
+//! The words are written down once for all apps: `{app}` stands for the app's name, `{APP}` for the prefix of its
+//! variables, `{events}` for what its events are called, and `{data}` for where its data is. Variables are written without
+//! their prefix.
 
 use std::collections::BTreeSet;
 use std::env;
