@@ -300,13 +300,18 @@ pub(crate) fn check(app: &App) -> Result<(), AppError> {
                 return refuse("a command", name, "a command of that name");
             }
         }
-        for flag in command.get_arguments().filter_map(Arg::get_long) {
-            if flag == "data" || flag == "store" {
-                return refuse("a flag", flag, "a flag of that name for every command");
-            }
+        if let Some(taken) = common_flag(command) {
+            return refuse("an argument", taken, "one of that name for every command");
         }
     }
     Ok(())
+}
+
+/// The flag of every command that `command`, or one below it, has an argument of the same name as.
+fn common_flag(command: &clap::Command) -> Option<&'static str> {
+    let is_taken = |name: &str| command.get_arguments().any(|arg| arg.get_id() == name || arg.get_long() == Some(name));
+    let taken = ["data", "store"].into_iter().find(|name| is_taken(name));
+    taken.or_else(|| command.get_subcommands().find_map(common_flag))
 }
 
 /// Puts the program's name, variables and words into the common ones.
@@ -454,7 +459,8 @@ mod tests {
         let other = || clap::Command::new("other");
         for (command, needle) in [
             (other().alias("verify"), "`verify` can't be the name of a command"),
-            (other().arg(Arg::new("mine").long("store")), "`store` can't be the name of a flag"),
+            (other().arg(Arg::new("mine").long("store")), "`store` can't be the name of an argument"),
+            (other().subcommand(other().arg(Arg::new("data"))), "`data` can't be the name of an argument"),
         ] {
             let error = with(command).expect_err(needle).to_string();
             assert!(error.contains(needle), "{error}");
