@@ -48,6 +48,9 @@ pub enum Malformed {
     /// Not a name that a store may have.
     #[error("`{0}` is not a store: its name has 1 to 63 characters, a to z, 0 to 9 and -, and doesn't begin with -")]
     Store(String),
+    /// Not a cursor that a stream of events gave.
+    #[error("`{0}` is not a cursor of events: use one that was given with an event, or `start`")]
+    Cursor(String),
     /// A number that no log counts up to.
     #[error("{0} is no seq: a log ends before 2^62")]
     Seq(u64),
@@ -63,6 +66,9 @@ pub enum Error {
     /// The event can't be applied, so it was not stored.
     #[error("the event was refused: {0}")]
     Refused(String),
+    /// The hub refused the event, which is kept apart: the hub's reason.
+    #[error("the hub refused the event, which is set aside: {0}")]
+    SetAside(String),
     /// Another event has this id already.
     #[error("the id {0} belongs to another event, which stays; use a new id")]
     Conflict(EventId),

@@ -197,7 +197,7 @@ impl<T: 'static> Query<T> {
         let panicked = |panic: Box<dyn std::any::Any + Send>| {
             DbError::refuse(format!("what reads its rows panicked: {}", panic_message(&*panic)))
         };
-        Ok(answer.map_err(panicked)??)
+        answer.map_err(panicked)?
     }
 
     /// What the answer depends on, if it reads the tables `reads`.

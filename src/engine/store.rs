@@ -12,13 +12,14 @@ use super::eventlog::Whose;
 use super::live::{Answer, Live};
 use super::place::{Cursor, Digest, Seq};
 use super::query::Query;
+use super::receipt::Receipt;
 use super::remote::{Answer as RemoteAnswer, Question};
 use super::replica::{Outcome, Replica, Standing};
 use super::schema::Schema;
 use super::setup::Files;
 use super::state::State;
 use super::stores::{Shared, Spare};
-use super::writer::{Act, Health, Receipt, Work};
+use super::writer::{Act, Health, Stored, Work};
 
 /// The name of a store: `[a-z0-9][a-z0-9-]{0,62}`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -107,12 +108,14 @@ impl Store {
     ///
     /// As [`commit`](Self::commit).
     pub async fn commit_envelope(&self, event: Envelope) -> Result<Receipt, Error> {
-        let (reply, receipt) = oneshot::channel();
+        let (id, events) = (event.id, event.events());
+        let (reply, stored) = oneshot::channel();
         self.queue()?.try_send(Work::Commit(event, reply)).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => Error::Overloaded,
             mpsc::error::TrySendError::Closed(_) => Error::Closed,
         })?;
-        receipt.await.map_err(|_| self.unanswered())?
+        let Stored { seq, is_new } = stored.await.map_err(|_| self.unanswered())??;
+        Ok(Receipt { id, events, seq, is_new, store: self.clone() })
     }
 
     /// Adds events that happened elsewhere, with the devices they come from. They are not judged: one that can't be

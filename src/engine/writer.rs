@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::error::{Error, Fault};
-use super::event::{Envelope, EventId};
+use super::event::Envelope;
 use super::eventlog::{Checked, PORTION, Progress};
 use super::live::{Live, News};
 use super::materialize::panic_message;
@@ -30,30 +30,13 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// How often the files are looked at, to see whether they are still there.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
-/// Says that an event is stored: on disk, and applied.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Receipt {
-    /// The event's id; of a batch, the first event's.
-    pub id: EventId,
-    /// How many events it has: one, unless it is a batch.
-    pub events: usize,
+/// Says that an event is stored.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Stored {
     /// Its place in the log, unless an upstream has yet to give it one.
-    pub seq: Option<Seq>,
+    pub(super) seq: Option<Seq>,
     /// False when it was stored before.
-    pub is_new: bool,
-}
-
-impl Receipt {
-    fn new(event: &Envelope, seq: Option<Seq>, is_new: bool) -> Self {
-        Self { id: event.id, events: event.events(), seq, is_new }
-    }
-
-    /// The id of each event, in order: what [`Db::id`](super::Db::id) gave their materializers.
-    pub fn ids(&self) -> impl Iterator<Item = EventId> + use<> {
-        let id = self.id;
-        (0..self.events).map(move |nth| id.nth_of_batch(nth))
-    }
+    pub(super) is_new: bool,
 }
 
 /// How a store is.
@@ -92,7 +75,7 @@ impl Health {
 /// What a store's thread is asked to do.
 pub(crate) enum Work {
     /// Commit an event, together with others that wait.
-    Commit(Envelope, oneshot::Sender<Result<Receipt, Error>>),
+    Commit(Envelope, oneshot::Sender<Result<Stored, Error>>),
     /// Anything that needs the replica itself; the store is made if need be.
     With(Act),
     /// Anything that needs the replica if there is one.
@@ -325,7 +308,7 @@ impl Writer {
         ControlFlow::Continue(())
     }
 
-    fn commit(&mut self, events: &[Envelope]) -> Vec<Result<Receipt, Error>> {
+    fn commit(&mut self, events: &[Envelope]) -> Vec<Result<Stored, Error>> {
         let result = match self.replica() {
             Ok(replica) => replica.commit(events).map_err(|fault| self.recover(&fault)),
             // It failed before, and is left alone for a while: who asks meanwhile doesn't prolong that.
@@ -335,8 +318,8 @@ impl Writer {
             Ok(outcomes) => {
                 self.writes = Writes::Taken;
                 let receipt = |(outcome, event): (Outcome, &Envelope)| match outcome {
-                    Outcome::Stored(seq) => Ok(Receipt::new(event, seq, true)),
-                    Outcome::Known(seq) => Ok(Receipt::new(event, seq, false)),
+                    Outcome::Stored(seq) => Ok(Stored { seq, is_new: true }),
+                    Outcome::Known(seq) => Ok(Stored { seq, is_new: false }),
                     Outcome::Conflict => Err(Error::Conflict(event.id)),
                     Outcome::Refused(why) => Err(Error::Refused(why)),
                 };

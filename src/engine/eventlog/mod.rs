@@ -5,6 +5,7 @@ mod digests;
 mod file;
 mod names;
 mod read;
+mod taken;
 mod tally;
 mod write;
 
@@ -25,7 +26,7 @@ pub(crate) use file::{look, refuse_newer_header};
 use names::Interned;
 pub use read::PageSize;
 pub(crate) use read::{Content, Found, Rescued, Waiting};
-use tally::Tally;
+pub(crate) use tally::Tally;
 
 use super::error::{Fault, LogFault};
 use super::event::MAX_ARGS;

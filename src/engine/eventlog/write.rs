@@ -131,6 +131,7 @@ impl Eventlog {
         self.tip.digest = from.digest;
         self.tip.length = from.length;
         self.tip.pending += taken;
+        self.remember_cut(after)?;
         self.tip.generation.0 += 1;
         set_meta(&self.conn, "generation", self.tip.generation.0)?;
         if self.tip.pulled > after {

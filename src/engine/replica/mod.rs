@@ -377,6 +377,10 @@ impl Replica {
         [self.files.eventlog(), wal.into()].iter().map(|path| FileId::of(path)).collect()
     }
 
+    pub(crate) fn log(&self) -> &Eventlog {
+        &self.log
+    }
+
     pub(crate) fn state(&mut self) -> &mut State {
         &mut self.state
     }
