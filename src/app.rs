@@ -54,8 +54,8 @@ const OWN_COMMANDS: [&str; 18] = [
     "completions",
 ];
 
-/// Fields of `/status`, which figures stand beside.
-const STATUS_FIELDS: [&str; 13] = [
+/// Fields of `/status`, and metrics of the program, which figures stand beside.
+const TAKEN_FROM_FIGURES: [&str; 15] = [
     "store",
     "device",
     "head",
@@ -69,6 +69,8 @@ const STATUS_FIELDS: [&str; 13] = [
     "upstream",
     "log_digest",
     "state_digest",
+    "digest_seq",
+    "streams",
 ];
 
 /// A program of its own around a schema.
@@ -347,7 +349,7 @@ impl App {
         let kinds: [(_, _, Vec<&str>, &[&str]); 4] = [
             ("a form", "forms", forms.iter().map(|form| form.name).collect(), &[]),
             ("a fragment", "fragments", fragments.iter().map(|fragment| fragment.name).collect(), &[]),
-            ("a figure", "figures", figures.iter().map(|figure| figure.name).collect(), &STATUS_FIELDS),
+            ("a figure", "figures", figures.iter().map(|figure| figure.name).collect(), &TAKEN_FROM_FIGURES),
             ("a command", "commands", commands, &OWN_COMMANDS),
         ];
         for (what, plural, names, taken) in kinds {

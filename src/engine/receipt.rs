@@ -22,6 +22,15 @@ pub struct Receipt {
     pub(super) store: Store,
 }
 
+impl PartialEq for Receipt {
+    fn eq(&self, other: &Self) -> bool {
+        let said = |it: &Self| (it.id, it.events, it.seq, it.is_new);
+        said(self) == said(other) && self.store.id() == other.store.id()
+    }
+}
+
+impl Eq for Receipt {}
+
 impl Receipt {
     /// Waits until the event has its place in the log, and gives that. For a store that follows a hub this may take until
     /// there is a network again.

@@ -33,7 +33,6 @@ use tokio_util::sync::CancellationToken;
 use crate::engine::{Device, Stores};
 use crate::sync::Clients;
 
-pub(crate) use crate::engine::{Imported, import};
 pub(crate) use assets::ASSETS_VERSION;
 pub(crate) use control::{AFTER_IMPORT, Exported};
 pub(crate) use face::Face;
