@@ -18,6 +18,7 @@ mod opening;
 mod place;
 mod query;
 mod receipt;
+mod rehearsal;
 mod remote;
 mod replica;
 mod sandbox;
