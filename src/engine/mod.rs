@@ -12,6 +12,7 @@ mod eventlog;
 mod events;
 mod files;
 mod live;
+mod lock;
 mod lookup;
 mod materialize;
 mod opening;
@@ -45,7 +46,9 @@ pub use place::{Cursor, Digest, Entry, Generation, LogId, Seq};
 pub use query::Query;
 pub use receipt::Receipt;
 pub(crate) use remote::{Answer, Question};
-pub use replica::{Outcome, Page, Position, Replica, SETTLE_EVERY, Standing, committed_state};
+pub use replica::{
+    MOST_SKIPPED, NoEffect, Outcome, Page, Position, Replica, SETTLE_EVERY, Skipped, Standing, committed_state,
+};
 /// What an author's own code says to SQLite, in the version that the engine is built with.
 pub use rusqlite::{self, Params, Row, ToSql, params, types::FromSql};
 pub use schema::Schema;

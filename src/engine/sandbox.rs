@@ -155,12 +155,13 @@ impl Sandbox {
         let touched = match known {
             Some(touched) => touched,
             None => {
-                let (statement, mut touched) = self.told_why(|conn| conn.prepare(sql)).map_err(|error| match error {
-                    DbError::Forbidden(why) => {
-                        DbError::Forbidden(format!("{why}, in the statement `{}`", one_line(sql)))
-                    }
-                    other => other,
-                })?;
+                let (statement, mut touched) =
+                    self.told_why(|conn| conn.prepare(sql)).map_err(|error| match error {
+                        DbError::Forbidden(why) => {
+                            DbError::Forbidden(format!("{why}, in the statement `{}`", one_line(sql)))
+                        }
+                        other => other,
+                    })?;
                 if says(sql, "REPLACE") {
                     touched.whole |= touched.writes;
                 }
