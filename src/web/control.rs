@@ -149,7 +149,7 @@ pub(crate) async fn backup(State(app): State<App>, headers: HeaderMap, body: Byt
     authorize(&app, &headers)?;
     let to = path(body).filter(|to| to.is_absolute()).ok_or_else(|| {
         let detail = "The body is not the path of a directory, from the root.";
-        Problem::bad_request("malformed-backup", detail, "Use `likewise backup TO`.")
+        Problem::bad_request("malformed-backup", detail, format!("Use `{} backup TO`.", app.face.name))
     })?;
     let data = app.data.clone();
     let copied = tokio::task::spawn_blocking(move || crate::data_dir::backup(&data, &to)).await;
@@ -179,7 +179,7 @@ pub(crate) async fn adopt(
     if !app.clients.follow() {
         return Err(Problem::conflict(
             "no-upstream",
-            "This likewise follows no hub that it could adopt the log of.",
+            "This program follows no hub that it could adopt the log of.",
             "Start it with --upstream, and adopt then.",
         ));
     }
@@ -196,7 +196,7 @@ pub(crate) async fn promote(
     if app.clients.follow() {
         return Err(Problem::conflict(
             "follows-a-hub",
-            "This likewise follows a hub, so it can't be the authority of the log itself.",
+            "This program follows a hub, so it can't be the authority of the log itself.",
             "Stop it, start it without --upstream, and promote then.",
         ));
     }
