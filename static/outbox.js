@@ -236,7 +236,7 @@ function parse(value) {
     const entry = JSON.parse(value);
     const isPair = (pair) => Array.isArray(pair) && pair.length === 2 && pair.every((part) => typeof part === "string");
     const isWhole = typeof entry?.form === "string" && Array.isArray(entry.fields) && entry.fields.every(isPair);
-    return isWhole && { label: "", typed: false, order: 0, since: Date.now(), ...entry };
+    return isWhole && { label: "", since: Date.now(), ...entry, order: Number(entry.order) || 0 };
   } catch {
     return undefined;
   }
