@@ -79,6 +79,20 @@ fn posts_of_several_tabs_wait_over_a_restart_and_arrive_in_order() {
 }
 
 #[test]
+fn a_tab_that_hangs_holds_up_no_other() {
+    let stage = Stage::start("add", ADD);
+    stage.says(&commit(&[]));
+    let browser = Browser::launch();
+    let [hanging, tab] = [(); 2].map(|()| browser.open(&stage.url));
+    hanging.eval("navigator.locks.request('stage::', () => new Promise(() => {})); 0");
+    hanging.until("navigator.locks.query().then(({ held }) => held.length === 1)");
+    add(&tab, "first");
+    add(&tab, "second");
+    tab.until_sent();
+    assert_eq!(titles(&stage), ["first", "second"]);
+}
+
+#[test]
 fn what_was_refused_comes_back_into_its_form() {
     let stage = Stage::start("add", ADD);
     stage.says(&commit(&[]));

@@ -74,7 +74,6 @@ fn a_stream_that_falls_silent_is_opened_again() {
     assert!(silence.elapsed() < OLD_FOR, "live and wrong for {:?}", silence.elapsed());
     tab.until("document.getElementById('left').textContent === '2'");
     tab.until_live();
-    assert_eq!(stage.streams().len(), 2);
 }
 
 #[test]
@@ -88,7 +87,6 @@ fn a_stream_that_was_accepted_and_says_nothing_is_not_live() {
     assert_eq!(tab.eval("document.documentElement.dataset.live"), "closed");
     stage.mutters(&commit(&[]));
     tab.until_live();
-    assert_eq!(stage.streams().len(), 1);
 }
 
 #[test]
