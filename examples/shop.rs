@@ -53,7 +53,7 @@ fn schema() -> Schema {
     Schema::new(
         "CREATE TABLE item (name TEXT PRIMARY KEY, cents INTEGER NOT NULL, stock INTEGER NOT NULL DEFAULT 0) STRICT;
          CREATE TABLE sale (
-             id BLOB PRIMARY KEY,
+             id TEXT PRIMARY KEY,
              customer TEXT NOT NULL,
              item TEXT NOT NULL REFERENCES item (name),
              pieces INTEGER NOT NULL CHECK (pieces > 0),
@@ -91,18 +91,18 @@ fn sell(Ordered { customer, item, pieces }: Ordered, db: &Db<'_>) -> Result<(), 
     db.execute("UPDATE item SET stock = stock - ?2 WHERE name = ?1", (&item, pieces))?;
     // The event's id is unique wherever the event was made, so it is a good key. A rowid would depend on the order.
     let sql = "INSERT INTO sale (id, customer, item, pieces, cents) VALUES (?1, ?2, ?3, ?4, ?5)";
-    db.execute(sql, (db.id().as_bytes(), customer, item, pieces, cents))?;
+    db.execute(sql, (db.id(), customer, item, pieces, cents))?;
     Ok(())
 }
 
 /// What runs out soon: rows, each read into a tuple.
-fn scarce(below: u32) -> Result<Query<Vec<(String, i64)>>, DbError> {
+fn scarce(below: u32) -> Query<Vec<(String, i64)>> {
     let sql = "SELECT name, stock FROM item WHERE stock < ?1 ORDER BY stock, name";
     Query::rows(sql, |row| Ok((row.get(0)?, row.get(1)?))).bind(below)
 }
 
 /// What `customer` has spent: one value.
-fn spent(customer: &str) -> Result<Query<i64>, DbError> {
+fn spent(customer: &str) -> Query<i64> {
     Query::first("SELECT coalesce(sum(cents), 0) FROM sale WHERE customer = ?1").bind(customer)
 }
 
@@ -121,8 +121,8 @@ async fn day(dir: &Path, out: &mut impl Write) -> anyhow::Result<()> {
     shop.commit_envelope(opening.seal(EventId::now())?).await?;
 
     // A live query answers at once, and then whenever a commit changed its answer. A page would be told by it.
-    let mut scarce = shop.watch(scarce(10)?);
-    let mut annas = shop.watch(spent("Anna")?);
+    let mut scarce = shop.watch(scarce(10));
+    let mut annas = shop.watch(spent("Anna"));
     writeln!(out, "the shop opens   scarce: {:?}", scarce.next().await?)?;
     annas.next().await?;
 
@@ -148,7 +148,7 @@ async fn day(dir: &Path, out: &mut impl Write) -> anyhow::Result<()> {
         Err(Error::Refused(why)) => writeln!(out, "Ben is greedy    {why}")?,
         other => anyhow::bail!("this should have been refused: {other:?}"),
     }
-    let (stock, bens) = (shop.read(self::scarce(u32::MAX)?).await?, shop.read(spent("Ben")?).await?);
+    let (stock, bens) = (shop.read(self::scarce(u32::MAX)).await?, shop.read(spent("Ben")).await?);
     writeln!(out, "at closing time  stock: {stock:?}; Ben spent {bens}")?;
     close(stores).await?;
 
@@ -156,7 +156,7 @@ async fn day(dir: &Path, out: &mut impl Write) -> anyhow::Result<()> {
     std::fs::remove_file(shop.files().state())?;
     let stores = open(dir)?;
     let shop = stores.get(&"shop".parse()?)?;
-    let is_same = shop.read(self::scarce(u32::MAX)?).await? == stock;
+    let is_same = shop.read(self::scarce(u32::MAX)).await? == stock;
     writeln!(out, "the next day     the tables were lost and made again; all is as it was: {is_same}")?;
     close(stores).await
 }

@@ -14,7 +14,7 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::cli::{self, Context};
-use crate::engine::{DbError, Event, Query, Schema, StoreId};
+use crate::engine::{Event, Fault, Query, Schema, StoreId};
 use crate::node::{Node, NodeError, Options, store_limits, take_dir};
 use crate::serve::Server;
 use crate::web::face::{Face, Figure, Form, Fragment, Nouns};
@@ -54,8 +54,8 @@ const OWN_COMMANDS: [&str; 18] = [
     "completions",
 ];
 
-/// Fields of `/status`, which figures stand beside.
-const STATUS_FIELDS: [&str; 13] = [
+/// Fields of `/status`, and metrics of the program, which figures stand beside.
+const TAKEN_FROM_FIGURES: [&str; 15] = [
     "store",
     "device",
     "head",
@@ -69,6 +69,8 @@ const STATUS_FIELDS: [&str; 13] = [
     "upstream",
     "log_digest",
     "state_digest",
+    "digest_seq",
+    "streams",
 ];
 
 /// A program of its own around a schema.
@@ -139,7 +141,7 @@ pub enum AppError {
     },
     /// The schema is wrong.
     #[error("the schema: {0}")]
-    Schema(#[from] DbError),
+    Schema(#[from] Fault),
     /// The page or a fragment can't be rendered.
     #[error("{0}")]
     Page(String),
@@ -347,7 +349,7 @@ impl App {
         let kinds: [(_, _, Vec<&str>, &[&str]); 4] = [
             ("a form", "forms", forms.iter().map(|form| form.name).collect(), &[]),
             ("a fragment", "fragments", fragments.iter().map(|fragment| fragment.name).collect(), &[]),
-            ("a figure", "figures", figures.iter().map(|figure| figure.name).collect(), &STATUS_FIELDS),
+            ("a figure", "figures", figures.iter().map(|figure| figure.name).collect(), &TAKEN_FROM_FIGURES),
             ("a command", "commands", commands, &OWN_COMMANDS),
         ];
         for (what, plural, names, taken) in kinds {

@@ -35,7 +35,7 @@ fn schema() -> Schema {
 }
 
 fn titles() -> Query<Vec<String>> {
-    Query::rows("SELECT title FROM todo ORDER BY n", |row| row.get("title"))
+    Query::rows("SELECT title FROM todo ORDER BY n", |row| Ok(row.get("title")?))
 }
 
 fn todo() -> App {

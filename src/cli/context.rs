@@ -81,7 +81,7 @@ impl Context {
         match &self.access {
             Access::Asked(process) => {
                 let answer: Answer = self.ask(process, "query", &Question::of(&query)).await?;
-                Ok(answer.read(&query).context("the answer to a query can't be read")?)
+                Ok(answer.read(&query).map_err(|why| anyhow!("the answer to a query can't be read: {why}"))?)
             }
             Access::Here(store) => Ok(store.read(query).await.map_err(anyhow::Error::from)?),
         }

@@ -11,8 +11,9 @@ use tokio_util::io::ReaderStream;
 use super::target::{Access, Target, access_to_all};
 use crate::app::App;
 use crate::data_dir;
+use crate::engine::{self, Imported};
 use crate::node::host_name;
-use crate::web::{self, Exported, Imported};
+use crate::web::{self, Exported};
 
 pub(super) async fn export(at: &Target<'_>, which: Exported) -> anyhow::Result<ExitCode> {
     let mut out = BufWriter::new(io::stdout().lock());
@@ -43,7 +44,7 @@ pub(super) async fn import(at: &Target<'_>) -> anyhow::Result<ExitCode> {
     // One of the two reads it.
     let sent = Body::wrap_stream(ReaderStream::new(tokio::io::stdin()));
     let imported = at.with_store("import", sent, async |store| {
-        let imported = web::import(store, &device, tokio::io::stdin()).await;
+        let imported = engine::import(store, &device, tokio::io::stdin()).await;
         imported.map_err(|error| anyhow!("{} {}", web::sentence(error), web::AFTER_IMPORT))
     });
     let Imported { added, known } = imported.await?;

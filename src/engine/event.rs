@@ -7,12 +7,15 @@ use std::iter;
 use std::str::FromStr;
 use std::sync::Arc;
 
+use rusqlite::ToSql;
+use rusqlite::types::{FromSql, FromSqlError, FromSqlResult, ToSqlOutput, ValueRef};
 use serde::de::DeserializeOwned;
 use serde::de::value::MapDeserializer;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
+use super::error::Malformed;
 use crate::{clock, random};
 
 /// The largest payload of one event, in bytes of its JSON text. An event is a fact, not a file: whoever needs more
@@ -27,6 +30,9 @@ pub const MAX_DEVICE: usize = 64;
 
 /// The name under which several events travel as one; see [`Batch`]. The prefix `likewise.` is the engine's own.
 pub(crate) const BATCH: &str = "likewise.batch";
+
+/// Names the rule by which the events of a batch get their ids. Part of a schema's fingerprint.
+pub(crate) const BATCH_IDS: &str = "likewise batch ids 1";
 
 /// A type of event. Its values are immutable facts; the payload is what `serde` makes of the value.
 ///
@@ -43,31 +49,6 @@ pub trait Event: Serialize + DeserializeOwned {
     /// The name under which events of this type are stored, for ever: renaming the type is free, changing this is not.
     /// ASCII letters, digits and `_ . : / -`, at most [`MAX_NAME`] bytes.
     const NAME: &'static str;
-}
-
-/// Why something is not an event: the border's refusal of malformed input.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Malformed {
-    /// Not a UUID of version 7 in its hyphenated form.
-    #[error("`{0}` is not an event id: it must be a UUID of version 7 such as 0190d1e5-3f5c-7bb2-8a3e-5d4f6c7b8a90")]
-    Id(String),
-    /// Not a name that an event may have.
-    #[error(
-        "`{0}` is not an event name: use 1 to {MAX_NAME} ASCII letters, digits and `_ . : / -`, and not the prefix `likewise.`"
-    )]
-    Name(String),
-    /// Not a name that a device may have.
-    #[error("`{0}` is not a device name: use 1 to {MAX_DEVICE} bytes without control characters")]
-    Device(String),
-    /// A payload that is not JSON, or that holds a raw control character.
-    #[error("the payload is not JSON text on one line: {0}")]
-    Args(String),
-    /// A payload above [`MAX_ARGS`].
-    #[error("the payload has {0} bytes, more than the {MAX_ARGS} an event may have")]
-    TooLarge(usize),
-    /// A batch without events, or with something in it that isn't one.
-    #[error("not a batch of events: {0}")]
-    Batch(String),
 }
 
 /// Identifies an event at every hop, for ever: a UUIDv7 (RFC 9562, section 5.7), minted where the event happened.
@@ -97,6 +78,22 @@ impl EventId {
     /// The sixteen bytes that are stored and hashed.
     pub fn as_bytes(&self) -> &[u8; 16] {
         self.0.as_bytes()
+    }
+
+    /// The id of the `nth` event of a batch that has this id, counted from 0.
+    ///
+    /// The first keeps the batch's id. Each later one has the batch's time, and in place of chance a hash of the batch's
+    /// id and its own index. So it is the same on every replica, and takes no bytes anywhere. Replicas with another rule
+    /// would make other states of the same log: a change of it is a change of [`BATCH_IDS`].
+    pub(crate) fn nth_of_batch(self, nth: usize) -> Self {
+        if nth == 0 {
+            return self;
+        }
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(BATCH_IDS.as_bytes()).update(self.as_bytes()).update(&(nth as u64).to_le_bytes());
+        let mut rest = [0; 10];
+        rest.copy_from_slice(&hasher.finalize().as_bytes()[..10]);
+        Self::from_parts(self.millis(), rest)
     }
 
     /// Reads an id back from storage.
@@ -133,6 +130,19 @@ impl TryFrom<String> for EventId {
 impl From<EventId> for String {
     fn from(id: EventId) -> String {
         id.to_string()
+    }
+}
+
+/// As text, the same as [`Display`](fmt::Display) gives, for columns of type TEXT.
+impl ToSql for EventId {
+    fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
+        Ok(self.to_string().into())
+    }
+}
+
+impl FromSql for EventId {
+    fn column_result(value: ValueRef<'_>) -> FromSqlResult<Self> {
+        value.as_str()?.parse().map_err(FromSqlError::other)
     }
 }
 
@@ -323,6 +333,14 @@ impl Envelope {
         EventName::check(self.name.as_str()).is_ok() && args.as_ref() == Ok(&self.args)
     }
 
+    /// How many events it has: one, unless it is a batch.
+    pub(crate) fn events(&self) -> usize {
+        match self.name.as_str() {
+            BATCH => unseal(self.args.as_text()).map_or(1, |items| items.len()),
+            _ => 1,
+        }
+    }
+
     /// Puts `event` under `id`.
     ///
     /// # Errors
@@ -335,7 +353,8 @@ impl Envelope {
 
 /// Several events that are committed together: applied wholly or not at all, here and everywhere.
 ///
-/// A batch is one event whose payload is the list, so log, outbox and wire know nothing of it.
+/// A batch is one event whose payload is the list, so log, outbox and wire know nothing of it. Each event in it has an
+/// id of its own all the same, which follows from the batch's: see [`Receipt::ids`](super::Receipt::ids).
 #[derive(Debug, Default)]
 pub struct Batch {
     items: Vec<BatchItem>,

@@ -5,50 +5,9 @@
 
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use super::storage::{Fault, IoContext};
-
-/// Why a directory or a file is left alone.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum NotOurs {
-    /// Somebody could lead us anywhere with it.
-    #[error(
-        "{path} is a symbolic link, and likewise follows no symbolic links inside a data directory: they could lead it to \
-         any other file. Put what it leads to in its place", path = .0.display()
-    )]
-    Link(PathBuf),
-    /// A pipe, a device, a directory where a file should be.
-    #[error("{} is not {wanted}. Move it away", path.display())]
-    Kind {
-        /// What was looked at.
-        path: PathBuf,
-        /// What it should be.
-        wanted: &'static str,
-    },
-    /// It is another user's.
-    #[error(
-        "{path} belongs to the user {owner}, and likewise acts as the user {us}. A data directory and all in it have to \
-         belong to one user: give it to them with `chown -R USER DIRECTORY`, and run likewise as them", path = path.display()
-    )]
-    Owner {
-        /// What was looked at.
-        path: PathBuf,
-        /// Whose it is.
-        owner: u32,
-        /// Who we are.
-        us: u32,
-    },
-    /// Everybody may put something else in the place of what is in it.
-    #[error("every user may change what is in {path}. Take that away with `chmod o-w {path}`", path = .0.display())]
-    Open(PathBuf),
-    /// It has another name, under which it would change as well.
-    #[error(
-        "{path} has another name elsewhere (a hard link), and what is written to one would change both. Make it a file of its \
-         own: copy it, and put the copy in its place", path = .0.display()
-    )]
-    Shared(PathBuf),
-}
+use super::error::{Fault, IoContext, NotOurs};
 
 /// What this process can do in a directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

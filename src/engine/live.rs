@@ -11,10 +11,10 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
 
+use super::authorizer::Tables;
+use super::error::Error;
 use super::query::{Query, QueryKey};
-use super::sandbox::Tables;
 use super::state::State;
-use super::store::Error;
 
 /// How long an answer is kept up to date after it was asked for last.
 const REMEMBERED_FOR: Duration = Duration::from_secs(60);
@@ -57,7 +57,7 @@ trait LiveQuery: Any + Send + Sync {
     fn asked(&self) -> Instant;
 }
 
-type Answer<T> = Option<Result<T, Error>>;
+pub(super) type Answer<T> = Option<Result<T, Error>>;
 
 struct Watched<T> {
     query: Query<T>,
@@ -188,55 +188,5 @@ impl<T: Clone + PartialEq + Send + Sync + 'static> LiveQuery for Watched<T> {
 
     fn asked(&self) -> Instant {
         *self.asked.lock().expect("BUG: noting a moment panicked")
-    }
-}
-
-/// The answers to a query: the present one, and then each newer one. Whoever is slow misses what was between.
-pub struct Watch<T> {
-    answers: watch::Receiver<Answer<T>>,
-    /// Keeps the store open.
-    _store: super::store::Store,
-}
-
-impl<T: Clone> Watch<T> {
-    pub(crate) fn new(mut answers: watch::Receiver<Answer<T>>, store: super::store::Store) -> Self {
-        answers.mark_changed();
-        Self { answers, _store: store }
-    }
-
-    /// Waits until there is an answer. The newest can be taken then, even if it was taken before.
-    pub(crate) async fn answered(&mut self) -> Result<(), Error> {
-        self.answers.wait_for(Option::is_some).await.map(drop).map_err(|_| Error::Closed)?;
-        self.answers.mark_changed();
-        Ok(())
-    }
-
-    /// Whether there is an answer, taken or not.
-    pub(crate) fn is_answered(&self) -> bool {
-        self.answers.borrow().is_some()
-    }
-
-    /// The newest answer, unless it was taken before.
-    pub(crate) fn take(&mut self) -> Option<Result<T, Error>> {
-        match self.answers.has_changed() {
-            Ok(false) => None,
-            Ok(true) => self.answers.borrow_and_update().clone(),
-            Err(_) => Some(Err(Error::Closed)),
-        }
-    }
-
-    /// The present answer at the first call, afterwards the newest one as soon as it differs from the last. May be
-    /// dropped and called again without missing anything.
-    ///
-    /// # Errors
-    ///
-    /// When the query or the store fails. A later call waits until that has changed.
-    pub async fn next(&mut self) -> Result<T, Error> {
-        loop {
-            self.answers.changed().await.map_err(|_| Error::Closed)?;
-            if let Some(answer) = self.answers.borrow_and_update().clone() {
-                return answer;
-            }
-        }
     }
 }

@@ -2,11 +2,14 @@
 //!
 //! It knows SQLite; it knows neither a network nor HTTP, nor what any event means.
 
-mod checks;
+mod authorizer;
+mod backup;
+mod error;
 mod event;
 mod eventlog;
 mod files;
 mod live;
+mod materialize;
 mod opening;
 mod place;
 mod query;
@@ -14,30 +17,35 @@ mod remote;
 mod replica;
 mod sandbox;
 mod schema;
-mod snapshot;
+mod setup;
 mod state;
 mod storage;
 mod store;
-mod tally;
+mod stores;
+mod transfer;
+mod verify;
 mod witness;
 mod writer;
 
-pub use checks::Progress;
-pub use event::{Args, Batch, Device, Envelope, Event, EventId, EventName, MAX_ARGS, MAX_DEVICE, MAX_NAME, Malformed};
-pub use eventlog::{PageSize, Whose};
-pub use files::NotOurs;
+pub use backup::{backup, is_blank};
+
+pub use error::{Database, DbError, Error, Fault, Malformed, NotOurs};
+pub use event::{Args, Batch, Device, Envelope, Event, EventId, EventName, MAX_ARGS, MAX_DEVICE, MAX_NAME};
+pub use eventlog::{PageSize, Progress, Whose};
 pub(crate) use files::{Access, check_dir, create_private_dir, exists, open_private_file, open_to_read, sync_dir};
-pub use live::Watch;
+pub use materialize::Db;
 pub use place::{Cursor, Digest, Entry, Generation, LogId, Seq};
 pub use query::Query;
 pub(crate) use remote::{Answer, Question};
-pub use replica::{
-    Files, Outcome, Page, Position, Replica, SETTLE_EVERY, Setup, Standing, committed_state, executable,
-};
-pub use sandbox::DbError;
-pub use schema::{Db, Schema};
-pub use snapshot::{Line, Report, backup, export, export_set_aside, is_blank, set_aside, verify};
-pub use storage::Fault;
-pub use store::{Error, Health, MalformedStoreId, Receipt, Store, StoreId, StoreLimits, Stores, stores_in};
-pub(crate) use store::{SWEEP_EVERY, Spare};
-pub use writer::BATCH;
+pub use replica::{Outcome, Page, Position, Replica, SETTLE_EVERY, Standing, committed_state};
+/// What an author's own code says to SQLite, in the version that the engine is built with.
+pub use rusqlite::{self, Params, Row, ToSql, params, types::FromSql};
+pub use schema::Schema;
+pub use setup::{Files, Setup, executable};
+pub use store::{Store, StoreId, Watch};
+pub(crate) use stores::{SWEEP_EVERY, Spare};
+pub use stores::{StoreLimits, Stores, stores_in};
+pub(crate) use transfer::{ImportError, Imported, import};
+pub use transfer::{Line, export, export_set_aside, set_aside};
+pub use verify::{Report, verify};
+pub use writer::{BATCH, Health, Receipt};

@@ -19,8 +19,9 @@ use std::time::Duration;
 
 use rusqlite::Connection;
 
+use super::error::{Database, Fault, IoContext};
 use super::files::{open_private_file, sync_dir, sync_parent};
-use super::storage::{Fault, IoContext, checkpoint_on_close, connect};
+use super::storage::{checkpoint_on_close, connect};
 
 /// How long files that are to be replaced are waited for, while somebody in this process reads them.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -196,6 +197,7 @@ fn each_piece(file: &mut File, mut each: impl FnMut(u64, &[u8]) -> io::Result<()
 ///
 /// Those of `fill`, and when a file can't be written or synced. Then there is no database at `path`, or the old one.
 pub(crate) fn make_database(
+    database: Database,
     path: &Path,
     _alone: &Alone,
     fill: impl FnOnce(Connection) -> Result<(), Fault>,
@@ -204,7 +206,7 @@ pub(crate) fn make_database(
     remove_files(&new)?;
     open_private_file(&new)?;
     // Whether it is whole on the disk is seen to below, once for all of it.
-    let fault = |source| Fault::sqlite(path, source);
+    let fault = |source| Fault::sqlite(database, source);
     let conn = connect(&new).map_err(fault)?;
     checkpoint_on_close(&conn, true).map_err(fault)?;
     conn.execute_batch("PRAGMA synchronous = OFF").map_err(fault)?;

@@ -5,6 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::error::Malformed;
 use super::event::{Device, Envelope};
 
 /// The place of an event in its log, given by the authority. Grows; may have gaps. Zero stands before the first event.
@@ -12,16 +13,11 @@ use super::event::{Device, Envelope};
 #[serde(try_from = "u64")]
 pub struct Seq(pub u64);
 
-/// A number that no log counts up to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("{0} is no seq: a log ends before 2^62")]
-pub struct MalformedSeq(u64);
-
 impl TryFrom<u64> for Seq {
-    type Error = MalformedSeq;
-    fn try_from(number: u64) -> Result<Self, MalformedSeq> {
+    type Error = Malformed;
+    fn try_from(number: u64) -> Result<Self, Malformed> {
         // Far enough below 2^63, which SQLite counts up to, that a log can go on from any of them.
-        if number < 1 << 62 { Ok(Self(number)) } else { Err(MalformedSeq(number)) }
+        if number < 1 << 62 { Ok(Self(number)) } else { Err(Malformed::Seq(number)) }
     }
 }
 

@@ -5,30 +5,54 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use rusqlite::types::{FromSql, Value};
+use rusqlite::types::{FromSql, ToSqlOutput, Value, ValueRef};
 use rusqlite::{Row, Rows, ToSql, params_from_iter};
 
-use super::sandbox::{DbError, Mode, Sandbox, Tables};
-use super::schema::panic_message;
+use super::authorizer::{Mode, Tables};
+use super::error::{DbError, one_line};
+use super::materialize::panic_message;
+use super::sandbox::Sandbox;
 
 /// A question to the state whose answer is a `T`.
 ///
 /// It only reads, and may call the same functions as a materializer. Two queries are the same when their text, their
-/// parameters and what reads their rows are the same; the engine runs each once a change, whoever many watch it.
+/// parameters and the function that reads their rows are the same. The engine runs each once a change, however many
+/// watch it.
+///
+/// ```
+/// # use likewise::engine::{EventId, Query};
+/// struct Todo { id: EventId, title: String }
+///
+/// fn open() -> Query<u64> {
+///     Query::first("SELECT count(*) FROM todo WHERE NOT done")
+/// }
+/// fn todo(id: EventId) -> Query<Option<Todo>> {
+///     Query::optional("SELECT id, title FROM todo WHERE id = ?1", |row| {
+///         Ok(Todo { id: row.get("id")?, title: row.get("title")? })
+///     })
+///     .bind(id)
+/// }
+/// ```
 pub struct Query<T> {
     sql: &'static str,
     params: Vec<Value>,
+    /// Why a parameter can't be bound, if one can't. Running the query says so.
+    unbound: Option<String>,
     read: Arc<Reader<T>>,
     mapper: usize,
 }
 
-type Reader<T> = dyn Fn(&mut Rows<'_>) -> rusqlite::Result<T> + Send + Sync;
+type Reader<T> = dyn Fn(&mut Rows<'_>) -> Result<T, DbError> + Send + Sync;
+
+/// Reads one row; `?` works on any error.
+type Mapper<R> = fn(&Row<'_>) -> Result<R, DbError>;
 
 /// What makes two queries the same.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct QueryKey {
     sql: &'static str,
     params: Vec<Param>,
+    unbound: Option<String>,
     mapper: usize,
     answer: TypeId,
 }
@@ -44,21 +68,20 @@ enum Param {
 }
 
 impl<T: FromSql + 'static> Query<T> {
-    /// The first column of the first row of `sql`. That there is such a row is the schema's business: a query without
-    /// rows is an error.
+    /// The first column of the first row of `sql`. A query that finds no row fails.
     pub fn first(sql: &'static str) -> Self {
         let read = |rows: &mut Rows<'_>| match rows.next()? {
-            Some(row) => row.get(0),
-            None => Err(rusqlite::Error::QueryReturnedNoRows),
+            Some(row) => Ok(row.get(0)?),
+            None => Err(rusqlite::Error::QueryReturnedNoRows.into()),
         };
-        Self { sql, params: Vec::new(), read: Arc::new(read), mapper: 0 }
+        Self::new(sql, read, 0)
     }
 }
 
 impl<R: 'static> Query<Vec<R>> {
     /// All rows of `sql`, in its order, each as `map` reads it. Without ORDER BY the order is SQLite's whim, and may
     /// differ between replicas.
-    pub fn rows(sql: &'static str, map: fn(&Row<'_>) -> rusqlite::Result<R>) -> Self {
+    pub fn rows(sql: &'static str, map: Mapper<R>) -> Self {
         let read = move |rows: &mut Rows<'_>| {
             let mut answer = Vec::new();
             while let Some(row) = rows.next()? {
@@ -66,29 +89,49 @@ impl<R: 'static> Query<Vec<R>> {
             }
             Ok(answer)
         };
-        Self { sql, params: Vec::new(), read: Arc::new(read), mapper: map as usize }
+        Self::new(sql, read, map as usize)
+    }
+}
+
+impl<R: 'static> Query<Option<R>> {
+    /// The first row of `sql` as `map` reads it, if there is one.
+    pub fn optional(sql: &'static str, map: Mapper<R>) -> Self {
+        Self::new(sql, move |rows| rows.next()?.map(map).transpose(), map as usize)
     }
 }
 
 impl<T: 'static> Query<T> {
+    /// The first row of `sql` as `map` reads it. A query that finds no row fails; see [`optional`](Query::optional).
+    pub fn row(sql: &'static str, map: Mapper<T>) -> Self {
+        let read = move |rows: &mut Rows<'_>| match rows.next()? {
+            Some(row) => map(row),
+            None => Err(rusqlite::Error::QueryReturnedNoRows.into()),
+        };
+        Self::new(sql, read, map as usize)
+    }
+
+    fn new(
+        sql: &'static str,
+        read: impl Fn(&mut Rows<'_>) -> Result<T, DbError> + Send + Sync + 'static,
+        mapper: usize,
+    ) -> Self {
+        Self { sql, params: Vec::new(), unbound: None, read: Arc::new(read), mapper }
+    }
+
     /// Binds `value` to the next parameter, the first time to `?1`.
     ///
-    /// # Errors
-    ///
-    /// When the value has no form in SQLite, such as an integer above 2^63.
-    pub fn bind(mut self, value: impl ToSql) -> Result<Self, DbError> {
-        use rusqlite::types::{ToSqlOutput, ValueRef};
-        let value = match value.to_sql()? {
-            ToSqlOutput::Borrowed(borrowed @ (ValueRef::Text(_) | ValueRef::Blob(_) | ValueRef::Null)) => {
-                borrowed.try_into().map_err(|why| rusqlite::Error::ToSqlConversionFailure(Box::new(why)))?
+    /// A value without a form in SQLite, such as an integer above 2^63, makes the query fail when it is run.
+    #[must_use]
+    pub fn bind(mut self, value: impl ToSql) -> Self {
+        match to_value(&value) {
+            Ok(value) => self.params.push(value),
+            Err(why) => {
+                let number = self.params.len() + 1;
+                self.unbound.get_or_insert(format!("the parameter ?{number} can't be bound: {why}"));
+                self.params.push(Value::Null);
             }
-            ToSqlOutput::Borrowed(ValueRef::Integer(value)) => Value::Integer(value),
-            ToSqlOutput::Borrowed(ValueRef::Real(value)) => Value::Real(value),
-            ToSqlOutput::Owned(value) => value,
-            _ => return Err(DbError::refuse("a parameter of this type can't be compared, so it can't be watched")),
-        };
-        self.params.push(value);
-        Ok(self)
+        }
+        self
     }
 
     /// A short text that stands for the query and its bound values: equal ones have the same. Nothing when it has none.
@@ -124,7 +167,8 @@ impl<T: 'static> Query<T> {
             Value::Blob(value) => Param::Blob(value.clone()),
         };
         let params = self.params.iter().map(param).collect();
-        QueryKey { sql: self.sql, params, mapper: self.mapper, answer: TypeId::of::<T>() }
+        let unbound = self.unbound.clone();
+        QueryKey { sql: self.sql, params, unbound, mapper: self.mapper, answer: TypeId::of::<T>() }
     }
 
     /// Its text and its parameters.
@@ -138,22 +182,43 @@ impl<T: 'static> Query<T> {
         let panicked = |panic: Box<dyn std::any::Any + Send>| {
             DbError::refuse(format!("what reads its rows panicked: {}", panic_message(&*panic)))
         };
-        Ok(answer.map_err(panicked)??)
+        answer.map_err(panicked)?
     }
 
     /// Runs the query, and says which tables it read.
     pub(crate) fn run(&self, sandbox: &Sandbox) -> Result<(T, Tables), DbError> {
-        sandbox.within(Mode::Query, || {
+        if let Some(why) = &self.unbound {
+            return Err(DbError::refuse(format!("{why}, in the statement `{}`", one_line(self.sql))));
+        }
+        let run = || {
             let (mut statement, touched) = sandbox.prepare(Mode::Query, self.sql)?;
             let mut rows = statement.query(params_from_iter(&self.params))?;
             Ok((self.read_rows(&mut rows)?, touched.reads))
-        })
+        };
+        sandbox.within(Mode::Query, run).map_err(|error: DbError| error.of_statement(self.sql))
     }
+}
+
+/// `value` in a form that can be compared and hashed.
+fn to_value(value: &impl ToSql) -> Result<Value, DbError> {
+    Ok(match value.to_sql()? {
+        ToSqlOutput::Borrowed(ValueRef::Integer(value)) => Value::Integer(value),
+        ToSqlOutput::Borrowed(ValueRef::Real(value)) => Value::Real(value),
+        ToSqlOutput::Borrowed(borrowed) => borrowed.try_into()?,
+        ToSqlOutput::Owned(value) => value,
+        _ => return Err(DbError::refuse("it is of a type that can't be compared")),
+    })
 }
 
 impl<T> Clone for Query<T> {
     fn clone(&self) -> Self {
-        Self { sql: self.sql, params: self.params.clone(), read: Arc::clone(&self.read), mapper: self.mapper }
+        Self {
+            sql: self.sql,
+            params: self.params.clone(),
+            unbound: self.unbound.clone(),
+            read: Arc::clone(&self.read),
+            mapper: self.mapper,
+        }
     }
 }
 

@@ -7,8 +7,10 @@ use rusqlite::types::Value;
 use rusqlite::{Connection, params_from_iter};
 use serde::{Deserialize, Serialize};
 
+use super::authorizer::Mode;
+use super::error::DbError;
 use super::query::Query;
-use super::sandbox::{DbError, Mode, Sandbox};
+use super::sandbox::Sandbox;
 
 /// A question to the state of a store.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -135,7 +137,7 @@ mod tests {
             Query::rows("SELECT id, r, s AS \"a\"\"b\", b, n, id FROM t WHERE id < ?1 ORDER BY id", |row| {
                 Ok((row.get(0)?, row.get("r")?, row.get("a\"b")?, row.get(3)?, row.get("n")?, row.get(5)?))
             });
-        let query = query.bind(100).expect("a parameter");
+        let query = query.bind(100);
         let text = serde_json::to_string(&Question::of(&query)).expect("JSON");
         let question: Question = serde_json::from_str(&text).expect("a question");
         let answer = serde_json::to_string(&state.ask(question).expect("an answer")).expect("JSON");

@@ -1,14 +1,13 @@
 //! A schema: the tables of a state, and the materializer of each type of event.
 
-use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use rusqlite::{Params, Row, Statement};
-
-use super::event::{self, BATCH, Event, EventId, EventName, EventRef};
-use super::sandbox::{DbError, Mode, Sandbox, Statements, Tables, is_of_machine};
+use super::authorizer::Mode;
+use super::error::{DbError, Fault};
+use super::event::{self, BATCH, BATCH_IDS, Event, EventName};
+use super::materialize::Db;
+use super::sandbox::Sandbox;
 use super::storage::open_in_memory;
 
 /// What events mean: tables, and for each type of event the function that turns one into changes of them.
@@ -28,32 +27,10 @@ use super::storage::open_in_memory;
 pub struct Schema {
     sql: &'static str,
     version: u32,
-    materializers: BTreeMap<&'static str, Materializer>,
+    pub(super) materializers: BTreeMap<&'static str, Materializer>,
 }
 
 type Materializer = Box<dyn Fn(Option<&str>, &Db<'_>) -> Result<(), DbError> + Send + Sync>;
-
-/// What became of an event in the state.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Effect {
-    /// Its changes are made.
-    Applied,
-    /// Nothing here knows its name; a later version of the program may.
-    Unknown,
-    /// It can't be applied, here or anywhere: the reason.
-    Skipped(String),
-}
-
-/// Why an event's materializer stopped short. Whatever it did is still in the transaction.
-#[derive(Debug)]
-pub(crate) enum Failure {
-    /// The event's own fault.
-    Event(String),
-    /// The event's own fault, and it took the transaction with it.
-    Ended(String),
-    /// The machine's: nothing may be concluded about the event.
-    Machine(rusqlite::Error),
-}
 
 impl Schema {
     /// A schema whose empty state is what `sql` makes: CREATE TABLE, INDEX, VIEW or TRIGGER, and the first rows.
@@ -102,19 +79,19 @@ impl Schema {
     /// # Errors
     ///
     /// What is wrong with the script.
-    pub fn check(&self) -> Result<(), DbError> {
-        let sandbox = Sandbox::new(open_in_memory()?)?;
-        self.create(&sandbox)
+    pub fn check(&self) -> Result<(), Fault> {
+        let sandbox = open_in_memory().and_then(Sandbox::new).map_err(Fault::state)?;
+        Ok(self.create(&sandbox)?)
     }
 
     /// Which replicas may compare the digests of their states: those for which this is the same. Covers the tables,
-    /// the names of the events, the author's version and SQLite's version, but not the bodies of the materializers,
+    /// the names of the events, the author's version, SQLite's version and the rule for ids in a batch, but not the bodies of the materializers,
     /// which nothing can see.
     pub fn fingerprint(&self) -> String {
         let mut hasher = blake3::Hasher::new();
         let version = self.version.to_string();
         let names = self.materializers.keys().copied();
-        for part in [self.sql, &version, rusqlite::version()].into_iter().chain(names) {
+        for part in [self.sql, &version, rusqlite::version(), BATCH_IDS].into_iter().chain(names) {
             hasher.update(&(part.len() as u64).to_le_bytes());
             hasher.update(part.as_bytes());
         }
@@ -133,135 +110,12 @@ impl Schema {
         refuse_deferred(sandbox)?;
         check_defaults(sandbox)
     }
-
-    /// Runs the materializer of one event inside the open transaction.
-    pub(crate) fn apply(&self, db: &Db<'_>, event: &EventRef<'_>) -> Result<Effect, Failure> {
-        let sandbox = db.statements.sandbox();
-        assert!(!sandbox.is_autocommit(), "BUG: a materializer outside a transaction");
-        db.id.set(event.id);
-        let run = || sandbox.within(Mode::Materialize, || self.dispatch(event.name, event.args, db));
-        let result = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
-            Err(DbError::refuse(format!("its materializer panicked: {}", panic_message(&*panic))))
-        });
-        // What the materializer returns does not decide alone: it may have swallowed an error.
-        if let Some(failure) = db.stopped.take() {
-            return Err(*failure);
-        }
-        result.map_err(|error| match error {
-            DbError::Sqlite(error) if is_of_machine(&error) => Failure::Machine(error),
-            error => Failure::Event(error.to_string()),
-        })
-    }
-
-    fn dispatch(&self, name: &str, args: Option<&str>, db: &Db<'_>) -> Result<Effect, DbError> {
-        if name != BATCH {
-            let Some(materializer) = self.materializers.get(name) else { return Ok(Effect::Unknown) };
-            return materializer(args, db).map(|()| Effect::Applied);
-        }
-        let items = event::unseal(args).map_err(|why| DbError::refuse(why.to_string()))?;
-        // Wholly or not at all: with one unknown event the batch waits for the upgrade as a whole.
-        if items.iter().any(|item| !self.materializers.contains_key(item.name.as_str())) {
-            return Ok(Effect::Unknown);
-        }
-        for item in &items {
-            let args = item.args.as_ref().map(|raw| raw.get()).filter(|text| !matches!(*text, "null" | "{}"));
-            self.materializers[item.name.as_str()](args, db)?;
-        }
-        Ok(Effect::Applied)
-    }
 }
 
 impl fmt::Debug for Schema {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let events: Vec<_> = self.materializers.keys().collect();
         f.debug_struct("Schema").field("version", &self.version).field("events", &events).finish_non_exhaustive()
-    }
-}
-
-/// What a materializer sees of the world: its event's id and time, and the state.
-pub struct Db<'a> {
-    statements: Statements<'a>,
-    id: Cell<EventId>,
-    touched: &'a Cell<Tables>,
-    /// Set by the first error after which nothing may run any more. In a box, for it is looked at after each event.
-    stopped: RefCell<Option<Box<Failure>>>,
-}
-
-impl<'a> Db<'a> {
-    /// What the materializers of many events see, one after the other. `touched` grows by the tables they write.
-    pub(crate) fn new(sandbox: &'a Sandbox, touched: &'a Cell<Tables>) -> Self {
-        let nobody = Cell::new(EventId::from_parts(0, [0; 10]));
-        Self { statements: sandbox.statements(), id: nobody, touched, stopped: RefCell::default() }
-    }
-
-    /// The id of the event.
-    pub fn id(&self) -> EventId {
-        self.id.get()
-    }
-
-    /// When the event happened, in milliseconds since the Unix epoch, as its device's clock had it.
-    pub fn millis(&self) -> u64 {
-        self.id().millis()
-    }
-
-    /// Runs one INSERT, UPDATE or DELETE, and gives the number of rows that it changed.
-    ///
-    /// # Errors
-    ///
-    /// SQLite's own, and [`DbError::Forbidden`] for a statement that a materializer may not use. Return it with `?`:
-    /// the event is then refused, or skipped where it is in a log already.
-    pub fn execute(&self, sql: &str, params: impl Params) -> Result<usize, DbError> {
-        self.attempt(sql, |statement| Ok(statement.execute(params)?))
-    }
-
-    /// All rows of a SELECT, each as `map` reads it. Without ORDER BY their order is SQLite's whim.
-    ///
-    /// # Errors
-    ///
-    /// As [`execute`](Self::execute).
-    pub fn rows<T>(
-        &self,
-        sql: &str,
-        params: impl Params,
-        map: impl FnMut(&Row<'_>) -> rusqlite::Result<T>,
-    ) -> Result<Vec<T>, DbError> {
-        self.attempt(sql, |statement| Ok(statement.query_map(params, map)?.collect::<Result<_, _>>()?))
-    }
-
-    /// The first row of a SELECT as `map` reads it, if it has one.
-    ///
-    /// # Errors
-    ///
-    /// As [`execute`](Self::execute).
-    pub fn first<T>(
-        &self,
-        sql: &str,
-        params: impl Params,
-        map: impl FnOnce(&Row<'_>) -> rusqlite::Result<T>,
-    ) -> Result<Option<T>, DbError> {
-        self.attempt(sql, |statement| {
-            let mut rows = statement.query(params)?;
-            Ok(rows.next()?.map(map).transpose()?)
-        })
-    }
-
-    /// Runs one statement unless an earlier one made that impossible, and remembers if this one does.
-    fn attempt<T>(&self, sql: &str, run: impl FnOnce(&mut Statement<'a>) -> Result<T, DbError>) -> Result<T, DbError> {
-        if self.stopped.borrow().is_some() {
-            return Err(DbError::Stopped);
-        }
-        let result = self.statements.with(sql, |statement, touched| {
-            // Also a statement that gives rows may write, by RETURNING.
-            self.touched.set(self.touched.get() | touched.writes);
-            run(statement)
-        });
-        let failure = match result {
-            Err(DbError::Sqlite(error)) if is_of_machine(&error) => Failure::Machine(error),
-            Err(error) if self.statements.sandbox().is_autocommit() => Failure::Ended(error.to_string()),
-            other => return other,
-        };
-        self.stopped.replace(Some(Box::new(failure)));
-        Err(DbError::Stopped)
     }
 }
 
@@ -326,14 +180,14 @@ fn check_defaults(sandbox: &Sandbox) -> Result<(), DbError> {
     Ok(())
 }
 
-pub(crate) fn panic_message(panic: &(dyn std::any::Any + Send)) -> &str {
-    let text = panic.downcast_ref::<&str>().copied();
-    text.or_else(|| panic.downcast_ref::<String>().map(String::as_str)).unwrap_or("without a message")
-}
-
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
+    use crate::engine::authorizer::Tables;
+    use crate::engine::event::{EventId, EventRef};
+    use crate::engine::materialize::{Effect, Failure};
 
     fn refusal(sql: &'static str) -> String {
         Schema::new(sql).check().expect_err(sql).to_string()
@@ -401,9 +255,9 @@ mod tests {
     fn statements_touch_what_they_write_also_when_they_give_rows_or_cascade() {
         let both = |first: usize, second: usize| Tables(1 << first | 1 << second);
         let sql = "INSERT INTO stranger VALUES (5) RETURNING id";
-        let schema = Schema::new(FAMILY).on(move |_: Happened, db| db.first(sql, (), |row| row.get::<_, i64>(0)));
+        let schema = Schema::new(FAMILY).on(move |_: Happened, db| db.first(sql, (), |row| Ok(row.get::<_, i64>(0)?)));
         assert_eq!(happen(&schema).1, both(2, 2));
-        let schema = Schema::new(FAMILY).on(move |_: Happened, db| db.rows(sql, (), |row| row.get::<_, i64>(0)));
+        let schema = Schema::new(FAMILY).on(move |_: Happened, db| db.rows(sql, (), |row| Ok(row.get::<_, i64>(0)?)));
         assert_eq!(happen(&schema).1, both(2, 2));
         let schema = Schema::new(FAMILY).on(|_: Happened, db| db.execute("DELETE FROM parent", ()));
         assert_eq!(happen(&schema).1, both(0, 1));

@@ -4,22 +4,21 @@
 //! upstream keeps one open that holds what is pending.
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
 use std::path::Path;
 use std::sync::Arc;
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
-use super::event::{Envelope, EventId, EventRef};
+use super::authorizer::Tables;
+use super::error::{Database, DbError, Fault, IoContext, is_damage, is_of_machine};
+use super::event::EventId;
 use super::opening::{Alone, make_database};
 use super::place::{Cursor, Digest, Generation, Seq};
 use super::query::Query;
 use super::remote::{Answer, Question};
-use super::sandbox::{DbError, Sandbox, Tables, is_damage};
-use super::schema::{Db, Effect, Failure, Schema};
-use super::storage::{
-    Beside, Durability, Fault, IoContext, WalGauge, checkpoint_on_close, connect, open_in_memory, set_up,
-};
+use super::sandbox::Sandbox;
+use super::schema::Schema;
+use super::storage::{Beside, WalGauge, checkpoint_on_close, connect, open_in_memory, set_up};
 
 const TABLES: &str = "
     CREATE TABLE likewise_cursor (
@@ -33,63 +32,6 @@ const TABLES: &str = "
     CREATE TABLE likewise_skipped (id BLOB PRIMARY KEY, why TEXT) STRICT, WITHOUT ROWID;
 ";
 
-/// How many events of an eventlog share a mark: what is applied again, one by one, when one of them fails.
-pub(crate) const CHUNK: usize = 1_024;
-
-/// The longest reason that is stored with a skipped event, in bytes.
-const LONGEST_WHY: usize = 300;
-
-/// What to do with an event that can't be applied.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum OnFault {
-    /// It isn't stored anywhere yet, so it is refused and leaves no trace.
-    Refuse,
-    /// It is in an eventlog, so it is passed over, and that is written down.
-    Skip,
-}
-
-/// Why applying events stopped.
-#[derive(Debug)]
-pub(crate) enum Stop {
-    /// This event ended the transaction, so all of it has to be done again without the event.
-    Ended(EventId, String),
-    /// The machine failed.
-    Fault(Fault),
-}
-
-impl From<rusqlite::Error> for Stop {
-    fn from(error: rusqlite::Error) -> Self {
-        Self::Fault(Fault::state(error))
-    }
-}
-
-impl From<Fault> for Stop {
-    fn from(fault: Fault) -> Self {
-        Self::Fault(fault)
-    }
-}
-
-/// Why applying one event among others went no further.
-#[derive(Debug)]
-pub(crate) enum Halt {
-    /// The event failed, so the others are to be undone and all of them applied one by one.
-    Undo,
-    /// As for an event alone.
-    Stop(Stop),
-}
-
-impl From<Stop> for Halt {
-    fn from(stop: Stop) -> Self {
-        Self::Stop(stop)
-    }
-}
-
-/// What is done with each event that is read from an eventlog.
-pub(crate) type Each<'a> = dyn FnMut(&EventRef<'_>) -> Result<(), Halt> + 'a;
-
-/// Events that are known to end the transaction they run in, with the reason.
-pub(crate) type Enders = HashMap<EventId, String>;
-
 /// What `state.db` is found to be at opening.
 pub(crate) struct Loaded {
     /// How far it says to have come, if that can be read.
@@ -99,21 +41,21 @@ pub(crate) struct Loaded {
 }
 
 pub(crate) struct State {
-    sandbox: Sandbox,
-    schema: Arc<Schema>,
+    pub(super) sandbox: Sandbox,
+    pub(super) schema: Arc<Schema>,
     /// As the last commit left it.
     cursor: Cursor,
-    touched: Cell<Tables>,
+    pub(super) touched: Cell<Tables>,
     wal: Option<Arc<WalGauge>>,
-    skipped: RefCell<Skipped>,
+    pub(super) skipped: RefCell<Skipped>,
 }
 
 /// How many events have no effect, counted as they come: the table that names them may be as long as the log. It goes
 /// back wherever the transaction does.
 #[derive(Debug, Default)]
-struct Skipped {
+pub(super) struct Skipped {
     /// With what is in the open transaction: for a fault of theirs, and because nothing here knows their name.
-    now: (u64, u64),
+    pub(super) now: (u64, u64),
     /// As the last commit left it.
     committed: (u64, u64),
     /// As each part of the transaction found it that is not ended yet.
@@ -144,9 +86,9 @@ impl State {
         generation: Generation,
         alone: &Alone,
     ) -> Result<Self, Fault> {
-        make_database(path, alone, |conn| Self::create(conn, schema, maker, generation).map(drop))?;
+        make_database(Database::State, path, alone, |conn| Self::create(conn, schema, maker, generation).map(drop))?;
         let mut conn = connect(path).map_err(Fault::state)?;
-        let wal = set_up(&mut conn, path, Durability::Normal)?;
+        let wal = set_up(&mut conn, path, Database::State)?;
         let sandbox = Sandbox::new(conn).map_err(Fault::state)?;
         sandbox.learn_tables().map_err(Fault::state)?;
         let cursor = Cursor { generation, ..Cursor::default() };
@@ -179,7 +121,7 @@ impl State {
         }
         let open = || {
             let mut conn = connect(path).map_err(Fault::state)?;
-            let wal = set_up(&mut conn, path, Durability::Normal)?;
+            let wal = set_up(&mut conn, path, Database::State)?;
             Ok((conn, wal))
         };
         let (conn, wal) = match open() {
@@ -190,7 +132,7 @@ impl State {
         let (cursor, maker_found, schema_found) = match row {
             Ok(row) => row,
             // SQLite found no such row, table or database: whatever the file is, it is no state.
-            Err(error) if is_damage(&error) || !super::sandbox::is_of_machine(&error) => {
+            Err(error) if is_damage(&error) || !is_of_machine(&error) => {
                 return Ok(unusable("it is damaged"));
             }
             Err(error) => return Err(Fault::state(error)),
@@ -228,8 +170,8 @@ impl State {
     }
 
     /// Says that this is an end in good order, so that the WAL is to be moved into the file.
-    pub(crate) fn close_in_order(&self) -> rusqlite::Result<()> {
-        checkpoint_on_close(self.sandbox.engine(), true)
+    pub(crate) fn close_in_order(&self) -> Result<(), Fault> {
+        checkpoint_on_close(self.sandbox.engine(), true).map_err(Fault::state)
     }
 
     /// How far the committed state has come.
@@ -299,131 +241,6 @@ impl State {
         self.run("RELEASE mark")?;
         let mut skipped = self.skipped.borrow_mut();
         skipped.now = skipped.marks.pop().expect("BUG: a part is undone that wasn't begun");
-        Ok(())
-    }
-
-    /// Applies events that belong together inside the part that began with the last mark, and says what became of each.
-    /// When one of them fails, the part is to be undone.
-    pub(crate) fn apply_together(&self, events: &[&Envelope], on_fault: OnFault) -> Result<Vec<Effect>, Halt> {
-        let db = Db::new(&self.sandbox, &self.touched);
-        let none = Enders::new();
-        events.iter().map(|event| self.apply_among(&db, &event.borrowed(), on_fault, &none)).collect()
-    }
-
-    /// Applies one event inside the open transaction. When it fails, its changes are undone.
-    pub(crate) fn apply_alone(&self, event: &Envelope, on_fault: OnFault) -> Result<Effect, Stop> {
-        self.apply_marked(&Db::new(&self.sandbox, &self.touched), &event.borrowed(), on_fault, &Enders::new())
-    }
-
-    /// Applies events of an eventlog inside the open transaction, and passes over those that can't be applied. `read`
-    /// shows its function the events after a place, [`CHUNK`] at most, and gives the place of the last.
-    ///
-    /// Faults are rare, so many events share a mark; when one of them fails, its chunk is read and applied again one by
-    /// one, so that the fault hits only the event that has it.
-    pub(crate) fn replay<P: Copy>(
-        &self,
-        after: P,
-        enders: &Enders,
-        read: impl Fn(P, &mut Each<'_>) -> Result<Option<P>, Halt>,
-    ) -> Result<(), Stop> {
-        let db = Db::new(&self.sandbox, &self.touched);
-        let mut after = after;
-        loop {
-            self.mark()?;
-            let mut among = |event: &EventRef<'_>| self.apply_among(&db, event, OnFault::Skip, enders).map(drop);
-            let last = match read(after, &mut among) {
-                Ok(last) => {
-                    self.keep()?;
-                    last
-                }
-                Err(Halt::Undo) => {
-                    self.undo()?;
-                    let mut alone =
-                        |event: &EventRef<'_>| Ok(self.apply_marked(&db, event, OnFault::Skip, enders).map(drop)?);
-                    match read(after, &mut alone) {
-                        Ok(last) => last,
-                        Err(Halt::Undo) => unreachable!("BUG: an event alone has nothing else to undo"),
-                        Err(Halt::Stop(stop)) => return Err(stop),
-                    }
-                }
-                Err(Halt::Stop(stop)) => return Err(stop),
-            };
-            match last {
-                Some(last) => after = last,
-                None => return Ok(()),
-            }
-        }
-    }
-
-    /// Applies one event under a mark of its own.
-    fn apply_marked(
-        &self,
-        db: &Db<'_>,
-        event: &EventRef<'_>,
-        on_fault: OnFault,
-        enders: &Enders,
-    ) -> Result<Effect, Stop> {
-        self.mark()?;
-        match self.materialize(db, event, on_fault, enders)? {
-            Ok(effect) => {
-                self.keep()?;
-                Ok(effect)
-            }
-            Err(why) => {
-                self.undo()?;
-                self.skip(event.id, Some(&why), on_fault)?;
-                Ok(Effect::Skipped(why))
-            }
-        }
-    }
-
-    /// Applies one event among others, which have to be undone when it fails.
-    fn apply_among(
-        &self,
-        db: &Db<'_>,
-        event: &EventRef<'_>,
-        on_fault: OnFault,
-        enders: &Enders,
-    ) -> Result<Effect, Halt> {
-        self.materialize(db, event, on_fault, enders)?.map_err(|_| Halt::Undo)
-    }
-
-    /// Runs the materializer. The inner error is the event's fault, with its changes still in the transaction.
-    fn materialize(
-        &self,
-        db: &Db<'_>,
-        event: &EventRef<'_>,
-        on_fault: OnFault,
-        enders: &Enders,
-    ) -> Result<Result<Effect, String>, Stop> {
-        if !enders.is_empty()
-            && let Some(why) = enders.get(&event.id)
-        {
-            self.skip(event.id, Some(why), on_fault)?;
-            return Ok(Ok(Effect::Skipped(why.clone())));
-        }
-        match self.schema.apply(db, event) {
-            Ok(Effect::Unknown) => {
-                self.skip(event.id, None, on_fault)?;
-                Ok(Ok(Effect::Unknown))
-            }
-            Ok(effect) => Ok(Ok(effect)),
-            Err(Failure::Event(why)) => Ok(Err(shortened(why))),
-            Err(Failure::Ended(why)) => Err(Stop::Ended(event.id, shortened(why))),
-            Err(Failure::Machine(error)) => Err(error.into()),
-        }
-    }
-
-    /// Writes down that an event has no effect: why, or `None` when nothing here knows its name.
-    fn skip(&self, id: EventId, why: Option<&str>, on_fault: OnFault) -> rusqlite::Result<()> {
-        if on_fault == OnFault::Refuse {
-            return Ok(());
-        }
-        let sql = "INSERT INTO likewise_skipped VALUES (?1, ?2) ON CONFLICT DO NOTHING";
-        let added = self.sandbox.engine().prepare_cached(sql)?.execute(params![id.as_bytes(), why])? as u64;
-        let mut skipped = self.skipped.borrow_mut();
-        let (faulty, unknown) = &mut skipped.now;
-        *if why.is_some() { faulty } else { unknown } += added;
         Ok(())
     }
 
@@ -587,13 +404,4 @@ fn is_sound(conn: &Connection) -> Result<bool, Fault> {
         Err(error) if is_damage(&error) => Ok(false),
         Err(error) => Err(Fault::state(error)),
     }
-}
-
-fn shortened(mut why: String) -> String {
-    if why.len() > LONGEST_WHY {
-        let end = (0..=LONGEST_WHY).rev().find(|at| why.is_char_boundary(*at)).unwrap_or_default();
-        why.truncate(end);
-        why.push('…');
-    }
-    why
 }

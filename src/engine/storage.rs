@@ -1,6 +1,5 @@
 //! Files: how a store's databases are made and opened, and what can be wrong with them.
 
-use std::io;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,11 +8,10 @@ use std::time::Duration;
 
 use rusqlite::config::DbConfig;
 use rusqlite::hooks::Wal;
-use rusqlite::{Connection, ErrorCode, OpenFlags};
+use rusqlite::{Connection, OpenFlags};
 
-use super::files::NotOurs;
+use super::error::{Database, Fault, is_failed_sync};
 use super::opening::Visitor;
-use super::sandbox::{DbError, is_damage, is_of_machine};
 
 /// The oldest SQLite that may touch our files, as `sqlite3_libversion_number` counts. Older ones can corrupt a
 /// database in WAL mode: <https://sqlite.org/wal.html#walresetbug>.
@@ -33,169 +31,6 @@ const OVERDUE_PAGES: u32 = 16_000;
 /// round would pay for making the file longer again.
 const LONGEST_WAL: u64 = OVERDUE_PAGES as u64 * 4_096;
 
-/// What stops a store. None of these is an event's fault, and none of them loses what was acknowledged.
-#[derive(Debug, thiserror::Error)]
-pub enum Fault {
-    /// The operating system refused something.
-    #[error("cannot {doing} {}: {source}{}", path.display(), make_room(source))]
-    Io {
-        /// What was attempted.
-        doing: &'static str,
-        /// On which file or directory.
-        path: PathBuf,
-        /// The system's answer.
-        source: io::Error,
-    },
-    /// SQLite refused something for a reason that is not an event's.
-    #[error("{file}: {source}{}", what_to_do(source))]
-    Sqlite {
-        /// Which of the store's databases.
-        file: &'static str,
-        /// SQLite's answer.
-        source: rusqlite::Error,
-    },
-    /// The eventlog holds what can't be right.
-    #[error(
-        "the eventlog is damaged: {0}. Nothing was changed, and nothing is added to it. Restore this store from a backup, \
-         or have it made again from the other devices: docs/repair.md has the steps. `likewise export` writes out what can \
-         still be read"
-    )]
-    Damaged(String),
-    /// The eventlog ends before events that it is known to have held.
-    #[error(
-        "the eventlog has lost its end: {0}. Nothing was changed. If eventlog.db-wal was moved or an older file was put \
-         in its place, put the right one back; otherwise restore a backup. To go on with what is left, delete the \
-         files `witness` and `state.db` of this store"
-    )]
-    LostTail(String),
-    /// A directory or file isn't ours to use.
-    #[error(transparent)]
-    NotOurs(#[from] NotOurs),
-    /// The files were written by a later version of this program.
-    #[error(
-        "{} has format {found} and this version of likewise knows formats up to {known}: nothing was changed. \
-         Upgrade likewise to open it", path.display()
-    )]
-    NewerFormat {
-        /// The file.
-        path: PathBuf,
-        /// Its format.
-        found: i64,
-        /// The newest that this program can read.
-        known: i64,
-    },
-    /// The file is a database of something else.
-    #[error("{} is not an eventlog of likewise: nothing was changed. Move it away, or choose another directory with --data", .0.display())]
-    Foreign(PathBuf),
-    /// The program was linked with an SQLite that can corrupt our files.
-    #[error("SQLite {0} can corrupt a database in WAL mode; likewise needs 3.51.3 or newer")]
-    OldSqlite(&'static str),
-    /// SQLite did not do as it was told, so nothing can be promised.
-    #[error("{}: asked SQLite for {wanted}, and it says {found}", path.display())]
-    Pragma {
-        /// The file.
-        path: PathBuf,
-        /// The setting that was asked for.
-        wanted: &'static str,
-        /// The setting that it has.
-        found: String,
-    },
-    /// The schema itself breaks a rule.
-    #[error("the schema can't be used: {0}")]
-    Schema(#[from] DbError),
-    /// An earlier fault has stopped the store.
-    #[error("an earlier fault stopped this store; it has to be opened again")]
-    Stopped,
-    /// A checkpoint could not sync, so it isn't known what is on the disk.
-    #[error(
-        "a checkpoint of {} could not be synced, so the store is opened again. The disk may be failing: look into the \
-         system's log", .0.display()
-    )]
-    Unsynced(PathBuf),
-    /// The program's own code panicked.
-    #[error(
-        "likewise failed in the middle of its work ({0}), so the store is opened again. This is a bug: please report it"
-    )]
-    Panicked(String),
-    /// The files are no longer where they were when they were opened.
-    #[error(
-        "the files of this store in {} were removed or replaced while it was open. Put them back, or restore a backup, \
-         and start likewise again", .0.display()
-    )]
-    Gone(PathBuf),
-}
-
-impl Fault {
-    pub(crate) fn eventlog(source: rusqlite::Error) -> Self {
-        // What the engine itself finds comes wrapped, because SQLite's errors are all that its reading knows.
-        if let rusqlite::Error::FromSqlConversionFailure(_, _, what) = &source {
-            return Self::Damaged(what.to_string());
-        }
-        if is_damage(&source) || source.sqlite_error().is_none() {
-            return Self::Damaged(source.to_string());
-        }
-        Self::Sqlite { file: "eventlog.db", source }
-    }
-
-    pub(crate) fn state(source: rusqlite::Error) -> Self {
-        Self::Sqlite { file: "state.db", source }
-    }
-
-    /// What SQLite says of the database at `path`.
-    pub(crate) fn sqlite(path: &Path, source: rusqlite::Error) -> Self {
-        if path.ends_with("state.db") { Self::state(source) } else { Self::eventlog(source) }
-    }
-
-    /// Whether nothing failed but a write for which there was no room, or which the disk refused. Every sync succeeded
-    /// then, so what SQLite has committed is on the disk; after any other fault nobody knows.
-    pub(crate) fn leaves_synced(&self) -> bool {
-        use rusqlite::ffi::{SQLITE_FULL, SQLITE_IOERR_WRITE};
-        match self {
-            Self::Sqlite { source, .. } => {
-                source.sqlite_error().is_some_and(|code| matches!(code.extended_code, SQLITE_FULL | SQLITE_IOERR_WRITE))
-            }
-            _ => false,
-        }
-    }
-
-    /// Whether `state.db` is what is damaged, which costs nothing but the time to rebuild it.
-    pub(crate) fn is_damaged_state(&self) -> bool {
-        matches!(self, Self::Sqlite { file: "state.db", source } if is_damage(source) || !is_of_machine(source))
-    }
-}
-
-/// What to do about a system's answer that is about room.
-fn make_room(error: &io::Error) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ". Make room on the disk",
-        _ => "",
-    }
-}
-
-/// SQLite says "disk I/O error" of most of what a full disk makes go wrong.
-fn what_to_do(error: &rusqlite::Error) -> &'static str {
-    match error.sqlite_error_code() {
-        Some(ErrorCode::DiskFull | ErrorCode::SystemIoFailure) => {
-            ". The disk may be full or failing: make room on it, or look into the system's log"
-        }
-        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
-            ". Another program has it open: end that, and this goes on by itself"
-        }
-        _ => "",
-    }
-}
-
-/// Turns the operating system's errors into ours.
-pub(crate) trait IoContext<T> {
-    fn doing(self, doing: &'static str, path: &Path) -> Result<T, Fault>;
-}
-
-impl<T> IoContext<T> for io::Result<T> {
-    fn doing(self, doing: &'static str, path: &Path) -> Result<T, Fault> {
-        self.map_err(|source| Fault::Io { doing, path: path.to_owned(), source })
-    }
-}
-
 /// Refuses to go on with an SQLite that isn't safe.
 pub(crate) fn check_sqlite() -> Result<(), Fault> {
     if rusqlite::version_number() < OLDEST_SQLITE {
@@ -212,15 +47,6 @@ fn keep_plans(conn: &Connection) -> rusqlite::Result<()> {
 
 /// Settings that decide what a statement does: the same wherever events are applied, or the states would differ.
 const MEANING: &str = "PRAGMA foreign_keys = ON; PRAGMA temp_store = MEMORY; PRAGMA trusted_schema = OFF;";
-
-/// How durable a database's commits are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Durability {
-    /// A commit is on disk when it returns.
-    Full,
-    /// A commit survives the process; a power cut may undo the last ones, never part of one.
-    Normal,
-}
 
 /// Connects to a database that exists.
 ///
@@ -251,13 +77,15 @@ pub(crate) fn checkpoint_on_close(conn: &Connection, does: bool) -> rusqlite::Re
 
 /// Sets up a connection to write: in WAL mode, and so that SQLite does as it is told, which is checked. Nothing
 /// checkpoints on its own: see [`checkpoint`] and [`checkpoint_on_close`].
-pub(crate) fn set_up(conn: &mut Connection, path: &Path, durability: Durability) -> Result<Arc<WalGauge>, Fault> {
-    let fault = |source| Fault::sqlite(path, source);
+pub(crate) fn set_up(conn: &mut Connection, path: &Path, database: Database) -> Result<Arc<WalGauge>, Fault> {
+    let fault = |source| Fault::sqlite(database, source);
     let mode: String = conn.query_row("PRAGMA journal_mode = WAL", (), |row| row.get(0)).map_err(fault)?;
     expect(path, "journal_mode = wal", &mode)?;
-    let (pragma, wanted) = match durability {
-        Durability::Full => ("PRAGMA synchronous = FULL", "synchronous = 2"),
-        Durability::Normal => ("PRAGMA synchronous = NORMAL", "synchronous = 1"),
+    let (pragma, wanted) = match database {
+        // A commit is on disk when it returns.
+        Database::Eventlog => ("PRAGMA synchronous = FULL", "synchronous = 2"),
+        // A commit survives the process. A power cut may undo the last ones, but never part of one.
+        Database::State => ("PRAGMA synchronous = NORMAL", "synchronous = 1"),
     };
     conn.execute_batch(pragma).map_err(fault)?;
     conn.execute_batch("PRAGMA cell_size_check = ON; PRAGMA checkpoint_fullfsync = ON")
@@ -317,13 +145,6 @@ impl Deref for Beside {
 fn checkpoint(path: &Path) -> rusqlite::Result<()> {
     let conn = connect(path)?;
     conn.query_row("PRAGMA wal_checkpoint(PASSIVE)", (), |_| Ok(()))
-}
-
-/// Whether a sync failed, after which the page cache holds what the disk doesn't.
-fn is_failed_sync(error: &rusqlite::Error) -> bool {
-    use rusqlite::ffi::{SQLITE_IOERR, SQLITE_IOERR_WRITE};
-    let is_io = |code: &rusqlite::ffi::Error| code.extended_code & 0xff == SQLITE_IOERR;
-    error.sqlite_error().is_some_and(|code| is_io(code) && code.extended_code != SQLITE_IOERR_WRITE)
 }
 
 /// How far a database's WAL has grown, as its connection sees it, and how much of that was moved into the database.

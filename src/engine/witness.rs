@@ -8,9 +8,9 @@ use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
+use super::error::{Fault, IoContext};
 use super::files::open_private_file;
 use super::place::{Generation, Seq};
-use super::storage::{Fault, IoContext};
 
 /// How far an eventlog has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -10,14 +10,16 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::checks::{Checked, PORTION, Progress};
-use super::event::Envelope;
+use super::error::{Error, Fault};
+use super::event::{Envelope, EventId};
+use super::eventlog::{Checked, PORTION, Progress};
 use super::live::Live;
-use super::replica::{Files, Outcome, Replica, Setup, Standing};
-use super::schema::panic_message;
+use super::materialize::panic_message;
+use super::place::Seq;
+use super::replica::{Outcome, Replica, Standing};
+use super::setup::{Files, Setup};
 use super::state::State;
-use super::storage::{Fault, WalGauge};
-use super::store::{Error, Health, Receipt};
+use super::storage::WalGauge;
 
 /// How many events are committed together at most: one fsync serves all of them, and none waits for more than this.
 pub const BATCH: usize = 1_024;
@@ -27,6 +29,65 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// How often the files are looked at, to see whether they are still there.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+/// Says that an event is stored: on disk, and applied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Receipt {
+    /// The event's id; of a batch, the first event's.
+    pub id: EventId,
+    /// How many events it has: one, unless it is a batch.
+    pub events: usize,
+    /// Its place in the log, unless an upstream has yet to give it one.
+    pub seq: Option<Seq>,
+    /// False when it was stored before.
+    pub is_new: bool,
+}
+
+impl Receipt {
+    fn new(event: &Envelope, seq: Option<Seq>, is_new: bool) -> Self {
+        Self { id: event.id, events: event.events(), seq, is_new }
+    }
+
+    /// The id of each event, in order: what [`Db::id`](super::Db::id) gave their materializers.
+    pub fn ids(&self) -> impl Iterator<Item = EventId> + use<> {
+        let id = self.id;
+        (0..self.events).map(move |nth| id.nth_of_batch(nth))
+    }
+}
+
+/// How a store is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Health {
+    /// Nobody has looked yet.
+    Opening,
+    /// It has no events yet, and no files.
+    Absent,
+    /// It works.
+    Open(Standing),
+    /// It can be read, but stores nothing at present: why, and what to do.
+    ReadOnly(Standing, String),
+    /// It can't be used at present: why, and what to do.
+    Failed(String),
+}
+
+impl Health {
+    /// Where the store stands, if that is known.
+    pub fn standing(&self) -> Option<&Standing> {
+        match self {
+            Self::Open(standing) | Self::ReadOnly(standing, _) => Some(standing),
+            Self::Opening | Self::Absent | Self::Failed(_) => None,
+        }
+    }
+
+    /// Why nothing can be stored, if that is so.
+    pub fn trouble(&self) -> Option<&str> {
+        match self {
+            Self::ReadOnly(_, why) | Self::Failed(why) => Some(why),
+            Self::Opening | Self::Absent | Self::Open(_) => None,
+        }
+    }
+}
 
 /// What a store's thread is asked to do.
 pub(crate) enum Work {
@@ -59,6 +120,44 @@ enum Held {
     Failed(Error, Instant),
 }
 
+/// Whether the store takes writes. One that doesn't is there to be read.
+enum Writes {
+    Taken,
+    /// The last one failed: why, and when. Another is tried after [`RETRY_AFTER`].
+    Failed(Error, Instant),
+    /// The eventlog is damaged. What is added to it may have to be left behind with it, so nothing is.
+    Ended(Error),
+}
+
+impl Writes {
+    fn trouble(&self) -> Option<&Error> {
+        match self {
+            Self::Taken => None,
+            Self::Failed(why, _) | Self::Ended(why) => Some(why),
+        }
+    }
+
+    /// Whether the next write may be tried.
+    fn may_be_tried(&self) -> bool {
+        match self {
+            Self::Taken => true,
+            Self::Failed(_, since) => since.elapsed() >= RETRY_AFTER,
+            Self::Ended(_) => false,
+        }
+    }
+}
+
+/// What this thread knows of the files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Disk {
+    /// None were seen, so that there are none is a beginning.
+    Empty,
+    /// They were seen, so that there are none is a fault. What they hold may not be on the disk.
+    Seen,
+    /// All that they hold is on the disk: this thread opened them, and no sync has failed since.
+    Durable,
+}
+
 /// What stores have in common that belong to one directory.
 pub(crate) struct Common {
     pub(crate) setup: Setup,
@@ -83,20 +182,13 @@ pub(crate) struct Writer {
     /// Told of every change of `health`, for who doesn't want to keep the store open.
     news: watch::Sender<u64>,
     held: Held,
-    /// Why the last write failed, and when: until one succeeds, the store is there to be read.
-    stuck: Option<(Error, Instant)>,
-    /// Whether files were seen here, so that their absence is a fault and not a beginning.
-    has_files: bool,
-    /// Whether this thread has made durable all that is in the files: it opened them, and no sync has failed since.
-    is_synced: bool,
+    writes: Writes,
+    disk: Disk,
     /// Where the store stood when that was known last.
     standing: Option<Standing>,
     looked: Instant,
     /// Whether all that was there at opening was looked at.
     is_checked: bool,
-    /// Whether the eventlog was found to be damaged. What is added to one may have to be left behind with it, so it is
-    /// only read from then on.
-    is_damaged: bool,
 }
 
 impl Writer {
@@ -117,13 +209,11 @@ impl Writer {
             health,
             news,
             held,
-            stuck: None,
-            has_files: false,
-            is_synced: false,
+            writes: Writes::Taken,
+            disk: Disk::Empty,
             standing: None,
             looked: Instant::now(),
             is_checked: false,
-            is_damaged: false,
         }
     }
 
@@ -180,7 +270,7 @@ impl Writer {
     /// Looks at some of the events that nobody asked for yet. False when there is no more to look at.
     fn check_some(&mut self) -> bool {
         let Held::Open(replica) = &mut self.held else { return false };
-        if self.is_checked || self.stuck.is_some() {
+        if self.is_checked || self.writes.trouble().is_some() {
             return false;
         }
         match replica.check_some(PORTION) {
@@ -197,7 +287,7 @@ impl Writer {
     /// Spares the next thread of this store the same checks.
     fn remember_checks(&self) {
         if let Held::Open(replica) = &self.held
-            && self.stuck.is_none()
+            && self.writes.trouble().is_none()
         {
             let mut all = self.common.checked.lock().expect("BUG: remembering what was checked panicked");
             all.insert(self.files.dir().to_owned(), replica.take_checked());
@@ -243,10 +333,10 @@ impl Writer {
         };
         match result {
             Ok(outcomes) => {
-                self.stuck = None;
+                self.writes = Writes::Taken;
                 let receipt = |(outcome, event): (Outcome, &Envelope)| match outcome {
-                    Outcome::Stored(seq) => Ok(Receipt { seq, is_new: true }),
-                    Outcome::Known(seq) => Ok(Receipt { seq, is_new: false }),
+                    Outcome::Stored(seq) => Ok(Receipt::new(event, seq, true)),
+                    Outcome::Known(seq) => Ok(Receipt::new(event, seq, false)),
                     Outcome::Conflict => Err(Error::Conflict(event.id)),
                     Outcome::Refused(why) => Err(Error::Refused(why)),
                 };
@@ -273,9 +363,7 @@ impl Writer {
     /// The replica, opened again if it failed a while ago, and made if there is none yet.
     fn replica(&mut self) -> Result<&mut Replica, Error> {
         self.reopen();
-        if let Some((error, since)) = &self.stuck
-            && (self.is_damaged || since.elapsed() < RETRY_AFTER)
-        {
+        if let Some(error) = self.writes.trouble().filter(|_| !self.writes.may_be_tried()) {
             return Err(error.clone());
         }
         if matches!(self.held, Held::Absent(_)) {
@@ -302,11 +390,11 @@ impl Writer {
             self.open();
         }
         if let Held::Open(replica) = &mut self.held
-            && !self.is_damaged
-            && matches!(&self.stuck, Some((_, since)) if since.elapsed() >= RETRY_AFTER)
+            && self.writes.trouble().is_some()
+            && self.writes.may_be_tried()
         {
             match replica.probe() {
-                Ok(()) => self.stuck = None,
+                Ok(()) => self.writes = Writes::Taken,
                 Err(fault) => drop(self.recover(&fault)),
             }
         }
@@ -314,13 +402,22 @@ impl Writer {
 
     /// Opens the store again after `fault`, so that at least what it holds can be read, say while the disk is full.
     fn recover(&mut self, fault: &Fault) -> Error {
-        self.is_synced &= fault.leaves_synced();
+        self.doubt_after(fault);
         let error = Error::from(fault);
-        self.is_damaged |= matches!(fault, Fault::Damaged(_));
         self.fail(error.clone());
         self.open();
-        self.stuck = Some((error.clone(), Instant::now()));
+        self.writes = match (&self.writes, fault) {
+            (Writes::Ended(_), _) | (_, Fault::Damaged(_)) => Writes::Ended(error.clone()),
+            _ => Writes::Failed(error.clone(), Instant::now()),
+        };
         error
+    }
+
+    /// Takes back that everything is on the disk, unless `fault` leaves that true.
+    fn doubt_after(&mut self, fault: &Fault) {
+        if self.disk == Disk::Durable && !fault.leaves_synced() {
+            self.disk = Disk::Seen;
+        }
     }
 
     /// Opens what is on disk, or an empty state where nothing is.
@@ -329,10 +426,13 @@ impl Writer {
         self.held = Held::Failed(Error::Closed, Instant::now());
         self.is_checked = false;
         let exists = self.files.exist();
-        if self.has_files && !exists {
-            return self.fail(Error::from(&Fault::Gone(self.files.dir().to_owned())));
+        match self.disk {
+            Disk::Seen | Disk::Durable if !exists => {
+                return self.fail(Error::from(&Fault::Gone(self.files.dir().to_owned())));
+            }
+            Disk::Empty if exists => self.disk = Disk::Seen,
+            _ => {}
         }
-        self.has_files = exists;
         let opened = if exists {
             self.open_replica().map(|replica| Held::Open(Box::new(replica)))
         } else {
@@ -353,16 +453,21 @@ impl Writer {
     fn open_replica(&mut self) -> Result<Replica, Fault> {
         let Common { setup, follows, checked, .. } = &*self.common;
         let checked = checked.lock().expect("BUG: remembering what was checked panicked").remove(self.files.dir());
-        let opened = Replica::open_found(self.files.clone(), setup.clone(), self.is_synced).and_then(|mut replica| {
-            if let Some(earlier) = checked {
-                replica.go_on_checking(earlier)?;
-            }
-            if *follows {
-                replica.follow()?;
-            }
-            Ok(replica)
-        });
-        self.is_synced = opened.as_ref().map_or_else(|fault| self.is_synced && fault.leaves_synced(), |_| true);
+        let opened = Replica::open_found(self.files.clone(), setup.clone(), self.disk == Disk::Durable).and_then(
+            |mut replica| {
+                if let Some(earlier) = checked {
+                    replica.go_on_checking(earlier)?;
+                }
+                if *follows {
+                    replica.follow()?;
+                }
+                Ok(replica)
+            },
+        );
+        match &opened {
+            Ok(_) => self.disk = Disk::Durable,
+            Err(fault) => self.doubt_after(fault),
+        }
         opened
     }
 
@@ -377,7 +482,6 @@ impl Writer {
         match self.open_replica() {
             Ok(replica) => {
                 self.held = Held::Open(Box::new(replica));
-                self.has_files = true;
                 Ok(())
             }
             Err(fault) => {
@@ -395,8 +499,8 @@ impl Writer {
         if !matches!(error, Error::Unavailable(_)) {
             return;
         }
-        let is_news = !matches!(&self.held, Held::Failed(last, _) if *last == error)
-            && !matches!(&self.stuck, Some((last, _)) if *last == error);
+        let is_news =
+            !matches!(&self.held, Held::Failed(last, _) if *last == error) && self.writes.trouble() != Some(&error);
         if is_news {
             tracing::error!(store = %self.files.dir().display(), "{error}");
         }
@@ -409,15 +513,15 @@ impl Writer {
             Held::Absent(state) => (Some(self.live.refresh(state, state.take_touched())), Health::Absent),
             Held::Open(replica) => {
                 let news = self.live.refresh(replica.state(), replica.take_touched());
-                let health = match (&self.stuck, replica.standing()) {
-                    (stuck, Ok(standing)) => {
+                let health = match replica.standing() {
+                    Ok(standing) => {
                         self.standing = Some(standing.clone());
-                        match stuck {
-                            Some((error, _)) => Health::ReadOnly(standing, error.to_string()),
+                        match self.writes.trouble() {
+                            Some(error) => Health::ReadOnly(standing, error.to_string()),
                             None => Health::Open(standing),
                         }
                     }
-                    (_, Err(fault)) => self.failed(&Error::from(&fault)),
+                    Err(fault) => self.failed(&Error::from(&fault)),
                 };
                 (Some(news), health)
             }

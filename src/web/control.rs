@@ -8,145 +8,18 @@ use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::{HeaderMap, StatusCode, header};
-use futures_util::{Stream, StreamExt, TryStreamExt, stream};
-use serde::{Deserialize, Serialize};
+use futures_util::{TryStreamExt, stream};
 use subtle::ConstantTimeEq;
-use tokio::io::AsyncRead;
 use tokio::sync::mpsc;
-use tokio_util::codec::{FramedRead, LinesCodec, LinesCodecError};
 use tokio_util::io::StreamReader;
 
 use super::problem::Problem;
 use super::{App, AskedStore, Opened, sentence};
-use crate::engine::{
-    self, BATCH, Device, Envelope, Error, Fault, Files, Health, Line, MAX_ARGS, Outcome, Report, Standing, Store,
-};
-
-/// The longest line of an import: a payload of which every byte is escaped, and the rest of the line.
-const MAX_LINE: usize = 6 * MAX_ARGS + 1_024;
+use crate::engine::{self, Error, Fault, Files, ImportError, Imported, Report, Standing, import};
 
 /// How much of an export is handed over at a time, in bytes, and how many such pieces may wait.
 const PIECE: usize = 64 * 1024;
 const PIECES: usize = 4;
-
-/// What an import did.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Imported {
-    /// Events that are stored now.
-    pub(crate) added: u64,
-    /// Events that were stored before.
-    pub(crate) known: u64,
-}
-
-/// Why an import stopped. What came before that line is stored; importing again adds nothing twice.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum ImportError {
-    #[error("line {0}: {1}")]
-    Line(u64, String),
-    #[error("after line {0}: {1}")]
-    Store(u64, Error),
-    /// There was nothing to store, and the store can't be used.
-    #[error("{0}")]
-    Unusable(String),
-}
-
-/// Adds the events of an export, as [`Line`]s, to `store`.
-pub(crate) async fn import(
-    store: &Store,
-    device: &Device,
-    input: impl AsyncRead + Unpin,
-) -> Result<Imported, ImportError> {
-    let lines = FramedRead::new(input, LinesCodec::new_with_max_length(MAX_LINE));
-    add_all(store, device, lines).await
-}
-
-async fn add_all(
-    store: &Store,
-    device: &Device,
-    mut lines: impl Stream<Item = Result<String, LinesCodecError>> + Unpin,
-) -> Result<Imported, ImportError> {
-    let mut imported = Imported::default();
-    let mut batch = Batch::default();
-    let mut number = 0;
-    while let Some(line) = lines.next().await {
-        number += 1;
-        let (event, line) = match parsed(line) {
-            Ok(Some(parsed)) => parsed,
-            Ok(None) => continue,
-            Err(why) => {
-                batch.flush(store, &mut imported).await?;
-                return Err(ImportError::Line(number, why));
-            }
-        };
-        match line.set_aside {
-            Some(why) => {
-                batch.flush(store, &mut imported).await?;
-                let outcome =
-                    store.set_aside(event, why).await.map_err(|error| ImportError::Store(number - 1, error))?;
-                tally(&[outcome], &[number], &mut imported)?;
-            }
-            None => {
-                batch.numbers.push(number);
-                batch.events.push((event, line.origin.unwrap_or_else(|| device.clone())));
-            }
-        }
-        if batch.events.len() >= BATCH {
-            batch.flush(store, &mut imported).await?;
-        }
-    }
-    batch.flush(store, &mut imported).await?;
-    // Without an event there was nothing that could fail.
-    if imported == Imported::default()
-        && let Health::Failed(why) = store.healthy().await
-    {
-        return Err(ImportError::Unusable(why));
-    }
-    Ok(imported)
-}
-
-/// The event on a line, if there is one.
-fn parsed(line: Result<String, LinesCodecError>) -> Result<Option<(Envelope, Line)>, String> {
-    let line = line.map_err(|why| why.to_string())?;
-    // Some editors begin a text with a byte-order mark.
-    let line = line.trim_start_matches('\u{feff}').trim();
-    if line.is_empty() {
-        return Ok(None);
-    }
-    let line: Line = serde_json::from_str(line).map_err(|why| format!("not an exported event: {why}"))?;
-    let event = line.event().map_err(|why| why.to_string())?;
-    Ok(Some((event, line)))
-}
-
-/// Events that are to be stored together, with the numbers of their lines.
-#[derive(Default)]
-struct Batch {
-    numbers: Vec<u64>,
-    events: Vec<(Envelope, Device)>,
-}
-
-impl Batch {
-    async fn flush(&mut self, store: &Store, imported: &mut Imported) -> Result<(), ImportError> {
-        let Self { numbers, events } = std::mem::take(self);
-        let Some(first) = numbers.first() else { return Ok(()) };
-        let outcomes = store.add(events).await.map_err(|error| ImportError::Store(first - 1, error))?;
-        tally(&outcomes, &numbers, imported)
-    }
-}
-
-fn tally(outcomes: &[Outcome], numbers: &[u64], imported: &mut Imported) -> Result<(), ImportError> {
-    for (number, outcome) in numbers.iter().zip(outcomes) {
-        match outcome {
-            Outcome::Stored(_) => imported.added += 1,
-            Outcome::Known(_) => imported.known += 1,
-            Outcome::Conflict => {
-                let why = "its id belongs to another event here, which stays; the rest of its batch is stored";
-                return Err(ImportError::Line(*number, why.to_owned()));
-            }
-            Outcome::Refused(why) => return Err(ImportError::Line(*number, why.clone())),
-        }
-    }
-    Ok(())
-}
 
 /// `POST /control/v1/{store}/import`
 pub(crate) async fn import_route(

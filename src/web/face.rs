@@ -56,10 +56,13 @@ pub(crate) struct Form {
 #[derive(Clone)]
 enum Make {
     /// Of the fields alone.
-    Plain(Arc<dyn Fn(&Fields, EventId) -> Result<Envelope, Unmade> + Send + Sync>),
+    Plain(Arc<MakePlain>),
     /// Of the fields and of who posts them.
-    Visited(Arc<dyn Fn(&Fields, &Visitor, EventId) -> Result<Envelope, Unmade> + Send + Sync>),
+    Visited(Arc<MakeVisited>),
 }
+
+type MakePlain = dyn Fn(&Fields, EventId) -> Result<Envelope, Unmade> + Send + Sync;
+type MakeVisited = dyn Fn(&Fields, &Visitor, EventId) -> Result<Envelope, Unmade> + Send + Sync;
 
 /// Why a form's fields make no event.
 #[derive(Debug)]
@@ -76,8 +79,10 @@ pub(crate) enum Unmade {
 #[derive(Clone)]
 pub(crate) struct Fragment {
     pub(crate) name: &'static str,
-    ask: Arc<dyn Fn(&Params) -> Result<Box<dyn Asked>, Refusal> + Send + Sync>,
+    ask: Arc<Ask>,
 }
+
+type Ask = dyn Fn(&Params) -> Result<Box<dyn Asked>, Refusal> + Send + Sync;
 
 /// Which fragment something is: those of one name with equal queries are one.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

@@ -1,7 +1,5 @@
 //! Numbers for whoever watches over the program, in Prometheus' text format. Each instance has its own registry.
 
-use std::sync::atomic::AtomicU64;
-
 use axum::extract::State;
 use axum::http::header;
 use axum::response::IntoResponse;
@@ -92,8 +90,8 @@ pub(crate) async fn metrics(
     prometheus_text::encode(&mut text, &app.metrics.registry).map_err(Problem::internal)?;
     let mut of_the_store = Registry::default();
     for (figure, value) in figures(&app.face, &store).await.unwrap_or_default() {
-        let gauge = Gauge::<f64, AtomicU64>::default();
-        gauge.set(value as f64);
+        let gauge = Gauge::<i64>::default();
+        gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
         of_the_store.register(name(&app.face, figure), format!("The figure {figure} of the store"), gauge);
     }
     prometheus_text::encode(&mut text, &of_the_store).map_err(Problem::internal)?;

@@ -34,7 +34,7 @@ use crate::engine::{Device, Stores};
 use crate::sync::Clients;
 
 pub(crate) use assets::ASSETS_VERSION;
-pub(crate) use control::{AFTER_IMPORT, Exported, Imported, import};
+pub(crate) use control::{AFTER_IMPORT, Exported};
 pub(crate) use face::Face;
 pub use guard::AllowedHost;
 pub(crate) use guard::{Policy, protect};

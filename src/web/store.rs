@@ -50,7 +50,7 @@ where
         let params: HashMap<&str, &str> = params.iter().collect();
         let name = params.get("store").copied();
         let face = App::from_ref(state).face.clone();
-        let id: StoreId = name.unwrap_or(face.store).parse().map_err(|error: crate::engine::MalformedStoreId| {
+        let id: StoreId = name.unwrap_or(face.store).parse().map_err(|error: crate::engine::Malformed| {
             Problem::new(
                 StatusCode::NOT_FOUND,
                 "no-such-store",

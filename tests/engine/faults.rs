@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use likewise::engine::{Entry, Envelope, EventId, Fault, LogId, Outcome, PageSize, Replica, Seq, Whose};
+use likewise::engine::{Database, Entry, Envelope, EventId, Fault, LogId, Outcome, PageSize, Replica, Seq, Whose};
 use rusqlite::Connection;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -574,7 +574,7 @@ fn a_database_that_another_process_holds_is_a_fault_of_the_machine() {
     replica.commit(&[like(1)]).unwrap();
     let shell = Connection::open(home.path("state.db")).unwrap();
     shell.execute_batch("BEGIN IMMEDIATE").unwrap();
-    assert!(matches!(replica.commit(&[like(2)]), Err(Fault::Sqlite { file: "state.db", .. })));
+    assert!(matches!(replica.commit(&[like(2)]), Err(Fault::Sqlite { database: Database::State, .. })));
     shell.execute_batch("ROLLBACK").unwrap();
     drop(replica);
     let mut replica = home.open();
@@ -648,7 +648,7 @@ fn child_whose_eventlog_cannot_grow() {
             "take-back" => replica.take_back(Seq::START, Whose::Upstream(None)),
             _ => replica.commit(&events).map(drop),
         };
-        assert!(matches!(result, Err(Fault::Sqlite { file: "eventlog.db", .. })), "{way}: {result:?}");
+        assert!(matches!(result, Err(Fault::Sqlite { database: Database::Eventlog, .. })), "{way}: {result:?}");
         limit_files(None);
         let killed = home.scratch.path().join("killed");
         copy_dir(&home.dir, &killed);
@@ -679,7 +679,7 @@ fn child_whose_files_cannot_grow() {
             "arrive" => replica.arrive(&page(1, &[like(2), bloat(3)], false)),
             _ => replica.commit(&[like(2), bloat(3)]).map(drop),
         };
-        assert!(matches!(result, Err(Fault::Sqlite { file: "state.db", .. })), "{way}: {result:?}");
+        assert!(matches!(result, Err(Fault::Sqlite { database: Database::State, .. })), "{way}: {result:?}");
         assert!(way != "arrive" || home.try_open().is_err());
         limit_files(None);
         drop(replica);

@@ -52,7 +52,7 @@ pub(crate) fn schema() -> Schema {
         names.iter().try_for_each(|(name, cents)| book(db, name, cents * percent / 100, Some("interest")))
     })
     .on(|Closed { account, into }, db| {
-        let cents = db.first("SELECT cents FROM account WHERE name = ?1", [&account], |row| row.get(0))?;
+        let cents = db.first("SELECT cents FROM account WHERE name = ?1", [&account], |row| Ok(row.get(0)?))?;
         book(db, &into, cents.unwrap_or(0), Some("closing"))?;
         if account == into {
             return Err(DbError::refuse("it would be closed into itself"));

@@ -3,7 +3,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use likewise::engine::{Error, Event, Health, Query, Schema, StoreLimits, Watch};
+use likewise::engine::{DbError, Error, Event, Health, Query, Schema, StoreLimits, Watch};
 use rusqlite::Row;
 use serde::{Deserialize, Serialize};
 
@@ -29,7 +29,7 @@ async fn a_change_runs_a_query_once_however_many_watch_it() {
     let store = shelf.store("likes");
     let query = Query::rows("SELECT count FROM likes", |row| {
         RUNS.fetch_add(1, Ordering::Relaxed);
-        row.get::<_, i64>(0)
+        Ok(row.get::<_, i64>(0)?)
     });
     let mut watches: Vec<_> = (0..50).map(|_| store.watch(query.clone())).collect();
     for watch in &mut watches {
@@ -50,9 +50,9 @@ async fn a_change_runs_a_query_once_however_many_watch_it() {
 #[tokio::test]
 async fn a_commit_runs_only_the_queries_that_read_what_it_wrote() {
     static RUNS: [AtomicU64; 3] = [const { AtomicU64::new(0) }; 3];
-    fn count<const N: usize>(row: &Row<'_>) -> rusqlite::Result<String> {
+    fn count<const N: usize>(row: &Row<'_>) -> Result<String, DbError> {
         RUNS[N].fetch_add(1, Ordering::Relaxed);
-        row.get(0)
+        Ok(row.get(0)?)
     }
     let runs = || [0, 1, 2].map(|n| RUNS[n].load(Ordering::Relaxed));
     let shelf = bank_shelf();
@@ -87,7 +87,7 @@ async fn an_answer_that_is_equal_is_not_told_again() {
     let store = shelf.store("likes");
     let mut watch = store.watch(Query::rows("SELECT count >= 2 FROM likes", |row| {
         RUNS.fetch_add(1, Ordering::Relaxed);
-        row.get::<_, bool>(0)
+        Ok(row.get::<_, bool>(0)?)
     }));
     assert_eq!(watch.next().await, Ok(vec![false]));
     for (n, expected) in [(1, None), (2, Some(Ok(vec![true]))), (3, None), (4, None)] {
@@ -115,11 +115,11 @@ async fn a_slow_watcher_gets_the_newest_answer_and_not_the_backlog() {
 #[tokio::test]
 async fn queries_are_the_same_by_their_text_parameters_and_reader() {
     static RUNS: AtomicU64 = AtomicU64::new(0);
-    fn balance(row: &Row<'_>) -> rusqlite::Result<i64> {
+    fn balance(row: &Row<'_>) -> Result<i64, DbError> {
         RUNS.fetch_add(1, Ordering::Relaxed);
-        row.get(0)
+        Ok(row.get(0)?)
     }
-    fn negative(row: &Row<'_>) -> rusqlite::Result<i64> {
+    fn negative(row: &Row<'_>) -> Result<i64, DbError> {
         balance(row).map(|balance| -balance)
     }
     const SQL: &str = "SELECT balance FROM account WHERE name = ?1";
@@ -128,9 +128,9 @@ async fn queries_are_the_same_by_their_text_parameters_and_reader() {
     store.commit_envelope(deposit(1, "ann", 1)).await.unwrap();
     store.commit_envelope(deposit(2, "bob", 2)).await.unwrap();
 
-    let of = |name: &str| Query::rows(SQL, balance).bind(name).unwrap();
+    let of = |name: &str| Query::rows(SQL, balance).bind(name);
     let mut watches = vec![store.watch(of("ann")), store.watch(of("ann")), store.watch(of("bob"))];
-    watches.push(store.watch(Query::rows(SQL, negative).bind("ann").unwrap()));
+    watches.push(store.watch(Query::rows(SQL, negative).bind("ann")));
     let mut answers = Vec::new();
     for watch in &mut watches {
         answers.push(watch.next().await.unwrap()[0]);
@@ -151,7 +151,7 @@ async fn parameters_and_answers_of_other_types_make_other_queries() {
     let queries =
         [kind().bind(1), kind().bind(1.0), kind().bind("1"), kind().bind(b"1".as_slice()), kind().bind(None::<i64>)];
     // All are watched at the same time, so that none is forgotten before the next comes.
-    let mut watches = queries.map(|query| store.watch(query.unwrap()));
+    let mut watches = queries.map(|query| store.watch(query));
     let mut kinds = Vec::new();
     for watch in &mut watches {
         kinds.push(watch.next().await.unwrap());
@@ -185,7 +185,7 @@ async fn a_query_that_nobody_watches_any_more_is_forgotten_once_others_were_aske
     let store = shelf.store("likes");
     let query = Query::rows("SELECT count FROM likes", |row| {
         RUNS.fetch_add(1, Ordering::Relaxed);
-        row.get::<_, i64>(0)
+        Ok(row.get::<_, i64>(0)?)
     });
     let runs = || RUNS.load(Ordering::Relaxed);
     let [mut first, second] = [store.watch(query.clone()), store.watch(query.clone())];
@@ -196,7 +196,7 @@ async fn a_query_that_nobody_watches_any_more_is_forgotten_once_others_were_aske
     assert_eq!(store.read(query.clone()).await, Ok(vec![1]));
     assert_eq!(runs(), 2, "the answer is known");
     for n in 0..100_i64 {
-        let other = Query::<i64>::first("SELECT count + ?1 FROM likes").bind(n).unwrap();
+        let other = Query::<i64>::first("SELECT count + ?1 FROM likes").bind(n);
         assert_eq!(store.read(other).await, Ok(1 + n));
     }
     for n in 2..5 {
@@ -323,7 +323,7 @@ async fn however_rows_change_those_who_watch_them_are_told() {
     .enumerate()
     {
         let store = shelf.store(&number.to_string());
-        let mut watch = store.watch(Query::rows(watched, |row| row.get::<_, Option<String>>(0)));
+        let mut watch = store.watch(Query::rows(watched, |row| Ok(row.get::<_, Option<String>>(0)?)));
         let answer = |text: &str| vec![Some(text.to_owned()).filter(|text| !text.is_empty())];
         assert_eq!(watch.next().await, Ok(answer(before)), "{watched}");
         store.commit(Ran { sql: sql.to_owned() }).await.unwrap();

@@ -2,6 +2,7 @@
 
 mod crashes;
 mod damage;
+mod face;
 mod faults;
 mod formats;
 mod ledger;

@@ -173,7 +173,7 @@ fn machine(db: &Db<'_>) -> Result<(), DbError> {
             db.first("SELECT 1 FROM likes", (), |_| Ok(()))?;
             FAILS_AFTER.set(None);
             let error = ffi::Error::new(code);
-            Err(DbError::Sqlite(rusqlite::Error::SqliteFailure(error, Some("the machine failed".to_owned()))))
+            Err(rusqlite::Error::SqliteFailure(error, Some("the machine failed".to_owned())).into())
         }
         Some((more, code)) => {
             FAILS_AFTER.set(Some((more - 1, code)));
@@ -216,7 +216,7 @@ pub(crate) fn bank() -> Schema {
         })
         .on(|event: Transferred, db| {
             machine(db)?;
-            let has = db.first("SELECT balance FROM account WHERE name = ?1", [&event.from], |row| row.get(0))?;
+            let has = db.first("SELECT balance FROM account WHERE name = ?1", [&event.from], |row| Ok(row.get(0)?))?;
             if has.unwrap_or(0) < event.amount {
                 return Err(DbError::refuse(format!("{} has too little", event.from)));
             }
@@ -501,7 +501,9 @@ impl Model {
 
 /// All that queries see.
 pub(crate) fn view(replica: &Replica) -> Vec<String> {
-    DUMP.into_iter().flat_map(|sql| replica.query(&Query::rows(sql, |row| row.get::<_, String>(0))).unwrap()).collect()
+    DUMP.into_iter()
+        .flat_map(|sql| replica.query(&Query::rows(sql, |row| Ok(row.get::<_, String>(0)?))).unwrap())
+        .collect()
 }
 
 pub(crate) fn likes(replica: &Replica) -> i64 {

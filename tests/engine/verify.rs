@@ -62,14 +62,14 @@ fn materializers_that_depend_on_an_order_they_do_not_ask_for_are_found() {
 fn materializers_that_take_rows_as_they_come_are_found() {
     let first = |sql: &'static str| {
         words(move |db| {
-            let text = db.first(sql, (), |row| row.get::<_, String>(0))?;
+            let text = db.first(sql, (), |row| Ok(row.get::<_, String>(0)?))?;
             db.execute("INSERT INTO picked VALUES (?1)", [text])
         })
     };
     check(first("SELECT text FROM word"), first("SELECT text FROM word ORDER BY rowid"), "the first row");
     let all = |sql: &'static str| {
         words(move |db| {
-            let texts = db.rows(sql, (), |row| row.get::<_, String>(0))?;
+            let texts = db.rows(sql, (), |row| Ok(row.get::<_, String>(0)?))?;
             db.execute("INSERT INTO picked VALUES (?1)", [texts.concat()])
         })
     };

@@ -31,7 +31,7 @@ impl Answer {
         rest.split_once(end).unwrap_or_else(|| panic!("no {end} after {start} in {}", self.body)).0
     }
 
-    fn of(response: ureq::http::Response<ureq::Body>) -> Self {
+    pub(crate) fn of(response: ureq::http::Response<ureq::Body>) -> Self {
         let (head, mut body) = response.into_parts();
         let mut headers = BTreeMap::new();
         for (name, value) in &head.headers {

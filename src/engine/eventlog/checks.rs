@@ -9,8 +9,10 @@ use std::collections::BTreeSet;
 
 use rusqlite::{OptionalExtension, params};
 
-use super::eventlog::{Checkpoint, Eventlog, Tip, damaged};
-use super::place::{Generation, LogId, Seq};
+use super::digests::{Checkpoint, read_checkpoint};
+use super::{Eventlog, Result, Tip, damaged, first};
+use crate::engine::error::{Fault, LogFault};
+use crate::engine::place::{Generation, LogId, Seq};
 
 /// How many events the background looks at in one go: what comes meanwhile waits for about a millisecond.
 pub(crate) const PORTION: usize = 128;
@@ -73,7 +75,7 @@ impl Checked {
 
 impl Eventlog {
     /// Fails unless the events after `after` and up to `until` are those that were stored.
-    pub(crate) fn ensure(&self, after: Seq, until: Seq) -> rusqlite::Result<()> {
+    pub(crate) fn ensure(&self, after: Seq, until: Seq) -> Result<()> {
         let known_from = self.checked.borrow().known_from;
         if after >= known_from {
             return Ok(());
@@ -93,18 +95,18 @@ impl Eventlog {
     }
 
     /// Whether the events after `after` and up to `until` are those that were stored, for whoever reads on in any case.
-    pub(crate) fn is_sound(&self, after: Seq, until: Seq) -> rusqlite::Result<bool> {
+    pub(crate) fn is_sound(&self, after: Seq, until: Seq) -> Result<bool> {
         let known_from = self.checked.borrow().known_from;
         match self.ensure(after, until) {
             Ok(()) => Ok(until <= known_from || self.ends_as_stored()?),
-            Err(rusqlite::Error::FromSqlConversionFailure(..)) => Ok(false),
+            Err(LogFault(Fault::Damaged(_))) => Ok(false),
             Err(other) => Err(other),
         }
     }
 
     /// Looks at the next events, `most` of them, as far as they were there at opening: whether they are those that were
     /// stored, and whether each is found under its id.
-    pub(crate) fn check_some(&self, most: usize) -> rusqlite::Result<Progress> {
+    pub(crate) fn check_some(&self, most: usize) -> Result<Progress> {
         let looked_at = self.check_log(most)?;
         if looked_at == 0 && self.check_outbox(most)? == 0 {
             return Ok(Progress::Done);
@@ -119,7 +121,7 @@ impl Eventlog {
     }
 
     /// Goes on where an earlier one left off, unless the files were replaced by others in between.
-    pub(crate) fn go_on_checking(&self, earlier: Checked) -> rusqlite::Result<()> {
+    pub(crate) fn go_on_checking(&self, earlier: Checked) -> Result<()> {
         let Tip { whose, generation, commits, .. } = *self.tip();
         let (log, generation_then, commits_then) = earlier.of;
         if (log, generation_then) != (whose.log_id(), generation) || commits_then > commits {
@@ -133,7 +135,7 @@ impl Eventlog {
         Ok(())
     }
 
-    fn check_log(&self, most: usize) -> rusqlite::Result<usize> {
+    fn check_log(&self, most: usize) -> Result<usize> {
         let (swept, opened_at) = {
             let checked = self.checked.borrow();
             (checked.swept, checked.opened_at)
@@ -178,7 +180,7 @@ impl Eventlog {
         Ok(looked_at)
     }
 
-    fn check_outbox(&self, most: usize) -> rusqlite::Result<usize> {
+    fn check_outbox(&self, most: usize) -> Result<usize> {
         let (after, until) = {
             let checked = self.checked.borrow();
             (checked.swept_n, checked.opened_at_n)
@@ -203,12 +205,12 @@ impl Eventlog {
     }
 
     /// The first point after `seq` whose digest is stored.
-    fn checkpoint_after(&self, seq: Seq) -> rusqlite::Result<Option<Checkpoint>> {
+    fn checkpoint_after(&self, seq: Seq) -> Result<Option<Checkpoint>> {
         let sql = "SELECT seq, digest, length FROM checkpoint WHERE seq > ?1 ORDER BY seq LIMIT 1";
-        self.conn.prepare_cached(sql)?.query_row([seq.to_sql()], super::eventlog::read_checkpoint).optional()
+        first(&mut *self.conn.prepare_cached(sql)?, [seq.to_sql()], read_checkpoint)
     }
 }
 
-fn altered(from: Checkpoint, to: Checkpoint) -> rusqlite::Error {
+fn altered(from: Checkpoint, to: Checkpoint) -> LogFault {
     damaged(format!("of the events {} to {} some are not those that were stored", from.seq.next(), to.seq))
 }

@@ -1,0 +1,285 @@
+//! What SQL may do here, and what it touches: SQLite asks about everything a statement is going to do when it is prepared.
+//!
+//! The answers keep materializers and queries to what is deterministic, and tell which tables a statement reads and writes.
+
+use std::ops::{BitOr, BitOrAssign};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU8, Ordering};
+
+use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
+
+/// Tables of the engine in `state.db`; nobody else may make, read or write one whose name begins so.
+pub(crate) const OWN_PREFIX: &str = "likewise_";
+
+/// What a materializer or a query may call: pure functions of their arguments. SQLite's own marking is of no use here,
+/// as it calls `datetime` deterministic. Left out on purpose: everything about time, chance, the connection, and the
+/// transcendental functions, which differ between C libraries.
+const FUNCTIONS: &[&str] = &[
+    "->",
+    "->>",
+    "abs",
+    "avg",
+    "ceil",
+    "ceiling",
+    "char",
+    "coalesce",
+    "concat",
+    "concat_ws",
+    "count",
+    "cume_dist",
+    "dense_rank",
+    "first_value",
+    "floor",
+    "format",
+    "glob",
+    "group_concat",
+    "hex",
+    "if",
+    "ifnull",
+    "iif",
+    "instr",
+    "json",
+    "json_array",
+    "json_array_length",
+    "json_error_position",
+    "json_extract",
+    "json_group_array",
+    "json_group_object",
+    "json_insert",
+    "json_object",
+    "json_patch",
+    "json_pretty",
+    "json_quote",
+    "json_remove",
+    "json_replace",
+    "json_set",
+    "json_type",
+    "json_valid",
+    "lag",
+    "last_value",
+    "lead",
+    "length",
+    "like",
+    "likelihood",
+    "likely",
+    "lower",
+    "ltrim",
+    "max",
+    "min",
+    "mod",
+    "nth_value",
+    "ntile",
+    "nullif",
+    "octet_length",
+    "percent_rank",
+    "printf",
+    "quote",
+    "rank",
+    "replace",
+    "round",
+    "row_number",
+    "rtrim",
+    "sign",
+    "string_agg",
+    "substr",
+    "substring",
+    "subtype",
+    "sum",
+    "total",
+    "trim",
+    "trunc",
+    "typeof",
+    "unhex",
+    "unicode",
+    "unlikely",
+    "upper",
+];
+
+/// A set of a schema's tables. The tables from the 64th on share one place, which costs at most a needless re-run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Tables(pub(super) u64);
+
+impl Tables {
+    pub(crate) const NONE: Self = Self(0);
+    pub(crate) const ALL: Self = Self(u64::MAX);
+
+    fn nth(index: usize) -> Self {
+        Self(1 << index.min(63))
+    }
+
+    pub(crate) fn touches(self, other: Self) -> bool {
+        self.0 & other.0 != 0
+    }
+}
+
+impl BitOr for Tables {
+    type Output = Self;
+    fn bitor(self, other: Self) -> Self {
+        Self(self.0 | other.0)
+    }
+}
+
+impl BitOrAssign for Tables {
+    fn bitor_assign(&mut self, other: Self) {
+        self.0 |= other.0;
+    }
+}
+
+/// The tables that one statement touches.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Touched {
+    pub(crate) reads: Tables,
+    pub(crate) writes: Tables,
+}
+
+/// Whose statements are being prepared or run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub(crate) enum Mode {
+    /// The engine's own: anything.
+    Engine = 0,
+    /// The schema's script.
+    Schema = 1,
+    /// A materializer's: reads and writes rows of the schema's tables.
+    Materialize = 2,
+    /// A query's: reads them.
+    Query = 3,
+}
+
+/// What the authorizer looks at and writes down. Shared with SQLite's callback, which is why it locks; nobody contends.
+pub(super) struct Gate {
+    pub(super) mode: AtomicU8,
+    pub(super) notes: Mutex<Notes>,
+}
+
+#[derive(Default)]
+pub(super) struct Notes {
+    /// The schema's tables and views, each at the place that stands for it in [`Tables`].
+    pub(super) tables: Vec<String>,
+    /// What else SQLite has rows of: its modules, each of which may be read as a table.
+    pub(super) modules: Vec<String>,
+    pub(super) touched: Touched,
+    pub(super) refused: Option<String>,
+}
+
+impl Gate {
+    pub(super) fn mode(&self) -> Mode {
+        match self.mode.load(Ordering::Relaxed) {
+            0 => Mode::Engine,
+            1 => Mode::Schema,
+            2 => Mode::Materialize,
+            _ => Mode::Query,
+        }
+    }
+
+    /// What was written down since the last call.
+    pub(super) fn take_notes(&self) -> (Touched, Option<String>) {
+        let mut notes = self.notes.lock().expect("BUG: the authorizer panicked");
+        (std::mem::take(&mut notes.touched), notes.refused.take())
+    }
+
+    pub(super) fn authorize(&self, context: &AuthContext<'_>) -> Authorization {
+        let mode = self.mode();
+        if mode == Mode::Engine {
+            return Authorization::Allow;
+        }
+        let mut notes = self.notes.lock().expect("BUG: the authorizer panicked");
+        match notes.judge(mode, context) {
+            Ok(()) => Authorization::Allow,
+            Err(why) => {
+                notes.refused.get_or_insert(why);
+                Authorization::Deny
+            }
+        }
+    }
+}
+
+impl Notes {
+    fn judge(&mut self, mode: Mode, context: &AuthContext<'_>) -> Result<(), String> {
+        if context.database_name.is_some_and(|name| name != "main") {
+            return Err("temporary and attached databases can't be used here".to_owned());
+        }
+        let writes = mode != Mode::Query;
+        match context.action {
+            AuthAction::Select | AuthAction::Recursive => Ok(()),
+            // Also the name of a common table expression, where only the number of its rows counts. What it reads itself
+            // is asked about as well.
+            AuthAction::Read { table_name, column_name: "" } if mode != Mode::Schema && self.is_free(table_name) => {
+                Ok(())
+            }
+            AuthAction::Read { table_name, .. } => {
+                let table = self.table(mode, table_name)?;
+                self.touched.reads |= table;
+                Ok(())
+            }
+            AuthAction::Insert { table_name }
+            | AuthAction::Update { table_name, .. }
+            | AuthAction::Delete { table_name }
+                if writes =>
+            {
+                let table = self.table(mode, table_name)?;
+                self.touched.writes |= table;
+                Ok(())
+            }
+            AuthAction::Function { function_name } => {
+                if FUNCTIONS.iter().any(|allowed| allowed.eq_ignore_ascii_case(function_name)) {
+                    Ok(())
+                } else {
+                    Err(format!(
+                        "the function {function_name}() can't be used here: its result is not a pure function of its \
+                         arguments, so replicas would differ"
+                    ))
+                }
+            }
+            AuthAction::CreateTable { table_name: name }
+            | AuthAction::CreateIndex { index_name: name, .. }
+            | AuthAction::CreateTrigger { trigger_name: name, .. }
+            | AuthAction::CreateView { view_name: name }
+                if mode == Mode::Schema =>
+            {
+                if name.to_ascii_lowercase().starts_with(OWN_PREFIX) {
+                    return Err(format!("the name {name} is taken: `{OWN_PREFIX}` is the engine's own prefix"));
+                }
+                Ok(())
+            }
+            // CREATE INDEX fills the index it makes.
+            AuthAction::Reindex { .. } if mode == Mode::Schema => Ok(()),
+            other => Err(format!("{} can't be used here: {}", describe(&other), allowed_in(mode))),
+        }
+    }
+
+    /// Whether nothing in the database has this name, and nothing that SQLite itself offers.
+    fn is_free(&self, name: &str) -> bool {
+        let name = name.to_ascii_lowercase();
+        let is_own = [OWN_PREFIX, "sqlite_", "pragma_", "json_"].iter().any(|prefix| name.starts_with(prefix));
+        !is_own && !self.tables.iter().chain(&self.modules).any(|taken| taken.eq_ignore_ascii_case(&name))
+    }
+
+    fn table(&self, mode: Mode, name: &str) -> Result<Tables, String> {
+        if mode == Mode::Schema {
+            // The tables are not known before the script has run; SQLite's catalogue is what it writes to.
+            return if name.to_ascii_lowercase().starts_with(OWN_PREFIX) {
+                Err(format!("the table {name} is the engine's own"))
+            } else {
+                Ok(Tables::NONE)
+            };
+        }
+        // Mostly SQLite gives the name that the table has, but sometimes as the statement spells it.
+        let index = self.tables.iter().position(|table| table.eq_ignore_ascii_case(name));
+        index.map(Tables::nth).ok_or_else(|| format!("the table {name} is not one of the schema's"))
+    }
+}
+
+fn describe(action: &AuthAction<'_>) -> String {
+    let text = format!("{action:?}");
+    text.split(['{', ' ', '(']).next().unwrap_or("this").to_owned()
+}
+
+fn allowed_in(mode: Mode) -> &'static str {
+    match mode {
+        Mode::Engine => "",
+        Mode::Schema => "a schema creates tables, indexes, views and triggers, and fills them with rows",
+        Mode::Materialize => "a materializer reads and writes rows of the schema's tables, and nothing else",
+        Mode::Query => "a query only reads",
+    }
+}

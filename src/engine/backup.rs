@@ -1,0 +1,82 @@
+//! Copying a store beside the thread that writes to it.
+
+use std::fs::{self, File};
+use std::io;
+
+use rusqlite::types::{ToSqlOutput, ValueRef};
+
+use super::error::{Fault, IoContext, LogFault};
+use super::eventlog::{self, Eventlog};
+use super::files::{create_private_dir, open_private_file, sync_dir, sync_parent};
+use super::opening::remove_database;
+use super::setup::Files;
+use super::storage::Beside;
+use super::verify::{Report, check_log};
+use super::witness::Witness;
+
+/// Whether there is nothing here yet: no files, or the mere beginning of an eventlog, which is what a crash leaves that
+/// comes before the first event. That is no loss, and opening the store goes on from there.
+///
+/// # Errors
+///
+/// When the files can't be looked at, or are not an eventlog that this program understands.
+pub fn is_blank(files: &Files) -> Result<bool, Fault> {
+    files.check()?;
+    // The other two only come after the eventlog has its tables, so they prove that there was more.
+    for path in [files.witness(), files.state()] {
+        if path.try_exists().doing("look at", &path)? {
+            return Ok(false);
+        }
+    }
+    Ok(eventlog::look(&files.eventlog())?.is_none())
+}
+
+/// Copies the store to the directory `to`, which must not have one, as of now: the same log with the same seqs. The
+/// state is left out, because it follows from the eventlog. When it fails, nothing is left at `to`;
+/// it also does when something in the store is not what was stored.
+///
+/// # Errors
+///
+/// When the store can't be read, or the copy can't be written.
+pub fn backup(files: &Files, to: &Files) -> Result<(), Fault> {
+    files.check()?;
+    // Whatever is wrong with the store itself is found before anything is made, and named by its own path.
+    drop(Eventlog::snapshot(&files.eventlog())?);
+    if to.exist() {
+        return Err(io::Error::from(io::ErrorKind::AlreadyExists)).doing("copy a store to", to.dir());
+    }
+    let is_new = !to.dir().exists();
+    let copied = copy(files, to).map_err(Fault::from);
+    if copied.is_err() {
+        // Half a copy would open as a store that lacks likes, or has none.
+        drop(remove_database(&to.eventlog()));
+        drop(fs::remove_file(to.witness()));
+        if is_new {
+            drop(fs::remove_dir(to.dir()));
+        }
+    }
+    copied
+}
+
+fn copy(files: &Files, to: &Files) -> Result<(), LogFault> {
+    create_private_dir(to.dir())?;
+    let target = to.eventlog();
+    open_private_file(&target)?;
+    let conn = Beside::open(&files.eventlog())?;
+    // SQLite takes the bytes of a name as they are, whether or not they are UTF-8.
+    let path = ToSqlOutput::Borrowed(ValueRef::Text(target.as_os_str().as_encoded_bytes()));
+    conn.execute("VACUUM INTO ?1", [path])?;
+    File::open(&target).and_then(|file| file.sync_all()).doing("make durable", &target)?;
+    // The copy bears witness to itself, so that a loss of its tail is noticed like any other.
+    let copy = Eventlog::snapshot(&target)?;
+    // What the disk has changed is not to take the place of an older copy that is right.
+    let mut found = Report::default();
+    check_log(&copy, &mut found)?;
+    found.problems.extend(copy.check_waiting()?);
+    if let Some(problem) = found.problems.into_iter().next() {
+        return Err(Fault::Damaged(problem).into());
+    }
+    Witness::open(&to.witness())?.0.write(copy.testimony())?;
+    sync_dir(to.dir())?;
+    Ok(sync_parent(to.dir())?)
+}

@@ -1,0 +1,494 @@
+//! Every error of the engine, each by whose fault it is.
+//!
+//! - The caller's: [`Malformed`] and its kin say what is not an event, a store or a place.
+//! - The event's: [`DbError`] says why a statement of a materializer or a query failed.
+//! - The machine's: [`Fault`] stops a store, and [`NotOurs`] a directory or file.
+//!
+//! [`Error`] is what the users of a store see of all of these. [`is_of_machine`] draws the line on which the promise
+//! "same log, same state" stands: an event's fault skips the event, alike on every replica; the machine's never does.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rusqlite::ErrorCode;
+use rusqlite::types::FromSqlError;
+
+use super::event::{EventId, MAX_ARGS, MAX_DEVICE, MAX_NAME};
+
+/// How much of a statement a message quotes, in characters: one line of a terminal, and its table and columns.
+const LONGEST_SQL: usize = 160;
+
+/// Why something is not an event, a store or a place in a log.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Malformed {
+    /// Not a UUID of version 7 in its hyphenated form.
+    #[error("`{0}` is not an event id: it must be a UUID of version 7 such as 0190d1e5-3f5c-7bb2-8a3e-5d4f6c7b8a90")]
+    Id(String),
+    /// Not a name that an event may have.
+    #[error(
+        "`{0}` is not an event name: use 1 to {MAX_NAME} ASCII letters, digits and `_ . : / -`, and not the prefix `likewise.`"
+    )]
+    Name(String),
+    /// Not a name that a device may have.
+    #[error("`{0}` is not a device name: use 1 to {MAX_DEVICE} bytes without control characters")]
+    Device(String),
+    /// A payload that is not JSON, or that holds a raw control character.
+    #[error("the payload is not JSON text on one line: {0}")]
+    Args(String),
+    /// A payload above [`MAX_ARGS`].
+    #[error("the payload has {0} bytes, more than the {MAX_ARGS} an event may have")]
+    TooLarge(usize),
+    /// A batch without events, or with something in it that isn't one.
+    #[error("not a batch of events: {0}")]
+    Batch(String),
+    /// Not a name that a store may have.
+    #[error("`{0}` is not a store: its name has 1 to 63 characters, a to z, 0 to 9 and -, and doesn't begin with -")]
+    Store(String),
+    /// A number that no log counts up to.
+    #[error("{0} is no seq: a log ends before 2^62")]
+    Seq(u64),
+}
+
+/// Why a store didn't do as asked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The input is not an event.
+    #[error(transparent)]
+    Malformed(#[from] Malformed),
+    /// The event can't be applied, so it was not stored.
+    #[error("the event was refused: {0}")]
+    Refused(String),
+    /// Another event has this id already.
+    #[error("the id {0} belongs to another event, which stays; use a new id")]
+    Conflict(EventId),
+    /// More events wait than the queue holds; none of this one was stored.
+    #[error("too many events are waiting to be stored; try again in a moment")]
+    Overloaded,
+    /// The store can't be used at present: what is wrong and what to do.
+    #[error("{0}")]
+    Unavailable(Arc<str>),
+    /// There are as many stores as there may be.
+    #[error("there are {0} stores already, which is the limit; use one of them")]
+    TooManyStores(u64),
+    /// More stores are in use than may be open at a time.
+    #[error("too many stores are in use at the same time; try again in a moment")]
+    TooManyOpen,
+    /// The store's log is its own, so there is no other that it could adopt.
+    #[error(
+        "this store follows no hub: its log is its own. Start likewise with --upstream, and it moves to that hub's log by \
+         itself"
+    )]
+    OwnLog,
+    /// A query failed.
+    #[error("the query failed: {0}")]
+    Query(String),
+    /// The store was closed, for the program is ending.
+    #[error("the store is closed, because likewise is shutting down")]
+    Closed,
+}
+
+impl From<DbError> for Error {
+    fn from(error: DbError) -> Self {
+        Self::Query(error.to_string())
+    }
+}
+
+impl From<Fault> for Error {
+    fn from(fault: Fault) -> Self {
+        Self::from(&fault)
+    }
+}
+
+impl From<&Fault> for Error {
+    fn from(fault: &Fault) -> Self {
+        Self::Unavailable(fault.to_string().into())
+    }
+}
+
+/// Why a materializer or a query failed.
+///
+/// Every error of yours turns into one by `?`: of SQLite, of parsing, of any crate. That is why it is not itself a
+/// [`std::error::Error`]; a [`Fault`] or an [`Error`] made of it is.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum DbError {
+    /// A materializer says that its event can't have an effect; see [`DbError::refuse`].
+    Refused(String),
+    /// The statement does something that is not deterministic, or reaches for what isn't its own.
+    Forbidden(String),
+    /// After an error that ended the transaction, or that was the machine's, nothing more may run.
+    Stopped,
+    /// SQLite's own answer.
+    Sqlite {
+        /// What it says.
+        source: rusqlite::Error,
+        /// Of which statement, if that is known.
+        sql: Option<Box<str>>,
+    },
+    /// An error of the author's own code.
+    Other(Box<dyn StdError + Send + Sync>),
+}
+
+impl DbError {
+    /// For materializers: this event has no effect, and `why` says so to the person who caused it.
+    pub fn refuse(why: impl Into<String>) -> Self {
+        Self::Refused(why.into())
+    }
+
+    /// Names the statement that failed, unless it is named already.
+    pub(crate) fn of_statement(self, text: &str) -> Self {
+        match self {
+            Self::Sqlite { source, sql: None } => Self::Sqlite { source, sql: Some(text.into()) },
+            other => other,
+        }
+    }
+
+    /// SQLite's answer, if it is the machine's fault.
+    pub(crate) fn of_machine(self) -> Result<rusqlite::Error, Self> {
+        match self {
+            Self::Sqlite { source, .. } if is_of_machine(&source) => Ok(source),
+            other => Err(other),
+        }
+    }
+}
+
+impl fmt::Display for DbError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Refused(why) | Self::Forbidden(why) => f.write_str(why),
+            Self::Stopped => f.write_str("an earlier error stopped this materializer"),
+            // It would repeat the statement as a whole.
+            Self::Sqlite { source: rusqlite::Error::SqlInputError { msg, sql, .. }, .. } => {
+                write!(f, "{msg}, in the statement `{}`", one_line(sql))
+            }
+            Self::Sqlite { source, sql: Some(sql) } => write!(f, "{source}, in the statement `{}`", one_line(sql)),
+            Self::Sqlite { source, sql: None } => source.fmt(f),
+            Self::Other(why) => why.fmt(f),
+        }
+    }
+}
+
+impl<E: StdError + Send + Sync + 'static> From<E> for DbError {
+    fn from(error: E) -> Self {
+        let error: Box<dyn StdError + Send + Sync> = Box::new(error);
+        match error.downcast::<rusqlite::Error>() {
+            Ok(source) => Self::Sqlite { source: *source, sql: None },
+            Err(other) => Self::Other(other),
+        }
+    }
+}
+
+impl From<DbError> for Box<dyn StdError + Send + Sync> {
+    fn from(error: DbError) -> Self {
+        Fault::Schema(error).into()
+    }
+}
+
+/// Enough of a statement to recognize it by in a message.
+pub(crate) fn one_line(sql: &str) -> String {
+    let mut line = sql.split_whitespace().collect::<Vec<_>>().join(" ");
+    if let Some((end, _)) = line.char_indices().nth(LONGEST_SQL) {
+        line.truncate(end);
+        line.push('…');
+    }
+    line
+}
+
+/// Whether the machine failed rather than the event, so that the same event may well succeed later or elsewhere.
+///
+/// The faults of events are a closed list; what isn't on it is the machine's, for to skip an event over a full disk
+/// would make replicas differ.
+pub(crate) fn is_of_machine(error: &rusqlite::Error) -> bool {
+    use rusqlite::ffi;
+    let of_event = [
+        ffi::SQLITE_ERROR,
+        ffi::SQLITE_CONSTRAINT,
+        ffi::SQLITE_MISMATCH,
+        ffi::SQLITE_RANGE,
+        ffi::SQLITE_TOOBIG,
+        ffi::SQLITE_AUTH,
+    ];
+    error.sqlite_error().is_some_and(|code| !of_event.contains(&(code.extended_code & 0xff)))
+}
+
+/// Whether `error` says that the file itself is damaged.
+pub(crate) fn is_damage(error: &rusqlite::Error) -> bool {
+    matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
+}
+
+/// What stops a store. None of these is an event's fault, and none of them loses what was acknowledged.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Fault {
+    /// The operating system refused something.
+    #[error("cannot {doing} {}: {source}{}", path.display(), make_room(source))]
+    Io {
+        /// What was attempted.
+        doing: &'static str,
+        /// On which file or directory.
+        path: PathBuf,
+        /// The system's answer.
+        source: io::Error,
+    },
+    /// SQLite refused something for a reason that is not an event's.
+    #[error("{database}: {source}{}", what_to_do(source))]
+    Sqlite {
+        /// Which of the store's databases.
+        database: Database,
+        /// SQLite's answer.
+        source: rusqlite::Error,
+    },
+    /// The eventlog holds what can't be right.
+    #[error(
+        "the eventlog is damaged: {0}. Nothing was changed, and nothing is added to it. Restore this store from a backup, \
+         or have it made again from the other devices: docs/repair.md has the steps. `likewise export` writes out what can \
+         still be read"
+    )]
+    Damaged(String),
+    /// The eventlog ends before events that it is known to have held.
+    #[error(
+        "the eventlog has lost its end: {0}. Nothing was changed. If eventlog.db-wal was moved or an older file was put \
+         in its place, put the right one back; otherwise restore a backup. To go on with what is left, delete the \
+         files `witness` and `state.db` of this store"
+    )]
+    LostTail(String),
+    /// A directory or file isn't ours to use.
+    #[error(transparent)]
+    NotOurs(#[from] NotOurs),
+    /// The files were written by a later version of this program.
+    #[error(
+        "{} has format {found} and this version of likewise knows formats up to {known}: nothing was changed. \
+         Upgrade likewise to open it", path.display()
+    )]
+    NewerFormat {
+        /// The file.
+        path: PathBuf,
+        /// Its format.
+        found: i64,
+        /// The newest that this program can read.
+        known: i64,
+    },
+    /// The file is a database of something else.
+    #[error("{} is not an eventlog of likewise: nothing was changed. Move it away, or choose another directory with --data", .0.display())]
+    Foreign(PathBuf),
+    /// The program was linked with an SQLite that can corrupt our files.
+    #[error("SQLite {0} can corrupt a database in WAL mode; likewise needs 3.51.3 or newer")]
+    OldSqlite(&'static str),
+    /// SQLite did not do as it was told, so nothing can be promised.
+    #[error("{}: asked SQLite for {wanted}, and it says {found}", path.display())]
+    Pragma {
+        /// The file.
+        path: PathBuf,
+        /// The setting that was asked for.
+        wanted: &'static str,
+        /// The setting that it has.
+        found: String,
+    },
+    /// The schema itself breaks a rule.
+    #[error("the schema can't be used: {0}")]
+    Schema(DbError),
+    /// An earlier fault has stopped the store.
+    #[error("an earlier fault stopped this store; it has to be opened again")]
+    Stopped,
+    /// A checkpoint could not sync, so it isn't known what is on the disk.
+    #[error(
+        "a checkpoint of {} could not be synced, so the store is opened again. The disk may be failing: look into the \
+         system's log", .0.display()
+    )]
+    Unsynced(PathBuf),
+    /// The program's own code panicked.
+    #[error(
+        "likewise failed in the middle of its work ({0}), so the store is opened again. This is a bug: please report it"
+    )]
+    Panicked(String),
+    /// The files are no longer where they were when they were opened.
+    #[error(
+        "the files of this store in {} were removed or replaced while it was open. Put them back, or restore a backup, \
+         and start likewise again", .0.display()
+    )]
+    Gone(PathBuf),
+}
+
+impl From<DbError> for Fault {
+    fn from(error: DbError) -> Self {
+        Self::Schema(error)
+    }
+}
+
+/// One of the two databases of a store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Database {
+    /// The truth: log and outbox.
+    Eventlog,
+    /// What follows from it.
+    State,
+}
+
+impl Database {
+    /// The name of its file.
+    pub fn file_name(self) -> &'static str {
+        match self {
+            Self::Eventlog => "eventlog.db",
+            Self::State => "state.db",
+        }
+    }
+}
+
+impl fmt::Display for Database {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.file_name().fmt(f)
+    }
+}
+
+/// A [`Fault`] met in the eventlog. Its own type, so that `?` on an error of SQLite says which database it came from.
+#[derive(Debug)]
+pub(crate) struct LogFault(pub(crate) Fault);
+
+impl From<rusqlite::Error> for LogFault {
+    fn from(source: rusqlite::Error) -> Self {
+        Self(Fault::eventlog(source))
+    }
+}
+
+impl From<FromSqlError> for LogFault {
+    fn from(source: FromSqlError) -> Self {
+        Self(Fault::eventlog(source.into()))
+    }
+}
+
+impl From<Fault> for LogFault {
+    fn from(fault: Fault) -> Self {
+        Self(fault)
+    }
+}
+
+impl From<LogFault> for Fault {
+    fn from(LogFault(fault): LogFault) -> Self {
+        fault
+    }
+}
+
+impl Fault {
+    pub(crate) fn eventlog(source: rusqlite::Error) -> Self {
+        // An answer that isn't SQLite's own says that a value can't be what was stored.
+        if is_damage(&source) || source.sqlite_error().is_none() {
+            return Self::Damaged(source.to_string());
+        }
+        Self::Sqlite { database: Database::Eventlog, source }
+    }
+
+    pub(crate) fn state(source: rusqlite::Error) -> Self {
+        Self::Sqlite { database: Database::State, source }
+    }
+
+    /// What SQLite says of `database`.
+    pub(crate) fn sqlite(database: Database, source: rusqlite::Error) -> Self {
+        match database {
+            Database::Eventlog => Self::eventlog(source),
+            Database::State => Self::state(source),
+        }
+    }
+
+    /// Whether nothing failed but a write for which there was no room, or which the disk refused. Every sync succeeded
+    /// then, so what SQLite has committed is on the disk; after any other fault nobody knows.
+    pub(crate) fn leaves_synced(&self) -> bool {
+        use rusqlite::ffi::{SQLITE_FULL, SQLITE_IOERR_WRITE};
+        match self {
+            Self::Sqlite { source, .. } => {
+                source.sqlite_error().is_some_and(|code| matches!(code.extended_code, SQLITE_FULL | SQLITE_IOERR_WRITE))
+            }
+            _ => false,
+        }
+    }
+
+    /// Whether `state.db` is what is damaged, which costs nothing but the time to rebuild it.
+    pub(crate) fn is_damaged_state(&self) -> bool {
+        matches!(self, Self::Sqlite { database: Database::State, source } if is_damage(source) || !is_of_machine(source))
+    }
+}
+
+/// What to do about a system's answer that is about room.
+fn make_room(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ". Make room on the disk",
+        _ => "",
+    }
+}
+
+/// SQLite says "disk I/O error" of most of what a full disk makes go wrong.
+fn what_to_do(error: &rusqlite::Error) -> &'static str {
+    match error.sqlite_error_code() {
+        Some(ErrorCode::DiskFull | ErrorCode::SystemIoFailure) => {
+            ". The disk may be full or failing: make room on it, or look into the system's log"
+        }
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
+            ". Another program has it open: end that, and this goes on by itself"
+        }
+        _ => "",
+    }
+}
+
+/// Turns the operating system's errors into ours.
+pub(crate) trait IoContext<T> {
+    fn doing(self, doing: &'static str, path: &Path) -> Result<T, Fault>;
+}
+
+impl<T> IoContext<T> for io::Result<T> {
+    fn doing(self, doing: &'static str, path: &Path) -> Result<T, Fault> {
+        self.map_err(|source| Fault::Io { doing, path: path.to_owned(), source })
+    }
+}
+
+/// Whether a sync failed, after which the page cache holds what the disk doesn't.
+pub(super) fn is_failed_sync(error: &rusqlite::Error) -> bool {
+    use rusqlite::ffi::{SQLITE_IOERR, SQLITE_IOERR_WRITE};
+    let is_io = |code: &rusqlite::ffi::Error| code.extended_code & 0xff == SQLITE_IOERR;
+    error.sqlite_error().is_some_and(|code| is_io(code) && code.extended_code != SQLITE_IOERR_WRITE)
+}
+
+/// Why a directory or a file is left alone.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum NotOurs {
+    /// Somebody could lead us anywhere with it.
+    #[error(
+        "{path} is a symbolic link, and likewise follows no symbolic links inside a data directory: they could lead it to \
+         any other file. Put what it leads to in its place", path = .0.display()
+    )]
+    Link(PathBuf),
+    /// A pipe, a device, a directory where a file should be.
+    #[error("{} is not {wanted}. Move it away", path.display())]
+    Kind {
+        /// What was looked at.
+        path: PathBuf,
+        /// What it should be.
+        wanted: &'static str,
+    },
+    /// It is another user's.
+    #[error(
+        "{path} belongs to the user {owner}, and likewise acts as the user {us}. A data directory and all in it have to \
+         belong to one user: give it to them with `chown -R USER DIRECTORY`, and run likewise as them", path = path.display()
+    )]
+    Owner {
+        /// What was looked at.
+        path: PathBuf,
+        /// Whose it is.
+        owner: u32,
+        /// Who we are.
+        us: u32,
+    },
+    /// Everybody may put something else in the place of what is in it.
+    #[error("every user may change what is in {path}. Take that away with `chmod o-w {path}`", path = .0.display())]
+    Open(PathBuf),
+    /// It has another name, under which it would change as well.
+    #[error(
+        "{path} has another name elsewhere (a hard link), and what is written to one would change both. Make it a file of its \
+         own: copy it, and put the copy in its place", path = .0.display()
+    )]
+    Shared(PathBuf),
+}

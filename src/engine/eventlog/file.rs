@@ -1,0 +1,245 @@
+//! The file `eventlog.db`: its format, its tables, and how it is opened, made and brought up to date.
+
+use std::cell::RefCell;
+use std::fs::File;
+use std::io::{ErrorKind, Read};
+use std::path::Path;
+use std::sync::Arc;
+
+use rusqlite::{Connection, OptionalExtension, Row, params};
+
+use super::checks::Checked;
+use super::names::Interned;
+use super::read::Waiting;
+use super::tally::Tally;
+use super::{Eventlog, Link, Result, Tip, Whose, damaged};
+use crate::engine::error::{Database, Fault, IoContext, LogFault};
+use crate::engine::opening::{Alone, make_database, provide_wal};
+use crate::engine::place::{Digest, Generation, LogId, Seq};
+use crate::engine::storage::{Beside, WalGauge, connect, set_up};
+
+/// The format of the tables below. Higher ones are left alone.
+pub(super) const FORMAT: i64 = 2;
+
+/// The first format whose rows have hashes.
+pub(super) const HASHED: i64 = 2;
+
+/// How many rows get their hashes at once: as many as memory can take without anybody noticing.
+const HASHED_AT_ONCE: usize = 1_024;
+
+/// Marks the file as ours: "Like" in ASCII.
+pub(super) const APPLICATION_ID: i64 = 0x4c69_6b65;
+
+pub(super) const TABLES: &str = "
+    CREATE TABLE meta (
+        key TEXT PRIMARY KEY,
+        value ANY
+    ) STRICT, WITHOUT ROWID;
+    CREATE TABLE name (id INTEGER PRIMARY KEY, text TEXT NOT NULL UNIQUE) STRICT;
+    CREATE TABLE origin (id INTEGER PRIMARY KEY, text TEXT NOT NULL UNIQUE) STRICT;
+    CREATE TABLE log (
+        seq INTEGER PRIMARY KEY,
+        id BLOB NOT NULL UNIQUE,
+        name INTEGER NOT NULL,
+        origin INTEGER NOT NULL,
+        args TEXT
+    ) STRICT;
+    CREATE TABLE outbox (
+        n INTEGER PRIMARY KEY AUTOINCREMENT,
+        id BLOB NOT NULL UNIQUE,
+        name INTEGER NOT NULL,
+        args TEXT,
+        hash INTEGER NOT NULL DEFAULT 0
+    ) STRICT;
+    CREATE TABLE set_aside (
+        n INTEGER PRIMARY KEY,
+        id BLOB NOT NULL,
+        name INTEGER NOT NULL,
+        args TEXT,
+        why TEXT NOT NULL,
+        hash INTEGER NOT NULL DEFAULT 0
+    ) STRICT;
+    CREATE UNIQUE INDEX set_aside_content ON set_aside (id, name, coalesce(args, ''));
+    CREATE TABLE checkpoint (seq INTEGER PRIMARY KEY, digest BLOB NOT NULL, length INTEGER NOT NULL) STRICT;
+    CREATE TABLE base (seq INTEGER PRIMARY KEY, digest BLOB NOT NULL, length INTEGER NOT NULL) STRICT;
+";
+
+/// Gives tables of a format without hashes a column where they would stand.
+pub(super) const HASHLESS: &str = "
+    CREATE TEMP VIEW outbox AS SELECT *, NULL AS hash FROM main.outbox;
+    CREATE TEMP VIEW set_aside AS SELECT *, NULL AS hash FROM main.set_aside;
+";
+
+impl Eventlog {
+    /// Opens the eventlog at `path`. Where there is none, makes an empty one of our own if it `may_create` one.
+    pub(crate) fn open(path: &Path, may_create: bool, alone: &Alone) -> Result<Self> {
+        let mut found = None;
+        if path.try_exists().doing("look at", path)? {
+            let conn = connect(path)?;
+            if !refuse_newer(&conn, path)? {
+                found = Some(conn);
+            }
+        }
+        let mut conn = match found {
+            Some(conn) => conn,
+            None if may_create => {
+                make_database(Database::Eventlog, path, alone, |conn| Ok(create(conn)?))?;
+                connect(path)?
+            }
+            None => return Err(lost()),
+        };
+        provide_wal(path, alone)?;
+        let wal = set_up(&mut conn, path, Database::Eventlog)?;
+        Self::over(Link::Writes(conn), Some(wal))
+    }
+
+    /// Opens an existing eventlog for reading, beside the one that writes to it in this process: a snapshot as of now.
+    pub(crate) fn snapshot(path: &Path) -> Result<Self> {
+        let Some(conn) = look(path)? else { return Err(lost()) };
+        conn.execute_batch("BEGIN")?;
+        Self::over(Link::Reads(conn), None)
+    }
+
+    pub(super) fn over(conn: Link, wal: Option<Arc<WalGauge>>) -> Result<Self> {
+        conn.set_prepared_statement_cache_capacity(64);
+        let names = Interned::load(&conn, "SELECT id, text FROM name")?;
+        let origins = Interned::load(&conn, "SELECT id, text FROM origin")?;
+        let digests: Vec<u8> = meta(&conn, "digests")?.unwrap_or_default();
+        let tip = Tip {
+            head: Seq::START,
+            digest: Digest::EMPTY,
+            length: 0,
+            generation: Generation(meta(&conn, "generation")?.unwrap_or_default()),
+            whose: whose(&conn)?,
+            pulled: Seq(meta(&conn, "pulled")?.unwrap_or_default()),
+            pending: conn.query_row("SELECT count(*) FROM outbox", (), |row| row.get(0))?,
+            n: conn.query_row("SELECT coalesce(max(seq), 0) FROM sqlite_sequence", (), |row| row.get(0))?,
+            set_aside: conn.query_row("SELECT count(*) FROM set_aside", (), |row| row.get(0))?,
+            commits: meta(&conn, "commits")?.unwrap_or_default(),
+            outbox_tally: Tally::from_slice(digests.get(32..64).unwrap_or_default()),
+            set_aside_tally: Tally::from_slice(digests.get(64..96).unwrap_or_default()),
+        };
+        let format = conn.query_row("PRAGMA user_version", (), |row| row.get(0))?;
+        if format < HASHED && wal.is_none() {
+            // Only to be read, so it stays as it is, and looks as if there were hashes.
+            conn.execute_batch(HASHLESS)?;
+        }
+        let mut log = Self { conn, wal, tip, saved: None, names, origins, format, checked: RefCell::default() };
+        let last = log.checkpoint_before(Seq(i64::MAX as u64))?;
+        let end = log.walk(last, None)?;
+        log.checked = RefCell::new(Checked::nothing(last.seq, end.seq, log.tip.n));
+        log.tip = Tip { head: end.seq, digest: end.digest, length: end.length, ..log.tip };
+        Ok(log)
+    }
+
+    /// Moves an older format on to the present one, whole or not at all.
+    pub(crate) fn upgrade(&mut self) -> Result<()> {
+        if self.format >= FORMAT {
+            return Ok(());
+        }
+        self.begin()?;
+        self.conn.execute_batch(
+            "ALTER TABLE outbox ADD COLUMN hash INTEGER NOT NULL DEFAULT 0;
+             ALTER TABLE set_aside ADD COLUMN hash INTEGER NOT NULL DEFAULT 0;",
+        )?;
+        for which in Waiting::ALL {
+            let sql = format!("{} WHERE n > ?1 ORDER BY n LIMIT {HASHED_AT_ONCE}", which.select());
+            let mut update = self.conn.prepare(&format!("UPDATE {} SET hash = ?2 WHERE n = ?1", which.table()))?;
+            let mut after = i64::MIN;
+            loop {
+                let mut statement = self.conn.prepare_cached(&sql)?;
+                let hash = |row: &Row<'_>| self.waiting(row).map(|(n, _, hash)| (n, hash));
+                let hashes: Vec<_> = statement.query_and_then([after], hash)?.collect::<Result<_>>()?;
+                let Some((last, _)) = hashes.last() else { break };
+                after = *last;
+                for (n, hash) in hashes {
+                    update.execute(params![n, hash.short()])?;
+                    self.tip.waiting(which).1.add(hash);
+                }
+            }
+        }
+        self.conn.execute_batch(&format!("PRAGMA user_version = {FORMAT}"))?;
+        self.format = FORMAT;
+        // It has changed something, even if there was nothing to hash.
+        self.saved = None;
+        self.commit()
+    }
+}
+
+/// Refuses a file of a later format as the file itself says it, so that not even its WAL is touched.
+pub(crate) fn refuse_newer_header(path: &Path) -> Result<(), Fault> {
+    // Where SQLite's file format has `user_version` and `application_id`: <https://sqlite.org/fileformat2.html>.
+    let mut header = [0; 72];
+    let read = File::open(path).and_then(|mut file| file.read_exact(&mut header));
+    match read {
+        Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::UnexpectedEof) => return Ok(()),
+        other => other.doing("read", path)?,
+    }
+    let number = |at: usize| i32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
+    let (found, id) = (i64::from(number(60)), i64::from(number(68)));
+    if id == APPLICATION_ID && found > FORMAT {
+        return Err(Fault::NewerFormat { path: path.to_owned(), found, known: FORMAT });
+    }
+    Ok(())
+}
+
+/// Connects to the eventlog at `path` for reading, unless there is nothing in it, or nothing at all.
+pub(crate) fn look(path: &Path) -> Result<Option<Beside>> {
+    if !path.try_exists().doing("look at", path)? {
+        return Ok(None);
+    }
+    let conn = Beside::open(path)?;
+    Ok(if refuse_newer(&conn, path)? { None } else { Some(conn) })
+}
+
+/// Refuses a file of a later format, or of another program, before anything is written to it. Says whether there is
+/// nothing in it yet: older versions made it in steps, and may have been interrupted.
+pub(super) fn refuse_newer(conn: &Connection, path: &Path) -> Result<bool> {
+    let pragma = |name: &str| conn.query_row(&format!("PRAGMA {name}"), (), |row| row.get::<_, i64>(0));
+    let found = pragma("user_version")?;
+    if found > FORMAT {
+        return Err(Fault::NewerFormat { path: path.to_owned(), found, known: FORMAT }.into());
+    }
+    let tables: i64 = conn.query_row("SELECT count(*) FROM sqlite_schema", (), |row| row.get(0))?;
+    if tables > 0 && pragma("application_id")? != APPLICATION_ID {
+        return Err(Fault::Foreign(path.to_owned()).into());
+    }
+    Ok(tables == 0)
+}
+
+/// That there is nothing where events were.
+pub(super) fn lost() -> LogFault {
+    Fault::LostTail("eventlog.db is missing or empty, and had events".to_owned()).into()
+}
+
+/// Makes the tables of an empty eventlog of our own.
+pub(super) fn create(conn: Connection) -> Result<()> {
+    conn.execute_batch("BEGIN IMMEDIATE")?;
+    conn.execute_batch(TABLES)?;
+    conn.execute("INSERT INTO base VALUES (0, ?1, 0)", [Digest::EMPTY.0])?;
+    set_meta(&conn, "whose", "own")?;
+    set_meta(&conn, "log_id", LogId::random().to_string())?;
+    set_meta(&conn, "digests", vec![0; 3 * Tally::BYTES])?;
+    conn.execute_batch(&format!("PRAGMA application_id = {APPLICATION_ID}; PRAGMA user_version = {FORMAT}; COMMIT"))?;
+    Ok(())
+}
+
+pub(super) fn meta<T: rusqlite::types::FromSql>(conn: &Connection, key: &str) -> Result<Option<T>> {
+    let value = conn.query_row("SELECT value FROM meta WHERE key = ?1", [key], |row| row.get(0)).optional()?;
+    Ok(value.flatten())
+}
+
+pub(super) fn set_meta(conn: &Connection, key: &str, value: impl rusqlite::ToSql) -> Result<()> {
+    let sql = "INSERT INTO meta VALUES (?1, ?2) ON CONFLICT (key) DO UPDATE SET value = excluded.value";
+    conn.prepare_cached(sql)?.execute(params![key, value])?;
+    Ok(())
+}
+
+pub(super) fn whose(conn: &Connection) -> Result<Whose> {
+    let id = meta::<String>(conn, "log_id")?.and_then(|text| LogId::parse(&text));
+    match (meta::<String>(conn, "whose")?.as_deref(), id) {
+        (Some("own"), Some(id)) => Ok(Whose::Own(id)),
+        (Some("upstream"), id) => Ok(Whose::Upstream(id)),
+        (other, _) => Err(damaged(format!("it doesn't say whose log it is: {other:?}"))),
+    }
+}

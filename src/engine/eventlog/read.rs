@@ -1,0 +1,324 @@
+//! What is read from the eventlog: where an id is, and events in their order, a bounded part at a time.
+
+use std::sync::Arc;
+
+use rusqlite::{Params, Row, params};
+
+use super::file::HASHED;
+use super::tally::RowHash;
+use super::{Eventlog, Result, damaged, first};
+use crate::engine::error::LogFault;
+use crate::engine::event::{Args, Device, Envelope, EventId, EventName, EventRef};
+use crate::engine::place::{Entry, Seq};
+
+/// How much is read from the eventlog at a time, so that memory stays bounded however long it is.
+#[derive(Debug, Clone, Copy)]
+pub struct PageSize {
+    /// Events.
+    pub events: usize,
+    /// Bytes of their names and payloads. A page has one event at least, however large that is.
+    pub bytes: usize,
+}
+
+impl PageSize {
+    /// What is read where nobody asks for a size: small enough to hold, large enough that asking again costs nothing.
+    pub(crate) const PORTION: Self = Self { events: 1_024, bytes: 8 << 20 };
+
+    /// So many events, however large.
+    pub const fn events(events: usize) -> Self {
+        Self { events, bytes: usize::MAX }
+    }
+
+    fn fill<T>(self, rows: impl Iterator<Item = Result<T>>, event: impl Fn(&T) -> &Envelope) -> Result<Vec<T>> {
+        let mut page = Vec::new();
+        let mut bytes = 0;
+        for row in rows {
+            let row = row?;
+            let Envelope { name, args, .. } = event(&row);
+            bytes += name.as_str().len() + args.as_text().map_or(0, str::len);
+            if bytes > self.bytes && !page.is_empty() {
+                break;
+            }
+            page.push(row);
+        }
+        Ok(page)
+    }
+}
+
+/// A table of events that aren't in the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Waiting {
+    /// The outbox.
+    Pending,
+    /// Those that the authority refused.
+    SetAside,
+}
+
+impl Waiting {
+    pub(super) const ALL: [Self; 2] = [Self::Pending, Self::SetAside];
+
+    pub(super) fn table(self) -> &'static str {
+        match self {
+            Self::Pending => "outbox",
+            Self::SetAside => "set_aside",
+        }
+    }
+
+    /// Reads the table's rows as n, id, name, args, why, hash.
+    pub(super) fn select(self) -> &'static str {
+        match self {
+            Self::Pending => "SELECT n, id, name, args, '', hash FROM outbox",
+            Self::SetAside => "SELECT n, id, name, args, why, hash FROM set_aside",
+        }
+    }
+}
+
+/// What is left of an event that isn't in the log.
+pub(crate) struct Rescued {
+    pub(crate) n: i64,
+    /// None where there is nothing left to read.
+    pub(crate) event: Option<Envelope>,
+    /// Why it was set aside, if it was.
+    pub(crate) why: Option<String>,
+    /// Whether it is what was stored.
+    pub(crate) is_as_stored: bool,
+}
+
+/// Where the eventlog has an event.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Found {
+    /// In the log.
+    Log(Seq, Content),
+    /// In the outbox, under this number.
+    Outbox(i64, Content),
+    /// Among the events that the authority refused.
+    SetAside(Content),
+}
+
+/// What must be equal for two events of one id to be the same.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Content {
+    pub(crate) name: EventName,
+    pub(crate) args: Args,
+}
+
+impl Found {
+    pub(crate) fn is(&self, event: &Envelope) -> bool {
+        let (Self::Log(_, content) | Self::Outbox(_, content) | Self::SetAside(content)) = self;
+        content.is(event)
+    }
+}
+
+impl Content {
+    pub(crate) fn is(&self, event: &Envelope) -> bool {
+        self.name == event.name && self.args == event.args
+    }
+}
+
+impl Eventlog {
+    /// Where `id` is, if it is anywhere. The log comes first, then the outbox.
+    pub(crate) fn find(&self, id: EventId) -> Result<Option<Found>> {
+        let key = [id.as_bytes()];
+        let in_log = |row: &Row<'_>| {
+            let name = EventName::stored(Arc::clone(self.names.text(row.get(1)?)?));
+            Ok(Found::Log(Seq::from_sql(row.get(0)?), Content { name, args: args(row, 2)? }))
+        };
+        let sql = "SELECT seq, name, args FROM log WHERE id = ?1";
+        if let Some(found) = first(&mut *self.conn.prepare_cached(sql)?, key, in_log)? {
+            return Ok(Some(found));
+        }
+        let waiting =
+            |row: &Row<'_>| self.pending_row(row).map(|(n, Envelope { name, args, .. })| (n, Content { name, args }));
+        if self.tip.pending > 0 {
+            let sql = "SELECT n, id, name, args, '', hash FROM outbox WHERE id = ?1";
+            if let Some((n, content)) = first(&mut *self.conn.prepare_cached(sql)?, key, waiting)? {
+                return Ok(Some(Found::Outbox(n, content)));
+            }
+        }
+        if self.tip.set_aside > 0 {
+            let sql = "SELECT n, id, name, args, why, hash FROM set_aside WHERE id = ?1";
+            if let Some((_, content)) = first(&mut *self.conn.prepare_cached(sql)?, key, waiting)? {
+                return Ok(Some(Found::SetAside(content)));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The events of the log after `after`, as many as fit into `size`.
+    pub(crate) fn entries(&self, after: Seq, size: PageSize) -> Result<Vec<Entry>> {
+        let sql = "SELECT seq, id, name, args, origin FROM log WHERE seq > ?1 ORDER BY seq LIMIT ?2";
+        let mut statement = self.conn.prepare_cached(sql)?;
+        let most = i64::try_from(size.events).unwrap_or(i64::MAX);
+        let rows = statement.query_and_then(params![after.to_sql(), most], |row| self.entry(row))?;
+        size.fill(rows, |entry| &entry.event)
+    }
+
+    /// The place of the last of the next `most` events after `after`, if there is one.
+    pub(crate) fn entries_end(&self, after: Seq, most: u64) -> Result<Option<Seq>> {
+        let sql = "SELECT max(seq) FROM (SELECT seq FROM log WHERE seq > ?1 ORDER BY seq LIMIT ?2)";
+        let last: Option<i64> =
+            self.conn.prepare_cached(sql)?.query_row(params![after.to_sql(), most], |row| row.get(0))?;
+        Ok(last.map(Seq::from_sql))
+    }
+
+    /// Shows `each` the events of the log after `after`, `most` of them, for whoever rescues what is left: none where there
+    /// is nothing left to read. Gives the place of the last, if there was one.
+    pub(crate) fn each_entry<E: From<LogFault>>(
+        &self,
+        after: Seq,
+        most: usize,
+        each: &mut dyn FnMut(Option<Entry>) -> Result<(), E>,
+    ) -> Result<Option<Seq>, E> {
+        let sql = "SELECT seq, id, name, args, origin FROM log WHERE seq > ?1 ORDER BY seq LIMIT ?2";
+        let last = self.each(sql, params![after.to_sql(), most], |row| {
+            each(self.entry(row).ok().filter(|entry| entry.event.is_well_formed()))
+        })?;
+        Ok(last.map(Seq::from_sql))
+    }
+
+    /// Shows `each` of the events of the log after `after` and up to `until`, in order and `most` of them, without
+    /// copying them. Gives the place of the last, if there was one. What `each` fails with ends it, and is the inner
+    /// error.
+    pub(crate) fn each_in_log<E: From<LogFault>>(
+        &self,
+        after: Seq,
+        until: Seq,
+        most: usize,
+        each: &mut dyn FnMut(&EventRef<'_>) -> Result<(), E>,
+    ) -> Result<Option<Seq>, E> {
+        let sql = "SELECT seq, id, name, args FROM log WHERE seq > ?1 AND seq <= ?2 ORDER BY seq LIMIT ?3";
+        let event = |row: &Row<'_>| each(&self.log_event(row)?);
+        let last = self.each(sql, params![after.to_sql(), until.to_sql(), most], event)?;
+        Ok(last.map(Seq::from_sql))
+    }
+
+    /// As [`each_in_log`](Self::each_in_log), of the events of the outbox whose number is above `after`.
+    pub(crate) fn each_pending<E: From<LogFault>>(
+        &self,
+        after: i64,
+        most: usize,
+        each: &mut dyn FnMut(&EventRef<'_>) -> Result<(), E>,
+    ) -> Result<Option<i64>, E> {
+        let sql = "SELECT n, id, name, args, '', hash FROM outbox WHERE n > ?1 ORDER BY n LIMIT ?2";
+        self.each(sql, params![after, most], |row| each(&self.waiting(row)?.1))
+    }
+
+    /// Shows `each` the rows of a query that begin with a place, and gives the last one's.
+    pub(super) fn each<E: From<LogFault>>(
+        &self,
+        sql: &str,
+        params: impl Params,
+        mut each: impl FnMut(&Row<'_>) -> Result<(), E>,
+    ) -> Result<Option<i64>, E> {
+        let mut statement = self.conn.prepare_cached(sql).map_err(LogFault::from)?;
+        let mut rows = statement.query(params).map_err(LogFault::from)?;
+        let mut last = None;
+        while let Some(row) = rows.next().map_err(LogFault::from)? {
+            each(row)?;
+            last = Some(row.get(0).map_err(LogFault::from)?);
+        }
+        Ok(last)
+    }
+
+    /// The events of the outbox whose number is above `after`, with their numbers, as many as fit into `size`.
+    pub(crate) fn pending(&self, after: i64, size: PageSize) -> Result<Vec<(i64, Envelope)>> {
+        let sql = "SELECT n, id, name, args, '', hash FROM outbox WHERE n > ?1 ORDER BY n LIMIT ?2";
+        let mut statement = self.conn.prepare_cached(sql)?;
+        let most = i64::try_from(size.events).unwrap_or(i64::MAX);
+        let rows = statement.query_and_then(params![after, most], |row| self.pending_row(row))?;
+        size.fill(rows, |(_, event)| event)
+    }
+
+    /// The events that were set aside first, as many as fit into `size`.
+    pub(crate) fn set_aside_first(&self, size: PageSize) -> Result<Vec<Envelope>> {
+        let sql = "SELECT n, id, name, args, why, hash FROM set_aside ORDER BY n LIMIT ?1";
+        let mut statement = self.conn.prepare_cached(sql)?;
+        let rows = statement.query_and_then([size.events], |row| self.pending_row(row).map(|(_, event)| event))?;
+        size.fill(rows, |event| event)
+    }
+
+    /// The events set aside, each with the reason, oldest first.
+    pub(crate) fn all_set_aside(&self) -> Result<Vec<(Envelope, String)>> {
+        let sql = "SELECT n, id, name, args, why, hash FROM set_aside ORDER BY n";
+        let event = |row: &Row<'_>| Ok((self.pending_row(row)?.1, row.get(4)?));
+        self.conn.prepare_cached(sql)?.query_and_then((), event)?.collect()
+    }
+
+    /// What stands in a table of events that aren't in the log, with numbers above `after`, as much as fits into `size`:
+    /// for whoever rescues what is left of it.
+    pub(crate) fn rescue(&self, which: Waiting, after: i64, size: PageSize) -> Result<Vec<Rescued>> {
+        let sql = format!("{} WHERE n > ?1 ORDER BY n LIMIT ?2", which.select());
+        let mut statement = self.conn.prepare_cached(&sql)?;
+        let mut rows = statement.query(params![after, size.events])?;
+        let (mut all, mut bytes) = (Vec::new(), 0);
+        while let Some(row) = rows.next()? {
+            let n = row.get(0)?;
+            let why = match which {
+                Waiting::Pending => None,
+                Waiting::SetAside => Some(row.get_ref(4)?.as_str().unwrap_or_default().to_owned()),
+            };
+            let (event, is_as_stored) = match self.pending_row(row) {
+                Ok((_, event)) => (Some(event), true),
+                Err(_) => (self.envelope(row, 1).ok().filter(Envelope::is_well_formed), false),
+            };
+            bytes += event.as_ref().and_then(|event| event.args.as_text()).map_or(0, str::len);
+            all.push(Rescued { n, event, why, is_as_stored });
+            if bytes > size.bytes {
+                break;
+            }
+        }
+        Ok(all)
+    }
+
+    pub(super) fn entry(&self, row: &Row<'_>) -> Result<Entry> {
+        let origin = Device::stored(Arc::clone(self.origins.text(row.get(4)?)?));
+        Ok(Entry { seq: Seq::from_sql(row.get(0)?), event: self.envelope(row, 1)?, origin })
+    }
+
+    /// A row of the log, whose columns are seq, id, name and args.
+    fn log_event<'r>(&'r self, row: &'r Row<'_>) -> Result<EventRef<'r>> {
+        Ok(EventRef { id: id(row, 1)?, name: self.names.text(row.get(2)?)?, args: row.get_ref(3)?.as_str_or_null()? })
+    }
+
+    /// A row of the outbox or of what was set aside, whose columns are n, id, name, args, why and hash. An error when it
+    /// isn't what was stored.
+    pub(super) fn waiting<'r>(&'r self, row: &'r Row<'_>) -> Result<(i64, EventRef<'r>, RowHash)> {
+        let read = || {
+            let (n, bytes) = (row.get(0)?, row.get_ref(1)?.as_blob()?);
+            let (name, args) = (self.names.text(row.get(2)?)?, row.get_ref(3)?.as_str_or_null()?);
+            let hash = RowHash::of(n, bytes, name, args, row.get_ref(4)?.as_str()?);
+            let is_stored = self.format < HASHED || row.get::<_, i64>(5)? == hash.short();
+            Ok::<_, LogFault>((n, EventRef { id: id(row, 1)?, name, args }, hash, is_stored))
+        };
+        match read() {
+            Ok((n, event, hash, true)) => Ok((n, event, hash)),
+            _ => {
+                let id = id(row, 1).map_or_else(|_| "whose id can't be read".to_owned(), |id| id.to_string());
+                Err(damaged(format!("an event that isn't in the log yet is not what was stored: {id}")))
+            }
+        }
+    }
+
+    /// As [`waiting`](Self::waiting), with the event on its own.
+    pub(super) fn pending_row(&self, row: &Row<'_>) -> Result<(i64, Envelope)> {
+        let (n, event, _) = self.waiting(row)?;
+        let name = self.names.text(row.get(2)?)?;
+        Ok((n, Envelope { id: event.id, name: EventName::stored(Arc::clone(name)), args: Args::stored(event.args) }))
+    }
+
+    pub(super) fn envelope(&self, row: &Row<'_>, at: usize) -> Result<Envelope> {
+        Ok(Envelope {
+            id: id(row, at)?,
+            name: EventName::stored(Arc::clone(self.names.text(row.get(at + 1)?)?)),
+            args: args(row, at + 2)?,
+        })
+    }
+}
+
+pub(super) fn id(row: &Row<'_>, at: usize) -> Result<EventId> {
+    EventId::from_bytes(row.get_ref(at)?.as_blob()?).map_err(|why| damaged(why.to_string()))
+}
+
+pub(super) fn args(row: &Row<'_>, at: usize) -> Result<Args> {
+    Ok(Args::stored(row.get_ref(at)?.as_str_or_null()?))
+}

@@ -1,0 +1,187 @@
+//! What changes the eventlog: events come in, get their place, go back to the outbox, or are set aside.
+
+use rusqlite::{CachedStatement, Connection, Row, params};
+
+use super::digests::CHECKPOINT_EVERY;
+use super::file::set_meta;
+use super::names::Interned;
+use super::read::{PageSize, id};
+use super::tally::RowHash;
+use super::{Eventlog, Result, Tip, damaged, first};
+use crate::engine::event::{Device, Envelope};
+use crate::engine::place::Seq;
+
+impl Eventlog {
+    /// Puts `event` at the end of the log, as `seq`. False when the log has its id already; then nothing changed.
+    pub(crate) fn append(&mut self, seq: Seq, event: &Envelope, origin: &Device) -> Result<bool> {
+        self.appender()?.append(seq, event, origin)
+    }
+
+    /// Puts `events` at the end of the log, in the next places. Gives the place of each, or `None` where the log has its
+    /// id already.
+    pub(crate) fn append_all(&mut self, events: &[(&Envelope, &Device)]) -> Result<Vec<Option<Seq>>> {
+        let mut appender = self.appender()?;
+        let append = |(event, origin): &(&Envelope, &Device)| {
+            let seq = appender.tip.head.next();
+            Ok(appender.append(seq, event, origin)?.then_some(seq))
+        };
+        events.iter().map(append).collect()
+    }
+
+    fn appender(&mut self) -> Result<Appender<'_>> {
+        let Self { conn, tip, names, origins, .. } = self;
+        let conn: &Connection = conn;
+        let sql =
+            "INSERT INTO log (seq, id, name, origin, args) VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT (id) DO NOTHING";
+        Ok(Appender { insert: conn.prepare_cached(sql)?, conn, tip, names, origins })
+    }
+
+    /// Puts `event` at the end of the outbox. False when the outbox has its id already.
+    pub(crate) fn push(&mut self, event: &Envelope) -> Result<bool> {
+        let name = self.names.intern(&self.conn, "INSERT INTO name (text) VALUES (?1)", event.name.as_str())?;
+        let (n, args) = (self.tip.n + 1, event.args.as_text());
+        let hash = RowHash::of(n, event.id.as_bytes(), event.name.as_str(), args, "");
+        let sql =
+            "INSERT INTO outbox (n, id, name, args, hash) VALUES (?1, ?2, ?3, ?4, ?5) ON CONFLICT (id) DO NOTHING";
+        let values = params![n, event.id.as_bytes(), name, args, hash.short()];
+        if self.conn.prepare_cached(sql)?.execute(values)? == 0 {
+            return Ok(false);
+        }
+        self.tip.n = n;
+        self.tip.pending += 1;
+        self.tip.outbox_tally.add(hash);
+        Ok(true)
+    }
+
+    /// Takes the event with number `n` out of the outbox.
+    pub(crate) fn remove_pending(&mut self, n: i64) -> Result<()> {
+        let sql = "DELETE FROM outbox WHERE n = ?1 RETURNING n, id, name, args, '', hash";
+        let hash = |row: &Row<'_>| self.waiting(row).map(|(_, _, hash)| hash);
+        if let Some(hash) = first(&mut *self.conn.prepare_cached(sql)?, [n], hash)? {
+            self.tip.pending -= 1;
+            self.tip.outbox_tally.take(hash);
+        }
+        Ok(())
+    }
+
+    /// Keeps `event` among those that the authority refused. One that is there already stays as it is; another that has
+    /// its id, and came off worse against a third, is kept beside it.
+    pub(crate) fn set_aside(&mut self, event: &Envelope, why: &str) -> Result<()> {
+        let name = self.names.intern(&self.conn, "INSERT INTO name (text) VALUES (?1)", event.name.as_str())?;
+        let sql = "SELECT coalesce(max(n), 0) + 1 FROM set_aside";
+        let n = self.conn.prepare_cached(sql)?.query_row((), |row| row.get(0))?;
+        let args = event.args.as_text();
+        let hash = RowHash::of(n, event.id.as_bytes(), event.name.as_str(), args, why);
+        let sql = "INSERT INTO set_aside (n, id, name, args, why, hash) VALUES (?1, ?2, ?3, ?4, ?5, ?6) ON CONFLICT DO NOTHING";
+        let values = params![n, event.id.as_bytes(), name, args, why, hash.short()];
+        if self.conn.prepare_cached(sql)?.execute(values)? > 0 {
+            self.tip.set_aside += 1;
+            self.tip.set_aside_tally.add(hash);
+        }
+        Ok(())
+    }
+
+    /// Takes `event` out of those set aside, if it is among them. Another with its id stays.
+    pub(crate) fn remove_set_aside(&mut self, event: &Envelope) -> Result<()> {
+        let Some(name) = self.names.ids.get(event.name.as_str()) else { return Ok(()) };
+        let sql = "DELETE FROM set_aside WHERE id = ?1 AND name = ?2 AND args IS ?3
+                   RETURNING n, id, name, args, why, hash";
+        let key = params![event.id.as_bytes(), name, event.args.as_text()];
+        let hash = |row: &Row<'_>| self.waiting(row).map(|(_, _, hash)| hash);
+        if let Some(hash) = first(&mut *self.conn.prepare_cached(sql)?, key, hash)? {
+            self.tip.set_aside -= 1;
+            self.tip.set_aside_tally.take(hash);
+        }
+        Ok(())
+    }
+
+    /// Takes every event of the log after `after` back to the front of the outbox, in log order, under the same ids,
+    /// and raises the generation: the state may hold what the log no longer does.
+    pub(crate) fn take_back(&mut self, after: Seq) -> Result<()> {
+        let from = self.walk(self.checkpoint_before(after)?, Some(after))?;
+        let taken = self.tip.length - from.length;
+        let first: Option<i64> = self.conn.query_row("SELECT min(n) FROM outbox", (), |row| row.get(0))?;
+        // Numbers below every one that the outbox gave or gives, so that what is newer stays behind.
+        let mut n = first.unwrap_or(1).min(1) - i64::try_from(taken).expect("BUG: a log of 2^63 events");
+        let mut point = from;
+        {
+            let mut insert =
+                self.conn.prepare_cached("INSERT INTO outbox (n, id, name, args, hash) VALUES (?1, ?2, ?3, ?4, ?5)")?;
+            let sql = "SELECT seq, id, name, args, origin FROM log WHERE seq > ?1 ORDER BY seq";
+            let mut statement = self.conn.prepare_cached(sql)?;
+            let mut rows = statement.query([after.to_sql()])?;
+            while let Some(row) = rows.next()? {
+                self.step(&mut point, row)?;
+                let (id, name, args) = (id(row, 1)?, row.get::<_, i64>(2)?, row.get_ref(3)?.as_str_or_null()?);
+                let hash = RowHash::of(n, id.as_bytes(), self.names.text(name)?, args, "");
+                insert.execute(params![n, id.as_bytes(), name, args, hash.short()])?;
+                self.tip.outbox_tally.add(hash);
+                n += 1;
+            }
+        }
+        if point.digest != self.tip.digest {
+            // What has been changed would get a hash of its own now, and nothing could tell any more.
+            return Err(damaged(format!("of the events after {after} some are not those that were stored")));
+        }
+        self.conn.execute("DELETE FROM log WHERE seq > ?1", [after.to_sql()])?;
+        self.conn.execute("DELETE FROM checkpoint WHERE seq > ?1", [after.to_sql()])?;
+        let last = self.checkpoint_before(after)?;
+        self.checked.borrow_mut().forget_after(from, last.seq);
+        self.tip.head = from.seq;
+        self.tip.digest = from.digest;
+        self.tip.length = from.length;
+        self.tip.pending += taken;
+        self.tip.generation.0 += 1;
+        set_meta(&self.conn, "generation", self.tip.generation.0)?;
+        if self.tip.pulled > after {
+            self.set_pulled(after)?;
+        }
+        Ok(())
+    }
+
+    /// Gives every event of the outbox its place at the end of the log, in order.
+    pub(crate) fn place_pending(&mut self, origin: &Device) -> Result<()> {
+        loop {
+            let page = self.pending(i64::MIN, PageSize::PORTION)?;
+            if page.is_empty() {
+                return Ok(());
+            }
+            for (n, event) in page {
+                self.remove_pending(n)?;
+                self.append(self.tip.head.next(), &event, origin)?;
+            }
+        }
+    }
+}
+
+/// The end of the log while events are added to it, with the statement at hand that adds one: to fetch it anew for each
+/// takes a tenth of the time.
+struct Appender<'a> {
+    insert: CachedStatement<'a>,
+    conn: &'a Connection,
+    tip: &'a mut Tip,
+    names: &'a mut Interned,
+    origins: &'a mut Interned,
+}
+
+impl Appender<'_> {
+    /// As [`Eventlog::append`].
+    fn append(&mut self, seq: Seq, event: &Envelope, origin: &Device) -> Result<bool> {
+        let Self { insert, conn, tip, names, origins } = self;
+        debug_assert!(seq > tip.head, "BUG: {seq} is not behind {}", tip.head);
+        let name = names.intern(conn, "INSERT INTO name (text) VALUES (?1)", event.name.as_str())?;
+        let origin_id = origins.intern(conn, "INSERT INTO origin (text) VALUES (?1)", origin.as_str())?;
+        let args = event.args.as_text();
+        if insert.execute(params![seq.to_sql(), event.id.as_bytes(), name, origin_id, args])? == 0 {
+            return Ok(false);
+        }
+        tip.head = seq;
+        tip.digest = tip.digest.extended(event.id.as_bytes(), event.name.as_str(), args, origin.as_str());
+        tip.length += 1;
+        if tip.length.is_multiple_of(CHECKPOINT_EVERY) {
+            conn.prepare_cached("INSERT INTO checkpoint (seq, digest, length) VALUES (?1, ?2, ?3)")?
+                .execute(params![seq.to_sql(), tip.digest.0, tip.length])?;
+        }
+        Ok(true)
+    }
+}

@@ -1,0 +1,186 @@
+//! An upstream's log as it comes in, and what is said of ours to an upstream or a device.
+
+use super::{Replica, View};
+use crate::engine::error::{Fault, LogFault};
+use crate::engine::eventlog::{Found, PageSize, Tip};
+use crate::engine::place::{Digest, Entry, Generation, LogId, Seq};
+
+/// The next event alone.
+const ONE: PageSize = PageSize { events: 1, bytes: 0 };
+
+/// How many confirmed events may be in the open transaction alone before they are settled: what opening again after a
+/// crash has to apply. As many as are pending, if these are more.
+pub const SETTLE_EVERY: u64 = 10_000;
+
+/// How many pending events are put back on top of others' at once, whatever it is worth: that takes a few milliseconds.
+const PUT_BACK: u64 = 1_000;
+
+/// Where a replica stands in its upstream's log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Position {
+    /// When this changes, so does everything else here.
+    pub generation: Generation,
+    /// The upstream's log, if it was met before.
+    pub log: Option<LogId>,
+    /// How far it was pulled.
+    pub after: Seq,
+    /// Of our log up to there.
+    pub digest: Digest,
+}
+
+/// A part of an upstream's log, in its order.
+#[derive(Debug, Clone)]
+pub struct Page {
+    /// The events.
+    pub entries: Vec<Entry>,
+    /// Where the next page begins.
+    pub next: Seq,
+    /// Whether the upstream has more events waiting already.
+    pub more: bool,
+}
+
+impl Replica {
+    /// Takes in a part of the upstream's log. What confirms a pending event is that it arrives here.
+    ///
+    /// The log may go [ahead](Self::is_behind) of what queries see, because to put the outbox back once a page would be
+    /// quadratic: it is put back after as many arrivals as are pending, or at once when few are and no more arrives.
+    /// Whoever has waited long enough for the next page, or stops, calls [`settle_arrivals`](Self::settle_arrivals).
+    ///
+    /// # Errors
+    ///
+    /// A fault of the machine; the page is to be pulled again.
+    pub fn arrive(&mut self, page: &Page) -> Result<(), Fault> {
+        self.unless_broken(|replica| replica.try_arrive(page))
+    }
+
+    pub(super) fn try_arrive(&mut self, page: &Page) -> Result<(), Fault> {
+        let before = *self.log.tip();
+        let mut is_ours_in_order = !self.is_behind();
+        self.log.begin()?;
+        for entry in &page.entries {
+            is_ours_in_order &= self.admit(entry)?;
+        }
+        if page.next > before.pulled {
+            self.log.set_pulled(page.next)?;
+        }
+        self.log.commit()?;
+        self.witness.write(self.log.testimony())?;
+
+        let now = *self.log.tip();
+        let added = now.length - before.length;
+        if added == 0 && now.pending == before.pending {
+            return self.settle_if_due(page.more);
+        }
+        if is_ours_in_order {
+            // The open transaction has applied just these events, in this order.
+            self.unsettled += added;
+            if now.pending == 0 {
+                return self.commit_state();
+            }
+            // Opening applies what is pending in any case, and to put that back as often as this costs as much each time:
+            // with a million pending, every 10,000 would be a hundred times.
+            let most = SETTLE_EVERY.max(now.pending);
+            return if self.unsettled >= most { self.try_settle() } else { Ok(()) };
+        }
+        let earlier = if let View::Behind { lag } = self.view { lag } else { 0 };
+        self.view = View::Behind { lag: earlier + added };
+        self.settle_if_due(page.more)
+    }
+
+    /// Shows queries what has arrived, if that is worth it: all that is pending is applied again for it.
+    pub(super) fn settle_if_due(&mut self, more: bool) -> Result<(), Fault> {
+        let View::Behind { lag } = self.view else { return Ok(()) };
+        let pending = self.log.tip().pending;
+        let is_due = if more { lag >= SETTLE_EVERY.max(pending) } else { lag >= pending };
+        if is_due || pending == 0 || !more && pending <= PUT_BACK { self.try_settle() } else { Ok(()) }
+    }
+
+    /// Whether events have arrived that queries don't see yet.
+    pub fn is_behind(&self) -> bool {
+        matches!(self.view, View::Behind { .. })
+    }
+
+    /// Puts one event of the upstream's log into ours. True when it was the next of our own pending ones, so that the
+    /// open transaction has it already.
+    pub(super) fn admit(&mut self, entry: &Entry) -> Result<bool, LogFault> {
+        let tip = *self.log.tip();
+        let event = &entry.event;
+        if entry.seq <= tip.head {
+            // It came before.
+            return Ok(true);
+        }
+        let found = if tip.pending > 0 || tip.set_aside > 0 { self.log.find(event.id)? } else { None };
+        let is_same = found.as_ref().is_some_and(|found| found.is(event));
+        let mut is_next = false;
+        match found {
+            Some(Found::Log(..)) => return Ok(true),
+            Some(Found::Outbox(n, _)) => {
+                let first = self.log.pending(i64::MIN, ONE)?;
+                is_next = is_same && first.first().is_some_and(|(first, _)| *first == n);
+                if !is_same && let Some((_, ours)) = self.log.pending(n - 1, ONE)?.first() {
+                    self.log.set_aside(ours, "its id belongs to another event in the upstream's log")?;
+                }
+                self.log.remove_pending(n)?;
+            }
+            Some(Found::SetAside(_)) | None => {}
+        }
+        if tip.set_aside > 0 {
+            self.log.remove_set_aside(event)?;
+        }
+        let added = self.log.append(entry.seq, event, &entry.origin)?;
+        Ok(is_next || !added)
+    }
+
+    /// Shows queries what [`arrive`](Self::arrive) left for later.
+    ///
+    /// # Errors
+    ///
+    /// A fault of the machine.
+    pub fn settle_arrivals(&mut self) -> Result<(), Fault> {
+        if self.is_behind() { self.settle() } else { Ok(()) }
+    }
+
+    /// How far the upstream's log was pulled, and the digest of our log up to there.
+    ///
+    /// # Errors
+    ///
+    /// A fault of the machine.
+    pub fn position(&self) -> Result<Position, Fault> {
+        let Tip { generation, whose, pulled, .. } = *self.log.tip();
+        Ok(Position { generation, log: whose.log_id(), after: pulled, digest: self.digest_at(pulled)? })
+    }
+
+    /// Whether the log up to `after` is the one that has this digest.
+    ///
+    /// # Errors
+    ///
+    /// A fault of the machine.
+    pub fn vouches_for(&self, after: Seq, digest: Digest) -> Result<bool, Fault> {
+        Ok(after <= self.log.tip().head && self.digest_at(after)? == digest)
+    }
+
+    /// Points of the log with their digests, from its end to its beginning: close together at first, then ever sparser,
+    /// so that another replica finds one that both share not much before the place where they part.
+    ///
+    /// # Errors
+    ///
+    /// A fault of the machine.
+    pub fn points(&self) -> Result<Vec<(Seq, Digest)>, Fault> {
+        Ok(self.log.points()?)
+    }
+
+    /// The last of `points` that this log shares; its beginning, if no other.
+    ///
+    /// # Errors
+    ///
+    /// A fault of the machine.
+    pub fn last_shared(&self, points: &[(Seq, Digest)]) -> Result<Seq, Fault> {
+        let mut shared = Seq::START;
+        for (seq, digest) in points {
+            if *seq > shared && self.vouches_for(*seq, *digest)? {
+                shared = *seq;
+            }
+        }
+        Ok(shared)
+    }
+}

@@ -1,0 +1,197 @@
+//! Events that come in here, from a person or a device: stored and applied in one go, each with an answer of its own.
+
+use super::Replica;
+use crate::engine::error::Fault;
+use crate::engine::event::{Device, Envelope, EventId};
+use crate::engine::eventlog::{Found, Tip, Whose};
+use crate::engine::materialize::{Effect, Enders, Halt, OnFault, Stop};
+use crate::engine::place::Seq;
+
+/// What became of an event that was to be stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is stored now; with its seq, unless an upstream has yet to give it one.
+    Stored(Option<Seq>),
+    /// It was stored before.
+    Known(Option<Seq>),
+    /// Its id is taken by an event with another name or payload, which stays.
+    Conflict,
+    /// It can't be applied, and was not stored: the reason.
+    Refused(String),
+}
+
+impl Replica {
+    /// Commits events that happened here: durable and applied when this returns, except for those it refuses.
+    ///
+    /// Each event is judged on its own; together they cost one fsync.
+    ///
+    /// # Errors
+    ///
+    /// A fault of the machine, after which nothing is known about any of `events`: they may be stored or not, and are
+    /// to be committed again under the same ids.
+    pub fn commit(&mut self, events: &[Envelope]) -> Result<Vec<Outcome>, Fault> {
+        let device = self.setup.device.clone();
+        let batch: Vec<_> = events.iter().map(|event| (event, &device)).collect();
+        self.write(&batch, OnFault::Refuse)
+    }
+
+    /// Adds events that happened elsewhere, in this order, each with the device it comes from. They are not judged: one
+    /// that can't be applied is stored and skipped, as it is on every other replica.
+    ///
+    /// # Errors
+    ///
+    /// As [`commit`](Self::commit).
+    pub fn add(&mut self, events: &[(Envelope, Device)]) -> Result<Vec<Outcome>, Fault> {
+        let batch: Vec<_> = events.iter().map(|(event, origin)| (event, origin)).collect();
+        self.write(&batch, OnFault::Skip)
+    }
+
+    pub(super) fn write(&mut self, batch: &[(&Envelope, &Device)], on_fault: OnFault) -> Result<Vec<Outcome>, Fault> {
+        self.unless_broken(|replica| replica.try_write(batch, on_fault))
+    }
+
+    pub(super) fn try_write(
+        &mut self,
+        batch: &[(&Envelope, &Device)],
+        on_fault: OnFault,
+    ) -> Result<Vec<Outcome>, Fault> {
+        self.log.begin()?;
+        if !self.state.is_open() {
+            self.state.begin()?;
+        }
+        let outcomes = match self.write_together(batch, on_fault)? {
+            Some(outcomes) => outcomes,
+            None => {
+                let mut enders = Enders::new();
+                let each = batch.iter().map(|(event, origin)| self.write_alone(event, origin, on_fault, &mut enders));
+                each.collect::<Result<_, _>>()?
+            }
+        };
+        self.log.commit()?;
+        if matches!(self.log.tip().whose, Whose::Own(_)) || self.log.tip().pending == 0 && self.unsettled == 0 {
+            self.commit_state()?;
+        }
+        self.witness.write(self.log.testimony())?;
+        Ok(outcomes)
+    }
+
+    /// Stores and applies the whole batch; nothing of it, and `None`, when an event in it needs a closer look.
+    pub(super) fn write_together(
+        &mut self,
+        batch: &[(&Envelope, &Device)],
+        on_fault: OnFault,
+    ) -> Result<Option<Vec<Outcome>>, Fault> {
+        let mark = self.log.mark()?;
+        self.state.mark()?;
+        let outcomes = self.store(batch)?;
+        let stored = outcomes.iter().zip(batch).filter(|(outcome, _)| matches!(outcome, Outcome::Stored(_)));
+        let fresh: Vec<_> = stored.map(|(_, (event, _))| *event).collect();
+        match self.state.apply_together(&fresh, on_fault) {
+            Ok(effects) if on_fault == OnFault::Skip || effects.iter().all(|effect| *effect == Effect::Applied) => {
+                self.log.keep()?;
+                self.state.keep()?;
+                Ok(Some(outcomes))
+            }
+            Ok(_) | Err(Halt::Undo) => {
+                self.log.undo(mark)?;
+                self.state.undo()?;
+                Ok(None)
+            }
+            Err(Halt::Stop(Stop::Ended(..))) => {
+                self.log.undo(mark)?;
+                self.restore(&mut Enders::new())?;
+                Ok(None)
+            }
+            Err(Halt::Stop(Stop::Fault(fault))) => Err(fault),
+        }
+    }
+
+    /// Stores and applies one event of a batch in which something is wrong. Those before it that end the transaction
+    /// are in `enders`, so that each makes the others be applied again once, and not once more for each that follows.
+    pub(super) fn write_alone(
+        &mut self,
+        event: &Envelope,
+        origin: &Device,
+        on_fault: OnFault,
+        enders: &mut Enders,
+    ) -> Result<Outcome, Fault> {
+        let mark = self.log.mark()?;
+        let outcome = self.store(&[(event, origin)])?.remove(0);
+        let refused = match outcome {
+            Outcome::Stored(_) => match self.state.apply_alone(event, on_fault) {
+                Ok(Effect::Skipped(why)) if on_fault == OnFault::Refuse => Some(why),
+                Ok(Effect::Unknown) if on_fault == OnFault::Refuse => {
+                    Some(format!("nothing here knows events named {}", event.name.as_str()))
+                }
+                Ok(_) => None,
+                Err(Stop::Ended(_, why)) if on_fault == OnFault::Refuse => {
+                    self.log.undo(mark)?;
+                    self.restore(enders)?;
+                    return Ok(Outcome::Refused(why));
+                }
+                Err(Stop::Ended(id, why)) => {
+                    self.log.keep()?;
+                    enders.insert(id, why);
+                    self.restore(enders)?;
+                    return Ok(outcome);
+                }
+                Err(Stop::Fault(fault)) => return Err(fault),
+            },
+            _ => None,
+        };
+        match refused {
+            Some(why) => {
+                self.log.undo(mark)?;
+                Ok(Outcome::Refused(why))
+            }
+            None => {
+                self.log.keep()?;
+                Ok(outcome)
+            }
+        }
+    }
+
+    /// Puts each event where it belongs in the eventlog, unless its id is there.
+    pub(super) fn store(&mut self, batch: &[(&Envelope, &Device)]) -> Result<Vec<Outcome>, Fault> {
+        let Tip { whose, set_aside, .. } = *self.log.tip();
+        let places = match whose {
+            Whose::Own(_) => self.log.append_all(batch)?,
+            Whose::Upstream(_) => vec![None; batch.len()],
+        };
+        let outcome = |((event, _), place): (&(&Envelope, _), _)| match place {
+            Some(seq) => {
+                if set_aside > 0 {
+                    self.log.remove_set_aside(event)?;
+                }
+                Ok(Outcome::Stored(Some(seq)))
+            }
+            None => self.store_pending(event),
+        };
+        batch.iter().zip(places).map(outcome).collect()
+    }
+
+    /// Puts `event` into the outbox, unless its id is anywhere in the eventlog.
+    pub(super) fn store_pending(&mut self, event: &Envelope) -> Result<Outcome, Fault> {
+        match self.find(event.id)? {
+            Some(found) if !found.is(event) => self.conflict(&found),
+            Some(Found::Log(seq, _)) => Ok(Outcome::Known(Some(seq))),
+            Some(_) => Ok(Outcome::Known(None)),
+            None => {
+                self.log.push(event)?;
+                Ok(Outcome::Stored(None))
+            }
+        }
+    }
+
+    /// What is said of an event whose id belongs to another, unless it was the disk that made another of it.
+    pub(super) fn conflict(&self, found: &Found) -> Result<Outcome, Fault> {
+        if let Found::Log(seq, _) = found {
+            self.log.ensure(Seq(seq.0 - 1), *seq)?;
+        }
+        Ok(Outcome::Conflict)
+    }
+
+    pub(super) fn find(&self, id: EventId) -> Result<Option<Found>, Fault> {
+        Ok(self.log.find(id)?)
+    }
+}

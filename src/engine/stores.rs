@@ -1,0 +1,419 @@
+//! The stores of one directory: opened at first use, closed when idle, bounded in number.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{mpsc, watch};
+
+use super::authorizer::Tables;
+use super::error::{Error, Fault, IoContext};
+use super::live::Live;
+use super::schema::Schema;
+use super::setup::{Files, Setup};
+use super::state::State;
+use super::store::{Inner, Store, StoreId, Unopened};
+use super::writer::{Common, Health, Work, Writer, start_checkpoints};
+
+/// How often idle stores are looked for. Often enough that what many looks opened is closed soon after its time is over.
+pub(crate) const SWEEP_EVERY: Duration = Duration::from_secs(5);
+
+/// So many handles of stores without events are known before the first look for those that are gone.
+const ABSENT: usize = 64;
+
+/// The bounds of what stores may use. The program's own are in `cli.rs`.
+#[derive(Debug, Clone, Copy)]
+pub struct StoreLimits {
+    /// How many events may wait to be stored, a store.
+    pub queue: usize,
+    /// How many stores there may be.
+    pub stores: u64,
+    /// How many of them may be in use at the same time; each has a thread.
+    pub open: usize,
+    /// How long a store stays open without anybody using it.
+    pub idle: Duration,
+}
+
+impl Default for StoreLimits {
+    fn default() -> Self {
+        Self { queue: 8_192, stores: 10_000, open: 512, idle: Duration::from_secs(60) }
+    }
+}
+
+/// What whoever asks has to leave to others of the room for stores.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Spare {
+    /// Of the stores that there may be.
+    pub(crate) stores: u64,
+    /// Of those that may be in use at the same time.
+    pub(crate) open: usize,
+}
+
+/// The stores of one data directory: opened at first use, closed when idle.
+#[derive(Clone)]
+pub struct Stores {
+    shared: Arc<Shared>,
+}
+
+pub(super) struct Shared {
+    dir: PathBuf,
+    limits: StoreLimits,
+    common: Arc<Common>,
+    /// The state that all stores without events share, once somebody looked at one.
+    empty: Mutex<Option<State>>,
+    open: Mutex<OpenStores>,
+}
+
+#[derive(Default)]
+pub(super) struct OpenStores {
+    stores: HashMap<StoreId, OpenStore>,
+    /// The stores without events that somebody looks at, so that all who look have the same one, and are told when it gets
+    /// its first event.
+    absent: HashMap<StoreId, Weak<Inner>>,
+    /// How many of those there were after the last look for such as nobody has any more.
+    absent_after_sweep: usize,
+    /// Tells that something about a store is new; kept while somebody listens, also when the store is closed.
+    news: HashMap<StoreId, watch::Sender<u64>>,
+    /// Threads that are closing their store; whoever opens it again has to wait for them.
+    closing: HashMap<StoreId, JoinHandle<()>>,
+    swept: Option<Instant>,
+    is_closed: bool,
+}
+
+struct OpenStore {
+    store: Store,
+    thread: JoinHandle<()>,
+    used: Instant,
+}
+
+impl Stores {
+    /// The stores under `dir`, each in a directory of its name. Nothing is made before a store has its first event.
+    ///
+    /// The caller sees to it that no other process has them open.
+    ///
+    /// # Errors
+    ///
+    /// When the schema breaks a rule, or `dir` can't be read.
+    pub fn open(dir: &Path, setup: Setup, limits: StoreLimits) -> Result<Self, Fault> {
+        Self::new(dir, setup, limits, false)
+    }
+
+    /// As [`open`](Self::open), for stores whose authority is an upstream. One whose log is its own is taken back to its
+    /// outbox, to be pushed.
+    ///
+    /// # Errors
+    ///
+    /// As [`open`](Self::open).
+    pub fn following(dir: &Path, setup: Setup, limits: StoreLimits) -> Result<Self, Fault> {
+        Self::new(dir, setup, limits, true)
+    }
+
+    fn new(dir: &Path, setup: Setup, limits: StoreLimits, follows: bool) -> Result<Self, Fault> {
+        setup.schema.check()?;
+        let count = stores_in(dir)?.len() as u64;
+        let checkpoints = start_checkpoints().doing("start a thread for", dir)?;
+        let common = Arc::new(Common {
+            setup,
+            follows,
+            count: AtomicU64::new(count),
+            max: limits.stores,
+            checked: Mutex::default(),
+            checkpoints,
+        });
+        let (empty, open) = (Mutex::default(), Mutex::default());
+        Ok(Self { shared: Arc::new(Shared { dir: dir.to_owned(), limits, common, empty, open }) })
+    }
+
+    /// The store `id`, opened if it has events. One that has none is just as good: it shows an empty state, and costs
+    /// nothing until it gets its first event.
+    ///
+    /// # Errors
+    ///
+    /// When too many stores are in use, or all are being closed.
+    pub fn get(&self, id: &StoreId) -> Result<Store, Error> {
+        self.get_leaving(id, Spare::default())
+    }
+
+    /// As [`get`](Self::get), for somebody who has to leave `spare` to others.
+    ///
+    /// # Errors
+    ///
+    /// As [`get`](Self::get).
+    pub(crate) fn get_leaving(&self, id: &StoreId, spare: Spare) -> Result<Store, Error> {
+        let mut open = self.shared.lock();
+        if open.is_closed {
+            return Err(Error::Closed);
+        }
+        let now = Instant::now();
+        if open.swept.is_none_or(|swept| now.duration_since(swept) >= SWEEP_EVERY) {
+            open.sweep(now, self.shared.limits.idle);
+        }
+        if let Some(known) = open.stores.get_mut(id) {
+            known.used = now;
+            return Ok(known.store.clone());
+        }
+        if let Some(inner) = open.absent.get(id).and_then(Weak::upgrade) {
+            return Ok(Store { inner });
+        }
+        let files = self.files(id);
+        // One that is just being closed may be about to get its files.
+        let exists = open.closing.contains_key(id) || files.exist();
+        let (tell_health, health) = watch::channel(if exists { Health::Opening } else { Health::Absent });
+        let inner = Arc::new(Inner {
+            id: id.clone(),
+            files,
+            schema: Arc::clone(&self.shared.common.setup.schema),
+            live: Arc::default(),
+            health,
+            queue: OnceLock::new(),
+            unopened: Mutex::new(Some(Unopened { tell_health })),
+            stores: Arc::downgrade(&self.shared),
+        });
+        if exists {
+            self.shared.start(&mut open, &inner, spare)?;
+        } else {
+            if open.absent.len() >= ABSENT.max(2 * open.absent_after_sweep) {
+                open.sweep_absent();
+            }
+            open.absent.insert(id.clone(), Arc::downgrade(&inner));
+        }
+        Ok(Store { inner })
+    }
+
+    /// The store `id` if it is open already. This is no use of it.
+    pub(crate) fn opened(&self, id: &StoreId) -> Option<Store> {
+        self.shared.lock().stores.get(id).map(|known| known.store.clone())
+    }
+
+    /// Whether so many stores are open that those which nobody needs had better be closed.
+    pub(crate) fn are_crowded(&self) -> bool {
+        self.shared.lock().stores.len() >= self.shared.limits.open.div_ceil(2)
+    }
+
+    /// Changes whenever something about the store is new. Unlike a handle, it doesn't keep the store open.
+    pub(crate) fn news(&self, id: &StoreId) -> watch::Receiver<u64> {
+        self.shared.lock().news(id).subscribe()
+    }
+
+    /// The schema of all of them.
+    pub(crate) fn schema(&self) -> Arc<Schema> {
+        Arc::clone(&self.shared.common.setup.schema)
+    }
+
+    /// The bounds of what the stores may use.
+    pub(crate) fn limits(&self) -> StoreLimits {
+        self.shared.limits
+    }
+
+    /// Lets go of the stores that nobody has used for a while. To be called every [`SWEEP_EVERY`]: a store that was opened
+    /// by a look would otherwise stay until the next.
+    pub(crate) fn close_idle(&self) {
+        self.shared.lock().sweep(Instant::now(), self.shared.limits.idle);
+    }
+
+    /// The files of the store `id`, which need not exist.
+    pub fn files(&self, id: &StoreId) -> Files {
+        Files::in_dir(self.shared.dir.join(id.as_str()))
+    }
+
+    /// The names of the stores on disk, in order.
+    ///
+    /// # Errors
+    ///
+    /// When the directory can't be read.
+    pub fn list(&self) -> Result<Vec<StoreId>, Fault> {
+        stores_in(&self.shared.dir)
+    }
+
+    /// Lets every store finish what it has been given, and closes it. Blocks until that is done, so async code leaves it
+    /// to a thread that may wait (`spawn_blocking`).
+    pub fn close(&self) {
+        let (stores, absent, closing) = {
+            let mut open = self.shared.lock();
+            open.is_closed = true;
+            let OpenStores { stores, absent, closing, .. } = &mut *open;
+            (std::mem::take(stores), std::mem::take(absent), std::mem::take(closing))
+        };
+        for inner in absent.into_values().filter_map(|inner| inner.upgrade()) {
+            drop(inner.unopened().take());
+            inner.live.close();
+        }
+        let mut threads: Vec<_> = closing.into_values().collect();
+        for OpenStore { store, thread, .. } in stores.into_values() {
+            drop(store.inner.queue.get().map(|queue| queue.blocking_send(Work::Close)));
+            threads.push(thread);
+        }
+        threads.into_iter().for_each(|thread| drop(thread.join()));
+    }
+}
+
+impl Shared {
+    pub(super) fn lock(&self) -> MutexGuard<'_, OpenStores> {
+        self.open.lock().expect("BUG: opening a store panicked")
+    }
+
+    /// Starts the thread of a store, unless it has one, and leaves `spare`. True when the store has no events yet.
+    pub(super) fn start(&self, open: &mut OpenStores, inner: &Arc<Inner>, spare: Spare) -> Result<bool, Error> {
+        let mut unopened = inner.unopened();
+        if inner.queue.get().is_some() {
+            return Ok(false);
+        }
+        if open.is_closed || unopened.is_none() {
+            return Err(Error::Closed);
+        }
+        let now = Instant::now();
+        let most = self.limits.open.saturating_sub(spare.open);
+        if open.stores.len() >= most {
+            open.sweep(now, Duration::ZERO);
+        }
+        if open.stores.len() >= most {
+            return Err(Error::TooManyOpen);
+        }
+        let is_absent = matches!(*inner.health.borrow(), Health::Absent);
+        // The thread counts when it makes the files; here a store that can't be made is spared the thread.
+        let most = self.limits.stores.saturating_sub(spare.stores);
+        if is_absent && self.common.count.load(Ordering::Relaxed) >= most {
+            return Err(Error::TooManyStores(most));
+        }
+        let (queue, work) = mpsc::channel(self.limits.queue);
+        let Some(Unopened { tell_health }) = unopened.take() else { return Err(Error::Closed) };
+        let (files, live, news) = (inner.files.clone(), Arc::clone(&inner.live), open.news(&inner.id).clone());
+        let writer = Writer::new(files, Arc::clone(&self.common), work, live, tell_health, news);
+        let predecessor = open.closing.remove(&inner.id);
+        let run = move || {
+            if let Some(predecessor) = predecessor {
+                drop(predecessor.join());
+            }
+            writer.run();
+        };
+        let thread = std::thread::Builder::new().name(format!("store {}", inner.id)).spawn(run);
+        let thread = match thread {
+            Ok(thread) => thread,
+            Err(why) => {
+                // The next who asks gets another handle.
+                open.absent.remove(&inner.id);
+                return Err(Error::Unavailable(format!("cannot start a thread: {why}").into()));
+            }
+        };
+        drop(inner.queue.set(queue));
+        open.absent.remove(&inner.id);
+        let store = Store { inner: Arc::clone(inner) };
+        open.stores.insert(inner.id.clone(), OpenStore { store, thread, used: now });
+        Ok(is_absent)
+    }
+
+    /// Answers queries of a store without events.
+    pub(super) fn answer_empty(&self, live: &Live) {
+        let mut empty = self.empty.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = match empty.take().map_or_else(|| State::in_memory(&self.common.setup.schema), Ok) {
+            Ok(state) => empty.insert(state),
+            Err(fault) => return live.fail(&Error::from(&fault)),
+        };
+        live.tell(live.refresh(state, Tables::default()), || false);
+    }
+}
+
+impl OpenStores {
+    fn news(&mut self, id: &StoreId) -> &watch::Sender<u64> {
+        self.news.entry(id.clone()).or_insert_with(|| watch::channel(0).0)
+    }
+
+    /// Lets go of the stores that nobody has used for `idle`.
+    fn sweep(&mut self, now: Instant, idle: Duration) {
+        self.swept = Some(now);
+        self.closing.retain(|_, thread| !thread.is_finished());
+        let is_idle =
+            |open: &OpenStore| Arc::strong_count(&open.store.inner) == 1 && now.duration_since(open.used) >= idle;
+        for (id, OpenStore { store, thread, .. }) in self.stores.extract_if(|_, open| is_idle(open)) {
+            // With its last handle goes its queue, and the thread ends.
+            drop(store);
+            self.closing.insert(id, thread);
+        }
+        let Self { stores, news, .. } = self;
+        news.retain(|id, news| news.receiver_count() > 0 || stores.contains_key(id));
+        self.sweep_absent();
+    }
+
+    /// Forgets the stores without events that nobody looks at any more.
+    fn sweep_absent(&mut self) {
+        self.absent.retain(|_, inner| inner.strong_count() > 0);
+        self.absent_after_sweep = self.absent.len();
+    }
+}
+
+/// The names of the stores under `dir`, in order, whoever has them open.
+///
+/// # Errors
+///
+/// When the directory can't be read.
+pub fn stores_in(dir: &Path) -> Result<Vec<StoreId>, Fault> {
+    let entries = match fs::read_dir(dir) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        other => other.doing("read", dir)?,
+    };
+    let mut stores = Vec::new();
+    for entry in entries {
+        let entry = entry.doing("read", dir)?;
+        if let Some(id) = entry.file_name().to_str().and_then(|name| name.parse().ok())
+            && Files::in_dir(entry.path()).exist()
+        {
+            stores.push(id);
+        }
+    }
+    stores.sort();
+    Ok(stores)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::likes::{self, LikeAdded};
+
+    fn stores_of_likes(dir: &Path) -> Stores {
+        let setup = Setup {
+            schema: Arc::new(likes::schema()),
+            device: "test".parse().expect("a name"),
+            executable: "test".to_owned(),
+            progress: |_, _| {},
+        };
+        Stores::open(dir, setup, StoreLimits::default()).expect("stores")
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn whoever_has_a_receipt_sees_the_event() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let stores = stores_of_likes(dir.path());
+        let store = stores.get(&"likes".parse().expect("a name")).expect("a store");
+        let _watched = store.watch(likes::count());
+        for expected in 1..=500 {
+            let receipt = store.commit(LikeAdded {}).await.expect("a receipt");
+            assert_eq!(store.read(likes::count()).await, Ok(expected));
+            let Health::Open(standing) = store.healthy().await else { panic!("the store is not open") };
+            assert_eq!(Some(standing.head), receipt.seq);
+        }
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn trust_62_a_panic_of_our_own_costs_what_was_being_done_and_nothing_else() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let stores = stores_of_likes(dir.path());
+        let store = stores.get(&"likes".parse().expect("a name")).expect("a store");
+        store.commit(LikeAdded {}).await.expect("a receipt");
+        let mut watched = store.watch(likes::count());
+        assert_eq!(watched.next().await, Ok(1));
+        let failed = store.with(|_| -> Result<(), Fault> { panic!("a defect") }).await;
+        assert!(matches!(&failed, Err(Error::Unavailable(why)) if why.contains("Try again")), "{failed:?}");
+        let mut health = store.health();
+        health.wait_for(|health| health.trouble().is_some_and(|why| why.contains("a defect"))).await.expect("a health");
+        assert_eq!(store.read(likes::count()).await, Ok(1), "what is known stays");
+        while store.commit(LikeAdded {}).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert_eq!(watched.next().await, Ok(2));
+        assert!(matches!(store.healthy().await, Health::Open(_)));
+    }
+}

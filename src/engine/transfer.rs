@@ -1,0 +1,320 @@
+//! Export and import: a store's events as lines of JSON, written beside the thread that writes, and read in again.
+
+use std::collections::HashSet;
+use std::io::{self, Write};
+use std::path::Path;
+
+use futures_util::{Stream, StreamExt};
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use tokio::io::AsyncRead;
+use tokio_util::codec::{FramedRead, LinesCodec, LinesCodecError};
+
+use super::error::{Error, Fault, IoContext, LogFault, Malformed};
+use super::event::{Args, Device, Envelope, EventId, EventName, MAX_ARGS};
+use super::eventlog::{CHECKPOINT_EVERY, Eventlog, PageSize, Rescued, Waiting};
+use super::place::Seq;
+use super::replica::Outcome;
+use super::setup::Files;
+use super::store::Store;
+use super::writer::{BATCH, Health};
+
+/// What is read at a time. Between two looks nothing is held open: whoever is given the events may be slow, and a snapshot
+/// that stays open keeps the WAL from beginning again.
+const PORTION: PageSize = PageSize { events: 8_192, bytes: 4 << 20 };
+
+/// One line of an export: an event, and where it stands.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Line {
+    /// Its place in the log; null while it waits for one.
+    #[serde(default)]
+    pub seq: Option<Seq>,
+    /// Its id.
+    pub id: EventId,
+    /// Its name.
+    pub name: String,
+    /// The bytes of its payload as a JSON string; null when it is empty.
+    #[serde(default)]
+    pub args: Option<Box<RawValue>>,
+    /// The device that brought it to the log; null while it waits.
+    #[serde(default)]
+    pub origin: Option<Device>,
+    /// Why the authority refused it, if it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub set_aside: Option<String>,
+}
+
+impl Line {
+    fn new(seq: Option<Seq>, event: &Envelope, origin: Option<Device>, set_aside: Option<String>) -> Self {
+        let quote = |text: &str| serde_json::to_string(text).and_then(RawValue::from_string);
+        let args = event.args.as_text().map(|text| quote(text).expect("BUG: a string is JSON"));
+        Self { seq, id: event.id, name: event.name.as_str().to_owned(), args, origin, set_aside }
+    }
+
+    /// The event on this line.
+    ///
+    /// # Errors
+    ///
+    /// When its name or payload is not one that an event may have.
+    pub fn event(&self) -> Result<Envelope, Malformed> {
+        let name: EventName = self.name.parse()?;
+        // A payload stands here as a string that holds its bytes; one that was written by hand may stand as it is.
+        let args: Args = match self.args.as_ref().map(|raw| raw.get()) {
+            None => Args::EMPTY,
+            Some(raw) if raw.starts_with('"') => {
+                let text: String = serde_json::from_str(raw).map_err(|why| Malformed::Args(why.to_string()))?;
+                text.parse()?
+            }
+            Some(raw) => raw.parse()?,
+        };
+        Ok(Envelope { id: self.id, name, args })
+    }
+}
+
+/// Writes every event of the store to `out`, one a line: the log in its order, then what is pending, then what was set
+/// aside. Gives how many there were. Each event that was there at the beginning is there, also while others come in and
+/// pending ones get their place in the log.
+///
+/// # Errors
+///
+/// When the store can't be read, or `out` can't be written.
+pub fn export(files: &Files, out: &mut dyn Write) -> Result<u64, Fault> {
+    let mut count = 0;
+    let mut put = |line: Line| {
+        count += 1;
+        put(out, &line)
+    };
+    let (mut after, mut after_pending) = (Seq::START, i64::MIN);
+    let mut pending = HashSet::new();
+    let mut damaged = 0;
+    loop {
+        // A pending event may be on its way into the log, so each look at the outbox is one at the log's end, too.
+        let log = Eventlog::snapshot(&files.eventlog())?;
+        let begin = after;
+        let mut lines = Vec::new();
+        while lines.len() < PORTION.events {
+            // An interval between two checkpoints, as a rule: what is altered in one makes the others no suspects.
+            let last = log.entries_end(after, CHECKPOINT_EVERY)?;
+            let Some(last) = last else { break };
+            let is_sound = log.is_sound(after, last)?;
+            log.each_entry(after, CHECKPOINT_EVERY as usize, &mut |entry| {
+                damaged += u64::from(!is_sound);
+                let why = (!is_sound).then(|| ALTERED.to_owned());
+                let entry = entry.filter(|entry| !pending.contains(&entry.event.id));
+                lines.extend(entry.map(|entry| Line::new(Some(entry.seq), &entry.event, Some(entry.origin), why)));
+                Ok::<_, LogFault>(())
+            })?;
+            after = last;
+        }
+        if after == begin {
+            let waiting = log.rescue(Waiting::Pending, after_pending, PORTION)?;
+            let Some(last) = waiting.last() else { break };
+            after_pending = last.n;
+            pending.extend(waiting.iter().filter_map(|rescued| rescued.event.as_ref()).map(|event| event.id));
+            lines.extend(waiting.into_iter().filter_map(|rescued| rescued.line(&mut damaged)));
+        }
+        drop(log);
+        lines.into_iter().try_for_each(&mut put)?;
+    }
+    let mut after = i64::MIN;
+    loop {
+        let log = Eventlog::snapshot(&files.eventlog())?;
+        let waiting = log.rescue(Waiting::SetAside, after, PORTION)?;
+        drop(log);
+        let Some(last) = waiting.last() else { break };
+        after = last.n;
+        waiting.into_iter().filter_map(|rescued| rescued.line(&mut damaged)).try_for_each(&mut put)?;
+    }
+    out.flush().doing("write", Path::new("the export"))?;
+    if damaged > 0 {
+        return Err(Fault::Damaged(format!(
+            "among {damaged} events are some that are not what was stored. The others were written out, and of these what \
+             can still be read, as events to be set aside"
+        )));
+    }
+    Ok(count)
+}
+
+impl Rescued {
+    /// What is written out of an event that isn't in the log, if there is anything left. Counts what was not stored so.
+    fn line(self, damaged: &mut u64) -> Option<Line> {
+        *damaged += u64::from(!self.is_as_stored);
+        let why = if self.is_as_stored { self.why } else { Some(ALTERED.to_owned()) };
+        Some(Line::new(None, &self.event?, None, why))
+    }
+}
+
+/// Why an event that the disk may have changed is set aside when it is imported elsewhere: nobody is to take it for what was
+/// said.
+const ALTERED: &str = "the disk changed it, or one of its neighbours: it may not be what was stored";
+
+/// Writes the events that the authority refused to `out`, as [`export`] does.
+///
+/// # Errors
+///
+/// As [`export`].
+pub fn export_set_aside(files: &Files, out: &mut dyn Write) -> Result<(), Fault> {
+    for (event, why) in set_aside(files)? {
+        put(out, &Line::new(None, &event, None, Some(why)))?;
+    }
+    out.flush().doing("write", Path::new("the export"))
+}
+
+/// The events that the authority refused, each with the reason, oldest first.
+///
+/// # Errors
+///
+/// When the store can't be read.
+pub fn set_aside(files: &Files) -> Result<Vec<(Envelope, String)>, Fault> {
+    Ok(Eventlog::snapshot(&files.eventlog())?.all_set_aside()?)
+}
+
+fn put(out: &mut dyn Write, line: &Line) -> Result<(), Fault> {
+    let written = serde_json::to_writer(&mut *out, line).map_err(io::Error::from).and_then(|()| out.write_all(b"\n"));
+    written.doing("write", Path::new("the export"))
+}
+
+/// The longest line of an import: a payload of which every byte is escaped, and the rest of the line.
+const MAX_LINE: usize = 6 * MAX_ARGS + 1_024;
+
+/// What an import did.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Imported {
+    /// Events that are stored now.
+    pub(crate) added: u64,
+    /// Events that were stored before.
+    pub(crate) known: u64,
+}
+
+/// Why an import stopped. What came before that line is stored; importing again adds nothing twice.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ImportError {
+    #[error("line {0}: {1}")]
+    Line(u64, String),
+    #[error("after line {0}: {1}")]
+    Store(u64, Error),
+    /// There was nothing to store, and the store can't be used.
+    #[error("{0}")]
+    Unusable(String),
+}
+
+/// Adds the events of an export, as [`Line`]s, to `store`.
+pub(crate) async fn import(
+    store: &Store,
+    device: &Device,
+    input: impl AsyncRead + Unpin,
+) -> Result<Imported, ImportError> {
+    let lines = FramedRead::new(input, LinesCodec::new_with_max_length(MAX_LINE));
+    add_all(store, device, lines).await
+}
+
+async fn add_all(
+    store: &Store,
+    device: &Device,
+    mut lines: impl Stream<Item = Result<String, LinesCodecError>> + Unpin,
+) -> Result<Imported, ImportError> {
+    let mut imported = Imported::default();
+    let mut batch = Batch::default();
+    let mut number = 0;
+    while let Some(line) = lines.next().await {
+        number += 1;
+        let (event, line) = match parsed(line) {
+            Ok(Some(parsed)) => parsed,
+            Ok(None) => continue,
+            Err(why) => {
+                batch.flush(store, &mut imported).await?;
+                return Err(ImportError::Line(number, why));
+            }
+        };
+        match line.set_aside {
+            Some(why) => {
+                batch.flush(store, &mut imported).await?;
+                let outcome =
+                    store.set_aside(event, why).await.map_err(|error| ImportError::Store(number - 1, error))?;
+                tally(&[outcome], &[number], &mut imported)?;
+            }
+            None => {
+                batch.numbers.push(number);
+                batch.events.push((event, line.origin.unwrap_or_else(|| device.clone())));
+            }
+        }
+        if batch.events.len() >= BATCH {
+            batch.flush(store, &mut imported).await?;
+        }
+    }
+    batch.flush(store, &mut imported).await?;
+    // Without an event there was nothing that could fail.
+    if imported == Imported::default()
+        && let Health::Failed(why) = store.healthy().await
+    {
+        return Err(ImportError::Unusable(why));
+    }
+    Ok(imported)
+}
+
+/// The event on a line, if there is one.
+fn parsed(line: Result<String, LinesCodecError>) -> Result<Option<(Envelope, Line)>, String> {
+    let line = line.map_err(|why| why.to_string())?;
+    // Some editors begin a text with a byte-order mark.
+    let line = line.trim_start_matches('\u{feff}').trim();
+    if line.is_empty() {
+        return Ok(None);
+    }
+    let line: Line = serde_json::from_str(line).map_err(|why| format!("not an exported event: {why}"))?;
+    let event = line.event().map_err(|why| why.to_string())?;
+    Ok(Some((event, line)))
+}
+
+/// Events that are to be stored together, with the numbers of their lines.
+#[derive(Default)]
+struct Batch {
+    numbers: Vec<u64>,
+    events: Vec<(Envelope, Device)>,
+}
+
+impl Batch {
+    async fn flush(&mut self, store: &Store, imported: &mut Imported) -> Result<(), ImportError> {
+        let Self { numbers, events } = std::mem::take(self);
+        let Some(first) = numbers.first() else { return Ok(()) };
+        let outcomes = store.add(events).await.map_err(|error| ImportError::Store(first - 1, error))?;
+        tally(&outcomes, &numbers, imported)
+    }
+}
+
+fn tally(outcomes: &[Outcome], numbers: &[u64], imported: &mut Imported) -> Result<(), ImportError> {
+    for (number, outcome) in numbers.iter().zip(outcomes) {
+        match outcome {
+            Outcome::Stored(_) => imported.added += 1,
+            Outcome::Known(_) => imported.known += 1,
+            Outcome::Conflict => {
+                let why = "its id belongs to another event here, which stays; the rest of its batch is stored";
+                return Err(ImportError::Line(*number, why.to_owned()));
+            }
+            Outcome::Refused(why) => return Err(ImportError::Line(*number, why.clone())),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fuzz::{fuzz, outcome};
+
+    #[test]
+    fn trust_38_fuzzed_lines_of_an_import_are_events_or_refused() {
+        fuzz("import", &["\"seq\":", "\"args\":", "\"origin\":", "\"set_aside\":", "\"id\":"], |input| {
+            let line = serde_json::from_slice::<Line>(input);
+            let Ok(line) = line else { return outcome(&line) };
+            let event = line.event();
+            if let Ok(event) = &event {
+                // What comes in goes out as it was, and comes in again.
+                let again = Line::new(line.seq, event, line.origin.clone(), line.set_aside.clone());
+                let again = serde_json::to_string(&again).expect("a line");
+                assert!(!again.contains('\n'));
+                assert_eq!(serde_json::from_str::<Line>(&again).expect("a line").event().as_ref(), Ok(event));
+            }
+            outcome(&event)
+        });
+    }
+}

@@ -1,0 +1,146 @@
+//! Verifying a store beside the thread that writes to it: all of it is read, and compared with what was stored.
+//!
+//! A snapshot takes the state first and the eventlog second, so that the eventlog it sees is never behind the state.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::error::{Fault, LogFault};
+use super::eventlog::Eventlog;
+use super::materialize::{Enders, Stop};
+use super::place::{Cursor, Digest, Generation, Seq};
+use super::replica::replay_log;
+use super::schema::Schema;
+use super::setup::Files;
+use super::state::{self, State};
+use super::witness;
+
+/// What a look at the whole store found.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Report {
+    /// How many events the log has.
+    pub events: u64,
+    /// How many events wait for a place in it.
+    pub pending: u64,
+    /// The last event of the log.
+    pub head: Seq,
+    /// Of the log, up to `head`.
+    pub log_digest: Digest,
+    /// Of a state made anew from the log, up to the committed state's cursor.
+    pub state_digest: Digest,
+    /// What is wrong. Empty when all is well.
+    pub problems: Vec<String>,
+    /// What is not wrong, but good to know.
+    pub notes: Vec<String>,
+}
+
+/// Reads everything: the log against its digests, and the state against one that is made anew from the log.
+///
+/// The new state is made with every SELECT that leaves the order of its rows open giving them in reverse, so that a
+/// materializer that depends on such an order shows itself.
+///
+/// # Errors
+///
+/// When the store can't be read at all; what is wrong inside it is in the [`Report`].
+pub fn verify(files: &Files, schema: &Arc<Schema>, executable: &str) -> Result<Report, Fault> {
+    let mut report = Report::default();
+    // What others say about the eventlog comes before a look at it, for somebody may be adding to it meanwhile.
+    let testimony = witness::testimony(&files.witness());
+    let committed = if files.state().exists() {
+        match state::committed(&files.state()) {
+            Ok(committed) => Some(committed),
+            Err(fault) => {
+                report.problems.push(format!("the state can't be read: {fault}. {REBUILD}"));
+                None
+            }
+        }
+    } else {
+        report.notes.push("there is no state; it is made at the next start".to_owned());
+        None
+    };
+    let log = Eventlog::snapshot(&files.eventlog())?;
+    let tip = *log.tip();
+    report.events = tip.length;
+    report.pending = tip.pending;
+    report.head = tip.head;
+    report.log_digest = tip.digest;
+    check_log(&log, &mut report)?;
+    report.problems.extend(log.check_waiting()?);
+    if let Some(lack) = testimony.and_then(|earlier| log.testimony().lacks(earlier)) {
+        report.problems.push(Fault::LostTail(lack).to_string());
+    }
+
+    let cursor = committed.as_ref().map_or(Cursor { seq: tip.head, ..Cursor::default() }, |found| found.cursor);
+    report.state_digest = replayed(&log, schema, cursor.seq, true)?;
+    let Some(found) = committed else { return Ok(report) };
+    if cursor.generation != tip.generation {
+        report.notes.push("events were taken back out of the log; the state is made anew at the next start".to_owned());
+    } else if cursor.seq > tip.head {
+        let lack = format!("it ends at {}, and its state has come to {}", tip.head, cursor.seq);
+        report.problems.push(Fault::LostTail(lack).to_string());
+    } else if log.digest_at(cursor.seq)? != cursor.digest {
+        report.problems.push(format!(
+            "the events up to {} are not those that the state was made from: one of the two was changed. \
+             Restore a backup, or compare with another device",
+            cursor.seq
+        ));
+    } else if !found.is_made_by(schema, executable) {
+        report
+            .notes
+            .push("another version of the program made the state; it is made anew at the next start".to_owned());
+    } else if found.digest != report.state_digest {
+        if replayed(&log, schema, cursor.seq, false)? == found.digest {
+            report.problems.push(
+                "a materializer depends on the order of rows that it doesn't ask for: a state made with the rows the \
+                 other way round differs. Add ORDER BY to its SELECTs"
+                    .to_owned(),
+            );
+        } else {
+            report.problems.push(format!("the state differs from one that is made anew from the log. {REBUILD}"));
+        }
+    }
+    Ok(report)
+}
+
+const REBUILD: &str = "No event is lost: stop likewise and delete the file state.db of this store, and it is made anew \
+                       at the next start";
+
+/// Hashes the whole log, and compares it with each digest that was stored on the way.
+pub(super) fn check_log(log: &Eventlog, report: &mut Report) -> Result<(), LogFault> {
+    report.problems.extend(log.integrity_check()?.into_iter().map(|line| format!("the eventlog is damaged: {line}")));
+    let mut point = log.base()?;
+    for stored in log.checkpoints()? {
+        let walked = log.walk(point, Some(stored.seq))?;
+        if walked != stored {
+            report.problems.push(format!(
+                "of the events {} to {} some are not those that were stored. Restore a backup, or have the store made \
+                 again from the other devices: docs/repair.md has the steps",
+                point.seq.next(),
+                stored.seq
+            ));
+        }
+        point = stored;
+    }
+    Ok(())
+}
+
+/// The digest of a state that is made from the log up to `until`.
+fn replayed(log: &Eventlog, schema: &Arc<Schema>, until: Seq, reverse: bool) -> Result<Digest, Fault> {
+    let mut enders = Enders::new();
+    loop {
+        let mut state = State::in_memory(schema)?;
+        if reverse {
+            state.reverse_unordered()?;
+        }
+        state.begin()?;
+        match replay_log(log, &state, until, &enders) {
+            Ok(()) => {
+                state.commit(Cursor { generation: Generation(0), seq: until, digest: Digest::EMPTY })?;
+                return state.digest();
+            }
+            Err(Stop::Ended(id, why)) => drop(enders.insert(id, why)),
+            Err(Stop::Fault(fault)) => return Err(fault),
+        }
+    }
+}

@@ -1,0 +1,154 @@
+//! What the author of a feature writes: ids in tables, queries for one row, errors of any crate, and what the engine says
+//! back when something is wrong.
+
+use likewise::engine::{Batch, DbError, Error, Event, EventId, Malformed, Query, Row, Schema, StoreId, StoreLimits};
+use rusqlite::Connection;
+use serde::{Deserialize, Serialize};
+
+use crate::support::*;
+
+#[derive(Debug, Serialize, Deserialize)]
+struct TodoAdded {
+    title: String,
+}
+impl Event for TodoAdded {
+    const NAME: &'static str = "TodoAdded";
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct TodoDone {
+    todo: EventId,
+}
+impl Event for TodoDone {
+    const NAME: &'static str = "TodoDone";
+}
+
+fn todos() -> Schema {
+    Schema::new("CREATE TABLE todo (id TEXT PRIMARY KEY, title TEXT NOT NULL, done INTEGER NOT NULL DEFAULT 0) STRICT")
+        .on(|TodoAdded { title }, db| db.execute("INSERT INTO todo (id, title) VALUES (?1, ?2)", (db.id(), title)))
+        .on(|TodoDone { todo }, db| db.execute("UPDATE todo SET done = 1 WHERE id = ?1", [todo]))
+}
+
+#[derive(Debug, Clone, PartialEq)]
+struct Todo {
+    id: EventId,
+    words: usize,
+    done: bool,
+}
+
+fn todo(row: &Row<'_>) -> Result<Todo, DbError> {
+    let title: String = row.get("title")?;
+    Ok(Todo { id: row.get("id")?, words: title.split(' ').count(), done: row.get("done")? })
+}
+
+#[tokio::test]
+async fn an_id_goes_into_a_column_and_comes_out_of_it() {
+    let shelf = Shelf::new(todos(), StoreLimits::default());
+    let store = shelf.store("todo");
+    let id = store.commit(TodoAdded { title: "buy tea".to_owned() }).await.unwrap().id;
+    store.commit(TodoDone { todo: id }).await.unwrap();
+
+    let by_id = Query::optional("SELECT * FROM todo WHERE id = ?1", todo).bind(id);
+    assert_eq!(store.read(by_id).await, Ok(Some(Todo { id, words: 2, done: true })));
+    assert_eq!(store.read(Query::<EventId>::first("SELECT id FROM todo")).await, Ok(id));
+    let stranger = Query::optional("SELECT * FROM todo WHERE id = ?1", todo).bind(crate::support::id(7));
+    assert_eq!(store.read(stranger).await, Ok(None));
+    assert_eq!(store.read(Query::row("SELECT * FROM todo", todo)).await.unwrap().id, id);
+}
+
+#[test]
+fn an_id_in_a_column_is_the_text_that_people_see() {
+    let conn = Connection::open_in_memory().unwrap();
+    let id = id(1);
+    let text: String = conn.query_row("SELECT ?1", [id], |row| row.get(0)).unwrap();
+    assert_eq!(text, id.to_string());
+    let read: EventId = conn.query_row("SELECT ?1", [text.to_uppercase()], |row| row.get(0)).unwrap();
+    assert_eq!(read, id);
+    for bad in ["'x'", "7", "NULL", "x'00'"] {
+        assert!(conn.query_row(&format!("SELECT {bad}"), (), |row| row.get::<_, EventId>(0)).is_err(), "{bad}");
+    }
+}
+
+#[tokio::test]
+async fn a_mapper_and_a_materializer_pass_on_errors_of_any_crate() {
+    let schema = Schema::new("CREATE TABLE note (text TEXT NOT NULL) STRICT").on(|event: Appended, db| {
+        let number: u64 = event.text.parse()?;
+        db.execute("INSERT INTO note VALUES (?1)", [number.to_string() + "!"])
+    });
+    let shelf = Shelf::new(schema, StoreLimits::default());
+    let store = shelf.store("notes");
+    assert!(store.commit_envelope(append(1, "5")).await.is_ok());
+    let refused = store.commit_envelope(append(2, "five")).await;
+    assert!(matches!(&refused, Err(Error::Refused(why)) if why.contains("invalid digit")), "{refused:?}");
+    let number = |row: &Row<'_>| Ok(row.get::<_, String>(0)?.parse::<u64>()?);
+    let read = store.read(Query::rows("SELECT text FROM note", number)).await;
+    assert!(matches!(&read, Err(Error::Query(why)) if why.contains("invalid digit")), "{read:?}");
+}
+
+#[tokio::test]
+async fn a_parameter_that_cannot_be_bound_fails_the_query_and_not_the_building_of_it() {
+    let shelf = Shelf::new(todos(), StoreLimits::default());
+    let store = shelf.store("todo");
+    let query = Query::<u64>::first("SELECT count(*) FROM todo WHERE done > ?1 AND title > ?2").bind(u64::MAX).bind("");
+    let read = store.read(query).await;
+    assert!(
+        matches!(&read, Err(Error::Query(why)) if why.contains("?1 can't be bound") && why.contains("FROM todo")),
+        "{read:?}"
+    );
+}
+
+#[tokio::test]
+async fn errors_convert_into_what_the_users_of_a_store_see() {
+    async fn add(shelf: &Shelf, store: &str, title: &str) -> Result<EventId, Error> {
+        let id: StoreId = store.parse()?;
+        let title = title.parse::<u64>().map_err(DbError::from)?.to_string();
+        Ok(shelf.stores.get(&id)?.commit(TodoAdded { title }).await?.id)
+    }
+    let shelf = Shelf::new(todos(), StoreLimits::default());
+    assert!(add(&shelf, "todo", "7").await.is_ok());
+    assert!(matches!(add(&shelf, "To Do", "7").await, Err(Error::Malformed(Malformed::Store(_)))));
+    assert!(matches!(add(&shelf, "todo", "seven").await, Err(Error::Query(_))));
+}
+
+#[tokio::test]
+async fn an_error_of_sqlite_names_the_statement() {
+    let shelf = Shelf::new(todos(), StoreLimits::default());
+    let store = shelf.store("todo");
+    let read = store.read(Query::<u64>::first("SELECT count(*)\n     FROM  tood")).await;
+    let Err(Error::Query(why)) = read else { panic!("{read:?}") };
+    assert_eq!(why, "no such table: tood, in the statement `SELECT count(*) FROM tood`");
+}
+
+/// Two events together, under one id.
+fn pair(id: EventId) -> likewise::engine::Envelope {
+    let todo = |title: &str| TodoAdded { title: title.to_owned() };
+    Batch::new().with(&todo("one")).unwrap().with(&todo("two")).unwrap().seal(id).unwrap()
+}
+
+fn ids() -> Query<Vec<EventId>> {
+    Query::rows("SELECT id FROM todo ORDER BY title", |row| Ok(row.get(0)?))
+}
+
+#[tokio::test]
+async fn each_event_of_a_batch_has_an_id_of_its_own_and_the_receipt_gives_them() {
+    let shelf = Shelf::new(todos(), StoreLimits::default());
+    let store = shelf.store("todo");
+    let receipt = store.commit_envelope(pair(id(1))).await.unwrap();
+    let given: Vec<EventId> = receipt.ids().collect();
+    assert_eq!(store.read(ids()).await, Ok(given.clone()));
+    assert_eq!((given[0], given[1].millis()), (id(1), id(1).millis()));
+    assert_ne!(given[0], given[1]);
+    assert_eq!(store.commit_envelope(pair(id(1))).await.unwrap().ids().collect::<Vec<_>>(), given, "whenever it comes");
+    let single = store.commit(TodoAdded { title: "three".to_owned() }).await.unwrap();
+    assert_eq!(single.ids().collect::<Vec<_>>(), [single.id]);
+}
+
+/// Every replica and every later version has to give the same, or states of the same log would differ.
+#[test]
+fn the_ids_in_a_batch_are_fixed() {
+    let home = Home::new();
+    let mut replica = home.try_open_as(setup(todos())).unwrap();
+    replica.commit(&[pair("0190d1e5-3f5c-7bb2-8a3e-5d4f6c7b8a90".parse().unwrap())]).unwrap();
+    let texts: Vec<String> = replica.query(&ids()).unwrap().iter().map(EventId::to_string).collect();
+    assert_eq!(texts, ["0190d1e5-3f5c-7bb2-8a3e-5d4f6c7b8a90", "0190d1e5-3f5c-7f7c-9707-7cedb201d07b"]);
+}
