@@ -48,8 +48,7 @@ fn open() -> Query<Vec<(String, String)>> {
 
 fn found(params: &Params) -> Result<Query<Vec<String>>, Refusal> {
     let Search { q } = params.get()?;
-    let found = Query::rows("SELECT title FROM todo WHERE instr(title, ?1) ORDER BY id", |row| row.get("title"));
-    Ok(found.bind(q)?)
+    Ok(Query::rows("SELECT title FROM todo WHERE instr(title, ?1) ORDER BY id", |row| Ok(row.get("title")?)).bind(q))
 }
 
 fn list(todos: Vec<(String, String)>, r: Render) -> Markup {
