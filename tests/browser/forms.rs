@@ -215,7 +215,8 @@ fn a_like_that_an_earlier_version_has_left_is_stored() {
 fn a_commit_is_shown_at_once_and_takes_nothing_from_who_types() {
     let item = |name: &str| {
         format!(
-            "<li><details><summary>{name}</summary>more</details><form method=post action=/rename>\
+            "<li><details><summary>{name}</summary>more</details><select><option>1<option>2</select><input type=range>\
+             <form method=post action=/rename>\
              <input type=hidden name=todo value={name}><input name=to></form></li>"
         )
     };
@@ -227,7 +228,7 @@ fn a_commit_is_shown_at_once_and_takes_nothing_from_who_types() {
     let browser = Browser::launch();
     let tab = browser.open(&stage.url);
     tab.until_live();
-    tab.eval("window.form = document.querySelector('[value=b]').form; form.previousSibling.open = true; 0");
+    tab.eval("window.form = document.querySelector('[value=b]').form; form.parentElement.firstChild.open = true; 0");
     tab.type_into("[value=b] + input", "half-typed");
     tab.eval("form.elements.to.setSelectionRange(2, 5); window.field = form.elements.to; 0");
 
