@@ -148,6 +148,15 @@ impl DbError {
         }
     }
 
+    /// Names the event whose materializer failed, unless the words are the materializer's own, for people.
+    pub(crate) fn of_event(self, name: &str) -> Self {
+        match self {
+            Self::Refused(_) | Self::Stopped => self,
+            Self::Sqlite { ref source, .. } if is_of_machine(source) => self,
+            other => Self::Refused(format!("{name} can't be applied: {other}")),
+        }
+    }
+
     /// SQLite's answer, if it is the machine's fault.
     pub(crate) fn of_machine(self) -> Result<rusqlite::Error, Self> {
         match self {

@@ -12,7 +12,8 @@ use rusqlite::{Params, Row, Statement, params};
 
 use super::authorizer::{Mode, Tables};
 use super::error::{DbError, Fault, LogFault};
-use super::event::{self, BATCH, Envelope, EventId, EventRef};
+use super::event::{self, BATCH, Envelope, Event, EventId, EventRef};
+use super::rehearsal::MadeUp;
 use super::sandbox::{Sandbox, Statements};
 use super::schema::Schema;
 use super::state::State;
@@ -24,19 +25,41 @@ pub(crate) const CHUNK: usize = 1_024;
 const LONGEST_WHY: usize = 300;
 
 /// What a materializer sees of the world: its event's id and time, and the state.
+#[doc = include_str!("../../docs/functions.md")]
 pub struct Db<'a> {
     statements: Statements<'a>,
     id: Cell<EventId>,
     touched: &'a Cell<Tables>,
     /// Set by the first error after which nothing may run any more. In a box, for it is looked at after each event.
     stopped: RefCell<Option<Box<Failure>>>,
+    /// The first statement that could not be prepared, and why.
+    unprepared: RefCell<Option<(Box<str>, String)>>,
 }
 
 impl<'a> Db<'a> {
     /// What the materializers of many events see, one after the other. `touched` grows by the tables they write.
     pub(crate) fn new(sandbox: &'a Sandbox, touched: &'a Cell<Tables>) -> Self {
         let nobody = Cell::new(EventId::from_parts(0, [0; 10]));
-        Self { statements: sandbox.statements(), id: nobody, touched, stopped: RefCell::default() }
+        Self {
+            statements: sandbox.statements(),
+            id: nobody,
+            touched,
+            stopped: RefCell::default(),
+            unprepared: RefCell::default(),
+        }
+    }
+
+    /// Runs a materializer as for an event with this id, whatever was before and is left by it.
+    pub(super) fn at<R>(&self, id: EventId, run: impl FnOnce() -> R) -> R {
+        self.id.set(id);
+        let result = run();
+        self.stopped.take();
+        result
+    }
+
+    /// The first statement since the last call that could not be prepared, and why.
+    pub(super) fn take_unprepared(&self) -> Option<(Box<str>, String)> {
+        self.unprepared.take()
     }
 
     /// The id of the event: unique wherever it was made, and so a good key. Each event of a batch has its own.
@@ -93,16 +116,23 @@ impl<'a> Db<'a> {
         if self.stopped.borrow().is_some() {
             return Err(DbError::Stopped);
         }
-        let result = self.statements.with(sql, |statement, touched| {
+        let ready = self.statements.ready(sql);
+        let is_prepared = ready.is_ok();
+        let result = ready.and_then(|ready| {
             // Also a statement that gives rows may write, by RETURNING.
-            self.touched.set(self.touched.get() | touched.writes);
-            run(statement)
+            self.touched.set(self.touched.get() | ready.touched().writes);
+            let result = run(&mut ready.statement());
+            self.statements.keep(ready);
+            result
         });
         let failure = match result.map_err(DbError::of_machine) {
             Ok(value) => return Ok(value),
             Err(Ok(error)) => Failure::Machine(error),
             Err(Err(error)) => {
                 let error = error.of_statement(sql);
+                if !is_prepared {
+                    self.unprepared.borrow_mut().get_or_insert_with(|| (sql.into(), error.to_string()));
+                }
                 if !self.statements.sandbox().is_autocommit() {
                     return Err(error);
                 }
@@ -111,6 +141,27 @@ impl<'a> Db<'a> {
         };
         self.stopped.replace(Some(Box::new(failure)));
         Err(DbError::Stopped)
+    }
+}
+
+/// What a materializer makes its event of.
+pub(crate) enum Payload<'a> {
+    /// What [`Args::as_text`](super::Args::as_text) gave.
+    Stored(Option<&'a str>),
+    /// Nothing real.
+    MadeUp(MadeUp),
+}
+
+impl Payload<'_> {
+    /// The event; `None` where none can be made up.
+    pub(super) fn event<E: Event>(self) -> Option<Result<E, DbError>> {
+        match self {
+            Self::Stored(args) => {
+                let event = event::decode(args).map_err(|why| format!("its payload can't be read: {why}"));
+                Some(event.map_err(|why| DbError::Other(why.into())))
+            }
+            Self::MadeUp(made_up) => E::deserialize(made_up).ok().map(Ok),
+        }
     }
 }
 
@@ -148,7 +199,10 @@ impl Schema {
         });
         // What the materializer returns does not decide alone: it may have swallowed an error.
         if let Some(failure) = db.stopped.take() {
-            return Err(*failure);
+            return Err(match *failure {
+                Failure::Ended(why) => Failure::Ended(format!("{} can't be applied: {why}", event.name)),
+                other => other,
+            });
         }
         result.map_err(|error| match error.of_machine() {
             Ok(error) => Failure::Machine(error),
@@ -159,7 +213,7 @@ impl Schema {
     fn dispatch(&self, name: &str, args: Option<&str>, db: &Db<'_>) -> Result<Effect, DbError> {
         if name != BATCH {
             let Some(materializer) = self.materializers.get(name) else { return Ok(Effect::Unknown) };
-            return materializer(args, db).map(|()| Effect::Applied);
+            return materializer(Payload::Stored(args), db).map(|()| Effect::Applied).map_err(|why| why.of_event(name));
         }
         let items = event::unseal(args).map_err(|why| DbError::refuse(why.to_string()))?;
         // Wholly or not at all: with one unknown event the batch waits for the upgrade as a whole.
@@ -170,7 +224,8 @@ impl Schema {
         for (nth, item) in items.iter().enumerate() {
             db.id.set(batch.nth_of_batch(nth));
             let args = item.args.as_ref().map(|raw| raw.get()).filter(|text| !matches!(*text, "null" | "{}"));
-            self.materializers[item.name.as_str()](args, db)?;
+            let name = item.name.as_str();
+            self.materializers[name](Payload::Stored(args), db).map_err(|why| why.of_event(name))?;
         }
         Ok(Effect::Applied)
     }

@@ -13,6 +13,7 @@ mod materialize;
 mod opening;
 mod place;
 mod query;
+mod rehearsal;
 mod replica;
 mod sandbox;
 mod schema;

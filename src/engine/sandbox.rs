@@ -5,7 +5,7 @@
 //! looks at what the engine is doing right now. It serves two purposes: it keeps materializers and queries to what is
 //! deterministic, and it tells which tables a statement reads and writes.
 
-use std::cell::RefCell;
+use std::cell::{RefCell, RefMut};
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -13,10 +13,10 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use rusqlite::hooks::AuthContext;
-use rusqlite::{CachedStatement, Connection, Statement};
+use rusqlite::{CachedStatement, Connection};
 
 use super::authorizer::{Gate, Mode, OWN_PREFIX, Touched};
-use super::error::DbError;
+use super::error::{DbError, one_line};
 
 /// How many prepared statements, and how many verdicts on them, a connection keeps.
 const STATEMENTS: usize = 256;
@@ -89,7 +89,12 @@ impl Sandbox {
         let touched = match known {
             Some(touched) => touched,
             None => {
-                let (statement, touched) = self.told_why(|conn| conn.prepare(sql))?;
+                let (statement, touched) = self.told_why(|conn| conn.prepare(sql)).map_err(|error| match error {
+                    DbError::Forbidden(why) => {
+                        DbError::Forbidden(format!("{why}, in the statement `{}`", one_line(sql)))
+                    }
+                    other => other,
+                })?;
                 if statement.is_explain() != 0 {
                     return Err(DbError::Forbidden("EXPLAIN can't be used here".to_owned()));
                 }
@@ -133,7 +138,8 @@ pub(crate) struct Statements<'a> {
     ready: RefCell<Vec<Rc<Ready<'a>>>>,
 }
 
-struct Ready<'a> {
+/// A statement of a materializer, prepared.
+pub(crate) struct Ready<'a> {
     sql: Box<str>,
     touched: Touched,
     /// Borrowed while it runs.
@@ -148,27 +154,38 @@ impl<'a> Statements<'a> {
         self.sandbox
     }
 
-    /// Prepares `sql` as [`Sandbox::prepare`] does for a materializer, and has `run` run it. Afterwards it is at hand
-    /// again.
-    pub(crate) fn with<R>(
-        &self,
-        sql: &str,
-        run: impl FnOnce(&mut Statement<'a>, Touched) -> Result<R, DbError>,
-    ) -> Result<R, DbError> {
+    /// Prepares `sql` as [`Sandbox::prepare`] does for a materializer. Whoever has run it gives it [back](Self::keep).
+    pub(crate) fn ready(&self, sql: &str) -> Result<Rc<Ready<'a>>, DbError> {
         let known = self.ready.borrow().iter().find(|ready| *ready.sql == *sql).map(Rc::clone);
-        let (ready, may_be_kept) = match known {
-            Some(ready) if ready.statement.try_borrow_mut().is_ok() => (ready, false),
-            // Not known yet, or just running: who reads its rows runs it once more for each of them.
-            other => {
+        match known {
+            Some(ready) if ready.statement.try_borrow_mut().is_ok() => Ok(ready),
+            // Not known yet, or just running: what reads its rows runs it once more for each of them.
+            _ => {
                 let (statement, touched) = self.sandbox.prepare(Mode::Materialize, sql)?;
-                let ready = Ready { sql: sql.into(), touched, statement: RefCell::new(statement) };
-                (Rc::new(ready), other.is_none())
+                Ok(Rc::new(Ready { sql: sql.into(), touched, statement: RefCell::new(statement) }))
             }
-        };
-        let result = run(&mut ready.statement.borrow_mut(), ready.touched);
-        if may_be_kept && self.ready.borrow().len() < Self::MOST {
-            self.ready.borrow_mut().push(ready);
         }
-        result
+    }
+
+    /// Keeps a statement at hand, unless it or enough others are.
+    pub(crate) fn keep(&self, ready: Rc<Ready<'a>>) {
+        if Rc::strong_count(&ready) > 1 {
+            // It came from here.
+            return;
+        }
+        let mut all = self.ready.borrow_mut();
+        if all.len() < Self::MOST && !all.iter().any(|known| known.sql == ready.sql) {
+            all.push(ready);
+        }
+    }
+}
+
+impl<'a> Ready<'a> {
+    pub(crate) fn touched(&self) -> Touched {
+        self.touched
+    }
+
+    pub(crate) fn statement(&self) -> RefMut<'_, CachedStatement<'a>> {
+        self.statement.borrow_mut()
     }
 }

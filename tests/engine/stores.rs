@@ -22,8 +22,11 @@ fn gated() -> (Schema, mpsc::Receiver<()>, mpsc::Sender<()>) {
     let waits = Mutex::new(waits);
     let schema = Schema::new(TABLES)
         .on(move |_: Liked, db| {
-            let _ = entered.send(());
-            let _ = waits.lock().unwrap().recv();
+            // The rehearsal, whose events are of 1970, passes through.
+            if db.millis() > 0 {
+                let _ = entered.send(());
+                let _ = waits.lock().unwrap().recv();
+            }
             db.execute("UPDATE likes SET count = count + 1", ())
         })
         .on(|event: Appended, db| db.execute("UPDATE note SET text = text || ?1", [event.text]));
