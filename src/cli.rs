@@ -4,7 +4,6 @@ use std::env;
 use std::io::{self, BufWriter, IsTerminal, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
@@ -21,7 +20,7 @@ use tracing_subscriber::EnvFilter;
 use crate::access::{Access, Process, as_local, control, http_client, no_store, unanswered, understood};
 use crate::backup;
 use crate::data_dir::{self, Claim, DataDir, read_only};
-use crate::engine::{self, Device, Line, Report, Standing, StoreId, StoreLimits, Stores};
+use crate::engine::{self, Device, Line, Report, Setup, Standing, StoreId, StoreLimits, Stores};
 use crate::likes;
 use crate::owner::act_as_owner;
 use crate::serve::{Config, Instance, open_stores};
@@ -532,7 +531,7 @@ async fn verify(data: &Path, store: &StoreId) -> anyhow::Result<ExitCode> {
             let request = process.request(Method::POST, &format!("{store}/verify"))?;
             process.answer_about(data, store, request).await?.json().await.context("the answer is not understood")?
         }
-        Access::Here(here) => engine::verify(&here.files(store)?, &Arc::new(likes::schema()), &engine::executable()?)?,
+        Access::Here(here) => engine::verify(&here.files(store)?, &Setup::new(likes::schema(), host_name())?)?,
     };
     let mut out = io::stdout().lock();
     writeln!(out, "store {store}: {} events in the log, {} pending", report.events, report.pending)?;

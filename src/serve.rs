@@ -56,7 +56,7 @@ pub(crate) fn open_stores(
 ) -> anyhow::Result<Stores> {
     let setup = Setup { progress, ..Setup::new(likes::schema(), device.clone())? };
     let dir = DataDir::stores(dir.path());
-    Ok(if follow { Stores::following(&dir, setup, limits)? } else { Stores::open(&dir, setup, limits)? })
+    Ok(Stores::in_locked(&dir, setup, limits, follow)?)
 }
 
 impl Instance {

@@ -298,6 +298,17 @@ pub enum Fault {
         /// The setting that it has.
         found: String,
     },
+    /// Another process has the directory of the stores.
+    #[error(
+        "the stores in {} are in use by {}. Stop that, or open stores in another directory", dir.display(),
+        pid.map_or_else(|| "another process".to_owned(), |pid| format!("the process {pid}"))
+    )]
+    InUse {
+        /// The directory.
+        dir: PathBuf,
+        /// The process, if it has said so yet.
+        pid: Option<u32>,
+    },
     /// The schema itself breaks a rule.
     #[error("the schema can't be used: {0}")]
     Schema(DbError),

@@ -24,6 +24,16 @@ pub(crate) const CHUNK: usize = 1_024;
 /// The longest reason that is stored with a skipped event, in bytes.
 const LONGEST_WHY: usize = 300;
 
+/// How many kinds of events without effect are told of, a store: strangers may invent names.
+const KINDS_TOLD: usize = 100;
+
+/// Why an event may have no effect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Kind {
+    Faulty,
+    Unknown,
+}
+
 /// What a materializer sees of the world: its event's id and time, and the state.
 #[doc = include_str!("../../docs/functions.md")]
 pub struct Db<'a> {
@@ -358,7 +368,7 @@ impl State {
             }
             Err(why) => {
                 self.undo()?;
-                self.skip(event.id, Some(&why), on_fault)?;
+                self.skip(event, Some(&why), on_fault)?;
                 Ok(Effect::Skipped(why))
             }
         }
@@ -386,12 +396,12 @@ impl State {
         if !enders.is_empty()
             && let Some(why) = enders.get(&event.id)
         {
-            self.skip(event.id, Some(why), on_fault)?;
+            self.skip(event, Some(why), on_fault)?;
             return Ok(Ok(Effect::Skipped(why.clone())));
         }
         match self.schema.apply(db, event) {
             Ok(Effect::Unknown) => {
-                self.skip(event.id, None, on_fault)?;
+                self.skip(event, None, on_fault)?;
                 Ok(Ok(Effect::Unknown))
             }
             Ok(effect) => Ok(Ok(effect)),
@@ -402,16 +412,40 @@ impl State {
     }
 
     /// Writes down that an event has no effect: why, or `None` when nothing here knows its name.
-    fn skip(&self, id: EventId, why: Option<&str>, on_fault: OnFault) -> rusqlite::Result<()> {
+    fn skip(&self, event: &EventRef<'_>, why: Option<&str>, on_fault: OnFault) -> rusqlite::Result<()> {
         if on_fault == OnFault::Refuse {
             return Ok(());
         }
         let sql = "INSERT INTO likewise_skipped VALUES (?1, ?2) ON CONFLICT DO NOTHING";
-        let added = self.sandbox.engine().prepare_cached(sql)?.execute(params![id.as_bytes(), why])? as u64;
+        let added = self.sandbox.engine().prepare_cached(sql)?.execute(params![event.id.as_bytes(), why])? as u64;
         let mut skipped = self.skipped.borrow_mut();
         let (faulty, unknown) = &mut skipped.now;
         *if why.is_some() { faulty } else { unknown } += added;
+        self.tell(event, why);
         Ok(())
+    }
+
+    /// Tells of an event without effect, once a kind: there may be as many of them as events.
+    fn tell(&self, event: &EventRef<'_>, why: Option<&str>) {
+        // What is replayed in memory is replayed to be compared.
+        let Some(wal) = self.wal() else { return };
+        let kind = if why.is_some() { Kind::Faulty } else { Kind::Unknown };
+        let mut told = self.told.borrow_mut();
+        if told.len() >= KINDS_TOLD || !told.insert((event.name.to_owned(), kind)) {
+            return;
+        }
+        let (state, name, id) = (wal.path().display(), event.name, event.id);
+        match why {
+            Some(why) => tracing::warn!(
+                %state, name, %id, why,
+                "this event has no effect. It stays in the log; others of its name are counted and not told"
+            ),
+            None => tracing::warn!(
+                %state, name,
+                "events of this name have no effect, because nothing here knows it. They stay in the log, and take effect \
+                 when a program that knows it opens the store"
+            ),
+        }
     }
 }
 

@@ -9,6 +9,7 @@ mod event;
 mod eventlog;
 mod files;
 mod live;
+mod lock;
 mod materialize;
 mod opening;
 mod place;
@@ -36,7 +37,9 @@ pub(crate) use files::{Access, check_dir, create_private_dir, exists, open_priva
 pub use materialize::Db;
 pub use place::{Cursor, Digest, Entry, Generation, LogId, Seq};
 pub use query::Query;
-pub use replica::{Outcome, Page, Position, Replica, SETTLE_EVERY, Standing, committed_state};
+pub use replica::{
+    MOST_SKIPPED, NoEffect, Outcome, Page, Position, Replica, SETTLE_EVERY, Skipped, Standing, committed_state,
+};
 /// What an author's own code says to SQLite, in the version that the engine is built with.
 pub use rusqlite::{self, Params, Row, ToSql, params, types::FromSql};
 pub use schema::Schema;

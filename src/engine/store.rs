@@ -12,7 +12,7 @@ use super::eventlog::Whose;
 use super::live::{Answer, Live};
 use super::place::{Cursor, Digest, Seq};
 use super::query::Query;
-use super::replica::{Outcome, Replica, Standing};
+use super::replica::{Outcome, Replica, Skipped, Standing};
 use super::schema::Schema;
 use super::setup::Files;
 use super::state::State;
@@ -131,6 +131,16 @@ impl Store {
     /// As [`commit`](Self::commit).
     pub async fn set_aside(&self, event: Envelope, why: String) -> Result<Outcome, Error> {
         self.with(move |replica| replica.set_aside(&event, &why)).await
+    }
+
+    /// The events that have no effect, and why: those with the newest ids first, up to
+    /// [`MOST_SKIPPED`](super::MOST_SKIPPED) of them.
+    ///
+    /// # Errors
+    ///
+    /// A fault of the machine.
+    pub async fn skipped(&self) -> Result<Vec<Skipped>, Error> {
+        Ok(self.look(|replica| replica.skipped()).await?.unwrap_or_default())
     }
 
     /// Moves the store to whatever log its upstream has: everything goes back to the outbox, to be pushed there. Nothing

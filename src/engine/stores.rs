@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, watch};
 use super::authorizer::Tables;
 use super::error::{Error, Fault, IoContext};
 use super::live::Live;
+use super::lock::Guard;
 use super::setup::{Files, Setup};
 use super::state::State;
 use super::store::{Inner, Store, StoreId, Unopened};
@@ -92,13 +93,13 @@ struct OpenStore {
 impl Stores {
     /// The stores under `dir`, each in a directory of its name. Nothing is made before a store has its first event.
     ///
-    /// The caller sees to it that no other process has them open.
+    /// One process at a time has the directory, from here to [`close`](Self::close).
     ///
     /// # Errors
     ///
-    /// When the schema breaks a rule, or `dir` can't be read.
+    /// When the schema breaks a rule, `dir` can't be read, or another process has it ([`Fault::InUse`]).
     pub fn open(dir: &Path, setup: Setup, limits: StoreLimits) -> Result<Self, Fault> {
-        Self::new(dir, setup, limits, false)
+        Self::new(dir, setup, limits, false, Guard::of(dir))
     }
 
     /// As [`open`](Self::open), for stores whose authority is an upstream. One whose log is its own is taken back to its
@@ -108,16 +109,24 @@ impl Stores {
     ///
     /// As [`open`](Self::open).
     pub fn following(dir: &Path, setup: Setup, limits: StoreLimits) -> Result<Self, Fault> {
-        Self::new(dir, setup, limits, true)
+        Self::new(dir, setup, limits, true, Guard::of(dir))
     }
 
-    fn new(dir: &Path, setup: Setup, limits: StoreLimits, follows: bool) -> Result<Self, Fault> {
+    /// As [`open`](Self::open) or, if they are to `follow` an upstream, [`following`](Self::following), for a caller who
+    /// keeps other processes out by a lock of its own.
+    pub(crate) fn in_locked(dir: &Path, setup: Setup, limits: StoreLimits, follow: bool) -> Result<Self, Fault> {
+        Self::new(dir, setup, limits, follow, Guard::Caller)
+    }
+
+    fn new(dir: &Path, setup: Setup, limits: StoreLimits, follows: bool, guard: Guard) -> Result<Self, Fault> {
         setup.schema.check()?;
+        guard.claim()?;
         let count = stores_in(dir)?.len() as u64;
         let checkpoints = start_checkpoints().doing("start a thread for", dir)?;
         let common = Arc::new(Common {
             setup,
             follows,
+            guard,
             count: AtomicU64::new(count),
             max: limits.stores,
             checked: Mutex::default(),
@@ -158,6 +167,7 @@ impl Stores {
         if let Some(inner) = open.absent.get(id).and_then(Weak::upgrade) {
             return Ok(Store { inner });
         }
+        self.shared.common.guard.claim()?;
         let files = self.files(id);
         // One that is just being closed may be about to get its files.
         let exists = open.closing.contains_key(id) || files.exist();
@@ -242,6 +252,7 @@ impl Stores {
             threads.push(thread);
         }
         threads.into_iter().for_each(|thread| drop(thread.join()));
+        self.shared.common.guard.release();
     }
 }
 
@@ -302,6 +313,10 @@ impl Shared {
 
     /// Answers queries of a store without events.
     pub(super) fn answer_empty(&self, live: &Live) {
+        // Somebody else may have made stores since this process looked.
+        if let Err(fault) = self.common.guard.claim() {
+            return live.fail(&Error::from(&fault));
+        }
         let mut empty = self.empty.lock().unwrap_or_else(PoisonError::into_inner);
         let state = match empty.take().map_or_else(|| State::in_memory(&self.common.setup.schema), Ok) {
             Ok(state) => empty.insert(state),

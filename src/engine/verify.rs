@@ -2,6 +2,7 @@
 //!
 //! A snapshot takes the state first and the eventlog second, so that the eventlog it sees is never behind the state.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -12,8 +13,8 @@ use super::materialize::{Enders, Stop};
 use super::place::{Cursor, Digest, Generation, Seq};
 use super::replica::replay_log;
 use super::schema::Schema;
-use super::setup::Files;
-use super::state::{self, State};
+use super::setup::{Files, Setup};
+use super::state::{self, Committed, State, TableDigests};
 use super::witness;
 
 /// What a look at the whole store found.
@@ -43,7 +44,8 @@ pub struct Report {
 /// # Errors
 ///
 /// When the store can't be read at all; what is wrong inside it is in the [`Report`].
-pub fn verify(files: &Files, schema: &Arc<Schema>, executable: &str) -> Result<Report, Fault> {
+pub fn verify(files: &Files, setup: &Setup) -> Result<Report, Fault> {
+    let Setup { schema, executable, .. } = setup;
     let mut report = Report::default();
     // What others say about the eventlog comes before a look at it, for somebody may be adding to it meanwhile.
     let testimony = witness::testimony(&files.witness());
@@ -51,7 +53,9 @@ pub fn verify(files: &Files, schema: &Arc<Schema>, executable: &str) -> Result<R
         match state::committed(&files.state()) {
             Ok(committed) => Some(committed),
             Err(fault) => {
-                report.problems.push(format!("the state can't be read: {fault}. {REBUILD}"));
+                report.problems.push(format!(
+                    "the state can't be read: {fault}. No event is lost: it is made anew at the next start"
+                ));
                 None
             }
         }
@@ -72,7 +76,7 @@ pub fn verify(files: &Files, schema: &Arc<Schema>, executable: &str) -> Result<R
     }
 
     let cursor = committed.as_ref().map_or(Cursor { seq: tip.head, ..Cursor::default() }, |found| found.cursor);
-    report.state_digest = replayed(&log, schema, cursor.seq, true)?;
+    report.state_digest = replayed(&log, schema, cursor.seq, Order::Reversed)?.digest()?;
     let Some(found) = committed else { return Ok(report) };
     if cursor.generation != tip.generation {
         report.notes.push("events were taken back out of the log; the state is made anew at the next start".to_owned());
@@ -90,21 +94,51 @@ pub fn verify(files: &Files, schema: &Arc<Schema>, executable: &str) -> Result<R
             .notes
             .push("another version of the program made the state; it is made anew at the next start".to_owned());
     } else if found.digest != report.state_digest {
-        if replayed(&log, schema, cursor.seq, false)? == found.digest {
-            report.problems.push(
-                "a materializer depends on the order of rows that it doesn't ask for: a state made with the rows the \
-                 other way round differs. Add ORDER BY to its SELECTs"
-                    .to_owned(),
-            );
-        } else {
-            report.problems.push(format!("the state differs from one that is made anew from the log. {REBUILD}"));
-        }
+        report.problems.push(difference(files, &log, schema, &found)?);
     }
     Ok(report)
 }
 
 const REBUILD: &str = "No event is lost: stop likewise and delete the file state.db of this store, and it is made anew \
                        at the next start";
+
+/// Why the state is probably not the one that follows from the log, and what to do.
+fn difference(files: &Files, log: &Eventlog, schema: &Arc<Schema>, found: &Committed) -> Result<String, Fault> {
+    let replay = |order| replayed(log, schema, found.cursor.seq, order);
+    let (one, other, reversed) = (replay(Order::Natural)?, replay(Order::Natural)?, replay(Order::Reversed)?);
+    if one.digest()? != other.digest()? {
+        let tables = differing(&one.table_digests()?, &other.table_digests()?);
+        return Ok(format!(
+            "a materializer is not deterministic: two replays of the same log differ in {tables}. Look in what writes there \
+             for a clock, chance, a file, a static variable, or the order of a HashMap, and take it out; replicas differ \
+             until then. The mended program makes the state anew"
+        ));
+    }
+    if one.digest()? == found.digest {
+        let tables = differing(&one.table_digests()?, &reversed.table_digests()?);
+        return Ok(format!(
+            "a materializer depends on the order of rows that it doesn't ask for: a state made with the rows the other way \
+             round differs in {tables}. Add ORDER BY to its SELECTs"
+        ));
+    }
+    // The state may have gone on meanwhile, and says nothing then about where it differed.
+    let (cursor, tables) = state::committed_tables(&files.state())?;
+    let place =
+        if cursor == found.cursor { differing(&one.table_digests()?, &tables) } else { "its tables".to_owned() };
+    Ok(format!(
+        "the state differs from one that is made anew from the log, in {place}. Two replays agree, so either a materializer \
+         used something then that has changed since (a setting, a file, a static variable), or another program wrote to \
+         state.db. {REBUILD}"
+    ))
+}
+
+/// The names of the tables that two states differ in.
+fn differing(one: &TableDigests, other: &TableDigests) -> String {
+    let names: BTreeSet<&String> = one.keys().chain(other.keys()).collect();
+    let differing = names.into_iter().filter(|name| one.get(*name) != other.get(*name));
+    let names: Vec<String> = differing.map(|name| format!("`{name}`")).collect();
+    if names.len() == 1 { format!("the table {}", names[0]) } else { format!("the tables {}", names.join(", ")) }
+}
 
 /// Hashes the whole log, and compares it with each digest that was stored on the way.
 pub(super) fn check_log(log: &Eventlog, report: &mut Report) -> Result<(), LogFault> {
@@ -125,19 +159,26 @@ pub(super) fn check_log(log: &Eventlog, report: &mut Report) -> Result<(), LogFa
     Ok(())
 }
 
-/// The digest of a state that is made from the log up to `until`.
-fn replayed(log: &Eventlog, schema: &Arc<Schema>, until: Seq, reverse: bool) -> Result<Digest, Fault> {
+/// In which order a SELECT without ORDER BY gives its rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Order {
+    Natural,
+    Reversed,
+}
+
+/// A state that is made from the log up to `until`.
+fn replayed(log: &Eventlog, schema: &Arc<Schema>, until: Seq, order: Order) -> Result<State, Fault> {
     let mut enders = Enders::new();
     loop {
         let mut state = State::in_memory(schema)?;
-        if reverse {
+        if order == Order::Reversed {
             state.reverse_unordered()?;
         }
         state.begin()?;
         match replay_log(log, &state, until, &enders) {
             Ok(()) => {
                 state.commit(Cursor { generation: Generation(0), seq: until, digest: Digest::EMPTY })?;
-                return state.digest();
+                return Ok(state);
             }
             Err(Stop::Ended(id, why)) => drop(enders.insert(id, why)),
             Err(Stop::Fault(fault)) => return Err(fault),

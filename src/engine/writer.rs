@@ -14,6 +14,7 @@ use super::error::{Error, Fault};
 use super::event::{Envelope, EventId};
 use super::eventlog::{Checked, PORTION, Progress};
 use super::live::Live;
+use super::lock::Guard;
 use super::materialize::panic_message;
 use super::place::Seq;
 use super::replica::{Outcome, Replica, Standing};
@@ -163,6 +164,8 @@ pub(crate) struct Common {
     pub(crate) setup: Setup,
     /// Whether an upstream is the authority of every store.
     pub(crate) follows: bool,
+    /// What keeps other processes out.
+    pub(crate) guard: Guard,
     /// How many stores there are on disk.
     pub(crate) count: AtomicU64,
     /// How many there may be.
@@ -451,19 +454,20 @@ impl Writer {
     }
 
     fn open_replica(&mut self) -> Result<Replica, Fault> {
-        let Common { setup, follows, checked, .. } = &*self.common;
+        let Common { setup, follows, checked, guard, .. } = &*self.common;
         let checked = checked.lock().expect("BUG: remembering what was checked panicked").remove(self.files.dir());
-        let opened = Replica::open_found(self.files.clone(), setup.clone(), self.disk == Disk::Durable).and_then(
-            |mut replica| {
-                if let Some(earlier) = checked {
-                    replica.go_on_checking(earlier)?;
-                }
-                if *follows {
-                    replica.follow()?;
-                }
-                Ok(replica)
-            },
-        );
+        let open = || {
+            guard.claim_for_files()?;
+            let mut replica = Replica::open_found(self.files.clone(), setup.clone(), self.disk == Disk::Durable)?;
+            if let Some(earlier) = checked {
+                replica.go_on_checking(earlier)?;
+            }
+            if *follows {
+                replica.follow()?;
+            }
+            Ok(replica)
+        };
+        let opened = open();
         match &opened {
             Ok(_) => self.disk = Disk::Durable,
             Err(fault) => self.doubt_after(fault),

@@ -3,7 +3,6 @@
 
 use std::io::{self, BufWriter, Write};
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use axum::Json;
 use axum::body::{Body, Bytes};
@@ -16,7 +15,7 @@ use tokio_util::io::StreamReader;
 
 use super::problem::Problem;
 use super::{App, Opened, Page, sentence};
-use crate::engine::{self, Error, Fault, Files, ImportError, Imported, Report, Standing, import};
+use crate::engine::{self, Error, Fault, Files, ImportError, Imported, Report, Setup, Standing, import};
 use crate::likes::schema;
 
 /// How much of an export is handed over at a time, in bytes, and how many such pieces may wait.
@@ -113,7 +112,8 @@ impl Write for Pieces {
 pub(crate) async fn verify(State(app): State<App>, headers: HeaderMap, page: Page) -> Result<Json<Report>, Problem> {
     authorize(&app, &headers)?;
     let files = existing(&app, &page).await?;
-    let verify = move || engine::verify(&files, &Arc::new(schema()), &engine::executable()?);
+    let device = app.device.clone();
+    let verify = move || engine::verify(&files, &Setup::new(schema(), device)?);
     let report = tokio::task::spawn_blocking(verify).await.map_err(Problem::internal)?;
     Ok(Json(report.map_err(|fault| Error::from(&fault))?))
 }

@@ -1,6 +1,9 @@
 //! What the author of a feature writes: ids in tables, queries for one row, errors of any crate, and what the engine says
 //! back when something is wrong.
 
+use std::io;
+use std::sync::{Arc, Mutex};
+
 use likewise::engine::{
     Batch, DbError, Error, Event, EventId, Malformed, Query, Row, Schema, StoreId, StoreLimits, Stores,
 };
@@ -220,4 +223,40 @@ async fn a_refusal_names_the_event_and_the_statement_unless_the_words_are_the_au
     let refused = store.commit_envelope(event(id(2), "TodoAdded", r#"{"titel":"x"}"#)).await;
     let Err(Error::Refused(why)) = refused else { panic!("{refused:?}") };
     assert!(why.starts_with("TodoAdded can't be applied: its payload can't be read: missing field `title`"), "{why}");
+}
+
+/// What is logged while `act` runs.
+fn logged(act: impl FnOnce()) -> String {
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+    impl io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let lines = Lines::default();
+    let writer = lines.clone();
+    let logger = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+    tracing::subscriber::with_default(logger, act);
+    String::from_utf8(lines.0.lock().unwrap().clone()).unwrap()
+}
+
+#[test]
+fn events_without_effect_are_told_once_a_kind() {
+    let home = Home::new();
+    let mut replica = home.try_open_as(setup(todos())).unwrap();
+    let bad = |n| (event(id(n), "TodoAdded", r#"{"title":7}"#), device("phone"));
+    let unknown = |n| (event(id(n), "TodoMoved", ""), device("phone"));
+    let lines = logged(|| {
+        replica.add(&[bad(1), unknown(2), bad(3), unknown(4)]).unwrap();
+        replica.add(&[bad(5), unknown(6)]).unwrap();
+    });
+    let of = |name: &str| lines.lines().filter(|line| line.contains(name)).count();
+    assert_eq!((of("TodoAdded"), of("TodoMoved"), lines.lines().count()), (1, 1, 2), "{lines}");
+    assert!(lines.contains("its payload can't be read") && lines.contains("nothing here knows it"), "{lines}");
+    let standing = replica.standing().unwrap();
+    assert_eq!((standing.skipped, standing.unknown), (3, 3));
 }

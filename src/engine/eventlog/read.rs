@@ -103,9 +103,13 @@ pub(crate) struct Content {
 }
 
 impl Found {
-    pub(crate) fn is(&self, event: &Envelope) -> bool {
+    pub(crate) fn content(&self) -> &Content {
         let (Self::Log(_, content) | Self::Outbox(_, content) | Self::SetAside(content)) = self;
-        content.is(event)
+        content
+    }
+
+    pub(crate) fn is(&self, event: &Envelope) -> bool {
+        self.content().is(event)
     }
 }
 

@@ -66,6 +66,31 @@ pub struct Standing {
     pub unknown: u64,
 }
 
+/// How many events without effect are listed at most. Their number is in the [`Standing`].
+pub const MOST_SKIPPED: usize = 1_000;
+
+/// An event that has no effect.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Skipped {
+    /// Its id.
+    pub id: EventId,
+    /// Its name.
+    pub name: String,
+    /// Why it has none.
+    pub why: NoEffect,
+}
+
+/// Why an event has no effect.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum NoEffect {
+    /// Nothing here knows its name. It takes effect when a program that does opens the store.
+    UnknownName,
+    /// It can't be applied, here or anywhere: the reason.
+    Failed(String),
+}
+
 /// One device's copy of a store.
 pub struct Replica {
     setup: Setup,
@@ -354,6 +379,20 @@ impl Replica {
     /// A fault of the machine.
     pub fn why_skipped(&self, id: EventId) -> Result<Option<String>, Fault> {
         self.state.why_skipped(id)
+    }
+
+    /// The events that have no effect, and why: those with the newest ids first, up to [`MOST_SKIPPED`] of them.
+    ///
+    /// # Errors
+    ///
+    /// A fault of the machine.
+    pub fn skipped(&self) -> Result<Vec<Skipped>, Fault> {
+        let skipped = self.state.skipped(MOST_SKIPPED)?.into_iter().map(|(id, why)| {
+            let found = self.log.find(id)?;
+            let why = why.map_or(NoEffect::UnknownName, NoEffect::Failed);
+            Ok(found.map(|found| Skipped { id, name: found.content().name.as_str().to_owned(), why }))
+        });
+        skipped.filter_map(Result::transpose).collect()
     }
 
     /// Where this replica stands.
