@@ -11,8 +11,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use rusqlite::{Params, Row, Statement, params};
 
 use super::authorizer::{Mode, Tables};
+use super::batch::{self, BATCH};
 use super::error::{DbError, Fault, LogFault};
-use super::event::{self, BATCH, Envelope, Event, EventId, EventRef};
+use super::event::{self, Envelope, Event, EventId, EventRef};
 use super::rehearsal::MadeUp;
 use super::sandbox::{Sandbox, Statements};
 use super::schema::Schema;
@@ -225,7 +226,7 @@ impl Schema {
             let Some(materializer) = self.materializers.get(name) else { return Ok(Effect::Unknown) };
             return materializer(Payload::Stored(args), db).map(|()| Effect::Applied).map_err(|why| why.of_event(name));
         }
-        let items = event::unseal(args).map_err(|why| DbError::refuse(why.to_string()))?;
+        let items = batch::unseal(args).map_err(|why| DbError::refuse(why.to_string()))?;
         // Wholly or not at all: with one unknown event the batch waits for the upgrade as a whole.
         if items.iter().any(|item| !self.materializers.contains_key(item.name.as_str())) {
             return Ok(Effect::Unknown);

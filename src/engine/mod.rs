@@ -4,10 +4,12 @@
 
 mod authorizer;
 mod backup;
+mod batch;
 mod error;
 mod event;
 mod eventlog;
 mod files;
+mod health;
 mod live;
 mod lock;
 mod materialize;
@@ -30,10 +32,12 @@ mod writer;
 
 pub use backup::{backup, is_blank};
 
+pub use batch::Batch;
 pub use error::{Database, DbError, Error, Fault, Malformed, NotOurs};
-pub use event::{Args, Batch, Device, Envelope, Event, EventId, EventName, MAX_ARGS, MAX_DEVICE, MAX_NAME};
+pub use event::{Args, Device, Envelope, Event, EventId, EventName, MAX_ARGS, MAX_DEVICE, MAX_NAME};
 pub use eventlog::{PageSize, Progress, Whose};
 pub(crate) use files::{Access, check_dir, create_private_dir, exists, open_private_file, open_to_read, sync_dir};
+pub use health::{Health, Receipt};
 pub use materialize::Db;
 pub use place::{Cursor, Digest, Entry, Generation, LogId, Seq};
 pub use query::Query;
@@ -50,4 +54,4 @@ pub use stores::{StoreLimits, Stores, stores_in};
 pub(crate) use transfer::{ImportError, Imported, import};
 pub use transfer::{Line, export, export_set_aside, set_aside};
 pub use verify::{Report, verify};
-pub use writer::{BATCH, Health, Receipt};
+pub use writer::BATCH;

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use super::authorizer::Mode;
+use super::batch::{BATCH, BATCH_IDS};
 use super::error::{DbError, Fault};
-use super::event::{BATCH, BATCH_IDS, Event, EventName};
+use super::event::{Event, EventName};
 use super::materialize::{Db, Payload};
 use super::sandbox::Sandbox;
 use super::storage::open_in_memory;

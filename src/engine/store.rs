@@ -9,6 +9,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::error::{Error, Fault, Malformed};
 use super::event::{Device, Envelope, Event, EventId};
 use super::eventlog::Whose;
+use super::health::{Health, Receipt};
 use super::live::{Answer, Live};
 use super::place::{Cursor, Digest, Seq};
 use super::query::Query;
@@ -17,7 +18,7 @@ use super::schema::Schema;
 use super::setup::Files;
 use super::state::State;
 use super::stores::{Shared, Spare};
-use super::writer::{Act, Health, Receipt, Work};
+use super::writer::{Act, Work};
 
 /// The name of a store: `[a-z0-9][a-z0-9-]{0,62}`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -12,12 +12,13 @@ use tokio::sync::{mpsc, watch};
 
 use super::authorizer::Tables;
 use super::error::{Error, Fault, IoContext};
+use super::health::Health;
 use super::live::Live;
 use super::lock::Guard;
 use super::setup::{Files, Setup};
 use super::state::State;
 use super::store::{Inner, Store, StoreId, Unopened};
-use super::writer::{Common, Health, Work, Writer, start_checkpoints};
+use super::writer::{Common, Work, Writer, start_checkpoints};
 
 /// How often idle stores are looked for. Often enough that what many looks opened is closed soon after its time is over.
 pub(crate) const SWEEP_EVERY: Duration = Duration::from_secs(5);

@@ -13,11 +13,12 @@ use tokio_util::codec::{FramedRead, LinesCodec, LinesCodecError};
 use super::error::{Error, Fault, IoContext, LogFault, Malformed};
 use super::event::{Args, Device, Envelope, EventId, EventName, MAX_ARGS};
 use super::eventlog::{CHECKPOINT_EVERY, Eventlog, PageSize, Rescued, Waiting};
+use super::health::Health;
 use super::place::Seq;
 use super::replica::Outcome;
 use super::setup::Files;
 use super::store::Store;
-use super::writer::{BATCH, Health};
+use super::writer::BATCH;
 
 /// What is read at a time. Between two looks nothing is held open: whoever is given the events may be slow, and a snapshot
 /// that stays open keeps the WAL from beginning again.

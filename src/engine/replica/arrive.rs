@@ -95,11 +95,6 @@ impl Replica {
         if is_due || pending == 0 || !more && pending <= PUT_BACK { self.try_settle() } else { Ok(()) }
     }
 
-    /// Whether events have arrived that queries don't see yet.
-    pub fn is_behind(&self) -> bool {
-        matches!(self.view, View::Behind { .. })
-    }
-
     /// Puts one event of the upstream's log into ours. True when it was the next of our own pending ones, so that the
     /// open transaction has it already.
     pub(super) fn admit(&mut self, entry: &Entry) -> Result<bool, LogFault> {
@@ -129,15 +124,6 @@ impl Replica {
         }
         let added = self.log.append(entry.seq, event, &entry.origin)?;
         Ok(is_next || !added)
-    }
-
-    /// Shows queries what [`arrive`](Self::arrive) left for later.
-    ///
-    /// # Errors
-    ///
-    /// A fault of the machine.
-    pub fn settle_arrivals(&mut self) -> Result<(), Fault> {
-        if self.is_behind() { self.settle() } else { Ok(()) }
     }
 
     /// How far the upstream's log was pulled, and the digest of our log up to there.
