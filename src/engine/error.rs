@@ -210,8 +210,8 @@ pub(crate) fn one_line(sql: &str) -> String {
 
 /// Whether the machine failed rather than the event, so that the same event may well succeed later or elsewhere.
 ///
-/// The faults of events are a closed list; what isn't on it is the machine's, for to skip an event over a full disk
-/// would make replicas differ.
+/// The faults of events are a closed list. Whatever isn't on it is the machine's: skipping an event because of a full
+/// disk would make replicas differ.
 pub(crate) fn is_of_machine(error: &rusqlite::Error) -> bool {
     use rusqlite::ffi;
     let of_event = [

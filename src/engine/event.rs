@@ -1,6 +1,6 @@
 //! What an event is: an id, a name and a payload, and the rules each of them keeps.
 //!
-//! Raw strings stop here: whoever holds an [`Envelope`] holds one that may be stored.
+//! Raw strings stop here: an [`Envelope`] is one that may be stored.
 
 use std::fmt;
 use std::iter;
@@ -19,8 +19,8 @@ use super::batch::BATCH;
 use super::error::Malformed;
 use crate::clock;
 
-/// The largest payload of one event, in bytes of its JSON text. An event is a fact, not a file: whoever needs more
-/// stores the bytes elsewhere and their hash here.
+/// The largest payload of one event, in bytes of its JSON text. An event is a fact, not a file: store larger
+/// bytes elsewhere, and their hash here.
 pub const MAX_ARGS: usize = 64 * 1024;
 
 /// The longest name of an event, in bytes.

@@ -1,8 +1,8 @@
-//! Live queries: run again when a commit touched a table they read, once however many watch, and told to the watchers
-//! when the answer changed.
+//! Live queries. A query runs again when a commit touched a table that it reads, once however many watch it. Watchers are
+//! told when the answer changed.
 //!
-//! The answers that were asked for last are kept up to date a while longer. So who asks again need not wait for the
-//! thread that writes, which may be waiting for the disk, and has an answer even when the store can't be opened.
+//! Recent answers are kept up to date for a while after the last watcher left. So asking again doesn't wait for the
+//! writer, which may be waiting for the disk, and works even when the store can't be opened.
 
 use std::any::Any;
 use std::collections::HashMap;
@@ -16,10 +16,10 @@ use super::error::Error;
 use super::query::{Query, QueryKey};
 use super::state::State;
 
-/// How long an answer is kept up to date after it was asked for last.
+/// How long an unwatched answer is kept up to date: a page that is loaded again asks within this time.
 const REMEMBERED_FOR: Duration = Duration::from_secs(60);
 
-/// How many answers are kept that nobody watches: each commit that touches them runs them again.
+/// How many unwatched answers are kept. Each costs a run of its query whenever a commit touches it.
 const REMEMBERED: usize = 16;
 
 /// The live queries of one store. Watchers add theirs; the thread that owns the state runs them.
@@ -39,12 +39,12 @@ trait LiveQuery: Any + Send + Sync {
     /// Runs the query if it reads one of `touched` or has no answer yet, and tells who watches if the answer changed.
     fn refresh(&self, state: &State, touched: Tables);
 
-    /// Says why there is no answer, unless there is one, which then stands.
+    /// Says why there is no answer, unless there is one.
     fn fail(&self, why: &Error);
 
     fn is_watched(&self) -> bool;
 
-    /// When somebody began to watch it last.
+    /// When it was last asked for.
     fn asked(&self) -> Instant;
 }
 
@@ -58,8 +58,8 @@ struct Watched<T> {
 }
 
 impl Live {
-    /// The answers to `query`, now and from now on. True when nobody asked for them before, so that somebody has to
-    /// [refresh](Self::refresh) them.
+    /// The answers to `query`, now and from now on. True when it is new, so that the caller has to
+    /// [refresh](Self::refresh) it.
     pub(crate) fn watch<T>(&self, query: Query<T>) -> (watch::Receiver<Answer<T>>, bool)
     where
         T: Clone + PartialEq + Send + Sync + 'static,
@@ -80,7 +80,7 @@ impl Live {
         (receiver, true)
     }
 
-    /// Brings every query up to date that reads one of `touched`, and forgets those that nobody needs.
+    /// Runs every query that reads one of `touched`, and drops those that nobody needs.
     pub(crate) fn refresh(&self, state: &State, touched: Tables) {
         self.lock().forget(Instant::now());
         for query in self.all() {
@@ -88,21 +88,21 @@ impl Live {
         }
     }
 
-    /// Tells those who have no answer yet why there is none. What is known stays known.
+    /// Tells watchers without an answer why there is none. An answer that is known stays.
     pub(crate) fn fail(&self, why: &Error) {
         for query in self.all() {
             query.fail(why);
         }
     }
 
-    /// Ends all watches, and those that are still to begin: nobody will run a query any more.
+    /// Ends all watches, also future ones: nobody runs queries any more.
     pub(crate) fn close(&self) {
         let mut queries = self.lock();
         queries.is_closed = true;
         queries.watched.clear();
     }
 
-    /// All queries, copied out so that none of them runs under the lock that watchers wait for.
+    /// All queries, copied out: none may run under the lock that watchers wait for.
     fn all(&self) -> Vec<Arc<dyn LiveQuery>> {
         self.lock().watched.values().map(Arc::clone).collect()
     }
@@ -113,7 +113,7 @@ impl Live {
 }
 
 impl Queries {
-    /// Lets go of the queries that nobody watches, but for the few that were asked for last.
+    /// Drops the queries that nobody watches, except for a few recent ones.
     fn forget(&mut self, now: Instant) {
         let mut unwatched: Vec<Instant> =
             self.watched.values().filter(|query| !query.is_watched()).map(|query| query.asked()).collect();

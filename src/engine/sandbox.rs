@@ -1,4 +1,4 @@
-//! The connection that other people's SQL runs on, and who may do what there.
+//! The connection that the author's SQL runs on.
 //!
 //! SQLite asks its authorizer about everything a statement is going to do when the statement is prepared. One
 //! authorizer a connection is installed once, for good (installing one expires every prepared statement), and it
@@ -154,7 +154,7 @@ impl<'a> Statements<'a> {
         self.sandbox
     }
 
-    /// Prepares `sql` as [`Sandbox::prepare`] does for a materializer. Whoever has run it gives it [back](Self::keep).
+    /// Prepares `sql` as [`Sandbox::prepare`] does for a materializer. Give it [back](Self::keep) after running it.
     pub(crate) fn ready(&self, sql: &str) -> Result<Rc<Ready<'a>>, DbError> {
         let known = self.ready.borrow().iter().find(|ready| *ready.sql == *sql).map(Rc::clone);
         match known {

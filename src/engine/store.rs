@@ -62,8 +62,8 @@ pub(super) struct Inner {
     pub(super) health: watch::Receiver<Health>,
     /// Work for the store's thread. A store without events has neither, however many look at it.
     pub(super) queue: OnceLock<mpsc::Sender<Work>>,
-    /// There until the store is opened, or all stores are closed. Whoever answers in the place of the thread holds this, so
-    /// that no answer of theirs comes after one of the thread's.
+    /// There until the store is opened, or all stores are closed. Code that answers in place of the thread holds this, so
+    /// its answer can't come after one of the thread's.
     pub(super) unopened: Mutex<Option<Unopened>>,
     pub(super) stores: Weak<Shared>,
 }
@@ -347,7 +347,7 @@ impl fmt::Debug for Store {
     }
 }
 
-/// The answers to a query: the present one, and then each newer one. Whoever is slow misses what was between.
+/// The answers to a query: the present one, then each newer one. A slow reader misses those in between.
 pub struct Watch<T> {
     answers: watch::Receiver<Answer<T>>,
     /// Keeps the store open.

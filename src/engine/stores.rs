@@ -45,7 +45,7 @@ impl Default for StoreLimits {
     }
 }
 
-/// What whoever asks has to leave to others of the room for stores.
+/// How much of the room for stores a caller has to leave to others.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Spare {
     /// Of the stores that there may be.
@@ -79,7 +79,7 @@ pub(super) struct OpenStores {
     absent_after_sweep: usize,
     /// Tells that something about a store is new; kept while somebody listens, also when the store is closed.
     news: HashMap<StoreId, watch::Sender<u64>>,
-    /// Threads that are closing their store; whoever opens it again has to wait for them.
+    /// Threads that are closing their store. Opening it again waits for them.
     closing: HashMap<StoreId, JoinHandle<()>>,
     swept: Option<Instant>,
     is_closed: bool,
@@ -355,7 +355,7 @@ impl OpenStores {
     }
 }
 
-/// The names of the stores under `dir`, in order, whoever has them open.
+/// The names of the stores under `dir`, in order, whether or not a process has them open.
 ///
 /// # Errors
 ///
@@ -394,7 +394,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn whoever_has_a_receipt_sees_the_event() {
+    async fn a_caller_with_a_receipt_sees_the_event() {
         let dir = tempfile::tempdir().expect("a directory");
         let stores = stores_of_likes(dir.path());
         let store = stores.get(&"likes".parse().expect("a name")).expect("a store");

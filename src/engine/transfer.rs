@@ -20,8 +20,8 @@ use super::setup::Files;
 use super::store::Store;
 use super::writer::BATCH;
 
-/// What is read at a time. Between two looks nothing is held open: whoever is given the events may be slow, and a snapshot
-/// that stays open keeps the WAL from beginning again.
+/// How much is read at a time. Nothing is held open in between: the reader may be slow, and an open snapshot keeps the WAL
+/// from starting over.
 const PORTION: PageSize = PageSize { events: 8_192, bytes: 4 << 20 };
 
 /// One line of an export: an event, and where it stands.

@@ -46,11 +46,11 @@ pub(crate) enum Work {
 }
 
 /// Something to do with a replica, which may be missing where nobody made it, or with the reason why it can't be had. A
-/// fault closes the replica. What it gives tells whoever asked how it went.
+/// fault closes the replica. The [`Answer`] tells the caller how it went.
 pub(crate) type Act = Box<dyn FnOnce(Result<Option<&mut Replica>, Error>) -> (Result<(), Fault>, Answer) + Send>;
 
-/// Answers whoever asked. That comes after everybody was told what changed, so that who has the answer and then reads
-/// finds the change.
+/// Answers the caller. It is called after the watchers were told, so a caller who has the answer and then reads finds the
+/// change.
 pub(crate) type Answer = Box<dyn FnOnce() + Send>;
 
 /// What the thread has in its hands.
@@ -123,7 +123,7 @@ pub(crate) struct Writer {
     queue: mpsc::Receiver<Work>,
     live: Arc<Live>,
     health: watch::Sender<Health>,
-    /// Told of every change of `health`, for who doesn't want to keep the store open.
+    /// Changes whenever `health` does. Watching it doesn't keep the store open.
     news: watch::Sender<u64>,
     held: Held,
     writes: Writes,
@@ -366,7 +366,7 @@ impl Writer {
 
     /// Opens what is on disk, or an empty state where nothing is.
     fn open(&mut self) {
-        // The last one lets go of its files first.
+        // The old replica closes its files first.
         self.held = Held::Failed(Error::Closed, Instant::now());
         self.is_checked = false;
         let exists = self.files.exist();
@@ -515,7 +515,7 @@ impl Writer {
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        // Whoever waits for an answer would wait for ever, for the handles of the store keep its queries alive.
+        // Watchers would wait for ever: the store's handles keep its queries alive.
         self.live.close();
     }
 }

@@ -146,7 +146,7 @@ impl Deref for Link {
 }
 
 impl Eventlog {
-    /// Says that this is an end in good order, so that the WAL is to be moved into the file.
+    /// Has SQLite move the WAL into the file when this is closed. Only for an orderly end.
     pub(crate) fn close_in_order(&self) -> Result<()> {
         Ok(checkpoint_on_close(&self.conn, true)?)
     }
@@ -242,7 +242,7 @@ impl Eventlog {
 
 impl Drop for Eventlog {
     fn drop(&mut self) {
-        // Whoever lets go of an eventlog may be about to write its WAL again.
+        // The next step may be to write its WAL again.
         if let Some(wal) = &self.wal {
             wal.retire();
         }

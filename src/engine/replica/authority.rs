@@ -59,7 +59,7 @@ impl Replica {
         self.rebuild()
     }
 
-    /// Makes the state anew from the log.
+    /// Rebuilds the state from the log.
     pub(super) fn rebuild(&mut self) -> Result<(), Fault> {
         // The old connection has to let go of the file first.
         self.state = State::in_memory(&self.setup.schema)?;
@@ -166,7 +166,7 @@ impl Replica {
     }
 
     /// Changes the eventlog alone, durably, unless an earlier fault left log and state apart. Where that changes what the
-    /// state has to be, whoever calls this [settles](Self::settle) it.
+    /// state has to be, the caller [settles](Self::settle) it.
     pub(super) fn change(&mut self, change: impl FnOnce(&mut Eventlog) -> Result<(), LogFault>) -> Result<(), Fault> {
         self.unless_broken(|replica| replica.transact(change))
     }

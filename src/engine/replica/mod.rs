@@ -1,8 +1,7 @@
 //! One device's copy of a store: an eventlog and the state that follows from it.
 //!
-//! Plain synchronous code without threads, clock or network, so that a test can drive a hundred of them by a seed.
-//! After a [`Fault`] a replica changes nothing any more: it is to be dropped and opened again. What it had
-//! acknowledged is in its eventlog.
+//! Plain synchronous code, without threads, clock or network: a test can drive a hundred of them by a seed. After a
+//! [`Fault`] a replica changes nothing any more; drop it and open it again. What it acknowledged is in its eventlog.
 //!
 //! Two rules hold at every point where the process may die:
 //!
@@ -68,22 +67,22 @@ impl Replica {
     /// Opens the store in `files`, or makes an empty one whose log is its own. Makes durable what it finds, applies what a
     /// crash left to be applied, and rebuilds the state when it is missing, damaged or another program's.
     ///
-    /// One replica a directory, in all processes together: that is the caller's business.
+    /// The caller makes sure that a directory has one replica, in all processes together.
     ///
     /// # Errors
     ///
-    /// What keeps the store from being opened; then nothing was changed. In particular [`Fault::LostTail`] when there
-    /// is proof that the eventlog once held more than it does.
+    /// What keeps the store from being opened; nothing was changed then. [`Fault::LostTail`] says that the eventlog
+    /// provably held more once.
     pub fn open(files: Files, setup: Setup) -> Result<Self, Fault> {
         Self::open_found(files, setup, false)
     }
 
-    /// As [`open`](Self::open). What `is_synced` was found durable by this process already, and no sync failed since: not
-    /// to write it again keeps a store readable on a disk without room.
+    /// As [`open`](Self::open). If `is_synced`, this process made the files durable before, and no sync has failed since.
+    /// They aren't written again then, so a store stays readable on a full disk.
     pub(crate) fn open_found(files: Files, setup: Setup, is_synced: bool) -> Result<Self, Fault> {
         check_sqlite()?;
         files.check()?;
-        // The witness and the state come after the first transaction of the eventlog, so where they are, it was.
+        // The witness and the state come after the eventlog's first transaction. Where they are, there was an eventlog.
         let may_create = !files.witness().exists() && !files.state().exists();
         create_private_dir(files.dir())?;
         let alone = Alone::in_dir(files.dir())?;
@@ -126,8 +125,8 @@ impl Replica {
         Ok(replica)
     }
 
-    /// Runs `act` unless an earlier fault left log and state apart: whoever went on from there would commit a state that
-    /// lacks events below its cursor.
+    /// Runs `act`, unless an earlier fault left log and state apart. To go on from there would commit a state that lacks
+    /// events below its cursor.
     fn unless_broken<T>(&mut self, act: impl FnOnce(&mut Self) -> Result<T, Fault>) -> Result<T, Fault> {
         if self.view == View::Broken {
             return Err(Fault::Stopped);
@@ -177,7 +176,7 @@ impl Replica {
         Ok(entries)
     }
 
-    /// What was checked of it, for whoever opens the same files again in this process, now that it is about to be closed.
+    /// What was checked so far, for the next replica of the same files in this process. Call it before closing.
     pub(crate) fn take_checked(&self) -> Checked {
         self.log.take_checked()
     }
@@ -266,7 +265,7 @@ impl Replica {
 
 impl Drop for Replica {
     fn drop(&mut self) {
-        // After a fault the WALs are all that is known to be right, and have to stay as they are.
+        // After a fault only the WALs are known to be right, so they stay as they are.
         if self.view != View::Broken {
             for closed in [self.log.close_in_order().map_err(Fault::from), self.state.close_in_order()] {
                 if let Err(error) = closed {

@@ -13,8 +13,8 @@ use crate::engine::state::State;
 const PER_COMMIT: u64 = 10_000;
 
 impl Replica {
-    /// Makes the committed state level with the log, and puts the pending events on top of it again. On a disk without room
-    /// for that the state can be read all the same: what its file lacks is put into the open transaction, too.
+    /// Brings the committed state level with the log, and applies the pending events on top. On a full disk the state can
+    /// still be read: what can't be committed is applied in the open transaction, too.
     ///
     /// # Errors
     ///
@@ -55,7 +55,7 @@ impl Replica {
                 committed => committed?,
             }
             if is_long {
-                // A courtesy to people, which must not cost the store.
+                // Telling people is a courtesy. A panic in it must not cost the store.
                 let tell = || (self.setup.progress)(milestone.length, length);
                 drop(catch_unwind(AssertUnwindSafe(tell)));
                 self.state.wal().map_or(Ok(()), |wal| wal.checkpoint_if_due()).map_err(Fault::state)?;
@@ -64,8 +64,8 @@ impl Replica {
         Ok(true)
     }
 
-    /// Opens the state's transaction anew and applies, without committing, all that the eventlog has after the state's
-    /// cursor: first the log, then the outbox. Passes over `enders`, and adds those that it finds.
+    /// Begins the state's transaction again and applies, without committing, all that the eventlog has after the state's
+    /// cursor: first the log, then the outbox. Skips `enders`, and adds those that it finds.
     pub(super) fn restore(&mut self, enders: &mut Enders) -> Result<(), Fault> {
         loop {
             self.state.rollback()?;

@@ -27,7 +27,7 @@ pub struct Standing {
     pub pending: u64,
     /// How many events the authority refused.
     pub set_aside: u64,
-    /// How many events have no effect because of a fault of theirs.
+    /// How many events can't be applied, here or anywhere.
     pub skipped: u64,
     /// How many events have no effect because nothing here knows their name.
     pub unknown: u64,
@@ -104,7 +104,7 @@ impl Replica {
     }
 }
 
-/// The cursor and the digest of the state that is committed in `files`, read beside whoever writes to it.
+/// The cursor and the digest of the state that is committed in `files`, read beside the thread that writes to it.
 ///
 /// # Errors
 ///
