@@ -2,36 +2,44 @@
 //!
 //! It knows SQLite; it knows neither a network nor HTTP, nor what any event means.
 
-mod authorizer;
-mod backup;
+// What an author writes.
 mod batch;
 mod error;
 mod event;
+mod place;
+mod query;
+mod schema;
+
+// From an event to the state.
+mod authorizer;
+mod materialize;
+mod rehearsal;
+mod sandbox;
+mod state;
+
+// What is on the disk.
 mod eventlog;
 mod files;
+mod opening;
+mod storage;
+mod witness;
+
+// One store: its replica, the thread that owns it, and the handles of it.
 mod health;
 mod live;
 mod lock;
-mod materialize;
-mod opening;
-mod place;
-mod query;
-mod rehearsal;
 mod replica;
-mod sandbox;
-mod schema;
 mod setup;
-mod state;
-mod storage;
 mod store;
 mod stores;
-mod transfer;
-mod verify;
-mod witness;
 mod writer;
 
-pub use backup::{backup, is_blank};
+// Beside the thread that writes.
+mod backup;
+mod transfer;
+mod verify;
 
+pub use backup::backup;
 pub use batch::Batch;
 pub use error::{Database, DbError, Error, Fault, Malformed, NotOurs};
 pub use event::{Args, Device, Envelope, Event, EventId, EventName, MAX_ARGS, MAX_DEVICE, MAX_NAME};
@@ -47,7 +55,7 @@ pub use replica::{
 /// What an author's own code says to SQLite, in the version that the engine is built with.
 pub use rusqlite::{self, Params, Row, ToSql, params, types::FromSql};
 pub use schema::Schema;
-pub use setup::{Files, Setup, executable};
+pub use setup::{Files, Setup, executable, is_blank};
 pub use store::{Store, StoreId, Watch};
 pub(crate) use stores::{SWEEP_EVERY, Spare};
 pub use stores::{StoreLimits, Stores, stores_in};

@@ -49,8 +49,9 @@ impl Schema {
 
     /// Adds the materializer of the events of type `E`.
     ///
-    /// It must be a function of the event, its id and time, and the state; [`Db`] offers nothing else, and the author
-    /// must not reach for more (clocks, files, global variables).
+    /// It must be a function of the event, its id and time, and the state. [`Db`] offers nothing else, and the author must
+    /// not reach for more: no clock, no file, no static variable. It also runs on made-up events when the app starts; see
+    /// [`check`](Self::check).
     ///
     /// # Panics
     ///

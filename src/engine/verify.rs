@@ -69,7 +69,7 @@ pub fn verify(files: &Files, setup: &Setup) -> Result<Report, Fault> {
     report.pending = tip.pending;
     report.head = tip.head;
     report.log_digest = tip.digest;
-    check_log(&log, &mut report)?;
+    report.problems.extend(check_log(&log)?);
     report.problems.extend(log.check_waiting()?);
     if let Some(lack) = testimony.and_then(|earlier| log.testimony().lacks(earlier)) {
         report.problems.push(Fault::LostTail(lack).to_string());
@@ -138,14 +138,14 @@ fn differing(one: &TableDigests, other: &TableDigests) -> String {
     if names.len() == 1 { format!("the table {}", names[0]) } else { format!("the tables {}", names.join(", ")) }
 }
 
-/// Hashes the whole log, and compares it with each digest that was stored on the way.
-pub(super) fn check_log(log: &Eventlog, report: &mut Report) -> Result<(), LogFault> {
-    report.problems.extend(log.integrity_check()?.into_iter().map(|line| format!("the eventlog is damaged: {line}")));
+/// Hashes the whole log, compares it with each digest that was stored on the way, and says what is wrong.
+pub(super) fn check_log(log: &Eventlog) -> Result<Vec<String>, LogFault> {
+    let lines = log.integrity_check()?.into_iter();
+    let mut problems: Vec<String> = lines.map(|line| format!("the eventlog is damaged: {line}")).collect();
     let mut point = log.base()?;
     for stored in log.checkpoints()? {
-        let walked = log.walk(point, Some(stored.seq))?;
-        if walked != stored {
-            report.problems.push(format!(
+        if log.walk(point, Some(stored.seq))? != stored {
+            problems.push(format!(
                 "of the events {} to {} some are not those that were stored. Restore a backup, or have the store made \
                  again from the other devices: docs/repair.md has the steps",
                 point.seq.next(),
@@ -154,7 +154,7 @@ pub(super) fn check_log(log: &Eventlog, report: &mut Report) -> Result<(), LogFa
         }
         point = stored;
     }
-    Ok(())
+    Ok(problems)
 }
 
 /// In which order a SELECT without ORDER BY gives its rows.
