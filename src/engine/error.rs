@@ -336,7 +336,8 @@ pub enum Fault {
 
 impl From<DbError> for Fault {
     fn from(error: DbError) -> Self {
-        Self::Schema(error)
+        // A full disk is no fault of the schema whose tables were to be made on it.
+        error.of_machine().map_or_else(Self::Schema, Self::state)
     }
 }
 

@@ -62,4 +62,4 @@ pub use stores::{StoreLimits, Stores, stores_in};
 pub(crate) use transfer::{ImportError, Imported, import};
 pub use transfer::{Line, export, export_set_aside, set_aside};
 pub use verify::{Report, verify};
-pub use writer::BATCH;
+pub use writer::MOST_TOGETHER;

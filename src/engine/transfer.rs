@@ -18,7 +18,7 @@ use super::place::Seq;
 use super::replica::Outcome;
 use super::setup::Files;
 use super::store::Store;
-use super::writer::BATCH;
+use super::writer::MOST_TOGETHER;
 
 /// How much is read at a time. Nothing is held open in between: the reader may be slow, and an open snapshot keeps the WAL
 /// from starting over.
@@ -239,7 +239,7 @@ async fn add_all(
                 batch.events.push((event, line.origin.unwrap_or_else(|| device.clone())));
             }
         }
-        if batch.events.len() >= BATCH {
+        if batch.events.len() >= MOST_TOGETHER {
             batch.flush(store, &mut imported).await?;
         }
     }

@@ -23,7 +23,7 @@ use super::state::State;
 use super::storage::WalGauge;
 
 /// How many events are committed together at most: one fsync serves all of them, and none waits for more than this.
-pub const BATCH: usize = 1_024;
+pub const MOST_TOGETHER: usize = 1_024;
 
 /// How long a store that failed is left alone before it is opened again.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -246,7 +246,7 @@ impl Writer {
         while let Some(Work::Commit(event, reply)) = next {
             events.push(event);
             replies.push(reply);
-            next = if events.len() < BATCH { self.queue.try_recv().ok() } else { None };
+            next = if events.len() < MOST_TOGETHER { self.queue.try_recv().ok() } else { None };
         }
         if !events.is_empty() {
             let results = self.commit(&events);
