@@ -87,9 +87,9 @@ impl Schema {
         Ok(self.rehearse(&sandbox)?)
     }
 
-    /// Which replicas may compare the digests of their states: those for which this is the same. Covers the tables,
-    /// the names of the events, the author's version, SQLite's version and the rule for ids in a batch, but not the bodies of the materializers,
-    /// which nothing can see.
+    /// Replicas with the same fingerprint may compare the digests of their states. It covers the tables, the names of the
+    /// events, the author's version, SQLite's version and the rule for ids in a batch. It can't see the bodies of the
+    /// materializers.
     pub fn fingerprint(&self) -> String {
         let mut hasher = blake3::Hasher::new();
         let version = self.version.to_string();
@@ -101,7 +101,7 @@ impl Schema {
         hasher.finalize().to_hex()[..32].to_owned()
     }
 
-    /// Whether it says what an event of that name means.
+    /// Whether events of that name have a materializer.
     pub(crate) fn knows(&self, name: &str) -> bool {
         name == BATCH || self.materializers.contains_key(name)
     }

@@ -34,7 +34,7 @@ const TABLES: &str = "
     CREATE TABLE likewise_skipped (id BLOB PRIMARY KEY, why TEXT) STRICT, WITHOUT ROWID;
 ";
 
-/// What `state.db` is found to be at opening.
+/// What opening finds in `state.db`.
 pub(crate) struct Loaded {
     /// How far it says to have come, if that can be read.
     pub(crate) cursor: Option<Cursor>,
@@ -62,7 +62,7 @@ pub(super) struct Counts {
     pub(super) now: (u64, u64),
     /// As the last commit left it.
     committed: (u64, u64),
-    /// As each part of the transaction found it that is not ended yet.
+    /// As it was at the beginning of each open part of the transaction.
     marks: Vec<(u64, u64)>,
 }
 
@@ -226,7 +226,7 @@ impl State {
         if self.sandbox.is_autocommit() {
             return Ok(());
         }
-        // What the transaction wrote, and what it overwrote, reads otherwise now.
+        // Queries see other rows now wherever the transaction wrote.
         self.touched.set(Tables::ALL);
         self.run("ROLLBACK")
     }
@@ -261,7 +261,7 @@ impl State {
         self.skipped.borrow().now
     }
 
-    /// Why the event `id` has no effect, if it has none for a fault of its own.
+    /// Why the event `id` can't be applied, if it can't.
     pub(crate) fn why_skipped(&self, id: EventId) -> Result<Option<String>, Fault> {
         let sql = "SELECT why FROM likewise_skipped WHERE id = ?1";
         let why = self.sandbox.engine().query_row(sql, [id.as_bytes()], |row| row.get(0)).optional();
@@ -308,8 +308,8 @@ impl State {
         table_digests(self.sandbox.engine()).map_err(Fault::state)
     }
 
-    /// Makes SQLite give rows in the reverse of its natural order wherever a statement doesn't order them itself: a
-    /// materializer that relies on that order then shows itself.
+    /// Makes SQLite reverse the order of rows wherever a statement doesn't ask for one. A materializer that relies on such
+    /// an order gives itself away.
     pub(crate) fn reverse_unordered(&self) -> Result<(), Fault> {
         self.sandbox.engine().execute_batch("PRAGMA reverse_unordered_selects = 1").map_err(Fault::state)
     }

@@ -1,4 +1,4 @@
-//! A store as everything above the engine uses it: a cheap, cloneable, async handle.
+//! The handle of a store, for everything above the engine: cheap, cloneable, async.
 
 use std::fmt;
 use std::str::FromStr;
@@ -60,7 +60,7 @@ pub(super) struct Inner {
     pub(super) schema: Arc<Schema>,
     pub(super) live: Arc<Live>,
     pub(super) health: watch::Receiver<Health>,
-    /// Work for the store's thread. A store without events has neither, however many look at it.
+    /// Work for the store's thread. A store without events has no thread, however many watch it.
     pub(super) queue: OnceLock<mpsc::Sender<Work>>,
     /// There until the store is opened, or all stores are closed. Code that answers in place of the thread holds this, so
     /// its answer can't come after one of the thread's.
@@ -75,7 +75,7 @@ pub(super) struct Unopened {
 
 impl Inner {
     pub(super) fn unopened(&self) -> MutexGuard<'_, Option<Unopened>> {
-        // A query that panicked while it was answered left nothing half done.
+        // A query that panics leaves nothing half done.
         self.unopened.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -174,7 +174,7 @@ impl Store {
         .await
     }
 
-    /// Puts the events set aside to those that wait, once more. Gives how many there were.
+    /// Commits the events that were set aside once more, and gives how many there were.
     ///
     /// # Errors
     ///
@@ -205,7 +205,7 @@ impl Store {
         Watch::new(answers, self.clone())
     }
 
-    /// Has those queries answered that have no answer yet.
+    /// Has the new queries answered.
     fn refresh(&self) {
         if self.inner.queue.get().is_none()
             && let Some(shared) = self.inner.stores.upgrade()
@@ -214,7 +214,7 @@ impl Store {
             return;
         }
         if let Some(queue) = self.inner.queue.get() {
-            // With a full queue the thread is busy, and will come by here after its next batch.
+            // With a full queue the thread is busy, and answers queries after its next commit anyway.
             drop(queue.try_send(Work::Refresh));
         }
     }
@@ -292,8 +292,8 @@ impl Store {
         matches!(*self.inner.health.borrow(), Health::Absent)
     }
 
-    /// Opens the store if it isn't open, for an event of somebody who has to leave `spare` to others. True when it is a
-    /// store without events that was opened by this call.
+    /// Opens the store for an event, if it isn't open, and leaves `spare` to others. True when this call has opened a store
+    /// without events.
     ///
     /// # Errors
     ///
@@ -331,7 +331,7 @@ impl Store {
         answer.await.map_err(|_| self.unanswered())?
     }
 
-    /// Why the thread let go of something without an answer.
+    /// Why the thread dropped something without an answer.
     fn unanswered(&self) -> Error {
         if self.inner.queue.get().is_none_or(mpsc::Sender::is_closed) {
             return Error::Closed;
@@ -360,8 +360,7 @@ impl<T: Clone> Watch<T> {
         Self { answers, _store: store }
     }
 
-    /// The present answer at the first call, afterwards the newest one as soon as it differs from the last. May be
-    /// dropped and called again without missing anything.
+    /// The present answer at the first call; afterwards the newest one, once it differs from the last. Cancel safe.
     ///
     /// # Errors
     ///

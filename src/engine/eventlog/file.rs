@@ -24,7 +24,7 @@ pub(super) const FORMAT: i64 = 2;
 /// The first format whose rows have hashes.
 pub(super) const HASHED: i64 = 2;
 
-/// How many rows get their hashes at once: as many as memory can take without anybody noticing.
+/// How many rows get their hashes at once. Bounds the memory that an upgrade takes.
 const HASHED_AT_ONCE: usize = 1_024;
 
 /// Marks the file as ours: "Like" in ASCII.
@@ -121,7 +121,7 @@ impl Eventlog {
         };
         let format = conn.query_row("PRAGMA user_version", (), |row| row.get(0))?;
         if format < HASHED && wal.is_none() {
-            // Only to be read, so it stays as it is, and looks as if there were hashes.
+            // It is only read, so it stays as it is. The views give it a column of hashes.
             conn.execute_batch(HASHLESS)?;
         }
         let mut log = Self { conn, wal, tip, saved: None, names, origins, format, checked: RefCell::default() };
@@ -132,7 +132,7 @@ impl Eventlog {
         Ok(log)
     }
 
-    /// Moves an older format on to the present one, whole or not at all.
+    /// Upgrades an older format to the present one, wholly or not at all.
     pub(crate) fn upgrade(&mut self) -> Result<()> {
         if self.format >= FORMAT {
             return Ok(());
@@ -160,7 +160,7 @@ impl Eventlog {
         }
         self.conn.execute_batch(&format!("PRAGMA user_version = {FORMAT}"))?;
         self.format = FORMAT;
-        // It has changed something, even if there was nothing to hash.
+        // The upgrade is a change, even if there was nothing to hash.
         self.saved = None;
         self.commit()
     }
@@ -207,7 +207,7 @@ pub(super) fn refuse_newer(conn: &Connection, path: &Path) -> Result<bool> {
     Ok(tables == 0)
 }
 
-/// That there is nothing where events were.
+/// Says that there is nothing where events were.
 pub(super) fn lost() -> LogFault {
     Fault::LostTail("eventlog.db is missing or empty, and had events".to_owned()).into()
 }

@@ -21,7 +21,7 @@ pub struct PageSize {
 }
 
 impl PageSize {
-    /// What is read where nobody asks for a size: small enough to hold, large enough that asking again costs nothing.
+    /// The default: small enough to hold in memory, large enough that the number of reads doesn't matter.
     pub(crate) const PORTION: Self = Self { events: 1_024, bytes: 8 << 20 };
 
     /// So many events, however large.
@@ -180,9 +180,7 @@ impl Eventlog {
         Ok(last.map(Seq::from_sql))
     }
 
-    /// Shows `each` of the events of the log after `after` and up to `until`, in order and `most` of them, without
-    /// copying them. Gives the place of the last, if there was one. What `each` fails with ends it, and is the inner
-    /// error.
+    /// Shows `each` up to `most` events of the log after `after` and up to `until`, in order, without copying them. Gives the place of the last, if there was one. An error of `each` ends it.
     pub(crate) fn each_in_log<E: From<LogFault>>(
         &self,
         after: Seq,

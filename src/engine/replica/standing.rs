@@ -68,7 +68,7 @@ impl Replica {
         self.state.digest()
     }
 
-    /// Why the event `id` has no effect, if it has none for a fault of its own.
+    /// Why the event `id` can't be applied, if it can't.
     ///
     /// # Errors
     ///
