@@ -16,6 +16,7 @@ use std::sync::Arc;
 use rusqlite::ErrorCode;
 use rusqlite::types::FromSqlError;
 
+use super::batch::BATCH;
 use super::event::{EventId, MAX_ARGS, MAX_DEVICE, MAX_NAME};
 
 /// How much of a statement a message quotes, in characters: one line of a terminal, and its table and columns.
@@ -153,6 +154,7 @@ impl DbError {
         match self {
             Self::Refused(_) | Self::Stopped => self,
             Self::Sqlite { ref source, .. } if is_of_machine(source) => self,
+            other if name == BATCH => Self::Refused(format!("the batch can't be applied: {other}")),
             other => Self::Refused(format!("{name} can't be applied: {other}")),
         }
     }

@@ -206,12 +206,13 @@ impl Schema {
         db.id.set(event.id);
         let run = || sandbox.within(Mode::Materialize, || self.dispatch(event.name, event.args, db));
         let result = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
-            Err(DbError::refuse(format!("its materializer panicked: {}", panic_message(&*panic))))
+            let why = format!("its materializer panicked: {}", panic_message(&*panic));
+            Err(DbError::Other(why.into()).of_event(event.name))
         });
         // What the materializer returns does not decide alone: it may have swallowed an error.
         if let Some(failure) = db.stopped.take() {
             return Err(match *failure {
-                Failure::Ended(why) => Failure::Ended(format!("{} can't be applied: {why}", event.name)),
+                Failure::Ended(why) => Failure::Ended(DbError::Other(why.into()).of_event(event.name).to_string()),
                 other => other,
             });
         }
