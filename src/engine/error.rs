@@ -16,6 +16,7 @@ use std::sync::Arc;
 use rusqlite::ErrorCode;
 use rusqlite::types::FromSqlError;
 
+use super::batch::BATCH;
 use super::event::{EventId, MAX_ARGS, MAX_DEVICE, MAX_NAME};
 
 /// How much of a statement a message quotes, in characters: one line of a terminal, and its table and columns.
@@ -159,6 +160,7 @@ impl DbError {
         match self {
             Self::Refused(_) | Self::Stopped => self,
             Self::Sqlite { ref source, .. } if is_of_machine(source) => self,
+            other if name == BATCH => Self::Refused(format!("the batch can't be applied: {other}")),
             other => Self::Refused(format!("{name} can't be applied: {other}")),
         }
     }
@@ -216,8 +218,8 @@ pub(crate) fn one_line(sql: &str) -> String {
 
 /// Whether the machine failed rather than the event, so that the same event may well succeed later or elsewhere.
 ///
-/// The faults of events are a closed list; what isn't on it is the machine's, for to skip an event over a full disk
-/// would make replicas differ.
+/// The faults of events are a closed list. Whatever isn't on it is the machine's: skipping an event because of a full
+/// disk would make replicas differ.
 pub(crate) fn is_of_machine(error: &rusqlite::Error) -> bool {
     use rusqlite::ffi;
     let of_event = [
@@ -342,7 +344,8 @@ pub enum Fault {
 
 impl From<DbError> for Fault {
     fn from(error: DbError) -> Self {
-        Self::Schema(error)
+        // A full disk is no fault of the schema whose tables were to be made on it.
+        error.of_machine().map_or_else(Self::Schema, Self::state)
     }
 }
 

@@ -13,10 +13,10 @@ use tokio::sync::watch;
 use super::error::{Error, Fault, Malformed};
 use super::event::{Envelope, EventId};
 use super::eventlog::{PageSize, Tally};
+use super::health::Health;
 use super::place::{Entry, Generation, LogId, Seq};
 use super::replica::Replica;
 use super::store::Store;
-use super::writer::Health;
 
 /// What a reader gets at a time from the store's thread.
 const PAGE: PageSize = PageSize { events: 256, bytes: 1 << 20 };

@@ -16,7 +16,7 @@ const NAME: &str = ".lock";
 
 /// Who keeps other processes out of a directory of stores.
 pub(crate) enum Guard {
-    /// Whoever opened the stores.
+    /// The code that opened the stores.
     Caller,
     /// The stores, from the moment that the directory exists.
     Stores { dir: PathBuf, held: Mutex<Option<DirLock>> },
@@ -28,7 +28,7 @@ impl Guard {
         Self::Stores { dir: dir.to_owned(), held: Mutex::default() }
     }
 
-    /// Makes sure that no other process has the directory, if it exists: whoever only looks makes none.
+    /// Makes sure that no other process has the directory, if it exists. A mere look doesn't create it.
     ///
     /// # Errors
     ///

@@ -1,4 +1,4 @@
-//! Materializing: an event goes through its materializer into the state, and what comes of it is told.
+//! Materializing: an event goes through its materializer into the state.
 //!
 //! Read it from the bottom of the path to its top: [`Db`] is what a materializer sees; [`Schema::apply`] runs one and
 //! says whose fault a failure is; [`State`] applies events one by one, together, or as they stand in an eventlog, and
@@ -11,15 +11,16 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use rusqlite::{Params, Row, Statement, params};
 
 use super::authorizer::Mode;
+use super::batch::{self, BATCH};
 use super::changes::Written;
 use super::error::{DbError, Fault, LogFault};
-use super::event::{self, BATCH, Envelope, Event, EventId, EventRef};
+use super::event::{self, Envelope, Event, EventId, EventRef};
 use super::rehearsal::MadeUp;
 use super::sandbox::{Sandbox, Statements};
 use super::schema::Schema;
 use super::state::State;
 
-/// How many events of an eventlog share a mark: what is applied again, one by one, when one of them fails.
+/// How many events of an eventlog share a savepoint. When one of them fails, so many are applied again one by one.
 pub(crate) const CHUNK: usize = 1_024;
 
 /// The longest reason that is stored with a skipped event, in bytes.
@@ -41,14 +42,14 @@ pub struct Db<'a> {
     statements: Statements<'a>,
     id: Cell<EventId>,
     touched: &'a Cell<Written>,
-    /// Set by the first error after which nothing may run any more. In a box, for it is looked at after each event.
+    /// Set by the first error after which nothing may run any more. Boxed, because it is looked at after each event.
     stopped: RefCell<Option<Box<Failure>>>,
     /// The first statement that could not be prepared, and why.
     unprepared: RefCell<Option<(Box<str>, String)>>,
 }
 
 impl<'a> Db<'a> {
-    /// What the materializers of many events see, one after the other. `touched` grows by the tables they write.
+    /// For the materializers of many events, one after the other. Adds the tables they write to `touched`.
     pub(crate) fn new(sandbox: &'a Sandbox, touched: &'a Cell<Written>) -> Self {
         let nobody = Cell::new(EventId::from_parts(0, [0; 10]));
         Self {
@@ -60,7 +61,7 @@ impl<'a> Db<'a> {
         }
     }
 
-    /// Runs a materializer as for an event with this id, whatever was before and is left by it.
+    /// Runs a materializer for a made-up event with this id, and forgets what stopped it.
     pub(super) fn at<R>(&self, id: EventId, run: impl FnOnce() -> R) -> R {
         self.id.set(id);
         let result = run();
@@ -122,7 +123,7 @@ impl<'a> Db<'a> {
         self.attempt(sql, |statement| statement.query(params)?.next()?.map(map).transpose())
     }
 
-    /// Runs one statement unless an earlier one made that impossible, and remembers if this one does.
+    /// Runs one statement, unless an earlier error forbids it, and notes an error that forbids the next.
     fn attempt<T>(&self, sql: &str, run: impl FnOnce(&mut Statement<'a>) -> Result<T, DbError>) -> Result<T, DbError> {
         if self.stopped.borrow().is_some() {
             return Err(DbError::Stopped);
@@ -189,12 +190,12 @@ pub(crate) enum Effect {
     Skipped(String),
 }
 
-/// Why an event's materializer stopped short. Whatever it did is still in the transaction.
+/// Why a materializer failed. What it did before is still in the transaction.
 #[derive(Debug)]
 pub(crate) enum Failure {
     /// The event's own fault.
     Event(String),
-    /// The event's own fault, and it took the transaction with it.
+    /// The event's own fault, and SQLite has ended the transaction over it.
     Ended(String),
     /// The machine's: nothing may be concluded about the event.
     Machine(rusqlite::Error),
@@ -208,12 +209,13 @@ impl Schema {
         db.id.set(event.id);
         let run = || sandbox.within(Mode::Materialize, || self.dispatch(event.name, event.args, db));
         let result = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
-            Err(DbError::refuse(format!("its materializer panicked: {}", panic_message(&*panic))))
+            let why = format!("its materializer panicked: {}", panic_message(&*panic));
+            Err(DbError::Other(why.into()).of_event(event.name))
         });
         // What the materializer returns does not decide alone: it may have swallowed an error.
         if let Some(failure) = db.stopped.take() {
             return Err(match *failure {
-                Failure::Ended(why) => Failure::Ended(format!("{} can't be applied: {why}", event.name)),
+                Failure::Ended(why) => Failure::Ended(DbError::Other(why.into()).of_event(event.name).to_string()),
                 other => other,
             });
         }
@@ -228,7 +230,7 @@ impl Schema {
             let Some(materializer) = self.materializers.get(name) else { return Ok(Effect::Unknown) };
             return materializer(Payload::Stored(args), db).map(|()| Effect::Applied).map_err(|why| why.of_event(name));
         }
-        let items = event::unseal(args).map_err(|why| DbError::refuse(why.to_string()))?;
+        let items = batch::unseal(args).map_err(|why| DbError::refuse(why.to_string()))?;
         // Wholly or not at all: with one unknown event the batch waits for the upgrade as a whole.
         if items.iter().any(|item| !self.materializers.contains_key(item.name.as_str())) {
             return Ok(Effect::Unknown);
@@ -247,16 +249,16 @@ impl Schema {
 /// What to do with an event that can't be applied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum OnFault {
-    /// It isn't stored anywhere yet, so it is refused and leaves no trace.
+    /// Refuse it: it isn't stored anywhere yet, and leaves no trace.
     Refuse,
-    /// It is in an eventlog, so it is passed over, and that is written down.
+    /// Skip it and note that: it is in an eventlog.
     Skip,
 }
 
 /// Why applying events stopped.
 #[derive(Debug)]
 pub(crate) enum Stop {
-    /// This event ended the transaction, so all of it has to be done again without the event.
+    /// This event ended the transaction. All of it has to be done again without the event.
     Ended(EventId, String),
     /// The machine failed.
     Fault(Fault),
@@ -274,10 +276,10 @@ impl From<Fault> for Stop {
     }
 }
 
-/// Why applying one event among others went no further.
+/// Why one event among others wasn't applied.
 #[derive(Debug)]
 pub(crate) enum Halt {
-    /// The event failed, so the others are to be undone and all of them applied one by one.
+    /// It failed. The caller undoes the others, and applies all of them one by one.
     Undo,
     /// As for an event alone.
     Stop(Stop),
@@ -302,8 +304,7 @@ pub(crate) type Each<'a> = dyn FnMut(&EventRef<'_>) -> Result<(), Halt> + 'a;
 pub(crate) type Enders = HashMap<EventId, String>;
 
 impl State {
-    /// Applies events that belong together inside the part that began with the last mark, and says what became of each.
-    /// When one of them fails, the part is to be undone.
+    /// Applies events under the last mark, and says what became of each. When one fails, the caller undoes the mark.
     pub(crate) fn apply_together(&self, events: &[&Envelope], on_fault: OnFault) -> Result<Vec<Effect>, Halt> {
         let db = Db::new(&self.sandbox, &self.touched);
         let none = Enders::new();
@@ -377,7 +378,7 @@ impl State {
         }
     }
 
-    /// Applies one event among others, which have to be undone when it fails.
+    /// Applies one event among others, which the caller undoes when it fails.
     fn apply_among(
         &self,
         db: &Db<'_>,
@@ -414,7 +415,7 @@ impl State {
         }
     }
 
-    /// Writes down that an event has no effect: why, or `None` when nothing here knows its name.
+    /// Notes that an event has no effect: why, or `None` when nothing here knows its name.
     fn skip(&self, event: &EventRef<'_>, why: Option<&str>, on_fault: OnFault) -> rusqlite::Result<()> {
         if on_fault == OnFault::Refuse {
             return Ok(());

@@ -1,4 +1,4 @@
-//! The connection that other people's SQL runs on, and who may do what there.
+//! The connection that the author's SQL runs on.
 //!
 //! SQLite asks its authorizer about everything a statement is going to do when the statement is prepared. One
 //! authorizer a connection is installed once, for good (installing one expires every prepared statement), and it
@@ -184,8 +184,8 @@ impl Sandbox {
         Statements { sandbox: self, ready: RefCell::default() }
     }
 
-    /// Has SQLite prepare something, and joins what it says of it with what the authorizer wrote down about it. What is
-    /// written down already is of statements that SQLite prepared again when they were run.
+    /// Has SQLite prepare something, and joins its answer with the authorizer's notes. Earlier notes are dropped: they are
+    /// about statements that SQLite prepared again while they ran.
     fn told_why<'a, T>(
         &'a self,
         prepare: impl FnOnce(&'a Connection) -> rusqlite::Result<T>,
@@ -201,8 +201,8 @@ impl Sandbox {
     }
 }
 
-/// Statements of materializers that stay at hand from one event to the next: to look one up among all that the
-/// connection knows, and to put it back, takes as long as to run it.
+/// Statements of materializers that stay at hand from one event to the next. Fetching one from the connection's cache and
+/// putting it back takes as long as running it.
 pub(crate) struct Statements<'a> {
     sandbox: &'a Sandbox,
     ready: RefCell<Vec<Rc<Ready<'a>>>>,
@@ -217,19 +217,19 @@ pub(crate) struct Ready<'a> {
 }
 
 impl<'a> Statements<'a> {
-    /// As many are at hand at most, because they are searched one by one.
+    /// How many are at hand at most: they are searched one by one.
     const MOST: usize = 16;
 
     pub(crate) fn sandbox(&self) -> &'a Sandbox {
         self.sandbox
     }
 
-    /// Prepares `sql` as [`Sandbox::prepare`] does for a materializer. Whoever has run it gives it [back](Self::keep).
+    /// Prepares `sql` as [`Sandbox::prepare`] does for a materializer. Give it [back](Self::keep) after running it.
     pub(crate) fn ready(&self, sql: &str) -> Result<Rc<Ready<'a>>, DbError> {
         let known = self.ready.borrow().iter().find(|ready| *ready.sql == *sql).map(Rc::clone);
         match known {
             Some(ready) if ready.statement.try_borrow_mut().is_ok() => Ok(ready),
-            // Not known yet, or just running: what reads its rows runs it once more for each of them.
+            // Not known yet, or running: a mapper may run the same statement once more for each row.
             _ => {
                 let (statement, touched) = self.sandbox.prepare(Mode::Materialize, sql)?;
                 Ok(Rc::new(Ready { sql: sql.into(), touched, statement: RefCell::new(statement) }))

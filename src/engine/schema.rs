@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use super::authorizer::Mode;
+use super::batch::{BATCH, BATCH_IDS};
 use super::error::{DbError, Fault};
-use super::event::{BATCH, BATCH_IDS, Event, EventName};
+use super::event::{Event, EventName};
 use super::materialize::{Db, Payload};
 use super::sandbox::Sandbox;
 use super::storage::open_in_memory;
@@ -48,8 +49,9 @@ impl Schema {
 
     /// Adds the materializer of the events of type `E`.
     ///
-    /// It must be a function of the event, its id and time, and the state; [`Db`] offers nothing else, and the author
-    /// must not reach for more (clocks, files, global variables).
+    /// It must be a function of the event, its id and time, and the state. [`Db`] offers nothing else, and the author must
+    /// not reach for more: no clock, no file, no static variable. It also runs on made-up events when the app starts; see
+    /// [`check`](Self::check).
     ///
     /// # Panics
     ///
@@ -85,9 +87,9 @@ impl Schema {
         Ok(self.rehearse(&sandbox)?)
     }
 
-    /// Which replicas may compare the digests of their states: those for which this is the same. Covers the tables,
-    /// the names of the events, the author's version, SQLite's version and the rule for ids in a batch, but not the bodies of the materializers,
-    /// which nothing can see.
+    /// Replicas with the same fingerprint may compare the digests of their states. It covers the tables, the names of the
+    /// events, the author's version, SQLite's version and the rule for ids in a batch. It can't see the bodies of the
+    /// materializers.
     pub fn fingerprint(&self) -> String {
         let mut hasher = blake3::Hasher::new();
         let version = self.version.to_string();
@@ -99,7 +101,7 @@ impl Schema {
         hasher.finalize().to_hex()[..32].to_owned()
     }
 
-    /// Whether it says what an event of that name means.
+    /// Whether events of that name have a materializer.
     pub(crate) fn knows(&self, name: &str) -> bool {
         name == BATCH || self.materializers.contains_key(name)
     }

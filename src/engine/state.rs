@@ -1,7 +1,7 @@
 //! The state: tables that materializers derive from the eventlog, in `state.db` or in memory. Disposable.
 //!
-//! The transaction that is open here is the caller's business: an authority opens one a commit, a replica with an
-//! upstream keeps one open that holds what is pending.
+//! The caller decides when a transaction is open. An authority opens one a commit; a replica with an upstream keeps one
+//! open that holds what is pending.
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -36,11 +36,11 @@ const TABLES: &str = "
     CREATE TABLE likewise_skipped (id BLOB PRIMARY KEY, why TEXT) STRICT, WITHOUT ROWID;
 ";
 
-/// What `state.db` is found to be at opening.
+/// What opening finds in `state.db`.
 pub(crate) struct Loaded {
     /// How far it says to have come, if that can be read.
     pub(crate) cursor: Option<Cursor>,
-    /// The state, or why it has to be made anew.
+    /// The state, or why it has to be rebuilt.
     pub(crate) state: Result<State, String>,
 }
 
@@ -59,15 +59,15 @@ pub(crate) struct State {
     pub(super) told: RefCell<BTreeSet<(String, Kind)>>,
 }
 
-/// How many events have no effect, counted as they come: the table that names them may be as long as the log. It goes
-/// back wherever the transaction does.
+/// How many events have no effect. Counted as they come, because the table that names them may be as long as the log.
+/// Rolled back with the transaction.
 #[derive(Debug, Default)]
 pub(super) struct Counts {
-    /// With what is in the open transaction: for a fault of theirs, and because nothing here knows their name.
+    /// Including the open transaction: events with a fault, and events whose name nothing here knows.
     pub(super) now: (u64, u64),
     /// As the last commit left it.
     committed: (u64, u64),
-    /// As each part of the transaction found it that is not ended yet.
+    /// As it was at the beginning of each open part of the transaction.
     marks: Vec<(u64, u64)>,
 }
 
@@ -87,7 +87,7 @@ impl State {
         Ok(Self::over(sandbox, None, schema, Cursor::default(), Counts::default()))
     }
 
-    /// A new state of an empty log in a file, in the place of whatever is there.
+    /// A new state of an empty log in a file. Replaces whatever is there.
     pub(crate) fn new(
         path: &Path,
         schema: &Arc<Schema>,
@@ -122,7 +122,7 @@ impl State {
         Ok(sandbox)
     }
 
-    /// Opens the state at `path` and looks whether it can be used.
+    /// Opens the state at `path`, if it can be used.
     pub(crate) fn load(path: &Path, schema: &Arc<Schema>, maker: &str) -> Result<Loaded, Fault> {
         let unusable = |why: &str| Loaded { cursor: None, state: Err(why.to_owned()) };
         if !path.try_exists().doing("look at", path)? {
@@ -187,7 +187,7 @@ impl State {
         self.wal.as_ref()
     }
 
-    /// Says that this is an end in good order, so that the WAL is to be moved into the file.
+    /// Has SQLite move the WAL into the file when this is closed. Only for an orderly end.
     pub(crate) fn close_in_order(&self) -> Result<(), Fault> {
         checkpoint_on_close(self.sandbox.engine(), true).map_err(Fault::state)
     }
@@ -266,7 +266,7 @@ impl State {
         self.skipped.borrow().now
     }
 
-    /// Why the event `id` has no effect, if it has none for a fault of its own.
+    /// Why the event `id` can't be applied, if it can't.
     pub(crate) fn why_skipped(&self, id: EventId) -> Result<Option<String>, Fault> {
         let sql = "SELECT why FROM likewise_skipped WHERE id = ?1";
         let why = self.sandbox.engine().query_row(sql, [id.as_bytes()], |row| row.get(0)).optional();
@@ -345,8 +345,8 @@ impl State {
         table_digests(self.sandbox.engine()).map_err(Fault::state)
     }
 
-    /// Makes SQLite give rows in the reverse of its natural order wherever a statement doesn't order them itself: a
-    /// materializer that relies on that order then shows itself.
+    /// Makes SQLite reverse the order of rows wherever a statement doesn't ask for one. A materializer that relies on such
+    /// an order gives itself away.
     pub(crate) fn reverse_unordered(&self) -> Result<(), Fault> {
         self.sandbox.engine().execute_batch("PRAGMA reverse_unordered_selects = 1").map_err(Fault::state)
     }
@@ -359,7 +359,7 @@ impl State {
 
 impl Drop for State {
     fn drop(&mut self) {
-        // Whoever lets go of a state may be about to replace its file.
+        // The next step may be to replace its file.
         if let Some(wal) = &self.wal {
             wal.retire();
         }
@@ -376,7 +376,7 @@ pub(crate) struct Committed {
 }
 
 impl Committed {
-    /// Whether this program would go on with that state, rather than make it anew.
+    /// Whether this program would go on with that state rather than rebuild it.
     pub(crate) fn is_made_by(&self, schema: &Schema, executable: &str) -> bool {
         self.made_by == made_by(executable) && self.schema == schema.fingerprint()
     }
@@ -397,8 +397,7 @@ pub(crate) fn committed_tables(path: &Path) -> Result<(Cursor, TableDigests), Fa
     read().map_err(Fault::state)
 }
 
-/// Reads the state at `path` beside the one that writes to it in this process. Whoever makes it anew lets nobody in
-/// meanwhile.
+/// Reads the state at `path` beside the thread that writes to it in this process. While it is rebuilt, this waits.
 pub(crate) fn committed(path: &Path) -> Result<Committed, Fault> {
     let read = || {
         let conn = Beside::open(path)?;

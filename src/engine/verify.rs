@@ -28,7 +28,7 @@ pub struct Report {
     pub head: Seq,
     /// Of the log, up to `head`.
     pub log_digest: Digest,
-    /// Of a state made anew from the log, up to the committed state's cursor.
+    /// Of a state rebuilt from the log, up to the committed state's cursor.
     pub state_digest: Digest,
     /// What is wrong. Empty when all is well.
     pub problems: Vec<String>,
@@ -36,10 +36,10 @@ pub struct Report {
     pub notes: Vec<String>,
 }
 
-/// Reads everything: the log against its digests, and the state against one that is made anew from the log.
+/// Reads everything: compares the log with its digests, and the state with one rebuilt from the log.
 ///
-/// The new state is made with every SELECT that leaves the order of its rows open giving them in reverse, so that a
-/// materializer that depends on such an order shows itself.
+/// In the rebuilt state, a SELECT without ORDER BY gives its rows in reverse. So a materializer that depends on an order
+/// it doesn't ask for gives itself away.
 ///
 /// # Errors
 ///
@@ -47,14 +47,14 @@ pub struct Report {
 pub fn verify(files: &Files, setup: &Setup) -> Result<Report, Fault> {
     let Setup { schema, executable, .. } = setup;
     let mut report = Report::default();
-    // What others say about the eventlog comes before a look at it, for somebody may be adding to it meanwhile.
+    // Read the witness and the state first. Somebody may be adding to the eventlog, and it must not seem to be behind.
     let testimony = witness::testimony(&files.witness());
     let committed = if files.state().exists() {
         match state::committed(&files.state()) {
             Ok(committed) => Some(committed),
             Err(fault) => {
                 report.problems.push(format!(
-                    "the state can't be read: {fault}. No event is lost: it is made anew at the next start"
+                    "the state can't be read: {fault}. No event is lost: it is rebuilt at the next start"
                 ));
                 None
             }
@@ -69,7 +69,7 @@ pub fn verify(files: &Files, setup: &Setup) -> Result<Report, Fault> {
     report.pending = tip.pending;
     report.head = tip.head;
     report.log_digest = tip.digest;
-    check_log(&log, &mut report)?;
+    report.problems.extend(check_log(&log)?);
     report.problems.extend(log.check_waiting()?);
     if let Some(lack) = testimony.and_then(|earlier| log.testimony().lacks(earlier)) {
         report.problems.push(Fault::LostTail(lack).to_string());
@@ -79,7 +79,7 @@ pub fn verify(files: &Files, setup: &Setup) -> Result<Report, Fault> {
     report.state_digest = replayed(&log, schema, cursor.seq, Order::Reversed)?.digest()?;
     let Some(found) = committed else { return Ok(report) };
     if cursor.generation != tip.generation {
-        report.notes.push("events were taken back out of the log; the state is made anew at the next start".to_owned());
+        report.notes.push("events were taken back out of the log; the state is rebuilt at the next start".to_owned());
     } else if cursor.seq > tip.head {
         let lack = format!("it ends at {}, and its state has come to {}", tip.head, cursor.seq);
         report.problems.push(Fault::LostTail(lack).to_string());
@@ -90,16 +90,14 @@ pub fn verify(files: &Files, setup: &Setup) -> Result<Report, Fault> {
             cursor.seq
         ));
     } else if !found.is_made_by(schema, executable) {
-        report
-            .notes
-            .push("another version of the program made the state; it is made anew at the next start".to_owned());
+        report.notes.push("another version of the program made the state; it is rebuilt at the next start".to_owned());
     } else if found.digest != report.state_digest {
         report.problems.push(difference(files, &log, schema, &found)?);
     }
     Ok(report)
 }
 
-const REBUILD: &str = "No event is lost: stop likewise and delete the file state.db of this store, and it is made anew \
+const REBUILD: &str = "No event is lost: stop likewise and delete the file state.db of this store, and it is rebuilt \
                        at the next start";
 
 /// Why the state is probably not the one that follows from the log, and what to do.
@@ -111,7 +109,7 @@ fn difference(files: &Files, log: &Eventlog, schema: &Arc<Schema>, found: &Commi
         return Ok(format!(
             "a materializer is not deterministic: two replays of the same log differ in {tables}. Look in what writes there \
              for a clock, chance, a file, a static variable, or the order of a HashMap, and take it out; replicas differ \
-             until then. The mended program makes the state anew"
+             until then. The corrected program rebuilds the state"
         ));
     }
     if one.digest()? == found.digest {
@@ -126,7 +124,7 @@ fn difference(files: &Files, log: &Eventlog, schema: &Arc<Schema>, found: &Commi
     let place =
         if cursor == found.cursor { differing(&one.table_digests()?, &tables) } else { "its tables".to_owned() };
     Ok(format!(
-        "the state differs from one that is made anew from the log, in {place}. Two replays agree, so either a materializer \
+        "the state differs from one that is rebuilt from the log, in {place}. Two replays agree, so either a materializer \
          used something then that has changed since (a setting, a file, a static variable), or another program wrote to \
          state.db. {REBUILD}"
     ))
@@ -140,14 +138,14 @@ fn differing(one: &TableDigests, other: &TableDigests) -> String {
     if names.len() == 1 { format!("the table {}", names[0]) } else { format!("the tables {}", names.join(", ")) }
 }
 
-/// Hashes the whole log, and compares it with each digest that was stored on the way.
-pub(super) fn check_log(log: &Eventlog, report: &mut Report) -> Result<(), LogFault> {
-    report.problems.extend(log.integrity_check()?.into_iter().map(|line| format!("the eventlog is damaged: {line}")));
+/// Hashes the whole log, compares it with each digest that was stored on the way, and says what is wrong.
+pub(super) fn check_log(log: &Eventlog) -> Result<Vec<String>, LogFault> {
+    let lines = log.integrity_check()?.into_iter();
+    let mut problems: Vec<String> = lines.map(|line| format!("the eventlog is damaged: {line}")).collect();
     let mut point = log.base()?;
     for stored in log.checkpoints()? {
-        let walked = log.walk(point, Some(stored.seq))?;
-        if walked != stored {
-            report.problems.push(format!(
+        if log.walk(point, Some(stored.seq))? != stored {
+            problems.push(format!(
                 "of the events {} to {} some are not those that were stored. Restore a backup, or have the store made \
                  again from the other devices: docs/repair.md has the steps",
                 point.seq.next(),
@@ -156,7 +154,7 @@ pub(super) fn check_log(log: &Eventlog, report: &mut Report) -> Result<(), LogFa
         }
         point = stored;
     }
-    Ok(())
+    Ok(problems)
 }
 
 /// In which order a SELECT without ORDER BY gives its rows.

@@ -225,6 +225,31 @@ async fn a_refusal_names_the_event_and_the_statement_unless_the_words_are_the_au
     assert!(why.starts_with("TodoAdded can't be applied: its payload can't be read: missing field `title`"), "{why}");
 }
 
+#[tokio::test]
+async fn a_refused_batch_names_the_event_in_it_or_itself() {
+    let schema =
+        todos().on(|_: Panicked, _| -> Result<(), DbError> { std::panic::resume_unwind(Box::new("a mistake")) }).on(
+            |event: Claimed, db| db.execute("INSERT OR ROLLBACK INTO todo (id, title) VALUES (?1, NULL)", [event.name]),
+        );
+    let shelf = Shelf::new(schema, StoreLimits::default());
+    let store = shelf.store("todo");
+    let batch = |item: &str| {
+        event(id(1), "likewise.batch", &format!(r#"[{{"name":"TodoAdded","args":{{"title":"x"}}}},{item}]"#))
+    };
+    for (item, wanted) in [
+        (r#"{"name":"TodoAdded","args":{"title":7}}"#, "TodoAdded can't be applied: its payload can't be read"),
+        (r#"{"name":"Panicked"}"#, "the batch can't be applied: its materializer panicked: a mistake"),
+        (
+            r#"{"name":"Claimed","args":{"name":"x","by":"y"}}"#,
+            "the batch can't be applied: NOT NULL constraint failed",
+        ),
+    ] {
+        let refused = store.commit_envelope(batch(item)).await;
+        assert!(matches!(&refused, Err(Error::Refused(why)) if why.starts_with(wanted)), "{refused:?}");
+    }
+    assert_eq!(store.read(ids()).await, Ok(Vec::new()));
+}
+
 /// What is logged while `act` runs.
 fn logged(act: impl FnOnce()) -> String {
     #[derive(Clone, Default)]

@@ -331,7 +331,7 @@ async fn a_directory_of_stores_is_one_processs_at_a_time_and_the_next_is_told_wh
     close(&shelf.stores).await;
     let stores = open(&shelf).unwrap();
     assert_eq!(stores.get(&"likes".parse().unwrap()).unwrap().read(count()).await, Ok(1));
-    drop(stores);
+    close(&stores).await;
     drop(open(&shelf).unwrap());
 }
 

@@ -155,7 +155,7 @@ impl Eventlog {
     }
 }
 
-/// The end of the log while events are added to it, with the statement at hand that adds one: to fetch it anew for each
+/// The end of the log while events are added to it. It holds the statement that adds one: fetching it for each event
 /// takes a tenth of the time.
 struct Appender<'a> {
     insert: CachedStatement<'a>,
