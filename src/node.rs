@@ -206,7 +206,7 @@ pub(crate) fn open_stores(
 ) -> anyhow::Result<Stores> {
     let setup = Setup { progress, ..Setup::new(schema, device.clone())? };
     let dir = DataDir::stores(dir.path());
-    Ok(if follow { Stores::following(&dir, setup, limits)? } else { Stores::open(&dir, setup, limits)? })
+    Ok(Stores::in_locked(&dir, setup, limits, follow)?)
 }
 
 /// The bounds of what the stores of a program may use.

@@ -15,7 +15,7 @@ use tokio_util::io::StreamReader;
 
 use super::problem::Problem;
 use super::{App, AskedStore, Opened, sentence};
-use crate::engine::{self, Error, Fault, Files, ImportError, Imported, Report, Standing, import};
+use crate::engine::{self, Error, Fault, Files, ImportError, Imported, Report, Setup, Standing, import};
 
 /// How much of an export is handed over at a time, in bytes, and how many such pieces may wait.
 const PIECE: usize = 64 * 1024;
@@ -119,8 +119,11 @@ pub(crate) async fn verify(
 ) -> Result<Json<Report>, Problem> {
     authorize(&app, &headers)?;
     let files = existing(&app, &asked).await?;
-    let schema = app.stores.schema();
-    let verify = move || engine::verify(&files, &schema, &engine::executable()?);
+    let (schema, device) = (app.stores.schema(), app.device.clone());
+    let verify = move || {
+        let executable = engine::executable()?;
+        engine::verify(&files, &Setup { schema, device, executable, progress: |_, _| {} })
+    };
     let report = tokio::task::spawn_blocking(verify).await.map_err(Problem::internal)?;
     Ok(Json(report.map_err(|fault| Error::from(&fault))?))
 }
