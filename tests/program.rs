@@ -125,6 +125,31 @@ fn the_program_goes_by_the_apps_name() {
     assert!(status.contains("left       1\n"), "{status}");
 }
 
+fn status_says_which_events_have_no_effect_and_why() {
+    let data = data_dir();
+    let event = |name: &str, args: &str| {
+        format!("{{\"id\":\"{}\",\"name\":\"{name}\",\"args\":{args}}}\n", uuid::Uuid::now_v7())
+    };
+    let bad = "\"{\\\"title\\\":\\\"\\\"}\"";
+    let input = event("TodoAdded", bad) + &event("TodoAdded", bad) + &event("TodoBurnt", "null");
+    let mut import = program(data.path());
+    let mut import = import.arg("import").stdin(Stdio::piped()).spawn().expect("the program starts");
+    std::io::Write::write_all(&mut import.stdin.take().expect("its input"), input.as_bytes()).expect("it reads");
+    assert!(import.wait().expect("its end").success());
+    let unserved = printed(run(data.path(), &["status"]));
+    for words in [
+        "2 skipped, because they could not be applied\n",
+        "1 of kinds that only a newer to-do knows\n",
+        "TodoAdded can't be applied: CHECK constraint failed: title <> ''",
+        " (2)\n",
+        "TodoBurnt: nothing here knows this name (1)\n",
+    ] {
+        assert!(unserved.contains(words), "{words}: {unserved}");
+    }
+    let _server = serve(data.path());
+    assert_eq!(printed(run(data.path(), &["status"])), unserved, "a server says the same");
+}
+
 fn a_command_of_a_name_that_is_taken_is_refused_at_the_start() {
     let data = data_dir();
     let output = program(data.path()).env(ROLE, "wrong").arg("list").output().expect("the program starts");
@@ -189,7 +214,8 @@ fn an_app_serves_on_a_listener_until_it_is_told_to_stop() {
     assert_eq!(printed(run(data.path(), &["list"])), "one\n");
 }
 
-const TESTS: [(&str, fn()); 5] = [
+const TESTS: [(&str, fn()); 6] = [
+    ("status_says_which_events_have_no_effect_and_why", status_says_which_events_have_no_effect_and_why),
     ("own_commands_work_whether_or_not_a_process_serves", own_commands_work_whether_or_not_a_process_serves),
     ("the_program_goes_by_the_apps_name", the_program_goes_by_the_apps_name),
     (

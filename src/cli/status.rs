@@ -1,29 +1,39 @@
 //! `status`: how a store is.
 
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::process::ExitCode;
 
 use anyhow::Context;
-use reqwest::RequestBuilder;
+use reqwest::{Method, RequestBuilder};
 
 use super::process::{as_local, http_client, unanswered, understood};
 use super::target::{Access, Target, access_to_all};
 use crate::app::App;
+use crate::engine::{NoEffect, Skipped};
 use crate::node::host_name;
 use crate::sync::LinkStatus;
 use crate::web::{self, StatusReport};
 
+/// How many kinds of events without effect are shown. More of them have one cause, as a rule.
+const KINDS: usize = 8;
+
 pub(super) async fn status(at: &Target<'_>, url: Option<String>, json: bool) -> anyhow::Result<ExitCode> {
-    let report = match url {
-        Some(url) => ask(at, &url, |request| request).await?,
+    let (report, skipped) = match url {
+        // Which events have no effect is the owner's business.
+        Some(url) => (ask(at, &url, |request| request).await?, Vec::new()),
         None => match access_to_all(at.app, at.data)? {
-            Access::Asked(process) => ask(at, &process.address, as_local).await?,
+            Access::Asked(process) => {
+                let report = ask(at, &process.address, as_local).await?;
+                let request = process.request(Method::GET, &format!("{}/skipped", at.store))?;
+                (report, process.answer(request).await?)
+            }
             Access::Here(here) => {
                 let report = at.open(&here.dir, async |store| -> anyhow::Result<_> {
                     let device = host_name(at.app);
                     let mut report = StatusReport::of(at.app.face(), store, &device, &LinkStatus::none()).await?;
                     report.digests = Some(web::digests(store)?);
-                    Ok(report)
+                    Ok((report, store.skipped().await?))
                 });
                 report.await?
             }
@@ -34,7 +44,7 @@ pub(super) async fn status(at: &Target<'_>, url: Option<String>, json: bool) -> 
         serde_json::to_writer_pretty(&mut out, &report)?;
         writeln!(out)?;
     } else {
-        show(&mut out, at.app, &report)?;
+        show(&mut out, at.app, &report, &skipped)?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -55,7 +65,7 @@ async fn ask(
         .with_context(|| format!("what {url} answers is not the status of a store"))
 }
 
-fn show(out: &mut impl Write, app: &App, report: &StatusReport) -> io::Result<()> {
+fn show(out: &mut impl Write, app: &App, report: &StatusReport, without_effect: &[Skipped]) -> io::Result<()> {
     let name = app.name();
     let StatusReport { store, device, head, cursor, pending, set_aside, skipped, unknown, log, .. } = report;
     writeln!(out, "store      {store} on {device}", device = device.as_str())?;
@@ -86,6 +96,13 @@ fn show(out: &mut impl Write, app: &App, report: &StatusReport) -> io::Result<()
             writeln!(out, "events     {count} {what}")?;
         }
     }
+    let kinds = kinds(without_effect);
+    for (kind, count) in kinds.iter().take(KINDS) {
+        writeln!(out, "           {kind} ({count})")?;
+    }
+    if kinds.len() > KINDS {
+        writeln!(out, "           and {} other kinds", kinds.len() - KINDS)?;
+    }
     if let Some(digests) = &report.digests {
         writeln!(
             out,
@@ -94,4 +111,21 @@ fn show(out: &mut impl Write, app: &App, report: &StatusReport) -> io::Result<()
         )?;
     }
     Ok(())
+}
+
+/// Events without effect by kind: their name with the reason, and how many there are.
+fn kinds(skipped: &[Skipped]) -> Vec<(String, usize)> {
+    let mut kinds = BTreeMap::new();
+    for Skipped { name, why, .. } in skipped {
+        let kind = match why {
+            // As a rule the reason begins with the name.
+            NoEffect::Failed(why) if why.contains(name) => why.clone(),
+            NoEffect::Failed(why) => format!("{name}: {why}"),
+            _ => format!("{name}: nothing here knows this name"),
+        };
+        *kinds.entry(kind).or_insert(0) += 1;
+    }
+    let mut kinds: Vec<_> = kinds.into_iter().collect();
+    kinds.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+    kinds
 }

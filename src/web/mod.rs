@@ -124,6 +124,7 @@ fn joined(app: App) -> Router {
         .route("/control/v1/{store}/promote", post(control::promote))
         .route("/control/v1/{store}/commit", post(remote::commit))
         .route("/control/v1/{store}/query", post(remote::query))
+        .route("/control/v1/{store}/skipped", get(remote::skipped))
         .route("/control/v1/{store}/set-aside", get(control::export_set_aside))
         .route("/control/v1/{store}/set-aside/retry", post(control::retry_set_aside))
         .route("/sync/v1/{store}/events", get(hub::pull).post(hub::push))

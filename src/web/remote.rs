@@ -1,4 +1,5 @@
-//! What an app's own commands ask of the process that has the data directory: to commit an event, and to answer a query.
+//! What commands ask of the process that has the data directory: to commit an event, to answer a query, and which events
+//! have no effect.
 
 use axum::Json;
 use axum::extract::State;
@@ -10,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::control::authorize;
 use super::problem::Problem;
 use super::{App, Opened, sentence};
-use crate::engine::{Answer, Envelope, Error, Question};
+use crate::engine::{Answer, Envelope, Error, Question, Skipped};
 use crate::sync::WireEvent;
 
 /// What became of an event.
@@ -47,6 +48,16 @@ pub(crate) async fn query(
         Error::Query(_) => Problem::bad_request("query-failed", sentence(error), "Nothing was changed."),
         error => error.into(),
     })?))
+}
+
+/// `GET /control/v1/{store}/skipped`
+pub(crate) async fn skipped(
+    State(app): State<App>,
+    headers: HeaderMap,
+    Opened { store, .. }: Opened,
+) -> Result<Json<Vec<Skipped>>, Problem> {
+    authorize(&app, &headers)?;
+    Ok(Json(store.skipped().await?))
 }
 
 fn understood<T: DeserializeOwned>(body: &[u8]) -> Result<T, Problem> {
