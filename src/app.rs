@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cli::{self, Context};
 use crate::engine::{Event, Fault, Query, Schema, StoreId};
-use crate::node::{Node, NodeError, Options, store_limits, take_dir};
+use crate::node::{Node, NodeError, Options, base, store_limits};
 use crate::serve::Server;
 use crate::web::face::{Face, Figure, Form, Fragment, Nouns};
 use crate::web::{IntoHtml, Page, Params, Refusal, Render, Visitor};
@@ -291,8 +291,8 @@ impl App {
     /// When something is wrong with the app or the options, or another process has the data directory.
     pub fn open(&self, options: Options) -> Result<Node, NodeError> {
         self.check().map_err(anyhow::Error::from)?;
-        let dir = take_dir(self, &options)?;
-        Ok(Node::start(self, dir, &options, store_limits(), CancellationToken::new())?)
+        let base = base(self, &options)?;
+        Ok(Node::start(self, base, &options, store_limits(), CancellationToken::new())?)
     }
 
     /// Serves the app on `listener` until `shutdown` is done, then lets requests and stores finish.
@@ -307,9 +307,9 @@ impl App {
         shutdown: impl Future<Output = ()> + Send + 'static,
     ) -> Result<(), NodeError> {
         self.check().map_err(anyhow::Error::from)?;
-        let dir = take_dir(self, &options)?;
+        let base = base(self, &options)?;
         let token = CancellationToken::new();
-        let server = Server::prepare(self, options, dir, listener, token.clone()).await?;
+        let server = Server::prepare(self, options, base, listener, token.clone()).await?;
         let _ends_with_this = token.clone().drop_guard();
         let end = token.clone();
         tokio::spawn(async move {

@@ -1,15 +1,115 @@
-//! A local-first, event-sourced likes feature, and the engine that it is built on.
+//! Local-first apps. You write an event, a materializer and a query; likewise stores, shows, keeps live and syncs.
 //!
 //! ```text
-//! click ─▶ LikeAdded ─▶ eventlog ─▶ materializer ─▶ SQLite state ─▶ live query ─▶ SSE ─▶ every open page
+//! post ─▶ event ─▶ eventlog ─▶ materializer ─▶ SQLite state ─▶ live query ─▶ SSE ─▶ every open page
+//!                    ▲  │
+//!         pull       │  ▼  push
+//!                  sync ◀──▶ hub
 //! ```
 //!
-//! [`likes`] is the whole feature: one event, one materializer, one query. [`engine`] does the rest: it stores events
-//! durably before it answers, derives the state from them, and tells who watches. A feature of your own is a file like
-//! `likes.rs`; `examples/` has a larger one.
+//! # A feature
 //!
-//! Above the engine stands [`sync`], whose decisions are plain code that needs no network, and the web floor with the page,
-//! its live stream and the guard around both; and above these the command line, which is all that the binary is.
+//! ```
+//! use likewise::engine::{Event, Query, Schema};
+//!
+//! #[derive(serde::Serialize, serde::Deserialize)]
+//! struct LikeAdded {}
+//! impl Event for LikeAdded { const NAME: &'static str = "LikeAdded"; }
+//!
+//! fn schema() -> Schema {
+//!     Schema::new("CREATE TABLE likes (count INTEGER NOT NULL) STRICT; INSERT INTO likes VALUES (0);")
+//!         .on(|_: LikeAdded, db| db.execute("UPDATE likes SET count = count + 1", ()))
+//! }
+//! fn count() -> Query<u64> { Query::first("SELECT count FROM likes") }
+//! # schema().check().unwrap();
+//! ```
+//!
+//! [`engine`] does the rest. An event is on disk when its commit returns, and counts once however often it comes. The state
+//! is a function of the log: it can be thrown away and rebuilt, and all devices come to the same one. A query that is
+//! watched is told again whenever a commit changed its answer.
+//!
+//! # A program
+//!
+//! An [`App`] adds what people see. Its `main` is the whole program: pages, live updates, offline, sync with a hub, and a
+//! command line with backups, exports and tokens.
+//!
+//! ```no_run
+//! use likewise::engine::{Event, Query, Schema};
+//! use likewise::{App, Page, Render};
+//! use maud::{DOCTYPE, Markup, html};
+//! use serde::{Deserialize, Serialize};
+//! use std::process::ExitCode;
+//!
+//! #[derive(Serialize, Deserialize)]
+//! struct TodoAdded { title: String }
+//! impl Event for TodoAdded { const NAME: &'static str = "TodoAdded"; }
+//!
+//! #[derive(Serialize, Deserialize)]
+//! struct TodoDone { todo: String }
+//! impl Event for TodoDone { const NAME: &'static str = "TodoDone"; }
+//!
+//! fn schema() -> Schema {
+//!     Schema::new("CREATE TABLE todo (id TEXT PRIMARY KEY, title TEXT NOT NULL CHECK (title <> '')) STRICT")
+//!         .on(|TodoAdded { title }, db| db.execute("INSERT INTO todo VALUES (?1, ?2)", (db.id().to_string(), title)))
+//!         .on(|TodoDone { todo }, db| db.execute("DELETE FROM todo WHERE id = ?1", [todo]))
+//! }
+//! fn open() -> Query<Vec<(String, String)>> {
+//!     Query::rows("SELECT id, title FROM todo ORDER BY id", |row| Ok((row.get(0)?, row.get(1)?)))
+//! }
+//! fn list(todos: Vec<(String, String)>, r: Render) -> Markup {
+//!     html! { ul { @for (id, title) in &todos { li { (title)
+//!         form method="post" action=(r.to("done")) { (r.id()) input type="hidden" name="todo" value=(id); button { "Done" } }
+//!     } } } }
+//! }
+//! fn page(page: Page) -> Markup {
+//!     html! { (DOCTYPE) html { head { (page.head()) title { "To do" } } body {
+//!         form method="post" action=(page.to("add")) { (page.id()) input name="title" required; button { "Add" } }
+//!         (page.live("open")) (page.message()) (page.status())
+//!     } } }
+//! }
+//! fn main() -> ExitCode {
+//!     App::new("todo", schema)
+//!         .nouns("to-do", "to-dos")
+//!         .form::<TodoAdded>("add")
+//!         .form::<TodoDone>("done")
+//!         .live("open", |_| Ok(open()), list)
+//!         .page(page)
+//!         .main()
+//! }
+//! ```
+//!
+//! [`App::open`] gives the stores without a server, for a desktop program or a test; [`App::serve`] a server in a program
+//! of your own.
+//!
+//! # The floors
+//!
+//! [`App`] and its command line stand on the web floor (forms, fragments, streams, the guard in front of them), that on
+//! [`sync`] (what a client and a hub decide, which is plain code without a network), and that on [`engine`]. Each knows only
+//! those below. `default-features = false` leaves the decisions of sync and the engine, with no network at all.
+//!
+//! # In a crate of your own
+//!
+//! Two things belong to the program that is built, and no library can set them for it.
+//!
+//! - **How SQLite syncs.** SQLite is compiled from source, and uses `fdatasync` only if it is told that the system has it.
+//!   Without it SQLite makes do with `fsync`: nothing is less safe, but each commit takes longer. Put this into
+//!   `.cargo/config.toml`, or set the variable for `cargo install`:
+//!
+//!   ```toml
+//!   [env]
+//!   LIBSQLITE3_FLAGS = "-DHAVE_FDATASYNC=1"
+//!   ```
+//! - **Dates that no calendar has.** The `httpdate` that hyper uses panics while the clock stands before 1970 or after 9999,
+//!   so no request is answered then. The repository has one in `vendor/` that doesn't; a `[patch.crates-io]` holds only in
+//!   the workspace that says it, so say it in yours if your machines may lose their time:
+//!
+//!   ```toml
+//!   [patch.crates-io]
+//!   httpdate = { path = "likewise/vendor/httpdate" }
+//!   ```
+//!
+//! The library sets nothing up for the whole process: no TLS provider, no logger, no panic hook. Only [`App::main`] logs, to
+//! standard error. It needs unwinding: a panic in a materializer costs one event, and not the process.
 
 // The engine has parts that only the floors above it use.
 #![cfg_attr(not(feature = "app"), allow(dead_code, unused_imports))]

@@ -112,15 +112,14 @@ pub struct Node {
 }
 
 impl Node {
-    /// Opens the stores in `dir` and begins to sync. Must be called in a Tokio runtime.
+    /// Opens the stores and begins to sync. Must be called in a Tokio runtime.
     pub(crate) fn start(
         app: &App,
-        dir: DataDir,
+        Base { dir, upstream }: Base,
         options: &Options,
         limits: StoreLimits,
         shutdown: CancellationToken,
     ) -> anyhow::Result<Self> {
-        let upstream = options.upstream.clone().map(Upstream::new).transpose()?;
         let device = options.device.clone().unwrap_or_else(|| host_name(app));
         let stores = open_stores(&dir, app.schema(), &device, limits, upstream.is_some(), show_progress)?;
         let clients = Clients::new(stores.clone(), upstream, options.retry_halted, shutdown.clone());
@@ -207,7 +206,7 @@ pub(crate) fn open_stores(
 ) -> anyhow::Result<Stores> {
     let setup = Setup { progress, ..Setup::new(schema, device.clone())? };
     let dir = DataDir::stores(dir.path());
-    Ok(if follow { Stores::following(&dir, setup, limits)? } else { Stores::open(&dir, setup, limits)? })
+    Ok(Stores::in_locked(&dir, setup, limits, follow)?)
 }
 
 /// The bounds of what the stores of a program may use.
@@ -242,18 +241,25 @@ async fn attend(stores: Stores, clients: Clients, named: Arc<Mutex<BTreeSet<Stor
     }
 }
 
-/// Takes the data directory that the options name, or the app's own.
+/// What a node is made of that has to be checked or taken before anything else happens.
+pub(crate) struct Base {
+    pub(crate) dir: DataDir,
+    upstream: Option<Upstream>,
+}
+
+/// Checks the hub that the options name, and takes the data directory: theirs, or the app's own.
 ///
 /// # Errors
 ///
-/// When it can't be used, or another process has it.
-pub(crate) fn take_dir(app: &App, options: &Options) -> anyhow::Result<DataDir> {
+/// When one of them can't be used, or another process has the directory. A wrong hub makes no directory.
+pub(crate) fn base(app: &App, options: &Options) -> anyhow::Result<Base> {
+    let upstream = options.upstream.clone().map(Upstream::new).transpose()?;
     let named = match &options.data {
         Some(path) => path.clone(),
         None => crate::data_dir::default_path(app.name())?,
     };
     let path = crate::data_dir::locate(&named).with_context(|| crate::data_dir::unusable(&named))?;
-    DataDir::take(&path)
+    Ok(Base { dir: DataDir::take(&path)?, upstream })
 }
 
 /// Shows a person at a terminal how far the rebuild of a state has come.

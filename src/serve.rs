@@ -9,9 +9,8 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::app::App;
-use crate::data_dir::DataDir;
 use crate::engine::{Health, StoreLimits};
-use crate::node::{Node, Options, store_limits};
+use crate::node::{Base, Node, Options, store_limits};
 use crate::sync::{TokenFile, Tokens};
 use crate::web::live::Pages;
 use crate::web::metrics::Metrics;
@@ -32,30 +31,30 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Opens the stores of `dir`, and gets ready to serve them on `listener`. If the store of the routes without prefix
+    /// Opens the stores, and gets ready to serve them on `listener`. If the store of the routes without prefix
     /// can't be used, that is an error now, rather than a page that says so later.
     pub(crate) async fn prepare(
         app: &App,
         options: Options,
-        dir: DataDir,
+        base: Base,
         listener: TcpListener,
         shutdown: CancellationToken,
     ) -> anyhow::Result<Self> {
-        Self::prepare_within(app, options, store_limits(), dir, listener, shutdown).await
+        Self::prepare_within(app, options, store_limits(), base, listener, shutdown).await
     }
 
     async fn prepare_within(
         app: &App,
         options: Options,
         mut stores: StoreLimits,
-        dir: DataDir,
+        base: Base,
         listener: TcpListener,
         shutdown: CancellationToken,
     ) -> anyhow::Result<Self> {
         let open_files = web::raise_open_file_limit();
         let limits = web::Limits::default().within_open_files(open_files);
         stores.open = web::stores_within_open_files(stores.open, open_files);
-        let mut node = Node::start(app, dir, &options, stores, shutdown.clone())?;
+        let mut node = Node::start(app, base, &options, stores, shutdown.clone())?;
         let first = node.stores.get(&app.store_name().parse()?)?;
         if let Health::Failed(why) = first.healthy().await {
             bail!("the store {}: {why}", first.id());
@@ -122,16 +121,18 @@ mod tests {
 
     use super::*;
     use crate::likes::LikeAdded;
+    use crate::node::base;
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn trust_66_stores_that_nobody_uses_are_closed_though_nobody_asks_for_anything() {
         let data = tempfile::tempdir().expect("a directory");
         let limits = StoreLimits { idle: Duration::from_millis(1), ..StoreLimits::default() };
-        let dir = DataDir::take(data.path()).expect("the directory");
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let shutdown = CancellationToken::new();
-        let (app, options) = (crate::likes::app(), Options::default());
-        let server = Server::prepare_within(&app, options, limits, dir, listener, shutdown.clone());
+        let (app, options) =
+            (crate::likes::app(), Options { data: Some(data.path().to_owned()), ..Options::default() });
+        let base = base(&app, &options).expect("the directory");
+        let server = Server::prepare_within(&app, options, limits, base, listener, shutdown.clone());
         let server = server.await.expect("a server");
         let ids: Vec<_> = (0..20).map(|n| format!("store-{n}").parse().expect("a name")).collect();
         for id in &ids {

@@ -42,6 +42,12 @@ export function takeOver({ base, forms }, posted) {
     renew(form);
   });
 
+  document.addEventListener("keydown", (event) => {
+    // A key held down is one post.
+    const isHeld = event.repeat && event.key === "Enter" && event.target.nodeName !== "TEXTAREA";
+    if (isHeld && event.target.form && nameOf(event.target.form)) event.preventDefault();
+  });
+
   return {
     /** Gives every form an id of its own: a page from history may hold one that is already used. */
     renewAll: () => all().forEach(renew),

@@ -103,10 +103,6 @@ function echo(direction) {
   heart.append(wave);
 }
 
-button.addEventListener("keydown", (event) => {
-  if (event.repeat && event.key === "Enter") event.preventDefault(); // a key held down is one click
-});
-
 // ---------------------------------------------------------------------------------------------------------------------
 // Likes
 

@@ -36,6 +36,8 @@ const QUIET_FOR = 2_000;  // trouble that is over by then isn't worth a word
 const SYNCING_FOR = 600;  // a sync that is over by then isn't worth a word either
 const FRESH = 2_000;      // a stream that began so long before the server was asked is an answer, too
 
+const PLACES = ".live[data-live]"; // where fragments stand
+
 const root = document.documentElement;
 const script = document.querySelector("script[data-app]");
 const { app, base = "", forms = "", noun = "event", nouns = "events" } = script.dataset;
@@ -52,7 +54,7 @@ function hearOf(name, listener) {
 // Words
 
 let live = "closed"; // or "open", or "resting" while this page has left its connection to others
-let lostAt = Date.now();
+let turnedAt = Date.now(); // when it was something else
 let refusal = "";
 
 function speak() {
@@ -60,7 +62,7 @@ function speak() {
   const text = refusal || words();
   if (message && message.textContent !== text) message.textContent = text;
   if (message) message.dataset.tone = refusal ? "bad" : "";
-  root.toggleAttribute("data-trouble", text !== "" && !refusal);
+  root.toggleAttribute("data-trouble", text !== "" && !refusal && (live !== "open" || outbox.waiting.length > 0));
 }
 
 function words() {
@@ -68,10 +70,11 @@ function words() {
   const count = waiting.length;
   const some = `${count} ${count === 1 ? noun : nouns} waiting to be saved.`;
   const unsafe = count > 0 && !kept ? " Keep this page open until then." : "";
-  const isLong = Date.now() - lostAt > QUIET_FOR;
+  const isLong = Date.now() - turnedAt > QUIET_FOR;
   if (live === "resting" && isLong) return "Other pages are live instead. This one goes on when you use it.";
   if (live === "closed" && isLong) return `Reconnecting… your ${nouns} are kept.${count > 0 ? ` ${some}` : ""}${unsafe}`;
   if (delay > QUIET_FOR) return `${some} Trying again…${trouble ? ` ${trouble}` : ""}${unsafe}`;
+  if (isLong && !isWhole()) return "Part of this page can’t be kept up to date any more. Reload it.";
   return "";
 }
 
@@ -147,11 +150,12 @@ function show(fragments) {
     else if (fresh) place(fresh);
   }
   listWaiting();
+  speak();
 }
 
 /** Tells those who have asked that what is on the page now is the answer. */
 function answer(fragments, unchanged = 0) {
-  const heard = Object.entries(fragments).map(([tag, { began }]) => [/data-live="([^"]*)"/.exec(tag)?.[1], began]);
+  const heard = Object.entries(fragments).map(([tag, { began }]) => [nameIn(tag), began]);
   const isAnswered = ({ fragment, at }) =>
     unchanged >= at - FRESH || heard.some(([name, began]) => name === fragment && began >= at - FRESH);
   const answered = asked.filter(isAnswered);
@@ -159,14 +163,24 @@ function answer(fragments, unchanged = 0) {
   for (const one of answered) one.answer();
 }
 
+function nameIn(tag) {
+  return /data-live="([^"]*)"/.exec(tag)?.[1];
+}
+
+/** Whether the server sends every fragment of this page. One of another version may know a query no longer. */
+function isWhole() {
+  const known = new Set(Array.from(shown.keys(), (tag) => `${nameIn(tag)} ${/data-key="([^"]*)"/.exec(tag)?.[1]}`));
+  return [...document.querySelectorAll(PLACES)].every(({ dataset }) => known.has(`${dataset.live} ${dataset.key}`));
+}
+
 /** Parses a fragment into a document of its own, where nothing runs and nothing is loaded. */
 function parse(html) {
-  return new DOMParser().parseFromString(html, "text/html").querySelector(".live[data-live]");
+  return new DOMParser().parseFromString(html, "text/html").querySelector(PLACES);
 }
 
 function place(fresh) {
   const { live: name, key } = fresh.dataset;
-  const places = [...document.querySelectorAll(".live[data-live]")];
+  const places = [...document.querySelectorAll(PLACES)];
   for (const old of places.filter(({ dataset }) => dataset.live === name && dataset.key === key)) {
     const element = fresh.cloneNode(true);
     if (tell("fragment", { name, element })) morph(old, element);
@@ -195,12 +209,11 @@ function holdBack(fresh) {
 function hearLive(state) {
   if (state === live) return;
   live = state;
+  turnedAt = Date.now();
   root.dataset.live = live;
   if (live === "open") {
     outbox.adopt();
     outbox.hurry();
-  } else {
-    lostAt = Date.now();
   }
   tell("live", { state });
   speakSoon();
@@ -230,7 +243,7 @@ hearOf("ask", (question) => {
 // Coming and going
 
 function back() {
-  if (live === "resting") lostAt = Date.now(); // what was lost while nobody looked isn't news
+  if (live === "resting") turnedAt = Date.now(); // what was lost while nobody looked isn't news
   stream.wake();
   outbox.adopt();
   outbox.hurry();
@@ -264,6 +277,6 @@ addEventListener("focus", rouse);
 // A form that was cleared has room for what was refused while somebody typed.
 document.addEventListener("reset", () => setTimeout(outbox.giveBack));
 
-for (const fragment of document.querySelectorAll(".live[data-live]")) page.strip(fragment);
+for (const fragment of document.querySelectorAll(PLACES)) page.strip(fragment);
 root.dataset.live = live;
 stream.join();

@@ -108,8 +108,25 @@ function remove(node) {
 export function isDirty(field) {
   if (field.type === "hidden") return false;
   if (field.type === "checkbox" || field.type === "radio") return field.checked !== field.defaultChecked;
-  if (field.nodeName === "SELECT") return [...field.options].some((option) => option.selected !== option.defaultSelected);
-  return "defaultValue" in field && field.value !== field.defaultValue;
+  if (field.nodeName === "SELECT") return isChosen(field);
+  if (field.nodeName === "INPUT") return field.value !== valueAtFirst(field);
+  return field.nodeName === "TEXTAREA" && field.value !== field.defaultValue;
+}
+
+/** Whether other options are selected than at first. Where nothing else is said, that is the first one. */
+function isChosen({ options, multiple, size }) {
+  const isSaid = [...options].some((option) => option.defaultSelected);
+  if (isSaid || multiple || size > 1) return [...options].some((option) => option.selected !== option.defaultSelected);
+  return [...options].find((option) => !option.disabled)?.selected === false;
+}
+
+/** What an input holds before anybody touches it: a range or a colour has a value without being given one. */
+function valueAtFirst(field) {
+  const untouched = document.createElement("input");
+  for (const name of ["type", "min", "max", "step", "value"]) {
+    if (field.hasAttribute(name)) untouched.setAttribute(name, field.getAttribute(name));
+  }
+  return untouched.value;
 }
 
 function selectionOf(element) {

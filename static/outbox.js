@@ -1,14 +1,16 @@
 // What was posted and isn't stored yet, oldest first. It is also kept in localStorage, one key an entry, so that it
 // outlives the page. Only an answer about an entry itself ends its wait.
 //
-// Entries reach the server in the order in which they were made, from all tabs together: whoever posts holds a lock, and
-// always takes the oldest. Where there are no locks (they need a secure context), each tab posts its own in order, and
-// may post what another one left. That is harmless: an id counts once.
+// Entries reach the server in the order in which they were made, from all tabs together: a tab posts one at a time, always
+// the oldest, and holds a lock meanwhile, so that others needn't post the same. Two that post at once would do no harm: an
+// id counts once, and each of them keeps the order. Where there are no locks (they need a secure context), a tab posts its
+// own in order, and what closed ones have left.
 
 import { backoff } from "./backoff.js";
 import { UUID7 } from "./ids.js";
 
 const ANSWER_WITHIN = 10_000;   // a post without an answer for this long is tried again
+const TURN_WITHIN = 12_000;     // a tab that takes longer than a post to give others their turn may hang
 const LONGEST_PAUSE = 60;       // seconds: the most that a Retry-After is heeded
 const OUTLIVES_PAGE = 32_000;   // bytes of a body that a browser may send after its page is gone; 64 KB for all of them
 
@@ -107,14 +109,25 @@ export function makeOutbox({ app, base }, { changed, stored, refused }) {
     pump(); // for what was made in between
   }
 
-  /** Calls `work` while no other tab does. */
+  /** Calls `work` while no other tab does, unless the one that has its turn hangs. */
   async function inTurn(work) {
     resting ??= new AbortController();
     const { signal } = resting;
     const isOver = () => signal.aborted;
     if (!navigator.locks) return work(isOver);
+    const wait = new AbortController();
+    const timer = setTimeout(() => wait.abort(), TURN_WITHIN);
     const over = new Promise((resolve) => signal.addEventListener("abort", resolve, { once: true }));
-    await navigator.locks.request(prefix, { signal }, () => Promise.race([work(isOver), over])).catch(() => {});
+    over.then(() => wait.abort());
+    let hadTurn = false;
+    const turn = () => {
+      hadTurn = true;
+      clearTimeout(timer);
+      return Promise.race([work(isOver), over]);
+    };
+    await navigator.locks.request(prefix, { signal: wait.signal }, turn).catch(() => {});
+    clearTimeout(timer);
+    if (!hadTurn && !isOver()) await work(isOver);
   }
 
   /** Posts one entry, and says whether its wait is over. */
@@ -236,7 +249,7 @@ function parse(value) {
     const entry = JSON.parse(value);
     const isPair = (pair) => Array.isArray(pair) && pair.length === 2 && pair.every((part) => typeof part === "string");
     const isWhole = typeof entry?.form === "string" && Array.isArray(entry.fields) && entry.fields.every(isPair);
-    return isWhole && { label: "", typed: false, order: 0, since: Date.now(), ...entry };
+    return isWhole && { label: "", since: Date.now(), ...entry, order: Number(entry.order) || 0 };
   } catch {
     return undefined;
   }

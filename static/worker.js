@@ -36,14 +36,15 @@ function hear(port, { address, set, seen, why }) {
     store = { address, tabs: new Map(), look: 0, sets: [], latest: resting() };
     stores.set(address, store);
   }
-  const wasSeen = store.tabs.get(port)?.seen;
-  if ((seen && why !== "ask") || (wasSeen && !seen)) store.look = ++looks;
-  store.tabs.set(port, { set, seen, look: store.look });
-  if (seen && why !== "ask") {
+  const before = store.tabs.get(port);
+  const isLook = seen && why !== "ask";
+  if (isLook || (before?.seen && !seen)) store.look = ++looks;
+  store.tabs.set(port, { set, seen, look: isLook || !before ? looks : before.look });
+  if (isLook) {
     crowded = false;
     others.postMessage("seen");
+    store.stream?.wake();
   }
-  if (seen && why !== "ask") store.stream?.wake();
   if (why === "again") store.stream?.again();
   share();
   tellOne(store, port, store.latest); // which also says "I am here", to a page that may be in doubt

@@ -1,7 +1,7 @@
 //! The command line's commands and flags, and the environment variables that may stand in for flags.
 //!
 //! The words and variables are written down once for all programs: `{app}` stands for the program's name, `{APP}` for the
-//! beginning of its variables and `{events}` for what its events are called. A variable is written without its prefix.
+//! beginning of its variables, `{events}` for what its events are called and `{data}` for where its data is. A variable is written without its prefix.
 
 use std::collections::BTreeSet;
 use std::env;
@@ -14,6 +14,7 @@ use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::app::{App, AppCommand, AppError};
+use crate::data_dir;
 use crate::engine::{Device, StoreId};
 use crate::node::RETRY_HALTED;
 use crate::web::AllowedHost;
@@ -57,7 +58,7 @@ pub(super) fn log_variable(app: &App) -> String {
 
 #[derive(Args)]
 struct DataArgs {
-    /// Directory of all data, made if need be [default: this platform's place for applications]
+    /// Directory of all data, made if need be [default: {data}]
     #[arg(long, value_name = "DIR", env = "DATA", global = true)]
     data: Option<PathBuf>,
 }
@@ -70,7 +71,7 @@ pub(super) enum Cli {
     Status {
         #[command(flatten)]
         store: StoreArgs,
-        /// Ask the {app} at this address, rather than the data directory
+        /// Ask the server at this address, rather than the data directory
         #[arg(long, env = "URL")]
         url: Option<String>,
         /// Print JSON, as `GET /status` answers it
@@ -99,7 +100,7 @@ pub(super) enum Cli {
         #[command(flatten)]
         store: StoreArgs,
     },
-    /// Say who may sync with this {app} as their hub
+    /// Say which devices may sync with this hub
     Token {
         #[command(subcommand)]
         command: TokenCommand,
@@ -115,7 +116,7 @@ pub(super) enum Cli {
         #[arg(long)]
         yes: bool,
     },
-    /// Make this {app} the authority of a store's log, when its hub is gone for good
+    /// Make this instance the authority of a store's log, when its hub is gone for good
     ///
     /// Stop {app} and start it without --upstream first. Other devices can then follow this one.
     Promote {
@@ -271,7 +272,13 @@ fn command_line(app: &App) -> clap::Command {
     // The app's own commands come first in the list, since they are what it is for.
     let own = app.commands().iter().map(|own| own.command.clone().args(store.get_arguments()).display_order(0));
     let own: Vec<_> = own.collect();
-    common.name(app.name()).version(app.version_text()).about(summary).long_about(about).subcommands(own)
+    common
+        .name(app.name())
+        .bin_name(app.name())
+        .version(app.version_text())
+        .about(summary)
+        .long_about(about)
+        .subcommands(own)
 }
 
 /// Refuses commands of the app's own that would hide a common one or each other, and flags that every command has.
@@ -303,9 +310,11 @@ pub(crate) fn check(app: &App) -> Result<(), AppError> {
 
 /// Puts the program's name, variables and words into the common ones.
 fn in_words_of(app: &App, mut command: clap::Command) -> clap::Command {
+    let data = data_dir::default_path(app.name())
+        .map_or("none: there is no home".to_owned(), |path| path.display().to_string());
     let words = |text: &StyledStr| {
         let text = text.to_string().replace("{app}", app.name()).replace("{APP}", &app.prefix());
-        text.replace("{events}", app.face().nouns.many)
+        text.replace("{events}", app.face().nouns.many).replace("{data}", &data)
     };
     if let Some(about) = command.get_about().map(words) {
         command = command.about(about);
@@ -394,7 +403,7 @@ mod tests {
             let help = command.render_long_help().to_string();
             let help = help.replace("`likewise=trace`", "");
             assert!(!help.contains("likewise") && !help.contains("LIKEWISE"), "{name}: {help}");
-            assert!(!help.contains("likes") && !help.contains("{app}") && !help.contains("{APP}"), "{name}: {help}");
+            assert!(!help.contains("likes") && !help.contains(['{', '}']), "{name}: {help}");
             for arg in command.get_arguments() {
                 if let Some(variable) = arg.get_env() {
                     let expected = format!("TO_DO_{}", arg.get_id().as_str().to_uppercase());

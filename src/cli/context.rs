@@ -3,15 +3,14 @@
 use std::fmt;
 use std::process::ExitCode;
 
-use anyhow::{Context as _, anyhow, bail};
+use anyhow::{Context as _, anyhow};
 use clap::ArgMatches;
 use reqwest::Method;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::process::Process;
-use super::target::Target;
-use crate::data_dir::{Claim, DataDir, read_only};
+use super::target::{Target, Writer};
 use crate::engine::{Answer, Envelope, Event, EventId, Query, Question, Receipt, Store, StoreId};
 use crate::node::NodeError;
 use crate::sync::WireEvent;
@@ -112,9 +111,8 @@ pub(super) async fn run(at: &Target<'_>, name: &str, matches: ArgMatches) -> any
         let context = Context { store: at.store.clone(), access };
         (own.run)(matches, context).await.map_err(|error| anyhow!(error))
     };
-    match DataDir::claim(at.data)? {
-        Claim::Taken(holder) => run(Access::Asked(Process::new(at.app, at.data, holder)?)).await,
-        Claim::ReadOnly(_) => bail!(read_only(at.data)),
-        Claim::Ours(dir) => at.open(&dir, async |store| run(Access::Here(store.clone())).await).await,
+    match at.writer()? {
+        Writer::Asked(process) => run(Access::Asked(process)).await,
+        Writer::Here(dir) => at.open(&dir, async |store| run(Access::Here(store.clone())).await).await,
     }
 }

@@ -19,9 +19,9 @@ pub(super) async fn adopt(at: &Target<'_>, yes: bool) -> anyhow::Result<ExitCode
 }
 
 pub(super) async fn promote(at: &Target<'_>, yes: bool) -> anyhow::Result<ExitCode> {
-    let (store, name) = (&at.store, at.app.name());
+    let store = &at.store;
     at.must_exist()?;
-    confirm(yes, &format!("Make this {name} the authority of the store {store}? Its hub must be gone for good."))?;
+    confirm(yes, &format!("Make this instance the authority of the store {store}? Its hub must be gone for good."))?;
     let standing: Standing = at.with_store("promote", Body::default(), async |store| store.promote().await).await?;
     eprintln!("the log of {store} is this instance's own now, up to {}", standing.head);
     Ok(ExitCode::SUCCESS)

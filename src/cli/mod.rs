@@ -130,7 +130,7 @@ pub(crate) mod tests {
 
     use super::*;
     use crate::engine::{Event, Query, Schema};
-    use crate::node::Options;
+    use crate::node::{Options, base};
     use crate::serve::Server;
     use crate::{App, BoxError, NodeError};
 
@@ -188,10 +188,11 @@ pub(crate) mod tests {
         let refused = run(&app, &data, &add("")).await.expect_err("a to-do without a title");
         assert!(in_full(&refused).contains("the event was refused: CHECK constraint failed"), "{}", in_full(&refused));
 
-        let dir = DataDir::take(&data).expect("free again");
+        let options = Options { data: Some(data.clone()), ..Options::default() };
+        let base = base(&app, &options).expect("free again");
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let shutdown = CancellationToken::new();
-        let server = Server::prepare(&app, Options::default(), dir, listener, shutdown.clone());
+        let server = Server::prepare(&app, options, base, listener, shutdown.clone());
         let serving = tokio::spawn(server.await.expect("a server").run());
         run(&app, &data, &add("two")).await.expect("stored by the server");
         let refused = run(&app, &data, &add("")).await.expect_err("a to-do without a title");

@@ -11,8 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::arguments::ServeArgs;
 use crate::app::App;
-use crate::data_dir::DataDir;
-use crate::node::Options;
+use crate::node::{Options, base};
 use crate::serve::Server;
 use crate::sync::{TokenSource, UpstreamOptions};
 
@@ -20,8 +19,8 @@ use crate::sync::{TokenSource, UpstreamOptions};
 const SHUTDOWN: Duration = Duration::from_secs(5);
 
 pub(super) async fn serve(app: &App, data: &Path, args: ServeArgs) -> anyhow::Result<ExitCode> {
-    let (listen, options) = options(app, args)?;
-    let dir = DataDir::take(data)?;
+    let (listen, options) = options(app, data, args)?;
+    let base = base(app, &options)?;
     let listener = TcpListener::bind(&listen).await.with_context(|| {
         format!(
             "cannot listen on {listen}; choose another address with --listen, or let the system choose a port with \
@@ -29,7 +28,7 @@ pub(super) async fn serve(app: &App, data: &Path, args: ServeArgs) -> anyhow::Re
         )
     })?;
     let shutdown = CancellationToken::new();
-    let server = Server::prepare(app, options, dir, listener, shutdown.clone()).await?;
+    let server = Server::prepare(app, options, base, listener, shutdown.clone()).await?;
     // Before anybody can know that it runs, so that no signal comes too early to be heard.
     let signals = Signals::listen().context("cannot wait for signals")?;
     tokio::spawn(end_at_signal(signals, shutdown.clone()));
@@ -51,7 +50,7 @@ pub(super) async fn serve(app: &App, data: &Path, args: ServeArgs) -> anyhow::Re
 }
 
 /// Where to listen, and how to run.
-fn options(app: &App, args: ServeArgs) -> anyhow::Result<(String, Options)> {
+fn options(app: &App, data: &Path, args: ServeArgs) -> anyhow::Result<(String, Options)> {
     let name = app.name();
     let upstream = match (args.upstream, args.token_file, args.token) {
         (None, ..) => None,
@@ -64,7 +63,7 @@ fn options(app: &App, args: ServeArgs) -> anyhow::Result<(String, Options)> {
     };
     let root_certificate = args.root_certificate;
     let options = Options {
-        data: None,
+        data: Some(data.to_owned()),
         device: args.device,
         upstream: upstream.map(|(url, token)| UpstreamOptions { url, token, root_certificate }),
         retry_halted: Duration::from_secs(args.retry_halted),

@@ -24,7 +24,15 @@ pub(super) struct Target<'a> {
     pub(super) store: StoreId,
 }
 
-/// Who does the work.
+/// Who writes.
+pub(super) enum Writer {
+    /// The process that has the data directory.
+    Asked(Process),
+    /// The command itself, which has the directory.
+    Here(DataDir),
+}
+
+/// Who reads.
 pub(super) enum Access {
     /// The process that has the data directory.
     Asked(Process),
@@ -61,15 +69,26 @@ impl Target<'_> {
         T: DeserializeOwned,
         E: Into<anyhow::Error>,
     {
-        match DataDir::claim(self.data)? {
-            Claim::Taken(holder) => {
-                let process = Process::new(self.app, self.data, holder)?;
+        match self.writer()? {
+            Writer::Asked(process) => {
                 let request = process.request(Method::POST, &format!("{}/{route}", self.store))?.body(body);
                 process.answer(request).await
             }
-            Claim::ReadOnly(_) => bail!(read_only(self.data)),
-            Claim::Ours(dir) => self.open(&dir, act).await,
+            Writer::Here(dir) => self.open(&dir, act).await,
         }
+    }
+
+    /// Finds who can write to the store.
+    ///
+    /// # Errors
+    ///
+    /// When the data directory can only be read, or the process that has it can't be asked.
+    pub(super) fn writer(&self) -> anyhow::Result<Writer> {
+        Ok(match DataDir::claim(self.data)? {
+            Claim::Taken(holder) => Writer::Asked(Process::new(self.app, self.data, holder)?),
+            Claim::Ours(dir) => Writer::Here(dir),
+            Claim::ReadOnly(_) => bail!(read_only(self.data)),
+        })
     }
 
     /// Opens the store in `dir` for as long as `act` takes.

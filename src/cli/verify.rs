@@ -2,14 +2,14 @@
 
 use std::io::{self, Write};
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use anyhow::bail;
 use reqwest::Method;
 
 use super::process::json;
 use super::target::{Access, Target};
-use crate::engine::{self, Report};
+use crate::engine::{self, Report, Setup};
+use crate::node::host_name;
 
 pub(super) async fn verify(at: &Target<'_>) -> anyhow::Result<ExitCode> {
     let store = &at.store;
@@ -19,7 +19,7 @@ pub(super) async fn verify(at: &Target<'_>) -> anyhow::Result<ExitCode> {
             let Some(answer) = process.answer_about_store(request).await? else { bail!(at.missing()) };
             json(answer).await?
         }
-        Access::Here(here) => engine::verify(&at.files(&here)?, &Arc::new(at.app.schema()), &engine::executable()?)?,
+        Access::Here(here) => engine::verify(&at.files(&here)?, &Setup::new(at.app.schema(), host_name(at.app))?)?,
     };
     let mut out = io::stdout().lock();
     writeln!(out, "store {store}: {} events in the log, {} pending", report.events, report.pending)?;

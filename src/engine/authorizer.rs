@@ -96,6 +96,20 @@ const FUNCTIONS: &[&str] = &[
     "upper",
 ];
 
+/// SQLite's functions about dates and time.
+const DATES: &[&str] = &[
+    "current_date",
+    "current_time",
+    "current_timestamp",
+    "date",
+    "datetime",
+    "julianday",
+    "strftime",
+    "time",
+    "timediff",
+    "unixepoch",
+];
+
 /// The tables that one statement touches.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Touched {
@@ -207,9 +221,10 @@ impl Notes {
                 if FUNCTIONS.iter().any(|allowed| allowed.eq_ignore_ascii_case(function_name)) {
                     Ok(())
                 } else {
+                    let way_out = instead_of(function_name);
                     Err(format!(
                         "the function {function_name}() can't be used here: its result is not a pure function of its \
-                         arguments, so replicas would differ"
+                         arguments, so replicas would differ{way_out}"
                     ))
                 }
             }
@@ -260,6 +275,22 @@ impl Notes {
     }
 }
 
+/// What to use in place of a function that isn't allowed, as the end of a sentence.
+fn instead_of(function: &str) -> &'static str {
+    let function = function.to_ascii_lowercase();
+    if DATES.contains(&&*function) {
+        "; for dates, use db.millis(), the time of the event"
+    } else if ["random", "randomblob"].contains(&&*function) {
+        "; for something unique, use db.id()"
+    } else if ["changes", "total_changes"].contains(&&*function) {
+        "; db.execute() gives the number of rows that it changed"
+    } else if function == "last_insert_rowid" {
+        "; use RETURNING, or db.id() as the key"
+    } else {
+        ""
+    }
+}
+
 fn describe(action: &AuthAction<'_>) -> String {
     let text = format!("{action:?}");
     text.split(['{', ' ', '(']).next().unwrap_or("this").to_owned()
@@ -271,5 +302,18 @@ fn allowed_in(mode: Mode) -> &'static str {
         Mode::Schema => "a schema creates tables, indexes, views and triggers, and fills them with rows",
         Mode::Materialize => "a materializer reads and writes rows of the schema's tables, and nothing else",
         Mode::Query => "a query only reads",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_documentation_lists_the_functions_that_may_be_called() {
+        let rows = include_str!("../../docs/functions.md").lines().filter(|line| line.starts_with("| ")).skip(1);
+        let mut listed: Vec<&str> = rows.flat_map(|row| row.split('`').skip(1).step_by(2)).collect();
+        listed.sort_unstable();
+        assert_eq!(listed, FUNCTIONS);
     }
 }

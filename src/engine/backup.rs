@@ -6,34 +6,17 @@ use std::io;
 use rusqlite::types::{ToSqlOutput, ValueRef};
 
 use super::error::{Fault, IoContext, LogFault};
-use super::eventlog::{self, Eventlog};
+use super::eventlog::Eventlog;
 use super::files::{create_private_dir, open_private_file, sync_dir, sync_parent};
 use super::opening::remove_database;
 use super::setup::Files;
 use super::storage::Beside;
-use super::verify::{Report, check_log};
+use super::verify::check_log;
 use super::witness::Witness;
 
-/// Whether there is nothing here yet: no files, or the mere beginning of an eventlog, which is what a crash leaves that
-/// comes before the first event. That is no loss, and opening the store goes on from there.
-///
-/// # Errors
-///
-/// When the files can't be looked at, or are not an eventlog that this program understands.
-pub fn is_blank(files: &Files) -> Result<bool, Fault> {
-    files.check()?;
-    // The other two only come after the eventlog has its tables, so they prove that there was more.
-    for path in [files.witness(), files.state()] {
-        if path.try_exists().doing("look at", &path)? {
-            return Ok(false);
-        }
-    }
-    Ok(eventlog::look(&files.eventlog())?.is_none())
-}
-
-/// Copies the store to the directory `to`, which must not have one, as of now: the same log with the same seqs. The
-/// state is left out, because it follows from the eventlog. When it fails, nothing is left at `to`;
-/// it also does when something in the store is not what was stored.
+/// Copies the store as of now to the directory `to`, which must not have one: the same log with the same seqs. The state
+/// is left out, because it follows from the eventlog. A store that holds something other than what was stored is not
+/// copied. When this fails, nothing is left at `to`.
 ///
 /// # Errors
 ///
@@ -70,10 +53,8 @@ fn copy(files: &Files, to: &Files) -> Result<(), LogFault> {
     // The copy bears witness to itself, so that a loss of its tail is noticed like any other.
     let copy = Eventlog::snapshot(&target)?;
     // What the disk has changed is not to take the place of an older copy that is right.
-    let mut found = Report::default();
-    check_log(&copy, &mut found)?;
-    found.problems.extend(copy.check_waiting()?);
-    if let Some(problem) = found.problems.into_iter().next() {
+    let problems = check_log(&copy)?.into_iter().chain(copy.check_waiting()?);
+    if let Some(problem) = problems.into_iter().next() {
         return Err(Fault::Damaged(problem).into());
     }
     Witness::open(&to.witness())?.0.write(copy.testimony())?;

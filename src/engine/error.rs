@@ -16,6 +16,7 @@ use std::sync::Arc;
 use rusqlite::ErrorCode;
 use rusqlite::types::FromSqlError;
 
+use super::batch::BATCH;
 use super::event::{EventId, MAX_ARGS, MAX_DEVICE, MAX_NAME};
 
 /// How much of a statement a message quotes, in characters: one line of a terminal, and its table and columns.
@@ -48,6 +49,9 @@ pub enum Malformed {
     /// Not a name that a store may have.
     #[error("`{0}` is not a store: its name has 1 to 63 characters, a to z, 0 to 9 and -, and doesn't begin with -")]
     Store(String),
+    /// Not a cursor that a stream of events gave.
+    #[error("`{0}` is not a cursor of events: use one that was given with an event, or `start`")]
+    Cursor(String),
     /// A number that no log counts up to.
     #[error("{0} is no seq: a log ends before 2^62")]
     Seq(u64),
@@ -63,6 +67,9 @@ pub enum Error {
     /// The event can't be applied, so it was not stored.
     #[error("the event was refused: {0}")]
     Refused(String),
+    /// The hub refused the event, which is kept apart: the hub's reason.
+    #[error("the hub refused the event, which is set aside: {0}")]
+    SetAside(String),
     /// Another event has this id already.
     #[error("the id {0} belongs to another event, which stays; use a new id")]
     Conflict(EventId),
@@ -148,6 +155,16 @@ impl DbError {
         }
     }
 
+    /// Names the event whose materializer failed, unless the words are the materializer's own, for people.
+    pub(crate) fn of_event(self, name: &str) -> Self {
+        match self {
+            Self::Refused(_) | Self::Stopped => self,
+            Self::Sqlite { ref source, .. } if is_of_machine(source) => self,
+            other if name == BATCH => Self::Refused(format!("the batch can't be applied: {other}")),
+            other => Self::Refused(format!("{name} can't be applied: {other}")),
+        }
+    }
+
     /// SQLite's answer, if it is the machine's fault.
     pub(crate) fn of_machine(self) -> Result<rusqlite::Error, Self> {
         match self {
@@ -201,8 +218,8 @@ pub(crate) fn one_line(sql: &str) -> String {
 
 /// Whether the machine failed rather than the event, so that the same event may well succeed later or elsewhere.
 ///
-/// The faults of events are a closed list; what isn't on it is the machine's, for to skip an event over a full disk
-/// would make replicas differ.
+/// The faults of events are a closed list. Whatever isn't on it is the machine's: skipping an event because of a full
+/// disk would make replicas differ.
 pub(crate) fn is_of_machine(error: &rusqlite::Error) -> bool {
     use rusqlite::ffi;
     let of_event = [
@@ -289,6 +306,17 @@ pub enum Fault {
         /// The setting that it has.
         found: String,
     },
+    /// Another process has the directory of the stores.
+    #[error(
+        "the stores in {} are in use by {}. Stop that, or open stores in another directory", dir.display(),
+        pid.map_or_else(|| "another process".to_owned(), |pid| format!("the process {pid}"))
+    )]
+    InUse {
+        /// The directory.
+        dir: PathBuf,
+        /// The process, if it has said so yet.
+        pid: Option<u32>,
+    },
     /// The schema itself breaks a rule.
     #[error("the schema can't be used: {0}")]
     Schema(DbError),
@@ -316,7 +344,8 @@ pub enum Fault {
 
 impl From<DbError> for Fault {
     fn from(error: DbError) -> Self {
-        Self::Schema(error)
+        // A full disk is no fault of the schema whose tables were to be made on it.
+        error.of_machine().map_or_else(Self::Schema, Self::state)
     }
 }
 

@@ -1,6 +1,6 @@
 //! What an event is: an id, a name and a payload, and the rules each of them keeps.
 //!
-//! Raw strings stop here: whoever holds an [`Envelope`] holds one that may be stored.
+//! Raw strings stop here: an [`Envelope`] is one that may be stored.
 
 use std::fmt;
 use std::iter;
@@ -15,11 +15,12 @@ use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
+use super::batch::BATCH;
 use super::error::Malformed;
 use crate::{clock, random};
 
-/// The largest payload of one event, in bytes of its JSON text. An event is a fact, not a file: whoever needs more
-/// stores the bytes elsewhere and their hash here.
+/// The largest payload of one event, in bytes of its JSON text. An event is a fact, not a file: store larger
+/// bytes elsewhere, and their hash here.
 pub const MAX_ARGS: usize = 64 * 1024;
 
 /// The longest name of an event, in bytes.
@@ -27,12 +28,6 @@ pub const MAX_NAME: usize = 100;
 
 /// The longest name of a device, in bytes.
 pub const MAX_DEVICE: usize = 64;
-
-/// The name under which several events travel as one; see [`Batch`]. The prefix `likewise.` is the engine's own.
-pub(crate) const BATCH: &str = "likewise.batch";
-
-/// Names the rule by which the events of a batch get their ids. Part of a schema's fingerprint.
-pub(crate) const BATCH_IDS: &str = "likewise batch ids 1";
 
 /// A type of event. Its values are immutable facts; the payload is what `serde` makes of the value.
 ///
@@ -78,22 +73,6 @@ impl EventId {
     /// The sixteen bytes that are stored and hashed.
     pub fn as_bytes(&self) -> &[u8; 16] {
         self.0.as_bytes()
-    }
-
-    /// The id of the `nth` event of a batch that has this id, counted from 0.
-    ///
-    /// The first keeps the batch's id. Each later one has the batch's time, and in place of chance a hash of the batch's
-    /// id and its own index. So it is the same on every replica, and takes no bytes anywhere. Replicas with another rule
-    /// would make other states of the same log: a change of it is a change of [`BATCH_IDS`].
-    pub(crate) fn nth_of_batch(self, nth: usize) -> Self {
-        if nth == 0 {
-            return self;
-        }
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(BATCH_IDS.as_bytes()).update(self.as_bytes()).update(&(nth as u64).to_le_bytes());
-        let mut rest = [0; 10];
-        rest.copy_from_slice(&hasher.finalize().as_bytes()[..10]);
-        Self::from_parts(self.millis(), rest)
     }
 
     /// Reads an id back from storage.
@@ -333,14 +312,6 @@ impl Envelope {
         EventName::check(self.name.as_str()).is_ok() && args.as_ref() == Ok(&self.args)
     }
 
-    /// How many events it has: one, unless it is a batch.
-    pub(crate) fn events(&self) -> usize {
-        match self.name.as_str() {
-            BATCH => unseal(self.args.as_text()).map_or(1, |items| items.len()),
-            _ => 1,
-        }
-    }
-
     /// Puts `event` under `id`.
     ///
     /// # Errors
@@ -349,69 +320,6 @@ impl Envelope {
     pub fn new<E: Event>(id: EventId, event: &E) -> Result<Self, Malformed> {
         Ok(Self { id, name: EventName::of::<E>()?, args: Args::of(event)? })
     }
-}
-
-/// Several events that are committed together: applied wholly or not at all, here and everywhere.
-///
-/// A batch is one event whose payload is the list, so log, outbox and wire know nothing of it. Each event in it has an
-/// id of its own all the same, which follows from the batch's: see [`Receipt::ids`](super::Receipt::ids).
-#[derive(Debug, Default)]
-pub struct Batch {
-    items: Vec<BatchItem>,
-}
-
-/// One event inside a batch, as it stands in the batch's payload.
-#[derive(Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct BatchItem {
-    pub(crate) name: String,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) args: Option<Box<RawValue>>,
-}
-
-impl Batch {
-    /// A batch without events yet.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// Adds `event` behind those already here.
-    ///
-    /// # Errors
-    ///
-    /// As [`Envelope::new`].
-    pub fn with<E: Event>(mut self, event: &E) -> Result<Self, Malformed> {
-        let name = EventName::of::<E>()?.as_str().to_owned();
-        let args = match Args::of(event)?.0 {
-            Some(text) => Some(RawValue::from_string(text.into()).map_err(|why| Malformed::Args(why.to_string()))?),
-            None => None,
-        };
-        self.items.push(BatchItem { name, args });
-        Ok(self)
-    }
-
-    /// Puts the whole batch under one id.
-    ///
-    /// # Errors
-    ///
-    /// When it is empty, or too large for one event.
-    pub fn seal(self, id: EventId) -> Result<Envelope, Malformed> {
-        if self.items.is_empty() {
-            return Err(Malformed::Batch("it is empty".to_owned()));
-        }
-        let text = serde_json::to_string(&self.items).map_err(|why| Malformed::Args(why.to_string()))?;
-        Ok(Envelope { id, name: EventName(BATCH.into()), args: text.parse()? })
-    }
-}
-
-/// The events inside the payload of a batch.
-pub(crate) fn unseal(text: Option<&str>) -> Result<Vec<BatchItem>, Malformed> {
-    let items: Vec<BatchItem> =
-        serde_json::from_str(text.unwrap_or("[]")).map_err(|why| Malformed::Batch(why.to_string()))?;
-    if items.is_empty() {
-        return Err(Malformed::Batch("it is empty".to_owned()));
-    }
-    Ok(items)
 }
 
 /// Enough of a bad input to recognize it by in a message.
@@ -426,6 +334,7 @@ fn excerpt(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::batch::unseal;
     use crate::fuzz::{fuzz, outcome, text};
 
     #[derive(Serialize, Deserialize)]

@@ -1,6 +1,6 @@
-//! Directories and files of ours: made for nobody but their owner, made durable, and told from those of others.
+//! Directories and files of ours: private to their owner, durable, and told from those of others.
 //!
-//! Whoever else can put something into a data directory must not decide what this program overwrites. So no symbolic link
+//! Another user who can put a file into a data directory must not decide what this program overwrites. So no symbolic link
 //! in it is followed, and where this process can write, everything that it opens there belongs to the user it runs as.
 
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
@@ -161,7 +161,7 @@ pub(crate) fn check_files(dir: &Path, names: &[&str]) -> Result<(), Fault> {
                 check_file(&path, &meta)?;
                 check_sole_name(&path, &meta)?;
             }
-            // Whoever has the store may be done with it.
+            // The process that has the store may just have closed it.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error).doing("look at", &path),
         }

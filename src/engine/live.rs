@@ -4,8 +4,8 @@
 //! A query is run again after a commit to a table that it reads. One that looks rows up by a key is run again only after a
 //! commit that wrote a row of that key, so that thousands of them cost a commit next to nothing.
 //!
-//! The answers that were asked for last are kept up to date a while longer. So who asks again need not wait for the
-//! thread that writes, which may be waiting for the disk, and has an answer even when the store can't be opened.
+//! Recent answers are kept up to date for a while after the last watcher left. So asking again doesn't wait for the
+//! writer, which may be waiting for the disk, and works even when the store can't be opened.
 
 use std::any::Any;
 use std::collections::{HashMap, HashSet};
@@ -21,10 +21,10 @@ use super::error::Error;
 use super::query::{Query, QueryKey};
 use super::state::State;
 
-/// How long an answer is kept up to date after it was asked for last.
+/// How long an unwatched answer is kept up to date: a page that is loaded again asks within this time.
 const REMEMBERED_FOR: Duration = Duration::from_secs(60);
 
-/// How many answers are kept that nobody watches: each commit that touches them runs them again.
+/// How many unwatched answers are kept. Each costs a run of its query whenever a commit touches it.
 const REMEMBERED: usize = 16;
 
 /// How often those are looked for that nobody needs any more, unless many new ones came.
@@ -65,12 +65,12 @@ trait LiveQuery: Any + Send + Sync {
     /// changed.
     fn run(self: Arc<Self>, state: &State) -> (Option<Depends>, Option<Tell>);
 
-    /// Says why there is no answer, unless there is one, which then stands.
+    /// Says why there is no answer, unless there is one.
     fn fail(&self, why: &Error);
 
     fn is_watched(&self) -> bool;
 
-    /// When somebody began to watch it last.
+    /// When it was last asked for.
     fn asked(&self) -> Instant;
 
     /// Tells it from all others.
@@ -87,8 +87,8 @@ struct Watched<T> {
 }
 
 impl Live {
-    /// The answers to `query`, now and from now on. True when nobody asked for them before, so that somebody has to
-    /// [refresh](Self::refresh) them.
+    /// The answers to `query`, now and from now on. True when it is new, so that the caller has to
+    /// [refresh](Self::refresh) it.
     pub(crate) fn watch<T>(&self, query: Query<T>) -> (watch::Receiver<Answer<T>>, bool)
     where
         T: Clone + PartialEq + Send + Sync + 'static,
@@ -152,7 +152,7 @@ impl Live {
         self.rounds.subscribe()
     }
 
-    /// Tells those who have no answer yet why there is none. What is known stays known.
+    /// Tells watchers without an answer why there is none. An answer that is known stays.
     pub(crate) fn fail(&self, why: &Error) {
         // Copied out, so that nobody who watches waits for it.
         let all: Vec<_> = self.lock().watched.values().map(Arc::clone).collect();
@@ -162,7 +162,7 @@ impl Live {
         self.rounds.send_modify(|round| *round += 1);
     }
 
-    /// Ends all watches, and those that are still to begin: nobody will run a query any more.
+    /// Ends all watches, also future ones: nobody runs queries any more.
     pub(crate) fn close(&self) {
         {
             let mut queries = self.lock();

@@ -1,4 +1,4 @@
-//! Materializing: an event goes through its materializer into the state, and what comes of it is told.
+//! Materializing: an event goes through its materializer into the state.
 //!
 //! Read it from the bottom of the path to its top: [`Db`] is what a materializer sees; [`Schema::apply`] runs one and
 //! says whose fault a failure is; [`State`] applies events one by one, together, or as they stand in an eventlog, and
@@ -11,33 +11,67 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use rusqlite::{Params, Row, Statement, params};
 
 use super::authorizer::Mode;
+use super::batch::{self, BATCH};
 use super::changes::Written;
 use super::error::{DbError, Fault, LogFault};
-use super::event::{self, BATCH, Envelope, EventId, EventRef};
+use super::event::{self, Envelope, Event, EventId, EventRef};
+use super::rehearsal::MadeUp;
 use super::sandbox::{Sandbox, Statements};
 use super::schema::Schema;
 use super::state::State;
 
-/// How many events of an eventlog share a mark: what is applied again, one by one, when one of them fails.
+/// How many events of an eventlog share a savepoint. When one of them fails, so many are applied again one by one.
 pub(crate) const CHUNK: usize = 1_024;
 
 /// The longest reason that is stored with a skipped event, in bytes.
 const LONGEST_WHY: usize = 300;
 
+/// How many kinds of events without effect are told of, a store: strangers may invent names.
+const KINDS_TOLD: usize = 100;
+
+/// Why an event may have no effect.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Kind {
+    Faulty,
+    Unknown,
+}
+
 /// What a materializer sees of the world: its event's id and time, and the state.
+#[doc = include_str!("../../docs/functions.md")]
 pub struct Db<'a> {
     statements: Statements<'a>,
     id: Cell<EventId>,
     touched: &'a Cell<Written>,
-    /// Set by the first error after which nothing may run any more. In a box, for it is looked at after each event.
+    /// Set by the first error after which nothing may run any more. Boxed, because it is looked at after each event.
     stopped: RefCell<Option<Box<Failure>>>,
+    /// The first statement that could not be prepared, and why.
+    unprepared: RefCell<Option<(Box<str>, String)>>,
 }
 
 impl<'a> Db<'a> {
-    /// What the materializers of many events see, one after the other. `touched` grows by the tables they write.
+    /// For the materializers of many events, one after the other. Adds the tables they write to `touched`.
     pub(crate) fn new(sandbox: &'a Sandbox, touched: &'a Cell<Written>) -> Self {
         let nobody = Cell::new(EventId::from_parts(0, [0; 10]));
-        Self { statements: sandbox.statements(), id: nobody, touched, stopped: RefCell::default() }
+        Self {
+            statements: sandbox.statements(),
+            id: nobody,
+            touched,
+            stopped: RefCell::default(),
+            unprepared: RefCell::default(),
+        }
+    }
+
+    /// Runs a materializer for a made-up event with this id, and forgets what stopped it.
+    pub(super) fn at<R>(&self, id: EventId, run: impl FnOnce() -> R) -> R {
+        self.id.set(id);
+        let result = run();
+        self.stopped.take();
+        result
+    }
+
+    /// The first statement since the last call that could not be prepared, and why.
+    pub(super) fn take_unprepared(&self) -> Option<(Box<str>, String)> {
+        self.unprepared.take()
     }
 
     /// The id of the event: unique wherever it was made, and so a good key. Each event of a batch has its own.
@@ -89,22 +123,30 @@ impl<'a> Db<'a> {
         self.attempt(sql, |statement| statement.query(params)?.next()?.map(map).transpose())
     }
 
-    /// Runs one statement unless an earlier one made that impossible, and remembers if this one does.
+    /// Runs one statement, unless an earlier error forbids it, and notes an error that forbids the next.
     fn attempt<T>(&self, sql: &str, run: impl FnOnce(&mut Statement<'a>) -> Result<T, DbError>) -> Result<T, DbError> {
         if self.stopped.borrow().is_some() {
             return Err(DbError::Stopped);
         }
-        let result = self.statements.with(sql, |statement, touched| {
+        let ready = self.statements.ready(sql);
+        let is_prepared = ready.is_ok();
+        let result = ready.and_then(|ready| {
             // Also a statement that gives rows may write, by RETURNING.
+            let touched = ready.touched();
             let written = Written { tables: touched.writes, whole: touched.whole };
             self.touched.set(self.touched.get() | written);
-            run(statement)
+            let result = run(&mut ready.statement());
+            self.statements.keep(ready);
+            result
         });
         let failure = match result.map_err(DbError::of_machine) {
             Ok(value) => return Ok(value),
             Err(Ok(error)) => Failure::Machine(error),
             Err(Err(error)) => {
                 let error = error.of_statement(sql);
+                if !is_prepared {
+                    self.unprepared.borrow_mut().get_or_insert_with(|| (sql.into(), error.to_string()));
+                }
                 if !self.statements.sandbox().is_autocommit() {
                     return Err(error);
                 }
@@ -113,6 +155,27 @@ impl<'a> Db<'a> {
         };
         self.stopped.replace(Some(Box::new(failure)));
         Err(DbError::Stopped)
+    }
+}
+
+/// What a materializer makes its event of.
+pub(crate) enum Payload<'a> {
+    /// What [`Args::as_text`](super::Args::as_text) gave.
+    Stored(Option<&'a str>),
+    /// Nothing real.
+    MadeUp(MadeUp),
+}
+
+impl Payload<'_> {
+    /// The event; `None` where none can be made up.
+    pub(super) fn event<E: Event>(self) -> Option<Result<E, DbError>> {
+        match self {
+            Self::Stored(args) => {
+                let event = event::decode(args).map_err(|why| format!("its payload can't be read: {why}"));
+                Some(event.map_err(|why| DbError::Other(why.into())))
+            }
+            Self::MadeUp(made_up) => E::deserialize(made_up).ok().map(Ok),
+        }
     }
 }
 
@@ -127,12 +190,12 @@ pub(crate) enum Effect {
     Skipped(String),
 }
 
-/// Why an event's materializer stopped short. Whatever it did is still in the transaction.
+/// Why a materializer failed. What it did before is still in the transaction.
 #[derive(Debug)]
 pub(crate) enum Failure {
     /// The event's own fault.
     Event(String),
-    /// The event's own fault, and it took the transaction with it.
+    /// The event's own fault, and SQLite has ended the transaction over it.
     Ended(String),
     /// The machine's: nothing may be concluded about the event.
     Machine(rusqlite::Error),
@@ -146,11 +209,15 @@ impl Schema {
         db.id.set(event.id);
         let run = || sandbox.within(Mode::Materialize, || self.dispatch(event.name, event.args, db));
         let result = catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| {
-            Err(DbError::refuse(format!("its materializer panicked: {}", panic_message(&*panic))))
+            let why = format!("its materializer panicked: {}", panic_message(&*panic));
+            Err(DbError::Other(why.into()).of_event(event.name))
         });
         // What the materializer returns does not decide alone: it may have swallowed an error.
         if let Some(failure) = db.stopped.take() {
-            return Err(*failure);
+            return Err(match *failure {
+                Failure::Ended(why) => Failure::Ended(DbError::Other(why.into()).of_event(event.name).to_string()),
+                other => other,
+            });
         }
         result.map_err(|error| match error.of_machine() {
             Ok(error) => Failure::Machine(error),
@@ -161,9 +228,9 @@ impl Schema {
     fn dispatch(&self, name: &str, args: Option<&str>, db: &Db<'_>) -> Result<Effect, DbError> {
         if name != BATCH {
             let Some(materializer) = self.materializers.get(name) else { return Ok(Effect::Unknown) };
-            return materializer(args, db).map(|()| Effect::Applied);
+            return materializer(Payload::Stored(args), db).map(|()| Effect::Applied).map_err(|why| why.of_event(name));
         }
-        let items = event::unseal(args).map_err(|why| DbError::refuse(why.to_string()))?;
+        let items = batch::unseal(args).map_err(|why| DbError::refuse(why.to_string()))?;
         // Wholly or not at all: with one unknown event the batch waits for the upgrade as a whole.
         if items.iter().any(|item| !self.materializers.contains_key(item.name.as_str())) {
             return Ok(Effect::Unknown);
@@ -172,7 +239,8 @@ impl Schema {
         for (nth, item) in items.iter().enumerate() {
             db.id.set(batch.nth_of_batch(nth));
             let args = item.args.as_ref().map(|raw| raw.get()).filter(|text| !matches!(*text, "null" | "{}"));
-            self.materializers[item.name.as_str()](args, db)?;
+            let name = item.name.as_str();
+            self.materializers[name](Payload::Stored(args), db).map_err(|why| why.of_event(name))?;
         }
         Ok(Effect::Applied)
     }
@@ -181,16 +249,16 @@ impl Schema {
 /// What to do with an event that can't be applied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum OnFault {
-    /// It isn't stored anywhere yet, so it is refused and leaves no trace.
+    /// Refuse it: it isn't stored anywhere yet, and leaves no trace.
     Refuse,
-    /// It is in an eventlog, so it is passed over, and that is written down.
+    /// Skip it and note that: it is in an eventlog.
     Skip,
 }
 
 /// Why applying events stopped.
 #[derive(Debug)]
 pub(crate) enum Stop {
-    /// This event ended the transaction, so all of it has to be done again without the event.
+    /// This event ended the transaction. All of it has to be done again without the event.
     Ended(EventId, String),
     /// The machine failed.
     Fault(Fault),
@@ -208,10 +276,10 @@ impl From<Fault> for Stop {
     }
 }
 
-/// Why applying one event among others went no further.
+/// Why one event among others wasn't applied.
 #[derive(Debug)]
 pub(crate) enum Halt {
-    /// The event failed, so the others are to be undone and all of them applied one by one.
+    /// It failed. The caller undoes the others, and applies all of them one by one.
     Undo,
     /// As for an event alone.
     Stop(Stop),
@@ -236,8 +304,7 @@ pub(crate) type Each<'a> = dyn FnMut(&EventRef<'_>) -> Result<(), Halt> + 'a;
 pub(crate) type Enders = HashMap<EventId, String>;
 
 impl State {
-    /// Applies events that belong together inside the part that began with the last mark, and says what became of each.
-    /// When one of them fails, the part is to be undone.
+    /// Applies events under the last mark, and says what became of each. When one fails, the caller undoes the mark.
     pub(crate) fn apply_together(&self, events: &[&Envelope], on_fault: OnFault) -> Result<Vec<Effect>, Halt> {
         let db = Db::new(&self.sandbox, &self.touched);
         let none = Enders::new();
@@ -305,13 +372,13 @@ impl State {
             }
             Err(why) => {
                 self.undo()?;
-                self.skip(event.id, Some(&why), on_fault)?;
+                self.skip(event, Some(&why), on_fault)?;
                 Ok(Effect::Skipped(why))
             }
         }
     }
 
-    /// Applies one event among others, which have to be undone when it fails.
+    /// Applies one event among others, which the caller undoes when it fails.
     fn apply_among(
         &self,
         db: &Db<'_>,
@@ -333,12 +400,12 @@ impl State {
         if !enders.is_empty()
             && let Some(why) = enders.get(&event.id)
         {
-            self.skip(event.id, Some(why), on_fault)?;
+            self.skip(event, Some(why), on_fault)?;
             return Ok(Ok(Effect::Skipped(why.clone())));
         }
         match self.schema.apply(db, event) {
             Ok(Effect::Unknown) => {
-                self.skip(event.id, None, on_fault)?;
+                self.skip(event, None, on_fault)?;
                 Ok(Ok(Effect::Unknown))
             }
             Ok(effect) => Ok(Ok(effect)),
@@ -348,17 +415,41 @@ impl State {
         }
     }
 
-    /// Writes down that an event has no effect: why, or `None` when nothing here knows its name.
-    fn skip(&self, id: EventId, why: Option<&str>, on_fault: OnFault) -> rusqlite::Result<()> {
+    /// Notes that an event has no effect: why, or `None` when nothing here knows its name.
+    fn skip(&self, event: &EventRef<'_>, why: Option<&str>, on_fault: OnFault) -> rusqlite::Result<()> {
         if on_fault == OnFault::Refuse {
             return Ok(());
         }
         let sql = "INSERT INTO likewise_skipped VALUES (?1, ?2) ON CONFLICT DO NOTHING";
-        let added = self.sandbox.engine().prepare_cached(sql)?.execute(params![id.as_bytes(), why])? as u64;
+        let added = self.sandbox.engine().prepare_cached(sql)?.execute(params![event.id.as_bytes(), why])? as u64;
         let mut skipped = self.skipped.borrow_mut();
         let (faulty, unknown) = &mut skipped.now;
         *if why.is_some() { faulty } else { unknown } += added;
+        self.tell(event, why);
         Ok(())
+    }
+
+    /// Tells of an event without effect, once a kind: there may be as many of them as events.
+    fn tell(&self, event: &EventRef<'_>, why: Option<&str>) {
+        // What is replayed in memory is replayed to be compared.
+        let Some(wal) = self.wal() else { return };
+        let kind = if why.is_some() { Kind::Faulty } else { Kind::Unknown };
+        let mut told = self.told.borrow_mut();
+        if told.len() >= KINDS_TOLD || !told.insert((event.name.to_owned(), kind)) {
+            return;
+        }
+        let (state, name, id) = (wal.path().display(), event.name, event.id);
+        match why {
+            Some(why) => tracing::warn!(
+                %state, name, %id, why,
+                "this event has no effect. It stays in the log; others of its name are counted and not told"
+            ),
+            None => tracing::warn!(
+                %state, name,
+                "events of this name have no effect, because nothing here knows it. They stay in the log, and take effect \
+                 when a program that knows it opens the store"
+            ),
+        }
     }
 }
 

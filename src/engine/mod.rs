@@ -2,53 +2,73 @@
 //!
 //! It knows SQLite; it knows neither a network nor HTTP, nor what any event means.
 
-mod authorizer;
-mod backup;
-mod changes;
-mod depends;
+// What an author writes.
+mod batch;
 mod error;
 mod event;
-mod eventlog;
-mod files;
-mod live;
-mod lookup;
-mod materialize;
-mod opening;
 mod place;
 mod query;
-mod remote;
-mod replica;
-mod sandbox;
 mod schema;
-mod setup;
+
+// From an event to the state.
+mod authorizer;
+mod changes;
+mod materialize;
+mod rehearsal;
+mod sandbox;
 mod state;
+
+// What is on the disk.
+mod eventlog;
+mod files;
+mod opening;
 mod storage;
+mod witness;
+
+// One store: its replica, the thread that owns it, and the handles of it.
+mod depends;
+mod events;
+mod health;
+mod live;
+mod lock;
+mod lookup;
+mod receipt;
+mod replica;
+mod setup;
 mod store;
 mod stores;
-mod transfer;
-mod verify;
-mod witness;
 mod writer;
 
-pub use backup::{backup, is_blank};
+// Beside the thread that writes.
+mod backup;
+mod remote;
+mod transfer;
+mod verify;
 
+pub use backup::backup;
+pub use batch::Batch;
 pub use error::{Database, DbError, Error, Fault, Malformed, NotOurs};
-pub use event::{Args, Batch, Device, Envelope, Event, EventId, EventName, MAX_ARGS, MAX_DEVICE, MAX_NAME};
+pub use event::{Args, Device, Envelope, Event, EventId, EventName, MAX_ARGS, MAX_DEVICE, MAX_NAME};
 pub use eventlog::{PageSize, Progress, Whose};
+pub use events::{EventCursor, Events, Told};
 pub(crate) use files::{Access, check_dir, create_private_dir, exists, open_private_file, open_to_read, sync_dir};
+pub use health::Health;
 pub use materialize::Db;
 pub use place::{Cursor, Digest, Entry, Generation, LogId, Seq};
 pub use query::Query;
+pub use receipt::Receipt;
 pub(crate) use remote::{Answer, Question};
-pub use replica::{Outcome, Page, Position, Replica, SETTLE_EVERY, Standing, committed_state};
+pub use replica::{
+    MOST_SKIPPED, NoEffect, Outcome, Page, Position, Replica, SETTLE_EVERY, Skipped, Standing, committed_state,
+};
 /// What an author's own code says to SQLite, in the version that the engine is built with.
 pub use rusqlite::{self, Params, Row, ToSql, params, types::FromSql};
 pub use schema::Schema;
-pub use setup::{Files, Setup, executable};
+pub use setup::{Files, Setup, executable, is_blank};
 pub use store::{Store, StoreId, Watch};
 pub(crate) use stores::{SWEEP_EVERY, Spare};
 pub use stores::{StoreLimits, Stores, stores_in};
 pub(crate) use transfer::{ImportError, Imported, import};
 pub use transfer::{Line, export, export_set_aside, set_aside};
 pub use verify::{Report, verify};
-pub use writer::{BATCH, Health, Receipt};
+pub use writer::MOST_TOGETHER;

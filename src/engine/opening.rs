@@ -1,4 +1,4 @@
-//! How a store's files come, go and are found again, so that a power cut at any step leaves something that opens, and
+//! How a store's files are made, replaced and found again. A power cut at any step leaves something that opens, and
 //! nothing is believed that may not be on the disk.
 //!
 //! - *What is found may never have been synced*: its writer may have been killed before it came to that. Nor does a
@@ -67,7 +67,7 @@ impl Drop for Visitor {
 pub(crate) struct Alone(PathBuf);
 
 impl Alone {
-    /// Waits until the last visitor has left. Whoever writes has let go of the databases before.
+    /// Waits until the last visitor has left. The writer has closed its databases before.
     ///
     /// # Errors
     ///
@@ -105,7 +105,7 @@ fn leave(dir: &Path, change: impl FnOnce(&mut Visits)) {
 /// Makes durable whatever is found of the database at `path`, so that what is read from it now is there after a power
 /// cut. Nothing is done where there is no database.
 ///
-/// The database file itself needs no more than a sync. SQLite lets go of a WAL only after it has synced all of it into the
+/// The database file itself needs no more than a sync. SQLite gives up a WAL only after it has synced all of it into the
 /// database, so what a failed sync may have left out of the file is in the WAL still.
 ///
 /// # Errors
@@ -190,7 +190,7 @@ fn each_piece(file: &mut File, mut each: impl FnMut(u64, &[u8]) -> io::Result<()
     }
 }
 
-/// Makes a database at `path`, in the place of whatever is there. `fill` makes what is in it, and lets go of the
+/// Makes a database at `path` and replaces whatever is there. `fill` makes its content, and closes the
 /// connection.
 ///
 /// # Errors
@@ -205,7 +205,7 @@ pub(crate) fn make_database(
     let new = beside(path, ".new");
     remove_files(&new)?;
     open_private_file(&new)?;
-    // Whether it is whole on the disk is seen to below, once for all of it.
+    // It is synced below, once, as a whole.
     let fault = |source| Fault::sqlite(database, source);
     let conn = connect(&new).map_err(fault)?;
     checkpoint_on_close(&conn, true).map_err(fault)?;
@@ -247,7 +247,8 @@ fn remove_file(path: &Path) -> Result<(), Fault> {
     }
 }
 
-/// Makes durable the names of `dir` and of the two directories above it, which whoever made them may not have come to.
+/// Makes durable the names of `dir` and of the two directories above it. Whatever made them may have died before it
+/// could.
 ///
 /// # Errors
 ///

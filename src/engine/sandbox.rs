@@ -1,11 +1,11 @@
-//! The connection that other people's SQL runs on, and who may do what there.
+//! The connection that the author's SQL runs on.
 //!
 //! SQLite asks its authorizer about everything a statement is going to do when the statement is prepared. One
 //! authorizer a connection is installed once, for good (installing one expires every prepared statement), and it
 //! looks at what the engine is doing right now. It serves two purposes: it keeps materializers and queries to what is
 //! deterministic, and it tells which tables a statement reads and writes.
 
-use std::cell::RefCell;
+use std::cell::{RefCell, RefMut};
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -13,11 +13,11 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use rusqlite::hooks::AuthContext;
-use rusqlite::{CachedStatement, Connection, OptionalExtension, Statement};
+use rusqlite::{CachedStatement, Connection, OptionalExtension};
 
 use super::authorizer::{Gate, Mode, Notes, OWN_PREFIX, Touched};
 use super::changes::{Changes, Tables};
-use super::error::DbError;
+use super::error::{DbError, one_line};
 use super::lookup::says;
 
 /// How many prepared statements, and how many verdicts on them, a connection keeps.
@@ -155,7 +155,13 @@ impl Sandbox {
         let touched = match known {
             Some(touched) => touched,
             None => {
-                let (statement, mut touched) = self.told_why(|conn| conn.prepare(sql))?;
+                let (statement, mut touched) =
+                    self.told_why(|conn| conn.prepare(sql)).map_err(|error| match error {
+                        DbError::Forbidden(why) => {
+                            DbError::Forbidden(format!("{why}, in the statement `{}`", one_line(sql)))
+                        }
+                        other => other,
+                    })?;
                 if says(sql, "REPLACE") {
                     touched.whole |= touched.writes;
                 }
@@ -178,8 +184,8 @@ impl Sandbox {
         Statements { sandbox: self, ready: RefCell::default() }
     }
 
-    /// Has SQLite prepare something, and joins what it says of it with what the authorizer wrote down about it. What is
-    /// written down already is of statements that SQLite prepared again when they were run.
+    /// Has SQLite prepare something, and joins its answer with the authorizer's notes. Earlier notes are dropped: they are
+    /// about statements that SQLite prepared again while they ran.
     fn told_why<'a, T>(
         &'a self,
         prepare: impl FnOnce(&'a Connection) -> rusqlite::Result<T>,
@@ -195,14 +201,15 @@ impl Sandbox {
     }
 }
 
-/// Statements of materializers that stay at hand from one event to the next: to look one up among all that the
-/// connection knows, and to put it back, takes as long as to run it.
+/// Statements of materializers that stay at hand from one event to the next. Fetching one from the connection's cache and
+/// putting it back takes as long as running it.
 pub(crate) struct Statements<'a> {
     sandbox: &'a Sandbox,
     ready: RefCell<Vec<Rc<Ready<'a>>>>,
 }
 
-struct Ready<'a> {
+/// A statement of a materializer, prepared.
+pub(crate) struct Ready<'a> {
     sql: Box<str>,
     touched: Touched,
     /// Borrowed while it runs.
@@ -210,34 +217,45 @@ struct Ready<'a> {
 }
 
 impl<'a> Statements<'a> {
-    /// As many are at hand at most, because they are searched one by one.
+    /// How many are at hand at most: they are searched one by one.
     const MOST: usize = 16;
 
     pub(crate) fn sandbox(&self) -> &'a Sandbox {
         self.sandbox
     }
 
-    /// Prepares `sql` as [`Sandbox::prepare`] does for a materializer, and has `run` run it. Afterwards it is at hand
-    /// again.
-    pub(crate) fn with<R>(
-        &self,
-        sql: &str,
-        run: impl FnOnce(&mut Statement<'a>, Touched) -> Result<R, DbError>,
-    ) -> Result<R, DbError> {
+    /// Prepares `sql` as [`Sandbox::prepare`] does for a materializer. Give it [back](Self::keep) after running it.
+    pub(crate) fn ready(&self, sql: &str) -> Result<Rc<Ready<'a>>, DbError> {
         let known = self.ready.borrow().iter().find(|ready| *ready.sql == *sql).map(Rc::clone);
-        let (ready, may_be_kept) = match known {
-            Some(ready) if ready.statement.try_borrow_mut().is_ok() => (ready, false),
-            // Not known yet, or just running: who reads its rows runs it once more for each of them.
-            other => {
+        match known {
+            Some(ready) if ready.statement.try_borrow_mut().is_ok() => Ok(ready),
+            // Not known yet, or running: a mapper may run the same statement once more for each row.
+            _ => {
                 let (statement, touched) = self.sandbox.prepare(Mode::Materialize, sql)?;
-                let ready = Ready { sql: sql.into(), touched, statement: RefCell::new(statement) };
-                (Rc::new(ready), other.is_none())
+                Ok(Rc::new(Ready { sql: sql.into(), touched, statement: RefCell::new(statement) }))
             }
-        };
-        let result = run(&mut ready.statement.borrow_mut(), ready.touched);
-        if may_be_kept && self.ready.borrow().len() < Self::MOST {
-            self.ready.borrow_mut().push(ready);
         }
-        result
+    }
+
+    /// Keeps a statement at hand, unless it or enough others are.
+    pub(crate) fn keep(&self, ready: Rc<Ready<'a>>) {
+        if Rc::strong_count(&ready) > 1 {
+            // It came from here.
+            return;
+        }
+        let mut all = self.ready.borrow_mut();
+        if all.len() < Self::MOST && !all.iter().any(|known| known.sql == ready.sql) {
+            all.push(ready);
+        }
+    }
+}
+
+impl<'a> Ready<'a> {
+    pub(crate) fn touched(&self) -> Touched {
+        self.touched
+    }
+
+    pub(crate) fn statement(&self) -> RefMut<'_, CachedStatement<'a>> {
+        self.statement.borrow_mut()
     }
 }

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::fmt;
 
 use super::authorizer::Mode;
+use super::batch::{BATCH, BATCH_IDS};
 use super::error::{DbError, Fault};
-use super::event::{self, BATCH, BATCH_IDS, Event, EventName};
-use super::materialize::Db;
+use super::event::{Event, EventName};
+use super::materialize::{Db, Payload};
 use super::sandbox::Sandbox;
 use super::storage::open_in_memory;
 
@@ -30,7 +31,7 @@ pub struct Schema {
     pub(super) materializers: BTreeMap<&'static str, Materializer>,
 }
 
-type Materializer = Box<dyn Fn(Option<&str>, &Db<'_>) -> Result<(), DbError> + Send + Sync>;
+type Materializer = Box<dyn Fn(Payload<'_>, &Db<'_>) -> Result<(), DbError> + Send + Sync>;
 
 impl Schema {
     /// A schema whose empty state is what `sql` makes: CREATE TABLE, INDEX, VIEW or TRIGGER, and the first rows.
@@ -48,8 +49,9 @@ impl Schema {
 
     /// Adds the materializer of the events of type `E`.
     ///
-    /// It must be a function of the event, its id and time, and the state; [`Db`] offers nothing else, and the author
-    /// must not reach for more (clocks, files, global variables).
+    /// It must be a function of the event, its id and time, and the state. [`Db`] offers nothing else, and the author must
+    /// not reach for more: no clock, no file, no static variable. It also runs on made-up events when the app starts; see
+    /// [`check`](Self::check).
     ///
     /// # Panics
     ///
@@ -64,29 +66,30 @@ impl Schema {
         if let Err(why) = EventName::of::<E>() {
             panic!("{why}");
         }
-        let run = move |args: Option<&str>, db: &Db<'_>| {
-            let event =
-                event::decode(args).map_err(|why| DbError::refuse(format!("the payload can't be read: {why}")))?;
-            materializer(event, db).map(drop)
+        let run = move |payload: Payload<'_>, db: &Db<'_>| match payload.event() {
+            Some(event) => materializer(event?, db).map(drop),
+            None => Ok(()),
         };
         let earlier = self.materializers.insert(E::NAME, Box::new(run));
         assert!(earlier.is_none(), "the event {} has two materializers", E::NAME);
         self
     }
 
-    /// Makes an empty state in memory, to show that the script runs and keeps the rules.
+    /// Makes an empty state in memory, to show that the script runs and keeps the rules, and runs each materializer there
+    /// on made-up events. Opening [`Stores`](super::Stores) does this first.
     ///
     /// # Errors
     ///
-    /// What is wrong with the script.
+    /// What is wrong with the script, or with a statement of a materializer that SQLite can't prepare.
     pub fn check(&self) -> Result<(), Fault> {
         let sandbox = open_in_memory().and_then(Sandbox::new).map_err(Fault::state)?;
-        Ok(self.create(&sandbox)?)
+        self.create(&sandbox)?;
+        Ok(self.rehearse(&sandbox)?)
     }
 
-    /// Which replicas may compare the digests of their states: those for which this is the same. Covers the tables,
-    /// the names of the events, the author's version, SQLite's version and the rule for ids in a batch, but not the bodies of the materializers,
-    /// which nothing can see.
+    /// Replicas with the same fingerprint may compare the digests of their states. It covers the tables, the names of the
+    /// events, the author's version, SQLite's version and the rule for ids in a batch. It can't see the bodies of the
+    /// materializers.
     pub fn fingerprint(&self) -> String {
         let mut hasher = blake3::Hasher::new();
         let version = self.version.to_string();
@@ -98,7 +101,7 @@ impl Schema {
         hasher.finalize().to_hex()[..32].to_owned()
     }
 
-    /// Whether it says what an event of that name means.
+    /// Whether events of that name have a materializer.
     pub(crate) fn knows(&self, name: &str) -> bool {
         name == BATCH || self.materializers.contains_key(name)
     }

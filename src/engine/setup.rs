@@ -4,10 +4,14 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::error::{Fault, IoContext};
+use super::error::{Database, Fault, IoContext};
 use super::event::Device;
+use super::eventlog;
 use super::files::check_files;
 use super::schema::Schema;
+
+/// The name of the witness.
+const WITNESS: &str = "witness";
 
 /// What a replica needs to know besides its directory.
 #[derive(Clone)]
@@ -18,12 +22,12 @@ pub struct Setup {
     pub device: Device,
     /// Identifies the executable; a state made by another one is rebuilt.
     pub executable: String,
-    /// Is told how far a rebuild has come: events applied, and events in all.
+    /// Called while the state is rebuilt, with the events applied so far, and the events in all.
     pub progress: fn(u64, u64),
 }
 
 impl Setup {
-    /// The setup of the running program, in which nobody is told how far a rebuild has come.
+    /// The setup of the running program, without a report on rebuilds.
     ///
     /// # Errors
     ///
@@ -66,7 +70,7 @@ impl Files {
 
     /// Refuses a store whose directory or files are links or, where this process can write, other users'.
     pub(crate) fn check(&self) -> Result<(), Fault> {
-        check_files(&self.dir, &["eventlog.db", "state.db", "witness"])
+        check_files(&self.dir, &[Database::Eventlog.file_name(), Database::State.file_name(), WITNESS])
     }
 
     /// The directory.
@@ -76,17 +80,17 @@ impl Files {
 
     /// The log and the outbox.
     pub fn eventlog(&self) -> PathBuf {
-        self.dir.join("eventlog.db")
+        self.dir.join(Database::Eventlog.file_name())
     }
 
     /// What follows from them.
     pub fn state(&self) -> PathBuf {
-        self.dir.join("state.db")
+        self.dir.join(Database::State.file_name())
     }
 
     /// How far the eventlog had come.
     pub fn witness(&self) -> PathBuf {
-        self.dir.join("witness")
+        self.dir.join(WITNESS)
     }
 
     /// Whether there is a store here, or what is left of one, or a link in its place.
@@ -94,4 +98,21 @@ impl Files {
         let is_named = |path: &PathBuf| fs::symlink_metadata(path).is_ok();
         self.dir.is_symlink() || [self.eventlog(), self.state(), self.witness()].iter().any(is_named)
     }
+}
+
+/// Whether there is nothing here yet: no files, or the mere beginning of an eventlog. A crash before the first event
+/// leaves that. It is no loss, and opening the store goes on from there.
+///
+/// # Errors
+///
+/// When the files can't be looked at, or are not an eventlog that this program understands.
+pub fn is_blank(files: &Files) -> Result<bool, Fault> {
+    files.check()?;
+    // The other two only come after the eventlog has its tables, so they prove that there was more.
+    for path in [files.witness(), files.state()] {
+        if path.try_exists().doing("look at", &path)? {
+            return Ok(false);
+        }
+    }
+    Ok(eventlog::look(&files.eventlog())?.is_none())
 }

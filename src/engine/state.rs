@@ -1,18 +1,21 @@
 //! The state: tables that materializers derive from the eventlog, in `state.db` or in memory. Disposable.
 //!
-//! The transaction that is open here is the caller's business: an authority opens one a commit, a replica with an
-//! upstream keeps one open that holds what is pending.
+//! The caller decides when a transaction is open. An authority opens one a commit; a replica with an upstream keeps one
+//! open that holds what is pending.
 
 use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
+use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::changes::{Changes, Written};
 use super::depends::{Depends, Key, KeyColumn};
 use super::error::{Database, DbError, Fault, IoContext, is_damage, is_of_machine};
 use super::event::EventId;
+use super::materialize::Kind;
 use super::opening::{Alone, make_database};
 use super::place::{Cursor, Digest, Generation, Seq};
 use super::query::Query;
@@ -33,11 +36,11 @@ const TABLES: &str = "
     CREATE TABLE likewise_skipped (id BLOB PRIMARY KEY, why TEXT) STRICT, WITHOUT ROWID;
 ";
 
-/// What `state.db` is found to be at opening.
+/// What opening finds in `state.db`.
 pub(crate) struct Loaded {
     /// How far it says to have come, if that can be read.
     pub(crate) cursor: Option<Cursor>,
-    /// The state, or why it has to be made anew.
+    /// The state, or why it has to be rebuilt.
     pub(crate) state: Result<State, String>,
 }
 
@@ -51,22 +54,24 @@ pub(crate) struct State {
     /// What the open transaction wrote and was taken already. When it is undone, it has changed once more.
     taken: RefCell<Changes>,
     wal: Option<Arc<WalGauge>>,
-    pub(super) skipped: RefCell<Skipped>,
+    pub(super) skipped: RefCell<Counts>,
+    /// The kinds of events without effect that the log has a line about.
+    pub(super) told: RefCell<BTreeSet<(String, Kind)>>,
 }
 
-/// How many events have no effect, counted as they come: the table that names them may be as long as the log. It goes
-/// back wherever the transaction does.
+/// How many events have no effect. Counted as they come, because the table that names them may be as long as the log.
+/// Rolled back with the transaction.
 #[derive(Debug, Default)]
-pub(super) struct Skipped {
-    /// With what is in the open transaction: for a fault of theirs, and because nothing here knows their name.
+pub(super) struct Counts {
+    /// Including the open transaction: events with a fault, and events whose name nothing here knows.
     pub(super) now: (u64, u64),
     /// As the last commit left it.
     committed: (u64, u64),
-    /// As each part of the transaction found it that is not ended yet.
+    /// As it was at the beginning of each open part of the transaction.
     marks: Vec<(u64, u64)>,
 }
 
-impl Skipped {
+impl Counts {
     /// Reads the whole table, once.
     fn load(conn: &Connection) -> rusqlite::Result<Self> {
         let sql = "SELECT count(why), count(*) - count(why) FROM likewise_skipped";
@@ -79,10 +84,10 @@ impl State {
     /// The state of an empty log, in memory.
     pub(crate) fn in_memory(schema: &Arc<Schema>) -> Result<Self, Fault> {
         let sandbox = Self::create(open_in_memory().map_err(Fault::state)?, schema, "", Generation(0))?;
-        Ok(Self::over(sandbox, None, schema, Cursor::default(), Skipped::default()))
+        Ok(Self::over(sandbox, None, schema, Cursor::default(), Counts::default()))
     }
 
-    /// A new state of an empty log in a file, in the place of whatever is there.
+    /// A new state of an empty log in a file. Replaces whatever is there.
     pub(crate) fn new(
         path: &Path,
         schema: &Arc<Schema>,
@@ -96,7 +101,7 @@ impl State {
         let sandbox = Sandbox::new(conn).map_err(Fault::state)?;
         sandbox.learn_tables().map_err(Fault::state)?;
         let cursor = Cursor { generation, ..Cursor::default() };
-        Ok(Self::over(sandbox, Some(wal), schema, cursor, Skipped::default()))
+        Ok(Self::over(sandbox, Some(wal), schema, cursor, Counts::default()))
     }
 
     fn create(conn: Connection, schema: &Schema, maker: &str, generation: Generation) -> Result<Sandbox, Fault> {
@@ -117,7 +122,7 @@ impl State {
         Ok(sandbox)
     }
 
-    /// Opens the state at `path` and looks whether it can be used.
+    /// Opens the state at `path`, if it can be used.
     pub(crate) fn load(path: &Path, schema: &Arc<Schema>, maker: &str) -> Result<Loaded, Fault> {
         let unusable = |why: &str| Loaded { cursor: None, state: Err(why.to_owned()) };
         if !path.try_exists().doing("look at", path)? {
@@ -153,7 +158,7 @@ impl State {
         }
         let sandbox = Sandbox::new(conn).map_err(Fault::state)?;
         sandbox.learn_tables().map_err(Fault::state)?;
-        let skipped = Skipped::load(sandbox.engine()).map_err(Fault::state)?;
+        let skipped = Counts::load(sandbox.engine()).map_err(Fault::state)?;
         let state = Self::over(sandbox, Some(wal), schema, cursor, skipped);
         Ok(Loaded { cursor: Some(cursor), state: Ok(state) })
     }
@@ -163,7 +168,7 @@ impl State {
         wal: Option<Arc<WalGauge>>,
         schema: &Arc<Schema>,
         cursor: Cursor,
-        skipped: Skipped,
+        skipped: Counts,
     ) -> Self {
         let schema = Arc::clone(schema);
         Self {
@@ -174,6 +179,7 @@ impl State {
             taken: RefCell::default(),
             wal,
             skipped: RefCell::new(skipped),
+            told: RefCell::default(),
         }
     }
 
@@ -181,7 +187,7 @@ impl State {
         self.wal.as_ref()
     }
 
-    /// Says that this is an end in good order, so that the WAL is to be moved into the file.
+    /// Has SQLite move the WAL into the file when this is closed. Only for an orderly end.
     pub(crate) fn close_in_order(&self) -> Result<(), Fault> {
         checkpoint_on_close(self.sandbox.engine(), true).map_err(Fault::state)
     }
@@ -260,11 +266,26 @@ impl State {
         self.skipped.borrow().now
     }
 
-    /// Why the event `id` has no effect, if it has none for a fault of its own.
+    /// Why the event `id` can't be applied, if it can't.
     pub(crate) fn why_skipped(&self, id: EventId) -> Result<Option<String>, Fault> {
         let sql = "SELECT why FROM likewise_skipped WHERE id = ?1";
         let why = self.sandbox.engine().query_row(sql, [id.as_bytes()], |row| row.get(0)).optional();
         Ok(why.map_err(Fault::state)?.flatten())
+    }
+
+    /// The events that have no effect, those with the newest ids first, `most` of them: why each was skipped, or `None`
+    /// where nothing here knows its name.
+    pub(crate) fn skipped(&self, most: usize) -> Result<Vec<(EventId, Option<String>)>, Fault> {
+        let read = || -> rusqlite::Result<Vec<_>> {
+            let sql = "SELECT id, why FROM likewise_skipped ORDER BY id DESC LIMIT ?1";
+            let mut statement = self.sandbox.engine().prepare_cached(sql)?;
+            let id = |row: &Row<'_>| {
+                let id = EventId::from_bytes(row.get_ref(0)?.as_blob()?);
+                id.map_err(|why| rusqlite::Error::FromSqlConversionFailure(0, Type::Blob, why.into()))
+            };
+            statement.query_map([most], |row| Ok((id(row)?, row.get(1)?)))?.collect()
+        };
+        read().map_err(Fault::state)
     }
 
     /// Answers a query, with what is in the open transaction.
@@ -319,8 +340,13 @@ impl State {
         digest_of(self.sandbox.engine()).map_err(Fault::state)
     }
 
-    /// Makes SQLite give rows in the reverse of its natural order wherever a statement doesn't order them itself: a
-    /// materializer that relies on that order then shows itself.
+    /// The digest of each table, with what is in the open transaction.
+    pub(crate) fn table_digests(&self) -> Result<TableDigests, Fault> {
+        table_digests(self.sandbox.engine()).map_err(Fault::state)
+    }
+
+    /// Makes SQLite reverse the order of rows wherever a statement doesn't ask for one. A materializer that relies on such
+    /// an order gives itself away.
     pub(crate) fn reverse_unordered(&self) -> Result<(), Fault> {
         self.sandbox.engine().execute_batch("PRAGMA reverse_unordered_selects = 1").map_err(Fault::state)
     }
@@ -333,7 +359,7 @@ impl State {
 
 impl Drop for State {
     fn drop(&mut self) {
-        // Whoever lets go of a state may be about to replace its file.
+        // The next step may be to replace its file.
         if let Some(wal) = &self.wal {
             wal.retire();
         }
@@ -350,14 +376,28 @@ pub(crate) struct Committed {
 }
 
 impl Committed {
-    /// Whether this program would go on with that state, rather than make it anew.
+    /// Whether this program would go on with that state rather than rebuild it.
     pub(crate) fn is_made_by(&self, schema: &Schema, executable: &str) -> bool {
         self.made_by == made_by(executable) && self.schema == schema.fingerprint()
     }
 }
 
-/// Reads the state at `path` beside the one that writes to it in this process. Whoever makes it anew lets nobody in
-/// meanwhile.
+/// The digest of each of a schema's tables, by its name.
+pub(crate) type TableDigests = BTreeMap<String, Digest>;
+
+/// The digest of each table of the state at `path`, and how far it has come, read as [`committed`] reads.
+pub(crate) fn committed_tables(path: &Path) -> Result<(Cursor, TableDigests), Fault> {
+    let read = || {
+        let conn = Beside::open(path)?;
+        conn.only_read()?;
+        conn.execute_batch("BEGIN")?;
+        let (cursor, _, _) = conn.query_row("SELECT * FROM likewise_cursor", (), read_cursor)?;
+        Ok((cursor, table_digests(&conn)?))
+    };
+    read().map_err(Fault::state)
+}
+
+/// Reads the state at `path` beside the thread that writes to it in this process. While it is rebuilt, this waits.
 pub(crate) fn committed(path: &Path) -> Result<Committed, Fault> {
     let read = || {
         let conn = Beside::open(path)?;
@@ -378,50 +418,72 @@ fn read_cursor(row: &Row<'_>) -> rusqlite::Result<(Cursor, String, String)> {
 /// The digest of all tables that aren't the engine's: of their names, and of each row with its rowid, in the order of
 /// their keys. It depends on what the tables hold, not on where SQLite put it.
 fn digest_of(conn: &Connection) -> rusqlite::Result<Digest> {
-    // `sqlite_sequence` decides about future rowids, so it is content too.
-    let tables: Vec<(String, bool)> = conn
-        .prepare(
-            "SELECT name, wr FROM pragma_table_list
-             WHERE schema = 'main' AND type = 'table' AND name NOT LIKE 'likewise~_%' ESCAPE '~'
-               AND (name NOT LIKE 'sqlite~_%' ESCAPE '~' OR name = 'sqlite_sequence')
-             ORDER BY name",
-        )?
-        .query_map((), |row| Ok((row.get(0)?, row.get(1)?)))?
-        .collect::<Result<_, _>>()?;
     let mut hasher = blake3::Hasher::new();
-    for (table, without_rowid) in tables {
-        feed(&mut hasher, b'T', table.as_bytes());
-        let quoted = table.replace('"', "\"\"");
-        let sql = if table == "sqlite_sequence" {
-            "SELECT name, seq FROM sqlite_sequence ORDER BY name".to_owned()
-        } else if without_rowid {
-            let keys: Vec<String> = conn
-                .prepare("SELECT name FROM pragma_table_info(?1) WHERE pk > 0 ORDER BY pk")?
-                .query_map([&table], |row| row.get::<_, String>(0))?
-                .map(|name| name.map(|name| format!("\"{}\"", name.replace('"', "\"\""))))
-                .collect::<Result<_, _>>()?;
-            format!("SELECT * FROM \"{quoted}\" ORDER BY {}", keys.join(", "))
-        } else {
-            format!("SELECT rowid, * FROM \"{quoted}\" ORDER BY rowid")
-        };
-        let mut statement = conn.prepare(&sql)?;
-        let columns = statement.column_count();
-        let mut rows = statement.query(())?;
-        while let Some(row) = rows.next()? {
-            feed(&mut hasher, b'R', &[]);
-            for column in 0..columns {
-                use rusqlite::types::ValueRef;
-                match row.get_ref(column)? {
-                    ValueRef::Null => feed(&mut hasher, b'N', &[]),
-                    ValueRef::Integer(value) => feed(&mut hasher, b'I', &value.to_le_bytes()),
-                    ValueRef::Real(value) => feed(&mut hasher, b'F', &value.to_bits().to_le_bytes()),
-                    ValueRef::Text(value) => feed(&mut hasher, b'S', value),
-                    ValueRef::Blob(value) => feed(&mut hasher, b'B', value),
-                }
+    for table in tables_of(conn)? {
+        feed_table(&mut hasher, conn, &table)?;
+    }
+    Ok(Digest(*hasher.finalize().as_bytes()))
+}
+
+/// The digest of each of these tables.
+fn table_digests(conn: &Connection) -> rusqlite::Result<TableDigests> {
+    let digest = |table: Table| {
+        let mut hasher = blake3::Hasher::new();
+        feed_table(&mut hasher, conn, &table)?;
+        Ok((table.name, Digest(*hasher.finalize().as_bytes())))
+    };
+    tables_of(conn)?.into_iter().map(digest).collect()
+}
+
+struct Table {
+    name: String,
+    is_without_rowid: bool,
+}
+
+fn tables_of(conn: &Connection) -> rusqlite::Result<Vec<Table>> {
+    // `sqlite_sequence` decides about future rowids, so it is content too.
+    let sql = "SELECT name, wr FROM pragma_table_list
+               WHERE schema = 'main' AND type = 'table' AND name NOT LIKE 'likewise~_%' ESCAPE '~'
+                 AND (name NOT LIKE 'sqlite~_%' ESCAPE '~' OR name = 'sqlite_sequence')
+               ORDER BY name";
+    let table = |row: &Row<'_>| Ok(Table { name: row.get(0)?, is_without_rowid: row.get(1)? });
+    conn.prepare(sql)?.query_map((), table)?.collect()
+}
+
+fn feed_table(hasher: &mut blake3::Hasher, conn: &Connection, table: &Table) -> rusqlite::Result<()> {
+    use rusqlite::types::ValueRef;
+
+    let name = &table.name;
+    feed(hasher, b'T', name.as_bytes());
+    let quoted = name.replace('"', "\"\"");
+    let sql = if name == "sqlite_sequence" {
+        "SELECT name, seq FROM sqlite_sequence ORDER BY name".to_owned()
+    } else if table.is_without_rowid {
+        let keys: Vec<String> = conn
+            .prepare("SELECT name FROM pragma_table_info(?1) WHERE pk > 0 ORDER BY pk")?
+            .query_map([name], |row| row.get::<_, String>(0))?
+            .map(|key| key.map(|key| format!("\"{}\"", key.replace('"', "\"\""))))
+            .collect::<Result<_, _>>()?;
+        format!("SELECT * FROM \"{quoted}\" ORDER BY {}", keys.join(", "))
+    } else {
+        format!("SELECT rowid, * FROM \"{quoted}\" ORDER BY rowid")
+    };
+    let mut statement = conn.prepare(&sql)?;
+    let columns = statement.column_count();
+    let mut rows = statement.query(())?;
+    while let Some(row) = rows.next()? {
+        feed(hasher, b'R', &[]);
+        for column in 0..columns {
+            match row.get_ref(column)? {
+                ValueRef::Null => feed(hasher, b'N', &[]),
+                ValueRef::Integer(value) => feed(hasher, b'I', &value.to_le_bytes()),
+                ValueRef::Real(value) => feed(hasher, b'F', &value.to_bits().to_le_bytes()),
+                ValueRef::Text(value) => feed(hasher, b'S', value),
+                ValueRef::Blob(value) => feed(hasher, b'B', value),
             }
         }
     }
-    Ok(Digest(*hasher.finalize().as_bytes()))
+    Ok(())
 }
 
 fn feed(hasher: &mut blake3::Hasher, kind: u8, bytes: &[u8]) {

@@ -1,4 +1,4 @@
-//! Files: how a store's databases are made and opened, and what can be wrong with them.
+//! How SQLite is connected to a store's databases, how durable their commits are, and when a WAL is checkpointed.
 
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
@@ -20,8 +20,8 @@ const OLDEST_SQLITE: i32 = 3_051_003;
 /// How long SQLite waits for another process that holds a lock, say the `sqlite3` shell of a curious person.
 const BUSY: Duration = Duration::from_secs(2);
 
-/// How much is written to a WAL, in pages of 4 KiB, before it is moved into its database: the more, the more often a page
-/// was overwritten meanwhile and is moved once for all.
+/// How long a WAL gets, in pages of 4 KiB, before it is moved into its database. Longer is cheaper: a page that was
+/// overwritten many times is moved once.
 const CHECKPOINT_PAGES: u32 = 4_000;
 
 /// How long it may get before that can't be left to another thread any more.
@@ -39,8 +39,8 @@ pub(crate) fn check_sqlite() -> Result<(), Fault> {
     Ok(())
 }
 
-/// Keeps SQLite from preparing a statement anew whenever another value is bound to it, in the hope of a better plan. So a
-/// statement has one plan, on every replica.
+/// Keeps SQLite from preparing a statement again, for a better plan, when another value is bound to it. So a statement
+/// has one plan on every replica.
 fn keep_plans(conn: &Connection) -> rusqlite::Result<()> {
     conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true).map(drop)
 }
@@ -51,7 +51,7 @@ const MEANING: &str = "PRAGMA foreign_keys = ON; PRAGMA temp_store = MEMORY; PRA
 /// Connects to a database that exists.
 ///
 /// This process has it alone: other processes find it locked. So the index of the WAL is in this process's memory, and
-/// not in a file that is mapped into it; on a full disk such a file kills whoever touches it. Connections of one
+/// not in a file that is mapped into it; on a full disk, touching such a file kills the process. Connections of one
 /// process share it all the same (<https://sqlite.org/vfs.html#unix_excl>); each of them has to be able to write, because
 /// a read-only one would weaken the lock of all.
 pub(crate) fn connect(path: &Path) -> rusqlite::Result<Connection> {

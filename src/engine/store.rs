@@ -1,4 +1,4 @@
-//! A store as everything above the engine uses it: a cheap, cloneable, async handle.
+//! The handle of a store, for everything above the engine: cheap, cloneable, async.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,16 +9,18 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::error::{Error, Fault, Malformed};
 use super::event::{Device, Envelope, Event, EventId};
 use super::eventlog::Whose;
+use super::health::Health;
 use super::live::{Answer, Live};
 use super::place::{Cursor, Digest, Seq};
 use super::query::Query;
+use super::receipt::Receipt;
 use super::remote::{Answer as RemoteAnswer, Question};
-use super::replica::{Outcome, Replica, Standing};
+use super::replica::{Outcome, Replica, Skipped, Standing};
 use super::schema::Schema;
 use super::setup::Files;
 use super::state::State;
 use super::stores::{Shared, Spare};
-use super::writer::{Act, Health, Receipt, Work};
+use super::writer::{Act, Stored, Work};
 
 /// The name of a store: `[a-z0-9][a-z0-9-]{0,62}`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -60,10 +62,10 @@ pub(super) struct Inner {
     pub(super) schema: Arc<Schema>,
     pub(super) live: Arc<Live>,
     pub(super) health: watch::Receiver<Health>,
-    /// Work for the store's thread. A store without events has neither, however many look at it.
+    /// Work for the store's thread. A store without events has no thread, however many watch it.
     pub(super) queue: OnceLock<mpsc::Sender<Work>>,
-    /// There until the store is opened, or all stores are closed. Whoever answers in the place of the thread holds this, so
-    /// that no answer of theirs comes after one of the thread's.
+    /// There until the store is opened, or all stores are closed. Code that answers in place of the thread holds this, so
+    /// its answer can't come after one of the thread's.
     pub(super) unopened: Mutex<Option<Unopened>>,
     pub(super) stores: Weak<Shared>,
 }
@@ -75,7 +77,7 @@ pub(super) struct Unopened {
 
 impl Inner {
     pub(super) fn unopened(&self) -> MutexGuard<'_, Option<Unopened>> {
-        // A query that panicked while it was answered left nothing half done.
+        // A query that panics leaves nothing half done.
         self.unopened.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -107,12 +109,14 @@ impl Store {
     ///
     /// As [`commit`](Self::commit).
     pub async fn commit_envelope(&self, event: Envelope) -> Result<Receipt, Error> {
-        let (reply, receipt) = oneshot::channel();
+        let (id, events) = (event.id, event.events());
+        let (reply, stored) = oneshot::channel();
         self.queue()?.try_send(Work::Commit(event, reply)).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => Error::Overloaded,
             mpsc::error::TrySendError::Closed(_) => Error::Closed,
         })?;
-        receipt.await.map_err(|_| self.unanswered())?
+        let Stored { seq, is_new } = stored.await.map_err(|_| self.unanswered())??;
+        Ok(Receipt { id, events, seq, is_new, store: self.clone() })
     }
 
     /// Adds events that happened elsewhere, with the devices they come from. They are not judged: one that can't be
@@ -132,6 +136,16 @@ impl Store {
     /// As [`commit`](Self::commit).
     pub async fn set_aside(&self, event: Envelope, why: String) -> Result<Outcome, Error> {
         self.with(move |replica| replica.set_aside(&event, &why)).await
+    }
+
+    /// The events that have no effect, and why: those with the newest ids first, up to
+    /// [`MOST_SKIPPED`](super::MOST_SKIPPED) of them.
+    ///
+    /// # Errors
+    ///
+    /// A fault of the machine.
+    pub async fn skipped(&self) -> Result<Vec<Skipped>, Error> {
+        Ok(self.look(|replica| replica.skipped()).await?.unwrap_or_default())
     }
 
     /// Moves the store to whatever log its upstream has: everything goes back to the outbox, to be pushed there. Nothing
@@ -164,7 +178,7 @@ impl Store {
         .await
     }
 
-    /// Puts the events set aside to those that wait, once more. Gives how many there were.
+    /// Commits the events that were set aside once more, and gives how many there were.
     ///
     /// # Errors
     ///
@@ -195,7 +209,7 @@ impl Store {
         Watch::new(answers, self.clone())
     }
 
-    /// Has those queries answered that have no answer yet.
+    /// Has the new queries answered.
     fn refresh(&self) {
         if self.inner.queue.get().is_none()
             && let Some(shared) = self.inner.stores.upgrade()
@@ -204,7 +218,7 @@ impl Store {
             return;
         }
         if let Some(queue) = self.inner.queue.get() {
-            // With a full queue the thread is busy, and will come by here after its next batch.
+            // With a full queue the thread is busy, and answers queries after its next commit anyway.
             drop(queue.try_send(Work::Refresh));
         }
     }
@@ -307,8 +321,8 @@ impl Store {
         matches!(*self.inner.health.borrow(), Health::Absent)
     }
 
-    /// Opens the store if it isn't open, for an event of somebody who has to leave `spare` to others. True when it is a
-    /// store without events that was opened by this call.
+    /// Opens the store for an event, if it isn't open, and leaves `spare` to others. True when this call has opened a store
+    /// without events.
     ///
     /// # Errors
     ///
@@ -346,7 +360,7 @@ impl Store {
         answer.await.map_err(|_| self.unanswered())?
     }
 
-    /// Why the thread let go of something without an answer.
+    /// Why the thread dropped something without an answer.
     fn unanswered(&self) -> Error {
         if self.inner.queue.get().is_none_or(mpsc::Sender::is_closed) {
             return Error::Closed;
@@ -362,7 +376,7 @@ impl fmt::Debug for Store {
     }
 }
 
-/// The answers to a query: the present one, and then each newer one. Whoever is slow misses what was between.
+/// The answers to a query: the present one, then each newer one. A slow reader misses those in between.
 pub struct Watch<T> {
     answers: watch::Receiver<Answer<T>>,
     /// Keeps the store open.
@@ -396,8 +410,7 @@ impl<T: Clone> Watch<T> {
         }
     }
 
-    /// The present answer at the first call, afterwards the newest one as soon as it differs from the last. May be
-    /// dropped and called again without missing anything.
+    /// The present answer at the first call; afterwards the newest one, once it differs from the last. Cancel safe.
     ///
     /// # Errors
     ///

@@ -11,17 +11,19 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 
 use super::error::{Error, Fault, IoContext};
+use super::health::Health;
 use super::live::Live;
+use super::lock::Guard;
 use super::schema::Schema;
 use super::setup::{Files, Setup};
 use super::state::State;
 use super::store::{Inner, Store, StoreId, Unopened};
-use super::writer::{Common, Health, Work, Writer, start_checkpoints};
+use super::writer::{Common, Work, Writer, start_checkpoints};
 
-/// How often idle stores are looked for. Often enough that what many looks opened is closed soon after its time is over.
+/// How often idle stores are looked for: soon after their time is over, also when many were opened by a mere look.
 pub(crate) const SWEEP_EVERY: Duration = Duration::from_secs(5);
 
-/// So many handles of stores without events are known before the first look for those that are gone.
+/// How many handles of stores without events are kept before dropped ones are looked for.
 const ABSENT: usize = 64;
 
 /// The bounds of what stores may use. The program's own are in `cli.rs`.
@@ -33,7 +35,7 @@ pub struct StoreLimits {
     pub stores: u64,
     /// How many of them may be in use at the same time; each has a thread.
     pub open: usize,
-    /// How long a store stays open without anybody using it.
+    /// How long an unused store stays open.
     pub idle: Duration,
 }
 
@@ -43,7 +45,7 @@ impl Default for StoreLimits {
     }
 }
 
-/// What whoever asks has to leave to others of the room for stores.
+/// How much of the room for stores a caller has to leave to others.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Spare {
     /// Of the stores that there may be.
@@ -62,7 +64,7 @@ pub(super) struct Shared {
     dir: PathBuf,
     limits: StoreLimits,
     common: Arc<Common>,
-    /// The state that all stores without events share, once somebody looked at one.
+    /// The state that all stores without events share. Made at the first look at one.
     empty: Mutex<Option<State>>,
     open: Mutex<OpenStores>,
 }
@@ -70,14 +72,13 @@ pub(super) struct Shared {
 #[derive(Default)]
 pub(super) struct OpenStores {
     stores: HashMap<StoreId, OpenStore>,
-    /// The stores without events that somebody looks at, so that all who look have the same one, and are told when it gets
-    /// its first event.
+    /// The stores without events that are being watched. All watchers share one, and so learn of its first event.
     absent: HashMap<StoreId, Weak<Inner>>,
-    /// How many of those there were after the last look for such as nobody has any more.
+    /// How many of those were left after the last sweep.
     absent_after_sweep: usize,
-    /// Tells that something about a store is new; kept while somebody listens, also when the store is closed.
+    /// Changes with each change of a store. Kept while somebody listens, also when the store is closed.
     news: HashMap<StoreId, watch::Sender<u64>>,
-    /// Threads that are closing their store; whoever opens it again has to wait for them.
+    /// Threads that are closing their store. Opening it again waits for them.
     closing: HashMap<StoreId, JoinHandle<()>>,
     swept: Option<Instant>,
     is_closed: bool,
@@ -92,13 +93,13 @@ struct OpenStore {
 impl Stores {
     /// The stores under `dir`, each in a directory of its name. Nothing is made before a store has its first event.
     ///
-    /// The caller sees to it that no other process has them open.
+    /// One process at a time has the directory, from here to [`close`](Self::close).
     ///
     /// # Errors
     ///
-    /// When the schema breaks a rule, or `dir` can't be read.
+    /// When the schema breaks a rule, `dir` can't be read, or another process has it ([`Fault::InUse`]).
     pub fn open(dir: &Path, setup: Setup, limits: StoreLimits) -> Result<Self, Fault> {
-        Self::new(dir, setup, limits, false)
+        Self::new(dir, setup, limits, false, Guard::of(dir))
     }
 
     /// As [`open`](Self::open), for stores whose authority is an upstream. One whose log is its own is taken back to its
@@ -108,16 +109,24 @@ impl Stores {
     ///
     /// As [`open`](Self::open).
     pub fn following(dir: &Path, setup: Setup, limits: StoreLimits) -> Result<Self, Fault> {
-        Self::new(dir, setup, limits, true)
+        Self::new(dir, setup, limits, true, Guard::of(dir))
     }
 
-    fn new(dir: &Path, setup: Setup, limits: StoreLimits, follows: bool) -> Result<Self, Fault> {
+    /// As [`open`](Self::open) or, if they are to `follow` an upstream, [`following`](Self::following), for a caller
+    /// whose own lock keeps other processes out.
+    pub(crate) fn in_locked(dir: &Path, setup: Setup, limits: StoreLimits, follow: bool) -> Result<Self, Fault> {
+        Self::new(dir, setup, limits, follow, Guard::Caller)
+    }
+
+    fn new(dir: &Path, setup: Setup, limits: StoreLimits, follows: bool, guard: Guard) -> Result<Self, Fault> {
         setup.schema.check()?;
+        guard.claim()?;
         let count = stores_in(dir)?.len() as u64;
         let checkpoints = start_checkpoints().doing("start a thread for", dir)?;
         let common = Arc::new(Common {
             setup,
             follows,
+            guard,
             count: AtomicU64::new(count),
             max: limits.stores,
             checked: Mutex::default(),
@@ -127,8 +136,8 @@ impl Stores {
         Ok(Self { shared: Arc::new(Shared { dir: dir.to_owned(), limits, common, empty, open }) })
     }
 
-    /// The store `id`, opened if it has events. One that has none is just as good: it shows an empty state, and costs
-    /// nothing until it gets its first event.
+    /// The store `id`, opened if it has events. One without events works too: it shows an empty state, and costs nothing
+    /// until its first event.
     ///
     /// # Errors
     ///
@@ -137,7 +146,7 @@ impl Stores {
         self.get_leaving(id, Spare::default())
     }
 
-    /// As [`get`](Self::get), for somebody who has to leave `spare` to others.
+    /// As [`get`](Self::get), for a caller who has to leave `spare` to others.
     ///
     /// # Errors
     ///
@@ -158,8 +167,9 @@ impl Stores {
         if let Some(inner) = open.absent.get(id).and_then(Weak::upgrade) {
             return Ok(Store { inner });
         }
+        self.shared.common.guard.claim()?;
         let files = self.files(id);
-        // One that is just being closed may be about to get its files.
+        // A store that is being closed may be about to get its files.
         let exists = open.closing.contains_key(id) || files.exist();
         let (tell_health, health) = watch::channel(if exists { Health::Opening } else { Health::Absent });
         let inner = Arc::new(Inner {
@@ -183,12 +193,12 @@ impl Stores {
         Ok(Store { inner })
     }
 
-    /// The store `id` if it is open already. This is no use of it.
+    /// The store `id`, if it is open already. Doesn't count as using it.
     pub(crate) fn opened(&self, id: &StoreId) -> Option<Store> {
         self.shared.lock().stores.get(id).map(|known| known.store.clone())
     }
 
-    /// Whether so many stores are open that those which nobody needs had better be closed.
+    /// Whether so many stores are open that unused ones should be closed.
     pub(crate) fn are_crowded(&self) -> bool {
         self.shared.lock().stores.len() >= self.shared.limits.open.div_ceil(2)
     }
@@ -208,8 +218,8 @@ impl Stores {
         self.shared.limits
     }
 
-    /// Lets go of the stores that nobody has used for a while. To be called every [`SWEEP_EVERY`]: a store that was opened
-    /// by a look would otherwise stay until the next.
+    /// Closes the stores that nobody has used for a while. Call it every [`SWEEP_EVERY`]: a store that a look has opened
+    /// would otherwise stay open until the next look.
     pub(crate) fn close_idle(&self) {
         self.shared.lock().sweep(Instant::now(), self.shared.limits.idle);
     }
@@ -228,8 +238,7 @@ impl Stores {
         stores_in(&self.shared.dir)
     }
 
-    /// Lets every store finish what it has been given, and closes it. Blocks until that is done, so async code leaves it
-    /// to a thread that may wait (`spawn_blocking`).
+    /// Lets every store finish its work, and closes it. This blocks, so async code calls it in `spawn_blocking`.
     pub fn close(&self) {
         let (stores, absent, closing) = {
             let mut open = self.shared.lock();
@@ -247,6 +256,7 @@ impl Stores {
             threads.push(thread);
         }
         threads.into_iter().for_each(|thread| drop(thread.join()));
+        self.shared.common.guard.release();
     }
 }
 
@@ -255,7 +265,7 @@ impl Shared {
         self.open.lock().expect("BUG: opening a store panicked")
     }
 
-    /// Starts the thread of a store, unless it has one, and leaves `spare`. True when the store has no events yet.
+    /// Starts the thread of a store, unless it has one. Leaves `spare` to others. True when the store has no events yet.
     pub(super) fn start(&self, open: &mut OpenStores, inner: &Arc<Inner>, spare: Spare) -> Result<bool, Error> {
         let mut unopened = inner.unopened();
         if inner.queue.get().is_some() {
@@ -273,7 +283,7 @@ impl Shared {
             return Err(Error::TooManyOpen);
         }
         let is_absent = matches!(*inner.health.borrow(), Health::Absent);
-        // The thread counts when it makes the files; here a store that can't be made is spared the thread.
+        // The thread itself counts when it makes the files. This only saves a thread where there is no room.
         let most = self.limits.stores.saturating_sub(spare.stores);
         if is_absent && self.common.count.load(Ordering::Relaxed) >= most {
             return Err(Error::TooManyStores(most));
@@ -293,7 +303,7 @@ impl Shared {
         let thread = match thread {
             Ok(thread) => thread,
             Err(why) => {
-                // The next who asks gets another handle.
+                // The next caller gets another handle.
                 open.absent.remove(&inner.id);
                 return Err(Error::Unavailable(format!("cannot start a thread: {why}").into()));
             }
@@ -307,6 +317,10 @@ impl Shared {
 
     /// Answers queries of a store without events.
     pub(super) fn answer_empty(&self, live: &Live) {
+        // Somebody else may have made stores since this process looked.
+        if let Err(fault) = self.common.guard.claim() {
+            return live.fail(&Error::from(&fault));
+        }
         let mut empty = self.empty.lock().unwrap_or_else(PoisonError::into_inner);
         let state = match empty.take().map_or_else(|| State::in_memory(&self.common.setup.schema), Ok) {
             Ok(state) => empty.insert(state),
@@ -321,14 +335,14 @@ impl OpenStores {
         self.news.entry(id.clone()).or_insert_with(|| watch::channel(0).0)
     }
 
-    /// Lets go of the stores that nobody has used for `idle`.
+    /// Closes the stores that nobody has used for `idle`.
     fn sweep(&mut self, now: Instant, idle: Duration) {
         self.swept = Some(now);
         self.closing.retain(|_, thread| !thread.is_finished());
         let is_idle =
             |open: &OpenStore| Arc::strong_count(&open.store.inner) == 1 && now.duration_since(open.used) >= idle;
         for (id, OpenStore { store, thread, .. }) in self.stores.extract_if(|_, open| is_idle(open)) {
-            // With its last handle goes its queue, and the thread ends.
+            // The thread ends when the last handle drops the queue.
             drop(store);
             self.closing.insert(id, thread);
         }
@@ -337,14 +351,14 @@ impl OpenStores {
         self.sweep_absent();
     }
 
-    /// Forgets the stores without events that nobody looks at any more.
+    /// Forgets the stores without events that nobody watches any more.
     fn sweep_absent(&mut self) {
         self.absent.retain(|_, inner| inner.strong_count() > 0);
         self.absent_after_sweep = self.absent.len();
     }
 }
 
-/// The names of the stores under `dir`, in order, whoever has them open.
+/// The names of the stores under `dir`, in order, whether or not a process has them open.
 ///
 /// # Errors
 ///
@@ -383,7 +397,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-    async fn whoever_has_a_receipt_sees_the_event() {
+    async fn a_caller_with_a_receipt_sees_the_event() {
         let dir = tempfile::tempdir().expect("a directory");
         let stores = stores_of_likes(dir.path());
         let store = stores.get(&"likes".parse().expect("a name")).expect("a store");

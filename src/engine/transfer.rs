@@ -13,14 +13,15 @@ use tokio_util::codec::{FramedRead, LinesCodec, LinesCodecError};
 use super::error::{Error, Fault, IoContext, LogFault, Malformed};
 use super::event::{Args, Device, Envelope, EventId, EventName, MAX_ARGS};
 use super::eventlog::{CHECKPOINT_EVERY, Eventlog, PageSize, Rescued, Waiting};
+use super::health::Health;
 use super::place::Seq;
 use super::replica::Outcome;
 use super::setup::Files;
 use super::store::Store;
-use super::writer::{BATCH, Health};
+use super::writer::MOST_TOGETHER;
 
-/// What is read at a time. Between two looks nothing is held open: whoever is given the events may be slow, and a snapshot
-/// that stays open keeps the WAL from beginning again.
+/// How much is read at a time. Nothing is held open in between: the reader may be slow, and an open snapshot keeps the WAL
+/// from starting over.
 const PORTION: PageSize = PageSize { events: 8_192, bytes: 4 << 20 };
 
 /// One line of an export: an event, and where it stands.
@@ -238,7 +239,7 @@ async fn add_all(
                 batch.events.push((event, line.origin.unwrap_or_else(|| device.clone())));
             }
         }
-        if batch.events.len() >= BATCH {
+        if batch.events.len() >= MOST_TOGETHER {
             batch.flush(store, &mut imported).await?;
         }
     }

@@ -2,6 +2,7 @@
 //!
 //! A snapshot takes the state first and the eventlog second, so that the eventlog it sees is never behind the state.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
@@ -12,8 +13,8 @@ use super::materialize::{Enders, Stop};
 use super::place::{Cursor, Digest, Generation, Seq};
 use super::replica::replay_log;
 use super::schema::Schema;
-use super::setup::Files;
-use super::state::{self, State};
+use super::setup::{Files, Setup};
+use super::state::{self, Committed, State, TableDigests};
 use super::witness;
 
 /// What a look at the whole store found.
@@ -27,7 +28,7 @@ pub struct Report {
     pub head: Seq,
     /// Of the log, up to `head`.
     pub log_digest: Digest,
-    /// Of a state made anew from the log, up to the committed state's cursor.
+    /// Of a state rebuilt from the log, up to the committed state's cursor.
     pub state_digest: Digest,
     /// What is wrong. Empty when all is well.
     pub problems: Vec<String>,
@@ -35,23 +36,26 @@ pub struct Report {
     pub notes: Vec<String>,
 }
 
-/// Reads everything: the log against its digests, and the state against one that is made anew from the log.
+/// Reads everything: compares the log with its digests, and the state with one rebuilt from the log.
 ///
-/// The new state is made with every SELECT that leaves the order of its rows open giving them in reverse, so that a
-/// materializer that depends on such an order shows itself.
+/// In the rebuilt state, a SELECT without ORDER BY gives its rows in reverse. So a materializer that depends on an order
+/// it doesn't ask for gives itself away.
 ///
 /// # Errors
 ///
 /// When the store can't be read at all; what is wrong inside it is in the [`Report`].
-pub fn verify(files: &Files, schema: &Arc<Schema>, executable: &str) -> Result<Report, Fault> {
+pub fn verify(files: &Files, setup: &Setup) -> Result<Report, Fault> {
+    let Setup { schema, executable, .. } = setup;
     let mut report = Report::default();
-    // What others say about the eventlog comes before a look at it, for somebody may be adding to it meanwhile.
+    // Read the witness and the state first. Somebody may be adding to the eventlog, and it must not seem to be behind.
     let testimony = witness::testimony(&files.witness());
     let committed = if files.state().exists() {
         match state::committed(&files.state()) {
             Ok(committed) => Some(committed),
             Err(fault) => {
-                report.problems.push(format!("the state can't be read: {fault}. {REBUILD}"));
+                report.problems.push(format!(
+                    "the state can't be read: {fault}. No event is lost: it is rebuilt at the next start"
+                ));
                 None
             }
         }
@@ -65,17 +69,17 @@ pub fn verify(files: &Files, schema: &Arc<Schema>, executable: &str) -> Result<R
     report.pending = tip.pending;
     report.head = tip.head;
     report.log_digest = tip.digest;
-    check_log(&log, &mut report)?;
+    report.problems.extend(check_log(&log)?);
     report.problems.extend(log.check_waiting()?);
     if let Some(lack) = testimony.and_then(|earlier| log.testimony().lacks(earlier)) {
         report.problems.push(Fault::LostTail(lack).to_string());
     }
 
     let cursor = committed.as_ref().map_or(Cursor { seq: tip.head, ..Cursor::default() }, |found| found.cursor);
-    report.state_digest = replayed(&log, schema, cursor.seq, true)?;
+    report.state_digest = replayed(&log, schema, cursor.seq, Order::Reversed)?.digest()?;
     let Some(found) = committed else { return Ok(report) };
     if cursor.generation != tip.generation {
-        report.notes.push("events were taken back out of the log; the state is made anew at the next start".to_owned());
+        report.notes.push("events were taken back out of the log; the state is rebuilt at the next start".to_owned());
     } else if cursor.seq > tip.head {
         let lack = format!("it ends at {}, and its state has come to {}", tip.head, cursor.seq);
         report.problems.push(Fault::LostTail(lack).to_string());
@@ -86,34 +90,62 @@ pub fn verify(files: &Files, schema: &Arc<Schema>, executable: &str) -> Result<R
             cursor.seq
         ));
     } else if !found.is_made_by(schema, executable) {
-        report
-            .notes
-            .push("another version of the program made the state; it is made anew at the next start".to_owned());
+        report.notes.push("another version of the program made the state; it is rebuilt at the next start".to_owned());
     } else if found.digest != report.state_digest {
-        if replayed(&log, schema, cursor.seq, false)? == found.digest {
-            report.problems.push(
-                "a materializer depends on the order of rows that it doesn't ask for: a state made with the rows the \
-                 other way round differs. Add ORDER BY to its SELECTs"
-                    .to_owned(),
-            );
-        } else {
-            report.problems.push(format!("the state differs from one that is made anew from the log. {REBUILD}"));
-        }
+        report.problems.push(difference(files, &log, schema, &found)?);
     }
     Ok(report)
 }
 
-const REBUILD: &str = "No event is lost: stop likewise and delete the file state.db of this store, and it is made anew \
+const REBUILD: &str = "No event is lost: stop likewise and delete the file state.db of this store, and it is rebuilt \
                        at the next start";
 
-/// Hashes the whole log, and compares it with each digest that was stored on the way.
-pub(super) fn check_log(log: &Eventlog, report: &mut Report) -> Result<(), LogFault> {
-    report.problems.extend(log.integrity_check()?.into_iter().map(|line| format!("the eventlog is damaged: {line}")));
+/// Why the state is probably not the one that follows from the log, and what to do.
+fn difference(files: &Files, log: &Eventlog, schema: &Arc<Schema>, found: &Committed) -> Result<String, Fault> {
+    let replay = |order| replayed(log, schema, found.cursor.seq, order);
+    let (one, other, reversed) = (replay(Order::Natural)?, replay(Order::Natural)?, replay(Order::Reversed)?);
+    if one.digest()? != other.digest()? {
+        let tables = differing(&one.table_digests()?, &other.table_digests()?);
+        return Ok(format!(
+            "a materializer is not deterministic: two replays of the same log differ in {tables}. Look in what writes there \
+             for a clock, chance, a file, a static variable, or the order of a HashMap, and take it out; replicas differ \
+             until then. The corrected program rebuilds the state"
+        ));
+    }
+    if one.digest()? == found.digest {
+        let tables = differing(&one.table_digests()?, &reversed.table_digests()?);
+        return Ok(format!(
+            "a materializer depends on the order of rows that it doesn't ask for: a state made with the rows the other way \
+             round differs in {tables}. Add ORDER BY to its SELECTs"
+        ));
+    }
+    // The state may have gone on meanwhile, and says nothing then about where it differed.
+    let (cursor, tables) = state::committed_tables(&files.state())?;
+    let place =
+        if cursor == found.cursor { differing(&one.table_digests()?, &tables) } else { "its tables".to_owned() };
+    Ok(format!(
+        "the state differs from one that is rebuilt from the log, in {place}. Two replays agree, so either a materializer \
+         used something then that has changed since (a setting, a file, a static variable), or another program wrote to \
+         state.db. {REBUILD}"
+    ))
+}
+
+/// The names of the tables that two states differ in.
+fn differing(one: &TableDigests, other: &TableDigests) -> String {
+    let names: BTreeSet<&String> = one.keys().chain(other.keys()).collect();
+    let differing = names.into_iter().filter(|name| one.get(*name) != other.get(*name));
+    let names: Vec<String> = differing.map(|name| format!("`{name}`")).collect();
+    if names.len() == 1 { format!("the table {}", names[0]) } else { format!("the tables {}", names.join(", ")) }
+}
+
+/// Hashes the whole log, compares it with each digest that was stored on the way, and says what is wrong.
+pub(super) fn check_log(log: &Eventlog) -> Result<Vec<String>, LogFault> {
+    let lines = log.integrity_check()?.into_iter();
+    let mut problems: Vec<String> = lines.map(|line| format!("the eventlog is damaged: {line}")).collect();
     let mut point = log.base()?;
     for stored in log.checkpoints()? {
-        let walked = log.walk(point, Some(stored.seq))?;
-        if walked != stored {
-            report.problems.push(format!(
+        if log.walk(point, Some(stored.seq))? != stored {
+            problems.push(format!(
                 "of the events {} to {} some are not those that were stored. Restore a backup, or have the store made \
                  again from the other devices: docs/repair.md has the steps",
                 point.seq.next(),
@@ -122,22 +154,29 @@ pub(super) fn check_log(log: &Eventlog, report: &mut Report) -> Result<(), LogFa
         }
         point = stored;
     }
-    Ok(())
+    Ok(problems)
 }
 
-/// The digest of a state that is made from the log up to `until`.
-fn replayed(log: &Eventlog, schema: &Arc<Schema>, until: Seq, reverse: bool) -> Result<Digest, Fault> {
+/// In which order a SELECT without ORDER BY gives its rows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Order {
+    Natural,
+    Reversed,
+}
+
+/// A state that is made from the log up to `until`.
+fn replayed(log: &Eventlog, schema: &Arc<Schema>, until: Seq, order: Order) -> Result<State, Fault> {
     let mut enders = Enders::new();
     loop {
         let mut state = State::in_memory(schema)?;
-        if reverse {
+        if order == Order::Reversed {
             state.reverse_unordered()?;
         }
         state.begin()?;
         match replay_log(log, &state, until, &enders) {
             Ok(()) => {
                 state.commit(Cursor { generation: Generation(0), seq: until, digest: Digest::EMPTY })?;
-                return state.digest();
+                return Ok(state);
             }
             Err(Stop::Ended(id, why)) => drop(enders.insert(id, why)),
             Err(Stop::Fault(fault)) => return Err(fault),

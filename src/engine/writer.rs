@@ -11,9 +11,11 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::error::{Error, Fault};
-use super::event::{Envelope, EventId};
+use super::event::Envelope;
 use super::eventlog::{Checked, PORTION, Progress};
+use super::health::Health;
 use super::live::{Live, News};
+use super::lock::Guard;
 use super::materialize::panic_message;
 use super::place::Seq;
 use super::replica::{Outcome, Replica, Standing};
@@ -21,8 +23,8 @@ use super::setup::{Files, Setup};
 use super::state::State;
 use super::storage::WalGauge;
 
-/// How many events are committed together at most: one fsync serves all of them, and none waits for more than this.
-pub const BATCH: usize = 1_024;
+/// How many events are committed together at most. One fsync serves all of them, and no event waits for more than these.
+pub const MOST_TOGETHER: usize = 1_024;
 
 /// How long a store that failed is left alone before it is opened again.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -30,102 +32,52 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// How often the files are looked at, to see whether they are still there.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 
-/// Says that an event is stored: on disk, and applied.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Receipt {
-    /// The event's id; of a batch, the first event's.
-    pub id: EventId,
-    /// How many events it has: one, unless it is a batch.
-    pub events: usize,
+/// Says that an event is stored.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Stored {
     /// Its place in the log, unless an upstream has yet to give it one.
-    pub seq: Option<Seq>,
+    pub(super) seq: Option<Seq>,
     /// False when it was stored before.
-    pub is_new: bool,
-}
-
-impl Receipt {
-    fn new(event: &Envelope, seq: Option<Seq>, is_new: bool) -> Self {
-        Self { id: event.id, events: event.events(), seq, is_new }
-    }
-
-    /// The id of each event, in order: what [`Db::id`](super::Db::id) gave their materializers.
-    pub fn ids(&self) -> impl Iterator<Item = EventId> + use<> {
-        let id = self.id;
-        (0..self.events).map(move |nth| id.nth_of_batch(nth))
-    }
-}
-
-/// How a store is.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Health {
-    /// Nobody has looked yet.
-    Opening,
-    /// It has no events yet, and no files.
-    Absent,
-    /// It works.
-    Open(Standing),
-    /// It can be read, but stores nothing at present: why, and what to do.
-    ReadOnly(Standing, String),
-    /// It can't be used at present: why, and what to do.
-    Failed(String),
-}
-
-impl Health {
-    /// Where the store stands, if that is known.
-    pub fn standing(&self) -> Option<&Standing> {
-        match self {
-            Self::Open(standing) | Self::ReadOnly(standing, _) => Some(standing),
-            Self::Opening | Self::Absent | Self::Failed(_) => None,
-        }
-    }
-
-    /// Why nothing can be stored, if that is so.
-    pub fn trouble(&self) -> Option<&str> {
-        match self {
-            Self::ReadOnly(_, why) | Self::Failed(why) => Some(why),
-            Self::Opening | Self::Absent | Self::Open(_) => None,
-        }
-    }
+    pub(super) is_new: bool,
 }
 
 /// What a store's thread is asked to do.
 pub(crate) enum Work {
     /// Commit an event, together with others that wait.
-    Commit(Envelope, oneshot::Sender<Result<Receipt, Error>>),
-    /// Anything that needs the replica itself; the store is made if need be.
+    Commit(Envelope, oneshot::Sender<Result<Stored, Error>>),
+    /// Run code on the replica. Makes the store if it has no events yet.
     With(Act),
-    /// Anything that needs the replica if there is one.
+    /// Run code on the replica, if there is one.
     Look(Act),
-    /// Answer queries that have no answer yet, and see whether a store that failed works again.
+    /// Answer new queries, and try a failed store again.
     Refresh,
     /// Finish what came before, and end.
     Close,
 }
 
-/// Something to do with a replica, which may be missing where nobody made it, or with the reason why it can't be had. A
-/// fault closes the replica. What it gives tells whoever asked how it went.
+/// Code to run on a replica. It gets `None` where the store has no events, and an error where it can't be opened. A fault
+/// closes the replica. The [`Answer`] tells the caller how it went.
 pub(crate) type Act = Box<dyn FnOnce(Result<Option<&mut Replica>, Error>) -> (Result<(), Fault>, Answer) + Send>;
 
-/// Answers whoever asked. That comes after everybody was told what changed, so that who has the answer and then reads
-/// finds the change.
+/// Answers the caller. It is called after the watchers were told, so a caller who has the answer and then reads finds the
+/// change.
 pub(crate) type Answer = Box<dyn FnOnce() + Send>;
 
 /// What the thread has in its hands.
 enum Held {
-    /// Nothing on disk: the state of an empty log, to read from. Files come with the first event.
+    /// No files yet, only the state of an empty log to read from. Files come with the first event.
     Absent(Box<State>),
     Open(Box<Replica>),
-    /// Something that keeps the store from being used, and since when.
+    /// The store can't be opened: why, and since when.
     Failed(Error, Instant),
 }
 
-/// Whether the store takes writes. One that doesn't is there to be read.
+/// Whether the store takes writes. One that doesn't can still be read.
 enum Writes {
     Taken,
     /// The last one failed: why, and when. Another is tried after [`RETRY_AFTER`].
     Failed(Error, Instant),
-    /// The eventlog is damaged. What is added to it may have to be left behind with it, so nothing is.
+    /// The eventlog is damaged. Nothing is added: it might have to be left behind with the rest.
     Ended(Error),
 }
 
@@ -150,19 +102,21 @@ impl Writes {
 /// What this thread knows of the files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Disk {
-    /// None were seen, so that there are none is a beginning.
+    /// There were none yet.
     Empty,
-    /// They were seen, so that there are none is a fault. What they hold may not be on the disk.
+    /// There were some, so it is a fault if they are missing. Not all that they hold may be on the disk.
     Seen,
-    /// All that they hold is on the disk: this thread opened them, and no sync has failed since.
+    /// All that they hold is on the disk: this thread synced them at opening, and no sync has failed since.
     Durable,
 }
 
-/// What stores have in common that belong to one directory.
+/// What the stores of one directory share.
 pub(crate) struct Common {
     pub(crate) setup: Setup,
     /// Whether an upstream is the authority of every store.
     pub(crate) follows: bool,
+    /// What keeps other processes out.
+    pub(crate) guard: Guard,
     /// How many stores there are on disk.
     pub(crate) count: AtomicU64,
     /// How many there may be.
@@ -179,15 +133,15 @@ pub(crate) struct Writer {
     queue: mpsc::Receiver<Work>,
     live: Arc<Live>,
     health: watch::Sender<Health>,
-    /// Told of every change of `health`, for who doesn't want to keep the store open.
+    /// Changes whenever `health` does. Watching it doesn't keep the store open.
     news: watch::Sender<u64>,
     held: Held,
     writes: Writes,
     disk: Disk,
-    /// Where the store stood when that was known last.
+    /// Where the store stood when it could last be read.
     standing: Option<Standing>,
     looked: Instant,
-    /// Whether all that was there at opening was looked at.
+    /// Whether the background has checked all that was there at opening.
     is_checked: bool,
 }
 
@@ -236,8 +190,8 @@ impl Writer {
         self.remember_checks();
     }
 
-    /// Does what a panic must not end the thread over: a defect of ours costs the answers to what was being done, and the
-    /// store is opened again.
+    /// Runs `act`, and survives a panic in it: a bug of ours costs the answers to what was being done, and the store is
+    /// opened again.
     fn unless_panicked<T>(&mut self, act: impl FnOnce(&mut Self) -> T) -> Option<T> {
         match catch_unwind(AssertUnwindSafe(|| act(self))) {
             Ok(value) => Some(value),
@@ -255,7 +209,7 @@ impl Writer {
         }
     }
 
-    /// What is to be done next. While that is nothing, old events are looked at, a few at a time.
+    /// Waits for work. While there is none, it checks old events, a few at a time.
     fn next(&mut self) -> Option<Work> {
         loop {
             match self.queue.try_recv() {
@@ -267,7 +221,7 @@ impl Writer {
         }
     }
 
-    /// Looks at some of the events that nobody asked for yet. False when there is no more to look at.
+    /// Checks some old events. False when there are none left to check.
     fn check_some(&mut self) -> bool {
         let Held::Open(replica) = &mut self.held else { return false };
         if self.is_checked || self.writes.trouble().is_some() {
@@ -284,7 +238,7 @@ impl Writer {
         false
     }
 
-    /// Spares the next thread of this store the same checks.
+    /// Keeps what was checked, for the next thread of this store.
     fn remember_checks(&self) {
         if let Held::Open(replica) = &self.held
             && self.writes.trouble().is_none()
@@ -294,7 +248,7 @@ impl Writer {
         }
     }
 
-    /// Serves `first`, and with it what waits behind it as far as it can be committed together.
+    /// Serves `first`, together with the commits that wait behind it.
     fn serve(&mut self, first: Work) -> ControlFlow<()> {
         let mut events = Vec::new();
         let mut replies = Vec::new();
@@ -302,13 +256,13 @@ impl Writer {
         while let Some(Work::Commit(event, reply)) = next {
             events.push(event);
             replies.push(reply);
-            next = if events.len() < BATCH { self.queue.try_recv().ok() } else { None };
+            next = if events.len() < MOST_TOGETHER { self.queue.try_recv().ok() } else { None };
         }
         if !events.is_empty() {
             let results = self.commit(&events);
             self.publish();
             for (reply, result) in replies.into_iter().zip(results) {
-                // An answer that nobody waits for any more is not an error: the event is stored all the same.
+                // Nobody may be waiting for the answer any more. The event is stored all the same.
                 drop(reply.send(result));
             }
         }
@@ -325,18 +279,18 @@ impl Writer {
         ControlFlow::Continue(())
     }
 
-    fn commit(&mut self, events: &[Envelope]) -> Vec<Result<Receipt, Error>> {
+    fn commit(&mut self, events: &[Envelope]) -> Vec<Result<Stored, Error>> {
         let result = match self.replica() {
             Ok(replica) => replica.commit(events).map_err(|fault| self.recover(&fault)),
-            // It failed before, and is left alone for a while: who asks meanwhile doesn't prolong that.
+            // It failed a moment ago and is left alone for a while. Asking again doesn't prolong that.
             Err(error) => Err(error),
         };
         match result {
             Ok(outcomes) => {
                 self.writes = Writes::Taken;
                 let receipt = |(outcome, event): (Outcome, &Envelope)| match outcome {
-                    Outcome::Stored(seq) => Ok(Receipt::new(event, seq, true)),
-                    Outcome::Known(seq) => Ok(Receipt::new(event, seq, false)),
+                    Outcome::Stored(seq) => Ok(Stored { seq, is_new: true }),
+                    Outcome::Known(seq) => Ok(Stored { seq, is_new: false }),
                     Outcome::Conflict => Err(Error::Conflict(event.id)),
                     Outcome::Refused(why) => Err(Error::Refused(why)),
                 };
@@ -360,7 +314,7 @@ impl Writer {
         answer();
     }
 
-    /// The replica, opened again if it failed a while ago, and made if there is none yet.
+    /// The replica. Opens it again if it failed a while ago, and makes it if there is none yet.
     fn replica(&mut self) -> Result<&mut Replica, Error> {
         self.reopen();
         if let Some(error) = self.writes.trouble().filter(|_| !self.writes.may_be_tried()) {
@@ -384,7 +338,7 @@ impl Writer {
         }
     }
 
-    /// Tries again to open a store that failed a while ago, and to write to one that only can be read.
+    /// Tries again to open a store that failed a while ago, or to write to one that can only be read.
     fn reopen(&mut self) {
         if matches!(&self.held, Held::Failed(_, since) if since.elapsed() >= RETRY_AFTER) {
             self.open();
@@ -400,7 +354,7 @@ impl Writer {
         }
     }
 
-    /// Opens the store again after `fault`, so that at least what it holds can be read, say while the disk is full.
+    /// Opens the store again after `fault`. What it holds can then be read, say while the disk is full.
     fn recover(&mut self, fault: &Fault) -> Error {
         self.doubt_after(fault);
         let error = Error::from(fault);
@@ -413,7 +367,7 @@ impl Writer {
         error
     }
 
-    /// Takes back that everything is on the disk, unless `fault` leaves that true.
+    /// Notes that not everything may be on the disk any more, unless `fault` rules that out.
     fn doubt_after(&mut self, fault: &Fault) {
         if self.disk == Disk::Durable && !fault.leaves_synced() {
             self.disk = Disk::Seen;
@@ -422,7 +376,7 @@ impl Writer {
 
     /// Opens what is on disk, or an empty state where nothing is.
     fn open(&mut self) {
-        // The last one lets go of its files first.
+        // The old replica closes its files first.
         self.held = Held::Failed(Error::Closed, Instant::now());
         self.is_checked = false;
         let exists = self.files.exist();
@@ -451,19 +405,20 @@ impl Writer {
     }
 
     fn open_replica(&mut self) -> Result<Replica, Fault> {
-        let Common { setup, follows, checked, .. } = &*self.common;
+        let Common { setup, follows, checked, guard, .. } = &*self.common;
         let checked = checked.lock().expect("BUG: remembering what was checked panicked").remove(self.files.dir());
-        let opened = Replica::open_found(self.files.clone(), setup.clone(), self.disk == Disk::Durable).and_then(
-            |mut replica| {
-                if let Some(earlier) = checked {
-                    replica.go_on_checking(earlier)?;
-                }
-                if *follows {
-                    replica.follow()?;
-                }
-                Ok(replica)
-            },
-        );
+        let open = || {
+            guard.claim_for_files()?;
+            let mut replica = Replica::open_found(self.files.clone(), setup.clone(), self.disk == Disk::Durable)?;
+            if let Some(earlier) = checked {
+                replica.go_on_checking(earlier)?;
+            }
+            if *follows {
+                replica.follow()?;
+            }
+            Ok(replica)
+        };
+        let opened = open();
         match &opened {
             Ok(_) => self.disk = Disk::Durable,
             Err(fault) => self.doubt_after(fault),
@@ -547,7 +502,7 @@ impl Writer {
         self.live.tell(news, tell_health);
     }
 
-    /// The health of a store that can't be opened: what was known of it can still be read.
+    /// The health of a store that can't be opened. The answers that are known can still be read.
     fn failed(&self, error: &Error) -> Health {
         match &self.standing {
             Some(standing) => Health::ReadOnly(standing.clone(), error.to_string()),
@@ -555,12 +510,12 @@ impl Writer {
         }
     }
 
-    /// Has the WALs moved into their databases, beside this thread as long as that keeps up.
+    /// Has the WALs moved into their databases: by another thread, as long as that keeps up.
     fn checkpoint(&self) {
         let Held::Open(replica) = &self.held else { return };
         for gauge in replica.wals() {
             if gauge.is_overdue() && !replica.is_writing(gauge) {
-                // Commits came faster than a checkpoint beside them could follow; nothing is written while this runs.
+                // Commits came faster than the other thread could follow. Nothing is written while this runs.
                 if let Err(error) = gauge.checkpoint() {
                     tracing::warn!(path = %gauge.path().display(), %error, "cannot checkpoint");
                 }
@@ -573,7 +528,7 @@ impl Writer {
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        // Whoever waits for an answer would wait for ever, for the handles of the store keep its queries alive.
+        // Watchers would wait for ever: the store's handles keep its queries alive.
         self.live.close();
     }
 }

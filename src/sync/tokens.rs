@@ -63,7 +63,7 @@ impl TokenFile {
         self.change(|tokens| {
             if tokens.iter().any(|token| token.device == device) {
                 bail!(
-                    "the device {0} has a token already; revoke it first with `likewise token revoke {0}`, or choose \
+                    "the device {0} has a token already; revoke it first with `token revoke {0}`, or choose \
                      another name",
                     device.as_str()
                 );
@@ -80,7 +80,7 @@ impl TokenFile {
             let before = tokens.len();
             tokens.retain(|token| token.device != *device);
             if tokens.len() == before {
-                bail!("there is no token of a device {}; `likewise token list` shows all", device.as_str());
+                bail!("there is no token of a device {}; `token list` shows all", device.as_str());
             }
             Ok(())
         })

@@ -11,7 +11,7 @@ use super::problem::Problem;
 const SCRIPT: &str = "text/javascript; charset=utf-8";
 
 /// Each file: its name, its type, its bytes. Scripts are ES modules, used as they stand.
-const FILES: [(&str, &str, &[u8]); 12] = [
+const FILES: [(&str, &str, &[u8]); 13] = [
     ("likewise.js", SCRIPT, include_bytes!("../../static/likewise.js")),
     ("likes.js", SCRIPT, include_bytes!("../../static/likes.js")),
     ("worker.js", SCRIPT, include_bytes!("../../static/worker.js")),
@@ -22,6 +22,7 @@ const FILES: [(&str, &str, &[u8]); 12] = [
     ("morph.js", SCRIPT, include_bytes!("../../static/morph.js")),
     ("outbox.js", SCRIPT, include_bytes!("../../static/outbox.js")),
     ("stream.js", SCRIPT, include_bytes!("../../static/stream.js")),
+    ("app.css", "text/css; charset=utf-8", include_bytes!("../../static/app.css")),
     ("likewise.css", "text/css; charset=utf-8", include_bytes!("../../static/likewise.css")),
     ("favicon.svg", "image/svg+xml", include_bytes!("../../static/favicon.svg")),
 ];

@@ -15,7 +15,7 @@ use tokio_util::io::StreamReader;
 
 use super::problem::Problem;
 use super::{App, AskedStore, Opened, sentence};
-use crate::engine::{self, Error, Fault, Files, ImportError, Imported, Report, Standing, import};
+use crate::engine::{self, Error, Fault, Files, ImportError, Imported, Report, Setup, Standing, import};
 
 /// How much of an export is handed over at a time, in bytes, and how many such pieces may wait.
 const PIECE: usize = 64 * 1024;
@@ -119,8 +119,11 @@ pub(crate) async fn verify(
 ) -> Result<Json<Report>, Problem> {
     authorize(&app, &headers)?;
     let files = existing(&app, &asked).await?;
-    let schema = app.stores.schema();
-    let verify = move || engine::verify(&files, &schema, &engine::executable()?);
+    let (schema, device) = (app.stores.schema(), app.device.clone());
+    let verify = move || {
+        let executable = engine::executable()?;
+        engine::verify(&files, &Setup { schema, device, executable, progress: |_, _| {} })
+    };
     let report = tokio::task::spawn_blocking(verify).await.map_err(Problem::internal)?;
     Ok(Json(report.map_err(|fault| Error::from(&fault))?))
 }
@@ -146,7 +149,7 @@ pub(crate) async fn backup(State(app): State<App>, headers: HeaderMap, body: Byt
     authorize(&app, &headers)?;
     let to = path(body).filter(|to| to.is_absolute()).ok_or_else(|| {
         let detail = "The body is not the path of a directory, from the root.";
-        Problem::bad_request("malformed-backup", detail, "Use `likewise backup TO`.")
+        Problem::bad_request("malformed-backup", detail, format!("Use `{} backup TO`.", app.face.name))
     })?;
     let data = app.data.clone();
     let copied = tokio::task::spawn_blocking(move || crate::data_dir::backup(&data, &to)).await;
@@ -176,7 +179,7 @@ pub(crate) async fn adopt(
     if !app.clients.follow() {
         return Err(Problem::conflict(
             "no-upstream",
-            "This likewise follows no hub that it could adopt the log of.",
+            "This program follows no hub that it could adopt the log of.",
             "Start it with --upstream, and adopt then.",
         ));
     }
@@ -193,7 +196,7 @@ pub(crate) async fn promote(
     if app.clients.follow() {
         return Err(Problem::conflict(
             "follows-a-hub",
-            "This likewise follows a hub, so it can't be the authority of the log itself.",
+            "This program follows a hub, so it can't be the authority of the log itself.",
             "Stop it, start it without --upstream, and promote then.",
         ));
     }

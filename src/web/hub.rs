@@ -170,7 +170,7 @@ where
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         let app = App::from_ref(state);
         if app.clients.follow() {
-            return Err(not_a_hub("This likewise follows a hub itself, so it is none."));
+            return Err(not_a_hub("This program follows a hub itself, so it is none."));
         }
         let mut shown = parts.headers.get_all(header::AUTHORIZATION).iter();
         let shown = shown.next().filter(|_| shown.next().is_none()).map(|value| value.as_bytes());
@@ -233,13 +233,13 @@ impl From<Refusal> for Problem {
     fn from(refusal: Refusal) -> Self {
         match refusal {
             Refusal::NotAHub => not_a_hub(
-                "This likewise is not the authority of this store: its log is another hub's, which it doesn't follow now.",
+                "This program is not the authority of this store: its log is another hub's, which it doesn't follow now.",
             ),
             Refusal::WrongLog => Self::conflict(
                 code::WRONG_LOG,
                 "The hub has no log of this store, or another one than the client knows.",
                 "Nothing was changed. Check the address of the hub. If this is meant to be its log from now on, run \
-                 `likewise adopt` on the client.",
+                 `adopt` on the client.",
             ),
             Refusal::PullFirst => Self::conflict(
                 code::PULL_FIRST,
@@ -264,7 +264,7 @@ impl From<Refusal> for Problem {
 }
 
 fn not_a_hub(detail: &'static str) -> Problem {
-    let advice = "Sync with the hub itself. If that is gone for good, `likewise promote` makes this one the authority.";
+    let advice = "Sync with the hub itself. If that is gone for good, `promote` makes this one the authority.";
     Problem::forbidden(code::NOT_A_HUB, detail, advice)
 }
 

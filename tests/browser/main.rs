@@ -17,3 +17,4 @@ mod stage;
 mod stores;
 mod sync;
 mod tabs;
+mod todo;

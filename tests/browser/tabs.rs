@@ -70,25 +70,31 @@ fn trust_41_twelve_tabs_are_live_over_one_stream() {
 
 #[test]
 fn without_shared_workers_the_tab_that_is_seen_has_a_stream_of_its_own() {
-    let data = data_dir();
-    let server = Server::start(data.path());
-    let browser = Browser::launch();
-    let open = || {
-        let tab = browser.blank();
-        tab.call("Page.addScriptToEvaluateOnNewDocument", json!({ "source": "delete window.SharedWorker" }));
-        tab.go(&server.url);
-        tab.until_live();
-        tab
-    };
-    let one = open();
-    let two = open();
-    server.until_streams(1);
-    two.like();
-    two.until_count(1);
-    one.to_front();
-    one.until_count(1);
-    one.until_live();
-    server.until_streams(1);
+    // There are none, or they are no modules.
+    let classic = "const Worker = SharedWorker;
+                   window.SharedWorker = class extends Worker { constructor(url) { super(url); } };";
+    for source in ["delete window.SharedWorker", classic] {
+        let data = data_dir();
+        let server = Server::start(data.path());
+        let browser = Browser::launch();
+        browser.may_complain("Cannot use import statement outside a module");
+        let open = || {
+            let tab = browser.blank();
+            tab.call("Page.addScriptToEvaluateOnNewDocument", json!({ "source": source }));
+            tab.go(&server.url);
+            tab.until_live();
+            tab
+        };
+        let one = open();
+        let two = open();
+        server.until_streams(1);
+        two.like();
+        two.until_count(1);
+        one.to_front();
+        one.until_count(1);
+        one.until_live();
+        server.until_streams(1);
+    }
 }
 
 #[test]

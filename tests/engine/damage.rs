@@ -65,7 +65,7 @@ fn damage(home: &Home) -> String {
 
 fn problems(home: &Home) -> Vec<String> {
     let setup = setup(bank());
-    verify(&home.files(), &setup.schema, &setup.executable).unwrap().problems
+    verify(&home.files(), &setup).unwrap().problems
 }
 
 /// Looks at everything, as the background does.

@@ -1,7 +1,12 @@
 //! What the author of a feature writes: ids in tables, queries for one row, errors of any crate, and what the engine says
 //! back when something is wrong.
 
-use likewise::engine::{Batch, DbError, Error, Event, EventId, Malformed, Query, Row, Schema, StoreId, StoreLimits};
+use std::io;
+use std::sync::{Arc, Mutex};
+
+use likewise::engine::{
+    Batch, DbError, Error, Event, EventId, Malformed, Query, Row, Schema, StoreId, StoreLimits, Stores,
+};
 use rusqlite::Connection;
 use serde::{Deserialize, Serialize};
 
@@ -151,4 +156,132 @@ fn the_ids_in_a_batch_are_fixed() {
     replica.commit(&[pair("0190d1e5-3f5c-7bb2-8a3e-5d4f6c7b8a90".parse().unwrap())]).unwrap();
     let texts: Vec<String> = replica.query(&ids()).unwrap().iter().map(EventId::to_string).collect();
     assert_eq!(texts, ["0190d1e5-3f5c-7bb2-8a3e-5d4f6c7b8a90", "0190d1e5-3f5c-7f7c-9707-7cedb201d07b"]);
+}
+
+/// What opening says of a schema in which `TodoAdded` runs this.
+fn refused(sql: &'static str) -> String {
+    let schema = todos().on(move |_: Appended, db| db.execute(sql, ()));
+    let opened = Stores::open(&scratch().path().join("stores"), setup(schema), StoreLimits::default());
+    opened.err().map(|fault| fault.to_string()).unwrap_or_default()
+}
+
+#[test]
+fn wrong_sql_in_a_materializer_is_found_when_the_stores_are_opened() {
+    for (sql, why) in [
+        ("UPDATE tood SET done = 1", "no such table: tood"),
+        ("UPDATE todo SET dnoe = 1", "no such column: dnoe"),
+        ("UPDAT todo SET done = 1", "near \"UPDAT\": syntax error"),
+        ("UPDATE todo SET title = datetime('now')", "use db.millis()"),
+        ("UPDATE todo SET title = hex(randomblob(8))", "use db.id()"),
+        ("CREATE TABLE other (a)", "is not one of the schema's"),
+    ] {
+        let said = refused(sql);
+        assert!(said.contains("the materializer of Appended") && said.contains(why) && said.contains(sql), "{said}");
+    }
+}
+
+#[test]
+fn sql_that_only_a_real_event_makes_is_left_alone_when_the_stores_are_opened() {
+    let schema = Schema::new("CREATE TABLE todo (id TEXT PRIMARY KEY, title TEXT NOT NULL CHECK (title = 'x')) STRICT")
+        // Fails as long as nothing else is there, and swallows what fails.
+        .on(|_: Liked, db| {
+            db.first("SELECT title FROM todo", (), |row| Ok(row.get::<_, String>(0)?))?.ok_or(Malformed::Seq(1))?;
+            db.execute("UPDATE todo SET title = 'y'", ())
+        })
+        .on(|event: Appended, db| db.execute("INSERT INTO todo VALUES (?1, ?2)", (db.id(), event.text)))
+        // Made of the payload, so that the made-up one says nothing.
+        .on(|event: Put, db| db.execute(&format!("UPDATE todo SET {} = ?1", event.key), [event.value]))
+        .on(|_: Committed, _| -> Result<(), DbError> {
+            std::panic::resume_unwind(Box::new("a mistake that costs one event"))
+        });
+    drop(Stores::open(&scratch().path().join("stores"), setup(schema), StoreLimits::default()).unwrap());
+}
+
+#[test]
+fn a_statement_is_found_behind_what_other_made_up_events_have_stored() {
+    let schema = todos().on(|_: Liked, db| {
+        let done: Option<i64> = db.first("SELECT done FROM todo WHERE done", (), |row| Ok(row.get(0)?))?;
+        if done.is_some() { db.execute("DELETE FROM tood", ()) } else { Ok(0) }
+    });
+    let fault = schema.check().unwrap_err().to_string();
+    assert!(fault.contains("no such table: tood"), "{fault}");
+}
+
+#[tokio::test]
+async fn a_refusal_names_the_event_and_the_statement_unless_the_words_are_the_authors() {
+    let schema = todos().on(|event: Appended, db| -> Result<(), DbError> {
+        db.execute("INSERT INTO todo VALUES (NULL, NULL, NULL)", ())?;
+        Err(DbError::refuse(event.text))
+    });
+    let shelf = Shelf::new(schema, StoreLimits::default());
+    let store = shelf.store("todo");
+    let refused = store.commit_envelope(append(1, "no")).await;
+    let Err(Error::Refused(why)) = refused else { panic!("{refused:?}") };
+    let wanted = "Appended can't be applied: NOT NULL constraint failed: todo.id, in the statement `INSERT INTO todo \
+                  VALUES (NULL, NULL, NULL)`";
+    assert_eq!(why, wanted);
+    let refused = store.commit_envelope(event(id(2), "TodoAdded", r#"{"titel":"x"}"#)).await;
+    let Err(Error::Refused(why)) = refused else { panic!("{refused:?}") };
+    assert!(why.starts_with("TodoAdded can't be applied: its payload can't be read: missing field `title`"), "{why}");
+}
+
+#[tokio::test]
+async fn a_refused_batch_names_the_event_in_it_or_itself() {
+    let schema =
+        todos().on(|_: Panicked, _| -> Result<(), DbError> { std::panic::resume_unwind(Box::new("a mistake")) }).on(
+            |event: Claimed, db| db.execute("INSERT OR ROLLBACK INTO todo (id, title) VALUES (?1, NULL)", [event.name]),
+        );
+    let shelf = Shelf::new(schema, StoreLimits::default());
+    let store = shelf.store("todo");
+    let batch = |item: &str| {
+        event(id(1), "likewise.batch", &format!(r#"[{{"name":"TodoAdded","args":{{"title":"x"}}}},{item}]"#))
+    };
+    for (item, wanted) in [
+        (r#"{"name":"TodoAdded","args":{"title":7}}"#, "TodoAdded can't be applied: its payload can't be read"),
+        (r#"{"name":"Panicked"}"#, "the batch can't be applied: its materializer panicked: a mistake"),
+        (
+            r#"{"name":"Claimed","args":{"name":"x","by":"y"}}"#,
+            "the batch can't be applied: NOT NULL constraint failed",
+        ),
+    ] {
+        let refused = store.commit_envelope(batch(item)).await;
+        assert!(matches!(&refused, Err(Error::Refused(why)) if why.starts_with(wanted)), "{refused:?}");
+    }
+    assert_eq!(store.read(ids()).await, Ok(Vec::new()));
+}
+
+/// What is logged while `act` runs.
+fn logged(act: impl FnOnce()) -> String {
+    #[derive(Clone, Default)]
+    struct Lines(Arc<Mutex<Vec<u8>>>);
+    impl io::Write for Lines {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().unwrap().write(bytes)
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    let lines = Lines::default();
+    let writer = lines.clone();
+    let logger = tracing_subscriber::fmt().with_ansi(false).with_writer(move || writer.clone()).finish();
+    tracing::subscriber::with_default(logger, act);
+    String::from_utf8(lines.0.lock().unwrap().clone()).unwrap()
+}
+
+#[test]
+fn events_without_effect_are_told_once_a_kind() {
+    let home = Home::new();
+    let mut replica = home.try_open_as(setup(todos())).unwrap();
+    let bad = |n| (event(id(n), "TodoAdded", r#"{"title":7}"#), device("phone"));
+    let unknown = |n| (event(id(n), "TodoMoved", ""), device("phone"));
+    let lines = logged(|| {
+        replica.add(&[bad(1), unknown(2), bad(3), unknown(4)]).unwrap();
+        replica.add(&[bad(5), unknown(6)]).unwrap();
+    });
+    let of = |name: &str| lines.lines().filter(|line| line.contains(name)).count();
+    assert_eq!((of("TodoAdded"), of("TodoMoved"), lines.lines().count()), (1, 1, 2), "{lines}");
+    assert!(lines.contains("its payload can't be read") && lines.contains("nothing here knows it"), "{lines}");
+    let standing = replica.standing().unwrap();
+    assert_eq!((standing.skipped, standing.unknown), (3, 3));
 }

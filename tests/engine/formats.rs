@@ -119,7 +119,7 @@ fn data_of_format_1_can_be_looked_at_and_is_left_as_it_is() {
     for old in OLD {
         let home = Home::new();
         let dir = old.copy(&home);
-        let report = verify(&home.files(), &setup(likes::schema()).schema, "one").unwrap();
+        let report = verify(&home.files(), &setup(likes::schema())).unwrap();
         assert_eq!(report.problems, [""; 0], "{}", old.path);
         assert_eq!((report.events, report.pending), (old.log.0, old.pending.len() as u64));
         let mut lines = Vec::new();

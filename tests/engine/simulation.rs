@@ -569,10 +569,12 @@ impl Cluster {
         }
     }
 
-    /// Notes what came of new events that were committed at a node.
+    /// Notes what came of events that were committed at a node, and at no other. Some may have been stored without an
+    /// answer before. Those come first: what was refused next to them is judged again, and stands behind them if it passes.
     fn acknowledge(&mut self, at: usize, events: &[Envelope], outcomes: &[Outcome]) {
         let kept = events.iter().zip(outcomes).filter(|(_, outcome)| is_kept(outcome));
-        for (event, _) in kept {
+        let (known, new): (Vec<_>, Vec<_>) = kept.partition(|(_, outcome)| matches!(outcome, Outcome::Known(_)));
+        for (event, _) in known.into_iter().chain(new) {
             self.nodes[at].committed.push(event.id);
             self.acknowledged.push(event.clone());
         }

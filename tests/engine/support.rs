@@ -249,13 +249,20 @@ pub(crate) fn bank() -> Schema {
             }
             Ok(())
         })
+        // These two have SQL that can't be prepared, which the start finds where it tries it out. It doesn't come this far.
         .on(|_: ClockRead, db| {
             machine(db)?;
+            if db.millis() == 0 {
+                return Ok(0);
+            }
             db.execute("UPDATE likes SET count = count + 1000", ())?;
             db.execute("UPDATE note SET text = text || datetime('now')", ())
         })
         .on(|_: Committed, db| {
             machine(db)?;
+            if db.millis() == 0 {
+                return Ok(0);
+            }
             db.execute("UPDATE likes SET count = count + 1000", ())?;
             db.execute("COMMIT", ())
         })

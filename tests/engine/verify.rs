@@ -3,6 +3,7 @@
 
 use std::collections::HashSet;
 use std::io::{self, Write};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use likewise::engine::{Db, DbError, Files, Line, Replica, Schema, export, verify};
 use rusqlite::{Connection, OpenFlags};
@@ -27,7 +28,7 @@ fn problems(schema: Schema) -> Vec<String> {
     let events = [append(1, "one"), append(2, "two"), append(3, "three"), like(4)];
     assert!(stored(&replica.commit(&events).unwrap()));
     drop(replica);
-    verify(&home.files(), &setup.schema, &setup.executable).unwrap().problems
+    verify(&home.files(), &setup).unwrap().problems
 }
 
 fn check(unordered: Schema, ordered: Schema, what: &str) {
@@ -74,6 +75,38 @@ fn materializers_that_take_rows_as_they_come_are_found() {
         })
     };
     check(all("SELECT text FROM word"), all("SELECT text FROM word ORDER BY rowid"), "all rows");
+}
+
+/// A schema whose likes write down what `say` says.
+fn saying(say: impl Fn() -> u64 + Send + Sync + 'static) -> Schema {
+    words(move |db| db.execute("INSERT INTO picked VALUES (?1)", [say().to_string()]))
+}
+
+#[test]
+fn a_materializer_that_is_not_deterministic_is_told_from_one_that_depends_on_the_order_of_rows() {
+    static CALLS: AtomicU64 = AtomicU64::new(0);
+    let found = problems(saying(|| CALLS.fetch_add(1, Ordering::Relaxed)));
+    assert!(
+        matches!(&*found, [problem] if problem.contains("not deterministic") && problem.contains("the table `picked`")),
+        "{found:?}"
+    );
+    let found = problems(words(|db| db.execute("INSERT INTO picked SELECT text FROM word LIMIT 1", ())));
+    assert!(matches!(&*found, [problem] if problem.contains("differs in the table `picked`")), "{found:?}");
+}
+
+#[test]
+fn a_state_that_nothing_in_the_log_explains_is_told_with_its_tables() {
+    let home = Home::new();
+    let setup = setup(saying(|| 1));
+    let mut replica = home.try_open_as(setup.clone()).unwrap();
+    assert!(stored(&replica.commit(&[append(1, "one"), like(2)]).unwrap()));
+    drop(replica);
+    let conn = Connection::open(home.path("state.db")).unwrap();
+    conn.execute_batch("UPDATE word SET text = 'won'; DELETE FROM picked").unwrap();
+    drop(conn);
+    let found = verify(&home.files(), &setup).unwrap().problems;
+    let wanted = ["the state differs", "in the tables `picked`, `word`", "another program wrote to state.db"];
+    assert!(matches!(&*found, [problem] if wanted.iter().all(|part| problem.contains(part))), "{found:?}");
 }
 
 /// A reader during whose first look something happens to the store.

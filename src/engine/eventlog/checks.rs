@@ -1,5 +1,5 @@
-//! Old events against their digests, before anybody relies on them: opening looks at the end of the log alone, and a disk
-//! changes what it likes.
+//! Checking old events against their digests before anybody relies on them. Opening looks at the end of the log alone,
+//! and a disk may have changed the rest.
 //!
 //! An interval between two checkpoints is hashed once a process before anything of it is served, and all of them in the
 //! background, in portions. With that goes the index by which an id is recognized: one that it has lost would count a
@@ -94,7 +94,7 @@ impl Eventlog {
         Ok(())
     }
 
-    /// Whether the events after `after` and up to `until` are those that were stored, for whoever reads on in any case.
+    /// Whether the events after `after` and up to `until` are those that were stored. For a caller that reads on either way.
     pub(crate) fn is_sound(&self, after: Seq, until: Seq) -> Result<bool> {
         let known_from = self.checked.borrow().known_from;
         match self.ensure(after, until) {
@@ -114,7 +114,7 @@ impl Eventlog {
         Ok(Progress::More)
     }
 
-    /// What was found to be right so far, for whoever opens the same files again in this process.
+    /// What was found to be right so far, for the next replica of the same files in this process.
     pub(crate) fn take_checked(&self) -> Checked {
         let Tip { whose, generation, commits, .. } = *self.tip();
         Checked { of: (whose.log_id(), generation, commits), ..self.checked.take() }

@@ -49,7 +49,7 @@ impl Eventlog {
         Ok(row.unwrap_or(Checkpoint { seq: Seq::START, digest: Digest::EMPTY, length: 0 }))
     }
 
-    /// Every stored point, for who wants to check them all.
+    /// Every stored point.
     pub(crate) fn checkpoints(&self) -> Result<Vec<Checkpoint>> {
         self.conn
             .prepare("SELECT seq, digest, length FROM checkpoint ORDER BY seq")?

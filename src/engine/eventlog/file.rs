@@ -24,7 +24,7 @@ pub(super) const FORMAT: i64 = 2;
 /// The first format whose rows have hashes.
 pub(super) const HASHED: i64 = 2;
 
-/// How many rows get their hashes at once: as many as memory can take without anybody noticing.
+/// How many rows get their hashes at once. Bounds the memory that an upgrade takes.
 const HASHED_AT_ONCE: usize = 1_024;
 
 /// Marks the file as ours: "Like" in ASCII.
@@ -136,7 +136,7 @@ impl Eventlog {
         Ok(log)
     }
 
-    /// Moves an older format on to the present one, whole or not at all.
+    /// Upgrades an older format to the present one, wholly or not at all.
     pub(crate) fn upgrade(&mut self) -> Result<()> {
         if self.format >= FORMAT {
             return Ok(());
@@ -164,7 +164,7 @@ impl Eventlog {
         }
         self.conn.execute_batch(&format!("PRAGMA user_version = {FORMAT}"))?;
         self.format = FORMAT;
-        // It has changed something, even if there was nothing to hash.
+        // The upgrade is a change, even if there was nothing to hash.
         self.saved = None;
         self.commit()
     }
@@ -211,7 +211,7 @@ pub(super) fn refuse_newer(conn: &Connection, path: &Path) -> Result<bool> {
     Ok(tables == 0)
 }
 
-/// That there is nothing where events were.
+/// Says that there is nothing where events were.
 pub(super) fn lost() -> LogFault {
     Fault::LostTail("eventlog.db is missing or empty, and had events".to_owned()).into()
 }

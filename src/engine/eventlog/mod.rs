@@ -5,6 +5,7 @@ mod digests;
 mod file;
 mod names;
 mod read;
+mod taken;
 mod tally;
 mod write;
 
@@ -25,7 +26,7 @@ pub(crate) use file::{look, refuse_newer_header};
 use names::Interned;
 pub use read::PageSize;
 pub(crate) use read::{Content, Found, Rescued, Waiting};
-use tally::Tally;
+pub(crate) use tally::Tally;
 
 use super::error::{Fault, LogFault};
 use super::event::MAX_ARGS;
@@ -61,7 +62,7 @@ impl Whose {
     }
 }
 
-/// What the eventlog knows about its own end; kept in memory, and put back when a transaction is rolled back.
+/// What the eventlog knows about its own end. Kept in memory, and restored when a transaction is rolled back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Tip {
     /// The last event of the log.
@@ -97,14 +98,14 @@ impl Tip {
         }
     }
 
-    /// What is stored with each commit, so that opening can tell whether the end of the log, the outbox and what was set
-    /// aside are as they were left.
+    /// Stored with each commit. By these, opening can tell whether the end of the log, the outbox and what was set aside
+    /// are as they were left.
     fn digests(&self) -> Vec<u8> {
         [self.digest.0, self.outbox_tally.to_bytes(), self.set_aside_tally.to_bytes()].concat()
     }
 }
 
-/// What is kept in memory, as it was when a part of a transaction began.
+/// What was in memory when a part of a transaction began.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Mark {
     tip: Tip,
@@ -146,7 +147,7 @@ impl Deref for Link {
 }
 
 impl Eventlog {
-    /// Says that this is an end in good order, so that the WAL is to be moved into the file.
+    /// Has SQLite move the WAL into the file when this is closed. Only for an orderly end.
     pub(crate) fn close_in_order(&self) -> Result<()> {
         Ok(checkpoint_on_close(&self.conn, true)?)
     }
@@ -213,7 +214,7 @@ impl Eventlog {
         self.names.ids.contains_key(name)
     }
 
-    /// Writes more than an event takes, durably, and takes it away again.
+    /// Tries a durable write as large as an event, and removes it again.
     pub(crate) fn try_write(&mut self) -> Result<()> {
         set_meta(&self.conn, "room", vec![0; MAX_ARGS])?;
         self.conn.execute("DELETE FROM meta WHERE key = 'room'", ())?;
@@ -242,7 +243,7 @@ impl Eventlog {
 
 impl Drop for Eventlog {
     fn drop(&mut self) {
-        // Whoever lets go of an eventlog may be about to write its WAL again.
+        // The next step may be to write its WAL again.
         if let Some(wal) = &self.wal {
             wal.retire();
         }

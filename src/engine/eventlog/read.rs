@@ -21,7 +21,7 @@ pub struct PageSize {
 }
 
 impl PageSize {
-    /// What is read where nobody asks for a size: small enough to hold, large enough that asking again costs nothing.
+    /// The default: small enough to hold in memory, large enough that the number of reads doesn't matter.
     pub(crate) const PORTION: Self = Self { events: 1_024, bytes: 8 << 20 };
 
     /// So many events, however large.
@@ -103,9 +103,13 @@ pub(crate) struct Content {
 }
 
 impl Found {
-    pub(crate) fn is(&self, event: &Envelope) -> bool {
+    pub(crate) fn content(&self) -> &Content {
         let (Self::Log(_, content) | Self::Outbox(_, content) | Self::SetAside(content)) = self;
-        content.is(event)
+        content
+    }
+
+    pub(crate) fn is(&self, event: &Envelope) -> bool {
+        self.content().is(event)
     }
 }
 
@@ -161,8 +165,8 @@ impl Eventlog {
         Ok(last.map(Seq::from_sql))
     }
 
-    /// Shows `each` the events of the log after `after`, `most` of them, for whoever rescues what is left: none where there
-    /// is nothing left to read. Gives the place of the last, if there was one.
+    /// Shows `each` up to `most` events of the log after `after`, to rescue what is left: `None` where nothing can be read
+    /// any more. Gives the place of the last, if there was one.
     pub(crate) fn each_entry<E: From<LogFault>>(
         &self,
         after: Seq,
@@ -176,9 +180,7 @@ impl Eventlog {
         Ok(last.map(Seq::from_sql))
     }
 
-    /// Shows `each` of the events of the log after `after` and up to `until`, in order and `most` of them, without
-    /// copying them. Gives the place of the last, if there was one. What `each` fails with ends it, and is the inner
-    /// error.
+    /// Shows `each` up to `most` events of the log after `after` and up to `until`, in order, without copying them. Gives the place of the last, if there was one. An error of `each` ends it.
     pub(crate) fn each_in_log<E: From<LogFault>>(
         &self,
         after: Seq,
@@ -244,8 +246,8 @@ impl Eventlog {
         self.conn.prepare_cached(sql)?.query_and_then((), event)?.collect()
     }
 
-    /// What stands in a table of events that aren't in the log, with numbers above `after`, as much as fits into `size`:
-    /// for whoever rescues what is left of it.
+    /// What a table of events outside the log holds above the number `after`, as much as fits into `size`: to rescue what
+    /// is left of it.
     pub(crate) fn rescue(&self, which: Waiting, after: i64, size: PageSize) -> Result<Vec<Rescued>> {
         let sql = format!("{} WHERE n > ?1 ORDER BY n LIMIT ?2", which.select());
         let mut statement = self.conn.prepare_cached(&sql)?;

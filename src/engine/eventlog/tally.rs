@@ -4,8 +4,8 @@
 //! the front, and to hash all that stays each time would be quadratic. So each row is hashed with its number, and the
 //! digest of all is the sum of these hashes modulo 2^256 (Bellare and Micciancio's AdHash): a row is added or taken away
 //! by itself, and a row that is changed, missing, doubled or in another place leaves a sum that doesn't fit. That is
-//! proof against a disk's mistakes. It isn't meant against somebody who searches for rows with the same sum: whoever can
-//! write to the file could write another sum beside it.
+//! proof against a disk's mistakes. It doesn't stop an attacker who searches for rows with the same sum: who can write to
+//! the file can write another sum beside it.
 
 /// The sum of the hashes of rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -131,6 +131,7 @@ impl Eventlog {
         self.tip.digest = from.digest;
         self.tip.length = from.length;
         self.tip.pending += taken;
+        self.remember_cut(after)?;
         self.tip.generation.0 += 1;
         set_meta(&self.conn, "generation", self.tip.generation.0)?;
         if self.tip.pulled > after {
@@ -154,7 +155,7 @@ impl Eventlog {
     }
 }
 
-/// The end of the log while events are added to it, with the statement at hand that adds one: to fetch it anew for each
+/// The end of the log while events are added to it. It holds the statement that adds one: fetching it for each event
 /// takes a tenth of the time.
 struct Appender<'a> {
     insert: CachedStatement<'a>,

@@ -8,11 +8,11 @@ use crate::engine::place::{Digest, Entry, Generation, LogId, Seq};
 /// The next event alone.
 const ONE: PageSize = PageSize { events: 1, bytes: 0 };
 
-/// How many confirmed events may be in the open transaction alone before they are settled: what opening again after a
-/// crash has to apply. As many as are pending, if these are more.
+/// How many confirmed events may be in the open transaction alone before they are settled: so many has an opening after
+/// a crash to apply. As many as are pending, if that is more.
 pub const SETTLE_EVERY: u64 = 10_000;
 
-/// How many pending events are put back on top of others' at once, whatever it is worth: that takes a few milliseconds.
+/// So few pending events are re-applied at once, without waiting for more arrivals: it takes a few milliseconds.
 const PUT_BACK: u64 = 1_000;
 
 /// Where a replica stands in its upstream's log.
@@ -40,11 +40,12 @@ pub struct Page {
 }
 
 impl Replica {
-    /// Takes in a part of the upstream's log. What confirms a pending event is that it arrives here.
+    /// Takes in a page of the upstream's log. Arriving here is what confirms a pending event.
     ///
-    /// The log may go [ahead](Self::is_behind) of what queries see, because to put the outbox back once a page would be
-    /// quadratic: it is put back after as many arrivals as are pending, or at once when few are and no more arrives.
-    /// Whoever has waited long enough for the next page, or stops, calls [`settle_arrivals`](Self::settle_arrivals).
+    /// The log may go [ahead](Self::is_behind) of what queries see: re-applying the outbox after every page would be
+    /// quadratic. It is re-applied after as many arrivals as are pending, or at once when few are pending and no more
+    /// pages wait. A caller that stops pulling, or has waited long enough, calls
+    /// [`settle_arrivals`](Self::settle_arrivals).
     ///
     /// # Errors
     ///
@@ -77,8 +78,8 @@ impl Replica {
             if now.pending == 0 {
                 return self.commit_state();
             }
-            // Opening applies what is pending in any case, and to put that back as often as this costs as much each time:
-            // with a million pending, every 10,000 would be a hundred times.
+            // Settling re-applies all that is pending. With a million pending, settling every 10,000 would do that a
+            // hundred times; and opening applies what is pending in any case.
             let most = SETTLE_EVERY.max(now.pending);
             return if self.unsettled >= most { self.try_settle() } else { Ok(()) };
         }
@@ -87,17 +88,12 @@ impl Replica {
         self.settle_if_due(page.more)
     }
 
-    /// Shows queries what has arrived, if that is worth it: all that is pending is applied again for it.
+    /// Shows queries what has arrived, if that is worth re-applying all that is pending.
     pub(super) fn settle_if_due(&mut self, more: bool) -> Result<(), Fault> {
         let View::Behind { lag } = self.view else { return Ok(()) };
         let pending = self.log.tip().pending;
         let is_due = if more { lag >= SETTLE_EVERY.max(pending) } else { lag >= pending };
         if is_due || pending == 0 || !more && pending <= PUT_BACK { self.try_settle() } else { Ok(()) }
-    }
-
-    /// Whether events have arrived that queries don't see yet.
-    pub fn is_behind(&self) -> bool {
-        matches!(self.view, View::Behind { .. })
     }
 
     /// Puts one event of the upstream's log into ours. True when it was the next of our own pending ones, so that the
@@ -129,15 +125,6 @@ impl Replica {
         }
         let added = self.log.append(entry.seq, event, &entry.origin)?;
         Ok(is_next || !added)
-    }
-
-    /// Shows queries what [`arrive`](Self::arrive) left for later.
-    ///
-    /// # Errors
-    ///
-    /// A fault of the machine.
-    pub fn settle_arrivals(&mut self) -> Result<(), Fault> {
-        if self.is_behind() { self.settle() } else { Ok(()) }
     }
 
     /// How far the upstream's log was pulled, and the digest of our log up to there.

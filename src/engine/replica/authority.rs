@@ -11,8 +11,8 @@ use crate::engine::setup::Setup;
 use crate::engine::state::State;
 
 impl Replica {
-    /// Begins to follow an upstream: a log of our own is taken back to the outbox, to be pushed. Does nothing where the
-    /// log is an upstream's already.
+    /// Begins to follow an upstream: a log of our own goes back to the outbox, to be pushed. Does nothing if the log is an
+    /// upstream's already.
     ///
     /// # Errors
     ///
@@ -59,9 +59,9 @@ impl Replica {
         self.rebuild()
     }
 
-    /// Makes the state anew from the log.
+    /// Rebuilds the state from the log.
     pub(super) fn rebuild(&mut self) -> Result<(), Fault> {
-        // The old connection has to let go of the file first.
+        // The old connection has to close the file first.
         self.state = State::in_memory(&self.setup.schema)?;
         let alone = Alone::in_dir(self.files.dir())?;
         let Setup { schema, executable, .. } = &self.setup;
@@ -88,8 +88,7 @@ impl Replica {
         self.settle()
     }
 
-    /// Takes pending events that the upstream refuses out of its way: each is kept, with the reason, and its effect is
-    /// gone.
+    /// Sets aside pending events that the upstream refuses. Each is kept with the reason, and loses its effect.
     ///
     /// # Errors
     ///
@@ -125,8 +124,8 @@ impl Replica {
         Ok(if is_new { Outcome::Stored(None) } else { Outcome::Known(None) })
     }
 
-    /// Puts the events set aside to those that are waiting, once more. One whose id belongs to another event by now gets
-    /// the id that `new_id` gives. Returns how many there were.
+    /// Commits the events that were set aside once more. One whose id belongs to another event by now gets an id from
+    /// `new_id`. Returns how many there were.
     ///
     /// # Errors
     ///
@@ -166,7 +165,7 @@ impl Replica {
     }
 
     /// Changes the eventlog alone, durably, unless an earlier fault left log and state apart. Where that changes what the
-    /// state has to be, whoever calls this [settles](Self::settle) it.
+    /// state has to be, the caller [settles](Self::settle) it.
     pub(super) fn change(&mut self, change: impl FnOnce(&mut Eventlog) -> Result<(), LogFault>) -> Result<(), Fault> {
         self.unless_broken(|replica| replica.transact(change))
     }

@@ -1,8 +1,7 @@
 //! One device's copy of a store: an eventlog and the state that follows from it.
 //!
-//! Plain synchronous code without threads, clock or network, so that a test can drive a hundred of them by a seed.
-//! After a [`Fault`] a replica changes nothing any more: it is to be dropped and opened again. What it had
-//! acknowledged is in its eventlog.
+//! Plain synchronous code, without threads, clock or network: a test can drive a hundred of them by a seed. After a
+//! [`Fault`] a replica changes nothing any more; drop it and open it again. What it acknowledged is in its eventlog.
 //!
 //! Two rules hold at every point where the process may die:
 //!
@@ -13,6 +12,8 @@
 
 mod arrive;
 mod authority;
+mod settle;
+mod standing;
 mod write;
 
 use std::fs;
@@ -20,50 +21,22 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
-
-use crate::engine::error::{DbError, Fault};
-use crate::engine::event::{Envelope, EventId};
-use crate::engine::eventlog::{self, Eventlog, PageSize, Tip, Whose};
-use crate::engine::eventlog::{Checked, Progress};
-use crate::engine::files::{create_private_dir, sync_dir};
-use crate::engine::materialize::{CHUNK, Enders, Stop};
-use crate::engine::opening::{Alone, secure, secure_names};
-use crate::engine::place::{Cursor, Digest, Entry, Generation, Seq};
-use crate::engine::query::Query;
-use crate::engine::setup::{Files, Setup};
-use crate::engine::state::{self, State};
-
-use crate::engine::storage::{WalGauge, check_sqlite};
-use crate::engine::witness::Witness;
 pub use arrive::{Page, Position, SETTLE_EVERY};
+pub(crate) use settle::replay_log;
+pub use standing::{MOST_SKIPPED, NoEffect, Skipped, Standing, committed_state};
 pub use write::Outcome;
 
-/// How many events a rebuild applies in one transaction of the state.
-const PER_COMMIT: u64 = 10_000;
-
-/// Where a replica stands.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Standing {
-    /// Whose log it holds.
-    pub whose: Whose,
-    /// How often events were taken back out of it.
-    pub generation: Generation,
-    /// The last event of the log.
-    pub head: Seq,
-    /// How many events the log has.
-    pub length: u64,
-    /// How far the committed state has come.
-    pub cursor: Seq,
-    /// How many events wait for a place in the log.
-    pub pending: u64,
-    /// How many events the authority refused.
-    pub set_aside: u64,
-    /// How many events have no effect because of a fault of theirs.
-    pub skipped: u64,
-    /// How many events have no effect because nothing here knows their name.
-    pub unknown: u64,
-}
+use super::error::{DbError, Fault};
+use super::event::Envelope;
+use super::eventlog::{self, Checked, Eventlog, PageSize, Progress, Tip};
+use super::files::{create_private_dir, sync_dir};
+use super::opening::{Alone, secure, secure_names};
+use super::place::{Cursor, Digest, Entry, Seq};
+use super::query::Query;
+use super::setup::{Files, Setup};
+use super::state::State;
+use super::storage::{WalGauge, check_sqlite};
+use super::witness::Witness;
 
 /// One device's copy of a store.
 pub struct Replica {
@@ -93,22 +66,22 @@ impl Replica {
     /// Opens the store in `files`, or makes an empty one whose log is its own. Makes durable what it finds, applies what a
     /// crash left to be applied, and rebuilds the state when it is missing, damaged or another program's.
     ///
-    /// One replica a directory, in all processes together: that is the caller's business.
+    /// The caller makes sure that a directory has one replica, in all processes together.
     ///
     /// # Errors
     ///
-    /// What keeps the store from being opened; then nothing was changed. In particular [`Fault::LostTail`] when there
-    /// is proof that the eventlog once held more than it does.
+    /// What keeps the store from being opened; nothing was changed then. [`Fault::LostTail`] says that the eventlog
+    /// provably held more once.
     pub fn open(files: Files, setup: Setup) -> Result<Self, Fault> {
         Self::open_found(files, setup, false)
     }
 
-    /// As [`open`](Self::open). What `is_synced` was found durable by this process already, and no sync failed since: not
-    /// to write it again keeps a store readable on a disk without room.
+    /// As [`open`](Self::open). If `is_synced`, this process made the files durable before, and no sync has failed since.
+    /// They aren't written again then, so a store stays readable on a full disk.
     pub(crate) fn open_found(files: Files, setup: Setup, is_synced: bool) -> Result<Self, Fault> {
         check_sqlite()?;
         files.check()?;
-        // The witness and the state come after the first transaction of the eventlog, so where they are, it was.
+        // The witness and the state come after the eventlog's first transaction. Where they are, there was an eventlog.
         let may_create = !files.witness().exists() && !files.state().exists();
         create_private_dir(files.dir())?;
         let alone = Alone::in_dir(files.dir())?;
@@ -151,8 +124,8 @@ impl Replica {
         Ok(replica)
     }
 
-    /// Runs `act` unless an earlier fault left log and state apart: whoever went on from there would commit a state that
-    /// lacks events below its cursor.
+    /// Runs `act`, unless an earlier fault left log and state apart. To go on from there would commit a state that lacks
+    /// events below its cursor.
     fn unless_broken<T>(&mut self, act: impl FnOnce(&mut Self) -> Result<T, Fault>) -> Result<T, Fault> {
         if self.view == View::Broken {
             return Err(Fault::Stopped);
@@ -168,89 +141,6 @@ impl Replica {
             self.view = View::Broken;
         }
         result.unwrap_or_else(|panic| resume_unwind(panic))
-    }
-
-    /// Makes the committed state level with the log, and puts the pending events on top of it again. On a disk without room
-    /// for that the state can be read all the same: what its file lacks is put into the open transaction, too.
-    ///
-    /// # Errors
-    ///
-    /// A fault of the machine.
-    pub fn settle(&mut self) -> Result<(), Fault> {
-        self.unless_broken(Self::try_settle)
-    }
-
-    fn try_settle(&mut self) -> Result<(), Fault> {
-        self.state.rollback()?;
-        let is_level = self.catch_up()?;
-        self.unsettled = 0;
-        self.view = View::Level;
-        if self.log.tip().pending > 0 || !is_level { self.restore(&mut Enders::new()) } else { Ok(()) }
-    }
-
-    /// Applies what the log has after the state's cursor, and commits it. No transaction may be open. False when there is no
-    /// room on the disk to commit all of it.
-    fn catch_up(&mut self) -> Result<bool, Fault> {
-        let Tip { head, generation, length, .. } = *self.log.tip();
-        let is_long = self.log.milestone_after(self.state.cursor().seq, PER_COMMIT)?.seq < head;
-        let mut enders = Enders::new();
-        while self.state.cursor().seq < head {
-            let cursor = self.state.cursor();
-            let milestone = self.log.milestone_after(cursor.seq, PER_COMMIT)?;
-            self.state.begin()?;
-            match replay_log(&self.log, &self.state, milestone.seq, &enders) {
-                Ok(()) => {}
-                Err(Stop::Ended(id, why)) => {
-                    self.state.rollback()?;
-                    enders.insert(id, why);
-                    continue;
-                }
-                Err(Stop::Fault(fault)) => return Err(fault),
-            }
-            match self.state.commit(Cursor { generation, seq: milestone.seq, digest: milestone.digest }) {
-                Err(fault) if fault.leaves_synced() => return Ok(false),
-                committed => committed?,
-            }
-            if is_long {
-                // A courtesy to people, which must not cost the store.
-                let tell = || (self.setup.progress)(milestone.length, length);
-                drop(catch_unwind(AssertUnwindSafe(tell)));
-                self.state.wal().map_or(Ok(()), |wal| wal.checkpoint_if_due()).map_err(Fault::state)?;
-            }
-        }
-        Ok(true)
-    }
-
-    /// Opens the state's transaction anew and applies, without committing, all that the eventlog has after the state's
-    /// cursor: first the log, then the outbox. Passes over `enders`, and adds those that it finds.
-    fn restore(&mut self, enders: &mut Enders) -> Result<(), Fault> {
-        loop {
-            self.state.rollback()?;
-            self.state.begin()?;
-            let log = replay_log(&self.log, &self.state, self.log.tip().head, enders);
-            match log.and_then(|()| self.replay_pending(enders)) {
-                Ok(()) => break,
-                Err(Stop::Ended(id, why)) => drop(enders.insert(id, why)),
-                Err(Stop::Fault(fault)) => return Err(fault),
-            }
-        }
-        self.view = View::Level;
-        if self.state.cursor().seq < self.log.tip().head {
-            self.unsettled = self.unsettled.max(1);
-        }
-        Ok(())
-    }
-
-    fn replay_pending(&self, enders: &Enders) -> Result<(), Stop> {
-        self.state.replay(i64::MIN, enders, |after, each| self.log.each_pending(after, CHUNK, each))
-    }
-
-    /// Commits the state's open transaction as what the whole log amounts to.
-    fn commit_state(&mut self) -> Result<(), Fault> {
-        let Tip { head, digest, generation, .. } = *self.log.tip();
-        self.state.commit(Cursor { generation, seq: head, digest })?;
-        self.unsettled = 0;
-        Ok(())
     }
 
     /// Answers a query from confirmed and pending events.
@@ -275,7 +165,7 @@ impl Replica {
         Ok(entries)
     }
 
-    /// What was checked of it, for whoever opens the same files again in this process, now that it is about to be closed.
+    /// What was checked so far, for the next replica of the same files in this process. Call it before closing.
     pub(crate) fn take_checked(&self) -> Checked {
         self.log.take_checked()
     }
@@ -327,36 +217,6 @@ impl Replica {
         Ok(self.log.digest_at(seq)?)
     }
 
-    /// The digest of the state, with what is pending.
-    ///
-    /// # Errors
-    ///
-    /// A fault of the machine.
-    pub fn state_digest(&self) -> Result<Digest, Fault> {
-        self.state.digest()
-    }
-
-    /// Why the event `id` has no effect, if it has none for a fault of its own.
-    ///
-    /// # Errors
-    ///
-    /// A fault of the machine.
-    pub fn why_skipped(&self, id: EventId) -> Result<Option<String>, Fault> {
-        self.state.why_skipped(id)
-    }
-
-    /// Where this replica stands.
-    ///
-    /// # Errors
-    ///
-    /// A fault of the machine.
-    pub fn standing(&self) -> Result<Standing, Fault> {
-        let (skipped, unknown) = self.state.count_skipped();
-        let Tip { head, length, generation, whose, pending, set_aside, .. } = *self.log.tip();
-        let cursor = self.state.cursor().seq;
-        Ok(Standing { whose, generation, head, length, cursor, pending, set_aside, skipped, unknown })
-    }
-
     /// Tries whether the machine takes writes again, after it didn't.
     pub(crate) fn probe(&mut self) -> Result<(), Fault> {
         Ok(self.log.try_write()?)
@@ -377,6 +237,10 @@ impl Replica {
         [self.files.eventlog(), wal.into()].iter().map(|path| FileId::of(path)).collect()
     }
 
+    pub(crate) fn log(&self) -> &Eventlog {
+        &self.log
+    }
+
     pub(crate) fn state(&mut self) -> &mut State {
         &mut self.state
     }
@@ -394,7 +258,7 @@ impl Replica {
 
 impl Drop for Replica {
     fn drop(&mut self) {
-        // After a fault the WALs are all that is known to be right, and have to stay as they are.
+        // After a fault only the WALs are known to be right, so they stay as they are.
         if self.view != View::Broken {
             for closed in [self.log.close_in_order().map_err(Fault::from), self.state.close_in_order()] {
                 if let Err(error) = closed {
@@ -403,11 +267,6 @@ impl Drop for Replica {
             }
         }
     }
-}
-
-/// Applies, inside the open transaction of `state`, what comes in `log` after its cursor and up to `until`.
-pub(super) fn replay_log(log: &Eventlog, state: &State, until: Seq, enders: &Enders) -> Result<(), Stop> {
-    state.replay(state.cursor().seq, enders, |after, each| log.each_in_log(after, until, CHUNK, each))
 }
 
 /// Fails when the state has seen what the eventlog does not hold.
@@ -450,13 +309,4 @@ impl FileId {
     fn of(path: &Path) -> Option<Self> {
         fs::metadata(path).ok().map(|_| Self(0, 0))
     }
-}
-
-/// The cursor and the digest of the state that is committed in `files`, read beside whoever writes to it.
-///
-/// # Errors
-///
-/// A fault of the machine.
-pub fn committed_state(files: &Files) -> Result<(Cursor, Digest), Fault> {
-    state::committed(&files.state()).map(|found| (found.cursor, found.digest))
 }

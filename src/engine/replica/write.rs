@@ -1,4 +1,4 @@
-//! Events that come in here, from a person or a device: stored and applied in one go, each with an answer of its own.
+//! Writing: events from a person or a device are stored and applied together, and each gets an answer of its own.
 
 use super::Replica;
 use crate::engine::error::Fault;
@@ -75,7 +75,7 @@ impl Replica {
         Ok(outcomes)
     }
 
-    /// Stores and applies the whole batch; nothing of it, and `None`, when an event in it needs a closer look.
+    /// Stores and applies the whole batch, or nothing of it: `None` says that an event needs a closer look.
     pub(super) fn write_together(
         &mut self,
         batch: &[(&Envelope, &Device)],
@@ -106,8 +106,8 @@ impl Replica {
         }
     }
 
-    /// Stores and applies one event of a batch in which something is wrong. Those before it that end the transaction
-    /// are in `enders`, so that each makes the others be applied again once, and not once more for each that follows.
+    /// Stores and applies one event of a batch in which something is wrong. Earlier events of it that end the transaction
+    /// are in `enders`, so that each costs one re-application of the others, and not one for every event behind it.
     pub(super) fn write_alone(
         &mut self,
         event: &Envelope,

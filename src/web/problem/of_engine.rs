@@ -14,7 +14,7 @@ impl From<Error> for Problem {
                 detail,
                 "Nothing was stored. Reload the page and post again; a program must send a new UUID of version 7.",
             ),
-            Error::Refused(_) => Self::new(
+            Error::Refused(_) | Error::SetAside(_) => Self::new(
                 StatusCode::UNPROCESSABLE_ENTITY,
                 "event-refused",
                 detail,

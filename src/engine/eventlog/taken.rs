@@ -1,0 +1,125 @@
+//! How far back the log was cut, each time that events were taken back out of it.
+//!
+//! A reader who stopped at some place comes back with the generation of that time. From this it learns which of the places
+//! that it has seen are still what they were.
+
+use super::file::{meta, set_meta};
+use super::{Eventlog, Result};
+use crate::engine::place::{Generation, Seq};
+
+/// Cuts that are remembered. A reader who comes from before the oldest begins anew.
+const CUTS: usize = 64;
+
+/// The cuts that still matter, of a range of generations without a gap. A cut that went as far back as an earlier one takes
+/// its place.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Cuts {
+    /// The generation before the first of them.
+    since: u64,
+    /// The generation after the last.
+    until: u64,
+    /// The generation that began with each cut, and the place after which events were taken back.
+    cuts: Vec<(u64, u64)>,
+}
+
+impl Cuts {
+    /// The text that this is stored as, or nothing if it is no such text.
+    fn parse(text: &str) -> Option<Self> {
+        let mut parts = text.split(' ');
+        let pair = |part: &str| {
+            let (one, other) = part.split_once(':')?;
+            Some((one.parse().ok()?, other.parse().ok()?))
+        };
+        let (since, until) = pair(parts.next()?)?;
+        Some(Self { since, until, cuts: parts.map(pair).collect::<Option<_>>()? })
+    }
+
+    fn text(&self) -> String {
+        let pairs = [(self.since, self.until)].into_iter().chain(self.cuts.iter().copied());
+        pairs.map(|(one, other)| format!("{one}:{other}")).collect::<Vec<_>>().join(" ")
+    }
+
+    /// Events after `after` are taken back, and `generation` ends with that.
+    fn cut(&mut self, generation: u64, after: u64) {
+        if self.until != generation {
+            // A version that keeps no account of it was here.
+            *self = Self { since: generation, until: generation, cuts: Vec::new() };
+        }
+        self.until += 1;
+        self.cuts.retain(|(_, earlier)| *earlier < after);
+        self.cuts.push((self.until, after));
+        if self.cuts.len() > CUTS {
+            let (began, _) = self.cuts.remove(0);
+            self.since = began;
+        }
+    }
+
+    /// Up to where the log of `generation` is as it was then, if it is `now` the one after the last cut.
+    fn kept(&self, generation: u64, now: u64) -> u64 {
+        if self.until != now || generation < self.since {
+            return 0;
+        }
+        let later = self.cuts.iter().filter(|(began, _)| *began > generation);
+        later.map(|(_, after)| *after).min().unwrap_or(u64::MAX)
+    }
+}
+
+impl Eventlog {
+    /// Remembers that the events after `after` are taken back, before the generation is raised.
+    pub(super) fn remember_cut(&self, after: Seq) -> Result<()> {
+        let mut cuts = self.cuts()?;
+        cuts.cut(self.tip.generation.0, after.0);
+        set_meta(&self.conn, "cuts", cuts.text())
+    }
+
+    /// Up to where the log is what it was when it had this generation. What came after that was taken back since.
+    pub(crate) fn kept_since(&self, generation: Generation) -> Result<Seq> {
+        let now = self.tip.generation;
+        if generation == now {
+            return Ok(Seq(u64::MAX));
+        }
+        Ok(Seq(self.cuts()?.kept(generation.0, now.0)))
+    }
+
+    fn cuts(&self) -> Result<Cuts> {
+        let text: Option<String> = meta(&self.conn, "cuts")?;
+        Ok(text.and_then(|text| Cuts::parse(&text)).unwrap_or_default())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reader_learns_how_much_of_what_it_saw_is_left() {
+        let mut cuts = Cuts::default();
+        for (generation, after) in [(0, 50), (1, 20), (2, 30), (3, 40)] {
+            cuts.cut(generation, after);
+        }
+        assert_eq!([0, 1, 2, 3, 4].map(|generation| cuts.kept(generation, 4)), [20, 20, 30, 40, u64::MAX]);
+        assert_eq!(Cuts::parse(&cuts.text()), Some(cuts));
+    }
+
+    #[test]
+    fn who_comes_from_a_time_without_an_account_begins_anew() {
+        let mut cuts = Cuts::default();
+        cuts.cut(0, 50);
+        assert_eq!(cuts.kept(0, 2), 0, "another version took events back and kept no account");
+        cuts.cut(2, 60);
+        assert_eq!([0, 1, 2, 3].map(|generation| cuts.kept(generation, 3)), [0, 0, 60, u64::MAX]);
+        for text in ["", "1", "1:2:3", "a:b", "0:1 x:y"] {
+            assert_eq!(Cuts::parse(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn there_are_only_so_many_cuts() {
+        let mut cuts = Cuts::default();
+        for generation in 0..100 {
+            cuts.cut(generation, 1_000 + generation);
+        }
+        assert_eq!(cuts.cuts.len(), CUTS);
+        assert_eq!([0, 35, 36, 99].map(|generation| cuts.kept(generation, 100)), [0, 0, 1_036, 1_099]);
+    }
+}

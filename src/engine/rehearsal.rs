@@ -1,0 +1,358 @@
+//! The rehearsal: when an app starts, each materializer runs on made-up events, so that SQL that SQLite can't even prepare
+//! is found then, and not when somebody's first event is refused.
+//!
+//! Only errors of preparing count. A made-up event may well be one that the materializer refuses, or that a constraint
+//! does, and much isn't reached at all. What is reached is rolled back.
+
+use std::cell::Cell;
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use serde::de::value::{StrDeserializer, U32Deserializer};
+use serde::de::{self, DeserializeSeed, Deserializer, IntoDeserializer, Visitor};
+
+use super::authorizer::Mode;
+use super::error::DbError;
+use super::event::EventId;
+use super::materialize::{Db, Payload};
+use super::sandbox::Sandbox;
+use super::schema::Schema;
+
+/// How many events of each type are made up. From one to the next, numbers grow, options come and go, and enums take
+/// their next variant, so that most branches are reached.
+const ROUNDS: u32 = 4;
+
+/// Down to where a made-up value has something in its options and lists: types may hold themselves.
+const DEEPEST: u32 = 4;
+
+/// Where a type that holds itself in other ways is given up.
+const BOTTOM: u32 = 16;
+
+impl Schema {
+    /// Runs each materializer in a transaction on the empty state, and rolls it back.
+    ///
+    /// # Errors
+    ///
+    /// The first statement that can't be prepared, with the event whose materializer has it.
+    pub(crate) fn rehearse(&self, sandbox: &Sandbox) -> Result<(), DbError> {
+        let touched = Cell::default();
+        let db = Db::new(sandbox, &touched);
+        let begin = || sandbox.engine().execute_batch("BEGIN");
+        begin()?;
+        for round in 0..ROUNDS {
+            for (name, materializer) in &self.materializers {
+                sandbox.engine().execute_batch("SAVEPOINT rehearsal")?;
+                let payload = Payload::MadeUp(MadeUp { round, depth: 0 });
+                let run = || sandbox.within(Mode::Materialize, || materializer(payload, &db));
+                let is_done =
+                    db.at(id(round), || catch_unwind(AssertUnwindSafe(run)).is_ok_and(|result| result.is_ok()));
+                if let Some((sql, why)) = db.take_unprepared()
+                    // A statement made of the payload is none that a real event would make.
+                    && !sql.contains(&id(round).to_string())
+                {
+                    return Err(DbError::refuse(format!(
+                        "the materializer of {name} has a statement that can't be prepared: {why}. Correct it and start again"
+                    )));
+                }
+                if sandbox.is_autocommit() {
+                    begin()?;
+                } else if is_done {
+                    sandbox.engine().execute_batch("RELEASE rehearsal")?;
+                } else {
+                    sandbox.engine().execute_batch("ROLLBACK TO rehearsal; RELEASE rehearsal")?;
+                }
+            }
+        }
+        Ok(sandbox.engine().execute_batch("ROLLBACK")?)
+    }
+}
+
+/// The id of the events of a round. Their time is 1970, which no real event has.
+fn id(round: u32) -> EventId {
+    EventId::from_parts(0, [round as u8; 10])
+}
+
+/// Yields a value of whatever type is asked for. Texts are the id of the round, so that they read as ids too, and name
+/// what another made-up event has made.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct MadeUp {
+    round: u32,
+    depth: u32,
+}
+
+impl MadeUp {
+    fn deeper(self) -> Result<Self, Unreachable> {
+        if self.depth < BOTTOM { Ok(Self { depth: self.depth + 1, ..self }) } else { Err(Unreachable) }
+    }
+
+    /// How many elements a list of any length has.
+    fn length(self) -> usize {
+        usize::from(self.depth < DEEPEST)
+    }
+}
+
+/// Says that no value of a type can be made up.
+#[derive(Debug)]
+pub(crate) struct Unreachable;
+
+impl fmt::Display for Unreachable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("no value of this type can be made up")
+    }
+}
+
+impl std::error::Error for Unreachable {}
+
+impl de::Error for Unreachable {
+    fn custom<T: fmt::Display>(_: T) -> Self {
+        Self
+    }
+}
+
+macro_rules! numbers {
+    ($($method:ident $visit:ident $type:ty),*) => {
+        $(fn $method<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Unreachable> {
+            visitor.$visit(self.round as $type)
+        })*
+    };
+}
+
+impl<'de> Deserializer<'de> for MadeUp {
+    type Error = Unreachable;
+
+    numbers! {
+        deserialize_i8 visit_i8 i8, deserialize_i16 visit_i16 i16, deserialize_i32 visit_i32 i32,
+        deserialize_i64 visit_i64 i64, deserialize_i128 visit_i128 i128,
+        deserialize_u8 visit_u8 u8, deserialize_u16 visit_u16 u16, deserialize_u32 visit_u32 u32,
+        deserialize_u64 visit_u64 u64, deserialize_u128 visit_u128 u128,
+        deserialize_f32 visit_f32 f32, deserialize_f64 visit_f64 f64
+    }
+
+    fn deserialize_bool<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Unreachable> {
+        visitor.visit_bool(self.round % 2 == 1)
+    }
+
+    fn deserialize_char<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Unreachable> {
+        visitor.visit_char('a')
+    }
+
+    fn deserialize_str<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Unreachable> {
+        visitor.visit_string(id(self.round).to_string())
+    }
+
+    fn deserialize_string<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Unreachable> {
+        self.deserialize_str(visitor)
+    }
+
+    fn deserialize_bytes<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Unreachable> {
+        visitor.visit_byte_buf(id(self.round).as_bytes().to_vec())
+    }
+
+    fn deserialize_byte_buf<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Unreachable> {
+        self.deserialize_bytes(visitor)
+    }
+
+    fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Unreachable> {
+        match self.deeper() {
+            Ok(inner) if self.round.is_multiple_of(2) && self.depth < DEEPEST => visitor.visit_some(inner),
+            _ => visitor.visit_none(),
+        }
+    }
+
+    fn deserialize_unit<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Unreachable> {
+        visitor.visit_unit()
+    }
+
+    fn deserialize_unit_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, Unreachable> {
+        visitor.visit_unit()
+    }
+
+    fn deserialize_newtype_struct<V: Visitor<'de>>(self, _: &'static str, visitor: V) -> Result<V::Value, Unreachable> {
+        visitor.visit_newtype_struct(self.deeper()?)
+    }
+
+    fn deserialize_seq<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Unreachable> {
+        visitor.visit_seq(Elements { of: self, left: self.length() })
+    }
+
+    fn deserialize_tuple<V: Visitor<'de>>(self, length: usize, visitor: V) -> Result<V::Value, Unreachable> {
+        visitor.visit_seq(Elements { of: self, left: length })
+    }
+
+    fn deserialize_tuple_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        length: usize,
+        visitor: V,
+    ) -> Result<V::Value, Unreachable> {
+        self.deserialize_tuple(length, visitor)
+    }
+
+    fn deserialize_map<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Unreachable> {
+        visitor.visit_map(Elements { of: self, left: self.length() })
+    }
+
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        fields: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Unreachable> {
+        visitor.visit_map(Fields { of: self, names: fields })
+    }
+
+    fn deserialize_enum<V: Visitor<'de>>(
+        self,
+        _: &'static str,
+        variants: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Unreachable> {
+        let count = u32::try_from(variants.len()).map_err(|_| Unreachable)?;
+        visitor.visit_enum(Variant { of: self, index: self.round.checked_rem(count).ok_or(Unreachable)? })
+    }
+
+    fn deserialize_identifier<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Unreachable> {
+        self.deserialize_str(visitor)
+    }
+
+    /// Something that says itself what it is, such as any JSON.
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Unreachable> {
+        visitor.visit_unit()
+    }
+
+    fn deserialize_ignored_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Unreachable> {
+        visitor.visit_unit()
+    }
+}
+
+/// The elements of a list, or the keys and values of a map.
+struct Elements {
+    of: MadeUp,
+    left: usize,
+}
+
+impl<'de> de::SeqAccess<'de> for Elements {
+    type Error = Unreachable;
+
+    fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>, Unreachable> {
+        let Some(left) = self.left.checked_sub(1) else { return Ok(None) };
+        self.left = left;
+        seed.deserialize(self.of.deeper()?).map(Some)
+    }
+}
+
+impl<'de> de::MapAccess<'de> for Elements {
+    type Error = Unreachable;
+
+    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, Unreachable> {
+        de::SeqAccess::next_element_seed(self, seed)
+    }
+
+    fn next_value_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<T::Value, Unreachable> {
+        seed.deserialize(self.of.deeper()?)
+    }
+}
+
+/// The fields of a struct.
+struct Fields {
+    of: MadeUp,
+    names: &'static [&'static str],
+}
+
+impl<'de> de::MapAccess<'de> for Fields {
+    type Error = Unreachable;
+
+    fn next_key_seed<K: DeserializeSeed<'de>>(&mut self, seed: K) -> Result<Option<K::Value>, Unreachable> {
+        let Some((first, others)) = self.names.split_first() else { return Ok(None) };
+        self.names = others;
+        let name: StrDeserializer<'_, Unreachable> = (*first).into_deserializer();
+        seed.deserialize(name).map(Some)
+    }
+
+    fn next_value_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<T::Value, Unreachable> {
+        seed.deserialize(self.of.deeper()?)
+    }
+}
+
+/// One variant of an enum, with what it holds.
+struct Variant {
+    of: MadeUp,
+    index: u32,
+}
+
+impl<'de> de::EnumAccess<'de> for Variant {
+    type Error = Unreachable;
+    type Variant = Self;
+
+    fn variant_seed<T: DeserializeSeed<'de>>(self, seed: T) -> Result<(T::Value, Self), Unreachable> {
+        let index: U32Deserializer<Unreachable> = self.index.into_deserializer();
+        Ok((seed.deserialize(index)?, self))
+    }
+}
+
+impl<'de> de::VariantAccess<'de> for Variant {
+    type Error = Unreachable;
+
+    fn unit_variant(self) -> Result<(), Unreachable> {
+        Ok(())
+    }
+
+    fn newtype_variant_seed<T: DeserializeSeed<'de>>(self, seed: T) -> Result<T::Value, Unreachable> {
+        seed.deserialize(self.of.deeper()?)
+    }
+
+    fn tuple_variant<V: Visitor<'de>>(self, length: usize, visitor: V) -> Result<V::Value, Unreachable> {
+        self.of.deeper()?.deserialize_tuple(length, visitor)
+    }
+
+    fn struct_variant<V: Visitor<'de>>(
+        self,
+        fields: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, Unreachable> {
+        self.of.deeper()?.deserialize_struct("", fields, visitor)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use serde::Deserialize;
+
+    use super::*;
+
+    #[derive(Debug, PartialEq, Deserialize)]
+    struct Everything {
+        id: EventId,
+        text: String,
+        number: i16,
+        maybe: Option<Box<Everything>>,
+        list: Vec<(u64, f64)>,
+        map: BTreeMap<String, bool>,
+        choice: Choice,
+        any: serde_json::Value,
+    }
+
+    #[derive(Debug, PartialEq, Deserialize)]
+    enum Choice {
+        Nothing,
+        One(char),
+        Two(u8, u8),
+        Named { note: String },
+    }
+
+    fn made<T: for<'de> Deserialize<'de>>(round: u32) -> T {
+        T::deserialize(MadeUp { round, depth: 0 }).expect("a value")
+    }
+
+    #[test]
+    fn a_value_of_any_type_is_made_up() {
+        let choices: Vec<Choice> = (0..4).map(made).collect();
+        let note = id(3).to_string();
+        assert_eq!(choices, [Choice::Nothing, Choice::One('a'), Choice::Two(2, 2), Choice::Named { note }]);
+        let Everything { text, maybe, list, map, any, .. } = made(0);
+        assert_eq!((text, list.len(), map.len(), any), (id(0).to_string(), 1, 1, serde_json::Value::Null));
+        assert!(maybe.is_some() && made::<Everything>(1).maybe.is_none());
+    }
+}

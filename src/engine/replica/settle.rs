@@ -1,0 +1,117 @@
+//! Making the state level with the eventlog: what is confirmed is committed, and what is pending is applied on top of it.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use super::{Replica, View};
+use crate::engine::error::Fault;
+use crate::engine::eventlog::{Eventlog, Tip};
+use crate::engine::materialize::{CHUNK, Enders, Stop};
+use crate::engine::place::{Cursor, Seq};
+use crate::engine::state::State;
+
+/// How many events a rebuild applies in one transaction of the state.
+const PER_COMMIT: u64 = 10_000;
+
+impl Replica {
+    /// Brings the committed state level with the log, and applies the pending events on top. On a full disk the state can
+    /// still be read: what can't be committed is applied in the open transaction, too.
+    ///
+    /// # Errors
+    ///
+    /// A fault of the machine.
+    pub fn settle(&mut self) -> Result<(), Fault> {
+        self.unless_broken(Self::try_settle)
+    }
+
+    pub(super) fn try_settle(&mut self) -> Result<(), Fault> {
+        self.state.rollback()?;
+        let is_level = self.catch_up()?;
+        self.unsettled = 0;
+        self.view = View::Level;
+        if self.log.tip().pending > 0 || !is_level { self.restore(&mut Enders::new()) } else { Ok(()) }
+    }
+
+    /// Applies what the log has after the state's cursor, and commits it. No transaction may be open. False when there is no
+    /// room on the disk to commit all of it.
+    pub(super) fn catch_up(&mut self) -> Result<bool, Fault> {
+        let Tip { head, generation, length, .. } = *self.log.tip();
+        let is_long = self.log.milestone_after(self.state.cursor().seq, PER_COMMIT)?.seq < head;
+        let mut enders = Enders::new();
+        while self.state.cursor().seq < head {
+            let cursor = self.state.cursor();
+            let milestone = self.log.milestone_after(cursor.seq, PER_COMMIT)?;
+            self.state.begin()?;
+            match replay_log(&self.log, &self.state, milestone.seq, &enders) {
+                Ok(()) => {}
+                Err(Stop::Ended(id, why)) => {
+                    self.state.rollback()?;
+                    enders.insert(id, why);
+                    continue;
+                }
+                Err(Stop::Fault(fault)) => return Err(fault),
+            }
+            match self.state.commit(Cursor { generation, seq: milestone.seq, digest: milestone.digest }) {
+                Err(fault) if fault.leaves_synced() => return Ok(false),
+                committed => committed?,
+            }
+            if is_long {
+                // Telling people is a courtesy. A panic in it must not cost the store.
+                let tell = || (self.setup.progress)(milestone.length, length);
+                drop(catch_unwind(AssertUnwindSafe(tell)));
+                self.state.wal().map_or(Ok(()), |wal| wal.checkpoint_if_due()).map_err(Fault::state)?;
+            }
+        }
+        Ok(true)
+    }
+
+    /// Begins the state's transaction again and applies, without committing, all that the eventlog has after the state's
+    /// cursor: first the log, then the outbox. Skips `enders`, and adds those that it finds.
+    pub(super) fn restore(&mut self, enders: &mut Enders) -> Result<(), Fault> {
+        loop {
+            self.state.rollback()?;
+            self.state.begin()?;
+            let log = replay_log(&self.log, &self.state, self.log.tip().head, enders);
+            match log.and_then(|()| self.replay_pending(enders)) {
+                Ok(()) => break,
+                Err(Stop::Ended(id, why)) => drop(enders.insert(id, why)),
+                Err(Stop::Fault(fault)) => return Err(fault),
+            }
+        }
+        self.view = View::Level;
+        if self.state.cursor().seq < self.log.tip().head {
+            self.unsettled = self.unsettled.max(1);
+        }
+        Ok(())
+    }
+
+    pub(super) fn replay_pending(&self, enders: &Enders) -> Result<(), Stop> {
+        self.state.replay(i64::MIN, enders, |after, each| self.log.each_pending(after, CHUNK, each))
+    }
+
+    /// Commits the state's open transaction as what the whole log amounts to.
+    pub(super) fn commit_state(&mut self) -> Result<(), Fault> {
+        let Tip { head, digest, generation, .. } = *self.log.tip();
+        self.state.commit(Cursor { generation, seq: head, digest })?;
+        self.unsettled = 0;
+        Ok(())
+    }
+
+    /// Shows queries what [`arrive`](Self::arrive) left for later.
+    ///
+    /// # Errors
+    ///
+    /// A fault of the machine.
+    pub fn settle_arrivals(&mut self) -> Result<(), Fault> {
+        if self.is_behind() { self.settle() } else { Ok(()) }
+    }
+
+    /// Whether events have arrived that queries don't see yet.
+    pub fn is_behind(&self) -> bool {
+        matches!(self.view, View::Behind { .. })
+    }
+}
+
+/// Applies, inside the open transaction of `state`, what comes in `log` after its cursor and up to `until`.
+pub(crate) fn replay_log(log: &Eventlog, state: &State, until: Seq, enders: &Enders) -> Result<(), Stop> {
+    state.replay(state.cursor().seq, enders, |after, each| log.each_in_log(after, until, CHUNK, each))
+}

@@ -1,0 +1,114 @@
+//! Where a replica stands: how far it has come, what waits, and what has no effect.
+
+use serde::{Deserialize, Serialize};
+
+use super::Replica;
+use crate::engine::error::Fault;
+use crate::engine::event::EventId;
+use crate::engine::eventlog::{Tip, Whose};
+use crate::engine::place::{Cursor, Digest, Generation, Seq};
+use crate::engine::setup::Files;
+use crate::engine::state;
+
+/// Where a replica stands.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Standing {
+    /// Whose log it holds.
+    pub whose: Whose,
+    /// How often events were taken back out of it.
+    pub generation: Generation,
+    /// The last event of the log.
+    pub head: Seq,
+    /// How many events the log has.
+    pub length: u64,
+    /// How far the committed state has come.
+    pub cursor: Seq,
+    /// How many events wait for a place in the log.
+    pub pending: u64,
+    /// How many events the authority refused.
+    pub set_aside: u64,
+    /// How many events can't be applied, here or anywhere.
+    pub skipped: u64,
+    /// How many events have no effect because nothing here knows their name.
+    pub unknown: u64,
+}
+
+/// How many events without effect are listed at most. Their number is in the [`Standing`].
+pub const MOST_SKIPPED: usize = 1_000;
+
+/// An event that has no effect.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Skipped {
+    /// Its id.
+    pub id: EventId,
+    /// Its name.
+    pub name: String,
+    /// Why it has none.
+    pub why: NoEffect,
+}
+
+/// Why an event has no effect.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum NoEffect {
+    /// Nothing here knows its name. It takes effect when a program that does opens the store.
+    UnknownName,
+    /// It can't be applied, here or anywhere: the reason.
+    Failed(String),
+}
+
+impl Replica {
+    /// The digest of the state, with what is pending.
+    ///
+    /// # Errors
+    ///
+    /// A fault of the machine.
+    pub fn state_digest(&self) -> Result<Digest, Fault> {
+        self.state.digest()
+    }
+
+    /// Why the event `id` can't be applied, if it can't.
+    ///
+    /// # Errors
+    ///
+    /// A fault of the machine.
+    pub fn why_skipped(&self, id: EventId) -> Result<Option<String>, Fault> {
+        self.state.why_skipped(id)
+    }
+
+    /// The events that have no effect, and why: those with the newest ids first, up to [`MOST_SKIPPED`] of them.
+    ///
+    /// # Errors
+    ///
+    /// A fault of the machine.
+    pub fn skipped(&self) -> Result<Vec<Skipped>, Fault> {
+        let skipped = self.state.skipped(MOST_SKIPPED)?.into_iter().map(|(id, why)| {
+            let found = self.log.find(id)?;
+            let why = why.map_or(NoEffect::UnknownName, NoEffect::Failed);
+            Ok(found.map(|found| Skipped { id, name: found.content().name.as_str().to_owned(), why }))
+        });
+        skipped.filter_map(Result::transpose).collect()
+    }
+
+    /// Where this replica stands.
+    ///
+    /// # Errors
+    ///
+    /// A fault of the machine.
+    pub fn standing(&self) -> Result<Standing, Fault> {
+        let (skipped, unknown) = self.state.count_skipped();
+        let Tip { head, length, generation, whose, pending, set_aside, .. } = *self.log.tip();
+        let cursor = self.state.cursor().seq;
+        Ok(Standing { whose, generation, head, length, cursor, pending, set_aside, skipped, unknown })
+    }
+}
+
+/// The cursor and the digest of the state that is committed in `files`, read beside the thread that writes to it.
+///
+/// # Errors
+///
+/// A fault of the machine.
+pub fn committed_state(files: &Files) -> Result<(Cursor, Digest), Fault> {
+    state::committed(&files.state()).map(|found| (found.cursor, found.digest))
+}
