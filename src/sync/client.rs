@@ -44,7 +44,7 @@ const IDLE_CHECK: Duration = Duration::from_secs(5);
 /// How often to look whether something changed that lets a halted store go on.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// How long others' likes may wait until pages see them, while more arrive and many of ours are pending: at least this, and
+/// How long others' events may wait until pages see them, while more arrive and many of ours are pending: at least this, and
 /// so many times what it took last to put the pending ones back, which is then all that it costs.
 const SEEN_AFTER: Duration = Duration::from_millis(250);
 const SEEN_AFTER_TIMES: u32 = 4;
