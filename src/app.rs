@@ -297,6 +297,8 @@ impl App {
 
     /// Serves the app on `listener` until `shutdown` is done, then lets requests and stores finish.
     ///
+    /// Each page and each store takes open files, so this raises the process's own limit of them as far as it may.
+    ///
     /// # Errors
     ///
     /// As [`open`](Self::open); also when the app's first store can't be used.

@@ -92,8 +92,9 @@
 //! Two things belong to the program that is built, and no library can set them for it.
 //!
 //! - **How SQLite syncs.** SQLite is compiled from source, and uses `fdatasync` only if it is told that the system has it.
-//!   Without it SQLite makes do with `fsync`: nothing is less safe, but each commit takes longer. Put this into
-//!   `.cargo/config.toml`, or set the variable for `cargo install`:
+//!   Without it SQLite makes do with `fsync`: nothing is less safe, but each commit takes longer. Put this into the
+//!   `.cargo/config.toml` of your workspace. `cargo install` reads that only with `--path`; otherwise set the variable in its
+//!   environment.
 //!
 //!   ```toml
 //!   [env]

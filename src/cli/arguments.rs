@@ -1,7 +1,8 @@
 //! The command line's commands and flags, and the environment variables that may stand in for flags.
 //!
-//! The words and variables are written down once for all programs: `{app}` stands for the program's name, `{APP}` for the
-//! beginning of its variables, `{events}` for what its events are called and `{data}` for where its data is. A variable is written without its prefix.
+//! The words are written down once for all apps: `{app}` stands for the app's name, `{APP}` for the prefix of its
+//! variables, `{events}` for what its events are called, and `{data}` for where its data is. Variables are written without
+//! their prefix.
 
 use std::collections::BTreeSet;
 use std::env;
@@ -299,13 +300,18 @@ pub(crate) fn check(app: &App) -> Result<(), AppError> {
                 return refuse("a command", name, "a command of that name");
             }
         }
-        for flag in command.get_arguments().filter_map(Arg::get_long) {
-            if flag == "data" || flag == "store" {
-                return refuse("a flag", flag, "a flag of that name for every command");
-            }
+        if let Some(taken) = common_flag(command) {
+            return refuse("an argument", taken, "one of that name for every command");
         }
     }
     Ok(())
+}
+
+/// The flag of every command that `command`, or one below it, has an argument of the same name as.
+fn common_flag(command: &clap::Command) -> Option<&'static str> {
+    let is_taken = |name: &str| command.get_arguments().any(|arg| arg.get_id() == name || arg.get_long() == Some(name));
+    let taken = ["data", "store"].into_iter().find(|name| is_taken(name));
+    taken.or_else(|| command.get_subcommands().find_map(common_flag))
 }
 
 /// Puts the program's name, variables and words into the common ones.
@@ -453,7 +459,8 @@ mod tests {
         let other = || clap::Command::new("other");
         for (command, needle) in [
             (other().alias("verify"), "`verify` can't be the name of a command"),
-            (other().arg(Arg::new("mine").long("store")), "`store` can't be the name of a flag"),
+            (other().arg(Arg::new("mine").long("store")), "`store` can't be the name of an argument"),
+            (other().subcommand(other().arg(Arg::new("data"))), "`data` can't be the name of an argument"),
         ] {
             let error = with(command).expect_err(needle).to_string();
             assert!(error.contains(needle), "{error}");

@@ -11,10 +11,10 @@ pub(crate) fn act_as_owner(_name: &str, _data: &Path, _copy: Option<&Path>) -> a
     Ok(())
 }
 
-/// Gives up being root, for good, if the data directory `data` or the one that it is to be made in is another user's.
-/// A copy at `copy` is to be that user's as well, so its directory is made and given away while that can be done.
+/// Gives up being root, for good, if the data directory `data` is another user's, or will be made in another user's
+/// directory. A copy at `copy` becomes that user's as well, so its directory is made and given away while root still can.
 ///
-/// Must come before the first thread is started: users belong to threads, and new ones inherit them.
+/// Must come before the first thread starts: each thread has its own user, which new threads inherit.
 ///
 /// # Errors
 ///
@@ -47,7 +47,7 @@ pub(crate) fn act_as_owner(name: &str, data: &Path, copy: Option<&Path>) -> anyh
     Ok(())
 }
 
-/// Whose a directory is.
+/// The owner of a directory.
 #[cfg(unix)]
 struct Owner {
     user: u32,
@@ -56,8 +56,8 @@ struct Owner {
 
 #[cfg(unix)]
 impl Owner {
-    /// Who has the directory `data`, or the one that it is to be made in; nobody if that is root, or if the latter is
-    /// everybody's.
+    /// The owner of the directory `data`, or of the one it will be made in. `None` if that is root, or if everybody may
+    /// make directories there.
     fn of(data: &Path) -> anyhow::Result<Option<Self>> {
         use anyhow::Context;
         use std::os::unix::fs::MetadataExt;
@@ -87,7 +87,7 @@ impl Owner {
         Err(std::io::ErrorKind::Unsupported.into())
     }
 
-    /// Whether the rights on a directory that is there keep this user out of it.
+    /// Whether the rights on an existing directory keep this user out of it.
     fn is_barred_from(&self, dir: &Path) -> bool {
         use std::os::unix::fs::MetadataExt;
 
@@ -100,7 +100,7 @@ impl Owner {
         meta.mode() & to_enter == 0
     }
 
-    /// Makes the directory `path`, with those above it that aren't there, for this user, where only root could.
+    /// Makes the directory `path` and the missing ones above it for this user, if only root can.
     fn give_new_dir(&self, path: &Path) -> anyhow::Result<()> {
         use crate::engine::create_private_dir;
         use anyhow::Context;

@@ -15,7 +15,7 @@ use crate::node::{Options, base};
 use crate::serve::Server;
 use crate::sync::{TokenSource, UpstreamOptions};
 
-/// How long to wait for everything to end before ending anyway.
+/// How long to wait for everything to end before ending anyway: well below the time after which service managers kill.
 const SHUTDOWN: Duration = Duration::from_secs(5);
 
 pub(super) async fn serve(app: &App, data: &Path, args: ServeArgs) -> anyhow::Result<ExitCode> {
@@ -29,7 +29,7 @@ pub(super) async fn serve(app: &App, data: &Path, args: ServeArgs) -> anyhow::Re
     })?;
     let shutdown = CancellationToken::new();
     let server = Server::prepare(app, options, base, listener, shutdown.clone()).await?;
-    // Before anybody can know that it runs, so that no signal comes too early to be heard.
+    // Before the ready line, after which a signal may come at any time.
     let signals = Signals::listen().context("cannot wait for signals")?;
     tokio::spawn(end_at_signal(signals, shutdown.clone()));
     writeln!(io::stdout(), "listening on http://{}", server.address).context("cannot write to standard output")?;

@@ -13,9 +13,9 @@ use crate::sync::TokenFile;
 /// stores there were. When it fails, nothing is left at `to`.
 pub(crate) fn backup(data: &Path, to: &Path) -> anyhow::Result<usize> {
     let mut stores = engine::stores_in(&DataDir::stores(data))?;
-    // One that looks blank because it can't be read is not left out: to copy it says what is wrong.
+    // A store that can't be looked at stays in: copying it says what is wrong.
     stores.retain(|store| !engine::is_blank(&DataDir::files(data, store)).unwrap_or(false));
-    // A hub that nobody has liked through yet has its tokens.
+    // A hub without events yet may have tokens.
     if stores.is_empty() && TokenFile::in_dir(data).list()?.is_empty() {
         bail!("there is no data in {}; name the directory with --data", data.display());
     }
@@ -36,7 +36,7 @@ pub(crate) fn backup(data: &Path, to: &Path) -> anyhow::Result<usize> {
     Ok(stores.len())
 }
 
-/// Makes sure that `to` is empty, but for what a backup left behind that was killed.
+/// Makes sure that `to` is empty. What a killed backup left there is removed.
 fn make_room(to: &Path, part: &Path) -> anyhow::Result<()> {
     for entry in fs::read_dir(to).with_context(|| format!("cannot read {}", to.display()))? {
         if entry.with_context(|| format!("cannot read {}", to.display()))?.path() != part {
@@ -49,18 +49,18 @@ fn make_room(to: &Path, part: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Copies what belongs into a backup to the new directory `to`, durably.
+/// Copies everything that a backup has to the new directory `to`, durably.
 fn copy_all(data: &Path, stores: &[StoreId], to: &Path) -> anyhow::Result<()> {
     engine::create_private_dir(to)?;
     for store in stores {
         engine::backup(&DataDir::files(data, store), &DataDir::files(to, store))
             .with_context(|| format!("the store {store} was not copied"))?;
     }
-    // A hub that is put back goes on with the same devices.
+    // A hub that is restored goes on with the same devices.
     TokenFile::in_dir(data).copy_to(to)
 }
 
-/// Moves everything in the directory `part` into the one that it is in, durably.
+/// Moves everything in the directory `part` up into `to`, durably.
 fn put_in_place(part: &Path, to: &Path) -> anyhow::Result<()> {
     let cannot_write = || format!("cannot write {}", to.display());
     for entry in fs::read_dir(part).with_context(cannot_write)? {

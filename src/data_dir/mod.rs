@@ -1,7 +1,7 @@
 //! The data directory: where it is, and who has it.
 //!
 //! One process at a time has it, by a lock on the file `lock`. The file also says which process that is and how to reach
-//! it, so that a second one can say who is in the way, and a command can ask the first instead.
+//! it. A second process can then say who is in the way, and a command can ask the first instead.
 
 mod backup;
 
@@ -16,8 +16,8 @@ pub(crate) use backup::backup;
 
 use crate::engine::{Access, Files, StoreId, check_dir, create_private_dir, exists, open_private_file, open_to_read};
 
-/// The longest path of a data directory, in bytes. SQLite takes paths of up to 512; below this one stand `stores`, the name
-/// of a store (63), a database's name and SQLite's suffix, and in a backup under way a directory more.
+/// The longest path of a data directory, in bytes. SQLite takes paths of up to 512. The rest is for `stores`, the name of a
+/// store (63), a database's name with SQLite's suffix, and one more directory in a backup under way.
 #[cfg(unix)]
 const LONGEST: usize = 400;
 
@@ -28,11 +28,11 @@ pub(crate) fn default_path(name: &str) -> anyhow::Result<PathBuf> {
     Ok(dirs.data_dir().to_owned())
 }
 
-/// Where the data directory `path` is, whether or not it is there yet: its path from the root, with no link in it. The
-/// user may name it by a link; nothing below it is one.
+/// Where the data directory `path` is, whether or not it exists yet: its path from the root, with no link in it. The user
+/// may name it by a link; nothing below it is one.
 ///
-/// Whatever is asked later is then about the same directory, however it was named and wherever this process goes, and
-/// SQLite takes the path for nothing but a path.
+/// So every later question is about the same directory, however it was named and wherever this process goes. And SQLite
+/// can't take such a path for a URI.
 pub(crate) fn locate(path: &Path) -> anyhow::Result<PathBuf> {
     let absolute = std::path::absolute(path)?;
     #[cfg(unix)]
@@ -47,7 +47,7 @@ pub(crate) fn locate(path: &Path) -> anyhow::Result<PathBuf> {
     Ok(absolute)
 }
 
-/// What to say before the reason why the directory `path` can't be used.
+/// The words before the reason why the directory `path` can't be used.
 pub(crate) fn unusable(path: &Path) -> String {
     format!("{} can't be used for data; name another directory with --data", path.display())
 }
@@ -83,13 +83,13 @@ fn without_links(path: &Path) -> anyhow::Result<PathBuf> {
 pub(crate) struct Holder {
     /// Its process id.
     pub(crate) pid: u32,
-    /// Where it listens, such as `http://127.0.0.1:3000`; nothing before it listens, and for commands that don't.
+    /// Where it listens, such as `http://127.0.0.1:3000`. `None` before it listens, and for commands, which never do.
     pub(crate) address: Option<String>,
-    /// What a command on this machine shows to be let into `/control`. Whoever can read the file owns the data anyway.
+    /// What a command on this machine shows to be let into `/control`. Only the owner of the data can read the file.
     pub(crate) key: String,
 }
 
-/// A data directory that this process has, until it drops this or ends in whatever way.
+/// A data directory that this process has, until it drops this or ends in any way.
 #[derive(Debug)]
 pub(crate) struct DataDir {
     path: PathBuf,
@@ -97,8 +97,8 @@ pub(crate) struct DataDir {
     holder: Holder,
 }
 
-/// A data directory that nobody has and this process can only read. Where it has a lock, others who could write wait for
-/// the end of this.
+/// A data directory that nobody has, and that this process can only read. If it has a lock, processes that could write wait
+/// until this is dropped.
 #[derive(Debug)]
 pub(crate) struct Reading {
     _lock: Option<File>,
@@ -111,13 +111,12 @@ pub(crate) enum Claim {
     Ours(DataDir),
     /// Another process has it. `None` when it hasn't said yet which it is.
     Taken(Option<Holder>),
-    /// Nobody has it, and this process can't write there: it is on read-only media, or its owner took the right to write
-    /// away.
+    /// Nobody has it, and this process can't write there: it is on read-only media, or nobody has the right to write.
     ReadOnly(#[allow(dead_code, reason = "its use is to be dropped")] Reading),
 }
 
 impl DataDir {
-    /// Refuses a directory at `path` that is another user's, or that another user could lead us away from, if there is one.
+    /// Refuses an existing directory at `path` that is another user's, or that another user could swap for another one.
     pub(crate) fn check(path: &Path) -> anyhow::Result<()> {
         for dir in [path, &Self::stores(path)] {
             if exists(dir)? {
@@ -137,7 +136,7 @@ impl DataDir {
             return match lock.as_ref().map(File::try_lock_shared) {
                 None | Some(Ok(())) => Ok(Claim::ReadOnly(Reading { _lock: lock })),
                 Some(Err(TryLockError::WouldBlock)) => Self::taken(&lock_path, lock),
-                // Media that know no locks have nobody who writes.
+                // Nobody writes to media that have no locks.
                 Some(Err(TryLockError::Error(_))) => Ok(Claim::ReadOnly(Reading { _lock: None })),
             };
         }
@@ -170,13 +169,13 @@ impl DataDir {
         Ok(Claim::Taken(serde_json::from_slice(&text).ok()))
     }
 
-    /// Whether anybody has ever used the directory at `path`, or put a copy there. To look at one that nobody has is no
-    /// reason to claim it, which would make it.
+    /// Whether anybody has ever used the directory at `path`, or put a copy there. Claiming it would make it, and a look
+    /// should make nothing.
     pub(crate) fn is_used(path: &Path) -> anyhow::Result<bool> {
         Ok(exists(&path.join("lock"))? || exists(&Self::stores(path))?)
     }
 
-    /// As [`claim`](Self::claim), for who can't go on without it.
+    /// As [`claim`](Self::claim), but anything other than having it is an error.
     pub(crate) fn take(path: &Path) -> anyhow::Result<Self> {
         match Self::claim(path)? {
             Claim::Ours(dir) => Ok(dir),
@@ -206,7 +205,7 @@ impl DataDir {
         &self.path
     }
 
-    /// What a command shows to be let into `/control`.
+    /// The key that lets commands into `/control`.
     pub(crate) fn key(&self) -> &str {
         &self.holder.key
     }
