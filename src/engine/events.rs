@@ -412,8 +412,8 @@ mod tests {
         // One that had read no further than what stayed needs not go back.
         let mut behind = store.events(cursors[1]);
         assert_eq!(ids(&next(&mut behind).await), id(7));
-        for seen in 2..=4 {
-            let mut ahead = store.events(cursors[seen]);
+        for cursor in &cursors[2..] {
+            let mut ahead = store.events(*cursor);
             assert_eq!(next(&mut ahead).await, Told::TakenBack { to });
             assert_eq!(ids(&next(&mut ahead).await), id(7));
         }

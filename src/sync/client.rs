@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::http::Upstream;
 use super::protocol::{Hello, Point, PushedEvent, WirePage, words};
 use super::ration::Allowance;
-use super::session::{self, End, Outgoing, PushAnswer, Session, not_understood};
+use super::session::{self, End, Outgoing, PushAnswer, Session, ended, not_understood};
 use super::{sse, tokens};
 use crate::engine::{
     Digest, Error, Generation, Health, LogId, Position, Replica, Seq, Standing, Store, StoreId, Stores,
@@ -44,7 +44,7 @@ const IDLE_CHECK: Duration = Duration::from_secs(5);
 /// How often to look whether something changed that lets a halted store go on.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
-/// How long others' likes may wait until pages see them, while more arrive and many of ours are pending: at least this, and
+/// How long others' events may wait until pages see them, while more arrive and many of ours are pending: at least this, and
 /// so many times what it took last to put the pending ones back, which is then all that it costs.
 const SEEN_AFTER: Duration = Duration::from_millis(250);
 const SEEN_AFTER_TIMES: u32 = 4;
@@ -367,7 +367,7 @@ impl Client {
         loop {
             health.mark_unchanged();
             let session = Arc::clone(&running.session);
-            let next = store.look(move |replica| lock(&session).next_push(replica)).await;
+            let next = store.look(move |replica| ended(lock(&session).next_push(replica))).await;
             let outgoing = match next.map(Option::transpose) {
                 Ok(Ok(outgoing)) => outgoing.flatten(),
                 Ok(Err(end)) => return end,
@@ -386,7 +386,7 @@ impl Client {
             };
             self.log(&outgoing, &answer);
             let session = Arc::clone(&running.session);
-            match store.with(move |replica| lock(&session).answer(replica, &outgoing, answer)).await {
+            match store.with(move |replica| ended(lock(&session).answer(replica, &outgoing, answer))).await {
                 Ok(Ok(())) => {}
                 Ok(Err(end)) => return end,
                 Err(error) => return here(&error),
@@ -578,7 +578,8 @@ async fn pull(
         let sse::SseEvent { data, portion: _portion, .. } = event;
         drop(data);
         let brings_nothing = page.events.is_empty();
-        let arrive = move |replica: &mut Replica| Ok((lock(&session).arrive(replica, page)?, replica.is_behind()));
+        let arrive =
+            move |replica: &mut Replica| Ok((ended(lock(&session).arrive(replica, page))?, replica.is_behind()));
         let arrived = if brings_nothing {
             if !others.spend() {
                 return End::Offline("the hub sends page after page that brings nothing".to_owned());

@@ -29,7 +29,7 @@ pub(crate) use http::Upstream;
 pub use http::{TokenSource, UpstreamOptions};
 pub use protocol::{Hello, Point, Push, Pushed, PushedEvent, WireEntry, WireEvent, WirePage};
 pub(crate) use protocol::{PAGE, code};
-pub use session::{End, Outgoing, PushAnswer, Session, repair};
+pub use session::{End, Outgoing, PushAnswer, Session, SessionError, ended, repair};
 #[cfg(feature = "app")]
 pub(crate) use tls::{Trust, tls};
 #[cfg(feature = "app")]

@@ -32,6 +32,37 @@ pub enum End {
     Closed,
 }
 
+/// Why a session can't do a step.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SessionError {
+    /// The session is over; the replica is sound.
+    #[error("the session is over: {0:?}")]
+    End(End),
+    /// The machine failed. Nothing may be concluded about the hub.
+    #[error(transparent)]
+    Fault(#[from] Fault),
+}
+
+impl From<End> for SessionError {
+    fn from(end: End) -> Self {
+        Self::End(end)
+    }
+}
+
+/// Parts the two kinds of errors: a fault is for whoever owns the replica, an end for whoever carries the session out.
+///
+/// # Errors
+///
+/// The fault.
+pub fn ended<T>(result: Result<T, SessionError>) -> Result<Result<T, End>, Fault> {
+    match result {
+        Ok(value) => Ok(Ok(value)),
+        Err(SessionError::End(end)) => Ok(Err(end)),
+        Err(SessionError::Fault(fault)) => Err(fault),
+    }
+}
+
 /// Events that are pushed together.
 #[derive(Debug)]
 pub struct Outgoing {
@@ -129,22 +160,15 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// A fault of the machine; the inner error ends the session.
-    pub fn arrive(&mut self, replica: &mut Replica, page: WirePage) -> Result<Result<(), End>, Fault> {
+    /// What ends the session, or a fault of the machine.
+    pub fn arrive(&mut self, replica: &mut Replica, page: WirePage) -> Result<(), SessionError> {
         let log = page.log;
-        if let Err(end) = self.check_log(log) {
-            return Ok(Err(end));
-        }
+        self.check_log(log)?;
         if let Some(why) = page.fault(self.reached) {
-            return Ok(Err(no_hubs(why)));
+            return Err(no_hubs(why).into());
         }
-        let page = match page.into_page() {
-            Ok(page) => page,
-            Err(why) => return Ok(Err(not_understood(&why))),
-        };
-        if self.is_over(replica)? {
-            return Ok(Err(End::PullFirst));
-        }
+        let page = page.into_page().map_err(|why| not_understood(&why))?;
+        self.check_is_on(replica)?;
         let brought = if page.entries.is_empty() {
             // Where the next one begins is remembered with its events.
             if !page.more {
@@ -163,10 +187,9 @@ impl Session {
         self.reached = page.next;
         self.in_vain = if brought { 0 } else { self.in_vain + 1 };
         if self.in_vain > IN_VAIN {
-            return Ok(Err(End::Offline("the hub sends page after page that brings nothing".to_owned())));
+            return Err(End::Offline("the hub sends page after page that brings nothing".to_owned()).into());
         }
-        self.put_aside(replica, false)?;
-        Ok(Ok(()))
+        Ok(self.put_aside(replica, false)?)
     }
 
     /// Whether the hub owes something: pages up to the head that it named, or a place in its log for events that it has
@@ -174,7 +197,7 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// As [`arrive`](Self::arrive).
+    /// A fault of the machine.
     pub fn is_owed(&self, replica: Option<&Replica>) -> Result<bool, Fault> {
         if self.reached < self.target {
             return Ok(true);
@@ -189,21 +212,19 @@ impl Session {
     /// # Errors
     ///
     /// As [`arrive`](Self::arrive).
-    pub fn next_push(&mut self, replica: &Replica) -> Result<Result<Option<Outgoing>, End>, Fault> {
-        if self.is_over(replica)? {
-            return Ok(Err(End::PullFirst));
-        }
+    pub fn next_push(&mut self, replica: &Replica) -> Result<Option<Outgoing>, SessionError> {
+        self.check_is_on(replica)?;
         if self.reached < self.target {
-            return Ok(Ok(None));
+            return Ok(None);
         }
         let page = replica.pending(self.pushed, self.size)?;
-        let Some((last, _)) = page.last() else { return Ok(Ok(None)) };
+        let Some((last, _)) = page.last() else { return Ok(None) };
         let push = Push {
             log: self.log,
             run: self.run.clone(),
             events: page.iter().map(|(_, event)| WireEvent::from(event)).collect(),
         };
-        Ok(Ok(Some(Outgoing { push, last: *last, ids: page.iter().map(|(_, event)| event.id).collect() })))
+        Ok(Some(Outgoing { push, last: *last, ids: page.iter().map(|(_, event)| event.id).collect() }))
     }
 
     /// Learns what came of a push. What the hub refuses is set aside.
@@ -216,28 +237,24 @@ impl Session {
         replica: &mut Replica,
         outgoing: &Outgoing,
         answer: PushAnswer,
-    ) -> Result<Result<(), End>, Fault> {
-        if self.is_over(replica)? {
-            return Ok(Err(End::PullFirst));
-        }
+    ) -> Result<(), SessionError> {
+        self.check_is_on(replica)?;
         let refused = match answer {
             PushAnswer::TooMuch(_) | PushAnswer::TooLarge if outgoing.ids.len() > 1 => {
                 self.size.events = outgoing.ids.len() / 2;
                 self.got_through = 0;
-                return Ok(Ok(()));
+                return Ok(());
             }
-            PushAnswer::TooMuch(end) => return Ok(Err(end)),
+            PushAnswer::TooMuch(end) => return Err(end.into()),
             // Only the hub itself can say of an event that it is too large.
             PushAnswer::TooLarge => vec![(outgoing.ids[0], "it is larger than the hub takes".to_owned())],
             PushAnswer::Pushed(answer) => {
                 if answer.events.len() != outgoing.ids.len() {
-                    return Ok(Err(End::Offline("the hub answered for other events than were pushed".to_owned())));
+                    return Err(End::Offline("the hub answered for other events than were pushed".to_owned()).into());
                 }
                 // A hub makes its log with the first event that it stores.
                 if let Some(log) = answer.log {
-                    if let Err(end) = self.check_log(log) {
-                        return Ok(Err(end));
-                    }
+                    self.check_log(log)?;
                     replica.meet(log)?;
                     self.log = Some(log);
                 }
@@ -252,8 +269,7 @@ impl Session {
             self.got_through = 0;
         }
         self.refused.extend(refused);
-        self.put_aside(replica, false)?;
-        Ok(Ok(()))
+        Ok(self.put_aside(replica, false)?)
     }
 
     /// Sets aside what the hub refused, when nothing more is to be pushed or it has become much. Otherwise a hub that
@@ -273,12 +289,17 @@ impl Session {
     ///
     /// # Errors
     ///
-    /// As [`arrive`](Self::arrive).
+    /// A fault of the machine.
     pub fn end(&mut self, replica: &mut Replica) -> Result<(), Fault> {
         if !self.is_over(replica)? {
             self.put_aside(replica, true)?;
         }
         replica.settle_arrivals()
+    }
+
+    /// Ends the session if it is about what the replica no longer is.
+    fn check_is_on(&mut self, replica: &Replica) -> Result<(), SessionError> {
+        if self.is_over(replica)? { Err(End::PullFirst.into()) } else { Ok(()) }
     }
 
     fn check_log(&self, log: LogId) -> Result<(), End> {

@@ -37,7 +37,7 @@ const LEAST: PageSize = PageSize { events: 128, bytes: 16 * 1024 };
 const QUICK: Duration = Duration::from_secs(1);
 
 /// Pulls of one store that a token may have. A device needs one, and those that it had before end when they are noticed to be
-/// dead; but each reads what is new on the store's thread, where likes wait.
+/// dead; but each reads what is new on the store's thread, where posts wait.
 const PULLS_OF_A_STORE: usize = 16;
 
 /// Of how many stores it is noted, a device, how far it has pulled. People look at it, and it is written as a whole.

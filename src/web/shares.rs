@@ -20,7 +20,7 @@ const BODIES: Quota = Quota { total: 48 << 20, kept: [4 << 20, 24 << 20, 4 << 20
 /// client that reads nothing keeps what it was sent until it is disconnected.
 const PAGES: Quota = Quota { total: 64 << 20, kept: [0, 64 << 20, 0], a_token: 8 << 20 };
 
-/// New stores of all visitors together: so many at once, and then so many an hour. Anyone who can like can make one, and a
+/// New stores of all visitors together: so many at once, and then so many an hour. Anyone who can post can make one, and a
 /// store is for good.
 const VISITORS_STORES: Rate = Rate { burst: 100.0, per_second: 100.0 / 3_600.0 };
 

@@ -2,7 +2,8 @@
 
 use likewise::engine::{Digest, Envelope, LogId, Replica, Seq, Whose};
 use likewise::sync::{
-    End, Hello, Incoming, Point, Push, PushAnswer, Refusal, Session, Start, WireEntry, WireEvent, WirePage, repair,
+    End, Hello, Incoming, Point, Push, PushAnswer, Refusal, Session, Start, WireEntry, WireEvent, WirePage, ended,
+    repair,
 };
 
 use crate::support::*;
@@ -29,7 +30,7 @@ fn client(home: &Home, pending: u64, log: LogId, head: u64) -> (Replica, Session
 
 /// The ids that the session would push next.
 fn next_ids(session: &mut Session, replica: &Replica) -> usize {
-    session.next_push(replica).unwrap().unwrap().map_or(0, |outgoing| outgoing.ids().len())
+    ended(session.next_push(replica)).unwrap().unwrap().map_or(0, |outgoing| outgoing.ids().len())
 }
 
 #[test]
@@ -39,7 +40,7 @@ fn nothing_is_pushed_before_all_is_pulled_that_the_hub_had() {
     let (mut replica, mut session) = client(&home, 2, log, 3);
     for (first, events) in [(1, vec![like(1), like(2)]), (3, vec![like(3)])] {
         assert_eq!(next_ids(&mut session, &replica), 0);
-        assert_eq!(session.arrive(&mut replica, wire_page(log, first, &events)).unwrap(), Ok(()));
+        assert_eq!(ended(session.arrive(&mut replica, wire_page(log, first, &events))).unwrap(), Ok(()));
     }
     assert_eq!(next_ids(&mut session, &replica), 2);
 }
@@ -49,17 +50,17 @@ fn a_session_ends_when_events_are_taken_back_by_somebody_else() {
     let home = Home::new();
     let log = LogId::random();
     let (mut replica, mut session) = client(&home, 1, log, 0);
-    assert_eq!(session.arrive(&mut replica, wire_page(log, 1, &[like(1)])).unwrap(), Ok(()));
-    let outgoing = session.next_push(&replica).unwrap().unwrap().unwrap();
+    assert_eq!(ended(session.arrive(&mut replica, wire_page(log, 1, &[like(1)]))).unwrap(), Ok(()));
+    let outgoing = ended(session.next_push(&replica)).unwrap().unwrap().unwrap();
     replica.take_back(Seq::START, Whose::Upstream(None)).unwrap();
     let refused = serde_json::json!({ "log": log, "events": [{ "refused": "malformed", "why": "so" }] });
     let answer = PushAnswer::Pushed(serde_json::from_value(refused).unwrap());
-    assert_eq!(session.answer(&mut replica, &outgoing, answer).unwrap(), Err(End::PullFirst));
+    assert_eq!(ended(session.answer(&mut replica, &outgoing, answer)).unwrap(), Err(End::PullFirst));
     let standing = replica.standing().unwrap();
     assert_eq!((standing.set_aside, standing.whose), (0, Whose::Upstream(None)), "another log may take it");
-    assert_eq!(session.next_push(&replica).unwrap().unwrap_err(), End::PullFirst);
+    assert_eq!(ended(session.next_push(&replica)).unwrap().unwrap_err(), End::PullFirst);
     let before = ids_of(&replica);
-    assert_eq!(session.arrive(&mut replica, wire_page(log, 2, &[like(2)])).unwrap(), Err(End::PullFirst));
+    assert_eq!(ended(session.arrive(&mut replica, wire_page(log, 2, &[like(2)]))).unwrap(), Err(End::PullFirst));
     assert_eq!(ids_of(&replica), before, "the page is not what comes next any more");
 }
 
@@ -68,12 +69,12 @@ fn a_session_is_with_one_log() {
     let home = Home::new();
     let (log, other) = (LogId::random(), LogId::random());
     let (mut replica, mut session) = client(&home, 1, log, 0);
-    let arrived = session.arrive(&mut replica, wire_page(other, 1, &[like(1)])).unwrap();
+    let arrived = ended(session.arrive(&mut replica, wire_page(other, 1, &[like(1)]))).unwrap();
     assert!(matches!(arrived, Err(End::Offline(_))), "{arrived:?}");
-    let outgoing = session.next_push(&replica).unwrap().unwrap().unwrap();
+    let outgoing = ended(session.next_push(&replica)).unwrap().unwrap().unwrap();
     let pushed = serde_json::json!({ "log": other, "events": [{ "seq": 1 }] });
     let answer = PushAnswer::Pushed(serde_json::from_value(pushed).unwrap());
-    let answered = session.answer(&mut replica, &outgoing, answer).unwrap();
+    let answered = ended(session.answer(&mut replica, &outgoing, answer)).unwrap();
     assert!(matches!(answered, Err(End::Offline(_))), "{answered:?}");
     assert!(log_of(&replica).is_empty());
 
@@ -96,16 +97,16 @@ fn what_is_too_much_is_halved_and_grows_again_after_a_while() {
     for (answer, size) in
         [(too_slow(), 25), (PushAnswer::TooLarge, 12), (too_slow(), 6), (too_slow(), 3), (too_slow(), 1)]
     {
-        let outgoing = session.next_push(&replica).unwrap().unwrap().unwrap();
-        assert_eq!(session.answer(&mut replica, &outgoing, answer).unwrap(), Ok(()));
+        let outgoing = ended(session.next_push(&replica)).unwrap().unwrap().unwrap();
+        assert_eq!(ended(session.answer(&mut replica, &outgoing, answer)).unwrap(), Ok(()));
         assert_eq!(next_ids(&mut session, &replica), size);
     }
     for n in 0..16 {
-        let outgoing = session.next_push(&replica).unwrap().unwrap().unwrap();
+        let outgoing = ended(session.next_push(&replica)).unwrap().unwrap().unwrap();
         assert_eq!(outgoing.ids(), [like(100 + n).id], "what was answered is not pushed again");
         let pushed = serde_json::json!({ "log": log, "events": [{ "seq": 1 + n }] });
         let answer = PushAnswer::Pushed(serde_json::from_value(pushed).unwrap());
-        assert_eq!(session.answer(&mut replica, &outgoing, answer).unwrap(), Ok(()));
+        assert_eq!(ended(session.answer(&mut replica, &outgoing, answer)).unwrap(), Ok(()));
     }
     assert_eq!(next_ids(&mut session, &replica), 2);
     assert_eq!(replica.standing().unwrap().pending, 50, "only what arrives is confirmed");
@@ -116,11 +117,11 @@ fn one_event_that_is_too_much_is_set_aside_only_on_the_hubs_own_word() {
     let home = Home::new();
     let log = LogId::random();
     let (mut replica, mut session) = client(&home, 1, log, 0);
-    let outgoing = session.next_push(&replica).unwrap().unwrap().unwrap();
+    let outgoing = ended(session.next_push(&replica)).unwrap().unwrap().unwrap();
     let end = End::Offline("a proxy answered 413".to_owned());
-    assert_eq!(session.answer(&mut replica, &outgoing, PushAnswer::TooMuch(end.clone())).unwrap(), Err(end));
+    assert_eq!(ended(session.answer(&mut replica, &outgoing, PushAnswer::TooMuch(end.clone()))).unwrap(), Err(end));
     assert_eq!(replica.standing().unwrap().pending, 1);
-    assert_eq!(session.answer(&mut replica, &outgoing, PushAnswer::TooLarge).unwrap(), Ok(()));
+    assert_eq!(ended(session.answer(&mut replica, &outgoing, PushAnswer::TooLarge)).unwrap(), Ok(()));
     assert_eq!(set_aside_of(&replica), [like(100)]);
     assert_eq!(next_ids(&mut session, &replica), 0);
     assert_eq!(likes(&replica), 0, "what is set aside has no effect");
@@ -131,10 +132,10 @@ fn an_answer_for_other_events_is_not_believed() {
     let home = Home::new();
     let log = LogId::random();
     let (mut replica, mut session) = client(&home, 2, log, 0);
-    let outgoing = session.next_push(&replica).unwrap().unwrap().unwrap();
+    let outgoing = ended(session.next_push(&replica)).unwrap().unwrap().unwrap();
     let pushed = serde_json::json!({ "log": log, "events": [{ "refused": "malformed", "why": "so" }] });
     let answer = PushAnswer::Pushed(serde_json::from_value(pushed).unwrap());
-    let answered = session.answer(&mut replica, &outgoing, answer).unwrap();
+    let answered = ended(session.answer(&mut replica, &outgoing, answer)).unwrap();
     assert!(matches!(answered, Err(End::Offline(_))), "{answered:?}");
     assert_eq!(replica.standing().unwrap().pending, 2);
 }
@@ -194,12 +195,12 @@ fn what_the_hub_refuses_is_set_aside_when_all_is_pushed() {
     let log = LogId::random();
     let (mut replica, mut session) = client(&home, 2_500, log, 0);
     for (events, set_aside) in [(1_000, 0), (1_000, 0), (500, 3)] {
-        let outgoing = session.next_push(&replica).unwrap().unwrap().unwrap();
+        let outgoing = ended(session.next_push(&replica)).unwrap().unwrap().unwrap();
         assert_eq!(outgoing.ids().len(), events);
         let mut answers = vec![serde_json::json!({ "seq": 1 }); events];
         answers[7] = serde_json::json!({ "refused": "malformed", "why": "so\n".repeat(1_000) });
         let answer = serde_json::from_value(serde_json::json!({ "log": log, "events": answers })).unwrap();
-        assert_eq!(session.answer(&mut replica, &outgoing, PushAnswer::Pushed(answer)).unwrap(), Ok(()));
+        assert_eq!(ended(session.answer(&mut replica, &outgoing, PushAnswer::Pushed(answer))).unwrap(), Ok(()));
         assert_eq!(replica.standing().unwrap().set_aside, set_aside);
     }
     let (_, why) = &replica.all_set_aside().unwrap()[0];
@@ -211,10 +212,10 @@ fn what_the_hub_refused_is_set_aside_also_when_the_session_ends() {
     let home = Home::new();
     let log = LogId::random();
     let (mut replica, mut session) = client(&home, 1_500, log, 0);
-    let outgoing = session.next_push(&replica).unwrap().unwrap().unwrap();
+    let outgoing = ended(session.next_push(&replica)).unwrap().unwrap().unwrap();
     let refused = serde_json::json!({ "log": log, "events": vec![serde_json::json!({ "refused": "malformed", "why": "" }); 1_000] });
     let answer = PushAnswer::Pushed(serde_json::from_value(refused).unwrap());
-    assert_eq!(session.answer(&mut replica, &outgoing, answer).unwrap(), Ok(()));
+    assert_eq!(ended(session.answer(&mut replica, &outgoing, answer)).unwrap(), Ok(()));
     session.end(&mut replica).unwrap();
     let standing = replica.standing().unwrap();
     assert_eq!((standing.set_aside, standing.pending), (1_000, 500));
@@ -225,15 +226,15 @@ fn pages_that_bring_nothing_are_not_written_and_have_an_end() {
     let home = Home::new();
     let log = LogId::random();
     let (mut replica, mut session) = client(&home, 1, log, 9);
-    assert_eq!(session.arrive(&mut replica, wire_page(log, 1, &[like(1)])).unwrap(), Ok(()));
+    assert_eq!(ended(session.arrive(&mut replica, wire_page(log, 1, &[like(1)]))).unwrap(), Ok(()));
     let before = (replica.position().unwrap(), std::fs::read(home.files().witness()).unwrap());
     let empty = |next| WirePage { log, events: Vec::new(), next: Seq(next), more: true };
     assert_eq!(next_ids(&mut session, &replica), 0);
     for next in 2..=33 {
-        assert_eq!(session.arrive(&mut replica, empty(next)).unwrap(), Ok(()));
+        assert_eq!(ended(session.arrive(&mut replica, empty(next))).unwrap(), Ok(()));
     }
     assert_eq!(next_ids(&mut session, &replica), 1, "the end of the log was reached all the same");
-    let Err(End::Offline(why)) = session.arrive(&mut replica, empty(34)).unwrap() else { panic!("it goes on") };
+    let Err(End::Offline(why)) = ended(session.arrive(&mut replica, empty(34))).unwrap() else { panic!("it goes on") };
     assert!(why.contains("brings nothing"), "{why}");
     assert_eq!((replica.position().unwrap(), std::fs::read(home.files().witness()).unwrap()), before);
 }
@@ -243,9 +244,9 @@ fn places_that_go_back_or_end_all_logs_end_the_session() {
     let home = Home::new();
     let log = LogId::random();
     let (mut replica, mut session) = client(&home, 1, log, 0);
-    assert_eq!(session.arrive(&mut replica, wire_page(log, 5, &[like(1)])).unwrap(), Ok(()));
+    assert_eq!(ended(session.arrive(&mut replica, wire_page(log, 5, &[like(1)]))).unwrap(), Ok(()));
     for first in [4, 5, (1 << 62) - 1] {
-        let arrived = session.arrive(&mut replica, wire_page(log, first, &[like(2)])).unwrap();
+        let arrived = ended(session.arrive(&mut replica, wire_page(log, first, &[like(2)]))).unwrap();
         assert!(matches!(arrived, Err(End::Offline(_))), "{first}: {arrived:?}");
     }
     let position = replica.position().unwrap();
@@ -261,14 +262,14 @@ fn a_hub_owes_the_pages_that_it_named_and_the_events_that_it_took() {
     let log = LogId::random();
     let (mut replica, mut session) = client(&home, 1, log, 1);
     assert!(session.is_owed(Some(&replica)).unwrap());
-    assert_eq!(session.arrive(&mut replica, wire_page(log, 1, &[like(1)])).unwrap(), Ok(()));
+    assert_eq!(ended(session.arrive(&mut replica, wire_page(log, 1, &[like(1)]))).unwrap(), Ok(()));
     assert!(!session.is_owed(Some(&replica)).unwrap());
-    let outgoing = session.next_push(&replica).unwrap().unwrap().unwrap();
+    let outgoing = ended(session.next_push(&replica)).unwrap().unwrap().unwrap();
     let answer = serde_json::json!({ "log": log, "events": [{ "seq": 2 }] });
     let answer = PushAnswer::Pushed(serde_json::from_value(answer).unwrap());
-    assert_eq!(session.answer(&mut replica, &outgoing, answer).unwrap(), Ok(()));
+    assert_eq!(ended(session.answer(&mut replica, &outgoing, answer)).unwrap(), Ok(()));
     assert!(session.is_owed(Some(&replica)).unwrap());
-    assert_eq!(session.arrive(&mut replica, wire_page(log, 2, &[like(100)])).unwrap(), Ok(()));
+    assert_eq!(ended(session.arrive(&mut replica, wire_page(log, 2, &[like(100)]))).unwrap(), Ok(()));
     assert!(!session.is_owed(Some(&replica)).unwrap());
 }
 
@@ -278,7 +279,7 @@ fn a_hub_that_contradicts_itself_has_nothing_repaired() {
     let home = Home::new();
     let log = LogId::random();
     let (mut replica, mut session) = client(&home, 1, log, 0);
-    assert_eq!(session.arrive(&mut replica, wire_page(log, 1, &[like(1), like(2)])).unwrap(), Ok(()));
+    assert_eq!(ended(session.arrive(&mut replica, wire_page(log, 1, &[like(1), like(2)]))).unwrap(), Ok(()));
     let before = replica.position().unwrap();
     let point = |seq| Point { seq: Seq(seq), digest: replica.digest_at(Seq(seq)).unwrap() };
     let (first, last) = (point(1), point(2));

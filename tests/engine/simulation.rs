@@ -12,7 +12,7 @@ use std::thread;
 use likewise::engine::{Entry, Envelope, EventId, Fault, Files, Outcome, Replica, Schema, Seq, Whose};
 use likewise::sync::{
     End, Hello, Incoming, Outgoing, Point, Push, PushAnswer, Pushed, Refusal, Session, Start, WireEntry, WirePage,
-    repair,
+    ended, repair,
 };
 use rusqlite::ffi;
 use tempfile::TempDir;
@@ -144,7 +144,7 @@ impl Deed {
         match self {
             Self::Commit(events) => return replica.commit(events.as_slice()),
             Self::Arrive(stream, page) => {
-                assert_eq!(stream.session.arrive(replica, page.clone())?, Ok(()), "nobody else changes the log");
+                assert_eq!(ended(stream.session.arrive(replica, page.clone()))?, Ok(()), "nobody else changes the log");
             }
             Self::TakeBack(back) => replica.take_back(*back, Whose::Upstream(None))?,
             Self::Settle => replica.settle()?,
@@ -409,7 +409,7 @@ impl Cluster {
         stream.sent = page.next;
         let more = page.more;
         let node = &mut self.nodes[at];
-        let arrived = stream.session.arrive(node.replica.as_mut().unwrap(), page).unwrap();
+        let arrived = ended(stream.session.arrive(node.replica.as_mut().unwrap(), page)).unwrap();
         assert_eq!(arrived, Ok(()), "nobody else changes the log");
         node.is_between_pages = more;
         node.stream = Some(stream);
@@ -480,13 +480,13 @@ impl Cluster {
     fn next_push(&mut self, at: usize) -> Option<Outgoing> {
         let node = &mut self.nodes[at];
         let session = &mut node.stream.as_mut()?.session;
-        session.next_push(node.replica.as_ref().unwrap()).unwrap().expect("nobody else changes the log")
+        ended(session.next_push(node.replica.as_ref().unwrap())).unwrap().expect("nobody else changes the log")
     }
 
     fn answer(&mut self, at: usize, outgoing: &Outgoing, answer: PushAnswer) -> Result<(), End> {
         let node = &mut self.nodes[at];
         let session = &mut node.stream.as_mut().unwrap().session;
-        session.answer(node.replica.as_mut().unwrap(), outgoing, answer).unwrap()
+        ended(session.answer(node.replica.as_mut().unwrap(), outgoing, answer)).unwrap()
     }
 
     /// Hands a push to the authority.

@@ -5,7 +5,7 @@ use std::time::Duration;
 /// How much of the server one peer, or all of them, may take up.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
-    /// Open connections. More than the open event streams, so that full streams leave room for likes. When all are taken,
+    /// Open connections. More than the open event streams, so that full streams leave room for posts. When all are taken,
     /// the one that keeps us waiting longest makes room for the next.
     pub(crate) connections: usize,
     /// For the head of a request, from the opening of the connection or the end of the request before. So it bounds
@@ -49,7 +49,7 @@ impl Default for Limits {
 /// Files of an open store: two databases, their WALs, the witness, and what a checkpoint or a reader opens for a moment.
 const FILES_OF_A_STORE: usize = 8;
 
-/// Of so many connections, one is kept free of event streams, and so for likes.
+/// Of so many connections, one is kept free of event streams, and so for posts.
 const STREAMS_LEAVE: usize = 6;
 
 impl Limits {
