@@ -64,9 +64,12 @@ async fn a_like_that_finds_the_queue_full_is_told_when_to_come_again() {
          INSERT INTO likes VALUES (1, 0);",
     )
     .on(move |_: LikeAdded, db| {
-        let _ = entered.send(());
-        // Until the gate is dropped.
-        let _ = waits.lock().expect("one thread").recv();
+        // The rehearsal at the start, whose events are of 1970, passes through.
+        if db.millis() > 0 {
+            let _ = entered.send(());
+            // Until the gate is dropped.
+            let _ = waits.lock().expect("one thread").recv();
+        }
         db.execute("UPDATE likes SET count = count + 1", ())
     });
     let dir = tempfile::tempdir().expect("a directory");
