@@ -27,10 +27,13 @@ const MAX_APP_NAME: usize = 32;
 const MAX_NAME: usize = 40;
 
 /// Names that the program answers itself, as a path, an event of the live stream, a form field or a parameter.
-const RESERVED: [&str; 16] = [
-    "live", "status", "ping", "done", "s", "sync", "id", "static", "control", "adopt", "healthz", "metrics", "embed",
-    "pair", "current", "back",
+const RESERVED: [&str; 14] = [
+    "live", "status", "ping", "s", "sync", "id", "static", "control", "adopt", "healthz", "metrics", "embed", "pair",
+    "back",
 ];
+
+/// Events of the live stream that are no fragments.
+const EVENTS: [&str; 2] = ["done", "current"];
 
 /// Commands that every program has.
 const OWN_COMMANDS: [&str; 18] = [
@@ -350,7 +353,7 @@ impl App {
         let commands: Vec<&str> = self.commands.iter().map(|command| command.command.get_name()).collect();
         let kinds: [(_, _, Vec<&str>, &[&str]); 4] = [
             ("a form", "forms", forms.iter().map(|form| form.name).collect(), &[]),
-            ("a fragment", "fragments", fragments.iter().map(|fragment| fragment.name).collect(), &[]),
+            ("a fragment", "fragments", fragments.iter().map(|fragment| fragment.name).collect(), &EVENTS),
             ("a figure", "figures", figures.iter().map(|figure| figure.name).collect(), &TAKEN_FROM_FIGURES),
             ("a command", "commands", commands, &OWN_COMMANDS),
         ];

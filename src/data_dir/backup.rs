@@ -1,13 +1,14 @@
 //! A copy of a whole data directory, made by the process that has it.
 
-use std::fs;
 use std::path::Path;
+use std::{fs, io};
 
 use anyhow::{Context, bail};
 
 use super::DataDir;
 use crate::engine::{self, StoreId};
 use crate::sync::TokenFile;
+use crate::sync::tokens::replace;
 
 /// Copies all stores and the tokens of the data directory `data` to the new or empty directory `to`, and gives how many
 /// stores there were. When it fails, nothing is left at `to`.
@@ -56,8 +57,14 @@ fn copy_all(data: &Path, stores: &[StoreId], to: &Path) -> anyhow::Result<()> {
         engine::backup(&DataDir::files(data, store), &DataDir::files(to, store))
             .with_context(|| format!("the store {store} was not copied"))?;
     }
-    // A hub that is restored goes on with the same devices.
-    TokenFile::in_dir(data).copy_to(to)
+    // A hub that is restored goes on with the same devices, and knows the same visitors.
+    TokenFile::in_dir(data).copy_to(to)?;
+    let (from, copy) = (DataDir::visitor_key(data), DataDir::visitor_key(to));
+    match fs::read(&from) {
+        Ok(key) => replace(&copy, &key),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) => Err(error).with_context(|| format!("cannot read {}", from.display())),
+    }
 }
 
 /// Moves everything in the directory `part` up into `to`, durably.
@@ -69,4 +76,20 @@ fn put_in_place(part: &Path, to: &Path) -> anyhow::Result<()> {
     }
     fs::remove_dir(part).with_context(cannot_write)?;
     Ok(engine::sync_dir(to)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_knows_the_same_visitors() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (data, to) = (dir.path().join("data"), dir.path().join("copy"));
+        engine::create_private_dir(&data).expect("a directory");
+        TokenFile::in_dir(&data).add("phone".parse().expect("a name")).expect("a token");
+        fs::write(DataDir::visitor_key(&data), "key").expect("written");
+        assert_eq!(backup(&data, &to).expect("a copy"), 0);
+        assert_eq!(fs::read(DataDir::visitor_key(&to)).expect("read"), b"key");
+    }
 }

@@ -210,6 +210,11 @@ impl DataDir {
         &self.holder.key
     }
 
+    /// The file of the key that visitors are hashed with.
+    pub(crate) fn visitor_key(data: &Path) -> PathBuf {
+        data.join("visitor.key")
+    }
+
     /// The directory of all stores in the data directory at `path`.
     pub(crate) fn stores(path: &Path) -> PathBuf {
         path.join("stores")

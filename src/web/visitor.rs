@@ -12,6 +12,7 @@ use std::sync::Mutex;
 use anyhow::{Context as _, anyhow};
 use axum::http::header::{self, HeaderMap, HeaderValue};
 
+use crate::data_dir::DataDir;
 use crate::random;
 use crate::sync::tokens::replace;
 
@@ -50,7 +51,7 @@ pub(crate) struct VisitorKey {
 impl VisitorKey {
     /// The key in the data directory `data`.
     pub(crate) fn in_dir(data: &std::path::Path) -> Self {
-        Self { path: data.join("visitor.key"), key: Mutex::default() }
+        Self { path: DataDir::visitor_key(data), key: Mutex::default() }
     }
 
     /// Who sent a request with these headers, and the cookie that tells their browser who they are.
