@@ -13,6 +13,7 @@ mod ledger;
 mod live;
 mod replica;
 mod session;
+#[path = "../../src/testing/cluster.rs"]
 mod simulation;
 mod stores;
 mod support;
