@@ -4,6 +4,7 @@
 mod common;
 
 mod bad_sync;
+mod converges;
 mod crashes;
 mod damage;
 mod face;
@@ -13,7 +14,6 @@ mod ledger;
 mod live;
 mod replica;
 mod session;
-#[path = "../../src/testing/cluster.rs"]
 mod simulation;
 mod stores;
 mod support;
