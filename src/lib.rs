@@ -140,6 +140,7 @@ mod random;
 #[cfg(feature = "app")]
 mod serve;
 pub mod sync;
+pub mod testing;
 #[cfg(feature = "app")]
 mod web;
 

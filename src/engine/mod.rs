@@ -54,6 +54,7 @@ pub use events::{EventCursor, Events, Told};
 pub(crate) use files::{Access, check_dir, create_private_dir, exists, open_private_file, open_to_read, sync_dir};
 pub use health::Health;
 pub use materialize::Db;
+pub(crate) use materialize::panic_message;
 pub use place::{Cursor, Digest, Entry, Generation, LogId, Seq};
 pub use query::Query;
 pub use receipt::Receipt;
@@ -65,6 +66,7 @@ pub use replica::{
 pub use rusqlite::{self, Params, Row, ToSql, params, types::FromSql};
 pub use schema::Schema;
 pub use setup::{Files, Setup, executable, is_blank};
+pub(crate) use state::TableRows;
 pub use store::{Store, StoreId, Watch};
 pub(crate) use stores::{SWEEP_EVERY, Spare};
 pub use stores::{StoreLimits, Stores, stores_in};

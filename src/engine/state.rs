@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
 
-use rusqlite::types::Type;
+use rusqlite::types::{Type, ValueRef};
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::changes::{Changes, Written};
@@ -345,6 +345,11 @@ impl State {
         table_digests(self.sandbox.engine()).map_err(Fault::state)
     }
 
+    /// The rows of each table as text, with what is in the open transaction.
+    pub(crate) fn table_rows(&self) -> Result<TableRows, Fault> {
+        table_rows(self.sandbox.engine()).map_err(Fault::state)
+    }
+
     /// Makes SQLite reverse the order of rows wherever a statement doesn't ask for one. A materializer that relies on such
     /// an order gives itself away.
     pub(crate) fn reverse_unordered(&self) -> Result<(), Fault> {
@@ -440,6 +445,26 @@ struct Table {
     is_without_rowid: bool,
 }
 
+impl Table {
+    /// The statement that reads all of it: each row with its rowid, in the order of their keys.
+    fn select(&self, conn: &Connection) -> rusqlite::Result<String> {
+        let name = &self.name;
+        let quoted = name.replace('"', "\"\"");
+        if name == "sqlite_sequence" {
+            return Ok("SELECT name, seq FROM sqlite_sequence ORDER BY name".to_owned());
+        }
+        if !self.is_without_rowid {
+            return Ok(format!("SELECT rowid, * FROM \"{quoted}\" ORDER BY rowid"));
+        }
+        let keys: Vec<String> = conn
+            .prepare("SELECT name FROM pragma_table_info(?1) WHERE pk > 0 ORDER BY pk")?
+            .query_map([name], |row| row.get::<_, String>(0))?
+            .map(|key| key.map(|key| format!("\"{}\"", key.replace('"', "\"\""))))
+            .collect::<Result<_, _>>()?;
+        Ok(format!("SELECT * FROM \"{quoted}\" ORDER BY {}", keys.join(", ")))
+    }
+}
+
 fn tables_of(conn: &Connection) -> rusqlite::Result<Vec<Table>> {
     // `sqlite_sequence` decides about future rowids, so it is content too.
     let sql = "SELECT name, wr FROM pragma_table_list
@@ -451,24 +476,8 @@ fn tables_of(conn: &Connection) -> rusqlite::Result<Vec<Table>> {
 }
 
 fn feed_table(hasher: &mut blake3::Hasher, conn: &Connection, table: &Table) -> rusqlite::Result<()> {
-    use rusqlite::types::ValueRef;
-
-    let name = &table.name;
-    feed(hasher, b'T', name.as_bytes());
-    let quoted = name.replace('"', "\"\"");
-    let sql = if name == "sqlite_sequence" {
-        "SELECT name, seq FROM sqlite_sequence ORDER BY name".to_owned()
-    } else if table.is_without_rowid {
-        let keys: Vec<String> = conn
-            .prepare("SELECT name FROM pragma_table_info(?1) WHERE pk > 0 ORDER BY pk")?
-            .query_map([name], |row| row.get::<_, String>(0))?
-            .map(|key| key.map(|key| format!("\"{}\"", key.replace('"', "\"\""))))
-            .collect::<Result<_, _>>()?;
-        format!("SELECT * FROM \"{quoted}\" ORDER BY {}", keys.join(", "))
-    } else {
-        format!("SELECT rowid, * FROM \"{quoted}\" ORDER BY rowid")
-    };
-    let mut statement = conn.prepare(&sql)?;
+    feed(hasher, b'T', table.name.as_bytes());
+    let mut statement = conn.prepare(&table.select(conn)?)?;
     let columns = statement.column_count();
     let mut rows = statement.query(())?;
     while let Some(row) = rows.next()? {
@@ -484,6 +493,36 @@ fn feed_table(hasher: &mut blake3::Hasher, conn: &Connection, table: &Table) -> 
         }
     }
     Ok(())
+}
+
+/// The rows of each of a schema's tables, by its name: for people to read, each as `column=value, …`.
+pub(crate) type TableRows = BTreeMap<String, Vec<String>>;
+
+fn table_rows(conn: &Connection) -> rusqlite::Result<TableRows> {
+    let rows = |table: Table| {
+        let mut statement = conn.prepare(&table.select(conn)?)?;
+        let columns: Vec<String> = statement.column_names().into_iter().map(str::to_owned).collect();
+        // An INTEGER PRIMARY KEY is the rowid under a name of its own.
+        let named_twice = usize::from(columns[1..].contains(&columns[0]));
+        let line = |row: &Row<'_>| {
+            let value = |(place, column): (usize, &String)| {
+                let value: String = match row.get_ref(place)? {
+                    ValueRef::Null => "NULL".to_owned(),
+                    ValueRef::Integer(value) => value.to_string(),
+                    ValueRef::Real(value) => format!("{value:?}"),
+                    ValueRef::Text(value) => format!("'{}'", String::from_utf8_lossy(value)),
+                    ValueRef::Blob(value) => value.iter().fold("x".to_owned(), |hex, byte| format!("{hex}{byte:02x}")),
+                };
+                Ok(format!("{column}={value}"))
+            };
+            let values: Vec<String> =
+                columns.iter().enumerate().skip(named_twice).map(value).collect::<rusqlite::Result<_>>()?;
+            Ok(values.join(", "))
+        };
+        let lines = statement.query_map((), line)?.collect::<rusqlite::Result<_>>()?;
+        Ok((table.name, lines))
+    };
+    tables_of(conn)?.into_iter().map(rows).collect()
 }
 
 fn feed(hasher: &mut blake3::Hasher, kind: u8, bytes: &[u8]) {

@@ -4,7 +4,7 @@ use axum::Json;
 use axum::extract::{RawQuery, State};
 use axum::http::header;
 use axum::response::IntoResponse;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
 use super::face::{Face, Nouns};
@@ -19,6 +19,9 @@ use crate::sync::{LinkState, LinkStatus, code};
 pub(crate) struct StatusReport {
     pub(crate) store: String,
     pub(crate) device: Device,
+    /// The app's figures, by name.
+    #[serde(flatten, deserialize_with = "figures_alone")]
+    pub(crate) figures: Map<String, Value>,
     /// The last event of the log.
     pub(crate) head: u64,
     /// How far the committed state has come in it.
@@ -34,9 +37,6 @@ pub(crate) struct StatusReport {
     pub(crate) upstream: UpstreamStatus,
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub(crate) digests: Option<Digests>,
-    /// The app's figures, by name.
-    #[serde(flatten)]
-    pub(crate) figures: Map<String, Value>,
 }
 
 /// How the connection to the upstream is.
@@ -70,6 +70,13 @@ pub(crate) struct Digests {
     pub(crate) state_digest: String,
     /// The last event that both stand for.
     pub(crate) digest_seq: u64,
+}
+
+/// The fields that nothing else accounts for, without those of the [`Digests`].
+fn figures_alone<'de, D: Deserializer<'de>>(fields: D) -> Result<Map<String, Value>, D::Error> {
+    let mut fields = Map::deserialize(fields)?;
+    fields.retain(|name, _| !["log_digest", "state_digest", "digest_seq"].contains(&name.as_str()));
+    Ok(fields)
 }
 
 impl StatusReport {
@@ -228,4 +235,33 @@ fn clock_time(millis: u64) -> String {
 fn here(millis: u64) -> Option<jiff::ZonedDateTime> {
     let time = jiff::Timestamp::from_millisecond(i64::try_from(millis).ok()?).ok()?;
     Some(time.to_zoned_datetime(jiff::tz::TimeZone::system()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_stand_where_their_readers_expect_them_and_come_back_alone() {
+        let report = StatusReport {
+            store: "likes".to_owned(),
+            device: "here".parse().expect("a name"),
+            figures: Map::from_iter([("count".to_owned(), 7.into())]),
+            head: 7,
+            cursor: 7,
+            pending: 0,
+            set_aside: 0,
+            skipped: 0,
+            unknown: 0,
+            log: None,
+            schema: String::new(),
+            upstream: (&LinkStatus::none()).into(),
+            digests: Some(Digests { log_digest: "a".to_owned(), state_digest: "b".to_owned(), digest_seq: 7 }),
+        };
+        let text = serde_json::to_string(&report).expect("JSON");
+        assert!(text.starts_with(r#"{"store":"likes","device":"here","count":7,"head":7,"#), "{text}");
+        let back: StatusReport = serde_json::from_str(&text).expect("a report");
+        assert_eq!(back.figures, report.figures);
+        assert_eq!(back.digests.map(|digests| digests.log_digest), Some("a".to_owned()));
+    }
 }

@@ -8,8 +8,6 @@ use std::time::{Duration, Instant};
 
 use tempfile::{NamedTempFile, TempDir};
 
-pub mod random;
-
 /// How long a test waits for something that has to happen. Long, because the machine may be busy; a test that passes
 /// never waits so long.
 pub const PATIENCE: Duration = Duration::from_secs(180);

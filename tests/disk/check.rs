@@ -14,10 +14,10 @@ use serde_json::Value;
 
 use crate::client::{agent, new_id};
 use crate::common::PATIENCE;
-use crate::common::random::Rng;
 use crate::image::Disk;
 use crate::shim::{Recorder, program, scratch};
 use crate::trace::{self, Record};
+use likewise::testing::Rng;
 
 /// How many images are made of each recording in a run of its own; more come from further recordings.
 const OF_ONE: usize = 500;
@@ -120,7 +120,7 @@ pub(crate) fn power_cuts(
         let wanted = number("LIKEWISE_IMAGES").map_or(usual, |number| usize::try_from(number).expect("a number"));
         let count = (wanted - outcome.images).min(OF_ONE.max(usual));
         let chosen = (seed..).take(count).map(|seed| {
-            let mut random = Rng(seed);
+            let mut random = Rng::new(seed);
             let cut = match cuts {
                 Cuts::Random(_) => recording.choose_cut(&mut random),
                 Cuts::EachOf(stride) => {

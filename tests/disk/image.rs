@@ -16,8 +16,8 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use crate::common::random::Rng;
 use crate::trace::{Record, What};
+use likewise::testing::Rng;
 
 /// What a disk writes wholly or not at all.
 const SECTOR: usize = 512;

@@ -3,23 +3,13 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::thread;
 
+use likewise::testing::Syncs;
 use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
 };
-
-/// Which syncs fail.
-#[derive(Debug, Clone)]
-pub(crate) enum Syncs {
-    /// All of them.
-    All,
-    /// Those of this file.
-    Of(PathBuf),
-    /// Those of everything else.
-    AllBut(PathBuf),
-}
 
 /// Does something on a thread whose syncs fail. A filter stays with its thread for good, so the thread is a new one.
 pub(crate) fn while_syncs_fail<T: Send>(which: &Syncs, act: impl FnOnce() -> T + Send) -> T {

@@ -10,7 +10,7 @@ use likewise::engine::{Envelope, EventId, Outcome, Replica, Seq, Whose};
 use proptest::prelude::*;
 use proptest::test_runner::Config;
 
-use crate::support::*;
+use crate::support::{Rng, *};
 
 /// What may happen to a replica. The numbers are seeds and places, brought into range where they are used.
 #[derive(Debug, Clone)]
@@ -95,7 +95,7 @@ impl World {
     }
 
     fn events(seed: u64, events: usize) -> Vec<Envelope> {
-        let mut rng = Rng(seed);
+        let mut rng = Rng::new(seed);
         (0..events).map(|_| random_event(&mut rng)).collect()
     }
 
@@ -127,7 +127,7 @@ impl World {
             }
             Step::ArriveTheirs { seed, events, more } => self.arrive(&Self::events(seed, events), more),
             Step::ArriveMixed { seed, events, more } => {
-                let mut rng = Rng(seed);
+                let mut rng = Rng::new(seed);
                 let mut mixed = Self::events(seed, events);
                 for event in outbox_of(self.replica()) {
                     if rng.chance(30) {
@@ -241,7 +241,7 @@ const CHILD: &str = "LIKEWISE_TEST_CRASHING_CHILD";
 fn trust_03_a_killed_process_loses_nothing_that_it_acknowledged() {
     for follows in [false, true] {
         let home = Home::new();
-        let mut rng = Rng(if follows { 31 } else { 32 });
+        let mut rng = Rng::new(if follows { 31 } else { 32 });
         let mut acknowledged = BTreeSet::new();
         for round in 0..12 {
             let seed = rng.next();
@@ -277,7 +277,7 @@ fn child_that_is_killed() {
     let told: Vec<_> = told.split(' ').collect();
     let home = Home::of_child(told[0].into());
     let follows = told[1] == "true";
-    let mut rng = Rng(told[2].parse().unwrap());
+    let mut rng = Rng::new(told[2].parse().unwrap());
     let mut replica = if follows { home.follow() } else { home.open() };
     loop {
         let events: Vec<_> = (0..=rng.below(4)).map(|_| random_event(&mut rng)).collect();

@@ -120,7 +120,7 @@ fn trust_63_no_flipped_bit_anywhere_changes_what_is_pushed() {
     let replica = home.open();
     let (log, outbox, set_aside) = (log_of(&replica), outbox_of(&replica), set_aside_of(&replica));
     drop(replica);
-    let (mut rng, mut noticed) = (Rng(17), 0);
+    let (mut rng, mut noticed) = (Rng::new(17), 0);
     for _ in 0..400 {
         let mut bytes = sound.clone();
         let at = rng.below(bytes.len());

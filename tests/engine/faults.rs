@@ -12,7 +12,7 @@ use crate::support::*;
 
 /// A store whose log holds `log` and whose outbox holds `outbox`, with a bit of everything.
 fn filled(home: &Home, log: usize, outbox: usize) -> Replica {
-    let mut rng = Rng(99);
+    let mut rng = Rng::new(99);
     let mut replica = home.follow();
     let events: Vec<_> = (0..log).map(|_| random_event(&mut rng)).collect();
     replica.arrive(&page(1, &events, false)).unwrap();
@@ -130,7 +130,7 @@ fn trust_08_a_flipped_bit_in_the_eventlogs_structure_fails_closed_or_harms_nothi
         fs::create_dir(&home.dir).unwrap();
         sound.iter().for_each(|(name, bytes)| fs::write(home.path(name), bytes).unwrap());
     };
-    let mut rng = Rng(5);
+    let mut rng = Rng::new(5);
     let mut refused = 0;
     for nth in 0..250 {
         restore();
@@ -298,7 +298,7 @@ fn trust_07_an_older_wal_over_a_newer_database_is_noticed_and_not_written_into_i
             replica.arrive(&page).unwrap();
         }),
     ];
-    let mut rng = Rng(11);
+    let mut rng = Rng::new(11);
     for _ in 0..80 {
         let [old, between, new] = [(); 3].map(|()| *rng.pick(&acts));
         let story = [old, between, new].map(|(name, _)| name);

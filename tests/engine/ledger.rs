@@ -4,7 +4,7 @@
 use likewise::engine::{Db, DbError, Envelope, Event, Schema};
 use serde::{Deserialize, Serialize};
 
-use crate::support::{Rng, event, random_id};
+use crate::support::{Rng, event};
 
 macro_rules! events {
     ($($name:ident { $($field:ident: $type:ty),* })*) => {
@@ -73,7 +73,7 @@ fn book(db: &Db<'_>, account: &str, cents: i64, memo: Option<&str>) -> Result<()
 }
 
 pub(crate) fn random_event(rng: &mut Rng) -> Envelope {
-    let id = random_id(rng);
+    let id = rng.new_id();
     let names = ["cash", "rent", "tea", "\u{1f980}"];
     let (a, b) = (*rng.pick(&names), *rng.pick(&names));
     let cents = rng.below(400) as i64 - 50;

@@ -4,6 +4,7 @@
 mod common;
 
 mod bad_sync;
+mod converges;
 mod crashes;
 mod damage;
 mod face;

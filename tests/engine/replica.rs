@@ -512,7 +512,7 @@ fn the_digest_at_a_seq_covers_what_stands_up_to_there_gaps_or_not() {
 fn the_digest_of_a_state_is_of_its_content_and_not_of_its_pages() {
     let home = Home::new();
     let mut replica = home.open();
-    let mut rng = Rng(7);
+    let mut rng = Rng::new(7);
     let events: Vec<_> = (0..200).map(|_| (random_event(&mut rng), device("elsewhere"))).collect();
     replica.add(&events).unwrap();
     let digest = replica.state_digest().unwrap();

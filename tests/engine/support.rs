@@ -13,12 +13,13 @@ use likewise::engine::{
     Db, DbError, Device, Entry, Envelope, Event, EventId, Fault, Files, Outcome, Page, PageSize, Query, Replica,
     Schema, Seq, Setup, Store, StoreLimits, Stores, Whose,
 };
+use likewise::testing::check_places;
 use rusqlite::{Connection, OpenFlags, ffi};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tempfile::TempDir;
 
-pub(crate) use crate::common::random::Rng;
+pub(crate) use likewise::testing::Rng;
 
 /// A directory for one test, in memory where there is such a thing: what is tested here never loses power.
 pub(crate) fn scratch() -> TempDir {
@@ -37,16 +38,9 @@ pub(crate) fn copy_dir(from: &Path, to: &Path) {
     }
 }
 
-/// An id whose time says nothing about when it was made, as on devices whose clocks are off.
-pub(crate) fn random_id(rng: &mut Rng) -> EventId {
-    let mut random = [0; 10];
-    random[..8].copy_from_slice(&rng.next().to_le_bytes());
-    EventId::from_parts(rng.next() >> 17, random)
-}
-
 /// The `n`th of a row of ids.
 pub(crate) fn id(n: u64) -> EventId {
-    random_id(&mut Rng(n ^ 0x1d))
+    Rng::new(n ^ 0x1d).new_id()
 }
 
 /// An event by its name and the text of its payload, as a foreign program might send it.
@@ -289,7 +283,7 @@ pub(crate) fn setup(schema: Schema) -> Setup {
 
 /// An event that may do anything: most succeed, some depend on what came before, some never succeed.
 pub(crate) fn random_event(rng: &mut Rng) -> Envelope {
-    let id = random_id(rng);
+    let id = rng.new_id();
     let (name, args) = random_content(rng, true);
     event(id, &name, &args)
 }
@@ -533,6 +527,17 @@ pub(crate) fn ids_of(replica: &Replica) -> Vec<EventId> {
 /// of log and outbox, and what is on disk is the replay of the log up to where it says.
 pub(crate) fn check(replica: &Replica, dir: &Path) {
     check_files(replica, dir);
+    check_view(replica, dir);
+}
+
+/// The part of [`check`] that also holds between the pages of a pull.
+pub(crate) fn check_files(replica: &Replica, dir: &Path) {
+    check_places(replica);
+    check_state_file(replica, dir);
+}
+
+/// The part of [`check`] about what queries see.
+pub(crate) fn check_view(replica: &Replica, _: &Path) {
     let (log, outbox) = (log_of(replica), outbox_of(replica));
     let model = Model::of(log.iter().map(|entry| &entry.event).chain(&outbox));
     assert_eq!(view(replica), model.lines(), "what queries see is not the replay of log and outbox");
@@ -541,32 +546,13 @@ pub(crate) fn check(replica: &Replica, dir: &Path) {
     assert_eq!(standing.unknown, model.unknown.len() as u64, "unknown");
 }
 
-/// The part of [`check`] that holds also between the pages of a pull.
-pub(crate) fn check_files(replica: &Replica, dir: &Path) {
-    check_places(replica);
+/// The part of [`check_files`] that the simulation doesn't know by itself: what is on disk.
+pub(crate) fn check_state_file(replica: &Replica, dir: &Path) {
     let log = log_of(replica);
     let (cursor, lines) = committed_view(dir);
     assert_eq!(cursor, replica.standing().unwrap().cursor);
     let confirmed = Model::of(log.iter().filter(|entry| entry.seq <= cursor).map(|entry| &entry.event));
     assert_eq!(lines, confirmed.lines(), "state.db is not the replay of the log up to {cursor}");
-}
-
-/// The part of [`check`] that knows nothing of any schema: every event is in one place.
-pub(crate) fn check_places(replica: &Replica) {
-    let (log, outbox) = (log_of(replica), outbox_of(replica));
-    let mut seen = BTreeSet::new();
-    for id in ids_of(replica) {
-        assert!(seen.insert(id), "{id} is there twice");
-    }
-    let standing = replica.standing().unwrap();
-    assert_eq!(standing.length, log.len() as u64);
-    assert_eq!(standing.pending, outbox.len() as u64);
-    assert_eq!(standing.head, log.last().map_or(Seq::START, |entry| entry.seq));
-    assert_eq!(standing.set_aside, set_aside_of(replica).len() as u64);
-    if let Whose::Own(_) = standing.whose {
-        assert_eq!(standing.pending, 0, "an authority has nothing pending");
-        assert_eq!(standing.cursor, standing.head, "an authority commits its state with its log");
-    }
 }
 
 /// A replica with the directory it lives in.

@@ -8,7 +8,7 @@ use crate::engine::event::EventId;
 use crate::engine::eventlog::{Tip, Whose};
 use crate::engine::place::{Cursor, Digest, Generation, Seq};
 use crate::engine::setup::Files;
-use crate::engine::state;
+use crate::engine::state::{self, TableRows};
 
 /// Where a replica stands.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -66,6 +66,11 @@ impl Replica {
     /// A fault of the machine.
     pub fn state_digest(&self) -> Result<Digest, Fault> {
         self.state.digest()
+    }
+
+    /// The rows of the state's tables as text, with what is pending.
+    pub(crate) fn table_rows(&self) -> Result<TableRows, Fault> {
+        self.state.table_rows()
     }
 
     /// Why the event `id` can't be applied, if it can't.

@@ -1,0 +1,172 @@
+//! What has to hold: after each step for the one that took it, and in the end for all together.
+
+use std::collections::BTreeSet;
+use std::fs;
+
+use super::{Cluster, WORKS, device, open};
+use crate::engine::{Entry, Envelope, EventId, PageSize, Replica, Seq, Whose};
+use crate::testing::difference::{Order, Replay, check_order, compare};
+
+impl Cluster<'_> {
+    /// What holds for a node after every step.
+    pub(super) fn look_at(&mut self, at: usize) {
+        let node = &mut self.nodes[at];
+        let Some(replica) = &node.replica else { return };
+        check_places(replica);
+        let at_rest = self.simulation.at_rest.iter().filter(|_| !node.is_between_pages);
+        self.simulation.always.iter().chain(at_rest).for_each(|check| check(replica, &node.dir));
+        if !node.is_between_pages && self.rng.chance(2) {
+            let pending =
+                outbox_of(replica).into_iter().map(|event| Entry { seq: Seq(0), event, origin: device("here") });
+            let events: Vec<_> = log_of(replica).into_iter().chain(pending).collect();
+            let replay = Replay::of(self.simulation, &events, Order::Natural);
+            compare(self.simulation, &events, (&name(at), replica), ("a replay", &replay.replica));
+        }
+        let holds = all_of(replica);
+        for event in &node.held {
+            let copies = holds.iter().filter(|one| *one == event).count();
+            assert_eq!(copies, 1, "{event:?} is held {copies} times by node {at}");
+        }
+        node.held = holds;
+    }
+
+    pub(super) fn look_at_authority(&self) {
+        let replica = self.authority.as_ref().expect(WORKS);
+        check_places(replica);
+        let checks = self.simulation.always.iter().chain(&self.simulation.at_rest);
+        checks.for_each(|check| check(replica, &self.authority_dir));
+    }
+
+    /// Everything works from now on; then everybody has to agree, soon.
+    pub(super) fn heal(&mut self) {
+        for at in 0..self.nodes.len() {
+            self.nodes[at].is_cut_off = false;
+            if self.nodes[at].replica.is_none() {
+                self.crash(at);
+            }
+        }
+        let mut rounds = 0;
+        while !self.is_quiet() {
+            rounds += 1;
+            assert!(rounds <= 4, "it does not come to rest");
+            while !self.delayed.is_empty() {
+                self.deliver_delayed();
+            }
+            for at in 0..self.nodes.len() {
+                // What is lost on the way is pushed again: each try gets through with more than even odds.
+                let mut tries = 0;
+                loop {
+                    if !self.connect(at) {
+                        self.adopt(at);
+                        assert!(self.connect(at), "it was adopted");
+                    }
+                    while !self.pull_page(at, 5) {}
+                    if self.replica(at).standing().expect(WORKS).pending == 0 {
+                        break;
+                    }
+                    self.push_some(at, 4);
+                    tries += 1;
+                    assert!(tries < 1_000, "a push never gets through");
+                }
+                self.look_at(at);
+            }
+        }
+        self.agree();
+    }
+
+    pub(super) fn is_quiet(&mut self) -> bool {
+        let head = self.authority().standing().expect(WORKS).head;
+        let digest = self.authority().digest_at(head).expect(WORKS);
+        let head = Seq(head.0 * self.stride);
+        self.delayed.is_empty()
+            && self.nodes.iter().all(|node| {
+                let replica = node.replica.as_ref().expect(WORKS);
+                let standing = replica.standing().expect(WORKS);
+                standing.head == head && standing.pending == 0 && replica.digest_at(head).expect(WORKS) == digest
+            })
+    }
+
+    pub(super) fn agree(&mut self) {
+        let stride = self.stride;
+        let log = log_of(self.authority());
+        let ids: BTreeSet<EventId> = log.iter().map(|entry| entry.event.id).collect();
+        assert_eq!(ids.len(), log.len());
+        let hub = self.authority.take().expect("BUG: the hub is up");
+        for node in &self.nodes {
+            let own: BTreeSet<EventId> = node.committed.iter().copied().collect();
+            let order: Vec<_> = log.iter().map(|entry| entry.event.id).filter(|id| own.contains(id)).collect();
+            assert_eq!(order, node.committed, "nothing overtakes what it may depend on");
+        }
+        let mut set_aside = Vec::new();
+        for at in 0..self.nodes.len() {
+            self.look_at(at);
+            let replica = self.nodes[at].replica.take().expect(WORKS);
+            let on_the_wire = |entry: &Entry| Entry { seq: Seq(entry.seq.0 * stride), ..entry.clone() };
+            assert_eq!(log_of(&replica), log.iter().map(on_the_wire).collect::<Vec<_>>(), "node {at}");
+            compare(self.simulation, &log, (&name(at), &replica), ("the hub", &hub));
+            set_aside.extend(set_aside_of(&replica));
+            // Rebuilt, it is the same.
+            drop(replica);
+            fs::remove_file(self.nodes[at].dir.join("state.db")).expect(WORKS);
+            let replica = open(self.simulation, &self.nodes[at].dir).expect(WORKS);
+            compare(self.simulation, &log, (&format!("{}, rebuilt,", name(at)), &replica), ("the hub", &hub));
+        }
+        let replay = Replay::of(self.simulation, &log, Order::Natural);
+        compare(self.simulation, &log, ("the hub", &hub), ("a replay", &replay.replica));
+        check_order(self.simulation, &log, &replay.replica);
+        self.authority = Some(hub);
+        for event in &self.acknowledged {
+            let is_in_log = log.iter().any(|entry| entry.event == *event);
+            assert!(is_in_log || set_aside.contains(event), "{event:?} was acknowledged, and is nowhere");
+        }
+    }
+}
+
+/// How messages call a device.
+fn name(at: usize) -> String {
+    format!("device {at}")
+}
+
+pub(super) fn log_of(replica: &Replica) -> Vec<Entry> {
+    replica.entries(Seq::START, PageSize::events(usize::MAX >> 1)).expect(WORKS)
+}
+
+fn outbox_of(replica: &Replica) -> Vec<Envelope> {
+    let pending = replica.pending(i64::MIN, PageSize::events(usize::MAX >> 1)).expect(WORKS);
+    pending.into_iter().map(|(_, event)| event).collect()
+}
+
+fn set_aside_of(replica: &Replica) -> Vec<Envelope> {
+    replica.all_set_aside().expect(WORKS).into_iter().map(|(event, _)| event).collect()
+}
+
+/// The ids of the log and behind them those of the outbox.
+pub(super) fn ids_of(replica: &Replica) -> Vec<EventId> {
+    let log = log_of(replica).into_iter().map(|entry| entry.event.id);
+    log.chain(outbox_of(replica).into_iter().map(|event| event.id)).collect()
+}
+
+/// All that a replica holds, wherever.
+pub(super) fn all_of(replica: &Replica) -> Vec<Envelope> {
+    let log = log_of(replica).into_iter().map(|entry| entry.event);
+    log.chain(outbox_of(replica)).chain(set_aside_of(replica)).collect()
+}
+
+/// Panics unless every event of a replica is in one place, and the counts say so.
+#[doc(hidden)]
+pub fn check_places(replica: &Replica) {
+    let (log, outbox) = (log_of(replica), outbox_of(replica));
+    let mut seen = BTreeSet::new();
+    for id in ids_of(replica) {
+        assert!(seen.insert(id), "{id} is there twice");
+    }
+    let standing = replica.standing().expect(WORKS);
+    assert_eq!(standing.length, log.len() as u64);
+    assert_eq!(standing.pending, outbox.len() as u64);
+    assert_eq!(standing.head, log.last().map_or(Seq::START, |entry| entry.seq));
+    assert_eq!(standing.set_aside, set_aside_of(replica).len() as u64);
+    if let Whose::Own(_) = standing.whose {
+        assert_eq!(standing.pending, 0, "an authority has nothing pending");
+        assert_eq!(standing.cursor, standing.head, "an authority commits its state with its log");
+    }
+}

@@ -1,0 +1,103 @@
+//! What people do with files: they clone devices, restore backups, and delete the hub's data.
+
+use std::fs;
+use std::path::PathBuf;
+
+use super::checks::{all_of, ids_of, log_of};
+use super::{Cluster, Node, WORKS, open};
+use crate::engine::{Envelope, Seq, Whose};
+use crate::testing::scratch::copy_dir;
+
+impl Cluster<'_> {
+    /// Somebody copies a data directory, and both go on.
+    pub(super) fn clone_node(&mut self, at: usize) {
+        if self.nodes.len() >= 5 {
+            return;
+        }
+        let dir = self.new_dir();
+        let node = &self.nodes[at];
+        copy_dir(&node.dir, &dir);
+        let held = node.held.clone();
+        let replica = open(self.simulation, &dir).expect(WORKS);
+        self.nodes.push(Node { held, ..Node::new(dir, replica) });
+        self.look_at(self.nodes.len() - 1);
+    }
+
+    /// A node is set up anew from a copy of another, older or empty: what only it held is gone.
+    pub(super) fn restore_node(&mut self, at: usize) {
+        let dir = self.new_dir();
+        let from = self.rng.below(self.nodes.len());
+        if from != at && self.rng.chance(50) {
+            copy_dir(&self.nodes[from].dir, &dir);
+        }
+        let mut replica = open(self.simulation, &dir).expect(WORKS);
+        if let Whose::Own(_) = replica.standing().expect(WORKS).whose {
+            replica.take_back(Seq::START, Whose::Upstream(None)).expect(WORKS);
+        }
+        let node = &mut self.nodes[at];
+        node.replica = None;
+        fs::remove_dir_all(&node.dir).expect(WORKS);
+        // Its new life has nothing of the earlier one.
+        *node = Node { is_cut_off: node.is_cut_off, ..Node::new(dir, replica) };
+        self.forget_what_nobody_holds();
+    }
+
+    pub(super) fn back_up_authority(&mut self) {
+        let dir = self.new_dir();
+        copy_dir(&self.authority_dir, &dir);
+        self.backups.push(dir);
+    }
+
+    /// Kills the authority and starts it, on its own files or on others.
+    pub(super) fn restart_authority(&mut self, from: Option<PathBuf>) {
+        let next = self.new_dir();
+        copy_dir(from.as_ref().unwrap_or(&self.authority_dir), &next);
+        self.authority = None;
+        fs::remove_dir_all(&self.authority_dir).expect(WORKS);
+        self.authority_dir = next;
+        self.authority = Some(open(self.simulation, &self.authority_dir).expect(WORKS));
+        self.run += 1;
+        self.look_at_authority();
+    }
+
+    pub(super) fn restore_authority(&mut self) {
+        if self.backups.is_empty() {
+            return;
+        }
+        self.authority_earlier = None;
+        let backup = self.rng.pick(&self.backups).clone();
+        self.restart_authority(Some(backup));
+        self.forget_what_nobody_holds();
+    }
+
+    /// Somebody deletes the authority's data, and starts it anew: another log, which its clients have to adopt.
+    pub(super) fn recreate_authority(&mut self) {
+        self.authority_earlier = None;
+        self.authority = None;
+        fs::remove_dir_all(&self.authority_dir).expect(WORKS);
+        self.authority_dir = self.new_dir();
+        self.authority = Some(open(self.simulation, &self.authority_dir).expect(WORKS));
+        self.run += 1;
+        self.forget_what_nobody_holds();
+    }
+
+    /// The person at a node says that another log is meant to be its hub's from now on.
+    pub(super) fn adopt(&mut self, at: usize) {
+        let replica = self.replica(at);
+        let before = ids_of(replica);
+        replica.take_back(Seq::START, Whose::Upstream(None)).expect(WORKS);
+        assert_eq!(ids_of(replica), before);
+        self.look_at(at);
+    }
+
+    pub(super) fn forget_what_nobody_holds(&mut self) {
+        let mut held: Vec<Envelope> = log_of(self.authority()).into_iter().map(|entry| entry.event).collect();
+        for node in &self.nodes {
+            match &node.replica {
+                Some(replica) => held.extend(all_of(replica)),
+                None => held.extend(node.held.iter().cloned()),
+            }
+        }
+        self.acknowledged.retain(|event| held.contains(event));
+    }
+}

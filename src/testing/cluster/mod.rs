@@ -1,0 +1,306 @@
+//! One hub and some devices over a bad network, driven by a seed: the same seed, the same story.
+//!
+//! Here is what there is, and which steps a story has. [`network`] has pulls and pushes, [`faults`] what machines do wrong,
+//! [`copies`] what people do with files, and [`checks`] what has to hold.
+
+mod checks;
+mod copies;
+mod faults;
+mod network;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+pub use checks::check_places;
+
+use super::scratch::Scratch;
+use super::{Rng, Simulation};
+use crate::engine::{Device, Entry, Envelope, EventId, Fault, Files, Outcome, Replica, Seq, Setup, Whose};
+use crate::sync::{Push, Session, Start, WirePage, ended};
+
+/// How many steps a story has before everything works again: enough for each kind of step, and short to read.
+const STEPS: usize = 60;
+
+/// Why a story goes on where it expects something.
+pub(super) const WORKS: &str = "a simulated machine fails only where it is made to";
+
+/// What a story that ended well has come to.
+pub(super) struct Story {
+    /// The hub's log.
+    pub(super) log: Vec<Entry>,
+    /// What became of the events where they were committed first.
+    pub(super) tally: Tally,
+}
+
+/// What became of events, by their names.
+pub(super) type Tally = BTreeMap<String, Tried>;
+
+/// What became of the events of one name.
+#[derive(Default)]
+pub(super) struct Tried {
+    pub(super) taken: u64,
+    pub(super) refused: u64,
+    /// Why the last was refused.
+    pub(super) why: String,
+}
+
+/// One pull stream.
+struct Stream {
+    /// The authority's run that it speaks to.
+    run: u64,
+    session: Session,
+    /// What the authority remembers of it.
+    start: Start,
+    /// How far it has sent its log.
+    sent: Seq,
+}
+
+struct Node {
+    dir: PathBuf,
+    /// None while its process is down.
+    replica: Option<Replica>,
+    stream: Option<Stream>,
+    is_cut_off: bool,
+    /// Whether the last page said that more are waiting, so that queries lag behind the log.
+    is_between_pages: bool,
+    /// What it has to hold, in whatever place: all it ever held.
+    held: Vec<Envelope>,
+    /// What was committed here and nowhere else, in that order.
+    committed: Vec<EventId>,
+    /// What it had earlier, of which a power cut may leave what was never synced.
+    earlier: Option<PathBuf>,
+}
+
+impl Node {
+    fn new(dir: PathBuf, replica: Replica) -> Self {
+        Self {
+            dir,
+            replica: Some(replica),
+            stream: None,
+            is_cut_off: false,
+            is_between_pages: false,
+            held: Vec::new(),
+            committed: Vec::new(),
+            earlier: None,
+        }
+    }
+}
+
+/// Something that a node writes.
+enum Deed {
+    Commit([Envelope; 2]),
+    Arrive(Box<Stream>, WirePage),
+    TakeBack(Seq),
+    Settle,
+}
+
+impl Deed {
+    /// Does it, and gives what became of the events to be committed.
+    fn run(&mut self, replica: &mut Replica) -> Result<Vec<Outcome>, Fault> {
+        match self {
+            Self::Commit(events) => return replica.commit(events.as_slice()),
+            Self::Arrive(stream, page) => {
+                assert_eq!(ended(stream.session.arrive(replica, page.clone()))?, Ok(()), "nobody else changes the log");
+            }
+            Self::TakeBack(back) => replica.take_back(*back, Whose::Upstream(None))?,
+            Self::Settle => replica.settle()?,
+        }
+        Ok(Vec::new())
+    }
+}
+
+/// A push on its way.
+#[derive(Clone)]
+struct Letter {
+    from: usize,
+    push: Push,
+}
+
+pub(super) struct Cluster<'s> {
+    simulation: &'s Simulation,
+    rng: Rng,
+    scratch: Scratch,
+    dirs: u32,
+    authority: Option<Replica>,
+    authority_dir: PathBuf,
+    authority_earlier: Option<PathBuf>,
+    /// New whenever the authority starts.
+    run: u64,
+    backups: Vec<PathBuf>,
+    nodes: Vec<Node>,
+    /// Copies of pushes that the network delivers some time, or never.
+    delayed: Vec<Letter>,
+    /// The places on the wire are this many times the authority's own, so that there are gaps.
+    stride: u64,
+    /// What was acknowledged and no restored backup has undone.
+    acknowledged: Vec<Envelope>,
+    tally: Tally,
+}
+
+impl<'s> Cluster<'s> {
+    /// Tells the story of one seed to its end. Panics when something doesn't hold.
+    pub(super) fn tell(simulation: &'s Simulation, seed: u64) -> Story {
+        let mut cluster = Self::new(simulation, seed);
+        for _ in 0..STEPS {
+            cluster.step();
+        }
+        cluster.heal();
+        Story { log: checks::log_of(cluster.authority()), tally: cluster.tally }
+    }
+
+    fn new(simulation: &'s Simulation, seed: u64) -> Self {
+        let mut rng = Rng::new(seed);
+        let scratch = Scratch::new();
+        let authority_dir = scratch.path().join("authority");
+        let authority = open(simulation, &authority_dir).expect(WORKS);
+        let stride = 1 + rng.next() % 3;
+        let mut cluster = Self {
+            simulation,
+            rng,
+            scratch,
+            dirs: 0,
+            authority: Some(authority),
+            authority_dir,
+            authority_earlier: None,
+            run: 1,
+            backups: Vec::new(),
+            nodes: Vec::new(),
+            delayed: Vec::new(),
+            stride,
+            acknowledged: Vec::new(),
+            tally: Tally::new(),
+        };
+        for _ in 0..2 + cluster.rng.below(2) {
+            cluster.add_node();
+        }
+        cluster
+    }
+
+    fn new_dir(&mut self) -> PathBuf {
+        self.dirs += 1;
+        self.scratch.path().join(self.dirs.to_string())
+    }
+
+    fn add_node(&mut self) {
+        let dir = self.new_dir();
+        let mut replica = open(self.simulation, &dir).expect(WORKS);
+        // Some have worked alone before they were given an upstream.
+        let events = self.some_events();
+        let outcomes = replica.commit(&events).expect(WORKS);
+        let alone: Vec<_> = events.into_iter().zip(outcomes).filter(|(_, outcome)| is_kept(outcome)).collect();
+        let committed = alone.iter().map(|(event, _)| event.id).collect();
+        self.acknowledged.extend(alone.into_iter().map(|(event, _)| event));
+        replica.take_back(Seq::START, Whose::Upstream(None)).expect(WORKS);
+        self.nodes.push(Node { committed, ..Node::new(dir, replica) });
+        self.look_at(self.nodes.len() - 1);
+    }
+
+    fn some_events(&mut self) -> Vec<Envelope> {
+        (0..self.rng.below(4)).map(|_| self.new_event()).collect()
+    }
+
+    /// An event of the author's.
+    fn new_event(&mut self) -> Envelope {
+        let draft = (self.simulation.events)(&mut self.rng);
+        let event = draft.seal(|| self.rng.new_id());
+        let event = event.unwrap_or_else(|why| panic!("the test made what can't be an event: {why}"));
+        self.rng.remember(&event);
+        event
+    }
+
+    fn step(&mut self) {
+        let at = self.rng.below(self.nodes.len());
+        let faults = self.simulation.faults;
+        match (self.rng.below(100), faults) {
+            (0..=28, _) => self.commit(at),
+            (29, Some(faults)) if self.rng.chance(30) => self.failed_sync_at_authority(at, faults),
+            (29, Some(faults)) => self.failed_sync(at, faults),
+            (30..=34, _) => self.commit_at_authority(),
+            (35..=59, _) => self.pull(at),
+            (60..=76, _) => self.push(at),
+            (77..=79, _) => self.deliver_delayed(),
+            (80..=81, _) => self.crash(at),
+            (82..=84, _) => self.cut_power(at),
+            (85, _) => self.clone_node(at),
+            (86..=87, _) => self.restore_node(at),
+            (88..=90, _) => self.nodes[at].is_cut_off ^= true,
+            (91, _) => self.drop_stream(at),
+            (92..=94, _) => self.back_up_authority(),
+            (95, _) => self.restart_authority(None),
+            (96, _) => self.cut_power_of_authority(),
+            (97, _) if self.rng.chance(15) => self.recreate_authority(),
+            (97, _) => self.restore_authority(),
+            (_, Some(faults)) if self.rng.chance(25) => self.machine_fault_at_authority(faults),
+            (_, Some(faults)) => self.machine_fault(at, faults),
+            (_, None) => self.crash(at),
+        }
+        self.look_at(at);
+    }
+
+    /// Commits at a node: mostly new events, now and then one again, or another one under a known id.
+    fn commit(&mut self, at: usize) {
+        let mut events = self.some_events();
+        if self.rng.chance(20) && !self.acknowledged.is_empty() {
+            let mut known = self.rng.pick(&self.acknowledged).clone();
+            if self.rng.chance(30) {
+                let other = self.new_event();
+                known = Envelope { id: known.id, ..other };
+            }
+            // Where it stands is another's business from now on.
+            self.nodes.iter_mut().for_each(|node| node.committed.retain(|id| *id != known.id));
+            events.push(known);
+        }
+        let known: Vec<_> = self.acknowledged.iter().map(|event| event.id).collect();
+        let Some(replica) = self.nodes[at].replica.as_mut() else { return };
+        let outcomes = replica.commit(&events).expect(WORKS);
+        for (event, outcome) in events.into_iter().zip(outcomes) {
+            let tried = self.tally.entry(event.name.as_str().to_owned()).or_default();
+            match &outcome {
+                Outcome::Stored(_) => tried.taken += 1,
+                Outcome::Refused(why) => {
+                    tried.refused += 1;
+                    tried.why.clone_from(why);
+                }
+                _ => {}
+            }
+            if is_kept(&outcome) && !self.acknowledged.contains(&event) {
+                if !known.contains(&event.id) {
+                    self.nodes[at].committed.push(event.id);
+                }
+                self.acknowledged.push(event);
+            }
+        }
+    }
+
+    fn commit_at_authority(&mut self) {
+        let events = self.some_events();
+        let outcomes = self.authority().commit(&events).expect(WORKS);
+        let kept = events.into_iter().zip(outcomes).filter(|(_, outcome)| is_kept(outcome));
+        self.acknowledged.extend(kept.map(|(event, _)| event));
+        self.look_at_authority();
+    }
+
+    fn authority(&mut self) -> &mut Replica {
+        self.authority.as_mut().expect("BUG: the hub is always up between steps")
+    }
+}
+
+/// Opens the store in `dir`, as a device does.
+pub(super) fn open(simulation: &Simulation, dir: &Path) -> Result<Replica, Fault> {
+    let schema = Arc::new((simulation.schema)());
+    let setup = Setup { schema, device: device("here"), executable: "one".to_owned(), progress: |_, _| {} };
+    Replica::open(Files::in_dir(dir), setup)
+}
+
+fn device(name: &str) -> Device {
+    name.parse().expect("BUG: a name that a device may have")
+}
+
+fn run_id(run: u64) -> String {
+    format!("run-{run}")
+}
+
+fn is_kept(outcome: &Outcome) -> bool {
+    matches!(outcome, Outcome::Stored(_) | Outcome::Known(_))
+}

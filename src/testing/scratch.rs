@@ -1,0 +1,54 @@
+//! Directories for simulated machines.
+//!
+//! Written here, because the library has no other use for a crate of temporary directories without the feature `app`.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::random;
+
+/// A directory that goes away with this value.
+pub(super) struct Scratch(PathBuf);
+
+impl Scratch {
+    /// A new one, in memory where there is such a thing: what is simulated never loses power.
+    pub(super) fn new() -> Self {
+        let name = format!("likewise-test-{}", random::hex::<8>());
+        let make = |parent: &Path| fs::create_dir(parent.join(&name)).map(|()| Self(parent.join(&name)));
+        let memory = Path::new("/dev/shm");
+        let in_memory = if memory.is_dir() { make(memory).ok() } else { None };
+        let elsewhere = std::env::temp_dir();
+        in_memory.unwrap_or_else(|| {
+            make(&elsewhere).unwrap_or_else(|why| {
+                panic!(
+                    "can't make a directory in {}: {why}. Set TMPDIR to one that can be written to",
+                    elsewhere.display()
+                )
+            })
+        })
+    }
+
+    pub(super) fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // What stays behind is only in the way.
+        drop(fs::remove_dir_all(&self.0));
+    }
+}
+
+/// Copies a store as a process that is killed leaves it: while it is open.
+pub(super) fn copy_dir(from: &Path, to: &Path) {
+    let copy = || {
+        fs::create_dir_all(to)?;
+        for file in fs::read_dir(from)? {
+            let file = file?;
+            fs::copy(file.path(), to.join(file.file_name()))?;
+        }
+        std::io::Result::Ok(())
+    };
+    copy().unwrap_or_else(|why| panic!("can't copy {} to {}: {why}", from.display(), to.display()));
+}
