@@ -85,7 +85,7 @@
 //!
 //! [`App`] and its command line stand on the web floor (forms, fragments, streams, the guard in front of them), that on
 //! [`sync`] (what a client and a hub decide, which is plain code without a network), and that on [`engine`]. Each knows only
-//! those below. `default-features = false` leaves the decisions of sync and the engine, with no network at all.
+//! those below. [`testing`] tries a schema on simulated devices. `default-features = false` leaves the decisions of sync and the engine, with no network at all.
 //!
 //! # In a crate of your own
 //!

@@ -501,7 +501,7 @@ pub(crate) type TableRows = BTreeMap<String, Vec<String>>;
 fn table_rows(conn: &Connection) -> rusqlite::Result<TableRows> {
     let rows = |table: Table| {
         let mut statement = conn.prepare(&table.select(conn)?)?;
-        let columns: Vec<String> = statement.column_names().into_iter().map(str::to_owned).collect();
+        let columns: Vec<String> = statement.column_names().map(str::to_owned).collect();
         // An INTEGER PRIMARY KEY is the rowid under a name of its own.
         let named_twice = usize::from(columns[1..].contains(&columns[0]));
         let line = |row: &Row<'_>| {

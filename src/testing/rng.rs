@@ -18,6 +18,7 @@ impl Rng {
 
     /// Any number.
     // `SplitMix64`: small, and the same everywhere and for ever.
+    #[expect(clippy::should_implement_trait, reason = "an endless iterator would offer a lot that nobody means")]
     pub fn next(&mut self) -> u64 {
         self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = self.state;
