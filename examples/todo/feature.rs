@@ -248,7 +248,7 @@ mod tests {
 
     #[test]
     fn the_app_keeps_the_rules() {
-        crate::app().check().unwrap();
+        super::super::app().check().unwrap();
     }
 
     #[tokio::test]

@@ -37,8 +37,17 @@ pub(crate) fn app() -> App {
         .live("finished", |params| Ok(feature::finished(&params.get::<Search>()?)), page::finished)
         .page(|page: Page| page::page(&page))
         .figure("left", feature::left)
-        .routes(Router::new().route("/todo.css", get(async || ([(header::CONTENT_TYPE, "text/css")], page::STYLE))))
+        .routes(files())
         .command(clap::Command::new("add").about("Add a to-do").arg(clap::Arg::new("title").required(true)), add)
+}
+
+/// The app's own files. They are inside the program, so an app is one file wherever it is put.
+fn files() -> Router {
+    let file = |kind: &'static str, text: &'static str| get(async move || ([(header::CONTENT_TYPE, kind)], text));
+    Router::new()
+        .route("/todo.css", file("text/css", include_str!("todo.css")))
+        .route("/todo.js", file("text/javascript", include_str!("todo.js")))
+        .route("/todo.svg", file("image/svg+xml", include_str!("todo.svg")))
 }
 
 /// `todo add TITLE`

@@ -7,10 +7,7 @@ use likewise::engine::EventId;
 use likewise::{Html, Page, Render};
 use maud::{DOCTYPE, Markup, html};
 
-use crate::feature::Todo;
-
-/// The stylesheet, inside the program: an app is one file, wherever it is put.
-pub(crate) const STYLE: &str = include_str!("todo.css");
+use super::feature::Todo;
 
 /// The whole page.
 pub(crate) fn page(page: &Page) -> Markup {
@@ -23,12 +20,14 @@ pub(crate) fn page(page: &Page) -> Markup {
                 (page.head())
                 meta name="color-scheme" content="light dark";
                 title { "To do" @if !page.base().is_empty() { " · " (page.store()) } }
-                link rel="icon" href=(page.asset("favicon.svg"));
-                link rel="stylesheet" href={ (page.base()) "/todo.css" };
+                link rel="icon" type="image/svg+xml" href={ (home) "todo.svg" };
+                link rel="stylesheet" href={ (home) "todo.css" };
+                script type="module" src={ (home) "todo.js" } {}
             }
             body {
                 header {
-                    h1 { a href=(home) { "To do" } (page.live("left")) }
+                    h1 { a href=(home) { "To do" } }
+                    (page.live("left"))
                     form role="search" action=(home) {
                         input type="search" name="q" value=(q) placeholder="Search" aria-label="Search" autocomplete="off";
                     }
@@ -36,7 +35,7 @@ pub(crate) fn page(page: &Page) -> Markup {
                 main {
                     form.add method="post" action=(page.to("add")) {
                         (page.id())
-                        input name="title" placeholder="What is to be done? Add a #tag if you like" aria-label="Title" autocomplete="off" required autofocus[q.is_empty()];
+                        input name="title" placeholder="Buy milk #shop" aria-label="New to-do" autocomplete="off" required autofocus[q.is_empty()];
                         button { "Add" }
                     }
                     (page.message())
@@ -59,9 +58,9 @@ pub(crate) fn page(page: &Page) -> Markup {
     }
 }
 
-/// How many are left, beside the heading.
+/// How many are left, beside the heading. A fragment is a block, so it doesn't stand inside headings and paragraphs.
 pub(crate) fn left(left: u64) -> Markup {
-    html! { span.left { (left) } }
+    html! { p.left aria-label={ (left) " left" } { (left) } }
 }
 
 /// The tags of what is left, each a link to the to-dos that have it.
@@ -88,11 +87,11 @@ pub(crate) fn open(todos: Vec<Todo>, r: Render) -> Markup {
                         button.check aria-label={ "Finish " (todo.title) } {}
                     }
                     details {
-                        summary { (title(&todo.title)) }
+                        summary draggable="true" { (title(&todo.title)) }
                         form.rename method="post" action=(r.to("rename")) {
                             (r.id()) (about(todo.id))
                             input name="title" value=(todo.title) aria-label="Title" autocomplete="off" required;
-                            button { "Rename" }
+                            button { "Save" }
                         }
                     }
                     div.moves {
