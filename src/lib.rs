@@ -153,7 +153,13 @@ pub use node::{Node, NodeError, Options};
 #[cfg(feature = "app")]
 pub use web::{AllowedHost, Html, IntoHtml, Page, Params, Refusal, Render, Visitor};
 
-/// The README's code is compiled with the tests.
+/// The code in the documents is run with the tests. The tutorial's is that of an example.
 #[cfg(all(doctest, feature = "app"))]
-#[doc = include_str!("../README.md")]
-struct Readme;
+mod documents {
+    #[doc = include_str!("../README.md")]
+    struct Readme;
+    #[doc = include_str!("../docs/evolution.md")]
+    struct Evolution;
+    #[doc = include_str!("../docs/determinism.md")]
+    struct Determinism;
+}

@@ -1,6 +1,6 @@
-//! Another app's whole program: to-dos, under a name of their own.
+//! Whole programs of other apps: to-dos, under a name of their own, and the shopping list of the tutorial.
 //!
-//! The program has to be one that the tests can start, so this file is both: started by a test, it is the app.
+//! The programs have to be ones that the tests can start, so this file is both: started by a test, it is the app.
 
 #[path = "common/mod.rs"]
 mod common;
@@ -16,6 +16,16 @@ use likewise::{App, BoxError, Context, Html, Node, Options};
 use serde::{Deserialize, Serialize};
 
 use common::{Server, data_dir, errors, printed, wait_for};
+
+/// The program that `docs/tutorial.md` leads to.
+#[allow(dead_code, unused_imports, clippy::items_after_test_module, reason = "its own tests don't run here")]
+mod groceries {
+    include!("../examples/groceries.rs");
+
+    pub(super) fn run() -> ExitCode {
+        main()
+    }
+}
 
 /// Set where this is started as the program: which one.
 const ROLE: &str = "LIKEWISE_TEST_ROLE";
@@ -214,8 +224,67 @@ fn an_app_serves_on_a_listener_until_it_is_told_to_stop() {
     assert_eq!(printed(run(data.path(), &["list"])), "one\n");
 }
 
-const TESTS: [(&str, fn()); 6] = [
+/// The blocks of code of the tutorial that are of this kind.
+fn blocks(kind: &str) -> Vec<&'static str> {
+    let tutorial = include_str!("../docs/tutorial.md");
+    let blocks = tutorial.split("\n```").skip(1).step_by(2);
+    blocks.filter_map(|block| block.strip_prefix(kind)?.strip_prefix('\n')).collect()
+}
+
+fn the_tutorial_has_all_of_its_program() {
+    let (_, program) = include_str!("../examples/groceries.rs").split_once("\n\n").expect("a comment at its head");
+    assert!(blocks("rust").join("\n\n") + "\n" == program, "docs/tutorial.md and examples/groceries.rs differ");
+}
+
+/// Runs the commands of the tutorial, but for the ports, which may be taken here.
+fn the_tutorial_leads_to_two_devices_with_one_list() {
+    let home = data_dir();
+    let commands = blocks("sh").into_iter().flat_map(str::lines).filter_map(|line| line.strip_prefix("cargo run -- "));
+    let groceries = || {
+        let mut command = program(home.path());
+        command.env(ROLE, "groceries").current_dir(home.path());
+        command
+    };
+    let mut servers: Vec<Server> = Vec::new();
+    for line in commands {
+        let words = line.split_whitespace();
+        if let Some((add, file)) = line.split_once(" > ") {
+            let token = printed(groceries().args(add.split_whitespace()).output().expect("the program starts"));
+            std::fs::write(home.path().join(file), token).expect("the token is written");
+        } else {
+            let hub = servers.first().map(|hub| hub.url.clone());
+            let port = |word: &str| match word {
+                "http://127.0.0.1:4000" => hub.clone().expect("the hub comes first"),
+                _ if word.starts_with("127.0.0.1:") => "127.0.0.1:0".to_owned(),
+                _ => word.to_owned(),
+            };
+            let mut command = groceries();
+            command.args(words.map(port));
+            servers.push(Server::spawn(command, home.path()));
+        }
+    }
+    let [_, laptop, phone] = &servers[..] else { panic!("a hub and two devices, not {}", servers.len()) };
+    let add = |device: &Server, name: &str| {
+        let body = format!("name={name}");
+        let request = ureq::post(format!("{}/add", device.url)).content_type("application/x-www-form-urlencoded");
+        request.send(body).expect("it is added");
+    };
+    let until_there = |device: &Server, name: &str| {
+        wait_for(name, || {
+            let page = ureq::get(&device.url).call().ok()?.body_mut().read_to_string().ok()?;
+            page.contains(&format!("<li>{name}")).then_some(())
+        });
+    };
+    add(laptop, "milk");
+    until_there(phone, "milk");
+    add(phone, "bread");
+    until_there(laptop, "bread");
+}
+
+const TESTS: [(&str, fn()); 8] = [
     ("status_says_which_events_have_no_effect_and_why", status_says_which_events_have_no_effect_and_why),
+    ("the_tutorial_has_all_of_its_program", the_tutorial_has_all_of_its_program),
+    ("the_tutorial_leads_to_two_devices_with_one_list", the_tutorial_leads_to_two_devices_with_one_list),
     ("own_commands_work_whether_or_not_a_process_serves", own_commands_work_whether_or_not_a_process_serves),
     ("the_program_goes_by_the_apps_name", the_program_goes_by_the_apps_name),
     (
@@ -229,6 +298,7 @@ const TESTS: [(&str, fn()); 6] = [
 fn main() -> ExitCode {
     match std::env::var(ROLE).ok().as_deref() {
         Some("to-do") => return todo().main(),
+        Some("groceries") => return groceries::run(),
         Some(_) => return wrong().main(),
         None => {}
     }

@@ -64,7 +64,7 @@ fn words_about_trouble_fit_the_narrowest_window() {
     picture_every_size(&tab, "offline");
 }
 
-fn picture_every_size(tab: &Tab<'_>, name: &str) {
+pub(crate) fn picture_every_size(tab: &Tab<'_>, name: &str) {
     for (width, height) in SIZES {
         for (dark, scheme) in [(false, "light"), (true, "dark")] {
             tab.shown_as(width, height, dark);
@@ -74,13 +74,13 @@ fn picture_every_size(tab: &Tab<'_>, name: &str) {
     }
 }
 
-fn fits(tab: &Tab<'_>, what: &str) {
+pub(crate) fn fits(tab: &Tab<'_>, what: &str) {
     let [shown, needed] = ["innerWidth", "document.scrollingElement.scrollWidth"]
         .map(|size| tab.eval(size).as_u64().expect("a whole number"));
     assert!(needed <= shown, "{what}: {needed} px wide in a window of {shown} px");
 }
 
-fn picture(tab: &Tab<'_>, name: &str) {
+pub(crate) fn picture(tab: &Tab<'_>, name: &str) {
     let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/screenshots");
     std::fs::create_dir_all(&directory).expect("a directory for pictures");
     std::fs::write(directory.join(format!("{name}.png")), tab.screenshot()).expect("room for a picture");

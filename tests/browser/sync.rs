@@ -7,7 +7,7 @@ use crate::chromium::Browser;
 use crate::common::{Server, data_dir, likewise};
 
 /// Lets a device sync with the hub whose data is in `hub`, and gives the file with its token.
-fn token(hub: &Path, device: &str) -> String {
+pub(crate) fn token(hub: &Path, device: &str) -> String {
     let added = likewise().args(["token", "add", device, "--data"]).arg(hub).output().expect("the program runs");
     assert!(added.status.success(), "{}", String::from_utf8_lossy(&added.stderr));
     let file = hub.join(device);

@@ -1,81 +1,21 @@
-//! Another app in the browser: to-dos, with parameters, several fragments, and forms inside them.
+//! The example app in the browser: to-dos, with parameters, several fragments, and forms inside them.
 
 use std::net::TcpListener;
 
-use likewise::engine::{Event, Query, Schema};
-use likewise::{App, Options, Page, Params, Refusal, Render};
-use maud::{DOCTYPE, Markup, html};
-use serde::{Deserialize, Serialize};
-use serde_json::json;
+use likewise::Options;
+use likewise::sync::{TokenSource, UpstreamOptions};
 use tokio::sync::oneshot;
 
 use crate::chromium::{Browser, ENTER, Tab};
-use crate::common::data_dir;
+use crate::common::{Server, data_dir};
+use crate::look::picture_every_size;
+use crate::sync::token;
 
-#[derive(Serialize, Deserialize)]
-struct TodoAdded {
-    title: String,
-}
+#[path = "../../examples/todo/main.rs"]
+mod app;
 
-impl Event for TodoAdded {
-    const NAME: &'static str = "TodoAdded";
-}
-
-#[derive(Serialize, Deserialize)]
-struct TodoDone {
-    todo: String,
-}
-
-impl Event for TodoDone {
-    const NAME: &'static str = "TodoDone";
-}
-
-#[derive(Deserialize)]
-struct Search {
-    #[serde(default)]
-    q: String,
-}
-
-fn schema() -> Schema {
-    Schema::new("CREATE TABLE todo (id TEXT PRIMARY KEY, title TEXT NOT NULL CHECK (length(title) > 1)) STRICT")
-        .on(|TodoAdded { title }, db| db.execute("INSERT INTO todo VALUES (?1, ?2)", (db.id().to_string(), title)))
-        .on(|TodoDone { todo }, db| db.execute("DELETE FROM todo WHERE id = ?1", [todo]))
-}
-
-fn open() -> Query<Vec<(String, String)>> {
-    Query::rows("SELECT id, title FROM todo ORDER BY id", |row| Ok((row.get("id")?, row.get("title")?)))
-}
-
-fn found(params: &Params) -> Result<Query<Vec<String>>, Refusal> {
-    let Search { q } = params.get()?;
-    Ok(Query::rows("SELECT title FROM todo WHERE instr(title, ?1) ORDER BY id", |row| Ok(row.get("title")?)).bind(q))
-}
-
-fn list(todos: Vec<(String, String)>, r: Render) -> Markup {
-    html! { ul #open { @for (id, title) in todos {
-        li { (title) form method="post" action=(r.to("finish")) {
-            (r.id()) input type="hidden" name="todo" value=(id); button { "Done" }
-        } }
-    } } }
-}
-
-fn page(page: Page) -> Markup {
-    html! { (DOCTYPE) html { head { (page.head()) title { "To do" } link rel="icon" href=(page.asset("favicon.svg")); } body {
-        (page.live("open")) (page.live("found"))
-        form method="post" action=(page.to("add")) { (page.id()) input name="title" autocomplete="off"; button { "Add" } }
-        ul data-waiting {} (page.message()) (page.status())
-    } } }
-}
-
-fn todo() -> App {
-    App::new("todo", schema)
-        .nouns("to-do", "to-dos")
-        .form::<TodoAdded>("add")
-        .form::<TodoDone>("finish")
-        .live("open", |_| Ok(open()), list)
-        .live("found", found, |titles, _| html! { p #found { (titles.join(", ")) } })
-        .page(page)
-}
+/// The titles of what is left, in the order of the page.
+const TITLES: &str = "[...document.querySelectorAll('#open summary')].map((title) => title.textContent.trim()).join()";
 
 /// The app, served until this goes out of scope.
 struct Served {
@@ -87,20 +27,35 @@ struct Served {
 
 impl Served {
     fn start() -> Self {
+        Self::start_with(None)
+    }
+
+    /// As a device of a hub, or alone.
+    fn start_with(upstream: Option<UpstreamOptions>) -> Self {
         let data = data_dir();
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
         let url = format!("http://{}", listener.local_addr().expect("its address"));
         listener.set_nonblocking(true).expect("a socket for Tokio");
-        let options = Options { data: Some(data.path().to_owned()), ..Options::default() };
+        let options = Options { data: Some(data.path().to_owned()), upstream, ..Options::default() };
         let (end, ends) = oneshot::channel();
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Runtime::new().expect("a runtime");
             runtime.block_on(async {
                 let listener = tokio::net::TcpListener::from_std(listener).expect("a socket of Tokio's");
-                todo().serve(options, listener, async { drop(ends.await) }).await.expect("it serves");
+                app::app().serve(options, listener, async { drop(ends.await) }).await.expect("it serves");
             });
         });
         Self { url, end: Some(end), thread: Some(thread), _data: data }
+    }
+
+    /// Adds to-dos as a program would, in this order.
+    fn fill(&self, titles: &[&str]) {
+        for title in titles {
+            let body = form_urlencoded::Serializer::new(String::new()).append_pair("title", title).finish();
+            let request = ureq::post(format!("{}/add", self.url)).header("accept", "application/json");
+            let answer = request.content_type("application/x-www-form-urlencoded").send(body);
+            assert_eq!(answer.expect("it is added").status(), 204);
+        }
     }
 }
 
@@ -114,8 +69,12 @@ impl Drop for Served {
 
 fn add(tab: &Tab<'_>, title: &str) {
     tab.to_front();
-    tab.type_into("[name=title]", title);
+    tab.type_into(".add [name=title]", title);
     tab.press(&ENTER);
+}
+
+fn until_titles(tab: &Tab<'_>, titles: &str) {
+    tab.until(&format!("{TITLES} === '{titles}'"));
 }
 
 #[test]
@@ -126,23 +85,24 @@ fn to_dos_are_added_found_and_done_in_twelve_tabs_with_twelve_searches() {
     let tabs = searches.map(|search| browser.open(&format!("{}/?q={search}", app.url)));
     add(&tabs[0], "milk");
     assert_eq!(tabs[0].eval("document.querySelector('[name=title]').value"), "");
+    tabs[1].until("document.querySelector('.left').textContent === '1'");
     add(&tabs[1], "bread");
     for (tab, search) in tabs.iter().zip(searches) {
-        let expected: Vec<&str> = ["milk", "bread"].into_iter().filter(|title| title.contains(search)).collect();
-        tab.until(&format!("document.getElementById('found').textContent === '{}'", expected.join(", ")));
-        tab.until("document.querySelectorAll('#open li').length === 2");
+        let expected: Vec<&str> = ["bread", "milk"].into_iter().filter(|title| title.contains(search)).collect();
+        until_titles(tab, &expected.join(","));
+        tab.until("document.querySelector('.left').textContent === '2'");
         tab.until_live();
         tab.until("document.querySelectorAll('[data-waiting] li').length === 0");
     }
     // A form inside a fragment has no id but the one that the script mints.
-    assert_eq!(tabs[2].eval("document.querySelectorAll('#open [name=id]').length"), 0);
-    tabs[2].to_front();
-    tabs[2].click("#open button");
-    for tab in &tabs {
-        tab.until("[...document.querySelectorAll('#open li')].map((item) => item.firstChild.data).join() === 'bread'");
+    assert_eq!(tabs[0].eval("document.querySelectorAll('#open [name=id]').length"), 0);
+    tabs[0].to_front();
+    tabs[0].click("#open .check");
+    for (tab, search) in tabs.iter().zip(searches) {
+        until_titles(tab, if "bread".contains(search) { "bread" } else { "" });
+        tab.until(&format!("!!document.querySelector('#finished') === {}", "milk".contains(search)));
     }
-    tabs[2].until_sent();
-    assert_eq!(tabs[0].text("#found"), "");
+    tabs[0].until_sent();
 }
 
 #[test]
@@ -152,32 +112,146 @@ fn a_to_do_that_was_refused_comes_back_with_the_reason() {
     browser.network_may_fail();
     let tab = browser.open(&app.url);
     tab.until_live();
-    add(&tab, "x");
-    tab.until("document.querySelector('[name=title]').value === 'x'");
-    assert!(tab.text("[data-message]").starts_with("“x” was not saved. "), "{}", tab.text("[data-message]"));
+    let long = "x".repeat(201);
+    add(&tab, &long);
+    tab.until(&format!("document.querySelector('[name=title]').value === '{long}'"));
+    let said = tab.text("[data-message]");
+    assert!(said.contains("was not saved. ") && said.contains("A title has at most 200"), "{said}");
     add(&tab, "xylophone");
-    tab.until("document.querySelector('#open li')?.firstChild.data === 'xylophone'");
+    until_titles(&tab, "xylophone");
     tab.until_sent();
     assert_eq!(tab.text("[data-message]"), "");
     assert_eq!(tab.eval("localStorage.length"), 0);
 }
 
 #[test]
-fn without_javascript_to_dos_are_added_and_done_on_the_page_that_posted() {
+fn without_javascript_to_dos_are_added_moved_and_done_on_the_page_that_posted() {
     let app = Served::start();
     let browser = Browser::launch();
     let tab = browser.blank();
     tab.without_scripts();
     tab.go(&format!("{}/?q=mi", app.url));
-    for title in ["milk", "bread"] {
+    for title in ["mint", "milk", "bread"] {
         tab.eval(&format!("document.querySelector('[name=title]').value = '{title}'"));
-        tab.leave_by(|tab| tab.click("[name=title] + button"));
+        tab.leave_by(|tab| tab.click(".add button"));
         assert_eq!(tab.eval("location.search"), "?q=mi");
     }
-    assert_eq!(tab.text("#found"), "milk");
-    tab.leave_by(|tab| tab.click("#open button"));
-    assert_eq!(
-        tab.eval("[...document.querySelectorAll('#open li')].map((item) => item.firstChild.data)"),
-        json!(["bread"])
-    );
+    assert_eq!(tab.eval(TITLES), "milk,mint");
+    tab.leave_by(|tab| tab.click("#open li:first-child .moves form:last-child button"));
+    assert_eq!(tab.eval(TITLES), "mint,milk");
+    tab.leave_by(|tab| tab.click("#open .check"));
+    assert_eq!(tab.eval(TITLES), "milk");
+    tab.leave_by(|tab| tab.click("#finished .check"));
+    assert_eq!(tab.eval(TITLES), "mint,milk");
+}
+
+#[test]
+fn a_to_do_that_moves_takes_along_what_somebody_types_in_it() {
+    let app = Served::start();
+    app.fill(&["c", "b", "a"]);
+    let browser = Browser::launch();
+    let [one, two] = [browser.open(&app.url), browser.open(&app.url)];
+    one.until_live();
+    one.to_front();
+    one.click("#open li:nth-child(2) summary");
+    one.type_into("#open details[open] [name=title]", "b and mo");
+    two.to_front();
+    two.until_live();
+    two.click("#open li:nth-child(2) .moves form:first-child button");
+    until_titles(&two, "b,a,c");
+    one.to_front();
+    until_titles(&one, "b,a,c");
+    assert_eq!(one.eval("document.querySelector('#open li:first-child [name=title]').value"), "b and mo");
+    assert_eq!(one.eval("document.activeElement.value"), "b and mo");
+    one.press(&ENTER);
+    until_titles(&two, "b and mo,a,c");
+    one.until_sent();
+    assert_eq!(one.eval("document.querySelectorAll('#open details[open]').length"), 0, "it is closed once it is said");
+}
+
+#[test]
+fn a_to_do_can_be_dragged_to_another_place() {
+    let app = Served::start();
+    app.fill(&["c", "b", "a"]);
+    let browser = Browser::launch();
+    let tab = browser.open(&app.url);
+    tab.until_live();
+    for (from, to, at, expected) in [(1, 3, "bottom - 1", "b,c,a"), (3, 1, "top + 1", "a,b,c")] {
+        tab.eval(&format!(
+            "(() => {{
+               const item = (nth) => document.querySelector(`#open li:nth-child(${{nth}}) summary`);
+               const box = item({to}).closest('li').getBoundingClientRect();
+               const event = (name) => new DragEvent(name, {{
+                 bubbles: true, cancelable: true, dataTransfer: new DataTransfer(), clientY: box.{at},
+               }});
+               item({from}).dispatchEvent(event('dragstart'));
+               for (const name of ['dragover', 'drop', 'dragend']) item({to}).dispatchEvent(event(name));
+             }})()"
+        ));
+        until_titles(&tab, expected);
+    }
+    assert_eq!(tab.eval("document.querySelectorAll('[data-drop]').length"), 0);
+    tab.until_sent();
+}
+
+#[test]
+fn two_devices_have_one_list_and_go_on_without_the_hub() {
+    let hub_data = data_dir();
+    let [laptop_token, phone_token] = ["laptop", "phone"].map(|device| token(hub_data.path(), device));
+    let hub = Server::start(hub_data.path());
+    let listen = format!("127.0.0.1:{}", hub.port());
+    let device = |token: String| {
+        let token = TokenSource::File(token.into());
+        Served::start_with(Some(UpstreamOptions { url: hub.url.clone(), token, root_certificate: None }))
+    };
+    let (laptop_app, phone_app) = (device(laptop_token), device(phone_token));
+    let browser = Browser::launch();
+    let [laptop, phone] = [&laptop_app, &phone_app].map(|app| browser.open(&app.url));
+    for page in [&laptop, &phone] {
+        page.until_live();
+        page.until("document.getElementById('status').dataset.state === 'online'");
+    }
+    add(&laptop, "milk");
+    until_titles(&phone, "milk");
+    hub.kill();
+    for page in [&laptop, &phone] {
+        page.to_front();
+        page.until("document.getElementById('status').dataset.state === 'offline'");
+    }
+    add(&laptop, "bread");
+    until_titles(&laptop, "bread,milk");
+    laptop.until("document.getElementById('status').textContent.includes('1 to-do waiting, offline since')");
+    phone.to_front();
+    phone.click("#open .check");
+    until_titles(&phone, "");
+    let _hub = Server::start_with(hub_data.path(), &["--listen", &listen]);
+    for page in [&laptop, &phone] {
+        page.to_front();
+        until_titles(page, "bread");
+        page.until("document.querySelector('#finished li')?.textContent.trim() === 'milk'");
+        page.until("document.getElementById('status').textContent.includes('All synced')");
+    }
+}
+
+#[test]
+fn the_list_fits_every_window_in_light_and_dark() {
+    let app = Served::start();
+    app.fill(&[
+        "Write to Anna",
+        "Return the library books, all four of them, before they close on Friday at six #town",
+        "Buy oat milk #shop",
+        "Water the plants #home",
+        &"w".repeat(60),
+        "Mend the reading lamp #home",
+    ]);
+    let browser = Browser::launch();
+    let tab = browser.open(&app.url);
+    tab.until_live();
+    tab.click("#open li:last-child .check");
+    tab.until("document.querySelectorAll('#finished li').length === 1");
+    tab.click("#open li:nth-child(3) summary");
+    picture_every_size(&tab, "todo");
+    let found = browser.open(&format!("{}/?tag=home", app.url));
+    found.until_live();
+    picture_every_size(&found, "todo-found");
 }
