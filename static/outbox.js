@@ -15,7 +15,7 @@ const LONGEST_PAUSE = 60;       // seconds: the most that a Retry-After is heede
 const OUTLIVES_PAGE = 32_000;   // bytes of a body that a browser may send after its page is gone; 64 KB for all of them
 
 /** Codes that are about the event itself, so that the same post can never succeed. All others are about the moment. */
-const FINAL = ["malformed-id", "malformed-form", "malformed-event", "event-refused", "id-taken", "body-too-large"];
+const FINAL = ["malformed-id", "malformed-form", "malformed-event", "event-refused", "id-taken"];
 
 /**
  * An outbox of the store at `base`.

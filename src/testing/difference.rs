@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::thread;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use super::Simulation;
 use super::cluster::{WORKS, open};
@@ -16,8 +16,8 @@ use crate::engine::{Entry, Outcome, Replica, TableRows};
 /// How often a log is replayed to find a difference that came up by chance.
 const TRIES: usize = 20;
 
-/// How often to look whether the clock shows another second.
-const TICK: Duration = Duration::from_millis(20);
+/// After this time every clock of seconds shows another one, wherever its seconds begin.
+const SECOND: Duration = Duration::from_millis(1_010);
 
 /// How many tables, and how many rows of each, a message shows. One difference is enough to find its reason.
 const SHOWN: usize = 3;
@@ -93,7 +93,7 @@ pub(super) fn compare(simulation: &Simulation, log: &[Entry], one: (&str, &Repli
     let again = || not_deterministic(log, &first, &Trace::of(simulation, log, Order::Natural));
     let reversed = || depends_on_order(log, &first, &Trace::of(simulation, log, Order::Reversed));
     let later = || {
-        wait_for_another_second(second());
+        wait_for_a_second_since(Instant::now());
         (0..TRIES).find_map(|_| again())
     };
     if let Some(why) = again().or_else(reversed).or_else(later) {
@@ -141,16 +141,9 @@ fn depends_on_order(log: &[Entry], plain: &Trace, reversed: &Trace) -> Option<St
     ))
 }
 
-/// The second that the clock shows.
-pub(super) fn second() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
-}
-
-/// Waits until the clock shows another second: what two replays in a row don't show, two in different seconds may.
-pub(super) fn wait_for_another_second(than: u64) {
-    while second() == than {
-        thread::sleep(TICK);
-    }
+/// Waits until a second has passed since `then`: what two replays in a row don't show, two with a second between them do.
+pub(super) fn wait_for_a_second_since(then: Instant) {
+    thread::sleep(SECOND.saturating_sub(then.elapsed()));
 }
 
 /// Names the event at a place of the log.

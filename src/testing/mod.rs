@@ -38,13 +38,14 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
+use std::time::Instant;
 
 use crate::engine::{Entry, Replica, Schema, panic_message};
 
 #[doc(hidden)]
 pub use cluster::check_places;
 use cluster::{Cluster, Story, Tally, Tried};
-use difference::{Order, Trace, not_deterministic, second, wait_for_another_second};
+use difference::{Order, Trace, not_deterministic, wait_for_a_second_since};
 pub use draft::Draft;
 pub use rng::Rng;
 
@@ -270,18 +271,18 @@ struct Earliest {
     seed: u64,
     log: Vec<Entry>,
     trace: Trace,
-    second: u64,
+    replayed: Instant,
 }
 
 impl Earliest {
     fn new(simulation: &Simulation, seed: u64, log: Vec<Entry>) -> Self {
         let trace = Trace::of(simulation, &log, Order::Natural);
-        Self { seed, log, trace, second: second() }
+        Self { seed, log, trace, replayed: Instant::now() }
     }
 
-    /// Replays it once more, in another second, and gives its seed and what differs.
+    /// Replays it once more, a second later, and gives its seed and what differs.
     fn repeat(&self, simulation: &Simulation) -> Option<(u64, String)> {
-        wait_for_another_second(self.second);
+        wait_for_a_second_since(self.replayed);
         let again = Trace::of(simulation, &self.log, Order::Natural);
         Some((self.seed, not_deterministic(&self.log, &self.trace, &again)?))
     }
