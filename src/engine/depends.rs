@@ -57,36 +57,56 @@ impl Hash for KeyColumn {
     }
 }
 
+/// A way to look rows up by a key, learned from a query's text once.
+#[derive(Debug)]
+pub(super) struct KeyLookup {
+    column: Arc<KeyColumn>,
+    affinity: Affinity,
+    /// The place of the parameter that is the key.
+    param: usize,
+}
+
 impl Depends {
     /// What the answer to `sql` depends on, which reads the tables `reads`.
-    pub(super) fn of(sandbox: &Sandbox, sql: &str, params: &[Value], reads: Tables) -> rusqlite::Result<Self> {
-        Ok(Self::by_key(sandbox, sql, params, reads)?.unwrap_or(Self::Tables(reads)))
+    pub(super) fn of(sandbox: &Sandbox, sql: &'static str, params: &[Value], reads: Tables) -> rusqlite::Result<Self> {
+        let lookup = sandbox.key_lookup(sql, || KeyLookup::of(sandbox, sql, reads))?;
+        let by_key = lookup.map_or(Ok(None), |lookup| lookup.depends(sandbox, params))?;
+        Ok(by_key.unwrap_or(Self::Tables(reads)))
     }
+}
 
-    fn by_key(sandbox: &Sandbox, sql: &str, params: &[Value], reads: Tables) -> rusqlite::Result<Option<Self>> {
+impl KeyLookup {
+    /// What `sql` looks up, if that is all it does, and it reads the tables `reads`.
+    fn of(sandbox: &Sandbox, sql: &str, reads: Tables) -> rusqlite::Result<Option<Self>> {
         // The authorizer has seen all that is read. So it doesn't matter what else the text may say.
         let Some(place) = reads.only() else { return Ok(None) };
         let Some(lookup) = Lookup::in_sql(sql) else { return Ok(None) };
         let Some(table) = sandbox.table_with_rows(place) else { return Ok(None) };
-        let Some(value) = params.get(lookup.param).filter(|_| table.eq_ignore_ascii_case(lookup.table)) else {
+        if !table.eq_ignore_ascii_case(lookup.table) {
             return Ok(None);
-        };
+        }
         let Some((name, affinity)) = affinity(sandbox, &table, lookup.column)? else { return Ok(None) };
-        let key = match (affinity, value) {
+        let (quoted_table, quoted) = (quote(&table), quote(&name));
+        let column = Arc::new(KeyColumn {
+            table: place,
+            rows_of: format!("SELECT rowid FROM {quoted_table} WHERE {quoted} = ?1 LIMIT {}", ROWS + 1),
+            key_of: format!("SELECT {quoted} FROM {quoted_table} WHERE rowid = ?1"),
+            name,
+        });
+        Ok(Some(Self { column, affinity, param: lookup.param }))
+    }
+
+    /// The rows that have the key among `params` now, unless they are too many, or it is no key of that column.
+    fn depends(&self, sandbox: &Sandbox, params: &[Value]) -> rusqlite::Result<Option<Depends>> {
+        let Some(value) = params.get(self.param) else { return Ok(None) };
+        let key = match (self.affinity, value) {
             (Affinity::Integer, Value::Integer(value)) => Key::Integer(*value),
             (Affinity::Text, Value::Text(value)) => Key::Text(value.clone()),
             (Affinity::Blob, Value::Blob(value)) => Key::Blob(value.clone()),
             _ => return Ok(None),
         };
-        let (quoted_table, quoted) = (quote(&table), quote(&name));
-        let column = KeyColumn {
-            table: place,
-            rows_of: format!("SELECT rowid FROM {quoted_table} WHERE {quoted} = ?1 LIMIT {}", ROWS + 1),
-            key_of: format!("SELECT {quoted} FROM {quoted_table} WHERE rowid = ?1"),
-            name,
-        };
-        let rows = column.rows_of(sandbox, value)?;
-        Ok((rows.len() <= ROWS).then(|| Self::Rows { column: Arc::new(column), key, rows }))
+        let rows = self.column.rows_of(sandbox, value)?;
+        Ok((rows.len() <= ROWS).then(|| Depends::Rows { column: Arc::clone(&self.column), key, rows }))
     }
 }
 

@@ -17,6 +17,7 @@ use rusqlite::{CachedStatement, Connection, OptionalExtension};
 
 use super::authorizer::{Gate, Mode, Notes, OWN_PREFIX, Touched};
 use super::changes::{Changes, Tables};
+use super::depends::KeyLookup;
 use super::error::{DbError, one_line};
 use super::lookup::says;
 
@@ -34,6 +35,8 @@ pub(crate) struct Sandbox {
     /// The rows that were written since somebody asked last, while somebody wants to know them.
     rows: Arc<Mutex<Changes>>,
     is_recording: bool,
+    /// Which queries look rows up by a key, by their text.
+    lookups: RefCell<HashMap<&'static str, Option<Arc<KeyLookup>>>>,
 }
 
 impl Sandbox {
@@ -42,7 +45,14 @@ impl Sandbox {
         let asked = Arc::clone(&gate);
         conn.authorizer(Some(move |context: AuthContext<'_>| asked.authorize(&context)))?;
         conn.set_prepared_statement_cache_capacity(STATEMENTS);
-        Ok(Self { conn, gate, verdicts: Default::default(), rows: Arc::default(), is_recording: false })
+        Ok(Self {
+            conn,
+            gate,
+            verdicts: Default::default(),
+            rows: Arc::default(),
+            is_recording: false,
+            lookups: RefCell::default(),
+        })
     }
 
     /// The connection, for the engine's own statements.
@@ -141,6 +151,24 @@ impl Sandbox {
         let notes = self.gate.notes.lock().expect("BUG: the authorizer panicked");
         let is_told = !notes.silent.touches(Tables::nth(place));
         notes.tables.get(place).filter(|_| is_told).cloned()
+    }
+
+    /// How the query `sql` looks rows up by a key, if it does. `learn` finds out, the first time.
+    pub(super) fn key_lookup(
+        &self,
+        sql: &'static str,
+        learn: impl FnOnce() -> rusqlite::Result<Option<KeyLookup>>,
+    ) -> rusqlite::Result<Option<Arc<KeyLookup>>> {
+        if let Some(known) = self.lookups.borrow().get(sql) {
+            return Ok(known.clone());
+        }
+        let lookup = learn()?.map(Arc::new);
+        let mut lookups = self.lookups.borrow_mut();
+        if lookups.len() >= STATEMENTS {
+            lookups.clear();
+        }
+        lookups.insert(sql, lookup.clone());
+        Ok(lookup)
     }
 
     /// Runs a schema's script.
