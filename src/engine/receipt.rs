@@ -69,11 +69,8 @@ impl Replica {
     /// What became of the event `id`. Nothing, as long as it is pending.
     fn place_of(&mut self, id: EventId) -> Result<Option<Placed>, Fault> {
         // First, for the log may hold another event of that id.
-        if self.log().tip().set_aside > 0 {
-            let all = self.log().all_set_aside()?;
-            if let Some((_, why)) = all.into_iter().find(|(event, _)| event.id == id) {
-                return Ok(Some(Placed::SetAside(why)));
-            }
+        if let Some(why) = self.log().why_set_aside(id)? {
+            return Ok(Some(Placed::SetAside(why)));
         }
         Ok(match self.log().find(id)? {
             Some(Found::Log(seq, _)) => Some(Placed::At(seq)),

@@ -239,6 +239,16 @@ impl Eventlog {
         size.fill(rows, |event| event)
     }
 
+    /// Why the event `id` was set aside, if it was.
+    pub(crate) fn why_set_aside(&self, id: EventId) -> Result<Option<String>> {
+        if self.tip.set_aside == 0 {
+            return Ok(None);
+        }
+        let sql = "SELECT n, id, name, args, why, hash FROM set_aside WHERE id = ?1";
+        let why = |row: &Row<'_>| self.pending_row(row).and_then(|_| Ok(row.get(4)?));
+        first(&mut *self.conn.prepare_cached(sql)?, [id.as_bytes()], why)
+    }
+
     /// The events set aside, each with the reason, oldest first.
     pub(crate) fn all_set_aside(&self) -> Result<Vec<(Envelope, String)>> {
         let sql = "SELECT n, id, name, args, why, hash FROM set_aside ORDER BY n";
