@@ -1,14 +1,14 @@
 //! A copy of a whole data directory, made by the process that has it.
 
+use std::fs;
 use std::path::Path;
-use std::{fs, io};
 
 use anyhow::{Context, bail};
 
 use super::DataDir;
 use crate::engine::{self, StoreId};
 use crate::sync::TokenFile;
-use crate::sync::tokens::replace;
+use crate::sync::tokens::{read, replace};
 
 /// Copies all stores and the tokens of the data directory `data` to the new or empty directory `to`, and gives how many
 /// stores there were. When it fails, nothing is left at `to`.
@@ -60,11 +60,7 @@ fn copy_all(data: &Path, stores: &[StoreId], to: &Path) -> anyhow::Result<()> {
     // A hub that is restored goes on with the same devices, and knows the same visitors.
     TokenFile::in_dir(data).copy_to(to)?;
     let (from, copy) = (DataDir::visitor_key(data), DataDir::visitor_key(to));
-    match fs::read(&from) {
-        Ok(key) => replace(&copy, &key),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(error).with_context(|| format!("cannot read {}", from.display())),
-    }
+    read(&from)?.map_or(Ok(()), |key| replace(&copy, &key))
 }
 
 /// Moves everything in the directory `part` up into `to`, durably.

@@ -113,7 +113,7 @@ impl TokenFile {
 }
 
 /// What is in a file of ours, if it is there.
-fn read(path: &Path) -> anyhow::Result<Option<Vec<u8>>> {
+pub(crate) fn read(path: &Path) -> anyhow::Result<Option<Vec<u8>>> {
     let Some(mut file) = open_to_read(path)? else { return Ok(None) };
     let mut bytes = Vec::new();
     file.read_to_end(&mut bytes).with_context(|| format!("cannot read {}", path.display()))?;

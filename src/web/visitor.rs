@@ -4,8 +4,6 @@
 //! keyed hash, which can't be turned back into the cookie.
 
 use std::fmt;
-use std::fs;
-use std::io;
 use std::path::PathBuf;
 use std::sync::Mutex;
 
@@ -14,7 +12,7 @@ use axum::http::header::{self, HeaderMap, HeaderValue};
 
 use crate::data_dir::DataDir;
 use crate::random;
-use crate::sync::tokens::replace;
+use crate::sync::tokens::{read, replace};
 
 /// Bytes of a visitor's id: so many that nobody guesses another's.
 const ID: usize = 16;
@@ -74,17 +72,16 @@ impl VisitorKey {
             return Ok(key);
         }
         let path = self.path.display();
-        let key = match fs::read_to_string(&self.path) {
-            Ok(text) => *blake3::Hash::from_hex(text.trim())
+        let key = match read(&self.path)? {
+            Some(text) => *blake3::Hash::from_hex(text.trim_ascii())
                 .map_err(|why| anyhow!("{path} is damaged ({why}); put it back from a backup"))?
                 .as_bytes(),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            None => {
                 let key = random::bytes();
                 replace(&self.path, format!("{}\n", blake3::Hash::from_bytes(key).to_hex()).as_bytes())
                     .with_context(|| format!("cannot write {path}"))?;
                 key
             }
-            Err(error) => return Err(error).with_context(|| format!("cannot read {path}")),
         };
         *known = Some(key);
         Ok(key)
@@ -109,6 +106,8 @@ fn shown(headers: &HeaderMap, cookie: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn with_cookie(cookie: &str) -> HeaderMap {
