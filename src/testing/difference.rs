@@ -117,28 +117,28 @@ pub(super) fn check_order(simulation: &Simulation, log: &[Entry], plain: &Replic
 
 /// What is to be said when two plain replays differ.
 pub(super) fn not_deterministic(log: &[Entry], one: &Trace, other: &Trace) -> Option<String> {
-    let names = ["one replay".to_owned(), "another".to_owned()];
-    let place = one.parts_from(other)?;
-    let event = event(log, place);
-    let rows = rows(&one.0[place], &other.0[place], &names);
-    let name = log[place].event.name.as_str();
+    let (name, where_it_is) = first_difference(log, ("one replay", one), ("another", other))?;
     Some(format!(
-        "a materializer is not deterministic. Two replays of the same log differ after {event}.{rows}\nLook in what `{name}` \
-         runs for a clock, chance, a file, a static variable, or the order of a HashMap, and take it out"
+        "a materializer is not deterministic. Two replays of the same log differ {where_it_is}\nLook in what `{name}` runs \
+         for a clock, chance, a file, a static variable, or the order of a HashMap, and take it out"
     ))
 }
 
 /// What is to be said when a replay with the rows the other way round differs.
 fn depends_on_order(log: &[Entry], plain: &Trace, reversed: &Trace) -> Option<String> {
-    let names = ["a plain replay".to_owned(), "in reverse".to_owned()];
-    let place = plain.parts_from(reversed)?;
-    let event = event(log, place);
-    let rows = rows(&plain.0[place], &reversed.0[place], &names);
-    let name = log[place].event.name.as_str();
+    let (name, where_it_is) = first_difference(log, ("a plain replay", plain), ("in reverse", reversed))?;
     Some(format!(
         "a materializer depends on an order of rows that it doesn't ask for. A replay with the rows the other way round \
-         differs after {event}.{rows}\nAdd ORDER BY to the SELECTs of `{name}`"
+         differs {where_it_is}\nAdd ORDER BY to the SELECTs of `{name}`"
     ))
+}
+
+/// The first event after which two replays of `log` differ: its name, and words about it and the rows.
+fn first_difference<'l>(log: &'l [Entry], one: (&str, &Trace), other: (&str, &Trace)) -> Option<(&'l str, String)> {
+    let ((one_name, one), (other_name, other)) = (one, other);
+    let place = one.parts_from(other)?;
+    let rows = rows(&one.0[place], &other.0[place], &[one_name.to_owned(), other_name.to_owned()]);
+    Some((log[place].event.name.as_str(), format!("after {}.{rows}", event(log, place))))
 }
 
 /// Waits until a second has passed since `then`: what two replays in a row don't show, two with a second between them do.
