@@ -99,7 +99,7 @@ impl Stores {
     ///
     /// When the schema breaks a rule, `dir` can't be read, or another process has it ([`Fault::InUse`]).
     pub fn open(dir: &Path, setup: Setup, limits: StoreLimits) -> Result<Self, Fault> {
-        Self::new(dir, setup, limits, false, Guard::of(dir))
+        Self::checked(dir, setup, limits, false)
     }
 
     /// As [`open`](Self::open), for stores whose authority is an upstream. One whose log is its own is taken back to its
@@ -109,17 +109,21 @@ impl Stores {
     ///
     /// As [`open`](Self::open).
     pub fn following(dir: &Path, setup: Setup, limits: StoreLimits) -> Result<Self, Fault> {
-        Self::new(dir, setup, limits, true, Guard::of(dir))
+        Self::checked(dir, setup, limits, true)
     }
 
     /// As [`open`](Self::open) or, if they are to `follow` an upstream, [`following`](Self::following), for a caller
-    /// whose own lock keeps other processes out.
+    /// that has checked the schema, and whose own lock keeps other processes out.
     pub(crate) fn in_locked(dir: &Path, setup: Setup, limits: StoreLimits, follow: bool) -> Result<Self, Fault> {
         Self::new(dir, setup, limits, follow, Guard::Caller)
     }
 
-    fn new(dir: &Path, setup: Setup, limits: StoreLimits, follows: bool, guard: Guard) -> Result<Self, Fault> {
+    fn checked(dir: &Path, setup: Setup, limits: StoreLimits, follows: bool) -> Result<Self, Fault> {
         setup.schema.check()?;
+        Self::new(dir, setup, limits, follows, Guard::of(dir))
+    }
+
+    fn new(dir: &Path, setup: Setup, limits: StoreLimits, follows: bool, guard: Guard) -> Result<Self, Fault> {
         guard.claim()?;
         let count = stores_in(dir)?.len() as u64;
         let checkpoints = start_checkpoints().doing("start a thread for", dir)?;
