@@ -195,11 +195,28 @@ pub(crate) fn tags() -> Query<Vec<(String, u64)>> {
 #[cfg(test)]
 mod tests {
     use likewise::engine::{Error, Setup, Store, StoreLimits, Stores};
+    use likewise::testing::{Draft, Rng, converges};
     use tempfile::TempDir;
 
     use super::*;
 
-    // The place for a test that shows, for made-up events on several devices, that all of them come to the same list.
+    fn made_up(rng: &mut Rng) -> Draft {
+        let title = (*rng.pick(&["Buy milk #shop", "Write", "Call Anna #phone #shop"])).to_owned();
+        match rng.below(5) {
+            0 | 1 => TodoAdded { title }.into(),
+            2 => TodoFinished { todo: rng.earlier(), undo: rng.chance(30) }.into(),
+            3 => {
+                let (todo, other) = (rng.earlier(), rng.earlier());
+                TodoMoved { todo, side: *rng.pick(&[Side::Before, Side::After]), other }.into()
+            }
+            _ => TodoRenamed { todo: rng.earlier(), title }.into(),
+        }
+    }
+
+    #[test]
+    fn all_devices_come_to_the_same_list() {
+        converges(schema, made_up, 0..30);
+    }
 
     /// A store of its own for a test, and what it is in.
     struct Desk {
