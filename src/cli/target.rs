@@ -17,7 +17,7 @@ use crate::engine::{self, Files, Store, StoreId};
 use crate::node::{host_name, open_stores, show_progress, store_limits};
 use crate::sync::TokenFile;
 
-/// A store of a app, in a data directory.
+/// A store of an app, in a data directory.
 pub(super) struct Target<'a> {
     pub(super) app: &'a App,
     pub(super) data: &'a Path,
