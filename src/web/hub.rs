@@ -18,10 +18,10 @@ use tokio::sync::watch;
 use tokio::time::{Interval, MissedTickBehavior, interval_at};
 use tokio_util::sync::CancellationToken;
 
-use super::{App, Connection, DIVERGED, Lease, Opened, Problem, Received, Who};
+use super::{App, Connection, DIVERGED, Lease, Opened, Problem, Received, STREAM_HEADERS, Who};
 use crate::engine::{Device, Digest, LogId, PageSize, Replica, Seq, Spare, StoreId, Stores};
 use crate::sync::{
-    Hello, Incoming, PAGE, Push, Pushed, Refusal, Seen, Start, Token, Tokens, WirePage, code, sse, tokens,
+    Hello, Incoming, PAGE, Purpose, Push, Pushed, Refusal, Seen, Start, Token, Tokens, WirePage, code, sse, tokens,
 };
 
 /// How often a pull stream says that it is alive.
@@ -174,7 +174,9 @@ where
         }
         let mut shown = parts.headers.get_all(header::AUTHORIZATION).iter();
         let shown = shown.next().filter(|_| shown.next().is_none()).map(|value| value.as_bytes());
-        let token = shown.and_then(|value| value.strip_prefix(b"Bearer ")).and_then(|token| app.hub.tokens.find(token));
+        let token = shown
+            .and_then(|value| value.strip_prefix(b"Bearer "))
+            .and_then(|token| app.hub.tokens.find(token, Purpose::Sync));
         let token = token.ok_or(StatusCode::UNAUTHORIZED)?;
         parts.extensions.insert(Who::Token(token.device.clone()));
         Ok(Self(token))
@@ -339,8 +341,7 @@ pub(crate) async fn pull(
         }
         Some((Ok::<_, Infallible>(bytes), stream))
     }));
-    let headers = [(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-store")];
-    Ok((headers, body).into_response())
+    Ok((STREAM_HEADERS, body).into_response())
 }
 
 /// One client's stream. It holds one page at most: the next is read when the client took the last. It has the store only

@@ -25,6 +25,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use axum::http::header::{self, HeaderName};
 use axum::response::Redirect;
 use axum::routing::{get, post};
 use axum::{Extension, Router};
@@ -37,7 +38,7 @@ pub(crate) use assets::ASSETS_VERSION;
 pub(crate) use control::{AFTER_IMPORT, Exported};
 pub(crate) use face::Face;
 pub use guard::AllowedHost;
-pub(crate) use guard::{Policy, protect};
+pub(crate) use guard::{Pass, Passes, Policy, Sees, protect};
 pub use html::{Html, IntoHtml};
 pub(crate) use hub::Hub;
 pub(crate) use page::rehearse;
@@ -77,6 +78,14 @@ pub(crate) struct Services {
     pub(crate) metrics: metrics::Metrics,
     pub(crate) shutdown: CancellationToken,
 }
+
+/// Headers of every event stream. A proxy must neither gather it into larger pieces (nginx, and what follows its lead, read
+/// `X-Accel-Buffering`) nor compress it, which comes to the same.
+const STREAM_HEADERS: [(HeaderName, &str); 3] = [
+    (header::CONTENT_TYPE, "text/event-stream"),
+    (header::CACHE_CONTROL, "no-store, no-transform"),
+    (HeaderName::from_static("x-accel-buffering"), "no"),
+];
 
 /// All routes, without the guard.
 ///

@@ -10,7 +10,7 @@ use std::time::Duration;
 use askama::Template;
 use axum::body::{Body, Bytes};
 use axum::extract::{RawQuery, State};
-use axum::http::header;
+use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
 use tokio::sync::watch;
@@ -18,11 +18,12 @@ use tokio::time::{Interval, MissedTickBehavior, interval_at};
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use self::publisher::Pages;
-use self::publisher::{Following, Frames};
+use self::publisher::{Following, Frames, Version};
 use super::face::{Asked, Draw, Face, FragmentKey};
 use super::problem::Problem;
 use super::status::StatusLine;
-use super::{App, Html, IntoHtml as _, Lease, Opened, Params, Render, sentence};
+use super::{App, Html, IntoHtml as _, Lease, Opened, Params, Render, STREAM_HEADERS, sentence};
+use crate::random;
 
 /// How often a stream says that it is alive, so that both ends notice when the other is gone.
 const PING_EVERY: Duration = Duration::from_secs(8);
@@ -30,8 +31,9 @@ const PING_EVERY: Duration = Duration::from_secs(8);
 /// A script sees no comments, and no event without data.
 const PING: Bytes = Bytes::from_static(b"event: ping\ndata: ok\n\n");
 
-/// Ends the fragments of one commit: a page puts all of them in place at once.
-const DONE: Bytes = Bytes::from_static(b"event: done\ndata: ok\n\n");
+/// How long a browser's own `EventSource` waits before it connects again, in milliseconds. Each stream says another time
+/// between these, so that pages don't all come back at once after a restart. Our script has its own way.
+const RETRY: (f64, f64) = (1_000.0, 5_000.0);
 
 /// Pages that one stream may serve. A browser's shared worker joins its tabs in one.
 const SETS: usize = 64;
@@ -71,6 +73,7 @@ fn too_many() -> Problem {
 pub(crate) async fn live(
     State(app): State<App>,
     RawQuery(query): RawQuery,
+    headers: HeaderMap,
     Opened { store, link, who, .. }: Opened,
 ) -> Result<Response, Problem> {
     let asked = asked(&app.face, query.as_deref().unwrap_or_default())?;
@@ -80,6 +83,7 @@ pub(crate) async fn live(
         sent: following.slots().iter().map(|slot| (*slot, 0)).collect(),
         frames,
         waiting: VecDeque::new(),
+        first: Some(First { known: known(&headers) }),
         alive: pings(),
         shutdown: app.shutdown.clone(),
         _following: following,
@@ -90,8 +94,12 @@ pub(crate) async fn live(
         let bytes = stream.next().await?;
         Some((Ok::<_, Infallible>(bytes), stream))
     }));
-    let headers = [(header::CONTENT_TYPE, "text/event-stream"), (header::CACHE_CONTROL, "no-store")];
-    Ok((headers, body).into_response())
+    Ok((STREAM_HEADERS, body).into_response())
+}
+
+/// The version of what the other end still has of an earlier stream, if it says so.
+fn known(headers: &HeaderMap) -> Option<Version> {
+    headers.get("last-event-id")?.to_str().ok()?.parse().ok()
 }
 
 /// The fragments of the pages that a stream is to serve.
@@ -111,6 +119,12 @@ fn asked(face: &Face, query: &str) -> Result<Vec<Box<dyn Asked>>, Problem> {
     Ok(sets.iter().filter_map(|set| face.ask(&Params::new(set)).ok()).flatten().collect())
 }
 
+/// Ends the fragments of one commit: a page puts all of them in place at once. `current` says that nothing has changed
+/// since the version that the other end knows.
+fn closing(event: &str, version: Version) -> Bytes {
+    format!("id: {version}\nevent: {event}\ndata: ok\n\n").into()
+}
+
 fn pings() -> Interval {
     let mut alive = interval_at(tokio::time::Instant::now() + PING_EVERY, PING_EVERY);
     alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -124,11 +138,19 @@ struct LiveStream {
     sent: Vec<(usize, u64)>,
     /// The rest of what one commit changed.
     waiting: VecDeque<Bytes>,
+    /// What has to be said with the first commit, until it was.
+    first: Option<First>,
     alive: Interval,
     shutdown: CancellationToken,
     _following: Following,
     _slot: Lease,
     _open: super::metrics::OpenStream,
+}
+
+/// What a stream has to know until it says something.
+struct First {
+    /// What the other end still has of an earlier stream.
+    known: Option<Version>,
 }
 
 impl LiveStream {
@@ -161,9 +183,22 @@ impl LiveStream {
                 self.waiting.push_back(bytes);
             }
         }
-        if !self.waiting.is_empty() {
-            self.waiting.push_back(DONE);
+        if self.waiting.is_empty() {
+            return;
         }
+        let version = frames.version(self.sent.iter().map(|(slot, _)| *slot));
+        let Some(First { known }) = self.first.take() else {
+            self.waiting.push_back(closing("done", version));
+            return;
+        };
+        let has_all = known == Some(version);
+        if has_all {
+            self.waiting.clear();
+        }
+        let (least, most) = RETRY;
+        let retry = least + (most - least) * random::fraction();
+        self.waiting.push_back(format!("retry: {retry:.0}\n").into());
+        self.waiting.push_back(closing(if has_all { "current" } else { "done" }, version));
     }
 }
 

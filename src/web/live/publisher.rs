@@ -1,6 +1,9 @@
 //! One task a store: follows the queries of all its open pages, and draws what a commit changed once for all of them.
 
 use std::collections::HashMap;
+use std::fmt;
+use std::num::ParseIntError;
+use std::str::FromStr;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -38,6 +41,30 @@ pub(super) struct Frames(Vec<Frame>);
 struct Frame {
     version: u64,
     bytes: Bytes,
+    digest: u64,
+}
+
+/// What a stream has sent, as one number. It is made of the text alone, so it means the same after a restart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Version(u64);
+
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:016x}", self.0)
+    }
+}
+
+impl FromStr for Version {
+    type Err = ParseIntError;
+
+    fn from_str(text: &str) -> Result<Self, ParseIntError> {
+        u64::from_str_radix(text, 16).map(Self)
+    }
+}
+
+fn digest(bytes: &[u8]) -> u64 {
+    let [a, b, c, d, e, f, g, h, ..] = *blake3::hash(bytes).as_bytes();
+    u64::from_be_bytes([a, b, c, d, e, f, g, h])
 }
 
 impl Frames {
@@ -55,9 +82,14 @@ impl Frames {
         }
         let is_new = self.0[slot].bytes != bytes;
         if is_new {
-            self.0[slot] = Frame { version, bytes };
+            self.0[slot] = Frame { version, digest: digest(&bytes), bytes };
         }
         is_new
+    }
+
+    /// The version of what stands in `slots`. Frames name their fragments, so their order doesn't matter.
+    pub(super) fn version(&self, slots: impl Iterator<Item = usize>) -> Version {
+        Version(slots.filter_map(|slot| self.0.get(slot)).fold(0, |sum, frame| sum.wrapping_add(frame.digest)))
     }
 
     fn clear(&mut self, slot: usize) {

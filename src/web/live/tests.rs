@@ -17,6 +17,7 @@ fn stream(frames: watch::Receiver<Frames>, shutdown: &CancellationToken) -> Live
         frames,
         sent: vec![(0, 0), (1, 0)],
         waiting: VecDeque::new(),
+        first: None,
         alive: pings(),
         shutdown: shutdown.clone(),
         _following: Following::none(),
@@ -29,14 +30,20 @@ fn html(text: impl std::fmt::Display) -> Html {
     Html::trusted(text.to_string())
 }
 
+/// The text of frames without the lines that give them ids.
+fn without_ids(frames: &[u8]) -> String {
+    let text = String::from_utf8(frames.to_vec()).expect("text");
+    text.split_inclusive('\n').filter(|line| !line.starts_with("id: ")).collect()
+}
+
 /// All that a stream has to say about one update.
 async fn update(stream: &mut LiveStream) -> String {
     let mut all = Vec::new();
     loop {
         let bytes = stream.next().await.expect("frames");
         all.extend_from_slice(&bytes);
-        if bytes == DONE {
-            return String::from_utf8(all).expect("text");
+        if bytes.ends_with(b"event: done\ndata: ok\n\n") {
+            return without_ids(&all);
         }
     }
 }
@@ -94,7 +101,7 @@ async fn a_quiet_stream_says_every_8_seconds_that_it_is_alive() {
         frames.set(0, 1, frame("likes", &html("<p>1</p>")));
     });
     assert_eq!(stream.next().await.as_deref(), Some(&b"event: likes\ndata: <p>1</p>\n\n"[..]));
-    assert_eq!(stream.next().await.as_deref(), Some(&b"event: done\ndata: ok\n\n"[..]));
+    assert_eq!(without_ids(&stream.next().await.expect("a frame")), "event: done\ndata: ok\n\n");
     shutdown.cancel();
     assert_eq!(stream.next().await, None);
 }
@@ -116,6 +123,42 @@ async fn trust_48_who_reads_seldom_gets_the_newest_of_each_fragment() {
     assert_eq!(all, "event: likes\ndata: 999\n\nevent: status\ndata: 99 pending\n\nevent: done\ndata: ok\n\n");
     set(0, 1_001, "likes", "1000".to_owned());
     assert_eq!(update(&mut stream).await, "event: likes\ndata: 1000\n\nevent: done\ndata: ok\n\n", "only what changed");
+}
+
+#[tokio::test]
+async fn who_comes_back_with_the_newest_version_is_told_so_and_gets_nothing_else() {
+    let (frames, receiver) = watch::channel(Frames::default());
+    let set = |slot, version, text: &str| {
+        frames.send_modify(|frames| {
+            frames.set(slot, version, frame(["likes", "status"][slot], &html(text)));
+        });
+    };
+    let begin = |known: Option<Version>| {
+        let stream = stream(receiver.clone(), &CancellationToken::new());
+        LiveStream { first: Some(First { known }), ..stream }
+    };
+    let all = async |mut stream: LiveStream| {
+        let mut text = String::new();
+        while !text.ends_with("data: ok\n\n") {
+            text.push_str(std::str::from_utf8(&stream.next().await.expect("a frame")).expect("text"));
+        }
+        let id = text.lines().find_map(|line| line.strip_prefix("id: ")).expect("an id").parse().ok();
+        let retry =
+            text.lines().find_map(|line| line.strip_prefix("retry: ")).expect("a time").parse().expect("a number");
+        assert!((1_000..=5_000).contains(&retry), "{text}");
+        (text.lines().filter(|line| !line.starts_with("id: ") && !line.starts_with("retry: ")).collect::<String>(), id)
+    };
+    set(0, 1, "1");
+    set(1, 1, "fine");
+    let (text, first) = all(begin(None)).await;
+    assert_eq!(text, "event: likesdata: 1event: statusdata: fineevent: donedata: ok");
+    assert_eq!(all(begin(first)).await, ("event: currentdata: ok".to_owned(), first));
+    set(0, 2, "2");
+    let (text, second) = all(begin(first)).await;
+    assert_eq!(text, "event: likesdata: 2event: statusdata: fineevent: donedata: ok");
+    set(0, 3, "1");
+    assert_ne!(first, second);
+    assert_eq!(all(begin(first)).await.0, "event: currentdata: ok", "what it shows is what it has to show");
 }
 
 #[test]
