@@ -55,6 +55,9 @@ pub struct Options {
     pub allow_hosts: Vec<AllowedHost>,
     /// Whether a server shows the page under those names, too. Anyone who can reach it can then post.
     pub public: bool,
+    /// Whether a server shows the page under loopback names although `allow_hosts` gives others. Such a server is expected
+    /// behind a proxy, and to it everybody who asks a proxy on this machine for such a name would be its owner.
+    pub local_page: bool,
 }
 
 impl Default for Options {
@@ -66,6 +69,7 @@ impl Default for Options {
             retry_halted: Duration::from_secs(RETRY_HALTED),
             allow_hosts: Vec::new(),
             public: false,
+            local_page: false,
         }
     }
 }

@@ -5,16 +5,17 @@ use std::sync::Arc;
 
 use anyhow::{Context, anyhow, bail};
 use axum::Router;
+use subtle::ConstantTimeEq;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::app::App;
 use crate::engine::{Health, StoreLimits};
 use crate::node::{Base, Node, Options, store_limits};
-use crate::sync::{TokenFile, Tokens};
+use crate::sync::{Purpose, TokenFile, Tokens};
 use crate::web::live::Pages;
 use crate::web::metrics::Metrics;
-use crate::web::{self, Hub, Policy, Services, Shares, VisitorKey, Words};
+use crate::web::{self, Hub, Pass, Passes, Policy, Services, Shares, VisitorKey, Words};
 
 /// Open event streams, of all stores together. Someone who is alone can have 10,000, beside the parts that are kept for
 /// others. Each is a connection, and there are a few thousand more of those.
@@ -82,7 +83,7 @@ impl Server {
             shares: Shares::new(limits.streams(STREAMS), stores),
             clients: node.clients.clone(),
             data: dir.path().to_owned(),
-            hub: Hub::new(tokens, dir.path().to_owned(), shutdown.clone()),
+            hub: Hub::new(tokens.clone(), dir.path().to_owned(), shutdown.clone()),
             control_key: dir.key().into(),
             shutdown,
         });
@@ -90,7 +91,14 @@ impl Server {
             bail!("the page: {unknown}");
         }
         let words = Words::of(face);
-        let policy = Policy { allow_hosts: options.allow_hosts, public: options.public, words, ..Policy::default() };
+        let policy = Policy {
+            allow_hosts: options.allow_hosts,
+            public: options.public,
+            local_page: options.local_page,
+            passes: passes(dir.key(), tokens),
+            words,
+            ..Policy::default()
+        };
         let routes = web::routes(services).map_err(|why| anyhow!("the app's own routes: {why}"))?;
         let router = web::protect(routes, policy);
         Ok(Self { node, router, limits, listener, address })
@@ -102,6 +110,17 @@ impl Server {
         web::serve(listener, router, limits, node.shutdown.clone()).await;
         node.close().await;
     }
+}
+
+/// What the key of a data directory and its tokens for reading open.
+fn passes(key: &str, tokens: Tokens) -> Passes {
+    let key = key.as_bytes().to_owned();
+    Passes::new(move |shown| {
+        if shown.ct_eq(&key).into() {
+            return Some(Pass::Owner);
+        }
+        tokens.find(shown, Purpose::Read).map(|_| Pass::Watcher)
+    })
 }
 
 /// Where a program on this machine reaches a server that listens on `address`.

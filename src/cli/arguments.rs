@@ -150,6 +150,9 @@ pub(super) enum TokenCommand {
     Add {
         /// Name of the device, which the log shows with its {events}
         name: Device,
+        /// Make a token that opens /status and /metrics, for a program that watches over this one; it can't sync
+        #[arg(long)]
+        read: bool,
     },
     /// Show the devices, when each was last seen, and how far it has pulled
     List,
@@ -213,6 +216,10 @@ pub(super) struct ServeArgs {
     /// Serve the page under the names of --allow-host, too: anyone who reaches this server can then post
     #[arg(long, env = "PUBLIC", value_parser = BoolishValueParser::new())]
     pub(super) public: bool,
+    /// Serve the page under localhost although --allow-host gives other names. Not behind a proxy on this machine that
+    /// passes such names on
+    #[arg(long, env = "LOCAL_PAGE", value_parser = BoolishValueParser::new())]
+    pub(super) local_page: bool,
 }
 
 /// Checks the form of an address to listen on, about which the resolver would say little.
@@ -226,8 +233,18 @@ fn host_and_port(text: &str) -> Result<String, &'static str> {
 }
 
 /// The flags that may stand without a command.
-const SERVE_FLAGS: [&str; 9] =
-    ["listen", "device", "allow_host", "public", "upstream", "token_file", "token", "root_certificate", "retry_halted"];
+const SERVE_FLAGS: [&str; 10] = [
+    "listen",
+    "device",
+    "allow_host",
+    "public",
+    "local_page",
+    "upstream",
+    "token_file",
+    "token",
+    "root_certificate",
+    "retry_halted",
+];
 
 /// Reads a command line of the program.
 ///

@@ -69,6 +69,7 @@ fn options(app: &App, data: &Path, args: ServeArgs) -> anyhow::Result<(String, O
         retry_halted: Duration::from_secs(args.retry_halted),
         allow_hosts: args.allow_host,
         public: args.public,
+        local_page: args.local_page,
     };
     Ok((args.listen, options))
 }

@@ -24,7 +24,8 @@ pub(super) async fn status(at: &Target<'_>, url: Option<String>, json: bool) -> 
         Some(url) => (ask(at, &url, |request| request).await?, Vec::new()),
         None => match access_to_all(at.app, at.data)? {
             Access::Asked(process) => {
-                let report = ask(at, &process.address, as_local).await?;
+                let as_owner = |request| as_local(request).bearer_auth(&process.holder.key);
+                let report = ask(at, &process.address, as_owner).await?;
                 let request = process.request(Method::GET, &format!("{}/skipped", at.store))?;
                 (report, process.answer(request).await?)
             }
@@ -53,16 +54,14 @@ pub(super) async fn status(at: &Target<'_>, url: Option<String>, json: bool) -> 
 async fn ask(
     at: &Target<'_>,
     url: &str,
-    prepare: fn(RequestBuilder) -> RequestBuilder,
+    prepare: impl Fn(RequestBuilder) -> RequestBuilder,
 ) -> anyhow::Result<StatusReport> {
     let name = at.app.name();
     let url = format!("{}{}/status?digests", url.trim_end_matches('/'), at.app.face().base(&at.store));
     let answer = prepare(http_client(&url)?.get(&url)).send().await.map_err(|error| unanswered(error, &url, name))?;
-    understood(answer, &url)
-        .await?
-        .json()
-        .await
-        .with_context(|| format!("what {url} answers is not the status of a store"))
+    understood(answer, &url).await?.json().await.with_context(|| {
+        format!("what {url} answers is not the whole status of a store; ask on the machine that it runs on")
+    })
 }
 
 fn show(out: &mut impl Write, app: &App, report: &StatusReport, without_effect: &[Skipped]) -> io::Result<()> {

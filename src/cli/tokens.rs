@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use super::arguments::TokenCommand;
 use crate::app::App;
 use crate::engine;
-use crate::sync::{Seen, TokenFile};
+use crate::sync::{Purpose, Seen, TokenFile};
 use crate::web;
 
 pub(super) fn token(app: &App, data: &Path, command: TokenCommand) -> anyhow::Result<ExitCode> {
@@ -15,15 +15,18 @@ pub(super) fn token(app: &App, data: &Path, command: TokenCommand) -> anyhow::Re
     let file = TokenFile::in_dir(data);
     let mut out = io::stdout().lock();
     match command {
-        TokenCommand::Add { name: device } => {
+        TokenCommand::Add { name: device, read } => {
             engine::create_private_dir(data)?;
-            let token = file.add(device.clone())?;
+            let purpose = if read { Purpose::Read } else { Purpose::Sync };
+            let token = file.add(device.clone(), purpose)?;
             writeln!(out, "{token}")?;
-            eprintln!(
-                "this is the token of {}, and it is shown only now. Put it into a file on that device, and start {name} \
-                 there with --upstream URL --token-file FILE",
-                device.as_str()
-            );
+            let use_it = match purpose {
+                Purpose::Sync => format!(
+                    "Put it into a file on that device, and start {name} there with --upstream URL --token-file FILE"
+                ),
+                Purpose::Read => "It opens /status and /metrics as a bearer token, and nothing else".to_owned(),
+            };
+            eprintln!("this is the token of {}, and it is shown only now. {use_it}", device.as_str());
         }
         TokenCommand::Revoke { name: device } => {
             file.revoke(&device)?;
@@ -38,6 +41,10 @@ pub(super) fn token(app: &App, data: &Path, command: TokenCommand) -> anyhow::Re
             for token in tokens {
                 let device = token.device.as_str();
                 let made = web::date_time(token.created);
+                if token.purpose == Purpose::Read {
+                    writeln!(out, "{device}\tadded {made}\treads only")?;
+                    continue;
+                }
                 match seen.get(device) {
                     Some(seen) => {
                         let pulled = seen.pulled.iter().map(|(store, seq)| format!("{store} up to {seq}"));

@@ -77,13 +77,14 @@ fn put_in_place(part: &Path, to: &Path) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sync::Purpose;
 
     #[test]
     fn a_copy_knows_the_same_visitors() {
         let dir = tempfile::tempdir().expect("a directory");
         let (data, to) = (dir.path().join("data"), dir.path().join("copy"));
         engine::create_private_dir(&data).expect("a directory");
-        TokenFile::in_dir(&data).add("phone".parse().expect("a name")).expect("a token");
+        TokenFile::in_dir(&data).add("phone".parse().expect("a name"), Purpose::Sync).expect("a token");
         fs::write(DataDir::visitor_key(&data), "key").expect("written");
         assert_eq!(backup(&data, &to).expect("a copy"), 0);
         assert_eq!(fs::read(DataDir::visitor_key(&to)).expect("read"), b"key");

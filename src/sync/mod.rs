@@ -33,4 +33,4 @@ pub use session::{End, Outgoing, PushAnswer, Session, SessionError, ended, repai
 #[cfg(feature = "app")]
 pub(crate) use tls::{Trust, tls};
 #[cfg(feature = "app")]
-pub(crate) use tokens::{Seen, Token, TokenFile, Tokens};
+pub(crate) use tokens::{Purpose, Seen, Token, TokenFile, Tokens};

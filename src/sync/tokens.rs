@@ -32,6 +32,36 @@ pub(crate) struct Token {
     hash: String,
     /// When it was made, in milliseconds since the Unix epoch.
     pub(crate) created: u64,
+    /// What it is for.
+    #[serde(default, skip_serializing_if = "Purpose::is_sync")]
+    pub(crate) purpose: Purpose,
+}
+
+/// What a token is for.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Purpose {
+    /// A device syncs with it.
+    #[default]
+    Sync,
+    /// A watcher reads `/status` and `/metrics` with it, and nothing else.
+    Read,
+}
+
+impl Purpose {
+    fn is_sync(&self) -> bool {
+        *self == Self::Sync
+    }
+
+    /// The hash of a token for this purpose. Versions that don't know of purposes hash as for sync, so to them a token for
+    /// reading opens nothing.
+    fn hash(self, token: &str) -> String {
+        let hash = match self {
+            Self::Sync => blake3::hash(token.as_bytes()),
+            Self::Read => blake3::derive_key("likewise 2026-11 token for reading", token.as_bytes()).into(),
+        };
+        hash.to_hex().to_string()
+    }
 }
 
 /// The file of tokens in a data directory.
@@ -59,7 +89,7 @@ impl TokenFile {
     }
 
     /// Makes a token for `device`, and gives the token itself, which is nowhere else.
-    pub(crate) fn add(&self, device: Device) -> anyhow::Result<String> {
+    pub(crate) fn add(&self, device: Device, purpose: Purpose) -> anyhow::Result<String> {
         self.change(|tokens| {
             if tokens.iter().any(|token| token.device == device) {
                 bail!(
@@ -69,7 +99,7 @@ impl TokenFile {
                 );
             }
             let token = format!("lw_{}", random::hex::<32>());
-            tokens.push(Token { device, hash: hash(&token), created: now() });
+            tokens.push(Token { device, hash: purpose.hash(&token), created: now(), purpose });
             Ok(token)
         })
     }
@@ -166,9 +196,10 @@ impl Tokens {
         Ok(Self { shared })
     }
 
-    /// The token that was shown, if it is one of ours. Takes as long for a wrong one as for a right one.
-    pub(crate) fn find(&self, shown: &[u8]) -> Option<Token> {
-        let shown = hash(std::str::from_utf8(shown).ok().filter(|text| text.len() <= MAX_TOKEN).unwrap_or_default());
+    /// The token that was shown, if it is one of ours for this purpose. Takes as long for a wrong one as for a right one.
+    pub(crate) fn find(&self, shown: &[u8], purpose: Purpose) -> Option<Token> {
+        let shown = std::str::from_utf8(shown).ok().filter(|text| text.len() <= MAX_TOKEN).unwrap_or_default();
+        let shown = purpose.hash(shown);
         self.shared.find(&shown).or_else(|| {
             // Whoever shows a token that was added a moment ago would otherwise be told to go away, and do so.
             self.shared.keep_up();
@@ -233,10 +264,6 @@ impl Shared {
     }
 }
 
-fn hash(token: &str) -> String {
-    blake3::hash(token.as_bytes()).to_hex().to_string()
-}
-
 /// In milliseconds since the Unix epoch.
 pub(crate) fn now() -> u64 {
     clock::unix_millis()
@@ -276,13 +303,27 @@ mod tests {
     fn only_a_hash_is_stored_and_names_are_unique() {
         let dir = tempfile::tempdir().unwrap();
         let file = TokenFile::in_dir(dir.path());
-        let token = file.add("phone".parse().unwrap()).unwrap();
+        let token = file.add("phone".parse().unwrap(), Purpose::Sync).unwrap();
         let text = fs::read_to_string(file.path()).unwrap();
         assert!(!text.contains(&token) && !text.contains(token.trim_start_matches("lw_")), "{text}");
-        assert!(file.add("phone".parse().unwrap()).is_err());
+        assert!(file.add("phone".parse().unwrap(), Purpose::Sync).is_err());
         file.revoke(&"phone".parse().unwrap()).unwrap();
         assert!(file.revoke(&"phone".parse().unwrap()).is_err());
         assert_eq!(file.list().unwrap(), []);
+    }
+
+    #[tokio::test]
+    async fn a_token_for_reading_syncs_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = TokenFile::in_dir(dir.path());
+        let token = |name: &str, purpose| file.add(name.parse().unwrap(), purpose).unwrap();
+        let (phone, watcher) = (token("phone", Purpose::Sync), token("watcher", Purpose::Read));
+        let tokens = Tokens::follow(file.clone(), CancellationToken::new()).unwrap();
+        let opens = |token: &str, purpose| tokens.find(token.as_bytes(), purpose).is_some();
+        assert!(opens(&phone, Purpose::Sync) && !opens(&phone, Purpose::Read));
+        assert!(opens(&watcher, Purpose::Read) && !opens(&watcher, Purpose::Sync));
+        let text = fs::read_to_string(file.path()).unwrap();
+        assert_eq!(text.matches("purpose").count(), 1, "older versions read the rest as they always did: {text}");
     }
 
     #[tokio::test]
@@ -290,11 +331,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let file = TokenFile::in_dir(dir.path());
         let tokens = Tokens::follow(file.clone(), CancellationToken::new()).unwrap();
-        let shown = file.add("phone".parse().unwrap()).unwrap();
-        let token = tokens.find(shown.as_bytes()).expect("known from the start");
+        let shown = file.add("phone".parse().unwrap(), Purpose::Sync).unwrap();
+        let token = tokens.find(shown.as_bytes(), Purpose::Sync).expect("known from the start");
         assert_eq!(token.device.as_str(), "phone");
         for wrong in [&shown[1..], &shown[..shown.len() - 1], &format!("{shown}{shown}"), "", &"x".repeat(10_000)] {
-            assert_eq!(tokens.find(wrong.as_bytes()), None, "{wrong}");
+            assert_eq!(tokens.find(wrong.as_bytes(), Purpose::Sync), None, "{wrong}");
         }
         file.revoke(&token.device).unwrap();
         tokens.revoked(&token).await;
@@ -304,12 +345,12 @@ mod tests {
     async fn a_damaged_file_is_told_of_once_and_locks_nobody_out() {
         let dir = tempfile::tempdir().unwrap();
         let file = TokenFile::in_dir(dir.path());
-        let shown = file.add("phone".parse().unwrap()).unwrap();
+        let shown = file.add("phone".parse().unwrap(), Purpose::Sync).unwrap();
         let tokens = Tokens::follow(file.clone(), CancellationToken::new()).unwrap();
         fs::write(file.path(), "no tokens").unwrap();
         assert!(tokens.shared.look().is_err());
         assert!(tokens.shared.look().is_ok(), "it is not read again before it changes");
-        let token = tokens.find(shown.as_bytes()).expect("still valid");
+        let token = tokens.find(shown.as_bytes(), Purpose::Sync).expect("still valid");
         assert!(tokens.is_valid(&token));
     }
 

@@ -2,14 +2,14 @@
 
 use axum::Json;
 use axum::extract::{RawQuery, State};
-use axum::http::header;
-use axum::response::IntoResponse;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
 use super::face::{Face, Nouns};
 use super::problem::Problem;
-use super::{App, Full, Opened, Who};
+use super::{App, Full, Opened, Sees, Who};
 use crate::clock;
 use crate::engine::{Device, Error, Health, Standing, Store, committed_state};
 use crate::sync::{LinkState, LinkStatus, code};
@@ -127,14 +127,40 @@ pub(crate) fn digests(store: &Store) -> Result<Digests, Error> {
     Ok(Digests { log_digest: cursor.digest.to_string(), state_digest: state.to_string(), digest_seq: cursor.seq.0 })
 }
 
+/// What `GET /status` answers to strangers: what they see on the page.
+#[derive(Debug, Serialize)]
+struct PublicStatus {
+    store: String,
+    #[serde(flatten)]
+    figures: Map<String, Value>,
+    pending: u64,
+    upstream: PublicUpstream,
+}
+
+#[derive(Debug, Serialize)]
+struct PublicUpstream {
+    state: String,
+}
+
+impl From<StatusReport> for PublicStatus {
+    fn from(StatusReport { store, figures, pending, upstream, .. }: StatusReport) -> Self {
+        Self { store, figures, pending, upstream: PublicUpstream { state: upstream.state } }
+    }
+}
+
 /// `GET /status`
 pub(crate) async fn status(
     State(app): State<App>,
+    sees: Sees,
     RawQuery(query): RawQuery,
     Opened { store, link, who, .. }: Opened,
-) -> Result<impl IntoResponse, Problem> {
+) -> Result<Response, Problem> {
     let link = link.borrow().clone();
+    let no_store = [(header::CACHE_CONTROL, "no-store")];
     let mut report = StatusReport::of(&app.face, &store, &app.device, &link).await?;
+    if sees == Sees::ThePage {
+        return Ok((no_store, Json(PublicStatus::from(report))).into_response());
+    }
     let asks = |query: &str| query.split('&').any(|part| part.split('=').next() == Some("digests"));
     if query.as_deref().is_some_and(asks) {
         let busy = |full: Full| {
@@ -147,12 +173,13 @@ pub(crate) async fn status(
         let digested = tokio::task::spawn_blocking(move || digests(&store)).await.map_err(Problem::internal)?;
         report.digests = Some(digested?);
     }
-    Ok(([(header::CACHE_CONTROL, "no-store")], Json(report)))
+    Ok((no_store, Json(report)).into_response())
 }
 
 /// `GET /healthz`
-pub(crate) async fn healthz(Opened { store, .. }: Opened) -> Result<impl IntoResponse, Problem> {
+pub(crate) async fn healthz(sees: Sees, Opened { store, .. }: Opened) -> Result<impl IntoResponse, Problem> {
     match store.healthy().await.trouble() {
+        Some(_) if sees == Sees::ThePage => Err(StatusCode::SERVICE_UNAVAILABLE.into()),
         Some(why) => Err(Error::Unavailable(why.into()).into()),
         None => Ok(([(header::CACHE_CONTROL, "no-store")], "ok\n")),
     }

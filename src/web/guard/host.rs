@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 
 use axum::extract::{ConnectInfo, Request};
-use axum::http::header;
+use axum::http::{Version, header};
 
 use super::Policy;
 use crate::web::problem::Problem;
@@ -41,6 +41,13 @@ impl fmt::Display for AllowedHost {
     }
 }
 
+impl Policy {
+    /// Whether `--allow-host` gives that name, with that port.
+    pub(super) fn allows(&self, authority: &Authority) -> bool {
+        self.allow_hosts.iter().any(|allowed| allowed.covers(authority))
+    }
+}
+
 impl AllowedHost {
     fn covers(&self, authority: &Authority) -> bool {
         self.0.host == authority.host && (self.0.port.is_none() || self.0.port == authority.port)
@@ -51,23 +58,31 @@ impl AllowedHost {
 #[derive(Clone, Copy, Debug)]
 pub(in crate::web) struct ReachedAt(pub(in crate::web) SocketAddr);
 
+/// By which name a client asks for us, and from where.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum AddressedAs {
     /// By a program on this machine, under a name that only means this machine.
     Loopback,
     /// Under a name that `--allow-host` gives.
     Allowed,
+    /// Under no name that means anything, by what only asks whether we are alive.
+    HealthCheck,
 }
 
 /// By which name the client knows us. A page that rebinds its own domain to a loopback address passes every same-origin
 /// check of the browser, but it can't send a loopback name; and a client elsewhere that sends one is lying.
 pub(super) fn addressed_as(policy: &Policy, request: &Request) -> Result<AddressedAs, Problem> {
     let mut hosts = request.headers().get_all(header::HOST).iter();
-    let (Some(host), None) = (hosts.next(), hosts.next()) else {
-        return Err(Problem::bad_request(
-            "bad-host",
-            "A request needs exactly one Host header.",
-            "Use a client that speaks HTTP/1.1.",
-        ));
+    let host = match (hosts.next(), hosts.next()) {
+        (Some(host), None) => host,
+        (None, _) if is_health_check(request) => return Ok(AddressedAs::HealthCheck),
+        _ => {
+            return Err(Problem::bad_request(
+                "bad-host",
+                "A request needs exactly one Host header.",
+                "Use a client that speaks HTTP/1.1.",
+            ));
+        }
     };
     let named = recognize(policy, request, host.as_bytes())?;
     if let Some(target) = request.uri().authority() {
@@ -80,6 +95,11 @@ pub(super) fn addressed_as(policy: &Policy, request: &Request) -> Result<Address
             ));
         }
     }
+    if named == AddressedAs::Loopback
+        && let Some(sign) = sign_of_a_proxy(request)
+    {
+        return Err(unnamed_by_proxy(&sign));
+    }
     Ok(named)
 }
 
@@ -88,8 +108,12 @@ fn recognize(policy: &Policy, request: &Request, host: &[u8]) -> Result<Addresse
         if authority.host.is_loopback() && is_local(request) {
             return Ok(AddressedAs::Loopback);
         }
-        if policy.allow_hosts.iter().any(|allowed| allowed.covers(&authority)) {
+        if policy.allows(&authority) {
             return Ok(AddressedAs::Allowed);
+        }
+        // Load balancers and containers ask an address. No website can make a browser send one: it sends names.
+        if !matches!(authority.host, Host::Name(_)) && is_health_check(request) {
+            return Ok(AddressedAs::HealthCheck);
         }
     }
     let shown = String::from_utf8_lossy(&host[..host.len().min(100)]);
@@ -98,6 +122,29 @@ fn recognize(policy: &Policy, request: &Request, host: &[u8]) -> Result<Addresse
         format!("This program doesn't answer to the host {shown:?} from where you are."),
         "Open it as localhost on its own machine, or start it with `--allow-host NAME` to let it answer to another name.",
     ))
+}
+
+fn is_health_check(request: &Request) -> bool {
+    request.method().is_safe() && request.uri().path() == "/healthz"
+}
+
+/// What gives away that a proxy passes a request on: a header that only proxies add, or the old version of HTTP that some
+/// of them speak to what is behind them. Under a loopback name this means that the proxy leaves out the name that was asked
+/// for, so a stranger would count as somebody on this machine.
+fn sign_of_a_proxy(request: &Request) -> Option<String> {
+    let is_sign = |name: &str| matches!(name, "forwarded" | "via" | "x-real-ip") || name.starts_with("x-forwarded-");
+    let header = request.headers().keys().find(|name| is_sign(name.as_str()));
+    let is_old = request.version() <= Version::HTTP_10;
+    header.map(|name| format!("the header {name}")).or_else(|| is_old.then(|| "HTTP/1.0".to_owned()))
+}
+
+fn unnamed_by_proxy(sign: &str) -> Problem {
+    Problem::forbidden(
+        "proxy-host",
+        format!("A proxy sent this request ({sign}), and didn't say under which name it was asked."),
+        "Have the proxy pass the name on (nginx: `proxy_set_header Host $http_host;`, Apache: `ProxyPreserveHost On`), and \
+         start the program with `--allow-host NAME`.",
+    )
 }
 
 /// Whether the connection comes from this machine. A `Host` is only a claim. Whoever connects to an address of the

@@ -5,13 +5,16 @@ mod body;
 mod host;
 mod origin;
 
+use std::convert::Infallible;
+use std::fmt;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::{Request, State};
+use axum::extract::{FromRequestParts, Request, State};
 use axum::http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use axum::http::request::Parts;
 use axum::http::{Method, StatusCode};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
@@ -23,7 +26,6 @@ pub(crate) use self::body::{BodyRule, Patience};
 pub use self::host::AllowedHost;
 pub(super) use self::host::ReachedAt;
 use self::host::{AddressedAs, addressed_as};
-use self::origin::is_cross_site;
 use super::problem::{self, Problem, Words, storeless};
 use super::shares::Who;
 
@@ -34,6 +36,10 @@ pub(crate) struct Policy {
     pub(crate) allow_hosts: Vec<AllowedHost>,
     /// Whether pages are served under those names, too, and not only the sync routes and `/healthz`.
     pub(crate) public: bool,
+    /// Whether pages are served under loopback names although `allow_hosts` gives others.
+    pub(crate) local_page: bool,
+    /// What a bearer token opens besides sync, whose routes look at tokens themselves.
+    pub(crate) passes: Passes,
     /// Longest URI, in bytes. Ours are shorter than 200; the rest is somebody trying.
     pub(crate) uri_bytes: usize,
     /// Largest sum of names and values of the headers, in bytes. Cookies of all programs on `localhost` end up here.
@@ -53,6 +59,8 @@ impl Default for Policy {
             allow_hosts: Vec::new(),
             words: Words::default(),
             public: false,
+            local_page: false,
+            passes: Passes::none(),
             uri_bytes: 8 * 1024,
             head_bytes: 32 * 1024,
             form: BodyRule { max_bytes: Some(4 * 1024), patience: Patience::Total(Duration::from_secs(10)) },
@@ -121,8 +129,9 @@ async fn admit(State(guard): State<Arc<Guard>>, mut request: Request, next: Next
     let asks_for_json = problem::asks_for_json(request.headers());
     let answer = match check(&guard.policy, &request) {
         Err(problem) => problem.into_response(),
-        Ok(who) => {
-            request.extensions_mut().insert(who);
+        Ok(caller) => {
+            request.extensions_mut().insert(caller.who());
+            request.extensions_mut().insert(caller.sees());
             AssertUnwindSafe(next.run(request)).catch_unwind().await.unwrap_or_else(|_| {
                 // The panic hook has printed the message and where it came from.
                 Problem::internal(format_args!("{method} {} panicked", uri.path())).into_response()
@@ -137,33 +146,9 @@ async fn admit(State(guard): State<Arc<Guard>>, mut request: Request, next: Next
 }
 
 /// Everything that the head of a request alone decides. `Host` comes first: until it is known to be ours, nothing else
-/// of the request means anything. Says who sent it, as far as that is known before a token is looked at.
-fn check(policy: &Policy, request: &Request) -> Result<Who, Problem> {
-    let path = request.uri().path();
-    let addressed_as = addressed_as(policy, request)?;
-    let who = match addressed_as {
-        AddressedAs::Loopback => Who::Owner,
-        AddressedAs::Allowed => Who::Visitor,
-    };
-    match addressed_as {
-        AddressedAs::Loopback => {}
-        AddressedAs::Allowed if path.starts_with("/control/") => {
-            return Err(Problem::forbidden(
-                "loopback-only",
-                "This address is only for commands on the machine that the program runs on.",
-                "Run the command there.",
-            ));
-        }
-        AddressedAs::Allowed if policy.public || path.starts_with("/sync/") || path == "/healthz" => {}
-        AddressedAs::Allowed => {
-            return Err(Problem::forbidden(
-                "not-public",
-                "Under this name the program only syncs; its page is not public.",
-                "To serve the page to everyone who can reach it, start the program with `--public`.",
-            ));
-        }
-    }
-
+/// of the request means anything. Says who sent it, as far as that is known before a token of sync is looked at.
+fn check(policy: &Policy, request: &Request) -> Result<Caller, Problem> {
+    let caller = caller(policy, request)?;
     if request.uri().path_and_query().is_some_and(|uri| uri.as_str().len() > policy.uri_bytes) {
         return Err(StatusCode::URI_TOO_LONG.into());
     }
@@ -185,18 +170,149 @@ fn check(policy: &Policy, request: &Request) -> Result<Who, Problem> {
             "Send it as it is, without Content-Encoding.",
         ));
     }
-    if is_guarded(request) && is_cross_site(request.headers()) {
-        return Err(cross_site());
+    if is_guarded(request) {
+        origin::check(policy, request.headers())?;
     }
-    Ok(who)
+    Ok(caller)
 }
 
-fn cross_site() -> Problem {
-    Problem::forbidden(
-        "cross-site",
-        "Another website sent this request, so it was not carried out.",
-        "If you meant to do this, do it on the program's own page.",
-    )
+/// Who sent a request, and what of the program they may see.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Caller {
+    /// The owner of the data, or somebody on their machine.
+    Owner,
+    /// A program that watches over this one, with a token for that.
+    Watcher,
+    /// Anybody else.
+    Visitor,
+}
+
+impl Caller {
+    fn who(self) -> Who {
+        match self {
+            Self::Owner => Who::Owner,
+            Self::Watcher | Self::Visitor => Who::Visitor,
+        }
+    }
+
+    fn sees(self) -> Sees {
+        match self {
+            Self::Owner | Self::Watcher => Sees::All,
+            Self::Visitor => Sees::ThePage,
+        }
+    }
+}
+
+/// How much of itself the program shows to whoever sent a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sees {
+    /// What its owner sees.
+    All,
+    /// What is on its page.
+    ThePage,
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Sees {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        // A request that didn't come by the guard is a stranger's.
+        Ok(parts.extensions.get().copied().unwrap_or(Self::ThePage))
+    }
+}
+
+/// What a bearer token opens besides sync.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pass {
+    /// All: it is the key that only the owner of the data can read.
+    Owner,
+    /// `/status` and `/metrics`.
+    Watcher,
+}
+
+/// Tells what a bearer token opens.
+#[derive(Clone)]
+pub(crate) struct Passes(Arc<PassOf>);
+
+type PassOf = dyn Fn(&[u8]) -> Option<Pass> + Send + Sync;
+
+impl Passes {
+    pub(crate) fn new(of: impl Fn(&[u8]) -> Option<Pass> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(of))
+    }
+
+    /// No token opens anything.
+    fn none() -> Self {
+        Self::new(|_| None)
+    }
+
+    /// What the token of a request opens.
+    fn of(&self, request: &Request) -> Option<Pass> {
+        let mut shown = request.headers().get_all(header::AUTHORIZATION).iter();
+        let shown = shown.next().filter(|_| shown.next().is_none())?;
+        (self.0)(shown.as_bytes().strip_prefix(b"Bearer ")?)
+    }
+}
+
+impl fmt::Debug for Passes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Passes")
+    }
+}
+
+/// Who sends a request, if they may reach what it asks for.
+fn caller(policy: &Policy, request: &Request) -> Result<Caller, Problem> {
+    let path = request.uri().path();
+    let is_for_everybody = path.starts_with("/sync/") || path == "/healthz";
+    match addressed_as(policy, request)? {
+        AddressedAs::HealthCheck => Ok(Caller::Visitor),
+        AddressedAs::Loopback => {
+            // A proxy on this machine connects from it, too, and may leave out every sign of itself. So under a loopback
+            // name nobody is taken for the owner where a proxy is to be expected.
+            if policy.allow_hosts.is_empty() || policy.local_page || policy.passes.of(request) == Some(Pass::Owner) {
+                return Ok(Caller::Owner);
+            }
+            // Those of `/control/` ask for the key themselves.
+            if is_for_everybody || path.starts_with("/control/") {
+                return Ok(Caller::Visitor);
+            }
+            Err(Problem::forbidden(
+                "no-local-page",
+                "Because this program has an --allow-host, it shows no page under this machine's own names: a proxy in front \
+                 of it would let everybody in.",
+                "If no proxy passes these names on, start the program with `--local-page`.",
+            ))
+        }
+        AddressedAs::Allowed => {
+            let route = storeless(path);
+            let is_watched = matches!(route, "/status" | "/metrics");
+            if path.starts_with("/control/") {
+                return Err(Problem::forbidden(
+                    "loopback-only",
+                    "This address is only for commands on the machine that the program runs on.",
+                    "Run the command there.",
+                ));
+            }
+            if is_watched && policy.passes.of(request) == Some(Pass::Watcher) {
+                return Ok(Caller::Watcher);
+            }
+            if !policy.public && !is_for_everybody {
+                return Err(Problem::forbidden(
+                    "not-public",
+                    "Under this name the program only syncs; its page is not public.",
+                    "To serve the page to everyone who can reach it, start the program with `--public`.",
+                ));
+            }
+            if matches!(route, "/metrics" | "/adopt") {
+                return Err(Problem::forbidden(
+                    "owner-only",
+                    "This address is for the owner of the program.",
+                    "Use it on the program's own machine. A watcher shows a token that `token add NAME --read` made.",
+                ));
+            }
+            Ok(Caller::Visitor)
+        }
+    }
 }
 
 /// What no other site may do: change something, read what shows something, or hold a stream open. Browsers let any site

@@ -6,11 +6,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use axum::body::Body;
 use axum::extract::ConnectInfo;
+use axum::http::Version;
 use axum::routing::{any, get, post};
 use bytes::Bytes;
 use tower::ServiceExt as _;
 
-use super::host::Authority;
+use super::host::{Authority, Host};
 use super::*;
 use crate::fuzz::{self, fuzz, outcome};
 
@@ -240,14 +241,17 @@ async fn trust_34_foreign_hosts_are_refused_on_every_route() {
         "xn--lcalhost-54a",
     ];
     for (method, path) in ROUTES {
-        for host in foreign {
+        // What only asks for health may come under any address.
+        let is_address =
+            |host: &str| Authority::parse(host).is_some_and(|authority| !matches!(authority.host, Host::Name(_)));
+        for host in foreign.into_iter().filter(|host| path != "/healthz" || !is_address(host)) {
             let answer = site.answer(request(method, path, &[("host", host)])).await;
             assert_eq!(answer.status(), StatusCode::FORBIDDEN, "{method} {path} {host:?}");
             assert!(has_security_headers(&answer));
             assert!(text(answer).await.contains("--allow-host"));
         }
         let bad = [vec![], vec![("host", HOST), ("host", HOST)], vec![("host", HOST), ("host", "evil.example")]];
-        for headers in bad {
+        for headers in bad.into_iter().filter(|headers| !headers.is_empty() || path != "/healthz") {
             let answer = site.answer(request(method, path, &headers)).await;
             assert_eq!(answer.status(), StatusCode::BAD_REQUEST, "{method} {path} {headers:?}");
         }
@@ -339,10 +343,8 @@ async fn an_allowed_host_opens_sync_and_the_page_only_when_public() {
         }
     }
     for host in ["10.0.0.7", "10.0.0.7:8444", "sub.hub.example", "localhost"] {
-        for path in ["/sync/v1/likes/events", "/healthz"] {
-            let answer = hub.answer(ask(path, host)).await;
-            assert_eq!(answer.status(), StatusCode::FORBIDDEN, "{path} {host}");
-        }
+        let answer = hub.answer(ask("/sync/v1/likes/events", host)).await;
+        assert_eq!(answer.status(), StatusCode::FORBIDDEN, "{host}");
     }
     for path in ["/", "/live", "/s/work/status"] {
         let answer = open.answer(ask(path, "hub.example")).await;
@@ -355,6 +357,145 @@ async fn an_allowed_host_opens_sync_and_the_page_only_when_public() {
     assert_eq!(refused(answer).await, "not-public");
     let answer = hub.answer(ask("/status", "evil.example")).await;
     assert_eq!(refused(answer).await, "host-not-allowed");
+}
+
+/// A hub that strangers reach through a proxy on its machine. `key` opens all of it, and `watch` what watchers see.
+fn behind_a_proxy(public: bool, local_page: bool) -> Site {
+    let passes = Passes::new(|shown| match shown {
+        b"key" => Some(Pass::Owner),
+        b"watch" => Some(Pass::Watcher),
+        _ => None,
+    });
+    Site::new(Policy { local_page, passes, ..allowing(&["hub.example"], public) })
+}
+
+const KEY: (&str, &str) = ("authorization", "Bearer key");
+const WATCH: (&str, &str) = ("authorization", "Bearer watch");
+
+#[tokio::test]
+async fn trust_70_with_an_allowed_host_loopback_names_open_sync_and_what_shows_the_key() {
+    let hub = behind_a_proxy(true, false);
+    let local = behind_a_proxy(false, true);
+    for (method, path) in ROUTES {
+        let request = |headers: &[(&str, &str)]| request(method, path, &[&[("host", "localhost")], headers].concat());
+        let is_open = path.starts_with("/sync/") || path == "/healthz" || path.starts_with("/control/");
+        for shown in
+            [&[][..], &[WATCH], &[("authorization", "Bearer ")], &[("authorization", "Basic key")], &[KEY, KEY]]
+        {
+            let answer = hub.answer(request(shown)).await;
+            assert_eq!(answer.status() != StatusCode::FORBIDDEN, is_open, "{method} {path} {shown:?}");
+        }
+        for answer in [hub.answer(request(&[KEY])).await, local.answer(request(&[])).await] {
+            assert_ne!(answer.status(), StatusCode::FORBIDDEN, "{method} {path}");
+        }
+    }
+    let refused = request("GET", "/status", &[("host", "127.0.0.1:3000")]);
+    assert_eq!(code(hub.answer(refused).await).await, "no-local-page");
+}
+
+#[tokio::test]
+async fn trust_70_a_proxy_that_leaves_the_name_out_opens_nothing() {
+    let lone = Site::new(Policy::default());
+    let local = behind_a_proxy(true, true);
+    for site in [&lone, &local] {
+        for (method, path) in ROUTES {
+            for sign in ["forwarded", "via", "x-real-ip", "x-forwarded-for", "x-forwarded-proto", "x-forwarded-host"] {
+                let answer = site.answer(request(method, path, &[("host", "127.0.0.1:3000"), (sign, "x"), KEY])).await;
+                assert_eq!(answer.status(), StatusCode::FORBIDDEN, "{method} {path} {sign}");
+                assert!(text(answer).await.contains("proxy_set_header Host $http_host"), "{sign}");
+            }
+            let mut old = request(method, path, &[("host", "127.0.0.1:3000")]);
+            *old.version_mut() = Version::HTTP_10;
+            assert_eq!(site.answer(old).await.status(), StatusCode::FORBIDDEN, "{method} {path}");
+        }
+        assert_eq!(site.handled(), 0);
+    }
+    // Under a name of ours a proxy may say what it likes.
+    let mut named = request("GET", "/", &[("host", "hub.example"), ("via", "1.0 nginx"), ("x-forwarded-for", "x")]);
+    *named.version_mut() = Version::HTTP_10;
+    assert_eq!(local.answer(named).await.status(), StatusCode::OK);
+}
+
+#[tokio::test]
+async fn strangers_see_what_is_on_the_page_and_watchers_see_more() {
+    let (open, hub) = (behind_a_proxy(true, false), behind_a_proxy(false, false));
+    let ask = async |site: &Site, path: &str, shown: &[(&str, &str)]| {
+        let headers = [&[("host", "hub.example")], shown].concat();
+        site.answer(request_from("10.0.0.9:1", "GET", path, &headers)).await
+    };
+    for path in ["/metrics", "/s/work/metrics", "/adopt", "/s/work/adopt"] {
+        let answer = ask(&open, path, &[]).await;
+        assert_eq!(answer.status(), StatusCode::FORBIDDEN, "{path}");
+        assert!(text(answer).await.contains("for the owner"), "{path}");
+        assert_eq!(
+            ask(&open, path, &[KEY]).await.status(),
+            StatusCode::FORBIDDEN,
+            "{path}: the key is for this machine"
+        );
+    }
+    for site in [&open, &hub] {
+        for path in ["/status", "/metrics", "/s/work/status", "/s/work/metrics"] {
+            assert_eq!(ask(site, path, &[WATCH]).await.status(), StatusCode::OK, "{path}");
+        }
+        assert_eq!(ask(site, "/control/import", &[WATCH]).await.status(), StatusCode::FORBIDDEN);
+    }
+    assert_eq!(ask(&hub, "/", &[WATCH]).await.status(), StatusCode::FORBIDDEN);
+    let seen = async |caller: &Policy, headers: &[(&str, &str)]| {
+        check(caller, &request_from("10.0.0.9:1", "GET", "/status", headers)).map(Caller::sees).ok()
+    };
+    let policy = Policy { passes: Passes::new(|_| Some(Pass::Watcher)), ..allowing(&["hub.example"], true) };
+    assert_eq!(seen(&policy, &[("host", "hub.example")]).await, Some(Sees::ThePage));
+    assert_eq!(seen(&policy, &[("host", "hub.example"), WATCH]).await, Some(Sees::All));
+}
+
+#[tokio::test]
+async fn a_health_check_needs_no_name() {
+    let hub = behind_a_proxy(false, false);
+    let ask = async |method: &str, path: &str, host: Option<&str>| {
+        let host: Vec<_> = host.map(|host| ("host", host)).into_iter().collect();
+        hub.answer(request_from("10.0.0.9:1", method, path, &host)).await.status().as_u16()
+    };
+    for host in [None, Some("10.0.0.7"), Some("10.0.0.7:3000"), Some("[fd00::1]")] {
+        assert_eq!(ask("GET", "/healthz", host).await, 200, "{host:?}");
+        assert_eq!(ask("HEAD", "/healthz", host).await, 200, "{host:?}");
+        assert!(ask("GET", "/status", host).await >= 400, "{host:?}");
+        assert!(ask("GET", "/s/work/healthz", host).await >= 400, "{host:?}");
+    }
+    assert_eq!(ask("GET", "/healthz", Some("evil.example")).await, 403);
+}
+
+#[tokio::test]
+async fn a_proxy_may_drop_the_port_if_the_browser_vouches_for_the_page() {
+    let site = Site::new(allowing(&["hub.example", "other.example:8443"], true));
+    let post = async |host: &str, origin: &str, site_header: Option<&str>| {
+        let mut headers = vec![("host", host), ("origin", origin)];
+        headers.extend(site_header.map(|site| ("sec-fetch-site", site)));
+        site.answer(request_from("10.0.0.9:1", "POST", "/any", &headers)).await
+    };
+    let same = Some("same-origin");
+    for (host, origin, fetch_site, status) in [
+        ("hub.example", "https://hub.example:8443", same, 200),
+        ("hub.example", "https://hub.example:8443", None, 403),
+        ("hub.example", "https://hub.example:8443", Some("none"), 403),
+        ("hub.example", "https://hub.example:8443", Some("same-site"), 403),
+        ("hub.example", "https://other.example:8444", same, 403),
+        ("hub.example", "https://evil.example", same, 403),
+        ("hub.example", "https://hub.example.evil.example", same, 403),
+    ] {
+        let answer = post(host, origin, fetch_site).await;
+        assert_eq!(answer.status().as_u16(), status, "{host} {origin} {fetch_site:?}");
+    }
+    let said = text(post("hub.example", "https://hub.example:8443", None).await).await;
+    for word in ["https://hub.example:8443", "hub.example", "proxy_set_header Host $http_host;"] {
+        assert!(said.contains(word), "{said}");
+    }
+    // Another program on this machine is another website.
+    let local = request(
+        "POST",
+        "/any",
+        &[("host", HOST), ("origin", "http://localhost:3001"), ("sec-fetch-site", "same-origin")],
+    );
+    assert_eq!(site.answer(local).await.status(), StatusCode::FORBIDDEN);
 }
 
 #[test]
