@@ -8,9 +8,12 @@ pub(crate) struct Limits {
     /// Open connections. More than the open event streams, so that full streams leave room for posts. When all are taken,
     /// the one that keeps us waiting longest makes room for the next.
     pub(crate) connections: usize,
-    /// For the head of a request, from the opening of the connection or the end of the request before. So it bounds
-    /// silent, half-sent and idle connections alike.
+    /// For the head of a request, from its first byte. The first head of a connection has as long from its opening.
     pub(crate) header_read: Duration,
+    /// How long a connection is kept that has brought a request and now brings nothing. Longer than proxies keep theirs
+    /// (Caddy two minutes, nginx one): if we hung up first, a request that was on its way would be lost, and a proxy may not
+    /// repeat a post.
+    pub(crate) idle: Duration,
     /// Buffer of a connection for reading and for writing, in bytes; a request head that is larger gets 431. Twice what
     /// the guard allows, so that its page answers the common case.
     pub(crate) buffer_bytes: usize,
@@ -36,6 +39,7 @@ impl Default for Limits {
         Self {
             connections: 17_000,
             header_read: Duration::from_secs(10),
+            idle: Duration::from_secs(130),
             buffer_bytes: 64 * 1024,
             write_stall: Duration::from_secs(300),
             unacknowledged: Duration::from_secs(60),

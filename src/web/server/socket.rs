@@ -36,6 +36,11 @@ pub(super) struct Socket {
     framing: Framing,
     write_stall: Duration,
     linger: Duration,
+    header_read: Duration,
+    /// Runs while the head of a request is not whole, and until the first one begins.
+    head: Option<Pin<Box<Sleep>>>,
+    /// Whether nothing came yet.
+    is_new: bool,
     /// Runs while a write has to wait.
     stalled: Option<Pin<Box<Sleep>>>,
     /// Runs after our side is closed.
@@ -44,8 +49,31 @@ pub(super) struct Socket {
 
 impl Socket {
     pub(super) fn new(stream: TcpStream, connection: Connection, limits: Limits) -> Self {
-        let (framing, Limits { write_stall, linger, .. }) = (Framing::new(), limits);
-        Self { stream, connection, framing, write_stall, linger, stalled: None, lingering: None }
+        let (framing, Limits { write_stall, linger, header_read, .. }) = (Framing::new(), limits);
+        Self {
+            stream,
+            connection,
+            framing,
+            write_stall,
+            linger,
+            header_read,
+            head: None,
+            is_new: true,
+            stalled: None,
+            lingering: None,
+        }
+    }
+
+    /// Gives up on a head that doesn't come. A byte now and then doesn't extend its time.
+    fn watch_head(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if !self.is_new && self.framing.head_bytes() == 0 {
+            self.head = None;
+            return Poll::Pending;
+        }
+        let patience = self.header_read;
+        let head = self.head.get_or_insert_with(|| Box::pin(sleep(patience)));
+        ready!(head.as_mut().poll(cx));
+        Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 
     fn watch_stall(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
@@ -68,10 +96,14 @@ impl Socket {
 impl AsyncRead for Socket {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
-        let read = ready!(Pin::new(&mut self.stream).poll_read(cx, buffer));
+        let Poll::Ready(read) = Pin::new(&mut self.stream).poll_read(cx, buffer) else { return self.watch_head(cx) };
         let Self { framing, connection, .. } = &mut *self;
         framing.pass(&mut buffer.filled_mut()[before..]);
         connection.has_read(framing.head_bytes(), framing.is_between_requests());
+        if framing.head_bytes() == 0 {
+            self.head = None;
+        }
+        self.is_new = false;
         Poll::Ready(read)
     }
 }

@@ -155,11 +155,27 @@ fn status(answer: &str) -> &str {
 
 /// Short where a test waits for a limit, long where reaching one would be a failure.
 fn short() -> Limits {
-    Limits { header_read: Duration::from_millis(300), drain: Duration::from_secs(60), ..Limits::default() }
+    let brief = Duration::from_millis(300);
+    Limits { header_read: brief, idle: brief, drain: Duration::from_secs(60), ..Limits::default() }
 }
 
 fn patient() -> Limits {
     Limits { header_read: Duration::from_secs(60), drain: Duration::from_secs(60), ..Limits::default() }
+}
+
+#[tokio::test]
+async fn a_connection_that_has_asked_may_rest_longer_than_a_head_may_take() {
+    let server = Server::start(Limits { idle: Duration::from_secs(60), ..short() }).await;
+    let mut resting = server.connect_and_send(GET).await;
+    assert_eq!(status(&read_until(&mut resting, "hello").await), "200");
+    assert_eq!(server.ask("").await, "", "one that never asks is given up");
+    let mut slow = server.connect_and_send(GET).await;
+    read_until(&mut slow, "hello").await;
+    slow.write_all(b"GET / HTTP/1.1\r\n").await.expect("sent");
+    assert_eq!(read_to_end(slow).await, "", "so is one that begins to ask and stops");
+    resting.write_all(GET.as_bytes()).await.expect("sent");
+    assert_eq!(status(&read_until(&mut resting, "hello").await), "200");
+    server.stop().await;
 }
 
 #[tokio::test]
