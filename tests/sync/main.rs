@@ -12,6 +12,7 @@ mod http2;
 mod liars;
 mod logs;
 mod masses;
+mod proxies;
 mod proxy;
 mod shares;
 mod story;

@@ -40,9 +40,14 @@ impl Node {
 
     /// An instance without an upstream.
     pub fn hub() -> Self {
-        let mut hub = Self::new(&["--device", "hub"]);
+        let mut hub = Self::stopped_hub();
         hub.start();
         hub
+    }
+
+    /// An instance without an upstream; not started.
+    pub fn stopped_hub() -> Self {
+        Self::new(&["--device", "hub"])
     }
 
     /// A client of the hub behind `url`, with a new token for `name`; not started.
@@ -85,6 +90,11 @@ impl Node {
     pub fn flag(&mut self, flag: &str, value: &str) {
         self.unflag(flag);
         self.flags.extend([flag.to_owned(), value.to_owned()]);
+    }
+
+    /// Gives a flag of `serve` that has no value, from the next start on.
+    pub fn switch(&mut self, flag: &str) {
+        self.flags.push(flag.to_owned());
     }
 
     /// Takes a flag back.

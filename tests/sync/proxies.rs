@@ -1,0 +1,352 @@
+//! A hub behind the proxies that people have, set up as `docs/proxies.md` says.
+
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::thread;
+
+use reqwest::{Client, Response, StatusCode, Version};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::{ClientConfig, RootCertStore};
+use serde_json::Value;
+use tempfile::TempDir;
+use tokio::runtime::Runtime;
+
+use crate::common::{PATIENCE, wait_for};
+use crate::support::Node;
+use crate::tls::Authority;
+
+/// The name in the recipes. The tests have it lead to this machine.
+const NAME: &str = "likes.example.org";
+
+/// A proxy with a configuration, and how to run it.
+#[derive(Clone, Copy)]
+enum Kind {
+    Nginx,
+    Caddy,
+    Haproxy,
+}
+
+impl Kind {
+    /// The program, and Debian's package of it.
+    fn program(self) -> &'static str {
+        match self {
+            Self::Nginx => "nginx",
+            Self::Caddy => "caddy",
+            Self::Haproxy => "haproxy",
+        }
+    }
+
+    /// Its recipe in the documentation.
+    fn recipe(self) -> String {
+        let fence = match self {
+            Self::Nginx => "```nginx\n",
+            Self::Caddy => "```caddyfile\n",
+            Self::Haproxy => "```haproxy\n",
+        };
+        let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/proxies.md")).unwrap();
+        let (_, recipe) = text.split_once(fence).expect("a recipe");
+        recipe.split_once("```").expect("its end").0.to_owned()
+    }
+
+    /// What surrounds the recipe on a machine that has nothing else, and what names this test's files.
+    fn configuration(self, recipe: &str, dir: &Path, port: u16) -> String {
+        let dir = dir.display();
+        match self {
+            Self::Nginx => format!(
+                "daemon off;\nmaster_process off;\npid {dir}/pid;\nerror_log stderr;\nevents {{}}\nhttp {{\naccess_log off;\n\
+                 client_body_temp_path {dir}/body;\nproxy_temp_path {dir}/proxy;\nfastcgi_temp_path {dir}/f;\n\
+                 uwsgi_temp_path {dir}/u;\nscgi_temp_path {dir}/s;\n{recipe}\n}}\n"
+            ),
+            Self::Caddy => {
+                let site = format!("https://{NAME}:{port} {{\ntls {dir}/chain.pem {dir}/key.pem");
+                let recipe = recipe.replace(&format!("{NAME} {{"), &site);
+                format!("{{\nadmin off\nauto_https disable_redirects\n}}\n{recipe}")
+            }
+            Self::Haproxy => recipe.to_owned(),
+        }
+    }
+
+    fn command(self, file: &Path) -> Command {
+        // Debian keeps servers where only root looks by default.
+        let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
+        let mut command = Command::new(self.program());
+        command.env("PATH", path).env("HOME", file.parent().expect("its directory"));
+        match self {
+            Self::Nginx => command.arg("-c").arg(file).arg("-p").arg(file.parent().expect("its directory")),
+            Self::Caddy => command.args(["run", "--adapter", "caddyfile", "--config"]).arg(file),
+            Self::Haproxy => command.arg("-db").arg("-f").arg(file),
+        };
+        command
+    }
+}
+
+/// A running proxy in front of a hub.
+struct Running {
+    kind: Kind,
+    authority: Authority,
+    dir: TempDir,
+    port: u16,
+    child: Option<Child>,
+    runtime: Runtime,
+}
+
+impl Running {
+    /// Runs the recipe, changed by `change`, in front of what listens on `hub`.
+    fn start(kind: Kind, hub: &str, change: impl Fn(String) -> String) -> Self {
+        let (authority, dir) = (Authority::new(), tempfile::tempdir().unwrap());
+        let (chain, key) = authority.sign_as_files(NAME);
+        let file = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();
+        file("chain.pem", &chain);
+        file("key.pem", &key);
+        // HAProxy wants both in one.
+        file("both.pem", &format!("{chain}{key}"));
+        let at = |name: &str| dir.path().join(name).display().to_string();
+        let port = free_port();
+        let certificate = if matches!(kind, Kind::Haproxy) { at("both.pem") } else { at("chain.pem") };
+        let recipe = change(kind.recipe())
+            .replace("127.0.0.1:3000", hub.trim_start_matches("http://"))
+            .replace("listen 443", &format!("listen 127.0.0.1:{port}"))
+            .replace("bind :443", &format!("bind 127.0.0.1:{port}"))
+            .replace("/etc/ssl/likes.example.org.pem", &certificate)
+            .replace("/etc/ssl/likes.example.org.key", &at("key.pem"));
+        file("configuration", &kind.configuration(&recipe, dir.path(), port));
+        let runtime = Runtime::new().unwrap();
+        let mut running = Self { kind, authority, dir, port, child: None, runtime };
+        running.restart();
+        running
+    }
+
+    /// Ends it if it runs, and starts it once more on the same port.
+    fn restart(&mut self) {
+        self.stop();
+        let program = self.kind.program();
+        let output = fs::File::create(self.dir.path().join("log")).unwrap();
+        let mut command = self.kind.command(&self.dir.path().join("configuration"));
+        command.stdin(Stdio::null()).stdout(output.try_clone().unwrap()).stderr(output);
+        let child = command.spawn();
+        self.child = Some(child.unwrap_or_else(|error| {
+            panic!("cannot run {program} ({error}); on Debian: apt-get install --no-install-recommends {program}")
+        }));
+        let port = self.port;
+        wait_for(&format!("{program} on port {port}"), || TcpStream::connect((Ipv4Addr::LOCALHOST, port)).ok());
+    }
+
+    fn stop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+
+    fn origin(&self) -> String {
+        format!("https://{NAME}:{}", self.port)
+    }
+
+    /// A browser, as far as the proxy sees one.
+    fn browser(&self, version: Version) -> Client {
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_slice(self.authority.pem.as_bytes()).unwrap()).unwrap();
+        let provider = Arc::new(rustls::crypto::ring::default_provider());
+        let tls = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
+        let mut tls = tls.with_root_certificates(roots).with_no_client_auth();
+        let protocol = if version == Version::HTTP_2 { b"h2".to_vec() } else { b"http/1.1".to_vec() };
+        tls.alpn_protocols = vec![protocol];
+        let client = Client::builder()
+            .no_proxy()
+            .redirect(reqwest::redirect::Policy::none())
+            .tls_backend_preconfigured(tls)
+            .resolve(NAME, SocketAddr::from((Ipv4Addr::LOCALHOST, self.port)));
+        let client = if version == Version::HTTP_11 { client.http1_only() } else { client };
+        client.build().unwrap()
+    }
+
+    /// Opens the page's stream, and reads on until it has brought `text`.
+    async fn read_until(stream: &mut Response, text: &str) {
+        let mut heard = String::new();
+        while !heard.contains(text) {
+            let piece = tokio::time::timeout(PATIENCE, stream.chunk()).await;
+            let piece = piece.unwrap_or_else(|_| panic!("waited for {text:?}, and heard {heard:?}"));
+            let piece = piece.unwrap().unwrap_or_else(|| panic!("the stream ended after {heard:?}"));
+            heard.push_str(&String::from_utf8_lossy(&piece));
+        }
+    }
+
+    /// Opens the page, follows it, and likes, as a browser does.
+    fn like_on_the_page(&self, version: Version, before: u64) {
+        let (browser, origin) = (self.browser(version), self.origin());
+        self.runtime.block_on(async {
+            let page = browser.get(format!("{origin}/")).send().await.unwrap();
+            assert_eq!(page.version(), version);
+            assert_eq!(page.status(), StatusCode::OK);
+            assert!(page.text().await.unwrap().contains(&format!(r#"data-count="{before}""#)));
+            let mut stream = browser.get(format!("{origin}/live")).send().await.unwrap();
+            assert_eq!(stream.status(), StatusCode::OK);
+            Self::read_until(&mut stream, &format!(r#"data-count="{before}""#)).await;
+            let like = browser.post(format!("{origin}/likes")).header("Origin", &origin);
+            let like = like
+                .header("Sec-Fetch-Site", "same-origin")
+                .header("Content-Type", "application/x-www-form-urlencoded")
+                .body(format!("id={}", uuid::Uuid::now_v7()));
+            let answer = like.send().await.unwrap();
+            assert_eq!(answer.status(), StatusCode::SEE_OTHER, "{}", answer.text().await.unwrap());
+            Self::read_until(&mut stream, &format!(r#"data-count="{}""#, before + 1)).await;
+        });
+    }
+
+    /// Follows the page while nothing happens: the proxy must neither hold the pings back nor take the stream for dead.
+    fn stay_on_the_page(&self) {
+        let (browser, origin) = (self.browser(Version::HTTP_2), self.origin());
+        self.runtime.block_on(async {
+            let mut stream = browser.get(format!("{origin}/live")).send().await.unwrap();
+            Self::read_until(&mut stream, "event: ping").await;
+            Self::read_until(&mut stream, "event: ping").await;
+        });
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.stop();
+        if thread::panicking() {
+            eprintln!("---- {}:\n{}", self.kind.program(), fs::read_to_string(self.dir.path().join("log")).unwrap());
+        }
+    }
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// Leads connections to [`NAME`] to this machine: a proxy of the other kind, which takes a browser or device to any host.
+fn door_to_this_machine() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    thread::spawn(move || {
+        for client in listener.incoming().flatten() {
+            thread::spawn(move || drop(carry(client)));
+        }
+    });
+    url
+}
+
+fn carry(mut client: TcpStream) -> std::io::Result<()> {
+    use std::io::Write as _;
+    let request = crate::proxy::read_request(&mut client)?.unwrap_or_default();
+    let request = String::from_utf8_lossy(&request).into_owned();
+    let port = request.split_whitespace().nth(1).and_then(|target| target.rsplit_once(':')?.1.parse::<u16>().ok());
+    let mut server = TcpStream::connect((Ipv4Addr::LOCALHOST, port.unwrap_or_default()))?;
+    client.write_all(b"HTTP/1.1 200 OK\r\n\r\n")?;
+    let (mut from, mut to) = (server.try_clone()?, client.try_clone()?);
+    thread::spawn(move || {
+        drop(std::io::copy(&mut from, &mut to));
+        drop(to.shutdown(std::net::Shutdown::Both));
+    });
+    drop(std::io::copy(&mut client, &mut server));
+    server.shutdown(std::net::Shutdown::Both)
+}
+
+/// A hub that strangers may ask under [`NAME`].
+fn hub() -> Node {
+    let mut hub = Node::stopped_hub();
+    hub.flag("--allow-host", NAME);
+    hub.switch("--public");
+    hub.flag("--listen", &format!("127.0.0.1:{}", free_port()));
+    hub.start();
+    hub
+}
+
+/// What the hub says to its owner.
+fn count(hub: &Node) -> u64 {
+    let status: Value = serde_json::from_str(&hub.run(&["status", "--json"])).unwrap();
+    status["count"].as_u64().unwrap()
+}
+
+/// All that people do through a proxy, and a restart of either side.
+fn works(kind: Kind, change: impl Fn(String) -> String) {
+    let mut hub = hub();
+    let mut proxy = Running::start(kind, hub.url(), change);
+    proxy.like_on_the_page(Version::HTTP_11, 0);
+    proxy.like_on_the_page(Version::HTTP_2, 1);
+
+    let mut phone = Node::prepared("phone", &proxy.origin(), &hub);
+    let roots = phone.file("roots.pem");
+    fs::write(&roots, &proxy.authority.pem).unwrap();
+    phone.flag("--root-certificate", roots.to_str().unwrap());
+    phone.environment("HTTPS_PROXY", &door_to_this_machine());
+    phone.start();
+    phone.wait_for_count(2);
+    phone.like();
+    phone.wait_for_count(3);
+    assert_eq!(count(&hub), 3);
+
+    hub.stop();
+    phone.wait_until("offline");
+    phone.like();
+    hub.start();
+    phone.wait_for_count(4);
+    proxy.stop();
+    phone.wait_until("offline");
+    phone.like();
+    proxy.restart();
+    phone.wait_for_count(5);
+    assert_eq!(count(&hub), 5);
+    proxy.stay_on_the_page();
+    phone.wait_until("online");
+    proxy.like_on_the_page(Version::HTTP_11, 5);
+}
+
+#[test]
+fn trust_71_behind_nginx() {
+    works(Kind::Nginx, |recipe| recipe);
+}
+
+#[test]
+fn trust_71_behind_nginx_that_drops_the_port_and_speaks_http_1_1() {
+    works(Kind::Nginx, |recipe| {
+        recipe.replace(
+            "proxy_set_header Host $http_host;",
+            "proxy_http_version 1.1;\nproxy_set_header Host $host;\nproxy_read_timeout 10s;",
+        )
+    });
+}
+
+#[test]
+fn trust_71_behind_caddy() {
+    works(Kind::Caddy, |recipe| recipe);
+}
+
+#[test]
+fn trust_71_behind_haproxy() {
+    works(Kind::Haproxy, |recipe| recipe);
+}
+
+#[test]
+fn trust_70_nginx_without_the_host_line_opens_nothing_and_is_told_what_it_lacks() {
+    let hub = hub();
+    for line in ["", "proxy_http_version 1.1;", "proxy_set_header Host localhost;"] {
+        let proxy =
+            Running::start(Kind::Nginx, hub.url(), |recipe| recipe.replace("proxy_set_header Host $http_host;", line));
+        let (browser, origin) = (proxy.browser(Version::HTTP_11), proxy.origin());
+        for path in ["/", "/live", "/status", "/metrics", "/s/other/"] {
+            let (status, text) = proxy.runtime.block_on(async {
+                let answer = browser.get(format!("{origin}{path}")).send().await.unwrap();
+                (answer.status(), answer.text().await.unwrap())
+            });
+            assert_eq!(status, StatusCode::FORBIDDEN, "{line} {path}: {text}");
+            let is_old = !line.contains("1.1");
+            assert!(!is_old || text.contains("proxy_set_header Host $http_host"), "{line} {path}: {text}");
+        }
+    }
+    drop(hub);
+    // A program that nobody told of a proxy: HTTP/1.0 gives nginx away.
+    let mut lone = Node::stopped_hub();
+    lone.start();
+    let proxy =
+        Running::start(Kind::Nginx, lone.url(), |recipe| recipe.replace("proxy_set_header Host $http_host;", ""));
+    let answer = proxy.runtime.block_on(proxy.browser(Version::HTTP_2).get(proxy.origin()).send()).unwrap();
+    assert_eq!(answer.status(), StatusCode::FORBIDDEN);
+}
