@@ -17,10 +17,9 @@ use rusqlite::ErrorCode;
 use rusqlite::types::FromSqlError;
 
 use super::batch::BATCH;
-use super::event::{EventId, MAX_ARGS, MAX_DEVICE, MAX_NAME};
-
-/// How much of a statement a message quotes, in characters: one line of a terminal, and its table and columns.
-const LONGEST_SQL: usize = 160;
+use super::event::EventId;
+use crate::limits::engine::event::{MAX_ARGS, MAX_DEVICE, MAX_NAME};
+use crate::limits::engine::sql::LONGEST_QUOTE;
 
 /// Why something is not an event, a store or a place in a log.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -209,7 +208,7 @@ impl From<DbError> for Box<dyn StdError + Send + Sync> {
 /// Enough of a statement to recognize it by in a message.
 pub(crate) fn one_line(sql: &str) -> String {
     let mut line = sql.split_whitespace().collect::<Vec<_>>().join(" ");
-    if let Some((end, _)) = line.char_indices().nth(LONGEST_SQL) {
+    if let Some((end, _)) = line.char_indices().nth(LONGEST_QUOTE) {
         line.truncate(end);
         line.push('…');
     }

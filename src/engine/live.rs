@@ -11,7 +11,7 @@ use std::any::Any;
 use std::collections::{HashMap, HashSet};
 use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tokio::sync::watch;
 
@@ -20,15 +20,7 @@ use super::depends::{Depends, Key, KeyColumn};
 use super::error::Error;
 use super::query::{Query, QueryKey};
 use super::state::State;
-
-/// How long an unwatched answer is kept up to date: a page that is loaded again asks within this time.
-const REMEMBERED_FOR: Duration = Duration::from_secs(60);
-
-/// How many unwatched answers are kept. Each costs a run of its query whenever a commit touches it.
-const REMEMBERED: usize = 16;
-
-/// How often those are looked for that nobody needs any more, unless many new ones came.
-const FORGET_EVERY: Duration = Duration::from_secs(1);
+use crate::limits::engine::live::{FORGET_EVERY, REMEMBERED, REMEMBERED_FOR};
 
 /// The live queries of one store. Watchers add theirs; the thread that owns the state runs them.
 #[derive(Default)]

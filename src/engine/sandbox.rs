@@ -20,9 +20,7 @@ use super::changes::{Changes, Tables};
 use super::depends::KeyLookup;
 use super::error::{DbError, one_line};
 use super::lookup::says;
-
-/// How many prepared statements, and how many verdicts on them, a connection keeps.
-const STATEMENTS: usize = 256;
+use crate::limits::engine::sql::{AT_HAND, STATEMENTS};
 
 /// A connection whose statements are checked, each in the role it plays.
 ///
@@ -245,9 +243,6 @@ pub(crate) struct Ready<'a> {
 }
 
 impl<'a> Statements<'a> {
-    /// How many are at hand at most: they are searched one by one.
-    const MOST: usize = 16;
-
     pub(crate) fn sandbox(&self) -> &'a Sandbox {
         self.sandbox
     }
@@ -272,7 +267,7 @@ impl<'a> Statements<'a> {
             return;
         }
         let mut all = self.ready.borrow_mut();
-        if all.len() < Self::MOST && !all.iter().any(|known| known.sql == ready.sql) {
+        if all.len() < AT_HAND && !all.iter().any(|known| known.sql == ready.sql) {
             all.push(ready);
         }
     }

@@ -9,10 +9,7 @@ use super::protocol::{Hello, PAGE, Point, Push, Pushed, PushedEvent, WirePage, r
 use crate::engine::{
     Device, Digest, Envelope, Fault, Generation, LogId, Outcome, PageSize, Replica, Seq, Standing, Whose,
 };
-
-/// Different names of events that a store gets from devices. Each is kept in memory while the store is open. A hub orders
-/// events whose meaning it doesn't know, but no app has so many kinds.
-const MAX_NAMES: usize = 10_000;
+use crate::limits::sync::authority::MAX_NAMES;
 
 /// Why a hub refuses a client.
 #[derive(Debug, Clone, PartialEq, Eq)]

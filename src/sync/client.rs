@@ -20,52 +20,12 @@ use super::{sse, tokens};
 use crate::engine::{
     Digest, Error, Generation, Health, LogId, Position, Replica, Seq, Standing, Store, StoreId, Stores,
 };
+use crate::limits::sync::client::{
+    FEW, IDLE_AFTER, IDLE_CHECK, IDLE_WHEN_CROWDED, LOGGED, LONGEST_WAIT, LOOK_EVERY, NO_PAGE_EVERY, NO_PAGES, OWING,
+    REPAIR_EVERY, REPAIRS, RESTARTS, SEEN_AFTER, SEEN_AFTER_TIMES, SHORTEST_WAIT, WANTED,
+};
+use crate::limits::sync::stream::SILENCE;
 use crate::random;
-
-/// How long a stream may be silent. The hub says something every ten seconds.
-const SILENCE: Duration = Duration::from_secs(25);
-
-/// The shortest and the longest wait before the next attempt, of a few stores.
-const WAIT: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(15)];
-
-/// So many stores try as often as that. More of them wait longer, so that all together don't keep the machine busy with a
-/// hub that is away; who gets through first tells the others.
-const FEW: usize = 32;
-
-/// The shortest wait of a store that somebody is using.
-const WANTED: Duration = Duration::from_secs(1);
-
-/// How long a store is kept level after somebody used it last; the second, while others need the room.
-const IDLE: [Duration; 2] = [Duration::from_secs(600), Duration::from_secs(5)];
-
-/// How often to look whether anybody still uses a store that is level.
-const IDLE_CHECK: Duration = Duration::from_secs(5);
-
-/// How often to look whether something changed that lets a halted store go on.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
-
-/// How long others' events may wait until pages see them, while more arrive and many of ours are pending: at least this, and
-/// so many times what it took last to put the pending ones back, which is then all that it costs.
-const SEEN_AFTER: Duration = Duration::from_millis(250);
-const SEEN_AFTER_TIMES: u32 = 4;
-
-/// So often a store is repaired at once, and then once more after each such time: to take back a log and to make its state
-/// anew costs as much as the log is long, and a hub could ask for it without end.
-const REPAIRS: (u32, Duration) = (3, Duration::from_secs(300));
-
-/// So many events of a stream may bring no page at once, and then one more after each such time. A ping comes every ten
-/// seconds.
-const NO_PAGES: (u32, Duration) = (32, Duration::from_secs(1));
-
-/// So many pings may come while the hub owes something: pages up to the head that it named, or a place for what it took. An
-/// honest one sends what it has before the next ping.
-const OWING: u32 = 6;
-
-/// So many sessions in a row may end with the hub's word that it was started anew.
-const ANEW: u32 = 3;
-
-/// So many refusals of a push are logged one by one.
-const LOGGED: usize = 10;
 
 /// How the connection of a store to its upstream is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -198,7 +158,7 @@ impl Clients {
             upstream: upstream.in_lane(lane),
             status: sender,
             usage: Arc::clone(&usage),
-            repairs: Allowance::new(REPAIRS.0, REPAIRS.1),
+            repairs: Allowance::new(REPAIRS, REPAIR_EVERY),
             clients: self.clone(),
         };
         links.insert(store.id().clone(), Link { status: status.clone(), usage, lane });
@@ -216,7 +176,7 @@ impl Clients {
         let Shared { stores, upstream, .. } = &*self.shared;
         let Some(upstream) = upstream else { return };
         // Nobody uses the others, so they are let go of as soon as they are level.
-        let long_ago = Instant::now().checked_sub(IDLE[0]).unwrap_or_else(Instant::now);
+        let long_ago = Instant::now().checked_sub(IDLE_AFTER).unwrap_or_else(Instant::now);
         for id in [first.clone()].iter().chain(&stores.list().unwrap_or_default()) {
             let mut found = stores.get(id);
             while matches!(found, Err(Error::TooManyOpen)) {
@@ -286,13 +246,13 @@ impl Client {
             };
             // A session that did all there was to do, or that lasted, owes nothing to the failures before it.
             let now = self.standing();
-            if began.elapsed() > WAIT[1] || now.head > before.head && now.pending == 0 {
+            if began.elapsed() > LONGEST_WAIT || now.head > before.head && now.pending == 0 {
                 backoff = Backoff::default();
                 hopeful = 0;
             }
             let wait = backoff.next(self.clients.count());
             let end = match end {
-                End::PullFirst if hopeful == ANEW => {
+                End::PullFirst if hopeful == RESTARTS => {
                     End::Offline("the hub says again and again that this store has to be pulled first".to_owned())
                 }
                 end => end,
@@ -469,7 +429,7 @@ impl Client {
 
     fn is_idle(&self) -> bool {
         let used = *self.usage.last.lock().expect("BUG: touching a link panicked");
-        let patience = IDLE[usize::from(self.clients.shared.stores.are_crowded())];
+        let patience = if self.clients.shared.stores.are_crowded() { IDLE_WHEN_CROWDED } else { IDLE_AFTER };
         let is_level = match &*self.health.borrow() {
             Health::Absent => true,
             health => health.standing().is_some_and(|standing| standing.pending == 0),
@@ -535,7 +495,7 @@ async fn pull(
     mut events: impl Stream<Item = std::io::Result<sse::SseEvent>> + Unpin,
     running: &Running,
 ) -> End {
-    let mut others = Allowance::new(NO_PAGES.0, NO_PAGES.1);
+    let mut others = Allowance::new(NO_PAGES, NO_PAGE_EVERY);
     // How many pings came since the last page while the hub owed one.
     let mut owing = 0;
     // When pages are to see what they don't yet, and how long that was left to wait.
@@ -623,8 +583,8 @@ impl Backoff {
     /// jitter").
     fn next(&mut self, stores: usize) -> Duration {
         let crowd = u32::try_from(stores / FEW).unwrap_or(u32::MAX).max(1);
-        let longest = WAIT[1].saturating_mul(crowd);
-        let bound = WAIT[0].saturating_mul(1 << self.attempts.min(16)).min(longest);
+        let longest = LONGEST_WAIT.saturating_mul(crowd);
+        let bound = SHORTEST_WAIT.saturating_mul(1 << self.attempts.min(16)).min(longest);
         self.attempts += 1;
         bound.mul_f64(0.5 + 0.5 * random::fraction())
     }
@@ -750,10 +710,10 @@ mod tests {
         let (one, other, many) = (waits(1), waits(1), waits(320));
         assert_ne!(one, other);
         for (n, wait) in one.iter().enumerate() {
-            let bound = (WAIT[0] * (1 << n)).min(WAIT[1]);
+            let bound = (SHORTEST_WAIT * (1 << n)).min(LONGEST_WAIT);
             assert!((bound / 2..=bound).contains(wait), "{n}: {wait:?}");
         }
-        assert!(many[11] >= WAIT[1] * 5, "{many:?}");
+        assert!(many[11] >= LONGEST_WAIT * 5, "{many:?}");
     }
 
     #[tokio::test(start_paused = true)]
@@ -766,7 +726,7 @@ mod tests {
             start.elapsed()
         };
         assert_eq!(waited(hour).await, hour);
-        assert_eq!(waited(WAIT[0]).await, WAIT[0]);
+        assert_eq!(waited(SHORTEST_WAIT).await, SHORTEST_WAIT);
         used.notify_one();
         assert_eq!(waited(hour).await, WANTED);
         let (waited, ()) = tokio::join!(waited(hour), async {

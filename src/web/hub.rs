@@ -18,33 +18,17 @@ use tokio::sync::watch;
 use tokio::time::{Interval, MissedTickBehavior, interval_at};
 use tokio_util::sync::CancellationToken;
 
-use super::{App, Connection, DIVERGED, Lease, Opened, Problem, Received, Who};
+use super::{App, Connection, Lease, Opened, Problem, Received, Who};
 use crate::engine::{Device, Digest, LogId, PageSize, Replica, Seq, Spare, StoreId, Stores};
+use crate::limits::sync::stream::{PING_EVERY, SILENCE};
+use crate::limits::web::hub::{LEAST_BYTES, LEAST_EVENTS, NOTE_EVERY, NOTED, PULLS_OF_A_STORE, QUICK};
+use crate::limits::web::shares::DIVERGED;
 use crate::sync::{
     Hello, Incoming, PAGE, Push, Pushed, Refusal, Seen, Start, Token, Tokens, WirePage, code, sse, tokens,
 };
 
-/// How often a pull stream says that it is alive.
-const PING_EVERY: Duration = Duration::from_secs(10);
-
-/// How long a client may take to read what it was sent before it is disconnected: it would miss the pings anyway.
-const SLOWEST: Duration = Duration::from_secs(25);
-
-/// What a pull stream sends at once to a client of which it isn't known whether it reads: this is in memory for each.
-const LEAST: PageSize = PageSize { events: 128, bytes: 16 * 1024 };
-
-/// Who takes a page within that time gets one four times as large next.
-const QUICK: Duration = Duration::from_secs(1);
-
-/// Pulls of one store that a token may have. A device needs one, and those that it had before end when they are noticed to be
-/// dead; but each reads what is new on the store's thread, where posts wait.
-const PULLS_OF_A_STORE: usize = 16;
-
-/// Of how many stores it is noted, a device, how far it has pulled. People look at it, and it is written as a whole.
-const NOTED: usize = 500;
-
-/// How often it is written down which device was seen when.
-const NOTE_EVERY: Duration = Duration::from_secs(5);
+/// What a pull stream sends at once to a client that isn't known to read.
+const LEAST: PageSize = PageSize { events: LEAST_EVENTS, bytes: LEAST_BYTES };
 
 /// Identifies the time from one start of a hub to its end.
 pub(crate) type RunId = Arc<str>;
@@ -335,7 +319,7 @@ pub(crate) async fn pull(
         let bytes = stream.next().await?;
         stream.handed = Some(Instant::now());
         if let Some(connection) = &stream.connection {
-            connection.must_take_within(SLOWEST);
+            connection.must_take_within(SILENCE);
         }
         Some((Ok::<_, Infallible>(bytes), stream))
     }));
@@ -379,7 +363,7 @@ impl PullStream {
         if let Some(hello) = self.hello.take() {
             return Some(sse::frame("hello", &hello));
         }
-        if self.handed.is_some_and(|handed| handed.elapsed() > SLOWEST) {
+        if self.handed.is_some_and(|handed| handed.elapsed() > SILENCE) {
             tracing::info!(device = self.token.device.as_str(), "a client read too slowly and was disconnected");
             return None;
         }

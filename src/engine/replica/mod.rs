@@ -21,9 +21,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
 use std::sync::Arc;
 
-pub use arrive::{Page, Position, SETTLE_EVERY};
+pub use arrive::{Page, Position};
 pub(crate) use settle::replay_log;
-pub use standing::{MOST_SKIPPED, NoEffect, Skipped, Standing, committed_state};
+pub use standing::{NoEffect, Skipped, Standing, committed_state};
 pub use write::Outcome;
 
 use super::error::{DbError, Fault};

@@ -5,12 +5,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use super::{Replica, View};
 use crate::engine::error::Fault;
 use crate::engine::eventlog::{Eventlog, Tip};
-use crate::engine::materialize::{CHUNK, Enders, Stop};
+use crate::engine::materialize::{Enders, Stop};
 use crate::engine::place::{Cursor, Seq};
 use crate::engine::state::State;
-
-/// How many events a rebuild applies in one transaction of the state.
-const PER_COMMIT: u64 = 10_000;
+use crate::limits::engine::replica::{CHUNK, PER_COMMIT};
 
 impl Replica {
     /// Brings the committed state level with the log, and applies the pending events on top. On a full disk the state can

@@ -9,6 +9,7 @@ use crate::engine::eventlog::{Tip, Whose};
 use crate::engine::place::{Cursor, Digest, Generation, Seq};
 use crate::engine::setup::Files;
 use crate::engine::state::{self, TableRows};
+use crate::limits::engine::replica::MOST_SKIPPED;
 
 /// Where a replica stands.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,9 +33,6 @@ pub struct Standing {
     /// How many events have no effect because nothing here knows their name.
     pub unknown: u64,
 }
-
-/// How many events without effect are listed at most. Their number is in the [`Standing`].
-pub const MOST_SKIPPED: usize = 1_000;
 
 /// An event that has no effect.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
