@@ -19,7 +19,7 @@ use rusqlite::types::FromSqlError;
 use super::batch::BATCH;
 use super::event::EventId;
 use crate::limits::engine::event::{MAX_ARGS, MAX_DEVICE, MAX_NAME};
-use crate::limits::engine::sql::LONGEST_QUOTE;
+use crate::limits::engine::sql::{LONGEST_QUOTE, QUERY_STEPS};
 
 /// Why something is not an event, a store or a place in a log.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -127,6 +127,8 @@ pub enum DbError {
     Refused(String),
     /// The statement does something that is not deterministic, or reaches for what isn't its own.
     Forbidden(String),
+    /// The query takes more steps than one may: its text.
+    TooManySteps(Box<str>),
     /// After an error that ended the transaction, or that was the machine's, nothing more may run.
     Stopped,
     /// SQLite's own answer.
@@ -177,6 +179,12 @@ impl fmt::Display for DbError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Refused(why) | Self::Forbidden(why) => f.write_str(why),
+            Self::TooManySteps(sql) => write!(
+                f,
+                "it was stopped after {QUERY_STEPS} steps, the most that a query may take. Add an index for what it looks \
+                 up, or a LIMIT. The statement is `{}`",
+                one_line(sql)
+            ),
             Self::Stopped => f.write_str("an earlier error stopped this materializer"),
             // It would repeat the statement as a whole.
             Self::Sqlite { source: rusqlite::Error::SqlInputError { msg, sql, .. }, .. } => {

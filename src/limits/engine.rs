@@ -107,6 +107,14 @@ pub(crate) mod sql {
     /// Statements of materializers that stay at hand from one event to the next. They are searched one by one.
     pub(crate) const AT_HAND: usize = 16;
 
+    /// Steps that one query may take, in instructions of SQLite's virtual machine: about a second's work on a slow machine.
+    /// Queries run on the thread that stores, and strangers may choose their parameters. Steps and not time, so a query that
+    /// is refused is refused everywhere. Materializers have no such bound: replicas would differ.
+    pub(crate) const QUERY_STEPS: u32 = 20_000_000;
+
+    /// Steps of a query between two looks at how many it took. So few are no wait, and the look costs nothing beside them.
+    pub(crate) const STEPS_AT_ONCE: u32 = 10_000;
+
     /// How much of a statement a message quotes, in characters: one line of a terminal, and its table and columns.
     pub(crate) const LONGEST_QUOTE: usize = 160;
 }
@@ -123,6 +131,10 @@ pub(crate) mod live {
 
     /// How often unneeded queries are looked for, unless many new ones came.
     pub(crate) const FORGET_EVERY: Duration = Duration::from_secs(1);
+
+    /// How often one of the queries that took too many steps is tried again. All of them together take no more of the store's
+    /// thread than one query a time.
+    pub(crate) const REFUSED_AGAIN: Duration = Duration::from_secs(10);
 
     /// Rows of one table that a commit is known to have written one by one. A commit that wrote more counts as having
     /// written all of them.
