@@ -20,7 +20,7 @@ mod tls;
 #[cfg(feature = "app")]
 pub(crate) mod tokens;
 
-pub use authority::{Incoming, Refusal, Start};
+pub use authority::{AuthorityError, Incoming, NextPage, Refusal, Start, judged};
 #[cfg(feature = "app")]
 pub(crate) use client::{Clients, LinkState, LinkStatus};
 #[cfg(feature = "app")]

@@ -24,7 +24,7 @@ use crate::limits::sync::stream::{PING_EVERY, SILENCE};
 use crate::limits::web::hub::{LEAST_BYTES, LEAST_EVENTS, NOTE_EVERY, NOTED, PULLS_OF_A_STORE, QUICK};
 use crate::limits::web::shares::DIVERGED;
 use crate::sync::{
-    Hello, Incoming, PAGE, Push, Pushed, Refusal, Seen, Start, Token, Tokens, WirePage, code, sse, tokens,
+    Hello, Incoming, NextPage, PAGE, Push, Pushed, Refusal, Seen, Start, Token, Tokens, code, judged, sse, tokens,
 };
 
 /// What a pull stream sends at once to a client that isn't known to read.
@@ -192,9 +192,9 @@ pub(crate) async fn push(
         if !tokens.is_still_valid(&shown) {
             return Ok(None);
         }
-        let Some(replica) = replica else { return Ok(Some((incoming.store(None)?, 0))) };
+        let Some(replica) = replica else { return Ok(Some((judged(incoming.store(None))?, 0))) };
         let before = replica.names();
-        let pushed = incoming.store(Some(replica))?;
+        let pushed = judged(incoming.store(Some(replica)))?;
         Ok(Some((pushed, replica.names().saturating_sub(before))))
     };
     let stored =
@@ -283,7 +283,8 @@ pub(crate) async fn pull(
         full.problem("too-many-streams", "More streams are open", "Pull fewer stores, or come back later.", 5)
     })?;
     let digest = digest.unwrap_or_default();
-    let start = store.look_if_any(move |replica| Start::vouch(replica.as_deref(), log, after, digest)).await?;
+    let vouch = move |replica: Option<&mut Replica>| judged(Start::vouch(replica.as_deref(), log, after, digest));
+    let start = store.look_if_any(vouch).await?;
     if let Err(Refusal::Diverged { .. }) = start {
         app.shares.pulls.charge(&who, DIVERGED);
     }
@@ -377,11 +378,14 @@ impl PullStream {
             }
             if !self.is_level {
                 self.news.mark_unchanged();
-                if let Some(page) = self.page().await? {
-                    self.hub.saw(&self.token.device, &self.store, Some(self.after));
-                    return Some(sse::frame("page", &page));
+                match self.page().await {
+                    NextPage::Page(page) => {
+                        self.hub.saw(&self.token.device, &self.store, Some(self.after));
+                        return Some(sse::frame("page", &page));
+                    }
+                    NextPage::Level => self.is_level = true,
+                    NextPage::Over => return None,
                 }
-                self.is_level = true;
             }
             tokio::select! {
                 () = self.shutdown.cancelled() => return None,
@@ -410,19 +414,22 @@ impl PullStream {
         self.size
     }
 
-    /// The next page, if there is more; the outer `None` when this stream can't go on.
-    async fn page(&mut self) -> Option<Option<WirePage>> {
+    /// What comes next. The stream is over, too, where the store can't be read: the client comes back.
+    async fn page(&mut self) -> NextPage {
         let size = self.next_size();
         let (mut start, after) = (self.start, self.after);
-        let store = self.stores.get_leaving(&self.store, self.spare).ok()?;
+        let Ok(store) = self.stores.get_leaving(&self.store, self.spare) else { return NextPage::Over };
         let read = store.look(move |replica| Ok((start.page_of(replica, after, size)?, start)));
-        let Some((page, start)) = read.await.ok()? else { return Some(None) };
+        let (page, start) = match read.await {
+            Ok(Some(read)) => read,
+            Ok(None) => return NextPage::Level,
+            Err(_) => return NextPage::Over,
+        };
         self.start = start;
-        let page = page?;
-        if let Some(page) = &page {
+        if let NextPage::Page(page) = &page {
             self.after = page.next;
         }
-        Some(page)
+        page
     }
 }
 
