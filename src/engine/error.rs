@@ -409,6 +409,40 @@ impl From<LogFault> for Fault {
     }
 }
 
+/// A [`Fault`] met in the state, as [`LogFault`] is one met in the eventlog.
+#[derive(Debug)]
+pub(crate) struct StateFault(pub(crate) Fault);
+
+impl From<rusqlite::Error> for StateFault {
+    fn from(source: rusqlite::Error) -> Self {
+        Self(Fault::state(source))
+    }
+}
+
+impl From<Fault> for StateFault {
+    fn from(fault: Fault) -> Self {
+        Self(fault)
+    }
+}
+
+impl From<DbError> for StateFault {
+    fn from(error: DbError) -> Self {
+        Self(error.into())
+    }
+}
+
+impl From<StateFault> for Fault {
+    fn from(StateFault(fault): StateFault) -> Self {
+        fault
+    }
+}
+
+impl From<StateFault> for Error {
+    fn from(StateFault(fault): StateFault) -> Self {
+        fault.into()
+    }
+}
+
 impl Fault {
     pub(crate) fn eventlog(source: rusqlite::Error) -> Self {
         // An answer that isn't SQLite's own says that a value can't be what was stored.

@@ -13,7 +13,7 @@ use rusqlite::{Params, Row, Statement, params};
 use super::authorizer::Mode;
 use super::batch::{self, BATCH};
 use super::changes::Written;
-use super::error::{DbError, Fault, LogFault};
+use super::error::{DbError, Fault, LogFault, StateFault};
 use super::event::{self, Envelope, Event, EventId, EventRef};
 use super::rehearsal::MadeUp;
 use super::sandbox::{Sandbox, Statements};
@@ -258,12 +258,12 @@ pub(crate) enum Stop {
 
 impl From<rusqlite::Error> for Stop {
     fn from(error: rusqlite::Error) -> Self {
-        Self::Fault(Fault::state(error))
+        StateFault::from(error).into()
     }
 }
 
-impl From<Fault> for Stop {
-    fn from(fault: Fault) -> Self {
+impl From<StateFault> for Stop {
+    fn from(StateFault(fault): StateFault) -> Self {
         Self::Fault(fault)
     }
 }

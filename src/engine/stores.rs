@@ -323,7 +323,7 @@ impl Shared {
         let mut empty = self.empty.lock().unwrap_or_else(PoisonError::into_inner);
         let state = match empty.take().map_or_else(|| State::in_memory(&self.common.setup.schema), Ok) {
             Ok(state) => empty.insert(state),
-            Err(fault) => return live.fail(&Error::from(&fault)),
+            Err(fault) => return live.fail(&Error::from(fault)),
         };
         live.tell(live.refresh(state), || false);
     }

@@ -382,7 +382,7 @@ impl Writer {
         let opened = if exists {
             self.open_replica().map(|replica| Held::Open(Box::new(replica)))
         } else {
-            State::in_memory(&self.common.setup.schema).map(|state| Held::Absent(Box::new(state)))
+            State::in_memory(&self.common.setup.schema).map(|state| Held::Absent(Box::new(state))).map_err(Fault::from)
         };
         match opened {
             Ok(mut held) => {

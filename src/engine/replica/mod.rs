@@ -260,7 +260,8 @@ impl Drop for Replica {
     fn drop(&mut self) {
         // After a fault only the WALs are known to be right, so they stay as they are.
         if self.view != View::Broken {
-            for closed in [self.log.close_in_order().map_err(Fault::from), self.state.close_in_order()] {
+            let (log, state) = (self.log.close_in_order(), self.state.close_in_order());
+            for closed in [log.map_err(Fault::from), state.map_err(Fault::from)] {
                 if let Err(error) = closed {
                     tracing::warn!(store = %self.files.dir().display(), %error, "cannot close in good order");
                 }
