@@ -6,9 +6,13 @@
 
 mod authority;
 #[cfg(feature = "app")]
+mod backoff;
+#[cfg(feature = "app")]
 mod client;
 #[cfg(feature = "app")]
 mod http;
+#[cfg(feature = "app")]
+mod link;
 mod protocol;
 #[cfg(feature = "app")]
 mod ration;
