@@ -13,7 +13,7 @@ const SCRIPT: &str = "text/javascript; charset=utf-8";
 /// Each file: its name, its type, its bytes. Scripts are ES modules, used as they stand.
 const FILES: [(&str, &str, &[u8]); 13] = [
     ("likewise.js", SCRIPT, include_bytes!("../../static/likewise.js")),
-    ("likes.js", SCRIPT, include_bytes!("../../static/likes.js")),
+    ("likes.js", SCRIPT, include_bytes!("../likes/likes.js")),
     ("worker.js", SCRIPT, include_bytes!("../../static/worker.js")),
     ("backoff.js", SCRIPT, include_bytes!("../../static/backoff.js")),
     ("forms.js", SCRIPT, include_bytes!("../../static/forms.js")),
@@ -23,8 +23,8 @@ const FILES: [(&str, &str, &[u8]); 13] = [
     ("outbox.js", SCRIPT, include_bytes!("../../static/outbox.js")),
     ("stream.js", SCRIPT, include_bytes!("../../static/stream.js")),
     ("app.css", "text/css; charset=utf-8", include_bytes!("../../static/app.css")),
-    ("likewise.css", "text/css; charset=utf-8", include_bytes!("../../static/likewise.css")),
-    ("favicon.svg", "image/svg+xml", include_bytes!("../../static/favicon.svg")),
+    ("likewise.css", "text/css; charset=utf-8", include_bytes!("../likes/likewise.css")),
+    ("favicon.svg", "image/svg+xml", include_bytes!("../likes/favicon.svg")),
 ];
 
 /// Changes with any of the files.
