@@ -220,6 +220,12 @@ impl App {
         self
     }
 
+    /// Sets the longest body of a form, in bytes. Without this, a form can carry any event that fits into an eventlog.
+    pub fn longest_form(mut self, bytes: u64) -> Self {
+        self.face_mut().form_bytes = bytes;
+        self
+    }
+
     /// Adds a fragment: a piece of HTML that follows a query. `query` makes the query of the page's parameters, `render`
     /// the HTML of its answer.
     ///

@@ -14,7 +14,7 @@ use crate::node::{Base, Node, Options, store_limits};
 use crate::sync::{TokenFile, Tokens};
 use crate::web::live::Pages;
 use crate::web::metrics::Metrics;
-use crate::web::{self, Hub, Policy, Services, Shares, VisitorKey, Words};
+use crate::web::{self, Hub, Policy, Services, Shares, VisitorKey};
 
 /// Open event streams, of all stores together. Someone who is alone can have 10,000, beside the parts that are kept for
 /// others. Each is a connection, and there are a few thousand more of those.
@@ -89,8 +89,7 @@ impl Server {
         if let Some(unknown) = web::rehearse(&services).await {
             bail!("the page: {unknown}");
         }
-        let words = Words::of(face);
-        let policy = Policy { allow_hosts: options.allow_hosts, public: options.public, words, ..Policy::default() };
+        let policy = Policy { allow_hosts: options.allow_hosts, public: options.public, ..Policy::of(face) };
         let routes = web::routes(services).map_err(|why| anyhow!("the app's own routes: {why}"))?;
         let router = web::protect(routes, policy);
         Ok(Self { node, router, limits, listener, address })

@@ -34,6 +34,7 @@ import { makeOutbox } from "./outbox.js";
 
 const QUIET_FOR = 2_000;  // trouble that is over by then isn't worth a word
 const SYNCING_FOR = 600;  // a sync that is over by then isn't worth a word either
+const QUOTED = 60;        // characters of what was refused that the page quotes
 const FRESH = 2_000;      // a stream that began so long before the server was asked is an answer, too
 
 const PLACES = ".live[data-live]"; // where fragments stand
@@ -78,6 +79,12 @@ function words() {
   return "";
 }
 
+/** Enough of a text to recognize it by. */
+function shortened(text) {
+  const letters = [...text.slice(0, 2 * QUOTED + 2)];
+  return letters.length > QUOTED ? `${letters.slice(0, QUOTED).join("")}…` : text;
+}
+
 function speakSoon() {
   speak();
   setTimeout(speak, QUIET_FOR + 100);
@@ -107,7 +114,7 @@ const outbox = makeOutbox({ app, base }, {
   refused(entry) {
     const isBack = !entry.typed || page.giveBack(entry);
     if (isBack || !entry.isSaid) {
-      const what = entry.typed && entry.label ? `“${entry.label}” was` : `${noun[0].toUpperCase()}${noun.slice(1)}`;
+      const what = entry.typed && entry.label ? `“${shortened(entry.label)}” was` : `${noun[0].toUpperCase()}${noun.slice(1)}`;
       const detail = { ...entry, why: entry.refused, say: `${what} not saved. ${entry.refused}` };
       if (entry.own && !entry.isSaid) tell("refused", detail);
       refusal = detail.say;

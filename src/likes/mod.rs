@@ -41,6 +41,7 @@ pub fn app() -> App {
         .store("likes")
         .lost("Nothing here to like")
         .form::<LikeAdded>("likes")
+        .longest_form(4 * 1024)
         .live("likes", |_| Ok(count()), |count, _| page::Likes { count })
         .page(|page| page::LikesPage { page })
         .figure("count", count)

@@ -11,7 +11,11 @@ use serde::de::DeserializeOwned;
 use super::fields::{Fields, Misfit};
 use super::html::{Html, IntoHtml};
 use super::{Page, Params, Refusal, Render, Visitor};
-use crate::engine::{Envelope, Error, Event, EventId, Query, Store, StoreId, Watch};
+use crate::engine::{Envelope, Error, Event, EventId, MAX_ARGS, Query, Store, StoreId, Watch};
+
+/// The longest body of a form, in bytes, unless the app says otherwise: any event that fits into an eventlog can be posted. A
+/// form sends most characters that aren't ASCII letters as three for each byte.
+const FORM_BYTES: u64 = 3 * MAX_ARGS as u64 + 4 * 1024;
 
 /// What people see of an app.
 #[derive(Clone)]
@@ -23,6 +27,8 @@ pub(crate) struct Face {
     /// The heading of the page for an address that isn't there.
     pub(crate) lost: &'static str,
     pub(crate) forms: Vec<Form>,
+    /// The longest body of a form, in bytes.
+    pub(crate) form_bytes: u64,
     pub(crate) fragments: Vec<Fragment>,
     pub(crate) page: Option<Arc<DrawPage>>,
     pub(crate) figures: Vec<Figure>,
@@ -124,6 +130,7 @@ impl Face {
             nouns: Nouns { one: "event", many: "events" },
             lost: "Nothing here",
             forms: Vec::new(),
+            form_bytes: FORM_BYTES,
             fragments: Vec::new(),
             page: None,
             figures: Vec::new(),

@@ -8,6 +8,9 @@ use serde::de::DeserializeOwned;
 
 use crate::engine::EventId;
 
+/// The most fields of a form. Each takes more room in memory and on the page of a refusal than it did in the request.
+const MOST: usize = 1_000;
+
 /// The fields of a form, in the order in which they were posted, without its id.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Fields(Vec<(String, String)>);
@@ -33,6 +36,9 @@ impl Fields {
                 let why = "its text is not UTF-8".to_owned();
                 return Err(Misfit { field: Some(shortened(&name)), why });
             };
+            if fields.len() + ids.len() == MOST {
+                return Err(Misfit { field: None, why: format!("a form has at most {MOST} fields") });
+            }
             if name == "id" { ids.push(value) } else { fields.push((name, value)) }
         }
         Ok((Self(fields), ids))
@@ -147,5 +153,8 @@ mod tests {
             assert!(misfit.sentence().contains(&format!("`{field}`")), "{misfit:?}");
         }
         assert_eq!(read("%ff=a").expect_err("not text").field, None);
+        assert_eq!(read(&("title=a&".to_owned() + &"tag=x&".repeat(MOST - 1))).expect("it fits").tag.len(), MOST - 1);
+        let many = read(&"tag=x&".repeat(MOST + 1)).expect_err("too many");
+        assert_eq!(many.sentence(), "A form has at most 1000 fields.");
     }
 }

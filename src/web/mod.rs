@@ -43,7 +43,7 @@ pub(crate) use hub::Hub;
 pub(crate) use page::rehearse;
 pub use page::{Page, Render};
 pub use params::{Params, Refusal};
-pub(crate) use problem::{Problem, Words, sentence};
+pub(crate) use problem::{Problem, sentence};
 pub(crate) use received::Received;
 pub(crate) use remote::Committed;
 pub(crate) use server::{Connection, Limits, raise_open_file_limit, serve, stores_within_open_files};

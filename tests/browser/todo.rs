@@ -125,6 +125,24 @@ fn a_to_do_that_was_refused_comes_back_with_the_reason() {
 }
 
 #[test]
+fn a_text_that_is_longer_than_a_form_carries_comes_back_and_holds_up_nothing() {
+    let app = Served::start();
+    let browser = Browser::launch();
+    browser.network_may_fail();
+    let tab = browser.open(&app.url);
+    tab.until_live();
+    tab.eval("document.querySelector('.add [name=title]').value = 'x'.repeat(1_000_000)");
+    tab.click(".add button");
+    tab.until("document.querySelector('.add [name=title]').value.length === 1_000_000");
+    let said = tab.text("[data-message]");
+    assert!(said.contains("was not saved. What you wrote is too long") && said.len() < 400, "{said}");
+    add(&tab, "xylophone");
+    until_titles(&tab, "xylophone");
+    tab.until_sent();
+    assert_eq!(tab.eval("localStorage.length"), 0);
+}
+
+#[test]
 fn without_javascript_to_dos_are_added_moved_and_done_on_the_page_that_posted() {
     let app = Served::start();
     let browser = Browser::launch();

@@ -337,11 +337,31 @@ fn forms_that_do_not_fit_name_the_field() {
     for (form, code) in [("id=1&title=a", "malformed-id"), ("id=1&id=2&title=a", "malformed-id")] {
         assert_eq!(board.post("/add", &[JSON], form).json()["code"], code);
     }
-    let long = board.post("/add", &[JSON], &format!("title={}", "x".repeat(5_000)));
-    assert_eq!((long.status, long.json()["code"].as_str()), (413, Some("body-too-large")));
     let unknown = board.post("/remove", &[JSON], "title=a");
     assert_eq!((unknown.status, unknown.json()["code"].as_str()), (404, Some("not-found")));
     assert_eq!(board.titles(), "", "nothing of it was stored");
+}
+
+#[test]
+fn a_form_takes_any_event_and_says_so_when_it_is_too_long() {
+    let board = Board::start(board()).unwrap();
+    // All of it is sent as three bytes for each.
+    let title = "\u{e9}".repeat(32_000);
+    board.add(&form_urlencoded::byte_serialize(title.as_bytes()).collect::<String>());
+    assert_eq!(board.titles(), title);
+    let event = board.post("/add", &[JSON], &format!("title={}", "x".repeat(70_000)));
+    assert_eq!((event.status, event.json()["code"].as_str()), (400, Some("malformed-event")));
+    let long = format!("title={}", "x".repeat(300_000));
+    let script = board.post("/s/other/add", &[JSON], &long);
+    assert_eq!((script.status, script.json()["code"].as_str()), (413, Some("malformed-form")));
+    let page = board.post("/add", &[], &long);
+    assert_eq!(page.status, 413);
+    for words in ["What you wrote is too long: a form carries at most 200704 bytes.", "Nothing was stored."] {
+        assert!(page.body.contains(words), "{}", page.body);
+    }
+    let elsewhere = board.post("/titles", &[JSON], &long);
+    assert_eq!((elsewhere.status, elsewhere.json()["code"].as_str()), (413, Some("body-too-large")));
+    assert_eq!(board.titles(), title);
 }
 
 #[test]

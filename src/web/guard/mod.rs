@@ -24,11 +24,12 @@ pub use self::host::AllowedHost;
 pub(super) use self::host::ReachedAt;
 use self::host::{AddressedAs, addressed_as};
 use self::origin::is_cross_site;
-use super::problem::{self, Problem, Words, storeless};
+use super::face::Face;
+use super::problem::{self, Problem, storeless};
 use super::shares::Who;
 
 /// What the guard lets through.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct Policy {
     /// Names besides the loopback ones under which this server may be addressed.
     pub(crate) allow_hosts: Vec<AllowedHost>,
@@ -39,23 +40,24 @@ pub(crate) struct Policy {
     /// Largest sum of names and values of the headers, in bytes. Cookies of all programs on `localhost` end up here.
     /// The HTTP parser's own limit is higher, so that a browser gets a page that says what to do.
     pub(crate) head_bytes: usize,
-    /// Bodies of every route that `bodies` doesn't name: forms.
+    /// Bodies of every route that `bodies` doesn't name: forms, and what an app's own routes take.
     pub(crate) form: BodyRule,
     /// Bodies of routes by the beginning of their path; the first that fits holds.
     pub(crate) bodies: Vec<(&'static str, BodyRule)>,
-    /// What pages of problems call the app.
-    pub(crate) words: Words,
+    /// Whose forms these are, and whose pages tell of problems.
+    pub(crate) face: Arc<Face>,
 }
 
-impl Default for Policy {
-    fn default() -> Self {
+impl Policy {
+    /// What an app that shows `face` lets through, under loopback names alone.
+    pub(crate) fn of(face: &Arc<Face>) -> Self {
         Self {
             allow_hosts: Vec::new(),
-            words: Words::default(),
+            face: Arc::clone(face),
             public: false,
             uri_bytes: 8 * 1024,
             head_bytes: 32 * 1024,
-            form: BodyRule { max_bytes: Some(4 * 1024), patience: Patience::Total(Duration::from_secs(10)) },
+            form: BodyRule { max_bytes: Some(face.form_bytes), patience: Patience::Total(Duration::from_secs(10)) },
             bodies: vec![
                 // A push of 1 MiB of events, and the largest event with its envelope that still fitted in.
                 (
@@ -129,7 +131,7 @@ async fn admit(State(guard): State<Arc<Guard>>, mut request: Request, next: Next
             })
         }
     };
-    let mut answer = problem::render(&guard.policy.words, &method, &uri, asks_for_json, answer);
+    let mut answer = problem::render(&guard.policy.face, &method, &uri, asks_for_json, answer);
     for (name, value) in &guard.headers {
         answer.headers_mut().insert(name, value.clone());
     }
@@ -213,6 +215,11 @@ fn is_guarded(request: &Request) -> bool {
 impl Policy {
     fn body_rule(&self, path: &str) -> BodyRule {
         self.bodies.iter().find(|(prefix, _)| path.starts_with(prefix)).map_or(self.form, |(_, rule)| *rule)
+    }
+
+    /// Whether one of the app's forms posts to `path`.
+    fn is_form(&self, path: &str) -> bool {
+        storeless(path).strip_prefix('/').is_some_and(|name| self.face.forms.iter().any(|form| form.name == name))
     }
 }
 

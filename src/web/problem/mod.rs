@@ -40,30 +40,6 @@ pub(crate) struct Typed {
     pub(crate) fields: Fields,
 }
 
-/// What pages of problems call the app and its events.
-#[derive(Clone, Debug)]
-pub(crate) struct Words {
-    /// The app's name as a heading.
-    pub(crate) app: String,
-    /// What several of its events are called.
-    pub(crate) events: String,
-    /// The heading of the page for an address that isn't there.
-    pub(crate) lost: &'static str,
-}
-
-impl Words {
-    /// The words of an app.
-    pub(crate) fn of(face: &Face) -> Self {
-        Self { app: face.title(), events: face.nouns.many.to_owned(), lost: face.lost }
-    }
-}
-
-impl Default for Words {
-    fn default() -> Self {
-        Self::of(&Face::new("likewise"))
-    }
-}
-
 impl Problem {
     /// `code` is for programs and never changes; `detail` says what happened, to what; `advice` what to do next.
     pub(crate) fn new(
@@ -167,12 +143,12 @@ impl Problem {
         Value::Object(members).to_string()
     }
 
-    fn into_page(self, words: &Words, home: String) -> String {
+    fn into_page(self, face: &Face, home: String) -> String {
         let page = ErrorPage {
-            words,
+            face,
             typed: self.typed.as_deref(),
             status: self.status.as_u16(),
-            title: if self.status == StatusCode::NOT_FOUND { words.lost } else { title(self.status) },
+            title: if self.status == StatusCode::NOT_FOUND { face.lost } else { title(self.status) },
             detail: &self.detail,
             advice: &self.advice,
             assets: &crate::web::ASSETS_VERSION,
@@ -203,7 +179,7 @@ impl IntoResponse for Problem {
 /// Gives an answer to `method uri` its final form. Answers below 400 pass; any other becomes its [`Problem`], or the
 /// one made from its status, as JSON (where the path or the request asks for it) or as a page. Whatever body it had is
 /// dropped: it was never meant for a reader.
-pub(crate) fn render(words: &Words, method: &Method, uri: &Uri, asks_for_json: bool, response: Response) -> Response {
+pub(crate) fn render(face: &Face, method: &Method, uri: &Uri, asks_for_json: bool, response: Response) -> Response {
     if !is_failure(response.status()) {
         return response;
     }
@@ -221,7 +197,7 @@ pub(crate) fn render(words: &Words, method: &Method, uri: &Uri, asks_for_json: b
     let (media_type, body) = if asks_for_json || speaks_json(uri.path()) {
         ("application/problem+json", problem.into_json())
     } else {
-        ("text/html; charset=utf-8", problem.into_page(words, home(uri)))
+        ("text/html; charset=utf-8", problem.into_page(face, home(uri)))
     };
 
     let length = body.len();
@@ -287,7 +263,7 @@ const RESERVED: [&str; 6] = ["type", "title", "status", "code", "detail", "advic
 #[derive(Template)]
 #[template(path = "error.html")]
 struct ErrorPage<'a> {
-    words: &'a Words,
+    face: &'a Face,
     typed: Option<&'a Typed>,
     status: u16,
     title: &'a str,
