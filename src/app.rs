@@ -9,6 +9,7 @@ use std::pin::Pin;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use axum::http::HeaderValue;
 use serde::de::DeserializeOwned;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
@@ -17,6 +18,7 @@ use crate::cli::{self, Context};
 use crate::engine::{Event, Fault, Query, Schema, StoreId};
 use crate::node::{Node, NodeError, Options, base, store_limits};
 use crate::serve::Server;
+use crate::web::assets::{self, Asset};
 use crate::web::face::{Face, Figure, Form, Fragment, Nouns};
 use crate::web::{IntoHtml, Page, Params, Refusal, Render, Visitor};
 
@@ -255,6 +257,31 @@ impl App {
         self
     }
 
+    /// Adds a static file, such as a stylesheet, a script or a picture. `content_type` is what browsers take it for, such as
+    /// `text/css; charset=utf-8`. The page finds its address with [`Page::asset`].
+    ///
+    /// The app's stylesheets are also those of the pages that say what went wrong, after the common `app.css`. A file named
+    /// `favicon.svg` replaces the common icon, which is on these pages, too.
+    ///
+    /// ```
+    /// # use likewise::{App, Html};
+    /// # use likewise::engine::Schema;
+    /// # let schema = || Schema::new("CREATE TABLE n (n INTEGER) STRICT");
+    /// let app = App::new("counter", schema)
+    ///     .asset("counter.css", "text/css; charset=utf-8", "h1 { color: teal }")
+    ///     .page(|page| Html::trusted(format!(r#"<link rel="stylesheet" href="{}">"#, page.asset("counter.css"))));
+    /// # app.check().unwrap();
+    /// ```
+    pub fn asset(
+        mut self,
+        name: &'static str,
+        content_type: &'static str,
+        bytes: &'static (impl AsRef<[u8]> + ?Sized),
+    ) -> Self {
+        self.face_mut().assets.add(Asset { name, kind: content_type, bytes: bytes.as_ref() });
+        self
+    }
+
     /// Adds a number that `status`, `/status` and `/metrics` show under `name`.
     pub fn figure(mut self, name: &'static str, query: impl Fn() -> Query<u64> + Send + Sync + 'static) -> Self {
         self.face_mut().figures.push(Figure { name, query: Arc::new(query) });
@@ -377,6 +404,7 @@ impl App {
                 }
             }
         }
+        check_assets(self.face.assets.own())?;
         cli::check(self)?;
         Ok(self.schema().check()?)
     }
@@ -424,6 +452,29 @@ impl App {
     pub(crate) fn commands(&self) -> &[AppCommand] {
         &self.commands
     }
+}
+
+/// Refuses files that have no address of their own, or no type.
+fn check_assets(assets: &[Asset]) -> Result<(), AppError> {
+    for (place, Asset { name, kind, .. }) in assets.iter().enumerate() {
+        let refuse = |what, why: String| Err(AppError::Name { what, name: (*name).to_owned(), why });
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
+        if name.len() > MAX_NAME || !name.starts_with(|first: char| first.is_ascii_alphanumeric()) || !name.bytes().all(allowed)
+        {
+            let why = format!("use 1 to {MAX_NAME} letters, digits, `.`, `-` and `_`, beginning with a letter or digit");
+            return refuse("an asset", why);
+        }
+        if assets::is_common(name) {
+            return refuse("an asset", "every program has a file of that name; choose another".to_owned());
+        }
+        if assets[..place].iter().any(|other| other.name == *name) {
+            return Err(AppError::Doubled { what: "assets", name: (*name).to_owned() });
+        }
+        if !kind.contains('/') || HeaderValue::from_str(kind).is_err() {
+            return refuse("an asset", format!("`{kind}` is no content type; use one such as `text/css`"));
+        }
+    }
+    Ok(())
 }
 
 impl fmt::Debug for App {

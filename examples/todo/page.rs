@@ -20,9 +20,9 @@ pub(crate) fn page(page: &Page) -> Markup {
                 (page.head())
                 meta name="color-scheme" content="light dark";
                 title { "To do" @if !page.base().is_empty() { " · " (page.store()) } }
-                link rel="icon" type="image/svg+xml" href={ (home) "todo.svg" };
-                link rel="stylesheet" href={ (home) "todo.css" };
-                script type="module" src={ (home) "todo.js" } {}
+                link rel="icon" type="image/svg+xml" href=(page.asset("favicon.svg"));
+                link rel="stylesheet" href=(page.asset("todo.css"));
+                script type="module" src=(page.asset("todo.js")) {}
             }
             body {
                 header {

@@ -8,6 +8,7 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use serde::de::DeserializeOwned;
 
+use super::assets::Assets;
 use super::fields::{Fields, Misfit};
 use super::html::{Html, IntoHtml};
 use super::{Page, Params, Refusal, Render, Visitor};
@@ -31,6 +32,7 @@ pub(crate) struct Face {
     pub(crate) form_bytes: u64,
     pub(crate) fragments: Vec<Fragment>,
     pub(crate) page: Option<Arc<DrawPage>>,
+    pub(crate) assets: Assets,
     pub(crate) figures: Vec<Figure>,
     pub(crate) routes: Router,
 }
@@ -133,6 +135,7 @@ impl Face {
             form_bytes: FORM_BYTES,
             fragments: Vec::new(),
             page: None,
+            assets: Assets::common(),
             figures: Vec::new(),
             routes: Router::new(),
         }

@@ -1,6 +1,6 @@
 //! The web floor: pages, forms and live streams over the stores, behind the guard.
 
-mod assets;
+pub(crate) mod assets;
 mod control;
 pub(crate) mod face;
 mod fields;
@@ -33,7 +33,6 @@ use tokio_util::sync::CancellationToken;
 use crate::engine::{Device, Stores};
 use crate::sync::Clients;
 
-pub(crate) use assets::ASSETS_VERSION;
 pub(crate) use control::{AFTER_IMPORT, Exported};
 pub(crate) use face::Face;
 pub use guard::AllowedHost;

@@ -12,7 +12,7 @@ use axum::response::{IntoResponse, Redirect, Response};
 use super::face::{Answers, Draw, Face, FragmentKey};
 use super::problem::Problem;
 use super::status::StatusLine;
-use super::{ASSETS_VERSION, App, Html, IntoHtml as _, Opened, Params, Services, live};
+use super::{App, Html, IntoHtml as _, Opened, Params, Services, live};
 use crate::engine::{Error, EventId, Store};
 
 /// What a fragment or a page is drawn with: the addresses of the store's forms, and their ids.
@@ -65,6 +65,15 @@ impl Render {
         }
     }
 
+    /// The address of a static file: one that the app has by [`App::asset`](crate::App::asset), or one of the program's own.
+    /// Browsers may keep it for ever, because it changes with the file.
+    pub fn asset(&self, file: &str) -> String {
+        if self.face.assets.find(file).is_none() {
+            self.note(format!("there is no asset named `{file}`"));
+        }
+        self.face.assets.address(file)
+    }
+
     fn note(&self, what: String) {
         self.unknown.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(what);
     }
@@ -102,7 +111,6 @@ struct Head<'a> {
     face: &'a Face,
     base: &'a str,
     forms: String,
-    assets: &'a str,
 }
 
 impl Page {
@@ -110,7 +118,7 @@ impl Page {
     pub fn head(&self) -> Html {
         let Render { face, base, .. } = &self.parts.render;
         let forms: Vec<_> = face.forms.iter().map(|form| form.name).collect();
-        let head = Head { face, base, forms: forms.join(" "), assets: &ASSETS_VERSION };
+        let head = Head { face, base, forms: forms.join(" ") };
         head.into_html().expect("BUG: a template of text and names can't fail")
     }
 
@@ -167,9 +175,10 @@ impl Page {
         &self.parts.render.base
     }
 
-    /// The address of one of the program's own static files, which browsers may keep for ever.
+    /// The address of a static file: one that the app has by [`App::asset`](crate::App::asset), or one of the program's own.
+    /// Browsers may keep it for ever, because it changes with the file.
     pub fn asset(&self, file: &str) -> String {
-        super::assets::address(file)
+        self.parts.render.asset(file)
     }
 }
 

@@ -272,4 +272,7 @@ fn the_list_fits_every_window_in_light_and_dark() {
     let found = browser.open(&format!("{}/?tag=home", app.url));
     found.until_live();
     picture_every_size(&found, "todo-found");
+    browser.network_may_fail();
+    let lost = browser.open(&format!("{}/nowhere", app.url));
+    picture_every_size(&lost, "todo-error");
 }

@@ -455,6 +455,34 @@ fn a_visitor_counts_once_and_what_is_stored_is_not_the_cookie() {
 }
 
 #[test]
+fn an_apps_own_files_stand_beside_the_common_ones() {
+    let plain = Board::start(board()).unwrap();
+    let ours = Board::start(
+        board().asset("board.css", "text/css", "h1 { color: teal }").asset("favicon.svg", "image/svg+xml", b"<svg/>"),
+    );
+    let ours = ours.unwrap();
+    let lost = ours.get("/nowhere");
+    let styles: Vec<_> = lost.body.split(r#"<link rel="stylesheet" href=""#).skip(1).collect();
+    let styles: Vec<_> = styles.iter().map(|rest| rest.split('"').next().unwrap()).collect();
+    assert!(styles[0].ends_with("/app.css") && styles[1].ends_with("/board.css") && styles.len() == 2, "{styles:?}");
+    let style = ours.get(styles[1]);
+    assert_eq!((style.status, style.header("content-type"), &*style.body), (200, "text/css", "h1 { color: teal }"));
+    assert_eq!(style.header("cache-control"), "public, max-age=31536000, immutable");
+    for old in ["/static/board.css", "/static/0123456789ab/board.css"] {
+        let answer = ours.get(old);
+        assert_eq!((answer.status, answer.header("location")), (307, styles[1]));
+    }
+    assert_eq!(ours.get(ours.get("/favicon.ico").header("location")).body, "<svg/>");
+    let icon = plain.get(plain.get("/favicon.ico").header("location"));
+    assert!(icon.status == 200 && icon.body.contains("<circle"), "{icon:?}");
+    assert_ne!(plain.get("/favicon.ico").header("location"), ours.get("/favicon.ico").header("location"));
+    for missing in ["/static/board.css", "/static/likes.js", "/static/likewise.css", "/static/0123456789ab/likes.js"] {
+        assert_eq!(plain.get(missing).status, 404, "{missing}");
+    }
+    assert!(!plain.get("/nowhere").body.contains("likewise.css"));
+}
+
+#[test]
 fn names_and_schemas_that_can_not_be_are_refused_at_start() {
     let wrong = |app: App| app.check().expect_err("something is wrong").to_string();
     for name in ["live", "status", "s", "sync", "static", "control", "adopt", "healthz", "metrics", "Add", "a/b", ""] {
@@ -475,6 +503,14 @@ fn names_and_schemas_that_can_not_be_are_refused_at_start() {
     for name in ["", "A board", "board!", "9"] {
         assert!(wrong(App::new(name, schema)).contains("name of an app"), "{name}");
     }
+    let file = |name: &'static str, kind: &'static str| board().asset(name, kind, "");
+    for name in ["", "a/b", "..", ".a", "a b", "app.css", "likewise.js", "\u{e9}"] {
+        assert!(wrong(file(name, "text/css")).contains(&format!("`{name}` can't be the name of an asset")), "{name}");
+    }
+    for kind in ["css", "", "text/css\n"] {
+        assert!(wrong(file("board.css", kind)).contains("no content type"), "{kind}");
+    }
+    assert!(wrong(file("b.css", "text/css").asset("b.css", "text/css", "")).contains("two assets named `b.css`"));
     let no_sql = App::new("board", || Schema::new("CREATE TABEL note (n)"));
     assert!(wrong(no_sql).starts_with("the schema: "));
 
@@ -483,6 +519,8 @@ fn names_and_schemas_that_can_not_be_are_refused_at_start() {
     assert!(unknown.contains("`nowhere`"), "{unknown}");
     let unknown = refused(board().page(|page| Html::text(page.to("remove"))));
     assert!(unknown.contains("`remove`"), "{unknown}");
+    let unknown = refused(board().page(|page| Html::text(page.asset("likes.js"))));
+    assert!(unknown.contains("`likes.js`"), "{unknown}");
     let twice = refused(board().routes(axum::Router::new().route("/live", axum::routing::get(titles))));
     assert!(twice.contains("/live"), "{twice}");
     let twice = refused(board().routes(axum::Router::new().route("/add", axum::routing::post(titles))));

@@ -151,7 +151,6 @@ impl Problem {
             title: if self.status == StatusCode::NOT_FOUND { face.lost } else { title(self.status) },
             detail: &self.detail,
             advice: &self.advice,
-            assets: &crate::web::ASSETS_VERSION,
             home,
         };
         page.render().unwrap_or_else(|error| {
@@ -269,7 +268,6 @@ struct ErrorPage<'a> {
     title: &'a str,
     detail: &'a str,
     advice: &'a str,
-    assets: &'a str,
     home: String,
 }
 
