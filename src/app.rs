@@ -20,7 +20,7 @@ use crate::node::{Node, NodeError, Options, base, store_limits};
 use crate::serve::Server;
 use crate::web::assets::{self, Asset};
 use crate::web::face::{Face, Figure, Form, Fragment, Nouns};
-use crate::web::{IntoHtml, Page, Params, Refusal, Render, Visitor};
+use crate::web::{IntoHtml, Page, Params, Refusal, Render, Role, Visitor};
 
 /// The longest name of an app, in bytes. It becomes a directory, a cookie and the prefix of environment variables.
 const MAX_APP_NAME: usize = 32;
@@ -347,7 +347,7 @@ impl App {
         self.check().map_err(anyhow::Error::from)?;
         let base = base(self, &options)?;
         let token = CancellationToken::new();
-        let server = Server::prepare(self, options, base, listener, token.clone()).await?;
+        let server = Server::prepare(self, Role::App, options, base, listener, token.clone()).await?;
         let _ends_with_this = token.clone().drop_guard();
         let end = token.clone();
         tokio::spawn(async move {
@@ -459,9 +459,12 @@ fn check_assets(assets: &[Asset]) -> Result<(), AppError> {
     for (place, Asset { name, kind, .. }) in assets.iter().enumerate() {
         let refuse = |what, why: String| Err(AppError::Name { what, name: (*name).to_owned(), why });
         let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
-        if name.len() > MAX_NAME || !name.starts_with(|first: char| first.is_ascii_alphanumeric()) || !name.bytes().all(allowed)
+        if name.len() > MAX_NAME
+            || !name.starts_with(|first: char| first.is_ascii_alphanumeric())
+            || !name.bytes().all(allowed)
         {
-            let why = format!("use 1 to {MAX_NAME} letters, digits, `.`, `-` and `_`, beginning with a letter or digit");
+            let why =
+                format!("use 1 to {MAX_NAME} letters, digits, `.`, `-` and `_`, beginning with a letter or digit");
             return refuse("an asset", why);
         }
         if assets::is_common(name) {

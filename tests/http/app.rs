@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::io::{BufRead as _, BufReader, Read};
 
 use likewise::engine::{DbError, Event, EventId, Query, Schema, Store};
+use likewise::sync::UpstreamOptions;
 use likewise::{App, Html, Options, Page, Refusal, Render, Visitor};
 use maud::{Markup, html};
 use serde::{Deserialize, Serialize};
@@ -124,8 +125,8 @@ async fn titles(store: Store) -> String {
 }
 
 /// An app that is being served by this process.
-struct Board {
-    url: String,
+pub(crate) struct Board {
+    pub(crate) url: String,
     runtime: Runtime,
     end: Option<oneshot::Sender<()>>,
     serving: Option<tokio::task::JoinHandle<Result<(), likewise::NodeError>>>,
@@ -134,9 +135,14 @@ struct Board {
 
 impl Board {
     fn start(app: App) -> Result<Self, String> {
+        Self::start_with(app, None)
+    }
+
+    /// As a device of a hub, or alone.
+    pub(crate) fn start_with(app: App, upstream: Option<UpstreamOptions>) -> Result<Self, String> {
         let data = data_dir();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        let options = Options { data: Some(data.path().to_owned()), ..Options::default() };
+        let options = Options { data: Some(data.path().to_owned()), upstream, ..Options::default() };
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let (end, ends) = oneshot::channel::<()>();
@@ -162,11 +168,11 @@ impl Board {
         }
     }
 
-    fn get(&self, path: &str) -> Answer {
+    pub(crate) fn get(&self, path: &str) -> Answer {
         Answer::of(agent().get(format!("{}{path}", self.url)).call().unwrap())
     }
 
-    fn post(&self, path: &str, headers: &[(&str, &str)], form: &str) -> Answer {
+    pub(crate) fn post(&self, path: &str, headers: &[(&str, &str)], form: &str) -> Answer {
         let mut request = agent().post(format!("{}{path}", self.url));
         request = request.header("content-type", "application/x-www-form-urlencoded");
         for (name, value) in headers {
@@ -457,9 +463,11 @@ fn a_visitor_counts_once_and_what_is_stored_is_not_the_cookie() {
 #[test]
 fn an_apps_own_files_stand_beside_the_common_ones() {
     let plain = Board::start(board()).unwrap();
-    let ours = Board::start(
-        board().asset("board.css", "text/css", "h1 { color: teal }").asset("favicon.svg", "image/svg+xml", b"<svg/>"),
-    );
+    let ours = Board::start(board().asset("board.css", "text/css", "h1 { color: teal }").asset(
+        "favicon.svg",
+        "image/svg+xml",
+        b"<svg/>",
+    ));
     let ours = ours.unwrap();
     let lost = ours.get("/nowhere");
     let styles: Vec<_> = lost.body.split(r#"<link rel="stylesheet" href=""#).skip(1).collect();

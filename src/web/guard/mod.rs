@@ -24,6 +24,7 @@ pub use self::host::AllowedHost;
 pub(super) use self::host::ReachedAt;
 use self::host::{AddressedAs, addressed_as};
 use self::origin::is_cross_site;
+use super::Role;
 use super::face::Face;
 use super::problem::{self, Problem, storeless};
 use super::shares::Who;
@@ -33,6 +34,7 @@ use super::shares::Who;
 pub(crate) struct Policy {
     /// Names besides the loopback ones under which this server may be addressed.
     pub(crate) allow_hosts: Vec<AllowedHost>,
+    pub(crate) role: Role,
     /// Whether pages are served under those names, too, and not only the sync routes and `/healthz`.
     pub(crate) public: bool,
     /// Longest URI, in bytes. Ours are shorter than 200; the rest is somebody trying.
@@ -54,6 +56,7 @@ impl Policy {
         Self {
             allow_hosts: Vec::new(),
             face: Arc::clone(face),
+            role: Role::App,
             public: false,
             uri_bytes: 8 * 1024,
             head_bytes: 32 * 1024,
@@ -120,7 +123,7 @@ struct Guard {
 async fn admit(State(guard): State<Arc<Guard>>, mut request: Request, next: Next) -> Response {
     let method = request.method().clone();
     let uri = request.uri().clone();
-    let asks_for_json = problem::asks_for_json(request.headers());
+    let asks_for_json = guard.policy.role == Role::Hub || problem::asks_for_json(request.headers());
     let answer = match check(&guard.policy, &request) {
         Err(problem) => problem.into_response(),
         Ok(who) => {
@@ -157,6 +160,15 @@ fn check(policy: &Policy, request: &Request) -> Result<Who, Problem> {
             ));
         }
         AddressedAs::Allowed if policy.public || path.starts_with("/sync/") || path == "/healthz" => {}
+        AddressedAs::Allowed if policy.role == Role::Hub => {
+            if matches!(storeless(path), "/status" | "/metrics") {
+                return Err(Problem::forbidden(
+                    "not-public",
+                    "Under this name the hub only syncs.",
+                    "Ask under a loopback name, on the machine that the hub runs on.",
+                ));
+            }
+        }
         AddressedAs::Allowed => {
             return Err(Problem::forbidden(
                 "not-public",
