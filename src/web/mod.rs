@@ -19,6 +19,7 @@ mod server;
 mod shares;
 mod status;
 mod store;
+mod typed;
 mod visitor;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};

@@ -1,6 +1,6 @@
 //! The page of a store: what its author draws it with, and `GET /`.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::{Arc, Mutex};
 
@@ -12,6 +12,7 @@ use axum::response::{IntoResponse, Redirect, Response};
 use super::face::{Answers, Draw, Face, FragmentKey};
 use super::problem::Problem;
 use super::status::StatusLine;
+use super::typed::{self, Filled};
 use super::{App, Html, IntoHtml as _, Opened, Params, Services, live};
 use crate::engine::{Error, EventId, Store};
 
@@ -219,6 +220,22 @@ pub(crate) async fn rehearse(app: &Services) -> Option<String> {
     let store = app.stores.get(&app.face.store.parse().ok()?).ok()?;
     let drawn = draw(app, &store, "", StatusLine::default(), Params::default()).await;
     drawn.ok().and_then(|(_, page)| page.parts.render.unknown())
+}
+
+/// The fields of the forms that post to `action`, on the page at `address` or else on the store's own; none when it can't be
+/// drawn.
+pub(crate) async fn fields(
+    app: &Services,
+    Opened { asked, store, .. }: &Opened,
+    address: &str,
+    action: &str,
+) -> BTreeMap<String, Filled> {
+    let (path, query) = address.split_once('?').unwrap_or((address, ""));
+    let params = Params::new(if path == asked.home() { query } else { "" });
+    match draw(app, store, asked.base(), StatusLine::default(), params).await {
+        Ok((html, _)) => typed::fields(html.as_str(), action),
+        Err(_) => BTreeMap::new(),
+    }
 }
 
 async fn draw(

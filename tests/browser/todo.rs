@@ -164,6 +164,36 @@ fn without_javascript_to_dos_are_added_moved_and_done_on_the_page_that_posted() 
 }
 
 #[test]
+fn without_javascript_a_refusal_shows_what_was_typed_and_nothing_else() {
+    let app = Served::start();
+    app.fill(&["bread", "milk"]);
+    let browser = Browser::launch();
+    browser.network_may_fail();
+    let tab = browser.blank();
+    tab.without_scripts();
+    tab.go(&format!("{}/?q=milk", app.url));
+    tab.eval("document.querySelector('.rename [name=title]').value = 'x'.repeat(201)");
+    tab.leave_by(|tab| drop(tab.eval("document.querySelector('.rename').submit()")));
+    assert_eq!(
+        tab.eval("[...document.querySelectorAll('label')].map((it) => it.textContent.trim().slice(0, 5)).join()"),
+        "title"
+    );
+    assert_eq!(tab.eval("document.querySelector('textarea').value.length"), 201);
+    picture_every_size(&tab, "todo-refused");
+    tab.shown_as(1280, 800, false);
+    tab.eval("document.querySelector('textarea').value = 'oat milk'");
+    tab.leave_by(|tab| tab.click(".again button"));
+    assert_eq!(tab.eval(TITLES), "oat milk");
+    assert_eq!(tab.eval("location.search"), "?q=milk");
+
+    // What has no text field can't be corrected.
+    tab.eval("document.querySelector('#open [name=todo]').value = '01890a5d-ac96-774b-bcce-b302099a8057'");
+    tab.leave_by(|tab| tab.click("#open .check"));
+    assert!(tab.text("#detail").contains("isn't here"), "{}", tab.text("#detail"));
+    assert_eq!(tab.eval("document.querySelectorAll('form, label').length"), 0);
+}
+
+#[test]
 fn a_to_do_that_moves_takes_along_what_somebody_types_in_it() {
     let app = Served::start();
     app.fill(&["c", "b", "a"]);

@@ -5,6 +5,7 @@ mod of_engine;
 mod words;
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt::Display;
 
 use askama::Template;
@@ -17,6 +18,7 @@ use serde_json::{Map, Value};
 use self::words::{reason, title};
 use super::face::Face;
 use super::fields::Fields;
+use super::typed::Filled;
 
 /// What went wrong with a request, in words for whoever reads the answer (problem details, RFC 9457).
 ///
@@ -37,7 +39,30 @@ pub(crate) struct Problem {
 pub(crate) struct Typed {
     pub(crate) action: String,
     pub(crate) id: String,
-    pub(crate) fields: Fields,
+    /// What somebody can correct: names and values.
+    pub(crate) shown: Vec<(String, String)>,
+    /// What the form sent along.
+    pub(crate) hidden: Vec<(String, String)>,
+}
+
+impl Typed {
+    /// A form with these fields, of which the page knows some.
+    pub(crate) fn new(action: String, id: String, fields: &Fields, known: &BTreeMap<String, Filled>) -> Self {
+        let mut typed = Self { action, id, shown: Vec::new(), hidden: Vec::new() };
+        for (name, value) in fields.iter() {
+            // Nobody types an id.
+            let is_shown = known.get(name).map_or(!Fields::is_id(value), |filled| *filled == Filled::ByHand);
+            let fields = if is_shown { &mut typed.shown } else { &mut typed.hidden };
+            fields.push((name.to_owned(), value.to_owned()));
+        }
+        typed
+    }
+
+    /// Shows the field `name`, because it is the one that doesn't fit.
+    fn show(&mut self, name: &str) {
+        let is_it = |field: &mut (String, String)| field.0 == name;
+        self.shown.extend(self.hidden.extract_if(.., is_it));
+    }
 }
 
 impl Problem {
@@ -116,12 +141,17 @@ impl Problem {
         self
     }
 
-    /// Shows the form again on the page of the problem, with what was typed. Its words then ask for a correction.
-    pub(crate) fn with_typed(mut self, typed: Typed) -> Self {
-        if !self.is_about_the_moment() {
+    /// Shows the form again on the page of the problem, with what was typed. Its words then ask for a correction, unless
+    /// the same post may succeed later. Where nothing was typed, there is nothing to correct, and no form.
+    pub(crate) fn with_typed(mut self, mut typed: Typed) -> Self {
+        if let Some(field) = self.members.as_ref().and_then(|members| members.get("field")?.as_str()) {
+            typed.show(field);
+        }
+        let may_succeed = self.is_about_the_moment();
+        if !may_succeed && !typed.shown.is_empty() {
             self.advice = "Nothing was stored. Correct it and post it again.".into();
         }
-        self.typed = Some(Box::new(typed));
+        self.typed = (may_succeed || !typed.shown.is_empty()).then(|| Box::new(typed));
         self
     }
 
