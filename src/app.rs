@@ -231,7 +231,8 @@ impl App {
     /// Adds a fragment: a piece of HTML that follows a query. `query` makes the query of the page's parameters, `render`
     /// the HTML of its answer.
     ///
-    /// It is rendered once a change for all pages with the same query. So nothing in it may depend on who looks.
+    /// It is rendered once a change for all pages with the same query. So nothing in it may depend on who looks. On the page it
+    /// stands in an element of its own, `<likewise-live>`, which is allowed wherever text is.
     pub fn live<T, H, M>(
         mut self,
         name: &'static str,

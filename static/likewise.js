@@ -9,9 +9,13 @@
 //   <script type="module" src="…/likewise.js" data-app="todo" data-base="/s/work" data-forms="add done"
 //           data-noun="to-do" data-nouns="to-dos"></script>
 //
-// and has what it needs of these: fragments `<div class="live" data-live="NAME" data-key="KEY">`, of which `status` is the
-// status line; a place for words `data-message`; lists of what waits, `<ul data-waiting>` for all forms or
-// `<ul data-waiting="NAME">` for one. The root element says `data-live` (`open`, `closed` or `resting`) and `data-unsent`.
+// and has what it needs of these:
+//
+//   <likewise-live class="live" data-live="NAME" data-key="KEY">   a fragment; the one named `status` is the status line
+//   <p data-message></p>                                           a place for words
+//   <ul data-waiting="NAME"></ul>                                  what waits of the form NAME, or of all forms without NAME
+//
+// The root element says `data-live` (`open`, `closed` or `resting`) and `data-unsent` (how many posts wait).
 //
 // An app's own script needs nothing of this file but events on `document`, whose `detail` is
 //

@@ -26,8 +26,7 @@ pub(crate) fn page(page: &Page) -> Markup {
             }
             body {
                 header {
-                    h1 { a href=(home) { "To do" } }
-                    (page.live("left"))
+                    h1 { a href=(home) { "To do" } " " (page.live("left")) }
                     form role="search" action=(home) {
                         input type="search" name="q" value=(q) placeholder="Search" aria-label="Search" autocomplete="off";
                     }
@@ -58,9 +57,9 @@ pub(crate) fn page(page: &Page) -> Markup {
     }
 }
 
-/// How many are left, beside the heading. A fragment is a block, so it doesn't stand inside headings and paragraphs.
+/// How many are left, in the heading. A fragment may stand wherever what it draws may.
 pub(crate) fn left(left: u64) -> Markup {
-    html! { p.left aria-label={ (left) " left" } { (left) } }
+    html! { output.left aria-label={ (left) " left" } { (left) } }
 }
 
 /// The tags of what is left, each a link to the to-dos that have it.

@@ -270,12 +270,13 @@ impl<T: Clone + PartialEq + Send + Sync + 'static> Answers for Following<T> {
 }
 
 impl FragmentKey {
-    /// Puts what an author drew into the one element that the script finds it by.
+    /// Puts what an author drew into the one element that the script finds it by. That is an element of our own, which may
+    /// stand wherever text may, inside a paragraph or a heading as well, and takes no part in the layout.
     pub(crate) fn wrap(&self, html: &Html) -> Html {
-        let mut text = format!("<div class=\"live\" data-live=\"{}\"", self.name);
+        let mut text = format!("<likewise-live class=\"live\" data-live=\"{}\"", self.name);
         if let Some(query) = &self.query {
             write!(text, " data-key=\"{query}\"").expect("BUG: a String takes all text");
         }
-        Html::trusted(format!("{text}>{}</div>", html.as_str().trim_end()))
+        Html::trusted(format!("{text}>{}</likewise-live>", html.as_str().trim_end()))
     }
 }

@@ -264,7 +264,7 @@ async fn draw(
         };
         let html = drawn.unwrap_or_else(|why| {
             tracing::error!(fragment = key.name, why, "a fragment can't be shown");
-            key.wrap(&Html::trusted("<p class=\"trouble\">This part can’t be shown now.</p>"))
+            key.wrap(&Html::trusted("<span class=\"trouble\">This part can’t be shown now.</span>"))
         });
         fragments.insert(key.name, html);
     }

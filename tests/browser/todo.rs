@@ -85,7 +85,7 @@ fn to_dos_are_added_found_and_done_in_twelve_tabs_with_twelve_searches() {
     let tabs = searches.map(|search| browser.open(&format!("{}/?q={search}", app.url)));
     add(&tabs[0], "milk");
     assert_eq!(tabs[0].eval("document.querySelector('[name=title]').value"), "");
-    tabs[1].until("document.querySelector('.left').textContent === '1'");
+    tabs[1].until("document.querySelector('h1 .left').textContent === '1'");
     add(&tabs[1], "bread");
     for (tab, search) in tabs.iter().zip(searches) {
         let expected: Vec<&str> = ["bread", "milk"].into_iter().filter(|title| title.contains(search)).collect();

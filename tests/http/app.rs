@@ -401,8 +401,8 @@ fn a_fragment_that_panics_costs_that_fragment_alone() {
     assert_eq!(texts(&update, "fragile").len(), 0, "it stays as it was");
     let page = board.get("/");
     assert_eq!(page.status, 200);
-    assert!(page.body.contains(r#"data-live="total">1</div>"#), "{}", page.body);
-    assert!(page.body.contains(r#"data-live="fragile"><p class="trouble">"#), "{}", page.body);
+    assert!(page.body.contains(r#"data-live="total">1</likewise-live>"#), "{}", page.body);
+    assert!(page.body.contains(r#"data-live="fragile"><span class="trouble">"#), "{}", page.body);
 }
 
 #[test]
@@ -420,7 +420,10 @@ fn one_stream_serves_twelve_pages_and_only_sends_what_changed() {
     let found = texts(&update, "found");
     assert_eq!(found.len(), 1, "{update:?}");
     let html = found.first().unwrap();
-    assert!(html.starts_with(r#"<div class="live" data-live="found" data-key=""#) && html.contains("word3x"), "{html}");
+    assert!(
+        html.starts_with(r#"<likewise-live class="live" data-live="found" data-key=""#) && html.contains("word3x"),
+        "{html}"
+    );
     assert!(board.get("/?q=word3x").body.contains(html), "the page has the same element");
 }
 
