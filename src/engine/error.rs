@@ -12,6 +12,7 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rusqlite::ErrorCode;
 use rusqlite::types::FromSqlError;
@@ -81,6 +82,11 @@ pub enum Error {
     /// There are as many stores as there may be.
     #[error("there are {0} stores already, which is the limit; use one of them")]
     TooManyStores(u64),
+    /// Visitors have made as many new stores as they may, and can make the next after this long.
+    #[error(
+        "visitors have made as many new stores in the last hour as they may; use one that exists, or come back later"
+    )]
+    TooManyNewStores(Duration),
     /// More stores are in use than may be open at a time.
     #[error("too many stores are in use at the same time; try again in a moment")]
     TooManyOpen,

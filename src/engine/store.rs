@@ -54,7 +54,12 @@ impl fmt::Display for StoreId {
 #[derive(Clone)]
 pub struct Store {
     pub(super) inner: Arc<Inner>,
+    /// Opens the store in this handle's name, so that whoever has it can't make more stores than they may.
+    opener: Option<Arc<Opener>>,
 }
+
+/// Opens a store for an event, as [`Store::begin`] does, if it may.
+type Opener = dyn Fn(&Store) -> Result<(), Error> + Send + Sync;
 
 pub(super) struct Inner {
     pub(super) id: StoreId,
@@ -83,6 +88,15 @@ impl Inner {
 }
 
 impl Store {
+    pub(super) fn new(inner: Arc<Inner>) -> Self {
+        Self { inner, opener: None }
+    }
+
+    /// This handle, which has to ask `opener` before it can make the store.
+    pub(crate) fn opened_by(self, opener: impl Fn(&Self) -> Result<(), Error> + Send + Sync + 'static) -> Self {
+        Self { opener: Some(Arc::new(opener)), ..self }
+    }
+
     /// Commits an event that happened now: on disk and applied when this returns.
     ///
     /// ```
@@ -336,7 +350,11 @@ impl Store {
     }
 
     fn queue(&self) -> Result<&mpsc::Sender<Work>, Error> {
-        self.begin(Spare::default())?;
+        match &self.opener {
+            Some(open) if self.inner.queue.get().is_none() => open(self)?,
+            Some(_) => {}
+            None => drop(self.begin(Spare::default())?),
+        }
         self.inner.queue.get().ok_or(Error::Closed)
     }
 

@@ -164,7 +164,7 @@ impl Stores {
             return Ok(known.store.clone());
         }
         if let Some(inner) = open.absent.get(id).and_then(Weak::upgrade) {
-            return Ok(Store { inner });
+            return Ok(Store::new(inner));
         }
         self.shared.common.guard.claim()?;
         let files = self.files(id);
@@ -189,7 +189,7 @@ impl Stores {
             }
             open.absent.insert(id.clone(), Arc::downgrade(&inner));
         }
-        Ok(Store { inner })
+        Ok(Store::new(inner))
     }
 
     /// The store `id`, if it is open already. Doesn't count as using it.
@@ -309,7 +309,7 @@ impl Shared {
         };
         drop(inner.queue.set(queue));
         open.absent.remove(&inner.id);
-        let store = Store { inner: Arc::clone(inner) };
+        let store = Store::new(Arc::clone(inner));
         open.stores.insert(inner.id.clone(), OpenStore { store, thread, used: now });
         Ok(is_absent)
     }

@@ -82,6 +82,7 @@ pub(crate) mod server {
 /// The guard in front of every route.
 pub(crate) mod guard {
     use super::Duration;
+    use crate::limits::engine::event::MAX_ARGS;
 
     /// The longest URI, in bytes. Ours are shorter than 200; the rest is somebody trying.
     pub(crate) const URI_BYTES: usize = 8 * 1024;
@@ -90,8 +91,12 @@ pub(crate) mod guard {
     /// The HTTP parser's own limit is higher, so a browser gets a page that says what to do.
     pub(crate) const HEAD_BYTES: usize = 32 * 1024;
 
-    /// The largest form, in bytes.
-    pub(crate) const FORM_BYTES: u64 = 4 * 1024;
+    /// The largest form, in bytes, unless the app says otherwise. Any event that fits into an eventlog can be posted: a form
+    /// sends most characters that aren't ASCII letters as three for each byte.
+    pub(crate) const FORM_BYTES: u64 = 3 * MAX_ARGS as u64 + 4 * 1024;
+
+    /// The most fields of a form. Each takes more room in memory and on the page of a refusal than it did in the request.
+    pub(crate) const FORM_FIELDS: usize = 1_000;
 
     /// How long a form may take, all in all.
     pub(crate) const FORM_PATIENCE: Duration = Duration::from_secs(10);

@@ -247,6 +247,16 @@ impl From<Refusal> for Problem {
     }
 }
 
+/// Any other address of an instance that is a hub alone.
+pub(crate) async fn no_page() -> Problem {
+    Problem::new(
+        StatusCode::NOT_FOUND,
+        "not-found",
+        "This is a hub. It has no pages, only /sync, /healthz, /status and /metrics.",
+        "Open the page of a device that syncs with it.",
+    )
+}
+
 fn not_a_hub(detail: &'static str) -> Problem {
     let advice = "Sync with the hub itself. If that is gone for good, `promote` makes this one the authority.";
     Problem::forbidden(code::NOT_A_HUB, detail, advice)

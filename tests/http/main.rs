@@ -11,6 +11,7 @@ mod crash;
 mod directory;
 mod guard;
 mod hostile;
+mod hub;
 mod odd;
 mod overload;
 mod owners;

@@ -16,6 +16,12 @@ use crate::fuzz::{self, fuzz, outcome};
 
 const HOST: &str = "localhost:3000";
 
+impl Default for Policy {
+    fn default() -> Self {
+        Self::of(crate::likes::app().face())
+    }
+}
+
 /// The routes of the program, with handlers that only count.
 struct Site {
     router: Router,
@@ -465,6 +471,18 @@ async fn trust_40_too_large_and_compressed_requests_are_refused() {
         if status == 413 {
             assert_eq!(answer.headers()[header::CONNECTION], "close");
         }
+    }
+    // Only of a form's own post is it final that it is too large.
+    for (path, expected) in [
+        ("/likes", "malformed-form"),
+        ("/s/work/likes", "malformed-form"),
+        ("/any", "body-too-large"),
+        ("/likes/", "body-too-large"),
+        ("/sync/v1/likes/events", "body-too-large"),
+    ] {
+        let large = Body::from(vec![b'x'; 2 * mib]);
+        let answer = site.answer(with_body(path, &[("accept", "application/json")], large)).await;
+        assert_eq!((answer.status().as_u16(), code(answer).await.as_str()), (413, expected), "{path}");
     }
     for (encodings, status) in [
         (vec!["identity"], 200),
