@@ -175,7 +175,7 @@ async fn a_new_body_of_a_materializer_is_about_the_past_as_well() {
 }
 
 #[tokio::test]
-async fn events_of_before_are_read_with_the_new_types_and_the_other_way_round() {
+async fn trust_28_events_of_before_are_read_with_the_new_types_and_the_other_way_round() {
     let dir = tempfile::tempdir().expect("a directory");
     with(dir.path(), "old", old::schema(1), async |store| {
         for text in ["milk", ""] {
@@ -237,7 +237,7 @@ fn strict() -> Schema {
 
 /// An event of the new program that waits for its hub, while the old one is back.
 #[tokio::test]
-async fn what_waits_for_the_hub_waits_through_a_downgrade() {
+async fn trust_28_what_waits_for_the_hub_waits_through_a_downgrade() {
     let dir = tempfile::tempdir().expect("a directory");
     let following = |executable: &str, schema| {
         Stores::following(dir.path(), setup(executable, schema), StoreLimits::default()).expect("stores")

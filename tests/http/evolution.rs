@@ -219,7 +219,7 @@ impl Drop for Device {
 
 /// The hub is the likes program, which knows none of these events. A hub's own schema decides nothing.
 #[test]
-fn old_and_new_devices_share_a_hub_and_are_alike_after_the_update() {
+fn trust_28_old_and_new_devices_share_a_hub_and_are_alike_after_the_update() {
     let hub_data = data_dir();
     let hub = Server::start(hub_data.path());
     let [mut ann, mut bob] = ["ann", "bob"].map(|name| Device::new(&hub, name));
