@@ -9,9 +9,13 @@
 //   <script type="module" src="…/likewise.js" data-app="todo" data-base="/s/work" data-forms="add done"
 //           data-noun="to-do" data-nouns="to-dos"></script>
 //
-// and has what it needs of these: fragments `<div class="live" data-live="NAME" data-key="KEY">`, of which `status` is the
-// status line; a place for words `data-message`; lists of what waits, `<ul data-waiting>` for all forms or
-// `<ul data-waiting="NAME">` for one. The root element says `data-live` (`open`, `closed` or `resting`) and `data-unsent`.
+// and has what it needs of these:
+//
+//   <likewise-live class="live" data-live="NAME" data-key="KEY">   a fragment; the one named `status` is the status line
+//   <p data-message></p>                                           a place for words
+//   <ul data-waiting="NAME"></ul>                                  what waits of the form NAME, or of all forms without NAME
+//
+// The root element says `data-live` (`open`, `closed` or `resting`) and `data-unsent` (how many posts wait).
 //
 // An app's own script needs nothing of this file but events on `document`, whose `detail` is
 //
@@ -34,6 +38,7 @@ import { makeOutbox } from "./outbox.js";
 
 const QUIET_FOR = 2_000;  // trouble that is over by then isn't worth a word
 const SYNCING_FOR = 600;  // a sync that is over by then isn't worth a word either
+const QUOTED = 60;        // characters of what was refused that the page quotes
 const FRESH = 2_000;      // a stream that began so long before the server was asked is an answer, too
 
 const PLACES = ".live[data-live]"; // where fragments stand
@@ -78,6 +83,12 @@ function words() {
   return "";
 }
 
+/** Enough of a text to recognize it by. */
+function shortened(text) {
+  const letters = [...text.slice(0, 2 * QUOTED + 2)];
+  return letters.length > QUOTED ? `${letters.slice(0, QUOTED).join("")}…` : text;
+}
+
 function speakSoon() {
   speak();
   setTimeout(speak, QUIET_FOR + 100);
@@ -107,7 +118,7 @@ const outbox = makeOutbox({ app, base }, {
   refused(entry) {
     const isBack = !entry.typed || page.giveBack(entry);
     if (isBack || !entry.isSaid) {
-      const what = entry.typed && entry.label ? `“${entry.label}” was` : `${noun[0].toUpperCase()}${noun.slice(1)}`;
+      const what = entry.typed && entry.label ? `“${shortened(entry.label)}” was` : `${noun[0].toUpperCase()}${noun.slice(1)}`;
       const detail = { ...entry, why: entry.refused, say: `${what} not saved. ${entry.refused}` };
       if (entry.own && !entry.isSaid) tell("refused", detail);
       refusal = detail.say;
@@ -137,12 +148,14 @@ hearOf("post", ({ form, fields, id = mintId(), own = true }) => {
 // Fragments
 
 const shown = new Map(); // opening tag of a fragment -> its HTML, as it was put in place last
+const sent = new Map();  // opening tag of a fragment -> when the stream began that brought it last
 let asked = [];          // {fragment, answer, at}: who wants to know how a fragment is now
 let syncing;             // news of a running sync, held back in case it is over in a moment
 
 /** Puts what one commit has changed in place, all of it in one go. */
 function show(fragments) {
-  for (const [tag, { html }] of Object.entries(fragments)) {
+  for (const [tag, { html, began }] of Object.entries(fragments)) {
+    sent.set(tag, began);
     if (shown.get(tag) === html) continue;
     shown.set(tag, html);
     const fresh = parse(html);
@@ -167,9 +180,14 @@ function nameIn(tag) {
   return /data-live="([^"]*)"/.exec(tag)?.[1];
 }
 
-/** Whether the server sends every fragment of this page. One of another version may know a query no longer. */
+/**
+ * Whether the server still sends every fragment of this page: a stream begins with all that it follows, and one of a newer
+ * program may lack some.
+ */
 function isWhole() {
-  const known = new Set(Array.from(shown.keys(), (tag) => `${nameIn(tag)} ${/data-key="([^"]*)"/.exec(tag)?.[1]}`));
+  const newest = Math.max(...sent.values());
+  const tags = [...sent.keys()].filter((tag) => sent.get(tag) === newest);
+  const known = new Set(tags.map((tag) => `${nameIn(tag)} ${/data-key="([^"]*)"/.exec(tag)?.[1]}`));
   return [...document.querySelectorAll(PLACES)].every(({ dataset }) => known.has(`${dataset.live} ${dataset.key}`));
 }
 

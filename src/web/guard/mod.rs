@@ -2,19 +2,16 @@
 //! and of every host on the network once it listens wider: what is refused here never reaches a route.
 
 mod body;
+mod caller;
 mod host;
 mod origin;
 
-use std::convert::Infallible;
-use std::fmt;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Router;
-use axum::extract::{FromRequestParts, Request, State};
+use axum::extract::{Request, State};
 use axum::http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use axum::http::request::Parts;
 use axum::http::{Method, StatusCode};
 use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Response};
@@ -23,58 +20,57 @@ use tower::ServiceBuilder;
 
 use self::body::bound_body;
 pub(crate) use self::body::{BodyRule, Patience};
+use self::caller::caller;
+pub(crate) use self::caller::{Caller, Pass, Passes, Sees};
 pub use self::host::AllowedHost;
 pub(super) use self::host::ReachedAt;
-use self::host::{AddressedAs, addressed_as};
-use super::problem::{self, Problem, Words, storeless};
-use super::shares::Who;
+use super::Role;
+use super::face::Face;
+use super::problem::{self, Problem, storeless};
+use crate::limits::web::guard::{
+    CONTROL_PATIENCE, FORM_PATIENCE, HEAD_BYTES, SYNC_BODY_BYTES, SYNC_PATIENCE, URI_BYTES,
+};
 
 /// What the guard lets through.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct Policy {
     /// Names besides the loopback ones under which this server may be addressed.
     pub(crate) allow_hosts: Vec<AllowedHost>,
+    pub(crate) role: Role,
     /// Whether pages are served under those names, too, and not only the sync routes and `/healthz`.
     pub(crate) public: bool,
     /// Whether pages are served under loopback names although `allow_hosts` gives others.
     pub(crate) local_page: bool,
     /// What a bearer token opens besides sync, whose routes look at tokens themselves.
     pub(crate) passes: Passes,
-    /// Longest URI, in bytes. Ours are shorter than 200; the rest is somebody trying.
+    /// The longest URI, in bytes.
     pub(crate) uri_bytes: usize,
-    /// Largest sum of names and values of the headers, in bytes. Cookies of all programs on `localhost` end up here.
-    /// The HTTP parser's own limit is higher, so that a browser gets a page that says what to do.
+    /// The largest sum of names and values of the headers, in bytes.
     pub(crate) head_bytes: usize,
-    /// Bodies of every route that `bodies` doesn't name: forms.
+    /// Bodies of every route that `bodies` doesn't name: forms, and what an app's own routes take.
     pub(crate) form: BodyRule,
     /// Bodies of routes by the beginning of their path; the first that fits holds.
     pub(crate) bodies: Vec<(&'static str, BodyRule)>,
-    /// What pages of problems call the app.
-    pub(crate) words: Words,
+    /// Whose forms these are, and whose pages tell of problems.
+    pub(crate) face: Arc<Face>,
 }
 
-impl Default for Policy {
-    fn default() -> Self {
+impl Policy {
+    /// What an app that shows `face` lets through, under loopback names alone.
+    pub(crate) fn of(face: &Arc<Face>) -> Self {
         Self {
             allow_hosts: Vec::new(),
-            words: Words::default(),
+            face: Arc::clone(face),
+            role: Role::App,
             public: false,
             local_page: false,
             passes: Passes::none(),
-            uri_bytes: 8 * 1024,
-            head_bytes: 32 * 1024,
-            form: BodyRule { max_bytes: Some(4 * 1024), patience: Patience::Total(Duration::from_secs(10)) },
+            uri_bytes: URI_BYTES,
+            head_bytes: HEAD_BYTES,
+            form: BodyRule { max_bytes: Some(face.form_bytes), patience: Patience::Total(FORM_PATIENCE) },
             bodies: vec![
-                // A push of 1 MiB of events, and the largest event with its envelope that still fitted in.
-                (
-                    "/sync/",
-                    BodyRule {
-                        max_bytes: Some((1024 + 128) * 1024),
-                        patience: Patience::Idle(Duration::from_secs(10)),
-                    },
-                ),
-                // An import is as long as it is, and may be typed by hand into a pipe.
-                ("/control/", BodyRule { max_bytes: None, patience: Patience::Idle(Duration::from_secs(60)) }),
+                ("/sync/", BodyRule { max_bytes: Some(SYNC_BODY_BYTES), patience: Patience::Idle(SYNC_PATIENCE) }),
+                ("/control/", BodyRule { max_bytes: None, patience: Patience::Idle(CONTROL_PATIENCE) }),
             ],
         }
     }
@@ -126,7 +122,7 @@ struct Guard {
 async fn admit(State(guard): State<Arc<Guard>>, mut request: Request, next: Next) -> Response {
     let method = request.method().clone();
     let uri = request.uri().clone();
-    let asks_for_json = problem::asks_for_json(request.headers());
+    let asks_for_json = guard.policy.role == Role::Hub || problem::asks_for_json(request.headers());
     let answer = match check(&guard.policy, &request) {
         Err(problem) => problem.into_response(),
         Ok(caller) => {
@@ -138,7 +134,7 @@ async fn admit(State(guard): State<Arc<Guard>>, mut request: Request, next: Next
             })
         }
     };
-    let mut answer = problem::render(&guard.policy.words, &method, &uri, asks_for_json, answer);
+    let mut answer = problem::render(&guard.policy.face, &method, &uri, asks_for_json, answer);
     for (name, value) in &guard.headers {
         answer.headers_mut().insert(name, value.clone());
     }
@@ -176,145 +172,6 @@ fn check(policy: &Policy, request: &Request) -> Result<Caller, Problem> {
     Ok(caller)
 }
 
-/// Who sent a request, and what of the program they may see.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Caller {
-    /// The owner of the data, or somebody on their machine.
-    Owner,
-    /// A program that watches over this one, with a token for that.
-    Watcher,
-    /// Anybody else.
-    Visitor,
-}
-
-impl Caller {
-    fn who(self) -> Who {
-        match self {
-            Self::Owner => Who::Owner,
-            Self::Watcher | Self::Visitor => Who::Visitor,
-        }
-    }
-
-    fn sees(self) -> Sees {
-        match self {
-            Self::Owner | Self::Watcher => Sees::All,
-            Self::Visitor => Sees::ThePage,
-        }
-    }
-}
-
-/// How much of itself the program shows to whoever sent a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Sees {
-    /// What its owner sees.
-    All,
-    /// What is on its page.
-    ThePage,
-}
-
-impl<S: Send + Sync> FromRequestParts<S> for Sees {
-    type Rejection = Infallible;
-
-    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
-        // A request that didn't come by the guard is a stranger's.
-        Ok(parts.extensions.get().copied().unwrap_or(Self::ThePage))
-    }
-}
-
-/// What a bearer token opens besides sync.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Pass {
-    /// All: it is the key that only the owner of the data can read.
-    Owner,
-    /// `/status` and `/metrics`.
-    Watcher,
-}
-
-/// Tells what a bearer token opens.
-#[derive(Clone)]
-pub(crate) struct Passes(Arc<PassOf>);
-
-type PassOf = dyn Fn(&[u8]) -> Option<Pass> + Send + Sync;
-
-impl Passes {
-    pub(crate) fn new(of: impl Fn(&[u8]) -> Option<Pass> + Send + Sync + 'static) -> Self {
-        Self(Arc::new(of))
-    }
-
-    /// No token opens anything.
-    fn none() -> Self {
-        Self::new(|_| None)
-    }
-
-    /// What the token of a request opens.
-    fn of(&self, request: &Request) -> Option<Pass> {
-        let mut shown = request.headers().get_all(header::AUTHORIZATION).iter();
-        let shown = shown.next().filter(|_| shown.next().is_none())?;
-        (self.0)(shown.as_bytes().strip_prefix(b"Bearer ")?)
-    }
-}
-
-impl fmt::Debug for Passes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Passes")
-    }
-}
-
-/// Who sends a request, if they may reach what it asks for.
-fn caller(policy: &Policy, request: &Request) -> Result<Caller, Problem> {
-    let path = request.uri().path();
-    let is_for_everybody = path.starts_with("/sync/") || path == "/healthz";
-    match addressed_as(policy, request)? {
-        AddressedAs::HealthCheck => Ok(Caller::Visitor),
-        AddressedAs::Loopback => {
-            // A proxy on this machine connects from it, too, and may leave out every sign of itself. So under a loopback
-            // name nobody is taken for the owner where a proxy is to be expected.
-            if policy.allow_hosts.is_empty() || policy.local_page || policy.passes.of(request) == Some(Pass::Owner) {
-                return Ok(Caller::Owner);
-            }
-            // Those of `/control/` ask for the key themselves.
-            if is_for_everybody || path.starts_with("/control/") {
-                return Ok(Caller::Visitor);
-            }
-            Err(Problem::forbidden(
-                "no-local-page",
-                "Because this program has an --allow-host, it shows no page under this machine's own names: a proxy in front \
-                 of it would let everybody in.",
-                "If no proxy passes these names on, start the program with `--local-page`.",
-            ))
-        }
-        AddressedAs::Allowed => {
-            let route = storeless(path);
-            let is_watched = matches!(route, "/status" | "/metrics");
-            if path.starts_with("/control/") {
-                return Err(Problem::forbidden(
-                    "loopback-only",
-                    "This address is only for commands on the machine that the program runs on.",
-                    "Run the command there.",
-                ));
-            }
-            if is_watched && policy.passes.of(request) == Some(Pass::Watcher) {
-                return Ok(Caller::Watcher);
-            }
-            if !policy.public && !is_for_everybody {
-                return Err(Problem::forbidden(
-                    "not-public",
-                    "Under this name the program only syncs; its page is not public.",
-                    "To serve the page to everyone who can reach it, start the program with `--public`.",
-                ));
-            }
-            if matches!(route, "/metrics" | "/adopt") {
-                return Err(Problem::forbidden(
-                    "owner-only",
-                    "This address is for the owner of the program.",
-                    "Use it on the program's own machine. A watcher shows a token that `token add NAME --read` made.",
-                ));
-            }
-            Ok(Caller::Visitor)
-        }
-    }
-}
-
 /// What no other site may do: change something, read what shows something, or hold a stream open. Browsers let any site
 /// send such a request.
 fn is_guarded(request: &Request) -> bool {
@@ -329,6 +186,11 @@ fn is_guarded(request: &Request) -> bool {
 impl Policy {
     fn body_rule(&self, path: &str) -> BodyRule {
         self.bodies.iter().find(|(prefix, _)| path.starts_with(prefix)).map_or(self.form, |(_, rule)| *rule)
+    }
+
+    /// Whether one of the app's forms posts to `path`.
+    fn is_form(&self, path: &str) -> bool {
+        storeless(path).strip_prefix('/').is_some_and(|name| self.face.forms.iter().any(|form| form.name == name))
     }
 }
 

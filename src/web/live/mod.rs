@@ -5,7 +5,6 @@ mod publisher;
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::Duration;
 
 use askama::Template;
 use axum::body::{Body, Bytes};
@@ -23,20 +22,11 @@ use super::face::{Asked, Draw, Face, FragmentKey};
 use super::problem::Problem;
 use super::status::StatusLine;
 use super::{App, Html, IntoHtml as _, Lease, Opened, Params, Render, STREAM_HEADERS, sentence};
+use crate::limits::web::live::{PING_EVERY, RETRY, SETS};
 use crate::random;
-
-/// How often a stream says that it is alive, so that both ends notice when the other is gone.
-const PING_EVERY: Duration = Duration::from_secs(8);
 
 /// A script sees no comments, and no event without data.
 const PING: Bytes = Bytes::from_static(b"event: ping\ndata: ok\n\n");
-
-/// How long a browser's own `EventSource` waits before it connects again, in milliseconds. Each stream says another time
-/// between these, so that pages don't all come back at once after a restart. Our script has its own way.
-const RETRY: (f64, f64) = (1_000.0, 5_000.0);
-
-/// Pages that one stream may serve. A browser's shared worker joins its tabs in one.
-const SETS: usize = 64;
 
 /// The status line.
 #[derive(Template)]

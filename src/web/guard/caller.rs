@@ -1,0 +1,162 @@
+//! Who sends a request, and what of the program is open to them.
+
+use std::convert::Infallible;
+use std::fmt;
+use std::sync::Arc;
+
+use axum::extract::{FromRequestParts, Request};
+use axum::http::header;
+use axum::http::request::Parts;
+
+use super::Policy;
+use super::host::{AddressedAs, addressed_as};
+use crate::web::Role;
+use crate::web::problem::{Problem, storeless};
+use crate::web::shares::Who;
+
+/// Who sent a request, and what of the program they may see.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Caller {
+    /// The owner of the data, or somebody on their machine.
+    Owner,
+    /// A program that watches over this one, with a token for that.
+    Watcher,
+    /// Anybody else.
+    Visitor,
+}
+
+impl Caller {
+    pub(super) fn who(self) -> Who {
+        match self {
+            Self::Owner => Who::Owner,
+            Self::Watcher | Self::Visitor => Who::Visitor,
+        }
+    }
+
+    pub(super) fn sees(self) -> Sees {
+        match self {
+            Self::Owner | Self::Watcher => Sees::All,
+            Self::Visitor => Sees::ThePage,
+        }
+    }
+}
+
+/// How much of itself the program shows to whoever sent a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sees {
+    /// What its owner sees.
+    All,
+    /// What is on its page.
+    ThePage,
+}
+
+impl<S: Send + Sync> FromRequestParts<S> for Sees {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        // A request that didn't come by the guard is a stranger's.
+        Ok(parts.extensions.get().copied().unwrap_or(Self::ThePage))
+    }
+}
+
+/// What a bearer token opens besides sync.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Pass {
+    /// All: it is the key that only the owner of the data can read.
+    Owner,
+    /// `/status` and `/metrics`.
+    Watcher,
+}
+
+/// Tells what a bearer token opens.
+#[derive(Clone)]
+pub(crate) struct Passes(Arc<PassOf>);
+
+type PassOf = dyn Fn(&[u8]) -> Option<Pass> + Send + Sync;
+
+impl Passes {
+    pub(crate) fn new(of: impl Fn(&[u8]) -> Option<Pass> + Send + Sync + 'static) -> Self {
+        Self(Arc::new(of))
+    }
+
+    /// No token opens anything.
+    pub(super) fn none() -> Self {
+        Self::new(|_| None)
+    }
+
+    /// What the token of a request opens.
+    fn of(&self, request: &Request) -> Option<Pass> {
+        let mut shown = request.headers().get_all(header::AUTHORIZATION).iter();
+        let shown = shown.next().filter(|_| shown.next().is_none())?;
+        (self.0)(shown.as_bytes().strip_prefix(b"Bearer ")?)
+    }
+}
+
+impl fmt::Debug for Passes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Passes")
+    }
+}
+
+/// Who sends a request, if they may reach what it asks for.
+pub(super) fn caller(policy: &Policy, request: &Request) -> Result<Caller, Problem> {
+    let path = request.uri().path();
+    let is_for_everybody = path.starts_with("/sync/") || path == "/healthz";
+    match addressed_as(policy, request)? {
+        AddressedAs::HealthCheck => Ok(Caller::Visitor),
+        AddressedAs::Loopback => {
+            // A proxy on this machine connects from it, too, and may leave out every sign of itself. So under a loopback
+            // name nobody is taken for the owner where a proxy is to be expected.
+            if policy.allow_hosts.is_empty() || policy.local_page || policy.passes.of(request) == Some(Pass::Owner) {
+                return Ok(Caller::Owner);
+            }
+            // Those of `/control/` ask for the key themselves.
+            if is_for_everybody || path.starts_with("/control/") {
+                return Ok(Caller::Visitor);
+            }
+            Err(Problem::forbidden(
+                "no-local-page",
+                "Because this program has an --allow-host, it shows no page under this machine's own names: a proxy in front \
+                 of it would let everybody in.",
+                "If no proxy passes these names on, start the program with `--local-page`.",
+            ))
+        }
+        AddressedAs::Allowed => {
+            let route = storeless(path);
+            let is_watched = matches!(route, "/status" | "/metrics");
+            if path.starts_with("/control/") {
+                return Err(Problem::forbidden(
+                    "loopback-only",
+                    "This address is only for commands on the machine that the program runs on.",
+                    "Run the command there.",
+                ));
+            }
+            if is_watched && policy.passes.of(request) == Some(Pass::Watcher) {
+                return Ok(Caller::Watcher);
+            }
+            if policy.role == Role::Hub && is_watched {
+                return Err(Problem::forbidden(
+                    "not-public",
+                    "Under this name the hub only syncs.",
+                    "Ask under a loopback name, on the machine that the hub runs on, or show a token that `token add NAME \
+                     --read` made.",
+                ));
+            }
+            if policy.role == Role::App && !policy.public && !is_for_everybody {
+                return Err(Problem::forbidden(
+                    "not-public",
+                    "Under this name the program only syncs; its page is not public.",
+                    "To serve the page to everyone who can reach it, start the program with `--public`.",
+                ));
+            }
+            if matches!(route, "/metrics" | "/adopt") {
+                return Err(Problem::forbidden(
+                    "owner-only",
+                    "This address is for the owner of the program.",
+                    "Use it on the program's own machine. A watcher shows a token that `token add NAME --read` made.",
+                ));
+            }
+            Ok(Caller::Visitor)
+        }
+    }
+}
