@@ -58,7 +58,9 @@ async fn ask(
     let url = format!("{}{}/status?digests", url.trim_end_matches('/'), at.app.face().base(&at.store));
     let answer = prepare(http_client(&url)?.get(&url)).send().await.map_err(|error| unanswered(error, &url, name))?;
     understood(answer, &url).await?.json().await.with_context(|| {
-        format!("what {url} answers is not the whole status of a store; ask on the machine that it runs on")
+        format!(
+            "what {url} answers is not the status of a store, or not all of it: strangers see only what is on the page"
+        )
     })
 }
 

@@ -64,6 +64,8 @@ fn trust_34_other_hosts_are_refused_on_every_route() {
             (format!("{method} http://127.0.0.1{path} HTTP/1.1\r\nHost: localhost\r\n"), 400),
         ] {
             let answer = server.ask(&format!("{head}Connection: close\r\n\r\n"));
+            // Whether the program is alive may be asked without a name.
+            let expected = if path == "/healthz" && !head.contains("Host") { 200 } else { expected };
             assert_eq!(answer.status, expected, "{head}{answer:?}");
             assert_guarded(&answer, &head);
         }
@@ -240,7 +242,7 @@ fn trust_40_too_much_gets_an_answer_that_says_so() {
 #[test]
 fn an_allowed_host_opens_health_only_unless_public() {
     let (data, other) = (data_dir(), data_dir());
-    let hub = ["--listen", "127.0.0.1:0", "--allow-host", "hub.example", "--allow-host", "10.0.0.9:80"];
+    let hub = ["--listen", "127.0.0.1:0", "--local-page", "--allow-host", "hub.example", "--allow-host", "10.0.0.9:80"];
     let server = Server::start_with(data.path(), &hub);
     let ask = |server: &Server, method: &str, path: &str, host: &str| {
         let request =
@@ -253,7 +255,7 @@ fn an_allowed_host_opens_health_only_unless_public() {
             assert_eq!(ask(&server, method, path, host).status, expected, "{host} {method} {path}");
         }
     }
-    assert_eq!(ask(&server, "GET", "/healthz", "10.0.0.9").status, 403);
+    assert_eq!(ask(&server, "GET", "/healthz", "10.0.0.9").status, 200);
     assert_eq!(ask(&server, "GET", "/healthz", "www.hub.example").status, 403);
     assert_eq!(server.count(), 0);
 

@@ -15,7 +15,7 @@ const PUBLIC: &str = "likes.example";
 
 fn public(data: &Path) -> Server {
     raise_open_file_limit();
-    Server::start_with(data, &["--listen", "127.0.0.1:0", "--allow-host", PUBLIC, "--public"])
+    Server::start_with(data, &["--listen", "127.0.0.1:0", "--allow-host", PUBLIC, "--public", "--local-page"])
 }
 
 impl Server {

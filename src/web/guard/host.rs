@@ -111,8 +111,8 @@ fn recognize(policy: &Policy, request: &Request, host: &[u8]) -> Result<Addresse
         if policy.allows(&authority) {
             return Ok(AddressedAs::Allowed);
         }
-        // Load balancers and containers ask an address. No website can make a browser send one: it sends names.
-        if !matches!(authority.host, Host::Name(_)) && is_health_check(request) {
+        // Load balancers and containers ask an address.
+        if authority.host.is_address_of_a_machine() && is_health_check(request) {
             return Ok(AddressedAs::HealthCheck);
         }
     }
@@ -214,6 +214,14 @@ impl Host {
         let is_name =
             text.len() <= 253 && text.split('.').all(is_label) && !last.bytes().all(|byte| byte.is_ascii_digit());
         is_name.then(|| Self::Name(text.to_ascii_lowercase()))
+    }
+
+    fn is_address_of_a_machine(&self) -> bool {
+        match self {
+            Self::V4(address) => !address.is_unspecified(),
+            Self::V6(address) => !address.is_unspecified(),
+            Self::Name(_) => false,
+        }
     }
 
     pub(super) fn is_loopback(&self) -> bool {

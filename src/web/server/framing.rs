@@ -46,16 +46,30 @@ pub(super) struct Framing {
     line_length: usize,
     last: u8,
     head_bytes: usize,
+    has_begun: bool,
 }
 
 impl Framing {
     pub(super) fn new() -> Self {
-        Self { place: Place::Head(0), length: Length::None, line: [0; LINE], line_length: 0, last: 0, head_bytes: 0 }
+        Self {
+            place: Place::Head(0),
+            length: Length::None,
+            line: [0; LINE],
+            line_length: 0,
+            last: 0,
+            head_bytes: 0,
+            has_begun: false,
+        }
     }
 
     /// Bytes of a head that isn't whole yet.
     pub(super) fn head_bytes(&self) -> usize {
         self.head_bytes
+    }
+
+    /// Whether the first line of a request has come. Empty lines are none.
+    pub(super) fn has_begun(&self) -> bool {
+        self.has_begun
     }
 
     /// Whether everything that was begun is whole.
@@ -104,8 +118,9 @@ impl Framing {
             *byte = SPOILED;
         }
         self.line_length = 0;
-        if !matches!(self.place, Place::Head(1..)) {
-            self.head_bytes = 0;
+        match self.place {
+            Place::Head(1..) => self.has_begun = true,
+            _ => self.head_bytes = 0,
         }
     }
 

@@ -36,8 +36,6 @@ pub(super) struct Socket {
     header_read: Duration,
     /// Runs while the head of a request is not whole, and until the first one begins.
     head: Option<Pin<Box<Sleep>>>,
-    /// Whether nothing came yet.
-    is_new: bool,
     /// Runs while a write has to wait.
     stalled: Option<Pin<Box<Sleep>>>,
     /// Runs after our side is closed.
@@ -55,16 +53,19 @@ impl Socket {
             linger,
             header_read,
             head: None,
-            is_new: true,
             stalled: None,
             lingering: None,
         }
     }
 
+    /// Whether no head is on its way, after at least one was.
+    fn rests(&self) -> bool {
+        self.framing.has_begun() && self.framing.head_bytes() == 0
+    }
+
     /// Gives up on a head that doesn't come. A byte now and then doesn't extend its time.
     fn watch_head(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if !self.is_new && self.framing.head_bytes() == 0 {
-            self.head = None;
+        if self.rests() {
             return Poll::Pending;
         }
         let patience = self.header_read;
@@ -97,10 +98,9 @@ impl AsyncRead for Socket {
         let Self { framing, connection, .. } = &mut *self;
         framing.pass(&mut buffer.filled_mut()[before..]);
         connection.has_read(framing.head_bytes(), framing.is_between_requests());
-        if framing.head_bytes() == 0 {
+        if self.rests() {
             self.head = None;
         }
-        self.is_new = false;
         Poll::Ready(read)
     }
 }
