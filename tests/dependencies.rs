@@ -103,7 +103,7 @@ fn every_license_is_one_that_is_allowed() {
     }
     let locked: BTreeSet<_> = locked().into_iter().map(|(name, ..)| name).collect();
     let unused: Vec<_> = exceptions.iter().filter(|(name, _)| !locked.contains(name)).collect();
-    assert!(unused.is_empty(), "nobody needs these exceptions of deny.toml any more: {unused:?}");
+    assert!(unused.is_empty(), "these exceptions of deny.toml are no longer needed: {unused:?}");
 }
 
 /// The license of each package that is built on this machine, as cargo knows it without asking the network.
@@ -195,7 +195,7 @@ fn the_engine_and_the_decisions_of_sync_stand_alone() {
     let names: BTreeSet<&str> = tree.lines().filter_map(|line| line.split(' ').next()).collect();
     assert!(names.contains("rusqlite"), "{names:?}");
     for name in ["axum", "clap", "hyper", "mio", "reqwest", "ring", "rustls", "tracing-subscriber"] {
-        assert!(!names.contains(name), "{name} is only for what stands above: {names:?}");
+        assert!(!names.contains(name), "{name} is only for the floors above the engine: {names:?}");
     }
     assert!(names.len() <= MOST_ALONE, "{} packages: {names:?}", names.len());
 }

@@ -115,7 +115,7 @@ fn nothing_is_written_or_synced_past_the_recorder() {
     let mut text = String::new();
     for name in ["added", "served", "copied"] {
         // The tracer records the last calls after the program has ended.
-        text += &wait_for("strace to write down all that it saw", || {
+        text += &wait_for("strace to write down everything that it saw", || {
             let text = read(name);
             let first = text.split_whitespace().next().unwrap_or_default().to_owned();
             text.lines().any(|line| line.starts_with(&first) && line.contains("+++ exited")).then_some(text)

@@ -23,9 +23,7 @@ fn start(recorder: &Recorder) -> Result<Opened, String> {
 fn like_at_last(recorder: &Recorder, server: &mut Option<Opened>, id: &str) {
     wait_for("a like to be stored on a disk that is well", || {
         if server.as_mut().is_none_or(|server| !server.is_running()) {
-            *server = Some(
-                start(recorder).unwrap_or_else(|why| panic!("it doesn't start on a disk that is well again: {why}")),
-            );
+            *server = Some(start(recorder).unwrap_or_else(|why| panic!("it doesn't start on a healthy disk: {why}")));
         }
         let (status, _) = server.as_ref()?.try_like(id)?;
         (status == 303).then(|| recorder.acknowledge(id))

@@ -139,7 +139,7 @@ fn fill_with_likes(server: &Opened, ballast: &mut Ballast) -> (Vec<String>, (u16
     let mut stored = Vec::new();
     let refusal = wait_for("the disk to be full", || {
         let id = new_id();
-        let answer = server.try_like(&id).unwrap_or_else(|| panic!("it died of a like on a full disk"));
+        let answer = server.try_like(&id).unwrap_or_else(|| panic!("a like on a full disk killed it"));
         if answer.0 != 303 {
             return Some(answer);
         }
@@ -163,7 +163,7 @@ fn assert_survives(data: &Path, arguments: &[&str]) {
 
 /// Whether the page is there, likes are refused in words, and the process is still running.
 fn assert_serves_without_room(server: &mut Opened, data: &Path, stored: usize) {
-    let (status, body) = server.try_like(&new_id()).unwrap_or_else(|| panic!("it died of a like on a full disk"));
+    let (status, body) = server.try_like(&new_id()).unwrap_or_else(|| panic!("a like on a full disk killed it"));
     assert_eq!(status, 503, "{}", words(&body));
     assert_eq!(server.get("/healthz").0, 503);
     let count = server.count().unwrap_or_else(|why| panic!("no page on a full disk: {why}"));
@@ -189,7 +189,7 @@ fn try_without_room(data: &Path, stored: &mut Vec<String>) {
     };
     for _ in 0..5 {
         let id = new_id();
-        let (status, body) = server.try_like(&id).unwrap_or_else(|| panic!("it died of a like on a full disk"));
+        let (status, body) = server.try_like(&id).unwrap_or_else(|| panic!("a like on a full disk killed it"));
         match status {
             303 => stored.push(id),
             _ => assert_eq!(status, 503, "{}", words(&body)),

@@ -151,7 +151,7 @@ fn trust_58_a_like_whose_sync_a_kill_ended_and_that_was_posted_again() {
 fn assert_noticed(outcome: &Outcome) {
     let (lost, refused) = (outcome.count(Wrong::Lost), outcome.count(Wrong::Refused));
     eprintln!("of {} images {lost} lack something acknowledged, and {refused} are refused", outcome.images);
-    assert!(lost + refused > 0, "syncs were skipped, and none of {} images lacks anything", outcome.images);
+    assert!(lost + refused > 0, "syncs were skipped, but none of {} images lacks anything", outcome.images);
 }
 
 #[test]

@@ -39,7 +39,7 @@ fn trust_72_data_on_read_only_media_can_be_read() {
         printed(run(&media, &["backup", to.to_str().expect("a path")]));
         assert_eq!(exported(&to).expect("an export"), ids);
 
-        let Err(why) = Opened::start(&media, &[]) else { panic!("it serves what it can't write") };
+        let Err(why) = Opened::start(&media, &[]) else { panic!("it serves data that it can't write") };
         assert!(why.contains("can only be read"), "{why}");
         let refused = run(&media, &["token", "add", "phone"]);
         assert_eq!(refused.status.code(), Some(1), "{}", text(&refused));

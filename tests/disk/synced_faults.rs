@@ -104,8 +104,8 @@ impl<'a> Pair<'a> {
 
     /// Posts a like on healthy disks until it is stored.
     fn like(&mut self, side: Side, id: &str) {
-        wait_for("a like to be stored on a disk that is well", || {
-            self.start().unwrap_or_else(|why| panic!("it doesn't start on a disk that is well: {why}"));
+        wait_for("a like to be stored on a healthy disk", || {
+            self.start().unwrap_or_else(|why| panic!("it doesn't start on a healthy disk: {why}"));
             self.try_like(side, id).then_some(())
         });
     }
@@ -124,12 +124,12 @@ impl<'a> Pair<'a> {
 
     /// Waits until the two hold the same events. Each has acknowledged all of them then.
     fn until_level(&mut self) {
-        let count = wait_for("the device and its hub to hold the same", || {
-            self.start().unwrap_or_else(|why| panic!("it doesn't start on a disk that is well: {why}"));
+        let count = wait_for("the device and its hub to hold the same events", || {
+            self.start().unwrap_or_else(|why| panic!("it doesn't start on a healthy disk: {why}"));
             self.level()
         });
         let ids = exported(&self.recorder.root().join("hub")).expect("an export");
-        assert_eq!(ids.len() as u64, count, "the page shows another number than there are events");
+        assert_eq!(ids.len() as u64, count, "the page's number is not the number of events");
         assert_eq!(ids.iter().collect::<HashSet<_>>().len(), ids.len(), "an id is there twice");
         for id in ids {
             SIDES.iter().for_each(|side| self.recorder.acknowledge(&format!("{} {id}", side.data())));

@@ -44,7 +44,7 @@ async fn a_change_runs_a_query_once_however_many_watch_it() {
         assert_eq!(told(watch), Some(Ok(vec![9])));
     }
     assert_eq!(store.read(query).await, Ok(vec![9]));
-    assert_eq!(RUNS.load(Ordering::Relaxed), 3, "whoever only reads gets the answer that is there");
+    assert_eq!(RUNS.load(Ordering::Relaxed), 3, "a reader gets the answer that is there");
 }
 
 #[tokio::test]
@@ -221,7 +221,7 @@ async fn trust_62_a_panic_in_what_reads_the_rows_costs_that_answer_alone() {
     assert_eq!(calm.next().await, Ok(0));
     // It comes from another device, so nobody could have refused it.
     store.add(vec![(like(1), device("phone"))]).await.unwrap();
-    let Some(Err(Error::Query(why))) = told(&mut picky) else { panic!("no word of the panic") };
+    let Some(Err(Error::Query(why))) = told(&mut picky) else { panic!("the answer doesn't tell of the panic") };
     assert!(why.contains("panicked: there is no such thing as one like"), "{why}");
     assert_eq!(told(&mut calm), Some(Ok(1)));
     store.commit_envelope(like(2)).await.unwrap();

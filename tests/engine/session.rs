@@ -61,7 +61,7 @@ fn a_session_ends_when_events_are_taken_back_by_somebody_else() {
     assert_eq!(ended(session.next_push(&replica)).unwrap().unwrap_err(), End::PullFirst);
     let before = ids_of(&replica);
     assert_eq!(ended(session.arrive(&mut replica, wire_page(log, 2, &[like(2)]))).unwrap(), Err(End::PullFirst));
-    assert_eq!(ids_of(&replica), before, "the page is not what comes next any more");
+    assert_eq!(ids_of(&replica), before, "the page no longer comes next");
 }
 
 #[test]

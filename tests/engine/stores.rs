@@ -180,7 +180,7 @@ async fn looking_at_a_store_that_does_not_exist_creates_nothing() {
     assert!(!shelf.dir().exists(), "not even the directory of the stores");
 
     store.commit_envelope(like(1)).await.unwrap();
-    assert_eq!(at_once(watch.next()), Some(Ok(1)), "who watched before the first event is told of it");
+    assert_eq!(at_once(watch.next()), Some(Ok(1)), "a watcher from before the first event is told of it");
     assert_eq!(events_on_disk(&store), 1);
     assert_eq!(names(&shelf.stores), ["likes"]);
 }
@@ -196,7 +196,7 @@ async fn trust_64_stores_without_events_cost_no_place_and_are_live_when_they_get
     for (name, watch) in names.iter().zip(&mut watches).take(2) {
         assert_eq!(shelf.store(name).healthy().await, Health::Absent);
         shelf.store(name).commit_envelope(like(1)).await.unwrap();
-        assert_eq!(at_once(watch.next()), Some(Ok(1)), "who watched before the first event is told of it");
+        assert_eq!(at_once(watch.next()), Some(Ok(1)), "a watcher from before the first event is told of it");
         assert!(matches!(shelf.store(name).healthy().await, Health::Open(_)));
     }
     assert_eq!(shelf.store(&names[2]).commit_envelope(like(1)).await, Err(Error::TooManyOpen));
@@ -278,7 +278,7 @@ async fn when_too_many_events_wait_the_next_is_refused_at_once_and_the_others_ar
     }
     let all = QUEUE as i64 + 1;
     assert_eq!(store.read(count()).await, Ok(all));
-    assert_eq!(at_once(watch.next()), Some(Ok(all)), "also who came when there was no place for the question");
+    assert_eq!(at_once(watch.next()), Some(Ok(all)), "also a watcher that came while the queue was full");
     let mut exported = Vec::new();
     export(store.files(), &mut exported).unwrap();
     let exported = String::from_utf8(exported).unwrap();

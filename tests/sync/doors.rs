@@ -100,7 +100,7 @@ fn trust_42_revoking_cuts_a_stream_that_has_much_to_send() {
             last = data["next"].clone();
         }
     }
-    assert!(last.as_u64().unwrap() < 600, "all of the log came to a device whose token was revoked");
+    assert!(last.as_u64().unwrap() < 600, "a device whose token was revoked got the whole log");
 }
 
 /// `count` events of 60,000 bytes.

@@ -107,7 +107,7 @@ fn trust_25_connections_that_died_together_are_given_up_together() {
     proxy.freeze();
     hub.like();
     wait_until_level(&[&hub, &phone], 2);
-    assert_eq!(proxy.lost(), 0, "it asked on a connection that was dead");
+    assert_eq!(proxy.lost(), 0, "it asked on a dead connection");
 }
 
 /// A page may take longer than the longest silence and still arrive: while its bytes come, there is no silence.
