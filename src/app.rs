@@ -9,22 +9,19 @@ use std::pin::Pin;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use axum::http::HeaderValue;
 use serde::de::DeserializeOwned;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::cli::{self, Context};
-use crate::engine::{Event, Fault, Query, Schema, StoreId};
-use crate::node::{Node, NodeError, Options, base, store_limits};
+use crate::engine::{Event, Fault, Query, Schema, StoreId, StoreLimits};
+use crate::limits::app::{MAX_APP_NAME, MAX_NAME};
+use crate::node::{Node, NodeError, Options, base};
 use crate::serve::Server;
+use crate::web::assets::{self, Asset};
 use crate::web::face::{Face, Figure, Form, Fragment, Nouns};
-use crate::web::{IntoHtml, Page, Params, Refusal, Render, Visitor};
-
-/// The longest name of an app, in bytes. It becomes a directory, a cookie and the prefix of environment variables.
-const MAX_APP_NAME: usize = 32;
-
-/// The longest name of a form, fragment, figure or command, in bytes.
-const MAX_NAME: usize = 40;
+use crate::web::{IntoHtml, Page, Params, Refusal, Render, Role, Visitor};
 
 /// Names that the program answers itself, as a path, an event of the live stream, a form field or a parameter.
 const RESERVED: [&str; 14] = [
@@ -220,10 +217,17 @@ impl App {
         self
     }
 
+    /// Sets the longest body of a form, in bytes. Without this, a form can carry any event that fits into an eventlog.
+    pub fn longest_form(mut self, bytes: u64) -> Self {
+        self.face_mut().form_bytes = bytes;
+        self
+    }
+
     /// Adds a fragment: a piece of HTML that follows a query. `query` makes the query of the page's parameters, `render`
     /// the HTML of its answer.
     ///
-    /// It is rendered once a change for all pages with the same query. So nothing in it may depend on who looks.
+    /// It is rendered once a change for all pages with the same query. So nothing in it may depend on who looks. On the page it
+    /// stands in an element of its own, `<likewise-live>`, which is allowed wherever text is.
     pub fn live<T, H, M>(
         mut self,
         name: &'static str,
@@ -246,6 +250,31 @@ impl App {
         M: 'static,
     {
         self.face_mut().page = Some(Arc::new(move |asked| page(asked).into_html()));
+        self
+    }
+
+    /// Adds a static file, such as a stylesheet, a script or a picture. `content_type` is what browsers take it for, such as
+    /// `text/css; charset=utf-8`. The page finds its address with [`Page::asset`].
+    ///
+    /// The app's stylesheets are also those of the pages that say what went wrong, after the common `app.css`. A file named
+    /// `favicon.svg` replaces the common icon, which is on these pages, too.
+    ///
+    /// ```
+    /// # use likewise::{App, Html};
+    /// # use likewise::engine::Schema;
+    /// # let schema = || Schema::new("CREATE TABLE n (n INTEGER) STRICT");
+    /// let app = App::new("counter", schema)
+    ///     .asset("counter.css", "text/css; charset=utf-8", "h1 { color: teal }")
+    ///     .page(|page| Html::trusted(format!(r#"<link rel="stylesheet" href="{}">"#, page.asset("counter.css"))));
+    /// # app.check().unwrap();
+    /// ```
+    pub fn asset(
+        mut self,
+        name: &'static str,
+        content_type: &'static str,
+        bytes: &'static (impl AsRef<[u8]> + ?Sized),
+    ) -> Self {
+        self.face_mut().assets.add(Asset { name, kind: content_type, bytes: bytes.as_ref() });
         self
     }
 
@@ -295,7 +324,7 @@ impl App {
     pub fn open(&self, options: Options) -> Result<Node, NodeError> {
         self.check().map_err(anyhow::Error::from)?;
         let base = base(self, &options)?;
-        Ok(Node::start(self, base, &options, store_limits(), CancellationToken::new())?)
+        Ok(Node::start(self, base, &options, StoreLimits::default(), CancellationToken::new())?)
     }
 
     /// Serves the app on `listener` until `shutdown` is done, then lets requests and stores finish.
@@ -314,7 +343,7 @@ impl App {
         self.check().map_err(anyhow::Error::from)?;
         let base = base(self, &options)?;
         let token = CancellationToken::new();
-        let server = Server::prepare(self, options, base, listener, token.clone()).await?;
+        let server = Server::prepare(self, Role::App, options, base, listener, token.clone()).await?;
         let _ends_with_this = token.clone().drop_guard();
         let end = token.clone();
         tokio::spawn(async move {
@@ -371,6 +400,7 @@ impl App {
                 }
             }
         }
+        check_assets(self.face.assets.own())?;
         cli::check(self)?;
         Ok(self.schema().check()?)
     }
@@ -418,6 +448,32 @@ impl App {
     pub(crate) fn commands(&self) -> &[AppCommand] {
         &self.commands
     }
+}
+
+/// Refuses files that have no address of their own, or no type.
+fn check_assets(assets: &[Asset]) -> Result<(), AppError> {
+    for (place, Asset { name, kind, .. }) in assets.iter().enumerate() {
+        let refuse = |what, why: String| Err(AppError::Name { what, name: (*name).to_owned(), why });
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
+        if name.len() > MAX_NAME
+            || !name.starts_with(|first: char| first.is_ascii_alphanumeric())
+            || !name.bytes().all(allowed)
+        {
+            let why =
+                format!("use 1 to {MAX_NAME} letters, digits, `.`, `-` and `_`, beginning with a letter or digit");
+            return refuse("an asset", why);
+        }
+        if assets::is_common(name) {
+            return refuse("an asset", "every program has a file of that name; choose another".to_owned());
+        }
+        if assets[..place].iter().any(|other| other.name == *name) {
+            return Err(AppError::Doubled { what: "assets", name: (*name).to_owned() });
+        }
+        if !kind.contains('/') || HeaderValue::from_str(kind).is_err() {
+            return refuse("an asset", format!("`{kind}` is no content type; use one such as `text/css`"));
+        }
+    }
+    Ok(())
 }
 
 impl fmt::Debug for App {

@@ -136,6 +136,7 @@ pub mod engine;
 mod fuzz;
 #[cfg(feature = "app")]
 pub mod likes;
+mod limits;
 #[cfg(feature = "app")]
 mod node;
 mod random;

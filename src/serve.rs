@@ -10,15 +10,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::app::App;
 use crate::engine::{Health, StoreLimits};
-use crate::node::{Base, Node, Options, store_limits};
+use crate::limits::web::live::STREAMS;
+use crate::node::{Base, Node, Options};
 use crate::sync::{TokenFile, Tokens};
 use crate::web::live::Pages;
 use crate::web::metrics::Metrics;
-use crate::web::{self, Hub, Policy, Services, Shares, VisitorKey, Words};
-
-/// Open event streams, of all stores together. Someone who is alone can have 10,000, beside the parts that are kept for
-/// others. Each is a connection, and there are a few thousand more of those.
-const STREAMS: usize = 13_750;
+use crate::web::{self, Hub, Policy, Role, Services, Shares, VisitorKey};
 
 /// A node with a server in front of it, ready to serve.
 pub(crate) struct Server {
@@ -35,16 +32,18 @@ impl Server {
     /// can't be used, that is an error now, rather than a page that says so later.
     pub(crate) async fn prepare(
         app: &App,
+        role: Role,
         options: Options,
         base: Base,
         listener: TcpListener,
         shutdown: CancellationToken,
     ) -> anyhow::Result<Self> {
-        Self::prepare_within(app, options, store_limits(), base, listener, shutdown).await
+        Self::prepare_within(app, role, options, StoreLimits::default(), base, listener, shutdown).await
     }
 
     async fn prepare_within(
         app: &App,
+        role: Role,
         options: Options,
         mut stores: StoreLimits,
         base: Base,
@@ -63,9 +62,13 @@ impl Server {
         let address = reachable(bound);
         node.dir_mut().announce(&format!("http://{address}"))?;
         if options.allow_hosts.is_empty() && !bound.ip().to_canonical().is_loopback() {
+            let page = match role {
+                Role::App => "; to let them open the page, add --public",
+                Role::Hub => "",
+            };
             tracing::warn!(
                 "other machines can reach {bound}, and are refused. To let them sync, start {} with --allow-host NAME, \
-                 where NAME is the name or address under which they ask for it; to let them open the page, add --public",
+                 where NAME is the name or address under which they ask for it{page}",
                 app.name()
             );
         }
@@ -86,12 +89,17 @@ impl Server {
             control_key: dir.key().into(),
             shutdown,
         });
-        if let Some(unknown) = web::rehearse(&services).await {
-            bail!("the page: {unknown}");
-        }
-        let words = Words::of(face);
-        let policy = Policy { allow_hosts: options.allow_hosts, public: options.public, words, ..Policy::default() };
-        let routes = web::routes(services).map_err(|why| anyhow!("the app's own routes: {why}"))?;
+        let routes = match role {
+            Role::App => {
+                if let Some(unknown) = web::rehearse(&services).await {
+                    bail!("the page: {unknown}");
+                }
+                web::routes(services).map_err(|why| anyhow!("the app's own routes: {why}"))?
+            }
+            Role::Hub => web::hub_routes(services),
+        };
+        let policy =
+            Policy { allow_hosts: options.allow_hosts, role, public: options.public, ..Policy::of(app.face()) };
         let router = web::protect(routes, policy);
         Ok(Self { node, router, limits, listener, address })
     }
@@ -132,7 +140,7 @@ mod tests {
         let (app, options) =
             (crate::likes::app(), Options { data: Some(data.path().to_owned()), ..Options::default() });
         let base = base(&app, &options).expect("the directory");
-        let server = Server::prepare_within(&app, options, limits, base, listener, shutdown.clone());
+        let server = Server::prepare_within(&app, Role::App, options, limits, base, listener, shutdown.clone());
         let server = server.await.expect("a server");
         let ids: Vec<_> = (0..20).map(|n| format!("store-{n}").parse().expect("a name")).collect();
         for id in &ids {

@@ -9,9 +9,13 @@
 //   <script type="module" src="…/likewise.js" data-app="todo" data-base="/s/work" data-forms="add done"
 //           data-noun="to-do" data-nouns="to-dos"></script>
 //
-// and has what it needs of these: fragments `<div class="live" data-live="NAME" data-key="KEY">`, of which `status` is the
-// status line; a place for words `data-message`; lists of what waits, `<ul data-waiting>` for all forms or
-// `<ul data-waiting="NAME">` for one. The root element says `data-live` (`open`, `closed` or `resting`) and `data-unsent`.
+// and has what it needs of these:
+//
+//   <likewise-live class="live" data-live="NAME" data-key="KEY">   a fragment; the one named `status` is the status line
+//   <p data-message></p>                                           a place for words
+//   <ul data-waiting="NAME"></ul>                                  what waits of the form NAME, or of all forms without NAME
+//
+// The root element says `data-live` (`open`, `closed` or `resting`) and `data-unsent` (how many posts wait).
 //
 // An app's own script needs nothing of this file but events on `document`, whose `detail` is
 //
@@ -34,6 +38,7 @@ import { makeOutbox } from "./outbox.js";
 
 const QUIET_FOR = 2_000;  // trouble that is over by then isn't worth a word
 const SYNCING_FOR = 600;  // a sync that is over by then isn't worth a word either
+const QUOTED = 60;        // characters of what was refused that the page quotes
 const FRESH = 2_000;      // a stream that began so long before the server was asked is an answer, too
 
 const PLACES = ".live[data-live]"; // where fragments stand
@@ -78,6 +83,12 @@ function words() {
   return "";
 }
 
+/** Enough of a text to recognize it by. */
+function shortened(text) {
+  const letters = [...text.slice(0, 2 * QUOTED + 2)];
+  return letters.length > QUOTED ? `${letters.slice(0, QUOTED).join("")}…` : text;
+}
+
 function speakSoon() {
   speak();
   setTimeout(speak, QUIET_FOR + 100);
@@ -107,7 +118,7 @@ const outbox = makeOutbox({ app, base }, {
   refused(entry) {
     const isBack = !entry.typed || page.giveBack(entry);
     if (isBack || !entry.isSaid) {
-      const what = entry.typed && entry.label ? `“${entry.label}” was` : `${noun[0].toUpperCase()}${noun.slice(1)}`;
+      const what = entry.typed && entry.label ? `“${shortened(entry.label)}” was` : `${noun[0].toUpperCase()}${noun.slice(1)}`;
       const detail = { ...entry, why: entry.refused, say: `${what} not saved. ${entry.refused}` };
       if (entry.own && !entry.isSaid) tell("refused", detail);
       refusal = detail.say;

@@ -213,7 +213,9 @@ fn the_package_has_what_it_is_built_of_and_nothing_that_only_a_checkout_can_run(
         .expect("cargo starts");
     assert!(list.status.success(), "{}", String::from_utf8_lossy(&list.stderr));
     let list = String::from_utf8(list.stdout).expect("text");
-    for name in ["LICENSE", "README.md", "docs/wire.md", "src/main.rs", "static/likewise.css", "templates/error.html"] {
+    for name in
+        ["LICENSE", "README.md", "docs/wire.md", "src/main.rs", "src/likes/likewise.css", "templates/error.html"]
+    {
         assert!(list.lines().any(|line| line == name), "{name} is missing: {list}");
     }
     let stray =

@@ -158,7 +158,7 @@ fn status_says_which_events_have_no_effect_and_why() {
     let unserved = printed(run(data.path(), &["status"]));
     for words in [
         "2 skipped, because they could not be applied\n",
-        "1 of kinds that only a newer to-do knows\n",
+        "1 of kinds that this program doesn't know: of a newer to-do, or of another app\n",
         "TodoAdded can't be applied: CHECK constraint failed: title <> ''",
         " (2)\n",
         "TodoBurnt: nothing here knows this name (1)\n",

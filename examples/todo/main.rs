@@ -15,9 +15,6 @@ mod page;
 
 use std::process::ExitCode;
 
-use axum::Router;
-use axum::http::header;
-use axum::routing::get;
 use likewise::{App, Context, Page};
 
 use feature::{Search, TodoAdded, TodoFinished, TodoMoved, TodoRenamed};
@@ -37,17 +34,10 @@ pub(crate) fn app() -> App {
         .live("finished", |params| Ok(feature::finished(&params.get::<Search>()?)), page::finished)
         .page(|page: Page| page::page(&page))
         .figure("left", feature::left)
-        .routes(files())
+        .asset("todo.css", "text/css; charset=utf-8", include_str!("todo.css"))
+        .asset("todo.js", "text/javascript; charset=utf-8", include_str!("todo.js"))
+        .asset("favicon.svg", "image/svg+xml", include_str!("todo.svg"))
         .command(clap::Command::new("add").about("Add a to-do").arg(clap::Arg::new("title").required(true)), add)
-}
-
-/// The app's own files. They are inside the program, so an app is one file wherever it is put.
-fn files() -> Router {
-    let file = |kind: &'static str, text: &'static str| get(async move || ([(header::CONTENT_TYPE, kind)], text));
-    Router::new()
-        .route("/todo.css", file("text/css", include_str!("todo.css")))
-        .route("/todo.js", file("text/javascript", include_str!("todo.js")))
-        .route("/todo.svg", file("image/svg+xml", include_str!("todo.svg")))
 }
 
 /// `todo add TITLE`

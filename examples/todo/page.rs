@@ -20,14 +20,13 @@ pub(crate) fn page(page: &Page) -> Markup {
                 (page.head())
                 meta name="color-scheme" content="light dark";
                 title { "To do" @if !page.base().is_empty() { " · " (page.store()) } }
-                link rel="icon" type="image/svg+xml" href={ (home) "todo.svg" };
-                link rel="stylesheet" href={ (home) "todo.css" };
-                script type="module" src={ (home) "todo.js" } {}
+                link rel="icon" type="image/svg+xml" href=(page.asset("favicon.svg"));
+                link rel="stylesheet" href=(page.asset("todo.css"));
+                script type="module" src=(page.asset("todo.js")) {}
             }
             body {
                 header {
-                    h1 { a href=(home) { "To do" } }
-                    (page.live("left"))
+                    h1 { a href=(home) { "To do" } " " (page.live("left")) }
                     form role="search" action=(home) {
                         input type="search" name="q" value=(q) placeholder="Search" aria-label="Search" autocomplete="off";
                     }
@@ -58,9 +57,9 @@ pub(crate) fn page(page: &Page) -> Markup {
     }
 }
 
-/// How many are left, beside the heading. A fragment is a block, so it doesn't stand inside headings and paragraphs.
+/// How many are left, in the heading. A fragment may stand wherever what it draws may.
 pub(crate) fn left(left: u64) -> Markup {
-    html! { p.left aria-label={ (left) " left" } { (left) } }
+    html! { output.left aria-label={ (left) " left" } { (left) } }
 }
 
 /// The tags of what is left, each a link to the to-dos that have it.

@@ -17,7 +17,7 @@ use clap::{Arg, ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcom
 use crate::app::{App, AppCommand, AppError};
 use crate::data_dir;
 use crate::engine::{Device, StoreId};
-use crate::node::RETRY_HALTED;
+use crate::limits::app::RETRY_HALTED;
 use crate::web::AllowedHost;
 
 /// What a command line asks for.
@@ -68,6 +68,11 @@ struct DataArgs {
 pub(super) enum Cli {
     /// Serve the page, until Ctrl-C or SIGTERM
     Serve(ServeArgs),
+    /// Serve sync alone, for devices of any app
+    ///
+    /// A hub puts the events of its devices in one order and need not know what they mean, so {app} can be the hub of any
+    /// app. It answers /sync, /healthz, /status and /metrics, and has no page.
+    Hub(ListenArgs),
     /// Show how a store is
     Status {
         #[command(flatten)]
@@ -177,8 +182,9 @@ pub(super) struct StoreArgs {
     pub(super) store: StoreId,
 }
 
-#[derive(Args)]
-pub(super) struct ServeArgs {
+/// Where a server is, and what it is called.
+#[derive(Args, Clone)]
+pub(super) struct ListenArgs {
     /// Address and port to listen on; port 0 takes a free one
     #[arg(
         long,
@@ -191,10 +197,15 @@ pub(super) struct ServeArgs {
     /// Name of this device, which the log shows with its {events} [default: the host's name]
     #[arg(long, value_name = "NAME", env = "DEVICE")]
     pub(super) device: Option<Device>,
-    /// Name or address besides the loopback ones under which this server may be asked, for sync and `/healthz`
-    /// (repeatable)
+    /// Name or address besides the loopback ones under which this server answers, for sync and `/healthz` (repeatable)
     #[arg(long, value_name = "HOST", env = "ALLOW_HOST", value_delimiter = ',')]
     pub(super) allow_host: Vec<AllowedHost>,
+}
+
+#[derive(Args)]
+pub(super) struct ServeArgs {
+    #[command(flatten)]
+    pub(super) listen: ListenArgs,
     /// The hub to sync with, such as https://hub.example.org
     #[arg(long, value_name = "URL", env = "UPSTREAM")]
     pub(super) upstream: Option<String>,
@@ -256,7 +267,7 @@ pub(super) fn parse(app: &App, line: impl IntoIterator<Item = OsString>) -> Resu
     let asked = top.command.unwrap_or(Cli::Serve(top.serve));
     if let Cli::Serve(args) = &asked
         && args.public
-        && args.allow_host.is_empty()
+        && args.listen.allow_host.is_empty()
     {
         let message = "--public is about the names of --allow-host, and none is given";
         return Err(command.error(ErrorKind::MissingRequiredArgument, message));

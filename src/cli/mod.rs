@@ -102,6 +102,7 @@ async fn obey(app: &App, asked: Asked, data: &Path) -> anyhow::Result<ExitCode> 
     };
     match command {
         Cli::Serve(args) => serve::serve(app, data, args).await,
+        Cli::Hub(args) => serve::hub(app, data, args).await,
         Cli::Status { store, url, json } => status::status(&at(store.store), url, json).await,
         Cli::Verify { store } => verify::verify(&at(store.store)).await,
         Cli::Export { store } => transfer::export(&at(store.store), Exported::All).await,
@@ -132,6 +133,7 @@ pub(crate) mod tests {
     use crate::engine::{Event, Query, Schema};
     use crate::node::{Options, base};
     use crate::serve::Server;
+    use crate::web::Role;
     use crate::{App, BoxError, NodeError};
 
     #[derive(Serialize, Deserialize)]
@@ -192,7 +194,7 @@ pub(crate) mod tests {
         let base = base(&app, &options).expect("free again");
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a free port");
         let shutdown = CancellationToken::new();
-        let server = Server::prepare(&app, options, base, listener, shutdown.clone());
+        let server = Server::prepare(&app, Role::App, options, base, listener, shutdown.clone());
         let serving = tokio::spawn(server.await.expect("a server").run());
         run(&app, &data, &add("two")).await.expect("stored by the server");
         let refused = run(&app, &data, &add("")).await.expect_err("a to-do without a title");

@@ -1,4 +1,4 @@
-//! `serve`: the program in the foreground, until a signal ends it.
+//! `serve` and `hub`: the program in the foreground, until a signal ends it.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -9,31 +9,44 @@ use anyhow::{Context, bail};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
-use super::arguments::ServeArgs;
+use super::arguments::{ListenArgs, ServeArgs};
 use crate::app::App;
+use crate::limits::app::SHUTDOWN;
 use crate::node::{Options, base};
 use crate::serve::Server;
 use crate::sync::{TokenSource, UpstreamOptions};
+use crate::web::Role;
 
-/// How long to wait for everything to end before ending anyway: well below the time after which service managers kill.
-const SHUTDOWN: Duration = Duration::from_secs(5);
-
+/// Serves the app.
 pub(super) async fn serve(app: &App, data: &Path, args: ServeArgs) -> anyhow::Result<ExitCode> {
-    let (listen, options) = options(app, data, args)?;
+    let upstream = upstream(app, &args)?;
+    let ServeArgs { listen, retry_halted, public, .. } = args;
+    let retry_halted = Duration::from_secs(retry_halted);
+    let options = Options { upstream, retry_halted, public, ..options(data, &listen) };
+    run(app, Role::App, &listen.listen, options).await
+}
+
+/// Serves sync alone.
+pub(super) async fn hub(app: &App, data: &Path, listen: ListenArgs) -> anyhow::Result<ExitCode> {
+    run(app, Role::Hub, &listen.listen, options(data, &listen)).await
+}
+
+async fn run(app: &App, role: Role, listen: &str, options: Options) -> anyhow::Result<ExitCode> {
     let base = base(app, &options)?;
-    let listener = TcpListener::bind(&listen).await.with_context(|| {
+    let data = base.dir.path().display().to_string();
+    let listener = TcpListener::bind(listen).await.with_context(|| {
         format!(
             "cannot listen on {listen}; choose another address with --listen, or let the system choose a port with \
              --listen 127.0.0.1:0"
         )
     })?;
     let shutdown = CancellationToken::new();
-    let server = Server::prepare(app, options, base, listener, shutdown.clone()).await?;
+    let server = Server::prepare(app, role, options, base, listener, shutdown.clone()).await?;
     // Before the ready line, after which a signal may come at any time.
     let signals = Signals::listen().context("cannot wait for signals")?;
     tokio::spawn(end_at_signal(signals, shutdown.clone()));
     writeln!(io::stdout(), "listening on http://{}", server.address).context("cannot write to standard output")?;
-    tracing::info!("the data is in {}", data.display());
+    tracing::info!("the data is in {data}");
     let mut running = tokio::spawn(server.run());
     tokio::select! {
         ended = &mut running => {
@@ -49,28 +62,25 @@ pub(super) async fn serve(app: &App, data: &Path, args: ServeArgs) -> anyhow::Re
     Ok(ExitCode::SUCCESS)
 }
 
-/// Where to listen, and how to run.
-fn options(app: &App, data: &Path, args: ServeArgs) -> anyhow::Result<(String, Options)> {
-    let name = app.name();
-    let upstream = match (args.upstream, args.token_file, args.token) {
-        (None, ..) => None,
-        (Some(url), Some(path), _) => Some((url, TokenSource::File(path))),
-        (Some(url), None, Some(token)) => Some((url, TokenSource::Given(token))),
-        (Some(url), None, None) => bail!(
-            "to sync with {url} takes a token: make one there with `{name} token add NAME`, put it into a file, and name \
-             that with --token-file"
+/// How to run on the data in `data`, without a hub.
+fn options(data: &Path, listen: &ListenArgs) -> Options {
+    let ListenArgs { device, allow_host, .. } = listen.clone();
+    Options { data: Some(data.to_owned()), device, allow_hosts: allow_host, ..Options::default() }
+}
+
+/// The hub to sync with, and the token for it.
+fn upstream(app: &App, args: &ServeArgs) -> anyhow::Result<Option<UpstreamOptions>> {
+    let Some(url) = args.upstream.clone() else { return Ok(None) };
+    let token = match (&args.token_file, &args.token) {
+        (Some(path), _) => TokenSource::File(path.clone()),
+        (None, Some(token)) => TokenSource::Given(token.clone()),
+        (None, None) => bail!(
+            "syncing with {url} takes a token. Make one there with `{} token add NAME`, put it into a file, and name that \
+             file with --token-file",
+            app.name()
         ),
     };
-    let root_certificate = args.root_certificate;
-    let options = Options {
-        data: Some(data.to_owned()),
-        device: args.device,
-        upstream: upstream.map(|(url, token)| UpstreamOptions { url, token, root_certificate }),
-        retry_halted: Duration::from_secs(args.retry_halted),
-        allow_hosts: args.allow_host,
-        public: args.public,
-    };
-    Ok((args.listen, options))
+    Ok(Some(UpstreamOptions { url, token, root_certificate: args.root_certificate.clone() }))
 }
 
 /// Ends the program in good order at the first signal, and at once at the second.

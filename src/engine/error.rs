@@ -12,15 +12,15 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use rusqlite::ErrorCode;
 use rusqlite::types::FromSqlError;
 
 use super::batch::BATCH;
-use super::event::{EventId, MAX_ARGS, MAX_DEVICE, MAX_NAME};
-
-/// How much of a statement a message quotes, in characters: one line of a terminal, and its table and columns.
-const LONGEST_SQL: usize = 160;
+use super::event::EventId;
+use crate::limits::engine::event::{MAX_ARGS, MAX_DEVICE, MAX_NAME};
+use crate::limits::engine::sql::{LONGEST_QUOTE, QUERY_STEPS};
 
 /// Why something is not an event, a store or a place in a log.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -82,6 +82,11 @@ pub enum Error {
     /// There are as many stores as there may be.
     #[error("there are {0} stores already, which is the limit; use one of them")]
     TooManyStores(u64),
+    /// Visitors have made as many new stores as they may, and can make the next after this long.
+    #[error(
+        "visitors have made as many new stores in the last hour as they may; use one that exists, or come back later"
+    )]
+    TooManyNewStores(Duration),
     /// More stores are in use than may be open at a time.
     #[error("too many stores are in use at the same time; try again in a moment")]
     TooManyOpen,
@@ -128,6 +133,8 @@ pub enum DbError {
     Refused(String),
     /// The statement does something that is not deterministic, or reaches for what isn't its own.
     Forbidden(String),
+    /// The query takes more steps than one may: its text.
+    TooManySteps(Box<str>),
     /// After an error that ended the transaction, or that was the machine's, nothing more may run.
     Stopped,
     /// SQLite's own answer.
@@ -178,6 +185,12 @@ impl fmt::Display for DbError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Refused(why) | Self::Forbidden(why) => f.write_str(why),
+            Self::TooManySteps(sql) => write!(
+                f,
+                "it was stopped after {QUERY_STEPS} steps, the most that a query may take. Add an index for what it looks \
+                 up, or a LIMIT. The statement is `{}`",
+                one_line(sql)
+            ),
             Self::Stopped => f.write_str("an earlier error stopped this materializer"),
             // It would repeat the statement as a whole.
             Self::Sqlite { source: rusqlite::Error::SqlInputError { msg, sql, .. }, .. } => {
@@ -209,7 +222,7 @@ impl From<DbError> for Box<dyn StdError + Send + Sync> {
 /// Enough of a statement to recognize it by in a message.
 pub(crate) fn one_line(sql: &str) -> String {
     let mut line = sql.split_whitespace().collect::<Vec<_>>().join(" ");
-    if let Some((end, _)) = line.char_indices().nth(LONGEST_SQL) {
+    if let Some((end, _)) = line.char_indices().nth(LONGEST_QUOTE) {
         line.truncate(end);
         line.push('…');
     }
@@ -399,6 +412,40 @@ impl From<Fault> for LogFault {
 impl From<LogFault> for Fault {
     fn from(LogFault(fault): LogFault) -> Self {
         fault
+    }
+}
+
+/// A [`Fault`] met in the state, as [`LogFault`] is one met in the eventlog.
+#[derive(Debug)]
+pub(crate) struct StateFault(pub(crate) Fault);
+
+impl From<rusqlite::Error> for StateFault {
+    fn from(source: rusqlite::Error) -> Self {
+        Self(Fault::state(source))
+    }
+}
+
+impl From<Fault> for StateFault {
+    fn from(fault: Fault) -> Self {
+        Self(fault)
+    }
+}
+
+impl From<DbError> for StateFault {
+    fn from(error: DbError) -> Self {
+        Self(error.into())
+    }
+}
+
+impl From<StateFault> for Fault {
+    fn from(StateFault(fault): StateFault) -> Self {
+        fault
+    }
+}
+
+impl From<StateFault> for Error {
+    fn from(StateFault(fault): StateFault) -> Self {
+        fault.into()
     }
 }
 

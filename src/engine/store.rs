@@ -54,7 +54,12 @@ impl fmt::Display for StoreId {
 #[derive(Clone)]
 pub struct Store {
     pub(super) inner: Arc<Inner>,
+    /// Opens the store in this handle's name, so that whoever has it can't make more stores than they may.
+    opener: Option<Arc<Opener>>,
 }
+
+/// Opens a store for an event, as [`Store::begin`] does, if it may.
+type Opener = dyn Fn(&Store) -> Result<(), Error> + Send + Sync;
 
 pub(super) struct Inner {
     pub(super) id: StoreId,
@@ -83,6 +88,15 @@ impl Inner {
 }
 
 impl Store {
+    pub(super) fn new(inner: Arc<Inner>) -> Self {
+        Self { inner, opener: None }
+    }
+
+    /// This handle, which has to ask `opener` before it can make the store.
+    pub(crate) fn opened_by(self, opener: impl Fn(&Self) -> Result<(), Error> + Send + Sync + 'static) -> Self {
+        Self { opener: Some(Arc::new(opener)), ..self }
+    }
+
     /// Commits an event that happened now: on disk and applied when this returns.
     ///
     /// ```
@@ -193,8 +207,7 @@ impl Store {
     ///
     /// A fault of the machine.
     pub fn empty_state(&self) -> Result<(Cursor, Digest), Error> {
-        let digest = State::in_memory(&self.inner.schema).and_then(|state| state.digest());
-        Ok((Cursor::default(), digest.map_err(|fault| Error::from(&fault))?))
+        Ok((Cursor::default(), State::in_memory(&self.inner.schema)?.digest()?))
     }
 
     /// The answers to `query`: the present one, and every newer one.
@@ -244,7 +257,7 @@ impl Store {
         let schema = Arc::clone(&self.inner.schema);
         let answer = self.look_if_any(move |replica| match replica {
             Some(replica) => Ok(replica.state().ask(question)),
-            None => State::in_memory(&schema).map(|state| state.ask(question)),
+            None => Ok(State::in_memory(&schema)?.ask(question)),
         });
         answer.await?.map_err(|error| Error::Query(error.to_string()))
     }
@@ -337,7 +350,11 @@ impl Store {
     }
 
     fn queue(&self) -> Result<&mpsc::Sender<Work>, Error> {
-        self.begin(Spare::default())?;
+        match &self.opener {
+            Some(open) if self.inner.queue.get().is_none() => open(self)?,
+            Some(_) => {}
+            None => drop(self.begin(Spare::default())?),
+        }
         self.inner.queue.get().ok_or(Error::Closed)
     }
 

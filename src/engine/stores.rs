@@ -19,14 +19,9 @@ use super::setup::{Files, Setup};
 use super::state::State;
 use super::store::{Inner, Store, StoreId, Unopened};
 use super::writer::{Common, Work, Writer, start_checkpoints};
+use crate::limits::engine::stores::{ABSENT, IDLE, OPEN, QUEUE, STORES, SWEEP_EVERY};
 
-/// How often idle stores are looked for: soon after their time is over, also when many were opened by a mere look.
-pub(crate) const SWEEP_EVERY: Duration = Duration::from_secs(5);
-
-/// How many handles of stores without events are kept before dropped ones are looked for.
-const ABSENT: usize = 64;
-
-/// The bounds of what stores may use. The program's own are in `cli.rs`.
+/// The bounds of what stores may use.
 #[derive(Debug, Clone, Copy)]
 pub struct StoreLimits {
     /// How many events may wait to be stored, a store.
@@ -41,7 +36,7 @@ pub struct StoreLimits {
 
 impl Default for StoreLimits {
     fn default() -> Self {
-        Self { queue: 8_192, stores: 10_000, open: 512, idle: Duration::from_secs(60) }
+        Self { queue: QUEUE, stores: STORES, open: OPEN, idle: IDLE }
     }
 }
 
@@ -169,7 +164,7 @@ impl Stores {
             return Ok(known.store.clone());
         }
         if let Some(inner) = open.absent.get(id).and_then(Weak::upgrade) {
-            return Ok(Store { inner });
+            return Ok(Store::new(inner));
         }
         self.shared.common.guard.claim()?;
         let files = self.files(id);
@@ -194,7 +189,7 @@ impl Stores {
             }
             open.absent.insert(id.clone(), Arc::downgrade(&inner));
         }
-        Ok(Store { inner })
+        Ok(Store::new(inner))
     }
 
     /// The store `id`, if it is open already. Doesn't count as using it.
@@ -314,7 +309,7 @@ impl Shared {
         };
         drop(inner.queue.set(queue));
         open.absent.remove(&inner.id);
-        let store = Store { inner: Arc::clone(inner) };
+        let store = Store::new(Arc::clone(inner));
         open.stores.insert(inner.id.clone(), OpenStore { store, thread, used: now });
         Ok(is_absent)
     }
@@ -328,7 +323,7 @@ impl Shared {
         let mut empty = self.empty.lock().unwrap_or_else(PoisonError::into_inner);
         let state = match empty.take().map_or_else(|| State::in_memory(&self.common.setup.schema), Ok) {
             Ok(state) => empty.insert(state),
-            Err(fault) => return live.fail(&Error::from(&fault)),
+            Err(fault) => return live.fail(&Error::from(fault)),
         };
         live.tell(live.refresh(state), || false);
     }

@@ -41,7 +41,11 @@ pub fn app() -> App {
         .store("likes")
         .lost("Nothing here to like")
         .form::<LikeAdded>("likes")
+        .longest_form(4 * 1024)
         .live("likes", |_| Ok(count()), |count, _| page::Likes { count })
         .page(|page| page::LikesPage { page })
+        .asset("likes.js", "text/javascript; charset=utf-8", include_bytes!("likes.js"))
+        .asset("likewise.css", "text/css; charset=utf-8", include_bytes!("likewise.css"))
+        .asset("favicon.svg", "image/svg+xml", include_bytes!("favicon.svg"))
         .figure("count", count)
 }

@@ -8,10 +8,12 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use serde::de::DeserializeOwned;
 
+use super::assets::Assets;
 use super::fields::{Fields, Misfit};
 use super::html::{Html, IntoHtml};
 use super::{Page, Params, Refusal, Render, Visitor};
 use crate::engine::{Envelope, Error, Event, EventId, Query, Store, StoreId, Watch};
+use crate::limits::web::guard::FORM_BYTES;
 
 /// What people see of an app.
 #[derive(Clone)]
@@ -23,8 +25,11 @@ pub(crate) struct Face {
     /// The heading of the page for an address that isn't there.
     pub(crate) lost: &'static str,
     pub(crate) forms: Vec<Form>,
+    /// The longest body of a form, in bytes.
+    pub(crate) form_bytes: u64,
     pub(crate) fragments: Vec<Fragment>,
     pub(crate) page: Option<Arc<DrawPage>>,
+    pub(crate) assets: Assets,
     pub(crate) figures: Vec<Figure>,
     pub(crate) routes: Router,
 }
@@ -124,8 +129,10 @@ impl Face {
             nouns: Nouns { one: "event", many: "events" },
             lost: "Nothing here",
             forms: Vec::new(),
+            form_bytes: FORM_BYTES,
             fragments: Vec::new(),
             page: None,
+            assets: Assets::common(),
             figures: Vec::new(),
             routes: Router::new(),
         }
@@ -260,12 +267,13 @@ impl<T: Clone + PartialEq + Send + Sync + 'static> Answers for Following<T> {
 }
 
 impl FragmentKey {
-    /// Puts what an author drew into the one element that the script finds it by.
+    /// Puts what an author drew into the one element that the script finds it by. That is an element of our own, which may
+    /// stand wherever text may, inside a paragraph or a heading as well, and takes no part in the layout.
     pub(crate) fn wrap(&self, html: &Html) -> Html {
-        let mut text = format!("<div class=\"live\" data-live=\"{}\"", self.name);
+        let mut text = format!("<likewise-live class=\"live\" data-live=\"{}\"", self.name);
         if let Some(query) = &self.query {
             write!(text, " data-key=\"{query}\"").expect("BUG: a String takes all text");
         }
-        Html::trusted(format!("{text}>{}</div>", html.as_str().trim_end()))
+        Html::trusted(format!("{text}>{}</likewise-live>", html.as_str().trim_end()))
     }
 }

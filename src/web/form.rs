@@ -1,5 +1,7 @@
 //! Posts: a form becomes an event, once however often it comes, and a refusal comes back with what was typed.
 
+use std::collections::BTreeMap;
+
 use axum::extract::State;
 use axum::http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use axum::http::{StatusCode, Uri};
@@ -9,7 +11,7 @@ use url::Url;
 use super::face::{Form, Nouns, Unmade};
 use super::fields::Fields;
 use super::problem::{Problem, Typed, asks_for_json};
-use super::{App, Opened, Received};
+use super::{App, Opened, Received, page};
 use crate::engine::{Error, EventId};
 use crate::sync::code;
 
@@ -32,17 +34,22 @@ pub(crate) async fn post(
     let back = back(&uri, &headers, &home);
     let asks_for_json = asks_for_json(&headers);
     let (fields, ids) = read(&app.face.nouns, &headers, &body.bytes)?;
-    let posted = store(&form, &app, opened, &headers, &fields, &ids).await;
+    let posted = store(&form, &app, &opened, &headers, &fields, &ids).await;
     let (id, cookie) = match posted {
         Ok(stored) => stored,
         Err(problem) if asks_for_json || fields.is_empty() => return Err(problem),
         Err(problem) => {
-            // The same event again has to be the same id, unless the answer was about that.
-            let id = ids.first().filter(|_| problem.is_about_the_moment()).cloned();
+            let action = format!("{home}{}", form.name);
+            // The same event again has to be the same id, unless the answer was about that. A store that has too much to do
+            // isn't asked for its page as well.
+            let (id, known) = if problem.is_about_the_moment() {
+                (ids.first().cloned(), BTreeMap::new())
+            } else {
+                (None, page::fields(&app, &opened, &back, &action).await)
+            };
             let id = id.unwrap_or_else(|| EventId::now().to_string());
             let back: String = form_urlencoded::byte_serialize(back.as_bytes()).collect();
-            let action = format!("{home}{}?back={back}", form.name);
-            return Err(problem.with_typed(Typed { action, id, fields }));
+            return Err(problem.with_typed(Typed::new(format!("{action}?back={back}"), id, &fields, &known)));
         }
     };
     let mut answer = if asks_for_json {
@@ -60,7 +67,7 @@ pub(crate) async fn post(
 async fn store(
     form: &Form,
     app: &App,
-    Opened { store, who, .. }: Opened,
+    Opened { store, who, .. }: &Opened,
     headers: &HeaderMap,
     fields: &Fields,
     ids: &[String],
@@ -76,7 +83,7 @@ async fn store(
         cookie = Some(given);
         Ok::<_, Problem>(visitor)
     })?;
-    app.begin(&store, &who)?;
+    app.begin(store, who)?;
     let receipt = store.commit_envelope(event).await;
     app.metrics.count_post(&receipt);
     receipt?;

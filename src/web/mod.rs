@@ -1,6 +1,6 @@
 //! The web floor: pages, forms and live streams over the stores, behind the guard.
 
-mod assets;
+pub(crate) mod assets;
 mod control;
 pub(crate) mod face;
 mod fields;
@@ -19,6 +19,7 @@ mod server;
 mod shares;
 mod status;
 mod store;
+mod typed;
 mod visitor;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -33,7 +34,6 @@ use tokio_util::sync::CancellationToken;
 use crate::engine::{Device, Stores};
 use crate::sync::Clients;
 
-pub(crate) use assets::ASSETS_VERSION;
 pub(crate) use control::{AFTER_IMPORT, Exported};
 pub(crate) use face::Face;
 pub use guard::AllowedHost;
@@ -43,11 +43,11 @@ pub(crate) use hub::Hub;
 pub(crate) use page::rehearse;
 pub use page::{Page, Render};
 pub use params::{Params, Refusal};
-pub(crate) use problem::{Problem, Words, sentence};
+pub(crate) use problem::{Problem, sentence};
 pub(crate) use received::Received;
 pub(crate) use remote::Committed;
 pub(crate) use server::{Connection, Limits, raise_open_file_limit, serve, stores_within_open_files};
-pub(crate) use shares::{DIVERGED, Full, Lease, Shares, Who};
+pub(crate) use shares::{Full, Lease, Shares, Who};
 pub(crate) use status::{StatusReport, date_time, digests, what_to_do};
 pub(crate) use store::{AskedStore, Opened};
 pub use visitor::Visitor;
@@ -78,7 +78,16 @@ pub(crate) struct Services {
     pub(crate) shutdown: CancellationToken,
 }
 
-/// All routes, without the guard.
+/// What an instance is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Role {
+    /// An app: its pages, and sync for other devices unless it follows a hub itself.
+    App,
+    /// A hub alone. It orders the events of any app, and has nothing to show to people.
+    Hub,
+}
+
+/// All routes of an app, without the guard.
 ///
 /// # Errors
 ///
@@ -92,12 +101,7 @@ pub(crate) fn routes(app: App) -> Result<Router, String> {
 }
 
 fn joined(app: App) -> Router {
-    let mut of_a_store = Router::new()
-        .route("/adopt", post(form::adopt))
-        .route("/live", get(live::live))
-        .route("/status", get(status::status))
-        .route("/healthz", get(status::healthz))
-        .route("/metrics", get(metrics::metrics));
+    let mut of_a_store = how_it_is().route("/adopt", post(form::adopt)).route("/live", get(live::live));
     for form in &app.face.forms {
         let post_it = {
             let form = form.clone();
@@ -116,6 +120,31 @@ fn joined(app: App) -> Router {
         .route("/static/{version}/{file}", get(assets::asset))
         .route("/static/{file}", get(assets::unversioned))
         .route("/favicon.ico", get(assets::favicon))
+        .merge(for_devices_and_commands())
+        .with_state(app)
+}
+
+/// The routes of a hub that shows nothing to people, without the guard.
+pub(crate) fn hub_routes(app: App) -> Router {
+    Router::new()
+        .merge(how_it_is())
+        .nest("/s/{store}", how_it_is())
+        .merge(for_devices_and_commands())
+        .fallback(hub::no_page)
+        .with_state(app)
+}
+
+/// How a store is, for programs.
+fn how_it_is() -> Router<App> {
+    Router::new()
+        .route("/status", get(status::status))
+        .route("/healthz", get(status::healthz))
+        .route("/metrics", get(metrics::metrics))
+}
+
+fn for_devices_and_commands() -> Router<App> {
+    Router::new()
+        .route("/sync/v1/{store}/events", get(hub::pull).post(hub::push))
         .route("/control/v1/backup", post(control::backup))
         .route("/control/v1/{store}/export", get(control::export))
         .route("/control/v1/{store}/import", post(control::import_route))
@@ -127,8 +156,6 @@ fn joined(app: App) -> Router {
         .route("/control/v1/{store}/skipped", get(remote::skipped))
         .route("/control/v1/{store}/set-aside", get(control::export_set_aside))
         .route("/control/v1/{store}/set-aside/retry", post(control::retry_set_aside))
-        .route("/sync/v1/{store}/events", get(hub::pull).post(hub::push))
-        .with_state(app)
 }
 
 #[cfg(test)]

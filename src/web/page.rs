@@ -1,6 +1,6 @@
 //! The page of a store: what its author draws it with, and `GET /`.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 use std::sync::{Arc, Mutex};
 
@@ -12,7 +12,8 @@ use axum::response::{IntoResponse, Redirect, Response};
 use super::face::{Answers, Draw, Face, FragmentKey};
 use super::problem::Problem;
 use super::status::StatusLine;
-use super::{ASSETS_VERSION, App, Html, IntoHtml as _, Opened, Params, Services, live};
+use super::typed::{self, Filled};
+use super::{App, Html, IntoHtml as _, Opened, Params, Services, live};
 use crate::engine::{Error, EventId, Store};
 
 /// What a fragment or a page is drawn with: the addresses of the store's forms, and their ids.
@@ -65,6 +66,15 @@ impl Render {
         }
     }
 
+    /// The address of a static file: one that the app has by [`App::asset`](crate::App::asset), or one of the program's own.
+    /// Browsers may keep it for ever, because it changes with the file.
+    pub fn asset(&self, file: &str) -> String {
+        if self.face.assets.find(file).is_none() {
+            self.note(format!("there is no asset named `{file}`"));
+        }
+        self.face.assets.address(file)
+    }
+
     fn note(&self, what: String) {
         self.unknown.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(what);
     }
@@ -102,7 +112,6 @@ struct Head<'a> {
     face: &'a Face,
     base: &'a str,
     forms: String,
-    assets: &'a str,
 }
 
 impl Page {
@@ -110,7 +119,7 @@ impl Page {
     pub fn head(&self) -> Html {
         let Render { face, base, .. } = &self.parts.render;
         let forms: Vec<_> = face.forms.iter().map(|form| form.name).collect();
-        let head = Head { face, base, forms: forms.join(" "), assets: &ASSETS_VERSION };
+        let head = Head { face, base, forms: forms.join(" ") };
         head.into_html().expect("BUG: a template of text and names can't fail")
     }
 
@@ -167,9 +176,10 @@ impl Page {
         &self.parts.render.base
     }
 
-    /// The address of one of the program's own static files, which browsers may keep for ever.
+    /// The address of a static file: one that the app has by [`App::asset`](crate::App::asset), or one of the program's own.
+    /// Browsers may keep it for ever, because it changes with the file.
     pub fn asset(&self, file: &str) -> String {
-        super::assets::address(file)
+        self.parts.render.asset(file)
     }
 }
 
@@ -212,6 +222,22 @@ pub(crate) async fn rehearse(app: &Services) -> Option<String> {
     drawn.ok().and_then(|(_, page)| page.parts.render.unknown())
 }
 
+/// The fields of the forms that post to `action`, on the page at `address` or else on the store's own; none when it can't be
+/// drawn.
+pub(crate) async fn fields(
+    app: &Services,
+    Opened { asked, store, .. }: &Opened,
+    address: &str,
+    action: &str,
+) -> BTreeMap<String, Filled> {
+    let (path, query) = address.split_once('?').unwrap_or((address, ""));
+    let params = Params::new(if path == asked.home() { query } else { "" });
+    match draw(app, store, asked.base(), StatusLine::default(), params).await {
+        Ok((html, _)) => typed::fields(html.as_str(), action),
+        Err(_) => BTreeMap::new(),
+    }
+}
+
 async fn draw(
     app: &Services,
     store: &Store,
@@ -238,7 +264,7 @@ async fn draw(
         };
         let html = drawn.unwrap_or_else(|why| {
             tracing::error!(fragment = key.name, why, "a fragment can't be shown");
-            key.wrap(&Html::trusted("<p class=\"trouble\">This part can’t be shown now.</p>"))
+            key.wrap(&Html::trusted("<span class=\"trouble\">This part can’t be shown now.</span>"))
         });
         fragments.insert(key.name, html);
     }

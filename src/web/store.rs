@@ -8,9 +8,9 @@ use axum::http::request::Parts;
 use axum::response::{IntoResponse as _, Response};
 use tokio::sync::watch;
 
-use super::shares::{TOKENS_STORES, VISITORS_LINKS};
 use super::{App, Problem, Services, Who};
-use crate::engine::{Store, StoreId};
+use crate::engine::{Device, Error, Store, StoreId};
+use crate::limits::web::shares::{TOKENS_STORES, VISITORS_LINKS};
 use crate::sync::{LinkStatus, code};
 
 /// The store that a request is about, by name; not opened yet.
@@ -100,46 +100,46 @@ pub(super) fn who(parts: &Parts) -> Who {
 impl Services {
     /// Opens `store` for events from `who`. A new one takes up a part of what they may make.
     pub(crate) fn begin(&self, store: &Store, who: &Who) -> Result<(), Problem> {
+        match who {
+            Who::Token(device) if store.is_absent() => self.make(store, device),
+            _ => Ok(self.open(store, who)?),
+        }
+    }
+
+    /// Makes a store for a device, unless it has made its share.
+    fn make(&self, store: &Store, device: &Device) -> Result<(), Problem> {
         let limits = self.stores.limits();
-        let spare = who.spare(limits);
-        if !store.is_absent() {
-            return Ok(store.begin(spare).map(drop)?);
-        }
-        if let Who::Token(device) = who {
-            let most = limits.stores / TOKENS_STORES;
-            if self.hub.stores_made_by(device) >= most {
-                return Err(Problem::new(
-                    StatusCode::INSUFFICIENT_STORAGE,
-                    code::TOO_MANY_STORES,
-                    format!("The device {} has made {most} stores here, which is the limit.", device.as_str()),
-                    "Nothing was stored. Use a store that exists.",
-                ));
-            }
-            if store.begin(spare)? {
-                self.hub.made(device);
-            }
-            return Ok(());
-        }
-        if *who == Who::Visitor
-            && let Err(wait) = self.shares.visitors_stores.take(who, 1.0)
-        {
+        let most = limits.stores / TOKENS_STORES;
+        if self.hub.stores_made_by(device) >= most {
             return Err(Problem::new(
-                StatusCode::TOO_MANY_REQUESTS,
-                "too-many-new-stores",
-                "Visitors have made as many new stores in the last hour as they may.",
-                "Nothing was stored. Use a store that exists, or come back later.",
-            )
-            .retry_after(u32::try_from(wait.as_secs()).unwrap_or(u32::MAX).saturating_add(1)));
+                StatusCode::INSUFFICIENT_STORAGE,
+                code::TOO_MANY_STORES,
+                format!("The device {} has made {most} stores here, which is the limit.", device.as_str()),
+                "Nothing was stored. Use a store that exists.",
+            ));
         }
-        let begun = store.begin(spare);
-        if *who == Who::Visitor && !matches!(begun, Ok(true)) {
+        if store.begin(Who::Token(device.clone()).spare(limits))? {
+            self.hub.made(device);
+        }
+        Ok(())
+    }
+
+    /// Opens a store. A new one counts as one of those that visitors may make, if `who` is one.
+    fn open(&self, store: &Store, who: &Who) -> Result<(), Error> {
+        let is_counted = *who == Who::Visitor && store.is_absent();
+        if is_counted {
+            self.shares.visitors_stores.take(who, 1.0).map_err(Error::TooManyNewStores)?;
+        }
+        let begun = store.begin(who.spare(self.stores.limits()));
+        if is_counted && !matches!(begun, Ok(true)) {
             self.shares.visitors_stores.give_back(who, 1.0);
         }
-        Ok(begun.map(drop)?)
+        begun.map(drop)
     }
 }
 
-/// A handler among an app's own routes gets the store that its address names.
+/// A handler among an app's own routes gets the store that its address names. A store that isn't there yet is made by its
+/// first event, and counts against what the person who asks may make.
 impl<S: Send + Sync> FromRequestParts<S> for Store {
     type Rejection = Response;
 
@@ -148,6 +148,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Store {
         let app =
             app.ok_or_else(|| Problem::internal("a store was asked for outside of an app's routes").into_response())?;
         let opened = Opened::from_request_parts(parts, &app).await;
-        opened.map(|opened| opened.store).map_err(Problem::into_response)
+        let Opened { store, who, .. } = opened.map_err(Problem::into_response)?;
+        Ok(store.opened_by(move |store| app.open(store, &who)))
     }
 }

@@ -12,7 +12,7 @@ use axum::response::{IntoResponse as _, Response};
 use tower::ServiceExt as _;
 
 use super::*;
-use crate::engine::{Schema, Setup, StoreLimits};
+use crate::engine::{Schema, Setup, Store, StoreLimits};
 use crate::likes::{LikeAdded, count};
 use crate::sync::{TokenFile, Tokens};
 
@@ -143,6 +143,43 @@ async fn trust_64_new_stores_are_shared_out_and_a_part_is_kept_for_the_owner() {
         assert!(saved.take(&Who::Visitor, 1.0).is_ok(), "what was refused was not counted");
     }
     assert!(saved.take(&Who::Visitor, 1.0).is_err());
+}
+
+#[tokio::test]
+async fn what_visitors_make_by_an_apps_own_routes_counts_as_well() {
+    async fn add(store: Store) -> (StatusCode, String) {
+        match store.commit(LikeAdded {}).await {
+            Ok(_) => (StatusCode::OK, String::new()),
+            Err(error) => (StatusCode::CONFLICT, error.to_string()),
+        }
+    }
+    async fn look(store: Store) -> String {
+        store.read(count()).await.map_or_else(|error| error.to_string(), |count| count.to_string())
+    }
+    let dir = tempfile::tempdir().expect("a directory");
+    let likes = crate::likes::app().routes(Router::new().route("/own", get(look).post(add)));
+    let app = serving(likes, dir.path(), crate::likes::schema(), StoreLimits::default(), 8);
+    // Who doesn't come by the guard is a visitor.
+    let (visitor, owner) = (routes(Arc::clone(&app)).expect("routes"), Policy::of(&app.face));
+    let owner = protect(visitor.clone(), owner);
+    let text = async |router: &Router, method: &str, path: &str| {
+        let answer = ask(router, method, path).await;
+        let bytes = axum::body::to_bytes(answer.into_body(), 1 << 20).await.expect("a body in memory");
+        String::from_utf8(bytes.to_vec()).expect("text")
+    };
+    assert_eq!(text(&visitor, "POST", "/s/first/own").await, "");
+    let saved = &app.shares.visitors_stores;
+    for _ in 0..99 {
+        assert!(saved.take(&Who::Visitor, 1.0).is_ok(), "one was made");
+    }
+    let refused = text(&visitor, "POST", "/s/second/own").await;
+    assert!(refused.contains("as many new stores"), "{refused}");
+    assert!(!dir.path().join("second").exists());
+    assert_eq!(text(&visitor, "GET", "/s/second/own").await, "0", "a look is free");
+    assert_eq!(text(&visitor, "POST", "/s/first/own").await, "", "those that exist go on");
+    assert_eq!(text(&owner, "POST", "/s/second/own").await, "", "the owner may");
+    assert_eq!(text(&visitor, "POST", "/s/second/own").await, "");
+    assert_eq!(text(&visitor, "GET", "/s/second/own").await, "2");
 }
 
 #[test]

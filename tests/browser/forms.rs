@@ -265,6 +265,18 @@ fn a_commit_is_shown_at_once_and_takes_nothing_from_who_types() {
 }
 
 #[test]
+fn a_fragment_may_stand_inside_a_paragraph() {
+    let stage = Stage::start("add", &format!("<p id=said>There are {} left.</p>", fragment("left", "<b>1</b>")));
+    stage.says(&commit(&[("left", "<b>2</b>")]));
+    let browser = Browser::launch();
+    let tab = browser.open(&stage.url);
+    tab.until_live();
+    assert_eq!(tab.text("#said"), "There are 2 left.");
+    stage.mutters(&commit(&[("left", "<b>3</b>")]));
+    tab.until("document.getElementById('said').textContent === 'There are 3 left.'");
+}
+
+#[test]
 fn trust_41_pages_with_different_parameters_share_a_stream_and_show_their_own() {
     let found = |key: &str, text: &str| (format!("found {key}"), format!("<i>{text}</i>"));
     let both = [found("k1", "milk"), found("k2", "bread")];

@@ -115,8 +115,10 @@ pub(crate) fn commit(fragments: &[(&str, &str)]) -> String {
 /// A fragment in its wrapper. The name may be followed by a key.
 pub(crate) fn fragment(name: &str, html: &str) -> String {
     match name.split_once(' ') {
-        Some((name, key)) => format!("<div class=\"live\" data-live=\"{name}\" data-key=\"{key}\">{html}</div>"),
-        None => format!("<div class=\"live\" data-live=\"{name}\">{html}</div>"),
+        Some((name, key)) => {
+            format!("<likewise-live class=\"live\" data-live=\"{name}\" data-key=\"{key}\">{html}</likewise-live>")
+        }
+        None => format!("<likewise-live class=\"live\" data-live=\"{name}\">{html}</likewise-live>"),
     }
 }
 

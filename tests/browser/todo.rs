@@ -85,7 +85,7 @@ fn trust_41_to_dos_are_added_found_and_done_in_twelve_tabs_with_twelve_searches(
     let tabs = searches.map(|search| browser.open(&format!("{}/?q={search}", app.url)));
     add(&tabs[0], "milk");
     assert_eq!(tabs[0].eval("document.querySelector('[name=title]').value"), "");
-    tabs[1].until("document.querySelector('.left').textContent === '1'");
+    tabs[1].until("document.querySelector('h1 .left').textContent === '1'");
     add(&tabs[1], "bread");
     for (tab, search) in tabs.iter().zip(searches) {
         let expected: Vec<&str> = ["bread", "milk"].into_iter().filter(|title| title.contains(search)).collect();
@@ -125,6 +125,24 @@ fn trust_69_a_to_do_that_was_refused_comes_back_with_the_reason() {
 }
 
 #[test]
+fn a_text_that_is_longer_than_a_form_carries_comes_back_and_holds_up_nothing() {
+    let app = Served::start();
+    let browser = Browser::launch();
+    browser.network_may_fail();
+    let tab = browser.open(&app.url);
+    tab.until_live();
+    tab.eval("document.querySelector('.add [name=title]').value = 'x'.repeat(1_000_000)");
+    tab.click(".add button");
+    tab.until("document.querySelector('.add [name=title]').value.length === 1_000_000");
+    let said = tab.text("[data-message]");
+    assert!(said.contains("was not saved. What you wrote is too long") && said.len() < 400, "{said}");
+    add(&tab, "xylophone");
+    until_titles(&tab, "xylophone");
+    tab.until_sent();
+    assert_eq!(tab.eval("localStorage.length"), 0);
+}
+
+#[test]
 fn without_javascript_to_dos_are_added_moved_and_done_on_the_page_that_posted() {
     let app = Served::start();
     let browser = Browser::launch();
@@ -143,6 +161,36 @@ fn without_javascript_to_dos_are_added_moved_and_done_on_the_page_that_posted() 
     assert_eq!(tab.eval(TITLES), "milk");
     tab.leave_by(|tab| tab.click("#finished .check"));
     assert_eq!(tab.eval(TITLES), "mint,milk");
+}
+
+#[test]
+fn without_javascript_a_refusal_shows_what_was_typed_and_nothing_else() {
+    let app = Served::start();
+    app.fill(&["bread", "milk"]);
+    let browser = Browser::launch();
+    browser.network_may_fail();
+    let tab = browser.blank();
+    tab.without_scripts();
+    tab.go(&format!("{}/?q=milk", app.url));
+    tab.eval("document.querySelector('.rename [name=title]').value = 'x'.repeat(201)");
+    tab.leave_by(|tab| drop(tab.eval("document.querySelector('.rename').submit()")));
+    assert_eq!(
+        tab.eval("[...document.querySelectorAll('label')].map((it) => it.textContent.trim().slice(0, 5)).join()"),
+        "title"
+    );
+    assert_eq!(tab.eval("document.querySelector('textarea').value.length"), 201);
+    picture_every_size(&tab, "todo-refused");
+    tab.shown_as(1280, 800, false);
+    tab.eval("document.querySelector('textarea').value = 'oat milk'");
+    tab.leave_by(|tab| tab.click(".again button"));
+    assert_eq!(tab.eval(TITLES), "oat milk");
+    assert_eq!(tab.eval("location.search"), "?q=milk");
+
+    // What has no text field can't be corrected.
+    tab.eval("document.querySelector('#open [name=todo]').value = '01890a5d-ac96-774b-bcce-b302099a8057'");
+    tab.leave_by(|tab| tab.click("#open .check"));
+    assert!(tab.text("#detail").contains("isn't here"), "{}", tab.text("#detail"));
+    assert_eq!(tab.eval("document.querySelectorAll('form, label').length"), 0);
 }
 
 #[test]
@@ -254,4 +302,7 @@ fn the_list_fits_every_window_in_light_and_dark() {
     let found = browser.open(&format!("{}/?tag=home", app.url));
     found.until_live();
     picture_every_size(&found, "todo-found");
+    browser.network_may_fail();
+    let lost = browser.open(&format!("{}/nowhere", app.url));
+    picture_every_size(&lost, "todo-error");
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::io::{BufRead as _, BufReader, Read};
 
 use likewise::engine::{DbError, Event, EventId, Query, Schema, Store};
+use likewise::sync::UpstreamOptions;
 use likewise::{App, Html, Options, Page, Refusal, Render, Visitor};
 use maud::{Markup, html};
 use serde::{Deserialize, Serialize};
@@ -124,8 +125,8 @@ async fn titles(store: Store) -> String {
 }
 
 /// An app that is being served by this process.
-struct Board {
-    url: String,
+pub(crate) struct Board {
+    pub(crate) url: String,
     runtime: Runtime,
     end: Option<oneshot::Sender<()>>,
     serving: Option<tokio::task::JoinHandle<Result<(), likewise::NodeError>>>,
@@ -134,9 +135,14 @@ struct Board {
 
 impl Board {
     fn start(app: App) -> Result<Self, String> {
+        Self::start_with(app, None)
+    }
+
+    /// As a device of a hub, or alone.
+    pub(crate) fn start_with(app: App, upstream: Option<UpstreamOptions>) -> Result<Self, String> {
         let data = data_dir();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        let options = Options { data: Some(data.path().to_owned()), ..Options::default() };
+        let options = Options { data: Some(data.path().to_owned()), upstream, ..Options::default() };
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let (end, ends) = oneshot::channel::<()>();
@@ -162,11 +168,11 @@ impl Board {
         }
     }
 
-    fn get(&self, path: &str) -> Answer {
+    pub(crate) fn get(&self, path: &str) -> Answer {
         Answer::of(agent().get(format!("{}{path}", self.url)).call().unwrap())
     }
 
-    fn post(&self, path: &str, headers: &[(&str, &str)], form: &str) -> Answer {
+    pub(crate) fn post(&self, path: &str, headers: &[(&str, &str)], form: &str) -> Answer {
         let mut request = agent().post(format!("{}{path}", self.url));
         request = request.header("content-type", "application/x-www-form-urlencoded");
         for (name, value) in headers {
@@ -310,7 +316,10 @@ fn a_refusal_comes_back_with_the_reason_and_with_what_was_typed() {
 
     let whose = board.post("/see", &[], "note=secret");
     assert_eq!(whose.status, 422);
-    assert!(whose.body.contains("nobody sees that") && whose.body.contains(">\nsecret</textarea>"), "{whose:?}");
+    assert!(whose.body.contains("nobody sees that"), "{whose:?}");
+    assert!(!whose.body.contains("<form"), "there is nothing to correct where nothing was typed: {whose:?}");
+    let misfit = board.post("/see", &[], "note=a&note=b&by=hand");
+    assert!(misfit.body.contains(">\na</textarea>"), "the field that doesn't fit is shown: {misfit:?}");
 
     let script = board.post("/add", &[JSON], &format!("id={}&title=no+way", new_id()));
     assert_eq!((script.status, script.json()["code"].as_str()), (422, Some("event-refused")));
@@ -337,11 +346,31 @@ fn forms_that_do_not_fit_name_the_field() {
     for (form, code) in [("id=1&title=a", "malformed-id"), ("id=1&id=2&title=a", "malformed-id")] {
         assert_eq!(board.post("/add", &[JSON], form).json()["code"], code);
     }
-    let long = board.post("/add", &[JSON], &format!("title={}", "x".repeat(5_000)));
-    assert_eq!((long.status, long.json()["code"].as_str()), (413, Some("body-too-large")));
     let unknown = board.post("/remove", &[JSON], "title=a");
     assert_eq!((unknown.status, unknown.json()["code"].as_str()), (404, Some("not-found")));
     assert_eq!(board.titles(), "", "nothing of it was stored");
+}
+
+#[test]
+fn a_form_takes_any_event_and_says_so_when_it_is_too_long() {
+    let board = Board::start(board()).unwrap();
+    // All of it is sent as three bytes for each.
+    let title = "\u{e9}".repeat(32_000);
+    board.add(&form_urlencoded::byte_serialize(title.as_bytes()).collect::<String>());
+    assert_eq!(board.titles(), title);
+    let event = board.post("/add", &[JSON], &format!("title={}", "x".repeat(70_000)));
+    assert_eq!((event.status, event.json()["code"].as_str()), (400, Some("malformed-event")));
+    let long = format!("title={}", "x".repeat(300_000));
+    let script = board.post("/s/other/add", &[JSON], &long);
+    assert_eq!((script.status, script.json()["code"].as_str()), (413, Some("malformed-form")));
+    let page = board.post("/add", &[], &long);
+    assert_eq!(page.status, 413);
+    for words in ["What you wrote is too long: a form carries at most 200704 bytes.", "Nothing was stored."] {
+        assert!(page.body.contains(words), "{}", page.body);
+    }
+    let elsewhere = board.post("/titles", &[JSON], &long);
+    assert_eq!((elsewhere.status, elsewhere.json()["code"].as_str()), (413, Some("body-too-large")));
+    assert_eq!(board.titles(), title);
 }
 
 #[test]
@@ -372,8 +401,8 @@ fn trust_62_a_fragment_that_panics_costs_that_fragment_alone() {
     assert_eq!(texts(&update, "fragile").len(), 0, "it stays as it was");
     let page = board.get("/");
     assert_eq!(page.status, 200);
-    assert!(page.body.contains(r#"data-live="total">1</div>"#), "{}", page.body);
-    assert!(page.body.contains(r#"data-live="fragile"><p class="trouble">"#), "{}", page.body);
+    assert!(page.body.contains(r#"data-live="total">1</likewise-live>"#), "{}", page.body);
+    assert!(page.body.contains(r#"data-live="fragile"><span class="trouble">"#), "{}", page.body);
 }
 
 #[test]
@@ -391,7 +420,10 @@ fn trust_41_one_stream_serves_twelve_pages_and_only_sends_what_changed() {
     let found = texts(&update, "found");
     assert_eq!(found.len(), 1, "{update:?}");
     let html = found.first().unwrap();
-    assert!(html.starts_with(r#"<div class="live" data-live="found" data-key=""#) && html.contains("word3x"), "{html}");
+    assert!(
+        html.starts_with(r#"<likewise-live class="live" data-live="found" data-key=""#) && html.contains("word3x"),
+        "{html}"
+    );
     assert!(board.get("/?q=word3x").body.contains(html), "the page has the same element");
 }
 
@@ -435,6 +467,36 @@ fn a_visitor_counts_once_and_what_is_stored_is_not_the_cookie() {
 }
 
 #[test]
+fn an_apps_own_files_stand_beside_the_common_ones() {
+    let plain = Board::start(board()).unwrap();
+    let ours = Board::start(board().asset("board.css", "text/css", "h1 { color: teal }").asset(
+        "favicon.svg",
+        "image/svg+xml",
+        b"<svg/>",
+    ));
+    let ours = ours.unwrap();
+    let lost = ours.get("/nowhere");
+    let styles: Vec<_> = lost.body.split(r#"<link rel="stylesheet" href=""#).skip(1).collect();
+    let styles: Vec<_> = styles.iter().map(|rest| rest.split('"').next().unwrap()).collect();
+    assert!(styles[0].ends_with("/app.css") && styles[1].ends_with("/board.css") && styles.len() == 2, "{styles:?}");
+    let style = ours.get(styles[1]);
+    assert_eq!((style.status, style.header("content-type"), &*style.body), (200, "text/css", "h1 { color: teal }"));
+    assert_eq!(style.header("cache-control"), "public, max-age=31536000, immutable");
+    for old in ["/static/board.css", "/static/0123456789ab/board.css"] {
+        let answer = ours.get(old);
+        assert_eq!((answer.status, answer.header("location")), (307, styles[1]));
+    }
+    assert_eq!(ours.get(ours.get("/favicon.ico").header("location")).body, "<svg/>");
+    let icon = plain.get(plain.get("/favicon.ico").header("location"));
+    assert!(icon.status == 200 && icon.body.contains("<circle"), "{icon:?}");
+    assert_ne!(plain.get("/favicon.ico").header("location"), ours.get("/favicon.ico").header("location"));
+    for missing in ["/static/board.css", "/static/likes.js", "/static/likewise.css", "/static/0123456789ab/likes.js"] {
+        assert_eq!(plain.get(missing).status, 404, "{missing}");
+    }
+    assert!(!plain.get("/nowhere").body.contains("likewise.css"));
+}
+
+#[test]
 fn names_and_schemas_that_can_not_be_are_refused_at_start() {
     let wrong = |app: App| app.check().expect_err("something is wrong").to_string();
     for name in ["live", "status", "s", "sync", "static", "control", "adopt", "healthz", "metrics", "Add", "a/b", ""] {
@@ -455,6 +517,14 @@ fn names_and_schemas_that_can_not_be_are_refused_at_start() {
     for name in ["", "A board", "board!", "9"] {
         assert!(wrong(App::new(name, schema)).contains("name of an app"), "{name}");
     }
+    let file = |name: &'static str, kind: &'static str| board().asset(name, kind, "");
+    for name in ["", "a/b", "..", ".a", "a b", "app.css", "likewise.js", "\u{e9}"] {
+        assert!(wrong(file(name, "text/css")).contains(&format!("`{name}` can't be the name of an asset")), "{name}");
+    }
+    for kind in ["css", "", "text/css\n"] {
+        assert!(wrong(file("board.css", kind)).contains("no content type"), "{kind}");
+    }
+    assert!(wrong(file("b.css", "text/css").asset("b.css", "text/css", "")).contains("two assets named `b.css`"));
     let no_sql = App::new("board", || Schema::new("CREATE TABEL note (n)"));
     assert!(wrong(no_sql).starts_with("the schema: "));
 
@@ -463,6 +533,8 @@ fn names_and_schemas_that_can_not_be_are_refused_at_start() {
     assert!(unknown.contains("`nowhere`"), "{unknown}");
     let unknown = refused(board().page(|page| Html::text(page.to("remove"))));
     assert!(unknown.contains("`remove`"), "{unknown}");
+    let unknown = refused(board().page(|page| Html::text(page.asset("likes.js"))));
+    assert!(unknown.contains("`likes.js`"), "{unknown}");
     let twice = refused(board().routes(axum::Router::new().route("/live", axum::routing::get(titles))));
     assert!(twice.contains("/live"), "{twice}");
     let twice = refused(board().routes(axum::Router::new().route("/add", axum::routing::post(titles))));

@@ -456,7 +456,7 @@ fn frame(live: &mut Live) -> String {
 fn likes_frame(count: u64) -> String {
     let digits = count.to_string().len();
     format!(
-        "event: likes\ndata: <div class=\"live\" data-live=\"likes\"><p class=\"tally\" data-digits=\"{digits}\">\
-         <output id=\"count\" data-count=\"{count}\">{count}</output></p></div>\n\n"
+        "event: likes\ndata: <likewise-live class=\"live\" data-live=\"likes\"><p class=\"tally\" data-digits=\"{digits}\">\
+         <output id=\"count\" data-count=\"{count}\">{count}</output></p></likewise-live>\n\n"
     )
 }

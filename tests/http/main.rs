@@ -12,6 +12,7 @@ mod directory;
 mod evolution;
 mod guard;
 mod hostile;
+mod hub;
 mod odd;
 mod overload;
 mod owners;

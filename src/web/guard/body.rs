@@ -36,7 +36,10 @@ pub(crate) enum Patience {
 
 /// The innermost step. A declared length that is too large is refused at once, an undeclared one when it is exceeded.
 pub(super) async fn bound_body(State(guard): State<Arc<Guard>>, mut request: Request, next: Next) -> Response {
-    let rule = guard.policy.body_rule(request.uri().path());
+    let path = request.uri().path();
+    let rule = guard.policy.body_rule(path);
+    let is_form = guard.policy.is_form(path);
+    let too_large = move || if is_form { form_too_large(rule.max_bytes) } else { data_too_large(rule.max_bytes) };
     // axum's own limit for extractors would cut in between.
     DefaultBodyLimit::disable().apply(&mut request);
     if request.body().is_end_stream() {
@@ -44,7 +47,7 @@ pub(super) async fn bound_body(State(guard): State<Arc<Guard>>, mut request: Req
     }
     let max_bytes = rule.max_bytes.unwrap_or(u64::MAX);
     if request.body().size_hint().lower() > max_bytes {
-        return BodyFault::TooLarge.problem(&rule).into_response();
+        return too_large().into_response();
     }
 
     let fault = Arc::new(OnceLock::new());
@@ -61,7 +64,10 @@ pub(super) async fn bound_body(State(guard): State<Arc<Guard>>, mut request: Req
     let answer = next.run(request).await;
     match fault.get() {
         // To the handler it looked like malformed content. The cause is the better answer.
-        Some(fault) if answer.status().is_client_error() => fault.problem(&rule).into_response(),
+        Some(BodyFault::TooLarge) if answer.status().is_client_error() => too_large().into_response(),
+        Some(BodyFault::TooSlow) if answer.status().is_client_error() => {
+            Problem::from(StatusCode::REQUEST_TIMEOUT).into_response()
+        }
         _ => answer,
     }
 }
@@ -83,19 +89,22 @@ enum BodyFault {
     TooSlow,
 }
 
-impl BodyFault {
-    fn problem(self, rule: &BodyRule) -> Problem {
-        match (self, rule.max_bytes) {
-            (Self::TooLarge, Some(max_bytes)) => Problem::new(
-                StatusCode::PAYLOAD_TOO_LARGE,
-                "body-too-large",
-                format!("The request carries more than the {max_bytes} bytes that this address takes."),
-                "Send less at once.",
-            ),
-            (Self::TooLarge, None) => StatusCode::PAYLOAD_TOO_LARGE.into(),
-            (Self::TooSlow, _) => StatusCode::REQUEST_TIMEOUT.into(),
-        }
-    }
+fn data_too_large(max_bytes: Option<u64>) -> Problem {
+    let Some(max_bytes) = max_bytes else { return StatusCode::PAYLOAD_TOO_LARGE.into() };
+    let detail = format!("The request carries more than the {max_bytes} bytes that this address takes.");
+    Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body-too-large", detail, "Send less at once.")
+}
+
+/// The code says that this post can never succeed. `body-too-large` may come from a proxy and be about its settings, so the
+/// page would keep the post and try it again for ever.
+fn form_too_large(max_bytes: Option<u64>) -> Problem {
+    let most = max_bytes.map(|bytes| format!(": a form carries at most {bytes} bytes")).unwrap_or_default();
+    Problem::new(
+        StatusCode::PAYLOAD_TOO_LARGE,
+        "malformed-form",
+        format!("What you wrote is too long{most}."),
+        "Nothing was stored. Go back to what you wrote, shorten it, and post it again.",
+    )
 }
 
 /// A request body that fails when it gets too large or too slow, and notes which for the answer.

@@ -7,7 +7,6 @@ mod origin;
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{Request, State};
@@ -24,49 +23,48 @@ pub use self::host::AllowedHost;
 pub(super) use self::host::ReachedAt;
 use self::host::{AddressedAs, addressed_as};
 use self::origin::is_cross_site;
-use super::problem::{self, Problem, Words, storeless};
+use super::Role;
+use super::face::Face;
+use super::problem::{self, Problem, storeless};
 use super::shares::Who;
+use crate::limits::web::guard::{
+    CONTROL_PATIENCE, FORM_PATIENCE, HEAD_BYTES, SYNC_BODY_BYTES, SYNC_PATIENCE, URI_BYTES,
+};
 
 /// What the guard lets through.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct Policy {
     /// Names besides the loopback ones under which this server may be addressed.
     pub(crate) allow_hosts: Vec<AllowedHost>,
+    pub(crate) role: Role,
     /// Whether pages are served under those names, too, and not only the sync routes and `/healthz`.
     pub(crate) public: bool,
-    /// Longest URI, in bytes. Ours are shorter than 200; the rest is somebody trying.
+    /// The longest URI, in bytes.
     pub(crate) uri_bytes: usize,
-    /// Largest sum of names and values of the headers, in bytes. Cookies of all programs on `localhost` end up here.
-    /// The HTTP parser's own limit is higher, so that a browser gets a page that says what to do.
+    /// The largest sum of names and values of the headers, in bytes.
     pub(crate) head_bytes: usize,
-    /// Bodies of every route that `bodies` doesn't name: forms.
+    /// Bodies of every route that `bodies` doesn't name: forms, and what an app's own routes take.
     pub(crate) form: BodyRule,
     /// Bodies of routes by the beginning of their path; the first that fits holds.
     pub(crate) bodies: Vec<(&'static str, BodyRule)>,
-    /// What pages of problems call the app.
-    pub(crate) words: Words,
+    /// Whose forms these are, and whose pages tell of problems.
+    pub(crate) face: Arc<Face>,
 }
 
-impl Default for Policy {
-    fn default() -> Self {
+impl Policy {
+    /// What an app that shows `face` lets through, under loopback names alone.
+    pub(crate) fn of(face: &Arc<Face>) -> Self {
         Self {
             allow_hosts: Vec::new(),
-            words: Words::default(),
+            face: Arc::clone(face),
+            role: Role::App,
             public: false,
-            uri_bytes: 8 * 1024,
-            head_bytes: 32 * 1024,
-            form: BodyRule { max_bytes: Some(4 * 1024), patience: Patience::Total(Duration::from_secs(10)) },
+            uri_bytes: URI_BYTES,
+            head_bytes: HEAD_BYTES,
+            form: BodyRule { max_bytes: Some(face.form_bytes), patience: Patience::Total(FORM_PATIENCE) },
             bodies: vec![
-                // A push of 1 MiB of events, and the largest event with its envelope that still fitted in.
-                (
-                    "/sync/",
-                    BodyRule {
-                        max_bytes: Some((1024 + 128) * 1024),
-                        patience: Patience::Idle(Duration::from_secs(10)),
-                    },
-                ),
-                // An import is as long as it is, and may be typed by hand into a pipe.
-                ("/control/", BodyRule { max_bytes: None, patience: Patience::Idle(Duration::from_secs(60)) }),
+                ("/sync/", BodyRule { max_bytes: Some(SYNC_BODY_BYTES), patience: Patience::Idle(SYNC_PATIENCE) }),
+                ("/control/", BodyRule { max_bytes: None, patience: Patience::Idle(CONTROL_PATIENCE) }),
             ],
         }
     }
@@ -118,7 +116,7 @@ struct Guard {
 async fn admit(State(guard): State<Arc<Guard>>, mut request: Request, next: Next) -> Response {
     let method = request.method().clone();
     let uri = request.uri().clone();
-    let asks_for_json = problem::asks_for_json(request.headers());
+    let asks_for_json = guard.policy.role == Role::Hub || problem::asks_for_json(request.headers());
     let answer = match check(&guard.policy, &request) {
         Err(problem) => problem.into_response(),
         Ok(who) => {
@@ -129,7 +127,7 @@ async fn admit(State(guard): State<Arc<Guard>>, mut request: Request, next: Next
             })
         }
     };
-    let mut answer = problem::render(&guard.policy.words, &method, &uri, asks_for_json, answer);
+    let mut answer = problem::render(&guard.policy.face, &method, &uri, asks_for_json, answer);
     for (name, value) in &guard.headers {
         answer.headers_mut().insert(name, value.clone());
     }
@@ -155,6 +153,15 @@ fn check(policy: &Policy, request: &Request) -> Result<Who, Problem> {
             ));
         }
         AddressedAs::Allowed if policy.public || path.starts_with("/sync/") || path == "/healthz" => {}
+        AddressedAs::Allowed if policy.role == Role::Hub => {
+            if matches!(storeless(path), "/status" | "/metrics") {
+                return Err(Problem::forbidden(
+                    "not-public",
+                    "Under this name the hub only syncs.",
+                    "Ask under a loopback name, on the machine that the hub runs on.",
+                ));
+            }
+        }
         AddressedAs::Allowed => {
             return Err(Problem::forbidden(
                 "not-public",
@@ -213,6 +220,11 @@ fn is_guarded(request: &Request) -> bool {
 impl Policy {
     fn body_rule(&self, path: &str) -> BodyRule {
         self.bodies.iter().find(|(prefix, _)| path.starts_with(prefix)).map_or(self.form, |(_, rule)| *rule)
+    }
+
+    /// Whether one of the app's forms posts to `path`.
+    fn is_form(&self, path: &str) -> bool {
+        storeless(path).strip_prefix('/').is_some_and(|name| self.face.forms.iter().any(|form| form.name == name))
     }
 }
 

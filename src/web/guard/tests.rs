@@ -16,6 +16,12 @@ use crate::fuzz::{self, fuzz, outcome};
 
 const HOST: &str = "localhost:3000";
 
+impl Default for Policy {
+    fn default() -> Self {
+        Self::of(crate::likes::app().face())
+    }
+}
+
 /// The routes of the program, with handlers that only count.
 struct Site {
     router: Router,
@@ -466,6 +472,18 @@ async fn trust_40_too_large_and_compressed_requests_are_refused() {
             assert_eq!(answer.headers()[header::CONNECTION], "close");
         }
     }
+    // Only of a form's own post is it final that it is too large.
+    for (path, expected) in [
+        ("/likes", "malformed-form"),
+        ("/s/work/likes", "malformed-form"),
+        ("/any", "body-too-large"),
+        ("/likes/", "body-too-large"),
+        ("/sync/v1/likes/events", "body-too-large"),
+    ] {
+        let large = Body::from(vec![b'x'; 2 * mib]);
+        let answer = site.answer(with_body(path, &[("accept", "application/json")], large)).await;
+        assert_eq!((answer.status().as_u16(), code(answer).await.as_str()), (413, expected), "{path}");
+    }
     for (encodings, status) in [
         (vec!["identity"], 200),
         (vec!["Identity"], 200),
@@ -493,7 +511,7 @@ async fn slow_bodies_are_given_up() {
     let site = Site::new(Policy::default());
     let dripping = |pause: u64, count: usize| {
         let drops = futures_util::stream::unfold(0, move |sent| async move {
-            tokio::time::sleep(Duration::from_secs(pause)).await;
+            tokio::time::sleep(std::time::Duration::from_secs(pause)).await;
             (sent < count).then(|| (Ok::<_, Infallible>(Bytes::from_static(b"x")), sent + 1))
         });
         Body::from_stream(drops)

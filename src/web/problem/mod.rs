@@ -5,6 +5,7 @@ mod of_engine;
 mod words;
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::fmt::Display;
 
 use askama::Template;
@@ -17,6 +18,7 @@ use serde_json::{Map, Value};
 use self::words::{reason, title};
 use super::face::Face;
 use super::fields::Fields;
+use super::typed::Filled;
 
 /// What went wrong with a request, in words for whoever reads the answer (problem details, RFC 9457).
 ///
@@ -37,30 +39,29 @@ pub(crate) struct Problem {
 pub(crate) struct Typed {
     pub(crate) action: String,
     pub(crate) id: String,
-    pub(crate) fields: Fields,
+    /// What somebody can correct: names and values.
+    pub(crate) shown: Vec<(String, String)>,
+    /// What the form sent along.
+    pub(crate) hidden: Vec<(String, String)>,
 }
 
-/// What pages of problems call the app and its events.
-#[derive(Clone, Debug)]
-pub(crate) struct Words {
-    /// The app's name as a heading.
-    pub(crate) app: String,
-    /// What several of its events are called.
-    pub(crate) events: String,
-    /// The heading of the page for an address that isn't there.
-    pub(crate) lost: &'static str,
-}
-
-impl Words {
-    /// The words of an app.
-    pub(crate) fn of(face: &Face) -> Self {
-        Self { app: face.title(), events: face.nouns.many.to_owned(), lost: face.lost }
+impl Typed {
+    /// A form with these fields, of which the page knows some.
+    pub(crate) fn new(action: String, id: String, fields: &Fields, known: &BTreeMap<String, Filled>) -> Self {
+        let mut typed = Self { action, id, shown: Vec::new(), hidden: Vec::new() };
+        for (name, value) in fields.iter() {
+            // Nobody types an id.
+            let is_shown = known.get(name).map_or(!Fields::is_id(value), |filled| *filled == Filled::ByHand);
+            let fields = if is_shown { &mut typed.shown } else { &mut typed.hidden };
+            fields.push((name.to_owned(), value.to_owned()));
+        }
+        typed
     }
-}
 
-impl Default for Words {
-    fn default() -> Self {
-        Self::of(&Face::new("likewise"))
+    /// Shows the field `name`, because it is the one that doesn't fit.
+    fn show(&mut self, name: &str) {
+        let is_it = |field: &mut (String, String)| field.0 == name;
+        self.shown.extend(self.hidden.extract_if(.., is_it));
     }
 }
 
@@ -140,12 +141,17 @@ impl Problem {
         self
     }
 
-    /// Shows the form again on the page of the problem, with what was typed. Its words then ask for a correction.
-    pub(crate) fn with_typed(mut self, typed: Typed) -> Self {
-        if !self.is_about_the_moment() {
+    /// Shows the form again on the page of the problem, with what was typed. Its words then ask for a correction, unless
+    /// the same post may succeed later. Where nothing was typed, there is nothing to correct, and no form.
+    pub(crate) fn with_typed(mut self, mut typed: Typed) -> Self {
+        if let Some(field) = self.members.as_ref().and_then(|members| members.get("field")?.as_str()) {
+            typed.show(field);
+        }
+        let may_succeed = self.is_about_the_moment();
+        if !may_succeed && !typed.shown.is_empty() {
             self.advice = "Nothing was stored. Correct it and post it again.".into();
         }
-        self.typed = Some(Box::new(typed));
+        self.typed = (may_succeed || !typed.shown.is_empty()).then(|| Box::new(typed));
         self
     }
 
@@ -167,15 +173,14 @@ impl Problem {
         Value::Object(members).to_string()
     }
 
-    fn into_page(self, words: &Words, home: String) -> String {
+    fn into_page(self, face: &Face, home: String) -> String {
         let page = ErrorPage {
-            words,
+            face,
             typed: self.typed.as_deref(),
             status: self.status.as_u16(),
-            title: if self.status == StatusCode::NOT_FOUND { words.lost } else { title(self.status) },
+            title: if self.status == StatusCode::NOT_FOUND { face.lost } else { title(self.status) },
             detail: &self.detail,
             advice: &self.advice,
-            assets: &crate::web::ASSETS_VERSION,
             home,
         };
         page.render().unwrap_or_else(|error| {
@@ -203,7 +208,7 @@ impl IntoResponse for Problem {
 /// Gives an answer to `method uri` its final form. Answers below 400 pass; any other becomes its [`Problem`], or the
 /// one made from its status, as JSON (where the path or the request asks for it) or as a page. Whatever body it had is
 /// dropped: it was never meant for a reader.
-pub(crate) fn render(words: &Words, method: &Method, uri: &Uri, asks_for_json: bool, response: Response) -> Response {
+pub(crate) fn render(face: &Face, method: &Method, uri: &Uri, asks_for_json: bool, response: Response) -> Response {
     if !is_failure(response.status()) {
         return response;
     }
@@ -221,7 +226,7 @@ pub(crate) fn render(words: &Words, method: &Method, uri: &Uri, asks_for_json: b
     let (media_type, body) = if asks_for_json || speaks_json(uri.path()) {
         ("application/problem+json", problem.into_json())
     } else {
-        ("text/html; charset=utf-8", problem.into_page(words, home(uri)))
+        ("text/html; charset=utf-8", problem.into_page(face, home(uri)))
     };
 
     let length = body.len();
@@ -287,13 +292,12 @@ const RESERVED: [&str; 6] = ["type", "title", "status", "code", "detail", "advic
 #[derive(Template)]
 #[template(path = "error.html")]
 struct ErrorPage<'a> {
-    words: &'a Words,
+    face: &'a Face,
     typed: Option<&'a Typed>,
     status: u16,
     title: &'a str,
     detail: &'a str,
     advice: &'a str,
-    assets: &'a str,
     home: String,
 }
 

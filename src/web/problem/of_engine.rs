@@ -35,6 +35,13 @@ impl From<Error> for Problem {
                 detail,
                 "Nothing was stored. Use a store that exists.",
             ),
+            Error::TooManyNewStores(wait) => Self::new(
+                StatusCode::TOO_MANY_REQUESTS,
+                "too-many-new-stores",
+                detail,
+                "Nothing was stored. Use a store that exists, or come back later.",
+            )
+            .retry_after(u32::try_from(wait.as_secs()).unwrap_or(u32::MAX).saturating_add(1)),
             Error::Unavailable(_) => Self::unavailable(
                 "store-unavailable",
                 detail,

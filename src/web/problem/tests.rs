@@ -8,7 +8,7 @@ async fn text(response: Response) -> String {
 }
 
 fn answer(path: &'static str, response: impl IntoResponse) -> Response {
-    render(&Words::default(), &Method::GET, &Uri::from_static(path), false, response.into_response())
+    render(&Face::new("likewise"), &Method::GET, &Uri::from_static(path), false, response.into_response())
 }
 
 #[tokio::test]
@@ -56,7 +56,7 @@ fn json_is_for_who_prefers_it_to_a_page() {
     }
     assert!(!asks_for_json(&HeaderMap::new()));
     let response = render(
-        &Words::default(),
+        &Face::new("likewise"),
         &Method::POST,
         &Uri::from_static("/likes"),
         true,
