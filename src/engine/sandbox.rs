@@ -92,6 +92,11 @@ impl Sandbox {
         })
     }
 
+    /// How many steps queries took since the last call.
+    pub(crate) fn take_steps(&self) -> u32 {
+        self.gate.take_steps()
+    }
+
     /// Learns which tables and views the schema made.
     pub(crate) fn learn_tables(&self) -> rusqlite::Result<()> {
         let texts = |sql| self.conn.prepare(sql)?.query_map((), |row| row.get(0))?.collect::<Result<Vec<String>, _>>();

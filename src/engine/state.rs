@@ -308,6 +308,11 @@ impl State {
         column.key_of(&self.sandbox, row)
     }
 
+    /// How many steps queries took since the last call.
+    pub(super) fn take_steps(&self) -> u32 {
+        self.sandbox.take_steps()
+    }
+
     /// Answers a question from another process.
     pub(crate) fn ask(&self, question: Question) -> Result<Answer, DbError> {
         question.ask(&self.sandbox)

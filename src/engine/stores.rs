@@ -325,7 +325,12 @@ impl Shared {
             Ok(state) => empty.insert(state),
             Err(fault) => return live.fail(&Error::from(fault)),
         };
-        live.tell(live.refresh(state), || false);
+        loop {
+            live.tell(live.refresh(state), || false);
+            if !live.has_more() {
+                return;
+            }
+        }
     }
 }
 

@@ -201,16 +201,25 @@ impl Writer {
         }
     }
 
-    /// Waits for work. While there is none, it checks old events, a few at a time.
+    /// Waits for work. While there is none, it runs queries that had to wait, and checks old events, a few at a time.
     fn next(&mut self) -> Option<Work> {
         loop {
             match self.queue.try_recv() {
                 Ok(work) => return Some(work),
                 Err(mpsc::error::TryRecvError::Disconnected) => return None,
-                Err(mpsc::error::TryRecvError::Empty) if self.unless_panicked(Self::check_some) == Some(true) => {}
+                Err(mpsc::error::TryRecvError::Empty) if self.unless_panicked(Self::go_on) == Some(true) => {}
                 Err(mpsc::error::TryRecvError::Empty) => return self.queue.blocking_recv(),
             }
         }
+    }
+
+    /// Does some of what can wait. False when there is nothing.
+    fn go_on(&mut self) -> bool {
+        if !matches!(self.held, Held::Failed(..)) && self.live.has_more() {
+            self.publish();
+            return true;
+        }
+        self.check_some()
     }
 
     /// Checks some old events. False when there are none left to check.

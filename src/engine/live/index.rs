@@ -27,6 +27,8 @@ pub(super) enum Again {
 #[derive(Default)]
 pub(super) struct Index {
     queries: HashMap<QueryKey, (Arc<dyn LiveQuery>, Again)>,
+    /// Those that are to be run, in this order.
+    waiting: VecDeque<Arc<dyn LiveQuery>>,
     /// Those that depend on tables as a whole.
     by_table: HashMap<QueryKey, Tables>,
     /// Those that depend on the rows of a key.
@@ -48,6 +50,32 @@ struct ByKey {
 }
 
 impl Index {
+    /// Adds queries to those that are to be run, unless they are among them.
+    pub(super) fn wait(&mut self, due: Vec<Arc<dyn LiveQuery>>) {
+        let known: HashSet<QueryKey> = self.waiting.iter().map(|query| query.key().clone()).collect();
+        self.waiting.extend(due.into_iter().filter(|query| !known.contains(query.key())));
+    }
+
+    /// The next query that is to be run.
+    pub(super) fn next(&mut self) -> Option<Arc<dyn LiveQuery>> {
+        self.waiting.pop_front()
+    }
+
+    #[cfg(test)]
+    pub(super) fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    pub(super) fn has_more(&self) -> bool {
+        !self.waiting.is_empty()
+    }
+
+    /// Lets go of a query.
+    pub(super) fn forget(&mut self, key: &QueryKey) {
+        self.waiting.retain(|query| query.key() != key);
+        self.remove(key);
+    }
+
     pub(super) fn insert(&mut self, query: Arc<dyn LiveQuery>, again: Again) {
         let key = query.key().clone();
         if matches!(again, Again::After(_)) && self.queries.get(&key).is_some_and(|(_, known)| *known == again) {
@@ -72,7 +100,7 @@ impl Index {
         self.queries.insert(key, (query, again));
     }
 
-    pub(super) fn remove(&mut self, key: &QueryKey) {
+    fn remove(&mut self, key: &QueryKey) {
         let Some((_, again)) = self.queries.remove(key) else { return };
         match again {
             Again::EachTime => drop(self.failed.remove(key)),

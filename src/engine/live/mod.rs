@@ -20,7 +20,7 @@ use self::index::{Again, Index};
 use crate::engine::error::{DbError, Error};
 use crate::engine::query::{Query, QueryKey};
 use crate::engine::state::State;
-use crate::limits::engine::live::{FORGET_EVERY, REMEMBERED, REMEMBERED_FOR};
+use crate::limits::engine::live::{FORGET_EVERY, REMEMBERED, REMEMBERED_FOR, STEPS_IN_A_ROW};
 
 /// The live queries of one store. Watchers add theirs; the thread that owns the state runs them.
 #[derive(Default)]
@@ -103,31 +103,42 @@ impl Live {
         (receiver, true)
     }
 
-    /// Brings every query up to date whose answer may be another now, and forgets those that nobody needs.
-    /// The watchers are [told](Self::tell) after that.
+    /// Brings queries up to date whose answers may be others now, and forgets those that nobody needs. The watchers are
+    /// [told](Self::tell) after that. Queries that would keep others from the thread for too long [wait](Self::has_more).
     pub(crate) fn refresh(&self, state: &mut State) -> News {
         let changes = state.take_changes();
         let mut index = self.index.lock().expect("BUG: running queries panicked");
         let mut due = {
             let mut queries = self.lock();
             for forgotten in queries.forget(Instant::now()) {
-                index.remove(&forgotten);
+                index.forget(&forgotten);
             }
             std::mem::take(&mut queries.fresh)
         };
         due.extend(index.due(state, &changes));
         due.extend(index.refused_before(Instant::now()));
+        index.wait(due);
         let mut news = News::default();
-        for query in due {
+        let mut steps = 0;
+        state.take_steps();
+        while steps < STEPS_IN_A_ROW
+            && let Some(query) = index.next()
+        {
             let (again, tell) = Arc::clone(&query).run(state);
             index.insert(query, again);
             news.0.extend(tell);
+            steps += state.take_steps();
         }
         if let Err(error) = state.record_rows(index.needs_rows()) {
             // Then every query counts as touched that reads a table that was written.
             tracing::warn!(%error, "cannot learn which rows are written");
         }
         news
+    }
+
+    /// Whether queries wait to be run in another [refresh](Self::refresh).
+    pub(crate) fn has_more(&self) -> bool {
+        self.index.lock().expect("BUG: running queries panicked").has_more()
     }
 
     /// Tells the watchers all of the news at once, and with it what `also` tells if it is something new.

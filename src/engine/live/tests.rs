@@ -180,3 +180,29 @@ fn a_commit_runs_only_the_queries_whose_key_it_wrote() {
     assert_eq!((runs(), watches[7].borrow().clone()), (1, Some(Ok(vec![]))));
     assert_eq!(watches[8].borrow().clone(), Some(Ok(vec![15])));
 }
+
+#[test]
+fn many_costly_queries_let_others_have_the_thread_in_between() {
+    const COUNT_UP: &str =
+        "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?1) SELECT count(*) FROM n, number";
+    let mut state = State::in_memory(&Arc::new(schema())).expect("a state");
+    let live = Live::default();
+    let watches: Vec<_> = (0..6_i64).map(|n| live.watch(Query::<i64>::first(COUNT_UP).bind(500_000 + n)).0).collect();
+    let is_answered = |watch: &watch::Receiver<Answer<i64>>| matches!(*watch.borrow(), Some(Ok(_)));
+    let answered = || watches.iter().filter(|watch| is_answered(watch)).count();
+    let mut before = 0;
+    while before < watches.len() {
+        live.tell(live.refresh(&mut state), || false);
+        assert!((1..=3).contains(&(answered() - before)), "{} at once after {before}", answered() - before);
+        before = answered();
+        assert_eq!(live.has_more(), before < watches.len());
+    }
+    // What waits is not queued once more when it is due again.
+    state.touch_all();
+    live.tell(live.refresh(&mut state), || false);
+    assert!(live.has_more());
+    state.touch_all();
+    live.tell(live.refresh(&mut state), || false);
+    let waiting = live.index.lock().expect("the index").waiting();
+    assert!((1..=watches.len()).contains(&waiting), "{waiting} wait");
+}
