@@ -42,7 +42,7 @@ const TABLES: &str = "
 
 /// What opening finds in `state.db`.
 pub(crate) struct Loaded {
-    /// How far it says to have come, if that can be read.
+    /// How far it claims to have come, if that can be read.
     pub(crate) cursor: Option<Cursor>,
     /// The state, or why it has to be rebuilt.
     pub(crate) state: Result<State, String>,
@@ -55,11 +55,11 @@ pub(crate) struct State {
     cursor: Cursor,
     /// What was written since it was [taken](Self::take_changes) last.
     pub(super) touched: Cell<Written>,
-    /// What the open transaction wrote and was taken already. When it is undone, it has changed once more.
+    /// What the open transaction wrote and [`take_changes`](Self::take_changes) has told. Undoing it changes that again.
     taken: RefCell<Changes>,
     wal: Option<Arc<WalGauge>>,
     pub(super) skipped: RefCell<Counts>,
-    /// The kinds of events without effect that the log has a line about.
+    /// The kinds of events without effect that were logged.
     pub(super) told: RefCell<BTreeSet<(String, Kind)>>,
 }
 
@@ -144,7 +144,7 @@ impl State {
         let row = conn.query_row("SELECT * FROM likewise_cursor", (), read_cursor);
         let (cursor, maker_found, schema_found) = match row {
             Ok(row) => row,
-            // SQLite found no such row, table or database: whatever the file is, it is no state.
+            // SQLite found no such row, table or database. Whatever the file is, it isn't a state.
             Err(error) if is_damage(&error) || !is_of_machine(&error) => {
                 return Ok(unusable("it is damaged"));
             }
@@ -215,7 +215,7 @@ impl State {
         self.run("BEGIN IMMEDIATE")
     }
 
-    /// Commits what was applied, together with how far that is.
+    /// Commits what was applied, together with the cursor.
     pub(crate) fn commit(&mut self, cursor: Cursor) -> Result<()> {
         let sql = "UPDATE likewise_cursor SET generation = ?1, seq = ?2, digest = ?3";
         let values = params![cursor.generation.0, cursor.seq.to_sql(), cursor.digest.0];
@@ -228,7 +228,7 @@ impl State {
         Ok(())
     }
 
-    /// Goes back to the committed state, if a transaction is open.
+    /// Rolls back to the committed state, if a transaction is open.
     pub(crate) fn rollback(&self) -> Result<()> {
         {
             // An event may have ended the transaction already.
@@ -318,7 +318,7 @@ impl State {
         question.ask(&self.sandbox)
     }
 
-    /// What was written since the last call, or was written before it and is undone now.
+    /// What was written since the last call, and what was written before it and is undone now.
     pub(crate) fn take_changes(&self) -> Changes {
         let Written { tables, whole } = self.touched.take();
         let mut changes = self.sandbox.take_rows();
@@ -335,7 +335,7 @@ impl State {
         self.touched.set(Written::ALL);
     }
 
-    /// From now on tells the rows that are written, or only their tables.
+    /// Tells written rows one by one from now on, or only their tables.
     pub(crate) fn record_rows(&mut self, is_wanted: bool) -> rusqlite::Result<()> {
         if is_wanted != self.sandbox.is_recording() {
             let Written { tables, .. } = self.touched.get();
@@ -406,7 +406,7 @@ pub(crate) fn committed_tables(path: &Path) -> Result<(Cursor, TableDigests)> {
     Ok((cursor, table_digests(&conn)?))
 }
 
-/// Reads the state at `path` beside the thread that writes to it in this process. While it is rebuilt, this waits.
+/// Reads the state at `path` beside the thread of this process that writes to it. Waits while it is being rebuilt.
 pub(crate) fn committed(path: &Path) -> Result<Committed> {
     let conn = Beside::open(path)?;
     conn.only_read()?;

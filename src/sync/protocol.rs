@@ -1,6 +1,6 @@
 //! What goes over the wire between a hub and its clients: the bodies of requests, answers and stream events.
 //!
-//! `docs/wire.md` describes the protocol for those who write another client; the tests below fix its bytes.
+//! `docs/wire.md` describes the protocol for those who write another client; its tests fix the bytes.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -17,11 +17,11 @@ pub(crate) const PAGE: PageSize = PageSize { events: page::EVENTS, bytes: page::
 
 /// The codes of the hub's problems that a client acts on. Only these can stop a store.
 pub(crate) mod code {
-    /// The client must pull before it may push: the hub was started anew since.
+    /// The hub was restarted, so the client must pull before it may push.
     pub(crate) const PULL_FIRST: &str = "pull-first";
     /// The hub's log is not the one that the client knows.
     pub(crate) const WRONG_LOG: &str = "wrong-log";
-    /// The hub's log parts from the client's before the place that the client names.
+    /// The hub's log and the client's differ before the place that the client names.
     pub(crate) const DIVERGED: &str = "diverged";
     /// This instance is no hub.
     pub(crate) const NOT_A_HUB: &str = "not-a-hub";
@@ -37,7 +37,7 @@ pub(crate) mod code {
 pub(crate) mod refused {
     /// The event's id belongs to another event in the log.
     pub(crate) const ID_TAKEN: &str = "id-taken";
-    /// It would be the first of its name in the store, which knows as many names as it may.
+    /// Its name is new, and the store already knows as many names as it may.
     pub(crate) const TOO_MANY_NAMES: &str = "too-many-names";
     /// It isn't an event.
     pub(crate) const MALFORMED: &str = "malformed";
@@ -102,7 +102,7 @@ pub struct Pushed {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged, try_from = "FlatAnswer")]
 pub enum PushedEvent {
-    /// It is in the log, since now or since long ago.
+    /// It is in the log, just now or since long ago.
     Stored {
         /// Its place.
         seq: Seq,
@@ -144,7 +144,7 @@ impl TryFrom<FlatAnswer> for PushedEvent {
 pub struct Hello {
     /// The hub's log; null while the store has no events.
     pub log: Option<LogId>,
-    /// New whenever the hub starts.
+    /// The hub's run, a new one whenever it starts.
     pub run: String,
     /// The last event of the log.
     pub head: Seq,

@@ -17,9 +17,9 @@ use crate::limits::engine::live::REFUSED_AGAIN;
 pub(super) enum Again {
     /// After a commit that changed what its answer depends on.
     After(Depends),
-    /// It failed. It is run again each time, for the cause may be gone.
+    /// Each time: it failed, and the cause may be gone.
     EachTime,
-    /// It took too many steps. It is run again [seldom](REFUSED_AGAIN).
+    /// [Seldom](REFUSED_AGAIN): it took too many steps.
     Seldom,
 }
 
@@ -148,7 +148,7 @@ impl Index {
 }
 
 impl ByKey {
-    /// Those whose rows were written, or that rows which were written belong to now. `None` when that can't be told.
+    /// The queries with a written row in their answers, or whose key a written row has now. `None` when that can't be told.
     fn due<'a>(&'a self, column: &KeyColumn, state: &State, changes: &Changes) -> Option<HashSet<&'a QueryKey>> {
         if changes.whole.touches(Tables::nth(column.table)) {
             return None;
@@ -164,7 +164,7 @@ impl ByKey {
     }
 }
 
-/// Takes `key` out of the set at `place`, and the set with it when that was the last.
+/// Removes `key` from the set at `place`, and the set if it is empty then.
 fn take<K: Eq + Hash>(sets: &mut HashMap<K, HashSet<QueryKey>>, place: &K, key: &QueryKey) {
     if let Some(set) = sets.get_mut(place) {
         set.remove(key);

@@ -1,8 +1,8 @@
-//! Live queries: run again when a commit may have changed the answer, once however many watch, and told to the watchers
-//! when it did change.
+//! Live queries. When a commit may have changed an answer, the query runs again, once for all watchers, and they are told
+//! if it did.
 //!
-//! A query is run again after a commit to a table that it reads. One that looks rows up by a key is run again only after a
-//! commit that wrote a row of that key, so that thousands of them cost a commit next to nothing.
+//! A query runs again after a commit to a table that it reads. A query that looks rows up by a key runs again only after a
+//! commit that wrote a row of that key, so thousands of them cost a commit next to nothing.
 //!
 //! Recent answers are kept up to date for a while after the last watcher left. So asking again doesn't wait for the
 //! writer, which may be waiting for the disk, and works even when the store can't be opened.
@@ -28,8 +28,8 @@ pub(crate) struct Live {
     queries: Mutex<Queries>,
     /// Only for the thread that runs the queries. Nobody waits for it.
     index: Mutex<Index>,
-    /// Grows with each change of what is told. While it is borrowed nothing is told, so whoever holds it sees all that a
-    /// commit changed, or nothing of it.
+    /// Grows whenever something is told. While it is borrowed nothing is told, so a holder sees all that a commit changed, or
+    /// none of it.
     rounds: watch::Sender<u64>,
 }
 
@@ -46,7 +46,7 @@ struct Queries {
     watched: HashMap<QueryKey, Arc<dyn LiveQuery>>,
     /// Those that were never run.
     fresh: Vec<Arc<dyn LiveQuery>>,
-    /// When it was looked last which are needed, and how many were.
+    /// When unneeded ones were last dropped, and how many were left.
     looked: Option<(Instant, usize)>,
     is_closed: bool,
 }
@@ -64,7 +64,7 @@ trait LiveQuery: Any + Send + Sync {
     /// When it was last asked for.
     fn asked(&self) -> Instant;
 
-    /// Tells it from all others.
+    /// What tells it from all others.
     fn key(&self) -> &QueryKey;
 }
 
@@ -130,7 +130,7 @@ impl Live {
             steps += state.take_steps();
         }
         if let Err(error) = state.record_rows(index.needs_rows()) {
-            // Then every query counts as touched that reads a table that was written.
+            // Then each query counts as touched if a table that it reads was written.
             tracing::warn!(%error, "cannot learn which rows are written");
         }
         news
@@ -158,7 +158,7 @@ impl Live {
 
     /// Tells watchers without an answer why there is none. An answer that is known stays.
     pub(crate) fn fail(&self, why: &Error) {
-        // Copied out, so that nobody who watches waits for it.
+        // Copied, so nobody who begins to watch waits for this.
         let all: Vec<_> = self.lock().watched.values().map(Arc::clone).collect();
         for query in all {
             query.fail(why);
@@ -166,7 +166,7 @@ impl Live {
         self.rounds.send_modify(|round| *round += 1);
     }
 
-    /// Ends all watches, also future ones: nobody runs queries any more.
+    /// Ends all watches, present and future: nobody runs queries any more.
     pub(crate) fn close(&self) {
         {
             let mut queries = self.lock();
@@ -183,7 +183,7 @@ impl Live {
 }
 
 impl Queries {
-    /// Lets go of the queries that nobody watches, but for the few that were asked for last. Gives those that went.
+    /// Drops the queries that nobody watches, except the few that were asked for last. Returns those dropped.
     fn forget(&mut self, now: Instant) -> Vec<QueryKey> {
         let is_due = self.looked.is_none_or(|(looked, were)| {
             now.duration_since(looked) >= FORGET_EVERY || self.watched.len() > were + REMEMBERED
