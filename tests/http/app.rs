@@ -295,7 +295,10 @@ fn a_refusal_comes_back_with_the_reason_and_with_what_was_typed() {
     let (id, referer) = (new_id(), format!("{}/?q=a%20b", board.url));
     let refused = board.post("/add", &[("referer", &referer)], &format!("id={id}&title=no+%3Cb%3E&stars=2"));
     assert_eq!(refused.status, 422);
-    assert!(refused.body.contains("Say what is, not what isn&#39;t."), "{}", refused.body);
+    // The author's words stand alone.
+    assert_eq!(refused.between(r#"<h1 id="title">"#, "</h1>"), "Not saved");
+    assert_eq!(refused.between(r#"<p id="detail">"#, "</p>"), "Say what is, not what isn&#39;t.");
+    assert!(!refused.body.contains(r#"id="advice""#), "{}", refused.body);
     let typed = refused.between("<textarea name=\"title\" rows=\"1\">\n", "</textarea>");
     assert_eq!(typed, "no &#60;b&#62;", "{}", refused.body);
     assert_eq!(refused.between("<textarea name=\"stars\" rows=\"1\">\n", "</textarea>"), "2");
@@ -322,7 +325,9 @@ fn a_refusal_comes_back_with_the_reason_and_with_what_was_typed() {
     assert!(misfit.body.contains(">\na</textarea>"), "the field that doesn't fit is shown: {misfit:?}");
 
     let script = board.post("/add", &[JSON], &format!("id={}&title=no+way", new_id()));
-    assert_eq!((script.status, script.json()["code"].as_str()), (422, Some("event-refused")));
+    let problem = script.json();
+    assert_eq!((script.status, problem["code"].as_str()), (422, Some("event-refused")));
+    assert_eq!((problem["detail"].as_str(), problem.get("advice")), (Some("Say what is, not what isn't."), None));
 }
 
 #[test]
