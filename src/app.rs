@@ -289,15 +289,71 @@ impl App {
         self
     }
 
-    /// Adds routes of your own to every store, behind the same guard as the program's. Their handlers may extract a
-    /// [`Store`](crate::engine::Store).
+    /// Adds routes of your own to every store, behind the same guard as the program's. A handler that asks for a
+    /// [`Store`](crate::engine::Store) gets the one that the address names.
+    ///
+    /// [`likewise::axum`](crate::axum) is the axum to write them with. Extractors and answers are axum's own, such as
+    /// `Query` and `Json`.
+    ///
+    /// ```
+    /// # use likewise::{App, Html};
+    /// # use likewise::engine::{Event, Query, Schema, Store};
+    /// use likewise::axum::http::StatusCode;
+    /// use likewise::axum::routing::get;
+    /// use likewise::axum::{Json, Router};
+    ///
+    /// # let schema = || Schema::new("CREATE TABLE n (n INTEGER NOT NULL) STRICT; INSERT INTO n VALUES (0);");
+    /// fn count() -> Query<u64> {
+    ///     Query::first("SELECT n FROM n")
+    /// }
+    ///
+    /// /// `GET /count.json`, and `GET /s/NAME/count.json` for the other stores.
+    /// async fn count_json(store: Store) -> Result<Json<u64>, (StatusCode, String)> {
+    ///     match store.read(count()).await {
+    ///         Ok(count) => Ok(Json(count)),
+    ///         Err(why) => Err((StatusCode::SERVICE_UNAVAILABLE, why.to_string())),
+    ///     }
+    /// }
+    ///
+    /// let app = App::new("counter", schema).routes(Router::new().route("/count.json", get(count_json)));
+    /// # app.check().unwrap();
+    /// ```
     pub fn routes(mut self, routes: axum::Router) -> Self {
         let face = self.face_mut();
         face.routes = std::mem::take(&mut face.routes).merge(routes);
         self
     }
 
-    /// Adds a command. It works whether or not a process serves the data directory.
+    /// Adds a command. Its [`Context`] reads and commits, whether or not a process serves the data directory.
+    ///
+    /// [`likewise::clap`](crate::clap) is the clap to describe it with. `run` is given the command's own arguments. What it
+    /// returns becomes the exit code; an error is printed after the program's name.
+    ///
+    /// ```
+    /// # use likewise::engine::{Event, Query, Schema};
+    /// use likewise::clap::{Arg, ArgMatches, Command};
+    /// use likewise::{App, Context, NodeError};
+    /// use std::process::ExitCode;
+    ///
+    /// # #[derive(serde::Serialize, serde::Deserialize)]
+    /// # struct ItemAdded { name: String }
+    /// # impl Event for ItemAdded { const NAME: &'static str = "ItemAdded"; }
+    /// # fn schema() -> Schema {
+    /// #     Schema::new("CREATE TABLE item (name TEXT NOT NULL) STRICT")
+    /// #         .on(|ItemAdded { name }, db| db.execute("INSERT INTO item VALUES (?1)", [name]))
+    /// # }
+    /// # fn count() -> Query<u64> { Query::first("SELECT count(*) FROM item") }
+    /// async fn add(matches: ArgMatches, context: Context) -> Result<ExitCode, NodeError> {
+    ///     let name = matches.get_one::<String>("name").cloned().unwrap_or_default();
+    ///     context.commit(ItemAdded { name }).await?;
+    ///     println!("{} items", context.read(count()).await?);
+    ///     Ok(ExitCode::SUCCESS)
+    /// }
+    ///
+    /// let app = App::new("groceries", schema)
+    ///     .command(Command::new("add").about("Write an item on the list").arg(Arg::new("name").required(true)), add);
+    /// # app.check().unwrap();
+    /// ```
     pub fn command<R, E>(
         mut self,
         command: clap::Command,

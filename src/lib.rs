@@ -146,6 +146,12 @@ mod web;
 
 #[cfg(feature = "app")]
 pub use app::{App, AppError, BoxError};
+/// The axum that [`App::routes`] takes its router from.
+#[cfg(feature = "app")]
+pub use axum;
+/// The clap that [`App::command`] takes its command from.
+#[cfg(feature = "app")]
+pub use clap;
 #[cfg(feature = "app")]
 pub use cli::Context;
 #[cfg(feature = "app")]
