@@ -208,7 +208,7 @@ impl App {
     }
 
     /// Adds `POST /name` for an event that the form can't say all of itself. `make` is given the form's fields and who
-    /// posts them, and gives the event, or says why there is none.
+    /// posts them, and gives the event, or says why there is none. A test gets a visitor from [`Visitor::for_test`].
     pub fn form_with<F, E>(
         mut self,
         name: &'static str,
