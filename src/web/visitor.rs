@@ -11,14 +11,12 @@ use anyhow::{Context as _, anyhow};
 use axum::http::header::{self, HeaderMap, HeaderValue};
 
 use crate::data_dir::DataDir;
+use crate::limits::web::visitor::KEPT;
 use crate::random;
 use crate::sync::tokens::{read, replace};
 
 /// Bytes of a visitor's id: so many that nobody guesses another's.
 const ID: usize = 16;
-
-/// Seconds that a browser keeps the cookie, counted from the last post: 400 days, the most that browsers allow.
-const KEPT: u32 = 400 * 24 * 60 * 60;
 
 /// Somebody who posts, told apart from others by a cookie.
 #[derive(Clone, PartialEq, Eq)]
