@@ -230,7 +230,7 @@ async fn time_votes(watched: usize, votes: usize) -> Duration {
     }
     let time = each(start, votes);
     drop(watches);
-    stores.close();
+    tokio::task::spawn_blocking(move || stores.close()).await.expect("close");
     time
 }
 

@@ -15,18 +15,13 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::cli::{self, Context};
-use crate::engine::{Event, Fault, Query, Schema, StoreId};
-use crate::node::{Node, NodeError, Options, base, store_limits};
+use crate::engine::{Event, Fault, Query, Schema, StoreId, StoreLimits};
+use crate::limits::app::{MAX_APP_NAME, MAX_NAME};
+use crate::node::{Node, NodeError, Options, base};
 use crate::serve::Server;
 use crate::web::assets::{self, Asset};
 use crate::web::face::{Face, Figure, Form, Fragment, Nouns};
 use crate::web::{IntoHtml, Page, Params, Refusal, Render, Role, Visitor};
-
-/// The longest name of an app, in bytes. It becomes a directory, a cookie and the prefix of environment variables.
-const MAX_APP_NAME: usize = 32;
-
-/// The longest name of a form, fragment, figure or command, in bytes.
-const MAX_NAME: usize = 40;
 
 /// Names that the program answers itself, as a path, an event of the live stream, a form field or a parameter.
 const RESERVED: [&str; 14] = [
@@ -208,7 +203,7 @@ impl App {
     }
 
     /// Adds `POST /name` for an event that the form can't say all of itself. `make` is given the form's fields and who
-    /// posts them, and gives the event, or says why there is none.
+    /// posts them, and gives the event, or says why there is none. A test gets a visitor from [`Visitor::for_test`].
     pub fn form_with<F, E>(
         mut self,
         name: &'static str,
@@ -385,7 +380,7 @@ impl App {
     pub fn open(&self, options: Options) -> Result<Node, NodeError> {
         self.check().map_err(anyhow::Error::from)?;
         let base = base(self, &options)?;
-        Ok(Node::start(self, base, &options, store_limits(), CancellationToken::new())?)
+        Ok(Node::start(self, base, &options, StoreLimits::default(), CancellationToken::new())?)
     }
 
     /// Serves the app on `listener` until `shutdown` is done, then lets requests and stores finish.

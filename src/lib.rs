@@ -1,4 +1,5 @@
-//! Local-first apps. You write an event, a materializer and a query; likewise stores, shows, keeps live and syncs.
+//! Local-first apps. You write an event, a materializer and a query. Likewise stores the events, shows the answers, keeps
+//! every page live, and syncs.
 //!
 //! ```text
 //! post ─▶ event ─▶ eventlog ─▶ materializer ─▶ SQLite state ─▶ live query ─▶ SSE ─▶ every open page
@@ -24,13 +25,13 @@
 //! # schema().check().unwrap();
 //! ```
 //!
-//! [`engine`] does the rest. An event is on disk when its commit returns, and counts once however often it comes. The state
-//! is a function of the log: it can be thrown away and rebuilt, and all devices come to the same one. A query that is
-//! watched is told again whenever a commit changed its answer.
+//! [`engine`] does the rest. An event is on disk when its commit returns, and counts once however often it arrives. The state
+//! is a function of the log: it can be thrown away and rebuilt, and all devices arrive at the same state. Whoever watches a
+//! query gets the new answer whenever a commit changes it.
 //!
 //! # A program
 //!
-//! An [`App`] adds what people see. Its `main` is the whole program: pages, live updates, offline, sync with a hub, and a
+//! An [`App`] adds what people see. Its `main` is the whole program: pages, live updates, offline work, sync with a hub, and a
 //! command line with backups, exports and tokens.
 //!
 //! ```no_run
@@ -78,39 +79,40 @@
 //! }
 //! ```
 //!
-//! [`App::open`] gives the stores without a server, for a desktop program or a test; [`App::serve`] a server in a program
-//! of your own.
+//! [`App::open`] gives you the stores without a server, for a desktop program or a test. [`App::serve`] runs the server inside
+//! a program of your own.
 //!
 //! # The floors
 //!
-//! [`App`] and its command line stand on the web floor (forms, fragments, streams, the guard in front of them), that on
-//! [`sync`] (what a client and a hub decide, which is plain code without a network), and that on [`engine`]. Each knows only
-//! those below. [`testing`] tries a schema on simulated devices. `default-features = false` leaves the decisions of sync and the engine, with no network at all.
+//! [`App`] and its command line stand on the web floor: forms, fragments, streams, and the guard in front of them. The web
+//! floor stands on [`sync`], which holds what a client and a hub decide as plain code without a network. [`sync`] stands on
+//! [`engine`]. Each floor knows only those below. [`testing`] tries a schema on simulated devices. With
+//! `default-features = false` you get the engine and the decisions of sync, and no network at all.
 //!
 //! # In a crate of your own
 //!
-//! Two things belong to the program that is built, and no library can set them for it.
+//! Two things are up to the program that is built. No library can set them for it.
 //!
 //! - **How SQLite syncs.** SQLite is compiled from source, and uses `fdatasync` only if it is told that the system has it.
-//!   Without it SQLite makes do with `fsync`: nothing is less safe, but each commit takes longer. Put this into the
-//!   `.cargo/config.toml` of your workspace. `cargo install` reads that only with `--path`; otherwise set the variable in its
-//!   environment.
+//!   Otherwise it uses `fsync`, which is just as safe, but makes each commit slower. Put this into the `.cargo/config.toml` of
+//!   your workspace. `cargo install` reads that file only with `--path`; otherwise set the variable in its environment.
 //!
 //!   ```toml
 //!   [env]
 //!   LIBSQLITE3_FLAGS = "-DHAVE_FDATASYNC=1"
 //!   ```
-//! - **Dates that no calendar has.** The `httpdate` that hyper uses panics while the clock stands before 1970 or after 9999,
-//!   so no request is answered then. The repository has one in `vendor/` that doesn't; a `[patch.crates-io]` holds only in
-//!   the workspace that says it, so say it in yours if your machines may lose their time:
+//! - **Dates outside the calendar.** The `httpdate` that hyper uses panics while the clock is before 1970 or after 9999, so no
+//!   request is answered then. The repository has one in `vendor/` that doesn't panic. A `[patch.crates-io]` applies only to
+//!   the workspace that has it, so add it to yours if your machines may lose their time:
 //!
 //!   ```toml
 //!   [patch.crates-io]
 //!   httpdate = { path = "likewise/vendor/httpdate" }
 //!   ```
 //!
-//! The library sets nothing up for the whole process: no TLS provider, no logger, no panic hook. Only [`App::main`] logs, to
-//! standard error. It needs unwinding: a panic in a materializer costs one event, and not the process.
+//! The library sets nothing up for the whole process: no TLS provider, no logger, no panic hook. Only [`App::main`] sets up a
+//! log, on standard error. The library needs unwinding, because a panic in a materializer must cost one event and not the
+//! process.
 
 // The engine has parts that only the floors above it use.
 #![cfg_attr(not(feature = "app"), allow(dead_code, unused_imports))]
@@ -134,6 +136,7 @@ pub mod engine;
 mod fuzz;
 #[cfg(feature = "app")]
 pub mod likes;
+mod limits;
 #[cfg(feature = "app")]
 mod node;
 mod random;

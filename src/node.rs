@@ -14,31 +14,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::app::App;
 use crate::data_dir::DataDir;
-use crate::engine::{Device, SWEEP_EVERY, Schema, Setup, Store, StoreId, StoreLimits, Stores};
+use crate::engine::{Device, Schema, Setup, Store, StoreId, StoreLimits, Stores};
+use crate::limits::app::{ATTEND_EVERY, RETRY_HALTED};
+use crate::limits::engine::stores::SWEEP_EVERY;
 use crate::sync::{Clients, Upstream, UpstreamOptions};
 use crate::web::AllowedHost;
-
-/// Events that may wait to be stored, a store. More than a second's worth at full speed; beyond that a quick "try again"
-/// serves a person better than a slow answer.
-const WRITE_QUEUE: usize = 8_192;
-
-/// Stores in a data directory. Anyone who can post can make one, so there has to be an end.
-const STORES: u64 = 10_000;
-
-/// Stores that are in use at the same time. Each has a thread and some open files.
-const OPEN_STORES: usize = 512;
-
-/// How long a store stays open without anybody using it. A visitor who comes back within a minute finds it open; the threads
-/// and files of stores that were only looked at are free soon after.
-const IDLE_STORE: Duration = Duration::from_secs(60);
-
-/// Seconds until a store that its hub refuses tries again by itself: seldom enough not to be a nuisance, often enough that
-/// a person who fixed it on the other side needn't come back here.
-pub(crate) const RETRY_HALTED: u64 = 180;
-
-/// How often a node says that its stores are still in use. Well below the time after which an unused one is no longer kept
-/// in sync.
-const ATTEND_EVERY: Duration = Duration::from_secs(60);
 
 /// How an app runs. [`Options::default`] is what the program does without flags.
 #[derive(Debug, Clone)]
@@ -207,11 +187,6 @@ pub(crate) fn open_stores(
     let setup = Setup { progress, ..Setup::new(schema, device.clone())? };
     let dir = DataDir::stores(dir.path());
     Ok(Stores::in_locked(&dir, setup, limits, follow)?)
-}
-
-/// The bounds of what the stores of a program may use.
-pub(crate) fn store_limits() -> StoreLimits {
-    StoreLimits { queue: WRITE_QUEUE, stores: STORES, open: OPEN_STORES, idle: IDLE_STORE }
 }
 
 /// This machine's name, or the program's if the former can't be the name of a device.

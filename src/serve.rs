@@ -10,15 +10,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::app::App;
 use crate::engine::{Health, StoreLimits};
-use crate::node::{Base, Node, Options, store_limits};
+use crate::limits::web::live::STREAMS;
+use crate::node::{Base, Node, Options};
 use crate::sync::{TokenFile, Tokens};
 use crate::web::live::Pages;
 use crate::web::metrics::Metrics;
 use crate::web::{self, Hub, Policy, Role, Services, Shares, VisitorKey};
-
-/// Open event streams, of all stores together. Someone who is alone can have 10,000, beside the parts that are kept for
-/// others. Each is a connection, and there are a few thousand more of those.
-const STREAMS: usize = 13_750;
 
 /// A node with a server in front of it, ready to serve.
 pub(crate) struct Server {
@@ -41,7 +38,7 @@ impl Server {
         listener: TcpListener,
         shutdown: CancellationToken,
     ) -> anyhow::Result<Self> {
-        Self::prepare_within(app, role, options, store_limits(), base, listener, shutdown).await
+        Self::prepare_within(app, role, options, StoreLimits::default(), base, listener, shutdown).await
     }
 
     async fn prepare_within(

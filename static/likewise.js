@@ -148,12 +148,14 @@ hearOf("post", ({ form, fields, id = mintId(), own = true }) => {
 // Fragments
 
 const shown = new Map(); // opening tag of a fragment -> its HTML, as it was put in place last
+const sent = new Map();  // opening tag of a fragment -> when the stream began that brought it last
 let asked = [];          // {fragment, answer, at}: who wants to know how a fragment is now
 let syncing;             // news of a running sync, held back in case it is over in a moment
 
 /** Puts what one commit has changed in place, all of it in one go. */
 function show(fragments) {
-  for (const [tag, { html }] of Object.entries(fragments)) {
+  for (const [tag, { html, began }] of Object.entries(fragments)) {
+    sent.set(tag, began);
     if (shown.get(tag) === html) continue;
     shown.set(tag, html);
     const fresh = parse(html);
@@ -178,9 +180,14 @@ function nameIn(tag) {
   return /data-live="([^"]*)"/.exec(tag)?.[1];
 }
 
-/** Whether the server sends every fragment of this page. One of another version may know a query no longer. */
+/**
+ * Whether the server still sends every fragment of this page: a stream begins with all that it follows, and one of a newer
+ * program may lack some.
+ */
 function isWhole() {
-  const known = new Set(Array.from(shown.keys(), (tag) => `${nameIn(tag)} ${/data-key="([^"]*)"/.exec(tag)?.[1]}`));
+  const newest = Math.max(...sent.values());
+  const tags = [...sent.keys()].filter((tag) => sent.get(tag) === newest);
+  const known = new Set(tags.map((tag) => `${nameIn(tag)} ${/data-key="([^"]*)"/.exec(tag)?.[1]}`));
   return [...document.querySelectorAll(PLACES)].every(({ dataset }) => known.has(`${dataset.live} ${dataset.key}`));
 }
 

@@ -74,6 +74,15 @@ fn wrong() -> App {
     todo().command(clap::Command::new("verify"), async |_, _| Ok::<_, BoxError>(ExitCode::SUCCESS))
 }
 
+/// A newer version: other tables, and an event that it doesn't know any more.
+fn newer() -> App {
+    let schema = || {
+        Schema::new("CREATE TABLE thing (title TEXT NOT NULL CHECK (title <> 'two')) STRICT")
+            .on(|TodoAdded { title }, db| db.execute("INSERT INTO thing VALUES (?1)", [title]))
+    };
+    App::new("to-do", schema).nouns("thing", "things")
+}
+
 /// The program, with its data in `data`. It sees none of the variables of the person who runs the tests.
 fn program(data: &Path) -> Command {
     let mut command = Command::new(std::env::current_exe().expect("this program"));
@@ -204,6 +213,41 @@ fn a_node_syncs_without_a_server_and_has_its_data_alone() {
     assert_eq!(printed(run(device.path(), &["list"])), "from the desk\n");
 }
 
+/// Runs the commands of `docs/evolution.md`.
+fn a_new_version_is_tried_on_a_copy_of_the_data() {
+    let (home, data) = (data_dir(), data_dir());
+    for title in ["one", "two", "three"] {
+        printed(run(data.path(), &["add", title]));
+    }
+    let _server = serve(data.path());
+    let document = include_str!("../docs/evolution.md");
+    let (_, block) = document.split_once("```sh\n").expect("the commands");
+    let (block, _) = block.split_once("\n```").expect("their end");
+    let mut said = String::new();
+    for line in block.lines().map(|line| line.split(" #").next().unwrap_or_default().trim()) {
+        let (first, arguments) = line.split_once(' ').expect("a command");
+        let role = match first {
+            "todo" => "to-do",
+            "todo-new" => "newer",
+            _ => {
+                assert!(
+                    Command::new("sh").args(["-c", line]).current_dir(home.path()).status().expect("a shell").success()
+                );
+                continue;
+            }
+        };
+        let mut command = program(data.path());
+        command.args(arguments.split_whitespace()).env(ROLE, role).current_dir(home.path());
+        if role == "newer" {
+            command.env_remove("TO_DO_DATA");
+        }
+        said += &printed(command.output().expect("the program starts"));
+    }
+    assert!(said.contains("1 skipped, because they could not be applied"), "{said}");
+    assert!(said.contains("all is well"), "{said}");
+    assert_eq!(printed(run(data.path(), &["list"])), "one\ntwo\nthree\n", "the data itself is as it was");
+}
+
 /// What a command printed, even if it says by its code that there is nothing.
 fn printed_or_empty(output: Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
@@ -282,7 +326,8 @@ fn the_tutorial_leads_to_two_devices_with_one_list() {
     until_there(laptop, "bread");
 }
 
-const TESTS: [(&str, fn()); 8] = [
+const TESTS: [(&str, fn()); 9] = [
+    ("a_new_version_is_tried_on_a_copy_of_the_data", a_new_version_is_tried_on_a_copy_of_the_data),
     ("status_says_which_events_have_no_effect_and_why", status_says_which_events_have_no_effect_and_why),
     ("the_tutorial_has_all_of_its_program", the_tutorial_has_all_of_its_program),
     ("the_tutorial_leads_to_two_devices_with_one_list", the_tutorial_leads_to_two_devices_with_one_list),
@@ -300,6 +345,7 @@ fn main() -> ExitCode {
     match std::env::var(ROLE).ok().as_deref() {
         Some("to-do") => return todo().main(),
         Some("groceries") => return groceries::run(),
+        Some("newer") => return newer().main(),
         Some(_) => return wrong().main(),
         None => {}
     }

@@ -17,7 +17,7 @@ use clap::{Arg, ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcom
 use crate::app::{App, AppCommand, AppError};
 use crate::data_dir;
 use crate::engine::{Device, StoreId};
-use crate::node::RETRY_HALTED;
+use crate::limits::app::RETRY_HALTED;
 use crate::web::AllowedHost;
 
 /// What a command line asks for.

@@ -2,7 +2,6 @@
 
 use std::io;
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::{Context, anyhow, bail};
 use reqwest::header::HOST;
@@ -11,10 +10,8 @@ use serde::de::DeserializeOwned;
 
 use crate::app::App;
 use crate::data_dir::Holder;
+use crate::limits::app::ANSWER;
 use crate::sync::{Trust, tls};
-
-/// How long a command waits for a word from a program that may be anywhere.
-const ANSWER: Duration = Duration::from_secs(30);
 
 /// A process that has a data directory, and listens.
 pub(super) struct Process {

@@ -11,13 +11,11 @@ use tokio_util::sync::CancellationToken;
 
 use super::arguments::{ListenArgs, ServeArgs};
 use crate::app::App;
+use crate::limits::app::SHUTDOWN;
 use crate::node::{Options, base};
 use crate::serve::Server;
 use crate::sync::{TokenSource, UpstreamOptions};
 use crate::web::Role;
-
-/// How long to wait for everything to end before ending anyway: well below the time after which service managers kill.
-const SHUTDOWN: Duration = Duration::from_secs(5);
 
 /// Serves the app.
 pub(super) async fn serve(app: &App, data: &Path, args: ServeArgs) -> anyhow::Result<ExitCode> {

@@ -11,12 +11,10 @@ use super::process::{as_local, http_client, unanswered, understood};
 use super::target::{Access, Target, access_to_all};
 use crate::app::App;
 use crate::engine::{NoEffect, Skipped};
+use crate::limits::app::KINDS;
 use crate::node::host_name;
 use crate::sync::LinkStatus;
 use crate::web::{self, StatusReport};
-
-/// How many kinds of events without effect are shown. More of them have one cause, as a rule.
-const KINDS: usize = 8;
 
 pub(super) async fn status(at: &Target<'_>, url: Option<String>, json: bool) -> anyhow::Result<ExitCode> {
     let (report, skipped) = match url {

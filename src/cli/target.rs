@@ -13,8 +13,8 @@ use tempfile::TempDir;
 use super::process::Process;
 use crate::app::App;
 use crate::data_dir::{self, Claim, DataDir, read_only};
-use crate::engine::{self, Files, Store, StoreId};
-use crate::node::{host_name, open_stores, show_progress, store_limits};
+use crate::engine::{self, Files, Store, StoreId, StoreLimits};
+use crate::node::{host_name, open_stores, show_progress};
 use crate::sync::TokenFile;
 
 /// A store of an app, in a data directory.
@@ -102,7 +102,7 @@ impl Target<'_> {
         act: impl AsyncFnOnce(&Store) -> Result<T, E>,
     ) -> anyhow::Result<T> {
         let schema = self.app.schema();
-        let stores = open_stores(dir, schema, &host_name(self.app), store_limits(), false, show_progress)?;
+        let stores = open_stores(dir, schema, &host_name(self.app), StoreLimits::default(), false, show_progress)?;
         let result = match stores.get(&self.store) {
             Ok(store) => act(&store).await.map_err(Into::into),
             Err(error) => Err(error.into()),

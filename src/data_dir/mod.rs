@@ -15,11 +15,7 @@ use serde::{Deserialize, Serialize};
 pub(crate) use backup::backup;
 
 use crate::engine::{Access, Files, StoreId, check_dir, create_private_dir, exists, open_private_file, open_to_read};
-
-/// The longest path of a data directory, in bytes. SQLite takes paths of up to 512. The rest is for `stores`, the name of a
-/// store (63), a database's name with SQLite's suffix, and one more directory in a backup under way.
-#[cfg(unix)]
-const LONGEST: usize = 400;
+use crate::limits::app::LONGEST_PATH;
 
 /// Where this machine's user has the data of the program `name`, unless `--data` names another directory.
 pub(crate) fn default_path(name: &str) -> anyhow::Result<PathBuf> {
@@ -38,8 +34,8 @@ pub(crate) fn locate(path: &Path) -> anyhow::Result<PathBuf> {
     #[cfg(unix)]
     let absolute = without_links(&absolute)?;
     #[cfg(unix)]
-    if absolute.as_os_str().len() > LONGEST {
-        bail!("its path has {} bytes, and SQLite has room for {LONGEST}", absolute.as_os_str().len());
+    if absolute.as_os_str().len() > LONGEST_PATH {
+        bail!("its path has {} bytes, and SQLite has room for {LONGEST_PATH}", absolute.as_os_str().len());
     }
     if absolute.exists() && !absolute.is_dir() {
         bail!("it is not a directory");

@@ -3,11 +3,12 @@
 //! The answers keep materializers and queries to what is deterministic, and tell which tables a statement reads and writes.
 
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 
 use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
 
 use super::changes::Tables;
+use crate::limits::engine::sql::{QUERY_STEPS, STEPS_AT_ONCE};
 
 /// Tables of the engine in `state.db`; nobody else may make, read or write one whose name begins so.
 pub(crate) const OWN_PREFIX: &str = "likewise_";
@@ -137,6 +138,8 @@ pub(crate) enum Mode {
 pub(super) struct Gate {
     pub(super) mode: AtomicU8,
     pub(super) notes: Mutex<Notes>,
+    /// What the query that runs may still take, in units of [`STEPS_AT_ONCE`].
+    steps_left: AtomicU32,
 }
 
 #[derive(Default)]
@@ -154,6 +157,21 @@ pub(super) struct Notes {
 }
 
 impl Gate {
+    pub(super) fn new() -> Self {
+        Self { mode: AtomicU8::new(Mode::Engine as u8), notes: Mutex::default(), steps_left: AtomicU32::new(0) }
+    }
+
+    /// Lets the next query take as many steps as one may.
+    pub(super) fn allow_steps(&self) {
+        self.steps_left.store(QUERY_STEPS / STEPS_AT_ONCE, Ordering::Relaxed);
+    }
+
+    /// Counts [`STEPS_AT_ONCE`] steps, and says whether the statement has to end. Only queries are counted.
+    pub(super) fn must_end(&self) -> bool {
+        let take = |left: u32| left.checked_sub(1);
+        self.mode() == Mode::Query && self.steps_left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_err()
+    }
+
     pub(super) fn mode(&self) -> Mode {
         match self.mode.load(Ordering::Relaxed) {
             0 => Mode::Engine,

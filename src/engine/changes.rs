@@ -3,8 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::ops::{BitOr, BitOrAssign};
 
-/// Rows of one table that are remembered one by one. A commit that wrote more counts as having written all of them.
-const ROWS: usize = 4_096;
+use crate::limits::engine::live::WRITTEN_ROWS;
 
 /// A set of a schema's tables. The tables from the 64th on share one place, which costs at most a needless re-run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -97,7 +96,7 @@ impl Changes {
         }
         let rows = self.rows.entry(place).or_default();
         rows.insert(row);
-        if rows.len() > ROWS {
+        if rows.len() > WRITTEN_ROWS {
             self.add_whole(table);
         }
     }
@@ -126,7 +125,7 @@ mod tests {
         changes.add_row(2, 8);
         assert_eq!((changes.tables, changes.whole), (Tables::nth(1) | Tables::nth(2), Tables::NONE));
         assert_eq!(changes.rows[&1], HashSet::from([7]));
-        for row in 0..=ROWS {
+        for row in 0..=WRITTEN_ROWS {
             changes.add_row(2, i64::try_from(row).expect("a small number"));
         }
         assert_eq!(changes.whole, Tables::nth(2));

@@ -13,9 +13,7 @@ use rusqlite::types::Value;
 use super::changes::Tables;
 use super::lookup::Lookup;
 use super::sandbox::Sandbox;
-
-/// Rows of one key that are remembered. A query by a key of more rows is run whenever its table changes.
-const ROWS: usize = 64;
+use crate::limits::engine::live::ROWS_OF_A_KEY;
 
 /// What the answer to a query depends on.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -89,7 +87,7 @@ impl KeyLookup {
         let (quoted_table, quoted) = (quote(&table), quote(&name));
         let column = Arc::new(KeyColumn {
             table: place,
-            rows_of: format!("SELECT rowid FROM {quoted_table} WHERE {quoted} = ?1 LIMIT {}", ROWS + 1),
+            rows_of: format!("SELECT rowid FROM {quoted_table} WHERE {quoted} = ?1 LIMIT {}", ROWS_OF_A_KEY + 1),
             key_of: format!("SELECT {quoted} FROM {quoted_table} WHERE rowid = ?1"),
             name,
         });
@@ -106,7 +104,7 @@ impl KeyLookup {
             _ => return Ok(None),
         };
         let rows = self.column.rows_of(sandbox, value)?;
-        Ok((rows.len() <= ROWS).then(|| Depends::Rows { column: Arc::clone(&self.column), key, rows }))
+        Ok((rows.len() <= ROWS_OF_A_KEY).then(|| Depends::Rows { column: Arc::clone(&self.column), key, rows }))
     }
 }
 

@@ -18,10 +18,9 @@ use rusqlite::ErrorCode;
 use rusqlite::types::FromSqlError;
 
 use super::batch::BATCH;
-use super::event::{EventId, MAX_ARGS, MAX_DEVICE, MAX_NAME};
-
-/// How much of a statement a message quotes, in characters: one line of a terminal, and its table and columns.
-const LONGEST_SQL: usize = 160;
+use super::event::EventId;
+use crate::limits::engine::event::{MAX_ARGS, MAX_DEVICE, MAX_NAME};
+use crate::limits::engine::sql::{LONGEST_QUOTE, QUERY_STEPS};
 
 /// Why something is not an event, a store or a place in a log.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -134,6 +133,8 @@ pub enum DbError {
     Refused(String),
     /// The statement does something that is not deterministic, or reaches for what isn't its own.
     Forbidden(String),
+    /// The query takes more steps than one may: its text.
+    TooManySteps(Box<str>),
     /// After an error that ended the transaction, or that was the machine's, nothing more may run.
     Stopped,
     /// SQLite's own answer.
@@ -184,6 +185,12 @@ impl fmt::Display for DbError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Refused(why) | Self::Forbidden(why) => f.write_str(why),
+            Self::TooManySteps(sql) => write!(
+                f,
+                "it was stopped after {QUERY_STEPS} steps, the most that a query may take. Add an index for what it looks \
+                 up, or a LIMIT. The statement is `{}`",
+                one_line(sql)
+            ),
             Self::Stopped => f.write_str("an earlier error stopped this materializer"),
             // It would repeat the statement as a whole.
             Self::Sqlite { source: rusqlite::Error::SqlInputError { msg, sql, .. }, .. } => {
@@ -215,7 +222,7 @@ impl From<DbError> for Box<dyn StdError + Send + Sync> {
 /// Enough of a statement to recognize it by in a message.
 pub(crate) fn one_line(sql: &str) -> String {
     let mut line = sql.split_whitespace().collect::<Vec<_>>().join(" ");
-    if let Some((end, _)) = line.char_indices().nth(LONGEST_SQL) {
+    if let Some((end, _)) = line.char_indices().nth(LONGEST_QUOTE) {
         line.truncate(end);
         line.push('…');
     }
@@ -405,6 +412,40 @@ impl From<Fault> for LogFault {
 impl From<LogFault> for Fault {
     fn from(LogFault(fault): LogFault) -> Self {
         fault
+    }
+}
+
+/// A [`Fault`] met in the state, as [`LogFault`] is one met in the eventlog.
+#[derive(Debug)]
+pub(crate) struct StateFault(pub(crate) Fault);
+
+impl From<rusqlite::Error> for StateFault {
+    fn from(source: rusqlite::Error) -> Self {
+        Self(Fault::state(source))
+    }
+}
+
+impl From<Fault> for StateFault {
+    fn from(fault: Fault) -> Self {
+        Self(fault)
+    }
+}
+
+impl From<DbError> for StateFault {
+    fn from(error: DbError) -> Self {
+        Self(error.into())
+    }
+}
+
+impl From<StateFault> for Fault {
+    fn from(StateFault(fault): StateFault) -> Self {
+        fault
+    }
+}
+
+impl From<StateFault> for Error {
+    fn from(StateFault(fault): StateFault) -> Self {
+        fault.into()
     }
 }
 

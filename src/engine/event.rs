@@ -17,17 +17,8 @@ use uuid::Uuid;
 
 use super::batch::BATCH;
 use super::error::Malformed;
+use crate::limits::engine::event::{MAX_ARGS, MAX_DEVICE, MAX_NAME};
 use crate::{clock, random};
-
-/// The largest payload of one event, in bytes of its JSON text. An event is a fact, not a file: store larger
-/// bytes elsewhere, and their hash here.
-pub const MAX_ARGS: usize = 64 * 1024;
-
-/// The longest name of an event, in bytes.
-pub const MAX_NAME: usize = 100;
-
-/// The longest name of a device, in bytes.
-pub const MAX_DEVICE: usize = 64;
 
 /// A type of event. Its values are immutable facts; the payload is what `serde` makes of the value.
 ///

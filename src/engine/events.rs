@@ -17,9 +17,10 @@ use super::health::Health;
 use super::place::{Entry, Generation, LogId, Seq};
 use super::replica::Replica;
 use super::store::Store;
+use crate::limits::engine::readers::{STREAM_BYTES, STREAM_EVENTS};
 
 /// What a reader gets at a time from the store's thread.
-const PAGE: PageSize = PageSize { events: 256, bytes: 1 << 20 };
+const PAGE: PageSize = PageSize { events: STREAM_EVENTS, bytes: STREAM_BYTES };
 
 /// How far somebody has read the events of a store. Text of the form `LOG:GENERATION:SEQ`, to be kept for the next time.
 ///

@@ -8,27 +8,19 @@
 //! writer, which may be waiting for the disk, and works even when the store can't be opened.
 
 use std::any::Any;
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::hash::Hash;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tokio::sync::watch;
 
 use super::changes::{Changes, Tables};
 use super::depends::{Depends, Key, KeyColumn};
-use super::error::Error;
+use super::error::{DbError, Error};
 use super::query::{Query, QueryKey};
 use super::state::State;
-
-/// How long an unwatched answer is kept up to date: a page that is loaded again asks within this time.
-const REMEMBERED_FOR: Duration = Duration::from_secs(60);
-
-/// How many unwatched answers are kept. Each costs a run of its query whenever a commit touches it.
-const REMEMBERED: usize = 16;
-
-/// How often those are looked for that nobody needs any more, unless many new ones came.
-const FORGET_EVERY: Duration = Duration::from_secs(1);
+use crate::limits::engine::live::{FORGET_EVERY, REFUSED_AGAIN, REMEMBERED, REMEMBERED_FOR};
 
 /// The live queries of one store. Watchers add theirs; the thread that owns the state runs them.
 #[derive(Default)]
@@ -61,9 +53,8 @@ struct Queries {
 
 /// One live query, whatever the type of its answer.
 trait LiveQuery: Any + Send + Sync {
-    /// Runs the query. Says what the answer depends on, unless it failed, and gives what tells the watchers if the answer
-    /// changed.
-    fn run(self: Arc<Self>, state: &State) -> (Option<Depends>, Option<Tell>);
+    /// Runs the query. Says when to run it again, and gives what tells the watchers if the answer changed.
+    fn run(self: Arc<Self>, state: &State) -> (Again, Option<Tell>);
 
     /// Says why there is no answer, unless there is one.
     fn fail(&self, why: &Error);
@@ -77,6 +68,17 @@ trait LiveQuery: Any + Send + Sync {
     fn key(&self) -> &QueryKey;
 }
 
+/// When a query is to be run again.
+#[derive(Debug, PartialEq, Eq)]
+enum Again {
+    /// After a commit that changed what its answer depends on.
+    After(Depends),
+    /// It failed. It is run again each time, for the cause may be gone.
+    EachTime,
+    /// It took too many steps. It is run again [seldom](REFUSED_AGAIN).
+    Seldom,
+}
+
 pub(super) type Answer<T> = Option<Result<T, Error>>;
 
 struct Watched<T> {
@@ -87,8 +89,8 @@ struct Watched<T> {
 }
 
 impl Live {
-    /// The answers to `query`, now and from now on. True when it is new, so that the caller has to
-    /// [refresh](Self::refresh) it.
+    /// The answers to `query`, now and from now on. True when it has none yet, or failed: the caller then has the store
+    /// [refresh](Self::refresh) its queries.
     pub(crate) fn watch<T>(&self, query: Query<T>) -> (watch::Receiver<Answer<T>>, bool)
     where
         T: Clone + PartialEq + Send + Sync + 'static,
@@ -99,7 +101,8 @@ impl Live {
             let known: &dyn Any = known.as_ref();
             let known = known.downcast_ref::<Watched<T>>().expect("BUG: the key has the type of the answer in it");
             *known.asked.lock().expect("BUG: noting a moment panicked") = Instant::now();
-            return (known.answer.subscribe(), known.answer.borrow().is_none());
+            let is_due = !matches!(*known.answer.borrow(), Some(Ok(_)));
+            return (known.answer.subscribe(), is_due);
         }
         let (answer, receiver) = watch::channel(None);
         if !queries.is_closed {
@@ -124,10 +127,11 @@ impl Live {
             std::mem::take(&mut queries.fresh)
         };
         due.extend(index.due(state, &changes));
+        due.extend(index.refused_before(Instant::now()));
         let mut news = News::default();
         for query in due {
-            let (depends, tell) = Arc::clone(&query).run(state);
-            index.insert(query, depends);
+            let (again, tell) = Arc::clone(&query).run(state);
+            index.insert(query, again);
             news.0.extend(tell);
         }
         if let Err(error) = state.record_rows(index.needs_rows()) {
@@ -204,13 +208,17 @@ impl Queries {
 /// Finds the queries whose answers a commit may have changed, without looking at each.
 #[derive(Default)]
 struct Index {
-    queries: HashMap<QueryKey, (Arc<dyn LiveQuery>, Option<Depends>)>,
+    queries: HashMap<QueryKey, (Arc<dyn LiveQuery>, Again)>,
     /// Those that depend on tables as a whole.
     by_table: HashMap<QueryKey, Tables>,
     /// Those that depend on the rows of a key.
     by_key: HashMap<Arc<KeyColumn>, ByKey>,
-    /// Those that failed. They are run again each time, for the cause may be gone.
+    /// Those that failed.
     failed: HashSet<QueryKey>,
+    /// Those that took too many steps, in the order in which they are tried again.
+    refused: VecDeque<QueryKey>,
+    /// When one of these was tried last.
+    tried: Option<Instant>,
 }
 
 /// The queries that look rows up in one column.
@@ -222,16 +230,20 @@ struct ByKey {
 }
 
 impl Index {
-    fn insert(&mut self, query: Arc<dyn LiveQuery>, depends: Option<Depends>) {
+    fn insert(&mut self, query: Arc<dyn LiveQuery>, again: Again) {
         let key = query.key().clone();
-        if self.queries.get(&key).is_some_and(|(_, known)| known.is_some() && *known == depends) {
+        if matches!(again, Again::After(_)) && self.queries.get(&key).is_some_and(|(_, known)| *known == again) {
             return;
         }
         self.remove(&key);
-        match &depends {
-            None => drop(self.failed.insert(key.clone())),
-            Some(Depends::Tables(tables)) => drop(self.by_table.insert(key.clone(), *tables)),
-            Some(Depends::Rows { column, key: value, rows }) => {
+        match &again {
+            Again::EachTime => drop(self.failed.insert(key.clone())),
+            Again::Seldom => {
+                self.refused.push_back(key.clone());
+                self.tried = Some(Instant::now());
+            }
+            Again::After(Depends::Tables(tables)) => drop(self.by_table.insert(key.clone(), *tables)),
+            Again::After(Depends::Rows { column, key: value, rows }) => {
                 let by_key = self.by_key.entry(Arc::clone(column)).or_default();
                 by_key.keys.entry(value.clone()).or_default().insert(key.clone());
                 for row in rows {
@@ -239,15 +251,16 @@ impl Index {
                 }
             }
         }
-        self.queries.insert(key, (query, depends));
+        self.queries.insert(key, (query, again));
     }
 
     fn remove(&mut self, key: &QueryKey) {
-        let Some((_, depends)) = self.queries.remove(key) else { return };
-        match depends {
-            None => drop(self.failed.remove(key)),
-            Some(Depends::Tables(_)) => drop(self.by_table.remove(key)),
-            Some(Depends::Rows { column, key: value, rows }) => {
+        let Some((_, again)) = self.queries.remove(key) else { return };
+        match again {
+            Again::EachTime => drop(self.failed.remove(key)),
+            Again::Seldom => self.refused.retain(|refused| refused != key),
+            Again::After(Depends::Tables(_)) => drop(self.by_table.remove(key)),
+            Again::After(Depends::Rows { column, key: value, rows }) => {
                 let Some(by_key) = self.by_key.get_mut(&column) else { return };
                 take(&mut by_key.keys, &value, key);
                 for row in rows {
@@ -274,6 +287,13 @@ impl Index {
             }
         }
         due.into_iter().map(|key| Arc::clone(&self.queries[key].0)).collect()
+    }
+
+    /// One of the queries that took too many steps, if it is time to try one again.
+    fn refused_before(&self, now: Instant) -> Option<Arc<dyn LiveQuery>> {
+        let is_time = self.tried.is_none_or(|tried| now.duration_since(tried) >= REFUSED_AGAIN);
+        let first = self.refused.front().filter(|_| is_time)?;
+        Some(Arc::clone(&self.queries[first].0))
     }
 
     fn needs_rows(&self) -> bool {
@@ -309,14 +329,17 @@ fn take<K: Eq + Hash>(sets: &mut HashMap<K, HashSet<QueryKey>>, place: &K, key: 
 }
 
 impl<T: Clone + PartialEq + Send + Sync + 'static> LiveQuery for Watched<T> {
-    fn run(self: Arc<Self>, state: &State) -> (Option<Depends>, Option<Tell>) {
-        let (answer, depends) = match state.read_to_watch(&self.query) {
-            Ok((answer, depends)) => (Ok(answer), Some(depends)),
-            Err(error) => (Err(Error::Query(error.to_string())), None),
+    fn run(self: Arc<Self>, state: &State) -> (Again, Option<Tell>) {
+        let (answer, again) = match state.read_to_watch(&self.query) {
+            Ok((answer, depends)) => (Ok(answer), Again::After(depends)),
+            Err(error) => {
+                let again = if matches!(error, DbError::TooManySteps(_)) { Again::Seldom } else { Again::EachTime };
+                (Err(Error::from(error)), again)
+            }
         };
         let is_new = self.answer.borrow().as_ref() != Some(&answer);
         let tell = is_new.then(|| Box::new(move || drop(self.answer.send_replace(Some(answer)))) as Tell);
-        (depends, tell)
+        (again, tell)
     }
 
     fn fail(&self, why: &Error) {

@@ -13,21 +13,13 @@ use rusqlite::{Params, Row, Statement, params};
 use super::authorizer::Mode;
 use super::batch::{self, BATCH};
 use super::changes::Written;
-use super::error::{DbError, Fault, LogFault};
+use super::error::{DbError, Fault, LogFault, StateFault};
 use super::event::{self, Envelope, Event, EventId, EventRef};
 use super::rehearsal::MadeUp;
 use super::sandbox::{Sandbox, Statements};
 use super::schema::Schema;
 use super::state::State;
-
-/// How many events of an eventlog share a savepoint. When one of them fails, so many are applied again one by one.
-pub(crate) const CHUNK: usize = 1_024;
-
-/// The longest reason that is stored with a skipped event, in bytes.
-const LONGEST_WHY: usize = 300;
-
-/// How many kinds of events without effect are told of, a store: strangers may invent names.
-const KINDS_TOLD: usize = 100;
+use crate::limits::engine::replica::{KINDS_TOLD, LONGEST_WHY};
 
 /// Why an event may have no effect.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -267,12 +259,12 @@ pub(crate) enum Stop {
 
 impl From<rusqlite::Error> for Stop {
     fn from(error: rusqlite::Error) -> Self {
-        Self::Fault(Fault::state(error))
+        StateFault::from(error).into()
     }
 }
 
-impl From<Fault> for Stop {
-    fn from(fault: Fault) -> Self {
+impl From<StateFault> for Stop {
+    fn from(StateFault(fault): StateFault) -> Self {
         Self::Fault(fault)
     }
 }
@@ -318,7 +310,7 @@ impl State {
     }
 
     /// Applies events of an eventlog inside the open transaction, and passes over those that can't be applied. `read`
-    /// shows its function the events after a place, [`CHUNK`] at most, and gives the place of the last.
+    /// shows its function the events after a place, [`CHUNK`](crate::limits::engine::replica::CHUNK) at most, and gives the place of the last.
     ///
     /// Faults are rare, so many events share a mark; when one of them fails, its chunk is read and applied again one by
     /// one, so that the fault hits only the event that has it.

@@ -45,10 +45,13 @@ mod remote;
 mod transfer;
 mod verify;
 
+pub use crate::limits::engine::event::{MAX_ARGS, MAX_DEVICE, MAX_NAME};
+pub use crate::limits::engine::replica::{MOST_SKIPPED, SETTLE_EVERY};
+pub use crate::limits::engine::writer::MOST_TOGETHER;
 pub use backup::backup;
 pub use batch::Batch;
 pub use error::{Database, DbError, Error, Fault, Malformed, NotOurs};
-pub use event::{Args, Device, Envelope, Event, EventId, EventName, MAX_ARGS, MAX_DEVICE, MAX_NAME};
+pub use event::{Args, Device, Envelope, Event, EventId, EventName};
 pub use eventlog::{PageSize, Progress, Whose};
 pub use events::{EventCursor, Events, Told};
 pub(crate) use files::{Access, check_dir, create_private_dir, exists, open_private_file, open_to_read, sync_dir};
@@ -59,18 +62,15 @@ pub use place::{Cursor, Digest, Entry, Generation, LogId, Seq};
 pub use query::Query;
 pub use receipt::Receipt;
 pub(crate) use remote::{Answer, Question};
-pub use replica::{
-    MOST_SKIPPED, NoEffect, Outcome, Page, Position, Replica, SETTLE_EVERY, Skipped, Standing, committed_state,
-};
+pub use replica::{NoEffect, Outcome, Page, Position, Replica, Skipped, Standing, committed_state};
 /// What an author's own code says to SQLite, in the version that the engine is built with.
 pub use rusqlite::{self, Params, Row, ToSql, params, types::FromSql};
 pub use schema::Schema;
 pub use setup::{Files, Setup, executable, is_blank};
 pub(crate) use state::TableRows;
 pub use store::{Store, StoreId, Watch};
-pub(crate) use stores::{SWEEP_EVERY, Spare};
+pub(crate) use stores::Spare;
 pub use stores::{StoreLimits, Stores, stores_in};
 pub(crate) use transfer::{ImportError, Imported, import};
 pub use transfer::{Line, export, export_set_aside, set_aside};
 pub use verify::{Report, verify};
-pub use writer::MOST_TOGETHER;

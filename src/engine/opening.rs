@@ -15,19 +15,13 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Condvar, LazyLock, Mutex, MutexGuard};
-use std::time::Duration;
 
 use rusqlite::Connection;
 
 use super::error::{Database, Fault, IoContext};
 use super::files::{open_private_file, sync_dir, sync_parent};
 use super::storage::{checkpoint_on_close, connect};
-
-/// How long files that are to be replaced are waited for, while somebody in this process reads them.
-const PATIENCE: Duration = Duration::from_secs(30);
-
-/// How much of a WAL is copied at a time, in bytes.
-const PIECE: usize = 1 << 20;
+use crate::limits::engine::files::{PATIENCE, PIECE};
 
 /// Who has the databases of a directory open in this process, besides the one that writes to them.
 #[derive(Debug, Default)]

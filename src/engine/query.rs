@@ -21,6 +21,9 @@ use super::sandbox::Sandbox;
 /// parameters and the function that reads their rows are the same. The engine runs each once a change, however many
 /// watch it.
 ///
+/// It runs on the thread that stores, so there is an end to how many steps it may take: about what it takes to read a few
+/// million rows. A query that takes more fails, and needs an index or a LIMIT.
+///
 /// ```
 /// # use likewise::engine::{EventId, Query};
 /// struct Todo { id: EventId, title: String }
@@ -213,7 +216,7 @@ impl<T: 'static> Query<T> {
             let mut rows = statement.query(params_from_iter(&self.params))?;
             Ok((self.read_rows(&mut rows)?, touched.reads))
         };
-        sandbox.within(Mode::Query, run).map_err(|error: DbError| error.of_statement(self.sql))
+        sandbox.query(self.sql, run)
     }
 }
 

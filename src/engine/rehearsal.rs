@@ -17,16 +17,7 @@ use super::event::EventId;
 use super::materialize::{Db, Payload};
 use super::sandbox::Sandbox;
 use super::schema::Schema;
-
-/// How many events of each type are made up. From one to the next, numbers grow, options come and go, and enums take
-/// their next variant, so that most branches are reached.
-const ROUNDS: u32 = 4;
-
-/// Down to where a made-up value has something in its options and lists: types may hold themselves.
-const DEEPEST: u32 = 4;
-
-/// Where a type that holds itself in other ways is given up.
-const BOTTOM: u32 = 16;
+use crate::limits::engine::rehearsal::{BOTTOM, DEEPEST, ROUNDS};
 
 impl Schema {
     /// Runs each materializer in a transaction on the empty state, and rolls it back.

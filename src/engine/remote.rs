@@ -75,10 +75,10 @@ impl Question {
 
     /// Asks it of a state. It may do what any query may, and no more.
     pub(super) fn ask(self, sandbox: &Sandbox) -> Result<Answer, DbError> {
-        sandbox.within(Mode::Query, || {
+        sandbox.query(&self.sql, || {
             let (mut statement, _) = sandbox.prepare(Mode::Query, &self.sql)?;
             let columns: Vec<String> = statement.column_names().map(str::to_owned).collect();
-            let mut rows = statement.query(params_from_iter(self.params.into_iter().map(Value::from)))?;
+            let mut rows = statement.query(params_from_iter(self.params.iter().cloned().map(Value::from)))?;
             let mut answer = Vec::new();
             while let Some(row) = rows.next()? {
                 let row = (0..columns.len()).map(|column| row.get::<_, Value>(column).map(Cell::from));
@@ -147,6 +147,15 @@ mod tests {
             (7, 0.1, String::new(), Vec::new(), Some(1), 7),
         ];
         assert_eq!(answer.read(&query).expect("rows"), expected);
+    }
+
+    #[test]
+    fn a_question_that_never_ends_is_refused() {
+        let state = State::in_memory(&Schema::new("CREATE TABLE t (id INTEGER PRIMARY KEY) STRICT").into());
+        let sql = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n";
+        let question = Question { sql: sql.to_owned(), params: Vec::new() };
+        let refused = state.expect("a state").ask(question);
+        assert!(matches!(&refused, Err(DbError::TooManySteps(named)) if **named == *sql), "{refused:?}");
     }
 
     #[test]

@@ -13,16 +13,14 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use rusqlite::hooks::AuthContext;
-use rusqlite::{CachedStatement, Connection, OptionalExtension};
+use rusqlite::{CachedStatement, Connection, ErrorCode, OptionalExtension};
 
 use super::authorizer::{Gate, Mode, Notes, OWN_PREFIX, Touched};
 use super::changes::{Changes, Tables};
 use super::depends::KeyLookup;
 use super::error::{DbError, one_line};
 use super::lookup::says;
-
-/// How many prepared statements, and how many verdicts on them, a connection keeps.
-const STATEMENTS: usize = 256;
+use crate::limits::engine::sql::{AT_HAND, STATEMENTS, STEPS_AT_ONCE};
 
 /// A connection whose statements are checked, each in the role it plays.
 ///
@@ -41,9 +39,11 @@ pub(crate) struct Sandbox {
 
 impl Sandbox {
     pub(crate) fn new(mut conn: Connection) -> rusqlite::Result<Self> {
-        let gate = Arc::new(Gate { mode: AtomicU8::new(Mode::Engine as u8), notes: Mutex::default() });
+        let gate = Arc::new(Gate::new());
         let asked = Arc::clone(&gate);
         conn.authorizer(Some(move |context: AuthContext<'_>| asked.authorize(&context)))?;
+        let counting = Arc::clone(&gate);
+        conn.progress_handler(STEPS_AT_ONCE.cast_signed(), Some(move || counting.must_end()))?;
         conn.set_prepared_statement_cache_capacity(STATEMENTS);
         Ok(Self {
             conn,
@@ -78,6 +78,18 @@ impl Sandbox {
         self.gate.mode.store(mode as u8, Ordering::Relaxed);
         let _back = Back(&self.gate.mode);
         act()
+    }
+
+    /// Runs a query in its role. One that takes more steps than a query may is ended; that costs nothing but its answer: a
+    /// statement that only reads leaves an open transaction as it was.
+    pub(crate) fn query<R>(&self, sql: &str, act: impl FnOnce() -> Result<R, DbError>) -> Result<R, DbError> {
+        self.gate.allow_steps();
+        self.within(Mode::Query, act).map_err(|error| match error {
+            DbError::Sqlite { source, .. } if source.sqlite_error_code() == Some(ErrorCode::OperationInterrupted) => {
+                DbError::TooManySteps(sql.into())
+            }
+            other => other.of_statement(sql),
+        })
     }
 
     /// Learns which tables and views the schema made.
@@ -245,9 +257,6 @@ pub(crate) struct Ready<'a> {
 }
 
 impl<'a> Statements<'a> {
-    /// How many are at hand at most: they are searched one by one.
-    const MOST: usize = 16;
-
     pub(crate) fn sandbox(&self) -> &'a Sandbox {
         self.sandbox
     }
@@ -272,7 +281,7 @@ impl<'a> Statements<'a> {
             return;
         }
         let mut all = self.ready.borrow_mut();
-        if all.len() < Self::MOST && !all.iter().any(|known| known.sql == ready.sql) {
+        if all.len() < AT_HAND && !all.iter().any(|known| known.sql == ready.sql) {
             all.push(ready);
         }
     }

@@ -6,6 +6,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
+use std::result;
 use std::sync::Arc;
 
 use rusqlite::types::{Type, ValueRef};
@@ -13,7 +14,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::changes::{Changes, Written};
 use super::depends::{Depends, Key, KeyColumn};
-use super::error::{Database, DbError, Fault, IoContext, is_damage, is_of_machine};
+use super::error::{Database, DbError, IoContext, StateFault, is_damage, is_of_machine};
 use super::event::EventId;
 use super::materialize::Kind;
 use super::opening::{Alone, make_database};
@@ -23,6 +24,8 @@ use super::remote::{Answer, Question};
 use super::sandbox::Sandbox;
 use super::schema::Schema;
 use super::storage::{Beside, WalGauge, checkpoint_on_close, connect, open_in_memory, set_up};
+
+type Result<T, E = StateFault> = result::Result<T, E>;
 
 const TABLES: &str = "
     CREATE TABLE likewise_cursor (
@@ -82,8 +85,8 @@ impl Counts {
 
 impl State {
     /// The state of an empty log, in memory.
-    pub(crate) fn in_memory(schema: &Arc<Schema>) -> Result<Self, Fault> {
-        let sandbox = Self::create(open_in_memory().map_err(Fault::state)?, schema, "", Generation(0))?;
+    pub(crate) fn in_memory(schema: &Arc<Schema>) -> Result<Self> {
+        let sandbox = Self::create(open_in_memory()?, schema, "", Generation(0))?;
         Ok(Self::over(sandbox, None, schema, Cursor::default(), Counts::default()))
     }
 
@@ -94,47 +97,47 @@ impl State {
         maker: &str,
         generation: Generation,
         alone: &Alone,
-    ) -> Result<Self, Fault> {
-        make_database(Database::State, path, alone, |conn| Self::create(conn, schema, maker, generation).map(drop))?;
-        let mut conn = connect(path).map_err(Fault::state)?;
+    ) -> Result<Self> {
+        make_database(Database::State, path, alone, |conn| {
+            Self::create(conn, schema, maker, generation)?;
+            Ok(())
+        })?;
+        let mut conn = connect(path)?;
         let wal = set_up(&mut conn, path, Database::State)?;
-        let sandbox = Sandbox::new(conn).map_err(Fault::state)?;
-        sandbox.learn_tables().map_err(Fault::state)?;
+        let sandbox = Sandbox::new(conn)?;
+        sandbox.learn_tables()?;
         let cursor = Cursor { generation, ..Cursor::default() };
         Ok(Self::over(sandbox, Some(wal), schema, cursor, Counts::default()))
     }
 
-    fn create(conn: Connection, schema: &Schema, maker: &str, generation: Generation) -> Result<Sandbox, Fault> {
+    fn create(conn: Connection, schema: &Schema, maker: &str, generation: Generation) -> Result<Sandbox> {
         let maker = made_by(maker);
-        let sandbox = Sandbox::new(conn).map_err(Fault::state)?;
+        let sandbox = Sandbox::new(conn)?;
         let conn = sandbox.engine();
-        conn.execute_batch("BEGIN IMMEDIATE").map_err(Fault::state)?;
-        conn.execute_batch(TABLES).map_err(Fault::state)?;
+        conn.execute_batch("BEGIN IMMEDIATE")?;
+        conn.execute_batch(TABLES)?;
         schema.create(&sandbox)?;
-        sandbox
-            .engine()
-            .execute(
-                "INSERT INTO likewise_cursor VALUES (1, ?1, 0, ?2, ?3, ?4)",
-                params![generation.0, Digest::EMPTY.0, maker, schema.fingerprint()],
-            )
-            .map_err(Fault::state)?;
-        sandbox.engine().execute_batch("COMMIT").map_err(Fault::state)?;
+        sandbox.engine().execute(
+            "INSERT INTO likewise_cursor VALUES (1, ?1, 0, ?2, ?3, ?4)",
+            params![generation.0, Digest::EMPTY.0, maker, schema.fingerprint()],
+        )?;
+        sandbox.engine().execute_batch("COMMIT")?;
         Ok(sandbox)
     }
 
     /// Opens the state at `path`, if it can be used.
-    pub(crate) fn load(path: &Path, schema: &Arc<Schema>, maker: &str) -> Result<Loaded, Fault> {
+    pub(crate) fn load(path: &Path, schema: &Arc<Schema>, maker: &str) -> Result<Loaded> {
         let unusable = |why: &str| Loaded { cursor: None, state: Err(why.to_owned()) };
         if !path.try_exists().doing("look at", path)? {
             return Ok(unusable("it is missing"));
         }
         let open = || {
-            let mut conn = connect(path).map_err(Fault::state)?;
+            let mut conn = connect(path)?;
             let wal = set_up(&mut conn, path, Database::State)?;
-            Ok((conn, wal))
+            Ok::<_, StateFault>((conn, wal))
         };
         let (conn, wal) = match open() {
-            Err(fault) if Fault::is_damaged_state(&fault) => return Ok(unusable("it is damaged")),
+            Err(StateFault(fault)) if fault.is_damaged_state() => return Ok(unusable("it is damaged")),
             other => other?,
         };
         let row = conn.query_row("SELECT * FROM likewise_cursor", (), read_cursor);
@@ -144,7 +147,7 @@ impl State {
             Err(error) if is_damage(&error) || !is_of_machine(&error) => {
                 return Ok(unusable("it is damaged"));
             }
-            Err(error) => return Err(Fault::state(error)),
+            Err(error) => return Err(error.into()),
         };
         if maker_found != made_by(maker) || schema_found != schema.fingerprint() {
             return Ok(Loaded {
@@ -153,12 +156,12 @@ impl State {
             });
         }
         // A flipped bit in the header's format version reads as a file of the future, not to be written to.
-        if conn.is_readonly("main").map_err(Fault::state)? || !is_sound(&conn)? {
+        if conn.is_readonly("main")? || !is_sound(&conn)? {
             return Ok(Loaded { cursor: Some(cursor), state: Err("it is damaged".to_owned()) });
         }
-        let sandbox = Sandbox::new(conn).map_err(Fault::state)?;
-        sandbox.learn_tables().map_err(Fault::state)?;
-        let skipped = Counts::load(sandbox.engine()).map_err(Fault::state)?;
+        let sandbox = Sandbox::new(conn)?;
+        sandbox.learn_tables()?;
+        let skipped = Counts::load(sandbox.engine())?;
         let state = Self::over(sandbox, Some(wal), schema, cursor, skipped);
         Ok(Loaded { cursor: Some(cursor), state: Ok(state) })
     }
@@ -187,9 +190,14 @@ impl State {
         self.wal.as_ref()
     }
 
+    /// Moves the WAL into the file if it is long.
+    pub(crate) fn checkpoint_if_due(&self) -> Result<()> {
+        Ok(self.wal.as_ref().map_or(Ok(()), |wal| wal.checkpoint_if_due())?)
+    }
+
     /// Has SQLite move the WAL into the file when this is closed. Only for an orderly end.
-    pub(crate) fn close_in_order(&self) -> Result<(), Fault> {
-        checkpoint_on_close(self.sandbox.engine(), true).map_err(Fault::state)
+    pub(crate) fn close_in_order(&self) -> Result<()> {
+        Ok(checkpoint_on_close(self.sandbox.engine(), true)?)
     }
 
     /// How far the committed state has come.
@@ -202,18 +210,15 @@ impl State {
         !self.sandbox.is_autocommit()
     }
 
-    pub(crate) fn begin(&self) -> Result<(), Fault> {
+    pub(crate) fn begin(&self) -> Result<()> {
         self.run("BEGIN IMMEDIATE")
     }
 
     /// Commits what was applied, together with how far that is.
-    pub(crate) fn commit(&mut self, cursor: Cursor) -> Result<(), Fault> {
+    pub(crate) fn commit(&mut self, cursor: Cursor) -> Result<()> {
         let sql = "UPDATE likewise_cursor SET generation = ?1, seq = ?2, digest = ?3";
-        let set = |conn: &Connection| {
-            let values = params![cursor.generation.0, cursor.seq.to_sql(), cursor.digest.0];
-            conn.prepare_cached(sql)?.execute(values)
-        };
-        set(self.sandbox.engine()).map_err(Fault::state)?;
+        let values = params![cursor.generation.0, cursor.seq.to_sql(), cursor.digest.0];
+        self.sandbox.engine().prepare_cached(sql)?.execute(values)?;
         self.run("COMMIT")?;
         self.cursor = cursor;
         let skipped = self.skipped.get_mut();
@@ -223,7 +228,7 @@ impl State {
     }
 
     /// Goes back to the committed state, if a transaction is open.
-    pub(crate) fn rollback(&self) -> Result<(), Fault> {
+    pub(crate) fn rollback(&self) -> Result<()> {
         {
             // An event may have ended the transaction already.
             let mut skipped = self.skipped.borrow_mut();
@@ -237,7 +242,7 @@ impl State {
     }
 
     /// Starts a part of the transaction that can be [undone](Self::undo) alone.
-    pub(crate) fn mark(&self) -> Result<(), Fault> {
+    pub(crate) fn mark(&self) -> Result<()> {
         self.run("SAVEPOINT mark")?;
         let mut skipped = self.skipped.borrow_mut();
         let now = skipped.now;
@@ -246,14 +251,14 @@ impl State {
     }
 
     /// Ends the part that began with the last mark, and keeps it.
-    pub(crate) fn keep(&self) -> Result<(), Fault> {
+    pub(crate) fn keep(&self) -> Result<()> {
         self.run("RELEASE mark")?;
         self.skipped.borrow_mut().marks.pop();
         Ok(())
     }
 
     /// Ends the part that began with the last mark, and undoes it.
-    pub(crate) fn undo(&self) -> Result<(), Fault> {
+    pub(crate) fn undo(&self) -> Result<()> {
         self.run("ROLLBACK TO mark")?;
         self.run("RELEASE mark")?;
         let mut skipped = self.skipped.borrow_mut();
@@ -267,25 +272,23 @@ impl State {
     }
 
     /// Why the event `id` can't be applied, if it can't.
-    pub(crate) fn why_skipped(&self, id: EventId) -> Result<Option<String>, Fault> {
+    pub(crate) fn why_skipped(&self, id: EventId) -> Result<Option<String>> {
         let sql = "SELECT why FROM likewise_skipped WHERE id = ?1";
         let why = self.sandbox.engine().query_row(sql, [id.as_bytes()], |row| row.get(0)).optional();
-        Ok(why.map_err(Fault::state)?.flatten())
+        Ok(why?.flatten())
     }
 
     /// The events that have no effect, those with the newest ids first, `most` of them: why each was skipped, or `None`
     /// where nothing here knows its name.
-    pub(crate) fn skipped(&self, most: usize) -> Result<Vec<(EventId, Option<String>)>, Fault> {
-        let read = || -> rusqlite::Result<Vec<_>> {
-            let sql = "SELECT id, why FROM likewise_skipped ORDER BY id DESC LIMIT ?1";
-            let mut statement = self.sandbox.engine().prepare_cached(sql)?;
-            let id = |row: &Row<'_>| {
-                let id = EventId::from_bytes(row.get_ref(0)?.as_blob()?);
-                id.map_err(|why| rusqlite::Error::FromSqlConversionFailure(0, Type::Blob, why.into()))
-            };
-            statement.query_map([most], |row| Ok((id(row)?, row.get(1)?)))?.collect()
+    pub(crate) fn skipped(&self, most: usize) -> Result<Vec<(EventId, Option<String>)>> {
+        let sql = "SELECT id, why FROM likewise_skipped ORDER BY id DESC LIMIT ?1";
+        let mut statement = self.sandbox.engine().prepare_cached(sql)?;
+        let id = |row: &Row<'_>| {
+            let id = EventId::from_bytes(row.get_ref(0)?.as_blob()?);
+            id.map_err(|why| rusqlite::Error::FromSqlConversionFailure(0, Type::Blob, why.into()))
         };
-        read().map_err(Fault::state)
+        let skipped = statement.query_map([most], |row| Ok((id(row)?, row.get(1)?)))?;
+        Ok(skipped.collect::<rusqlite::Result<_>>()?)
     }
 
     /// Answers a query, with what is in the open transaction.
@@ -336,29 +339,30 @@ impl State {
     }
 
     /// The digest of what the tables hold, with what is in the open transaction.
-    pub(crate) fn digest(&self) -> Result<Digest, Fault> {
-        digest_of(self.sandbox.engine()).map_err(Fault::state)
+    pub(crate) fn digest(&self) -> Result<Digest> {
+        Ok(digest_of(self.sandbox.engine())?)
     }
 
     /// The digest of each table, with what is in the open transaction.
-    pub(crate) fn table_digests(&self) -> Result<TableDigests, Fault> {
-        table_digests(self.sandbox.engine()).map_err(Fault::state)
+    pub(crate) fn table_digests(&self) -> Result<TableDigests> {
+        Ok(table_digests(self.sandbox.engine())?)
     }
 
     /// The rows of each table as text, with what is in the open transaction.
-    pub(crate) fn table_rows(&self) -> Result<TableRows, Fault> {
-        table_rows(self.sandbox.engine()).map_err(Fault::state)
+    pub(crate) fn table_rows(&self) -> Result<TableRows> {
+        Ok(table_rows(self.sandbox.engine())?)
     }
 
     /// Makes SQLite reverse the order of rows wherever a statement doesn't ask for one. A materializer that relies on such
     /// an order gives itself away.
-    pub(crate) fn reverse_unordered(&self) -> Result<(), Fault> {
-        self.sandbox.engine().execute_batch("PRAGMA reverse_unordered_selects = 1").map_err(Fault::state)
+    pub(crate) fn reverse_unordered(&self) -> Result<()> {
+        self.sandbox.engine().execute_batch("PRAGMA reverse_unordered_selects = 1")?;
+        Ok(())
     }
 
-    fn run(&self, sql: &'static str) -> Result<(), Fault> {
-        let run = |conn: &Connection| conn.prepare_cached(sql)?.execute(()).map(drop);
-        run(self.sandbox.engine()).map_err(Fault::state)
+    fn run(&self, sql: &'static str) -> Result<()> {
+        self.sandbox.engine().prepare_cached(sql)?.execute(())?;
+        Ok(())
     }
 }
 
@@ -391,27 +395,21 @@ impl Committed {
 pub(crate) type TableDigests = BTreeMap<String, Digest>;
 
 /// The digest of each table of the state at `path`, and how far it has come, read as [`committed`] reads.
-pub(crate) fn committed_tables(path: &Path) -> Result<(Cursor, TableDigests), Fault> {
-    let read = || {
-        let conn = Beside::open(path)?;
-        conn.only_read()?;
-        conn.execute_batch("BEGIN")?;
-        let (cursor, _, _) = conn.query_row("SELECT * FROM likewise_cursor", (), read_cursor)?;
-        Ok((cursor, table_digests(&conn)?))
-    };
-    read().map_err(Fault::state)
+pub(crate) fn committed_tables(path: &Path) -> Result<(Cursor, TableDigests)> {
+    let conn = Beside::open(path)?;
+    conn.only_read()?;
+    conn.execute_batch("BEGIN")?;
+    let (cursor, _, _) = conn.query_row("SELECT * FROM likewise_cursor", (), read_cursor)?;
+    Ok((cursor, table_digests(&conn)?))
 }
 
 /// Reads the state at `path` beside the thread that writes to it in this process. While it is rebuilt, this waits.
-pub(crate) fn committed(path: &Path) -> Result<Committed, Fault> {
-    let read = || {
-        let conn = Beside::open(path)?;
-        conn.only_read()?;
-        conn.execute_batch("BEGIN")?;
-        let (cursor, made_by, schema) = conn.query_row("SELECT * FROM likewise_cursor", (), read_cursor)?;
-        Ok(Committed { cursor, digest: digest_of(&conn)?, made_by, schema })
-    };
-    read().map_err(Fault::state)
+pub(crate) fn committed(path: &Path) -> Result<Committed> {
+    let conn = Beside::open(path)?;
+    conn.only_read()?;
+    conn.execute_batch("BEGIN")?;
+    let (cursor, made_by, schema) = conn.query_row("SELECT * FROM likewise_cursor", (), read_cursor)?;
+    Ok(Committed { cursor, digest: digest_of(&conn)?, made_by, schema })
 }
 
 fn read_cursor(row: &Row<'_>) -> rusqlite::Result<(Cursor, String, String)> {
@@ -537,10 +535,10 @@ fn made_by(executable: &str) -> String {
     format!("{executable} sqlite {source}")
 }
 
-fn is_sound(conn: &Connection) -> Result<bool, Fault> {
+fn is_sound(conn: &Connection) -> Result<bool> {
     match conn.query_row("PRAGMA quick_check(1)", (), |row| row.get::<_, String>(0)) {
         Ok(line) => Ok(line == "ok"),
         Err(error) if is_damage(&error) => Ok(false),
-        Err(error) => Err(Fault::state(error)),
+        Err(error) => Err(error.into()),
     }
 }

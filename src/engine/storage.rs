@@ -12,24 +12,11 @@ use rusqlite::{Connection, OpenFlags};
 
 use super::error::{Database, Fault, is_failed_sync};
 use super::opening::Visitor;
+use crate::limits::engine::files::{BUSY, CHECKPOINT_PAGES, LONGEST_WAL, OVERDUE_PAGES};
 
 /// The oldest SQLite that may touch our files, as `sqlite3_libversion_number` counts. Older ones can corrupt a
 /// database in WAL mode: <https://sqlite.org/wal.html#walresetbug>.
 const OLDEST_SQLITE: i32 = 3_051_003;
-
-/// How long SQLite waits for another process that holds a lock, say the `sqlite3` shell of a curious person.
-const BUSY: Duration = Duration::from_secs(2);
-
-/// How long a WAL gets, in pages of 4 KiB, before it is moved into its database. Longer is cheaper: a page that was
-/// overwritten many times is moved once.
-const CHECKPOINT_PAGES: u32 = 4_000;
-
-/// How long it may get before that can't be left to another thread any more.
-const OVERDUE_PAGES: u32 = 16_000;
-
-/// How many bytes a WAL keeps when it begins again from its start. A reader can make it longer for a while; shorter, each
-/// round would pay for making the file longer again.
-const LONGEST_WAL: u64 = OVERDUE_PAGES as u64 * 4_096;
 
 /// Refuses to go on with an SQLite that isn't safe.
 pub(crate) fn check_sqlite() -> Result<(), Fault> {

@@ -207,8 +207,7 @@ impl Store {
     ///
     /// A fault of the machine.
     pub fn empty_state(&self) -> Result<(Cursor, Digest), Error> {
-        let digest = State::in_memory(&self.inner.schema).and_then(|state| state.digest());
-        Ok((Cursor::default(), digest.map_err(|fault| Error::from(&fault))?))
+        Ok((Cursor::default(), State::in_memory(&self.inner.schema)?.digest()?))
     }
 
     /// The answers to `query`: the present one, and every newer one.
@@ -258,7 +257,7 @@ impl Store {
         let schema = Arc::clone(&self.inner.schema);
         let answer = self.look_if_any(move |replica| match replica {
             Some(replica) => Ok(replica.state().ask(question)),
-            None => State::in_memory(&schema).map(|state| state.ask(question)),
+            None => Ok(State::in_memory(&schema)?.ask(question)),
         });
         answer.await?.map_err(|error| Error::Query(error.to_string()))
     }

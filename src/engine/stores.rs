@@ -19,14 +19,9 @@ use super::setup::{Files, Setup};
 use super::state::State;
 use super::store::{Inner, Store, StoreId, Unopened};
 use super::writer::{Common, Work, Writer, start_checkpoints};
+use crate::limits::engine::stores::{ABSENT, IDLE, OPEN, QUEUE, STORES, SWEEP_EVERY};
 
-/// How often idle stores are looked for: soon after their time is over, also when many were opened by a mere look.
-pub(crate) const SWEEP_EVERY: Duration = Duration::from_secs(5);
-
-/// How many handles of stores without events are kept before dropped ones are looked for.
-const ABSENT: usize = 64;
-
-/// The bounds of what stores may use. The program's own are in `cli.rs`.
+/// The bounds of what stores may use.
 #[derive(Debug, Clone, Copy)]
 pub struct StoreLimits {
     /// How many events may wait to be stored, a store.
@@ -41,7 +36,7 @@ pub struct StoreLimits {
 
 impl Default for StoreLimits {
     fn default() -> Self {
-        Self { queue: 8_192, stores: 10_000, open: 512, idle: Duration::from_secs(60) }
+        Self { queue: QUEUE, stores: STORES, open: OPEN, idle: IDLE }
     }
 }
 
@@ -328,7 +323,7 @@ impl Shared {
         let mut empty = self.empty.lock().unwrap_or_else(PoisonError::into_inner);
         let state = match empty.take().map_or_else(|| State::in_memory(&self.common.setup.schema), Ok) {
             Ok(state) => empty.insert(state),
-            Err(fault) => return live.fail(&Error::from(&fault)),
+            Err(fault) => return live.fail(&Error::from(fault)),
         };
         live.tell(live.refresh(state), || false);
     }

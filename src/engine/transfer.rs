@@ -11,18 +11,18 @@ use tokio::io::AsyncRead;
 use tokio_util::codec::{FramedRead, LinesCodec, LinesCodecError};
 
 use super::error::{Error, Fault, IoContext, LogFault, Malformed};
-use super::event::{Args, Device, Envelope, EventId, EventName, MAX_ARGS};
+use super::event::{Args, Device, Envelope, EventId, EventName};
 use super::eventlog::{CHECKPOINT_EVERY, Eventlog, PageSize, Rescued, Waiting};
 use super::health::Health;
 use super::place::Seq;
 use super::replica::Outcome;
 use super::setup::Files;
 use super::store::Store;
-use super::writer::MOST_TOGETHER;
+use crate::limits::engine::readers::{EXPORT_BYTES, EXPORT_EVENTS, MAX_LINE};
+use crate::limits::engine::writer::MOST_TOGETHER;
 
-/// How much is read at a time. Nothing is held open in between: the reader may be slow, and an open snapshot keeps the WAL
-/// from starting over.
-const PORTION: PageSize = PageSize { events: 8_192, bytes: 4 << 20 };
+/// What is read at a time.
+const PORTION: PageSize = PageSize { events: EXPORT_EVENTS, bytes: EXPORT_BYTES };
 
 /// One line of an export: an event, and where it stands.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -174,9 +174,6 @@ fn put(out: &mut dyn Write, line: &Line) -> Result<(), Fault> {
     let written = serde_json::to_writer(&mut *out, line).map_err(io::Error::from).and_then(|()| out.write_all(b"\n"));
     written.doing("write", Path::new("the export"))
 }
-
-/// The longest line of an import: a payload of which every byte is escaped, and the rest of the line.
-const MAX_LINE: usize = 6 * MAX_ARGS + 1_024;
 
 /// What an import did.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

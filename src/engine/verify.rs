@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use super::error::{Fault, LogFault};
+use super::error::{Fault, LogFault, StateFault};
 use super::eventlog::Eventlog;
 use super::materialize::{Enders, Stop};
 use super::place::{Cursor, Digest, Generation, Seq};
@@ -52,7 +52,7 @@ pub fn verify(files: &Files, setup: &Setup) -> Result<Report, Fault> {
     let committed = if files.state().exists() {
         match state::committed(&files.state()) {
             Ok(committed) => Some(committed),
-            Err(fault) => {
+            Err(StateFault(fault)) => {
                 report.problems.push(format!(
                     "the state can't be read: {fault}. No event is lost: it is rebuilt at the next start"
                 ));

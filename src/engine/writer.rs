@@ -6,13 +6,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::error::{Error, Fault};
 use super::event::Envelope;
-use super::eventlog::{Checked, PORTION, Progress};
+use super::eventlog::{Checked, Progress};
 use super::health::Health;
 use super::live::{Live, News};
 use super::lock::Guard;
@@ -22,15 +22,7 @@ use super::replica::{Outcome, Replica, Standing};
 use super::setup::{Files, Setup};
 use super::state::State;
 use super::storage::WalGauge;
-
-/// How many events are committed together at most. One fsync serves all of them, and no event waits for more than these.
-pub const MOST_TOGETHER: usize = 1_024;
-
-/// How long a store that failed is left alone before it is opened again.
-const RETRY_AFTER: Duration = Duration::from_secs(1);
-
-/// How often the files are looked at, to see whether they are still there.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
+use crate::limits::engine::writer::{CHECKED_TOGETHER, LOOK_EVERY, MOST_TOGETHER, RETRY_AFTER};
 
 /// Says that an event is stored.
 #[derive(Debug, Clone, Copy)]
@@ -227,7 +219,7 @@ impl Writer {
         if self.is_checked || self.writes.trouble().is_some() {
             return false;
         }
-        match replica.check_some(PORTION) {
+        match replica.check_some(CHECKED_TOGETHER) {
             Ok(Progress::More) => return true,
             Ok(Progress::Done) => self.is_checked = true,
             Err(fault) => {
@@ -390,7 +382,7 @@ impl Writer {
         let opened = if exists {
             self.open_replica().map(|replica| Held::Open(Box::new(replica)))
         } else {
-            State::in_memory(&self.common.setup.schema).map(|state| Held::Absent(Box::new(state)))
+            State::in_memory(&self.common.setup.schema).map(|state| Held::Absent(Box::new(state))).map_err(Fault::from)
         };
         match opened {
             Ok(mut held) => {

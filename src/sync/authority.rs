@@ -9,10 +9,7 @@ use super::protocol::{Hello, PAGE, Point, Push, Pushed, PushedEvent, WirePage, r
 use crate::engine::{
     Device, Digest, Envelope, Fault, Generation, LogId, Outcome, PageSize, Replica, Seq, Standing, Whose,
 };
-
-/// Different names of events that a store gets from devices. Each is kept in memory while the store is open. A hub orders
-/// events whose meaning it doesn't know, but no app has so many kinds.
-const MAX_NAMES: usize = 10_000;
+use crate::limits::sync::authority::MAX_NAMES;
 
 /// Why a hub refuses a client.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -34,6 +31,48 @@ pub enum Refusal {
     },
 }
 
+/// Why a hub doesn't do what a client asks.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AuthorityError {
+    /// The client is told why. Nothing of what it sent is stored.
+    #[error("the client is refused: {0:?}")]
+    Refused(Refusal),
+    /// The machine failed. Nothing may be concluded about the client.
+    #[error(transparent)]
+    Fault(#[from] Fault),
+}
+
+impl From<Refusal> for AuthorityError {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+/// Parts the two kinds of errors: a fault is for the store that owns the replica, a refusal for the client.
+///
+/// # Errors
+///
+/// The fault.
+pub fn judged<T>(result: Result<T, AuthorityError>) -> Result<Result<T, Refusal>, Fault> {
+    match result {
+        Ok(value) => Ok(Ok(value)),
+        Err(AuthorityError::Refused(refusal)) => Ok(Err(refusal)),
+        Err(AuthorityError::Fault(fault)) => Err(fault),
+    }
+}
+
+/// What comes next in a pull.
+#[derive(Debug)]
+pub enum NextPage {
+    /// More of the log.
+    Page(WirePage),
+    /// Nothing for now: the client has all of the log.
+    Level,
+    /// Nothing any more: this is no longer the log that the pull began with, so the client has to start over.
+    Over,
+}
+
 /// What a pull begins with.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Start {
@@ -49,27 +88,24 @@ impl Start {
     ///
     /// # Errors
     ///
-    /// A fault of the machine; the inner error is for the client.
+    /// When the hub has another log, or the machine fails.
     pub fn vouch(
         replica: Option<&Replica>,
         known: Option<LogId>,
         after: Seq,
         digest: Digest,
-    ) -> Result<Result<Self, Refusal>, Fault> {
+    ) -> Result<Self, AuthorityError> {
         let Some(replica) = replica else {
             let knows_more = known.is_some() || after > Seq::START;
-            return Ok(if knows_more { Err(Refusal::WrongLog) } else { Ok(Self::default()) });
+            return if knows_more { Err(Refusal::WrongLog.into()) } else { Ok(Self::default()) };
         };
         let Standing { whose, generation, head, .. } = replica.standing()?;
-        let log = match own(whose, known) {
-            Ok(log) => log,
-            Err(refusal) => return Ok(Err(refusal)),
-        };
+        let log = own(whose, known)?;
         if !replica.vouches_for(after, digest)? {
             let points = replica.points()?.into_iter().map(|(seq, digest)| Point { seq, digest }).collect();
-            return Ok(Err(Refusal::Diverged { head, points }));
+            return Err(Refusal::Diverged { head, points }.into());
         }
-        Ok(Ok(Self { log: Some(log), generation, head }))
+        Ok(Self { log: Some(log), generation, head })
     }
 
     /// What the hub says first.
@@ -77,13 +113,12 @@ impl Start {
         Hello { log: self.log, run: run.to_owned(), head: self.head }
     }
 
-    /// The next page after `after`, if there is more. The outer `None` when this is no longer the log that the pull began
-    /// with, so that the client has to begin anew.
+    /// What comes after `after`.
     ///
     /// # Errors
     ///
     /// A fault of the machine.
-    pub fn page(&mut self, replica: &Replica, after: Seq) -> Result<Option<Option<WirePage>>, Fault> {
+    pub fn page(&mut self, replica: &Replica, after: Seq) -> Result<NextPage, Fault> {
         self.page_of(replica, after, PAGE)
     }
 
@@ -92,22 +127,17 @@ impl Start {
     /// # Errors
     ///
     /// A fault of the machine.
-    pub(crate) fn page_of(
-        &mut self,
-        replica: &Replica,
-        after: Seq,
-        size: PageSize,
-    ) -> Result<Option<Option<WirePage>>, Fault> {
+    pub(crate) fn page_of(&mut self, replica: &Replica, after: Seq, size: PageSize) -> Result<NextPage, Fault> {
         let Standing { whose, generation, head, .. } = replica.standing()?;
-        let Whose::Own(log) = whose else { return Ok(None) };
+        let Whose::Own(log) = whose else { return Ok(NextPage::Over) };
         if self.log.is_some_and(|known| known != log || self.generation != generation) {
-            return Ok(None);
+            return Ok(NextPage::Over);
         }
-        // A store that was made since begins with whatever log it has.
+        // A store that was made since then begins with whatever log it has.
         *self = Self { log: Some(log), generation, ..*self };
         let entries = replica.entries(after, size)?;
         let page = entries.last().map(|last| WirePage::new(log, &entries, last.seq, last.seq < head));
-        Ok(Some(page))
+        Ok(page.map_or(NextPage::Level, NextPage::Page))
     }
 }
 
@@ -171,22 +201,19 @@ impl Incoming {
     ///
     /// # Errors
     ///
-    /// A fault of the machine; the inner error is for the client: nothing of it is stored.
-    pub fn store(self, replica: Option<&mut Replica>) -> Result<Result<Pushed, Refusal>, Fault> {
+    /// When the hub has another log, or the machine fails. Nothing of it is stored then.
+    pub fn store(self, replica: Option<&mut Replica>) -> Result<Pushed, AuthorityError> {
         let Self { known, events, answers } = self;
         let (log, outcomes) = match replica {
-            None if known.is_some() || !events.is_empty() => return Ok(Err(Refusal::WrongLog)),
+            None if known.is_some() || !events.is_empty() => return Err(Refusal::WrongLog.into()),
             None => (None, Vec::new()),
-            Some(replica) => match own(replica.standing()?.whose, known) {
-                Ok(log) => (Some(log), add_known(replica, events)?),
-                Err(refusal) => return Ok(Err(refusal)),
-            },
+            Some(replica) => (Some(own(replica.standing()?.whose, known)?), add_known(replica, events)?),
         };
         let mut outcomes = outcomes.into_iter();
         let answer = |answer: Option<PushedEvent>| {
             answer.unwrap_or_else(|| outcomes.next().expect("BUG: as many outcomes as events"))
         };
-        Ok(Ok(Pushed { log, events: answers.into_iter().map(answer).collect() }))
+        Ok(Pushed { log, events: answers.into_iter().map(answer).collect() })
     }
 }
 

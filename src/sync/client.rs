@@ -1,71 +1,19 @@
-//! The client: keeps a store level with its upstream, for as long as that makes sense. What to do is decided by a
-//! [`Session`]; here it is done, with a network, a clock and a store.
+//! The client: keeps stores level with their upstream, each by a [`Client`] of its own, for as long as that makes sense.
 
 use std::collections::HashMap;
-use std::pin::pin;
-use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::{Duration, Instant, SystemTime};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use futures_util::{Stream, StreamExt, stream};
 use tokio::sync::{Notify, watch};
-use tokio::time::{sleep, timeout, timeout_at};
+use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::http::Upstream;
-use super::protocol::{Hello, Point, PushedEvent, WirePage, words};
+use super::link::Client;
 use super::ration::Allowance;
-use super::session::{self, End, Outgoing, PushAnswer, Session, ended, not_understood};
-use super::{sse, tokens};
-use crate::engine::{
-    Digest, Error, Generation, Health, LogId, Position, Replica, Seq, Standing, Store, StoreId, Stores,
-};
-use crate::random;
-
-/// How long a stream may be silent. The hub says something every ten seconds.
-const SILENCE: Duration = Duration::from_secs(25);
-
-/// The shortest and the longest wait before the next attempt, of a few stores.
-const WAIT: [Duration; 2] = [Duration::from_millis(250), Duration::from_secs(15)];
-
-/// So many stores try as often as that. More of them wait longer, so that all together don't keep the machine busy with a
-/// hub that is away; who gets through first tells the others.
-const FEW: usize = 32;
-
-/// The shortest wait of a store that somebody is using.
-const WANTED: Duration = Duration::from_secs(1);
-
-/// How long a store is kept level after somebody used it last; the second, while others need the room.
-const IDLE: [Duration; 2] = [Duration::from_secs(600), Duration::from_secs(5)];
-
-/// How often to look whether anybody still uses a store that is level.
-const IDLE_CHECK: Duration = Duration::from_secs(5);
-
-/// How often to look whether something changed that lets a halted store go on.
-const LOOK_EVERY: Duration = Duration::from_secs(1);
-
-/// How long others' events may wait until pages see them, while more arrive and many of ours are pending: at least this, and
-/// so many times what it took last to put the pending ones back, which is then all that it costs.
-const SEEN_AFTER: Duration = Duration::from_millis(250);
-const SEEN_AFTER_TIMES: u32 = 4;
-
-/// So often a store is repaired at once, and then once more after each such time: to take back a log and to make its state
-/// anew costs as much as the log is long, and a hub could ask for it without end.
-const REPAIRS: (u32, Duration) = (3, Duration::from_secs(300));
-
-/// So many events of a stream may bring no page at once, and then one more after each such time. A ping comes every ten
-/// seconds.
-const NO_PAGES: (u32, Duration) = (32, Duration::from_secs(1));
-
-/// So many pings may come while the hub owes something: pages up to the head that it named, or a place for what it took. An
-/// honest one sends what it has before the next ping.
-const OWING: u32 = 6;
-
-/// So many sessions in a row may end with the hub's word that it was started anew.
-const ANEW: u32 = 3;
-
-/// So many refusals of a push are logged one by one.
-const LOGGED: usize = 10;
+use super::tokens;
+use crate::engine::{Error, Store, StoreId, Stores};
+use crate::limits::sync::client::{IDLE_AFTER, LOOK_EVERY, REPAIR_EVERY, REPAIRS};
 
 /// How the connection of a store to its upstream is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -115,31 +63,31 @@ impl LinkStatus {
 /// The clients of all stores that follow one upstream.
 #[derive(Clone)]
 pub(crate) struct Clients {
-    shared: Arc<Shared>,
+    pub(super) shared: Arc<Shared>,
 }
 
-struct Shared {
-    stores: Stores,
+pub(super) struct Shared {
+    pub(super) stores: Stores,
     upstream: Option<Upstream>,
     /// How long a halted store waits before it tries again.
-    retry_halted: Duration,
-    shutdown: CancellationToken,
-    links: Mutex<HashMap<StoreId, Link>>,
+    pub(super) retry_halted: Duration,
+    pub(super) shutdown: CancellationToken,
+    pub(super) links: Mutex<HashMap<StoreId, Link>>,
     none: watch::Sender<LinkStatus>,
     /// How often a store that was offline has come to be online.
-    found: watch::Sender<u64>,
+    pub(super) found: watch::Sender<u64>,
 }
 
-struct Link {
+pub(super) struct Link {
     status: watch::Receiver<LinkStatus>,
     usage: Arc<Usage>,
     lane: usize,
 }
 
 /// That somebody uses a store.
-struct Usage {
-    last: Mutex<Instant>,
-    again: Notify,
+pub(super) struct Usage {
+    pub(super) last: Mutex<Instant>,
+    pub(super) again: Notify,
 }
 
 impl Clients {
@@ -198,7 +146,7 @@ impl Clients {
             upstream: upstream.in_lane(lane),
             status: sender,
             usage: Arc::clone(&usage),
-            repairs: Allowance::new(REPAIRS.0, REPAIRS.1),
+            repairs: Allowance::new(REPAIRS, REPAIR_EVERY),
             clients: self.clone(),
         };
         links.insert(store.id().clone(), Link { status: status.clone(), usage, lane });
@@ -206,7 +154,7 @@ impl Clients {
         status
     }
 
-    fn count(&self) -> usize {
+    pub(super) fn count(&self) -> usize {
         self.shared.links.lock().expect("BUG: attending to a store panicked").len()
     }
 
@@ -216,7 +164,7 @@ impl Clients {
         let Shared { stores, upstream, .. } = &*self.shared;
         let Some(upstream) = upstream else { return };
         // Nobody uses the others, so they are let go of as soon as they are level.
-        let long_ago = Instant::now().checked_sub(IDLE[0]).unwrap_or_else(Instant::now);
+        let long_ago = Instant::now().checked_sub(IDLE_AFTER).unwrap_or_else(Instant::now);
         for id in [first.clone()].iter().chain(&stores.list().unwrap_or_default()) {
             let mut found = stores.get(id);
             while matches!(found, Err(Error::TooManyOpen)) {
@@ -231,442 +179,6 @@ impl Clients {
             }
         }
     }
-}
-
-/// The client of one store. It has the store only during a session, so that those which wait for their hub don't keep
-/// others from being opened.
-struct Client {
-    id: StoreId,
-    /// How the store was when it was had last.
-    health: watch::Receiver<Health>,
-    upstream: Upstream,
-    status: watch::Sender<LinkStatus>,
-    usage: Arc<Usage>,
-    repairs: Allowance,
-    clients: Clients,
-}
-
-impl Client {
-    async fn run(mut self) {
-        let shared = Arc::clone(&self.clients.shared);
-        loop {
-            let is_closed = shared.shutdown.run_until_cancelled(self.keep_level()).await;
-            let mut links = shared.links.lock().expect("BUG: attending to a store panicked");
-            // Under the lock nobody can begin to use the store.
-            if is_closed.is_none_or(|is_closed| is_closed) || self.is_idle() {
-                links.remove(&self.id);
-                return;
-            }
-        }
-    }
-
-    /// One session after the other, until nobody uses the store and nothing waits to be pushed, or until the store is
-    /// closed: then it is true.
-    async fn keep_level(&mut self) -> bool {
-        let mut backoff = Backoff::default();
-        // How many sessions in a row ended so that the next one has a reason to go better.
-        let mut hopeful = 0;
-        loop {
-            let (began, before, terms) = (Instant::now(), self.standing(), self.terms());
-            let end = match self.clients.shared.stores.get(&self.id) {
-                Ok(store) => {
-                    self.health = store.health();
-                    let end = tokio::select! {
-                        end = self.session(&store) => end,
-                        () = self.idle() => return false,
-                    };
-                    // Pages that were to be followed by more may have gone ahead of what queries see.
-                    drop(store.look(|replica| replica.settle_arrivals()).await);
-                    match end {
-                        End::Diverged(points) => self.repair(&store, points).await,
-                        end => end,
-                    }
-                }
-                Err(error) => here(&error),
-            };
-            // A session that did all there was to do, or that lasted, owes nothing to the failures before it.
-            let now = self.standing();
-            if began.elapsed() > WAIT[1] || now.head > before.head && now.pending == 0 {
-                backoff = Backoff::default();
-                hopeful = 0;
-            }
-            let wait = backoff.next(self.clients.count());
-            let end = match end {
-                End::PullFirst if hopeful == ANEW => {
-                    End::Offline("the hub says again and again that this store has to be pulled first".to_owned())
-                }
-                end => end,
-            };
-            hopeful = if matches!(end, End::PullFirst | End::Diverged(_)) { hopeful + 1 } else { 0 };
-            match end {
-                End::Closed => return true,
-                End::PullFirst | End::Diverged(_) => sleep(wait).await,
-                End::Offline(why) => {
-                    self.tell(LinkState::Offline, None, Some(why));
-                    let found = self.clients.shared.found.subscribe();
-                    tokio::select! {
-                        () = may_try_again(wait, &self.usage.again, found) => {}
-                        () = self.idle() => return false,
-                    }
-                }
-                End::Halted(code, why) => {
-                    self.tell(LinkState::Halted, Some(code), Some(why));
-                    tokio::select! {
-                        () = sleep(self.clients.shared.retry_halted) => {}
-                        () = self.mended(terms) => {}
-                        () = self.idle() => return false,
-                    }
-                }
-            }
-        }
-    }
-
-    /// One pull stream, with pushes beside it.
-    async fn session(&self, store: &Store) -> End {
-        let position = match store.look(|replica| replica.position()).await {
-            Ok(position) => position,
-            Err(error) => return here(&error),
-        };
-        // A store that is offline or halted stays so until it is known to be otherwise.
-        if self.status.borrow().state == LinkState::Online {
-            self.tell(LinkState::Connecting, None, None);
-        }
-        let start = Position { generation: Generation::default(), log: None, after: Seq::START, digest: Digest::EMPTY };
-        let bytes = match timeout(SILENCE, self.upstream.pull(&self.id, position.unwrap_or(start))).await {
-            Ok(Ok(bytes)) => unless_silent(bytes),
-            Ok(Err(end)) => return end,
-            Err(_) => return silent(),
-        };
-        let mut events = pin!(sse::events(bytes, self.upstream.ration()));
-        let hello: Hello = match timeout(SILENCE, events.next()).await {
-            Err(_) => return silent(),
-            Ok(Some(Ok(event))) if event.event == "hello" => match serde_json::from_str(&event.data) {
-                Ok(hello) => hello,
-                Err(why) => return not_understood(&why),
-            },
-            Ok(Some(Err(error))) => return End::Offline(format!("the stream broke: {error}")),
-            Ok(_) => return End::Offline("the stream didn't begin as a hub's does".to_owned()),
-        };
-        let running = match Session::begin(position, hello) {
-            Ok(session) => Running { session: Arc::new(Mutex::new(session)), arrived: Notify::new() },
-            Err(end) => return end,
-        };
-        self.tell(LinkState::Online, None, None);
-        let end = tokio::select! {
-            end = pull(store, events, &running) => end,
-            end = self.push(store, &running) => end,
-        };
-        let session = running.session;
-        drop(store.look(move |replica| lock(&session).end(replica)).await);
-        end
-    }
-
-    /// Pushes what the session says, one push after the other.
-    async fn push(&self, store: &Store, running: &Running) -> End {
-        let mut health = store.health();
-        loop {
-            health.mark_unchanged();
-            let session = Arc::clone(&running.session);
-            let next = store.look(move |replica| ended(lock(&session).next_push(replica))).await;
-            let outgoing = match next.map(Option::transpose) {
-                Ok(Ok(outgoing)) => outgoing.flatten(),
-                Ok(Err(end)) => return end,
-                Err(error) => return here(&error),
-            };
-            let Some(outgoing) = outgoing else {
-                tokio::select! {
-                    changed = health.changed() => if changed.is_err() { return End::Closed },
-                    () = running.arrived.notified() => {}
-                }
-                continue;
-            };
-            let answer = match self.upstream.push(&self.id, &outgoing.push).await {
-                Ok(answer) => answer,
-                Err(end) => return end,
-            };
-            self.log(&outgoing, &answer);
-            let session = Arc::clone(&running.session);
-            match store.with(move |replica| ended(lock(&session).answer(replica, &outgoing, answer))).await {
-                Ok(Ok(())) => {}
-                Ok(Err(end)) => return end,
-                Err(error) => return here(&error),
-            }
-        }
-    }
-
-    /// Says what the hub refuses, and what has no effect there.
-    fn log(&self, outgoing: &Outgoing, answer: &PushAnswer) {
-        let PushAnswer::Pushed(pushed) = answer else { return };
-        let store = self.id.as_str();
-        let is_plain = |answer: &PushedEvent| matches!(answer, PushedEvent::Stored { no_effect: None, .. });
-        let mut odd = outgoing.ids().iter().zip(&pushed.events).filter(|(_, answer)| !is_plain(answer));
-        for (id, answer) in odd.by_ref().take(LOGGED) {
-            match answer {
-                PushedEvent::Stored { no_effect, .. } => {
-                    let why = words(no_effect.as_deref().unwrap_or_default());
-                    tracing::warn!(store, %id, why, "an event has no effect");
-                }
-                PushedEvent::Refused { refused, why } => {
-                    let (refused, why) = (words(refused), words(why));
-                    tracing::warn!(store, %id, refused, why, "the hub refused an event; it is set aside");
-                }
-            }
-        }
-        let more = odd.count();
-        if more > 0 {
-            tracing::warn!(store, more, "and more of the same push have no effect, or are set aside");
-        }
-    }
-
-    /// Brings our log and the hub's together again, unless that was done too often.
-    async fn repair(&mut self, store: &Store, points: Vec<Point>) -> End {
-        if !self.repairs.spend() {
-            let why =
-                "the hub says again and again that its log is another; nothing more is taken back for some minutes";
-            return End::Offline(why.to_owned());
-        }
-        let asked = points.clone();
-        match store.with(move |replica| session::repair(replica, &asked)).await {
-            Ok(Some((first, last))) => {
-                tracing::warn!(
-                    store = self.id.as_str(),
-                    "the hub lacks events {first} to {last}; they are pushed again"
-                );
-                End::Diverged(points)
-            }
-            Ok(None) => End::Offline("the hub says that its log is another, and shows that it is ours".to_owned()),
-            Err(error) => {
-                tracing::error!(store = self.id.as_str(), %error, "cannot repair");
-                here(&error)
-            }
-        }
-    }
-
-    /// Returns when something changed since these `terms` that may let a halted store go on.
-    async fn mended(&self, terms: Terms) {
-        loop {
-            sleep(LOOK_EVERY).await;
-            if self.terms() != terms {
-                return;
-            }
-        }
-    }
-
-    /// On what the hub is asked now.
-    fn terms(&self) -> Terms {
-        // Whoever adopts another log has the store open.
-        let health = self.clients.shared.stores.opened(&self.id).map(|store| store.health());
-        let standing = standing(health.as_ref().unwrap_or(&self.health));
-        Terms { token: self.upstream.token_stamp(), log: standing.whose.log_id() }
-    }
-
-    /// Returns when nobody has used the store for a while and nothing waits to be pushed.
-    async fn idle(&self) {
-        while !self.is_idle() {
-            sleep(IDLE_CHECK).await;
-        }
-    }
-
-    fn is_idle(&self) -> bool {
-        let used = *self.usage.last.lock().expect("BUG: touching a link panicked");
-        let patience = IDLE[usize::from(self.clients.shared.stores.are_crowded())];
-        let is_level = match &*self.health.borrow() {
-            Health::Absent => true,
-            health => health.standing().is_some_and(|standing| standing.pending == 0),
-        };
-        // One receiver is in the list of links; another is an open page's.
-        is_level && used.elapsed() > patience && self.status.receiver_count() <= 1
-    }
-
-    /// Where the store stood when that was known last.
-    fn standing(&self) -> Standing {
-        standing(&self.health)
-    }
-
-    fn tell(&self, state: LinkState, code: Option<&'static str>, error: Option<String>) {
-        // Most of what is wrong is told in a hub's own words.
-        let error = error.map(|why| words(&why));
-        self.status.send_if_modified(|status| {
-            if status.state == state && status.code == code && status.error == error {
-                return false;
-            }
-            let store = self.id.as_str();
-            match (&error, state) {
-                (Some(why), LinkState::Halted) => tracing::error!(store, code, why, "sync stopped"),
-                (Some(why), _) if status.state != state => tracing::warn!(store, why, "offline"),
-                (None, LinkState::Online) => tracing::info!(store, "online"),
-                _ => {}
-            }
-            if status.state != state {
-                status.since = Some(tokens::now());
-                if (status.state, state) == (LinkState::Offline, LinkState::Online) {
-                    self.clients.shared.found.send_modify(|times| *times += 1);
-                }
-            }
-            status.state = state;
-            status.code = code;
-            status.error = error;
-            true
-        });
-    }
-}
-
-/// What may have to change before the hub stops refusing a store.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Terms {
-    token: Option<SystemTime>,
-    log: Option<LogId>,
-}
-
-/// A session at work: its decisions are taken on the store's thread.
-struct Running {
-    session: Arc<Mutex<Session>>,
-    /// Tells the pushes that a page has arrived.
-    arrived: Notify,
-}
-
-fn lock(session: &Mutex<Session>) -> MutexGuard<'_, Session> {
-    session.lock().expect("BUG: a session panicked")
-}
-
-/// Takes in what the hub sends.
-async fn pull(
-    store: &Store,
-    mut events: impl Stream<Item = std::io::Result<sse::SseEvent>> + Unpin,
-    running: &Running,
-) -> End {
-    let mut others = Allowance::new(NO_PAGES.0, NO_PAGES.1);
-    // How many pings came since the last page while the hub owed one.
-    let mut owing = 0;
-    // When pages are to see what they don't yet, and how long that was left to wait.
-    let (mut due_at, mut pause) = (None, SEEN_AFTER);
-    loop {
-        let next = match due_at {
-            None => events.next().await,
-            Some(due) if due <= tokio::time::Instant::now() => {
-                (due_at, pause) = (None, show(store).await);
-                continue;
-            }
-            Some(due) => match timeout_at(due, events.next()).await {
-                Ok(next) => next,
-                Err(_) => continue,
-            },
-        };
-        let event = match next {
-            None => return End::Offline("the hub ended the stream".to_owned()),
-            Some(Err(error)) => return End::Offline(format!("the stream broke: {error}")),
-            Some(Ok(event)) => event,
-        };
-        let session = Arc::clone(&running.session);
-        if event.event != "page" {
-            if !others.spend() {
-                return End::Offline("the hub sends without pause what is no page".to_owned());
-            }
-            match store.look_if_any(move |replica| lock(&session).is_owed(replica.as_deref())).await {
-                Ok(is_owed) => owing = if is_owed { owing + 1 } else { 0 },
-                Err(error) => return here(&error),
-            }
-            if owing >= OWING {
-                return End::Offline("the hub doesn't send what it says it has".to_owned());
-            }
-            continue;
-        }
-        let page: WirePage = match serde_json::from_str(&event.data) {
-            Ok(page) => page,
-            Err(why) => return not_understood(&why),
-        };
-        let sse::SseEvent { data, portion: _portion, .. } = event;
-        drop(data);
-        let brings_nothing = page.events.is_empty();
-        let arrive =
-            move |replica: &mut Replica| Ok((ended(lock(&session).arrive(replica, page))?, replica.is_behind()));
-        let arrived = if brings_nothing {
-            if !others.spend() {
-                return End::Offline("the hub sends page after page that brings nothing".to_owned());
-            }
-            // It makes no store where there is none.
-            store.look(arrive).await.map(|arrived| arrived.unwrap_or((Ok(()), false)))
-        } else {
-            owing = 0;
-            store.with(arrive).await
-        };
-        match arrived {
-            Ok((Ok(()), is_behind)) => {
-                running.arrived.notify_one();
-                due_at = is_behind.then(|| due_at.unwrap_or_else(|| tokio::time::Instant::now() + pause));
-            }
-            Ok((Err(end), _)) => return end,
-            Err(error) => return here(&error),
-        }
-    }
-}
-
-/// Lets pages see what has arrived, and says how long to wait before the next time.
-async fn show(store: &Store) -> Duration {
-    let begun = Instant::now();
-    drop(store.look(|replica| replica.settle_arrivals()).await);
-    SEEN_AFTER.max(begun.elapsed() * SEEN_AFTER_TIMES)
-}
-
-fn standing(health: &watch::Receiver<Health>) -> Standing {
-    health.borrow().standing().cloned().unwrap_or_default()
-}
-
-/// Waits that grow, so that a hub that comes back isn't met by everybody at once.
-#[derive(Default)]
-struct Backoff {
-    attempts: u32,
-}
-
-impl Backoff {
-    /// The next wait of one among so many stores: random between half and the whole of a bound that doubles ("equal
-    /// jitter").
-    fn next(&mut self, stores: usize) -> Duration {
-        let crowd = u32::try_from(stores / FEW).unwrap_or(u32::MAX).max(1);
-        let longest = WAIT[1].saturating_mul(crowd);
-        let bound = WAIT[0].saturating_mul(1 << self.attempts.min(16)).min(longest);
-        self.attempts += 1;
-        bound.mul_f64(0.5 + 0.5 * random::fraction())
-    }
-}
-
-/// Returns after `wait`, or sooner when somebody uses the store, or when another store has `found` the hub.
-async fn may_try_again(wait: Duration, used: &Notify, mut found: watch::Receiver<u64>) {
-    let least = wait.min(WANTED);
-    sleep(least).await;
-    tokio::select! {
-        () = sleep(wait - least) => {}
-        () = used.notified() => {}
-        // Not all at once.
-        _ = found.changed() => sleep(WANTED.mul_f64(random::fraction())).await,
-    }
-}
-
-/// A fault on this side: the session is over, and the store says itself what is wrong with it.
-fn here(error: &Error) -> End {
-    match error {
-        Error::Closed => End::Closed,
-        error => End::Offline(error.to_string()),
-    }
-}
-
-fn silent() -> End {
-    End::Offline(silence())
-}
-
-fn silence() -> String {
-    format!("the hub said nothing for {} seconds", SILENCE.as_secs())
-}
-
-/// The stream until it is silent for too long. Bytes count, and not events, for on a slow link a page takes its time.
-fn unless_silent(
-    bytes: impl Stream<Item = std::io::Result<Bytes>> + Unpin + Send + 'static,
-) -> impl Stream<Item = std::io::Result<Bytes>> + Unpin + Send + 'static {
-    let next = async |mut bytes| match timeout(SILENCE, StreamExt::next(&mut bytes)).await {
-        Ok(chunk) => chunk.map(|chunk| (chunk, bytes)),
-        Err(_) => Some((Err(std::io::Error::other(silence())), bytes)),
-    };
-    Box::pin(stream::unfold(bytes, next))
 }
 
 #[cfg(test)]
@@ -739,41 +251,6 @@ mod tests {
         tokio::task::spawn_blocking(move || stores.close()).await.expect("closed");
         while link.changed().await.is_ok() {}
         assert!(clients.shared.links.lock().expect("links").is_empty());
-    }
-
-    #[test]
-    fn trust_26_waits_grow_and_no_two_devices_wait_alike() {
-        let waits = |stores| {
-            let mut backoff = Backoff::default();
-            std::iter::repeat_with(|| backoff.next(stores)).take(12).collect::<Vec<_>>()
-        };
-        let (one, other, many) = (waits(1), waits(1), waits(320));
-        assert_ne!(one, other);
-        for (n, wait) in one.iter().enumerate() {
-            let bound = (WAIT[0] * (1 << n)).min(WAIT[1]);
-            assert!((bound / 2..=bound).contains(wait), "{n}: {wait:?}");
-        }
-        assert!(many[11] >= WAIT[1] * 5, "{many:?}");
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn who_uses_a_store_or_finds_the_hub_makes_the_wait_short() {
-        let (used, found) = (Notify::new(), watch::channel(0).0);
-        let hour = Duration::from_secs(3_600);
-        let waited = async |wait| {
-            let start = tokio::time::Instant::now();
-            may_try_again(wait, &used, found.subscribe()).await;
-            start.elapsed()
-        };
-        assert_eq!(waited(hour).await, hour);
-        assert_eq!(waited(WAIT[0]).await, WAIT[0]);
-        used.notify_one();
-        assert_eq!(waited(hour).await, WANTED);
-        let (waited, ()) = tokio::join!(waited(hour), async {
-            sleep(Duration::from_secs(60)).await;
-            found.send_modify(|times| *times += 1);
-        });
-        assert!(waited <= Duration::from_secs(60) + WANTED, "{waited:?}");
     }
 
     #[test]

@@ -3,7 +3,6 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use anyhow::{Context, bail};
 use bytes::Bytes;
@@ -21,26 +20,9 @@ use super::session::{End, PushAnswer};
 use super::tls::{Trust, tls};
 use crate::clock;
 use crate::engine::{Position, StoreId};
-
-/// How long the hub may take to accept a connection.
-const CONNECT: Duration = Duration::from_secs(10);
-
-/// How long a connection is kept for the next request. Shorter than the hub keeps it, so that no request goes out on one
-/// that the hub is just closing; and shorter than the silence after which a stream is given up, so that the next
-/// attempt doesn't go out on a connection that died with it.
-const KEEP: Duration = Duration::from_secs(8);
-
-/// How long the hub may take to answer a push.
-const ANSWER: Duration = Duration::from_secs(30);
-
-/// The largest answer to a push that is read. That of 1,000 refused events is about 200 KB.
-const MAX_ANSWER: usize = 4 << 20;
-
-/// The largest problem that is read. One with all points of a log has about 8 KB.
-const MAX_PROBLEM: usize = 64 << 10;
-
-/// What all answers and streams may hold together while they come. Enough for the largest pages of fifty stores.
-const MAX_UNDER_WAY: usize = 64 << 20;
+use crate::limits::sync::http::{
+    ANSWER, CONNECT, KEEP, KEEPALIVE, MAX_ANSWER, MAX_PROBLEM, MAX_UNDER_WAY, STORES_IN_A_LANE,
+};
 
 /// A hub, and how to be let in.
 #[derive(Debug, Clone)]
@@ -97,11 +79,6 @@ impl TokenSource {
         Ok(token.to_owned())
     }
 }
-
-/// How many stores share a connection where it carries many requests at once (HTTP/2). Servers are to allow a hundred
-/// requests (RFC 9113, section 6.5.2), a store has two of them under way, and one more than a server allows waits for
-/// ever behind those that pull.
-const STORES_IN_A_LANE: usize = 32;
 
 /// A hub.
 #[derive(Clone)]
@@ -328,7 +305,7 @@ fn client(url: &Url, tls: &ClientConfig) -> reqwest::Result<reqwest::Client> {
         .redirect(redirect::Policy::none())
         .connect_timeout(CONNECT)
         .pool_idle_timeout(KEEP)
-        .tcp_keepalive(Duration::from_secs(15))
+        .tcp_keepalive(KEEPALIVE)
         .user_agent(concat!("likewise/", env!("CARGO_PKG_VERSION")));
     if is_local(url) {
         builder = builder.no_proxy();

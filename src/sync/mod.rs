@@ -6,9 +6,13 @@
 
 mod authority;
 #[cfg(feature = "app")]
+mod backoff;
+#[cfg(feature = "app")]
 mod client;
 #[cfg(feature = "app")]
 mod http;
+#[cfg(feature = "app")]
+mod link;
 mod protocol;
 #[cfg(feature = "app")]
 mod ration;
@@ -20,7 +24,7 @@ mod tls;
 #[cfg(feature = "app")]
 pub(crate) mod tokens;
 
-pub use authority::{Incoming, Refusal, Start};
+pub use authority::{AuthorityError, Incoming, NextPage, Refusal, Start, judged};
 #[cfg(feature = "app")]
 pub(crate) use client::{Clients, LinkState, LinkStatus};
 #[cfg(feature = "app")]

@@ -9,23 +9,11 @@ use serde::de::{Error as _, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::engine::{Args, Device, Digest, Entry, Envelope, EventId, EventName, LogId, Malformed, Page, PageSize, Seq};
+use crate::limits::sync::page;
+use crate::limits::sync::wire::{MAX_POINTS, MAX_RUN, MAX_WORDS, SEQS};
 
 /// The most that goes into one push or one page.
-pub(crate) const PAGE: PageSize = PageSize { events: 1_000, bytes: 1 << 20 };
-
-/// The longest name of a run that a client takes: it goes back to the hub with every push. Ours are UUIDs.
-const MAX_RUN: usize = 100;
-
-/// Below this are all places that a client takes from a hub. Half of what a [`Seq`] may be, so that a log that was led to
-/// its end can still be promoted, and go on.
-const SEQS: u64 = 1 << 61;
-
-/// The most points of its log that a hub names: each costs the client the digests of up to 1,024 events. Ours has one for
-/// each power of two, at most 65.
-const MAX_POINTS: usize = 256;
-
-/// The most of a hub's words that is kept, logged or shown, in characters.
-const MAX_WORDS: usize = 300;
+pub(crate) const PAGE: PageSize = PageSize { events: page::EVENTS, bytes: page::BYTES };
 
 /// The codes of the hub's problems that a client acts on. Only these can stop a store.
 pub(crate) mod code {

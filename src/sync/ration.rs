@@ -5,10 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::time::Instant;
+use crate::limits::sync::http::FREE;
 
-/// So much of each answer is free: hundreds of streams hold a short line now and then.
-const FREE: usize = 64 << 10;
+use tokio::time::Instant;
 
 /// Memory that many share.
 #[derive(Debug)]

@@ -5,17 +5,7 @@
 
 use super::protocol::{self, Hello, PAGE, Point, Push, Pushed, PushedEvent, WireEvent, WirePage, words};
 use crate::engine::{EventId, Fault, Generation, LogId, PageSize, Position, Replica, Seq, Standing};
-
-/// So many pages in a row may bring nothing: a log that was written twice has some. More of them are a waste of time, and
-/// of the disk where they name events.
-const IN_VAIN: u32 = 32;
-
-/// So many refusals are written down together at most: each time, what is pending is put back on top of the log.
-const REFUSED_TOGETHER: usize = 10_000;
-
-/// How many pushes of one size have to get through before more is tried: whatever was too much once is so again, as a
-/// rule, and to learn that may take as long as to wait for an answer.
-const BEFORE_GROWTH: u32 = 16;
+use crate::limits::sync::session::{BEFORE_GROWTH, IN_VAIN, REFUSED_TOGETHER};
 
 /// Why a session ended, or can't begin.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -6,7 +6,6 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::{Buf, Bytes};
 use futures_util::{Stream, StreamExt, stream};
@@ -14,20 +13,7 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use super::ration::{Portion, Ration};
-
-/// The longest event that is read, with all that stands before it since the last one: a page of 1 MiB in which every byte
-/// is escaped, and its events' ids. Comments and lines of no meaning count, so that none of them comes without end.
-const MAX_EVENT: usize = 8 << 20;
-
-/// The line that is kept for the next one; a longer one's memory is given back.
-const KEPT: usize = 64 << 10;
-
-/// How many bytes a second an event has to bring that isn't whole after [`LONG`]. A modem of 1980 had more.
-const SLOWEST: u64 = 16;
-
-/// After this long an unfinished event is asked how fast it comes. Longer than the silence after which a stream is given
-/// up, so that one that stands still for a moment may go on.
-const LONG: Duration = Duration::from_secs(30);
+use crate::limits::sync::sse::{KEPT, LONG, MAX_EVENT, SLOWEST};
 
 /// An event of a stream.
 #[derive(Debug)]
@@ -215,7 +201,7 @@ mod tests {
     async fn trust_64_drops_keep_no_stream_alive() {
         let drops = |pause: u64, text: &'static str| {
             Box::pin(stream::unfold((), move |()| async move {
-                tokio::time::sleep(Duration::from_secs(pause)).await;
+                tokio::time::sleep(std::time::Duration::from_secs(pause)).await;
                 Some((Ok(Bytes::from_static(text.as_bytes())), ()))
             }))
         };

@@ -6,7 +6,7 @@ use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
@@ -15,13 +15,8 @@ use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::engine::{Device, Seq, open_private_file, open_to_read, sync_dir};
+use crate::limits::sync::tokens::{LOOK_EVERY, MAX_TOKEN};
 use crate::{clock, random};
-
-/// How often a hub looks whether the file of tokens was changed.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
-
-/// The longest token that is looked at. Ours have 67 bytes.
-const MAX_TOKEN: usize = 200;
 
 /// A token as it is stored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

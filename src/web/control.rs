@@ -16,10 +16,7 @@ use tokio_util::io::StreamReader;
 use super::problem::Problem;
 use super::{App, AskedStore, Opened, sentence};
 use crate::engine::{self, Error, Fault, Files, ImportError, Imported, Report, Setup, Standing, import};
-
-/// How much of an export is handed over at a time, in bytes, and how many such pieces may wait.
-const PIECE: usize = 64 * 1024;
-const PIECES: usize = 4;
+use crate::limits::web::control::{PIECE, PIECES};
 
 /// `POST /control/v1/{store}/import`
 pub(crate) async fn import_route(

@@ -12,11 +12,8 @@ use super::assets::Assets;
 use super::fields::{Fields, Misfit};
 use super::html::{Html, IntoHtml};
 use super::{Page, Params, Refusal, Render, Visitor};
-use crate::engine::{Envelope, Error, Event, EventId, MAX_ARGS, Query, Store, StoreId, Watch};
-
-/// The longest body of a form, in bytes, unless the app says otherwise: any event that fits into an eventlog can be posted. A
-/// form sends most characters that aren't ASCII letters as three for each byte.
-const FORM_BYTES: u64 = 3 * MAX_ARGS as u64 + 4 * 1024;
+use crate::engine::{Envelope, Error, Event, EventId, Query, Store, StoreId, Watch};
+use crate::limits::web::guard::FORM_BYTES;
 
 /// What people see of an app.
 #[derive(Clone)]

@@ -7,9 +7,7 @@ use percent_encoding::percent_decode;
 use serde::de::DeserializeOwned;
 
 use crate::engine::EventId;
-
-/// The most fields of a form. Each takes more room in memory and on the page of a refusal than it did in the request.
-const MOST: usize = 1_000;
+use crate::limits::web::guard::FORM_FIELDS;
 
 /// The fields of a form, in the order in which they were posted, without its id.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -36,8 +34,8 @@ impl Fields {
                 let why = "its text is not UTF-8".to_owned();
                 return Err(Misfit { field: Some(shortened(&name)), why });
             };
-            if fields.len() + ids.len() == MOST {
-                return Err(Misfit { field: None, why: format!("a form has at most {MOST} fields") });
+            if fields.len() + ids.len() == FORM_FIELDS {
+                return Err(Misfit { field: None, why: format!("a form has at most {FORM_FIELDS} fields") });
             }
             if name == "id" { ids.push(value) } else { fields.push((name, value)) }
         }
@@ -153,8 +151,11 @@ mod tests {
             assert!(misfit.sentence().contains(&format!("`{field}`")), "{misfit:?}");
         }
         assert_eq!(read("%ff=a").expect_err("not text").field, None);
-        assert_eq!(read(&("title=a&".to_owned() + &"tag=x&".repeat(MOST - 1))).expect("it fits").tag.len(), MOST - 1);
-        let many = read(&"tag=x&".repeat(MOST + 1)).expect_err("too many");
+        assert_eq!(
+            read(&("title=a&".to_owned() + &"tag=x&".repeat(FORM_FIELDS - 1))).expect("it fits").tag.len(),
+            FORM_FIELDS - 1
+        );
+        let many = read(&"tag=x&".repeat(FORM_FIELDS + 1)).expect_err("too many");
         assert_eq!(many.sentence(), "A form has at most 1000 fields.");
     }
 }

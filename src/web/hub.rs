@@ -18,33 +18,17 @@ use tokio::sync::watch;
 use tokio::time::{Interval, MissedTickBehavior, interval_at};
 use tokio_util::sync::CancellationToken;
 
-use super::{App, Connection, DIVERGED, Lease, Opened, Problem, Received, Who};
+use super::{App, Connection, Lease, Opened, Problem, Received, Who};
 use crate::engine::{Device, Digest, LogId, PageSize, Replica, Seq, Spare, StoreId, Stores};
+use crate::limits::sync::stream::{PING_EVERY, SILENCE};
+use crate::limits::web::hub::{LEAST_BYTES, LEAST_EVENTS, NOTE_EVERY, NOTED, PULLS_OF_A_STORE, QUICK};
+use crate::limits::web::shares::DIVERGED;
 use crate::sync::{
-    Hello, Incoming, PAGE, Push, Pushed, Refusal, Seen, Start, Token, Tokens, WirePage, code, sse, tokens,
+    Hello, Incoming, NextPage, PAGE, Push, Pushed, Refusal, Seen, Start, Token, Tokens, code, judged, sse, tokens,
 };
 
-/// How often a pull stream says that it is alive.
-const PING_EVERY: Duration = Duration::from_secs(10);
-
-/// How long a client may take to read what it was sent before it is disconnected: it would miss the pings anyway.
-const SLOWEST: Duration = Duration::from_secs(25);
-
-/// What a pull stream sends at once to a client of which it isn't known whether it reads: this is in memory for each.
-const LEAST: PageSize = PageSize { events: 128, bytes: 16 * 1024 };
-
-/// Who takes a page within that time gets one four times as large next.
-const QUICK: Duration = Duration::from_secs(1);
-
-/// Pulls of one store that a token may have. A device needs one, and those that it had before end when they are noticed to be
-/// dead; but each reads what is new on the store's thread, where posts wait.
-const PULLS_OF_A_STORE: usize = 16;
-
-/// Of how many stores it is noted, a device, how far it has pulled. People look at it, and it is written as a whole.
-const NOTED: usize = 500;
-
-/// How often it is written down which device was seen when.
-const NOTE_EVERY: Duration = Duration::from_secs(5);
+/// What a pull stream sends at once to a client that isn't known to read.
+const LEAST: PageSize = PageSize { events: LEAST_EVENTS, bytes: LEAST_BYTES };
 
 /// Identifies the time from one start of a hub to its end.
 pub(crate) type RunId = Arc<str>;
@@ -208,9 +192,9 @@ pub(crate) async fn push(
         if !tokens.is_still_valid(&shown) {
             return Ok(None);
         }
-        let Some(replica) = replica else { return Ok(Some((incoming.store(None)?, 0))) };
+        let Some(replica) = replica else { return Ok(Some((judged(incoming.store(None))?, 0))) };
         let before = replica.names();
-        let pushed = incoming.store(Some(replica))?;
+        let pushed = judged(incoming.store(Some(replica)))?;
         Ok(Some((pushed, replica.names().saturating_sub(before))))
     };
     let stored =
@@ -309,7 +293,8 @@ pub(crate) async fn pull(
         full.problem("too-many-streams", "More streams are open", "Pull fewer stores, or come back later.", 5)
     })?;
     let digest = digest.unwrap_or_default();
-    let start = store.look_if_any(move |replica| Start::vouch(replica.as_deref(), log, after, digest)).await?;
+    let vouch = move |replica: Option<&mut Replica>| judged(Start::vouch(replica.as_deref(), log, after, digest));
+    let start = store.look_if_any(vouch).await?;
     if let Err(Refusal::Diverged { .. }) = start {
         app.shares.pulls.charge(&who, DIVERGED);
     }
@@ -345,7 +330,7 @@ pub(crate) async fn pull(
         let bytes = stream.next().await?;
         stream.handed = Some(Instant::now());
         if let Some(connection) = &stream.connection {
-            connection.must_take_within(SLOWEST);
+            connection.must_take_within(SILENCE);
         }
         Some((Ok::<_, Infallible>(bytes), stream))
     }));
@@ -389,7 +374,7 @@ impl PullStream {
         if let Some(hello) = self.hello.take() {
             return Some(sse::frame("hello", &hello));
         }
-        if self.handed.is_some_and(|handed| handed.elapsed() > SLOWEST) {
+        if self.handed.is_some_and(|handed| handed.elapsed() > SILENCE) {
             tracing::info!(device = self.token.device.as_str(), "a client read too slowly and was disconnected");
             return None;
         }
@@ -403,11 +388,14 @@ impl PullStream {
             }
             if !self.is_level {
                 self.news.mark_unchanged();
-                if let Some(page) = self.page().await? {
-                    self.hub.saw(&self.token.device, &self.store, Some(self.after));
-                    return Some(sse::frame("page", &page));
+                match self.page().await {
+                    NextPage::Page(page) => {
+                        self.hub.saw(&self.token.device, &self.store, Some(self.after));
+                        return Some(sse::frame("page", &page));
+                    }
+                    NextPage::Level => self.is_level = true,
+                    NextPage::Over => return None,
                 }
-                self.is_level = true;
             }
             tokio::select! {
                 () = self.shutdown.cancelled() => return None,
@@ -436,19 +424,22 @@ impl PullStream {
         self.size
     }
 
-    /// The next page, if there is more; the outer `None` when this stream can't go on.
-    async fn page(&mut self) -> Option<Option<WirePage>> {
+    /// What comes next. The stream is over, too, where the store can't be read: the client comes back.
+    async fn page(&mut self) -> NextPage {
         let size = self.next_size();
         let (mut start, after) = (self.start, self.after);
-        let store = self.stores.get_leaving(&self.store, self.spare).ok()?;
+        let Ok(store) = self.stores.get_leaving(&self.store, self.spare) else { return NextPage::Over };
         let read = store.look(move |replica| Ok((start.page_of(replica, after, size)?, start)));
-        let Some((page, start)) = read.await.ok()? else { return Some(None) };
+        let (page, start) = match read.await {
+            Ok(Some(read)) => read,
+            Ok(None) => return NextPage::Level,
+            Err(_) => return NextPage::Over,
+        };
         self.start = start;
-        let page = page?;
-        if let Some(page) = &page {
+        if let NextPage::Page(page) = &page {
             self.after = page.next;
         }
-        Some(page)
+        page
     }
 }
 

@@ -11,38 +11,10 @@ use axum::http::StatusCode;
 
 use super::problem::Problem;
 use crate::engine::{Device, Spare, StoreLimits};
-
-/// Bytes of request bodies that are held at a time, until they are answered. A push of the largest size takes several times
-/// its bytes while it is decoded, so this is a tenth of what a small machine has.
-const BODIES: Quota = Quota { total: 48 << 20, kept: [4 << 20, 24 << 20, 4 << 20], a_token: 12 << 20 };
-
-/// Bytes of pages in pull streams that are larger than the least; without a part of it a pull goes on in small pages. A
-/// client that reads nothing keeps what it was sent until it is disconnected.
-const PAGES: Quota = Quota { total: 64 << 20, kept: [0, 64 << 20, 0], a_token: 8 << 20 };
-
-/// New stores of all visitors together: so many at once, and then so many an hour. Anyone who can post can make one, and a
-/// store is for good.
-const VISITORS_STORES: Rate = Rate { burst: 100.0, per_second: 100.0 / 3_600.0 };
-
-/// The part of all stores that one token can have made: one of so many.
-pub(crate) const TOKENS_STORES: u64 = 4;
-
-/// Beginnings of pull streams, a token. A device begins one for each of its stores, so thousands at once are fine when a hub
-/// comes back; a hundred a second for ever are not.
-const PULLS: Rate = Rate { burst: 10_000.0, per_second: 100.0 };
-
-/// What a pull costs of [`PULLS`] to which the answer is that the logs differ: it takes as long as so many others.
-pub(crate) const DIVERGED: f64 = 20.0;
-
-/// Names of events that a token brings to stores that didn't know them: so many at once, and then so many an hour. A name is
-/// kept in memory while its store is open, and an app has a few dozen.
-const NAMES: Rate = Rate { burst: 10_000.0, per_second: 1_000.0 / 3_600.0 };
-
-/// Digests of states that are counted for visitors at a time. Each reads a whole state.
-const DIGESTS: Quota = Quota { total: 2, kept: [0, 0, 0], a_token: 0 };
-
-/// Stores that visitors of an instance with an upstream can have it ask for there that don't exist here.
-pub(crate) const VISITORS_LINKS: usize = 256;
+use crate::limits::web::{
+    Quota, Rate,
+    shares::{BODIES, DIGESTS, NAMES, PAGES, PULLS, VISITORS_STORES},
+};
 
 /// Who sent a request.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -73,16 +45,6 @@ impl Who {
             Self::Visitor => Spare { stores: stores / 5 * 2, open: open / 4 },
         }
     }
-}
-
-/// How much there is of something, and who can rely on which part of it.
-#[derive(Clone, Copy, Debug)]
-struct Quota {
-    total: usize,
-    /// What the owner, the tokens and the visitors can have whatever the others take.
-    kept: [usize; 3],
-    /// The most that one token can have.
-    a_token: usize,
 }
 
 /// Something that is lent in parts.
@@ -184,13 +146,6 @@ impl Drop for Lease {
             }
         }
     }
-}
-
-/// How often something may happen: so many times at once, and then so many a second.
-#[derive(Clone, Copy, Debug)]
-struct Rate {
-    burst: f64,
-    per_second: f64,
 }
 
 /// Counts how often something happens, for each who does it. The owner is not counted.

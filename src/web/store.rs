@@ -8,9 +8,9 @@ use axum::http::request::Parts;
 use axum::response::{IntoResponse as _, Response};
 use tokio::sync::watch;
 
-use super::shares::{TOKENS_STORES, VISITORS_LINKS};
 use super::{App, Problem, Services, Who};
 use crate::engine::{Device, Error, Store, StoreId};
+use crate::limits::web::shares::{TOKENS_STORES, VISITORS_LINKS};
 use crate::sync::{LinkStatus, code};
 
 /// The store that a request is about, by name; not opened yet.

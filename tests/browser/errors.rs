@@ -46,7 +46,7 @@ fn without_javascript_a_malformed_id_shows_a_page_that_says_so() {
 }
 
 #[test]
-fn a_refused_click_is_taken_back_and_said() {
+fn trust_69_a_refused_click_is_taken_back_and_said() {
     let data = data_dir();
     let server = Server::start(data.path());
     let browser = Browser::launch();

@@ -41,7 +41,7 @@ fn waiting(tab: &Tab<'_>) -> Value {
 }
 
 #[test]
-fn posts_of_several_tabs_wait_over_a_restart_and_arrive_in_order() {
+fn trust_69_posts_of_several_tabs_wait_over_a_restart_and_arrive_in_order() {
     let stage = Stage::start("add", ADD);
     stage.says(&commit(&[]));
     stage.is_down(true);
@@ -91,7 +91,7 @@ fn a_tab_that_hangs_holds_up_no_other() {
 }
 
 #[test]
-fn what_was_refused_comes_back_into_its_form() {
+fn trust_69_what_was_refused_comes_back_into_its_form() {
     let stage = Stage::start("add", ADD);
     stage.says(&commit(&[]));
     stage.answers(&[
@@ -117,7 +117,7 @@ fn what_was_refused_comes_back_into_its_form() {
 }
 
 #[test]
-fn what_was_refused_waits_for_a_form_in_which_somebody_types() {
+fn trust_69_what_was_refused_waits_for_a_form_in_which_somebody_types() {
     let stage = Stage::start("add", ADD);
     stage.says(&commit(&[]));
     stage.is_down(true);
@@ -139,7 +139,7 @@ fn what_was_refused_waits_for_a_form_in_which_somebody_types() {
 }
 
 #[test]
-fn what_is_said_of_the_moment_deletes_nothing() {
+fn trust_69_what_is_said_of_the_moment_deletes_nothing() {
     let stage = Stage::start("add", ADD);
     stage.says(&commit(&[]));
     stage.answers(&[
@@ -160,7 +160,7 @@ fn what_is_said_of_the_moment_deletes_nothing() {
 }
 
 #[test]
-fn likes_wait_while_a_hub_is_not_public() {
+fn trust_69_likes_wait_while_a_hub_is_not_public() {
     let data = data_dir();
     let public = ["--listen", "127.0.0.1:0", "--allow-host", "hub.example", "--public"];
     let server = Server::start_with(data.path(), &public);
@@ -195,7 +195,7 @@ fn likes_wait_while_a_hub_is_not_public() {
 }
 
 #[test]
-fn a_like_that_an_earlier_version_has_left_is_stored() {
+fn trust_69_a_like_that_an_earlier_version_has_left_is_stored() {
     let data = data_dir();
     let server = Server::start(data.path());
     let browser = Browser::launch();
@@ -275,7 +275,7 @@ fn a_fragment_may_stand_inside_a_paragraph() {
 }
 
 #[test]
-fn pages_with_different_parameters_share_a_stream_and_show_their_own() {
+fn trust_41_pages_with_different_parameters_share_a_stream_and_show_their_own() {
     let found = |key: &str, text: &str| (format!("found {key}"), format!("<i>{text}</i>"));
     let both = [found("k1", "milk"), found("k2", "bread")];
     let both: Vec<(&str, &str)> = both.iter().map(|(name, html)| (&**name, &**html)).collect();
@@ -306,7 +306,7 @@ fn pages_with_different_parameters_share_a_stream_and_show_their_own() {
 }
 
 #[test]
-fn a_form_from_the_back_forward_cache_posts_under_an_id_of_its_own() {
+fn trust_57_a_form_from_the_back_forward_cache_posts_under_an_id_of_its_own() {
     let id = uuid::Uuid::now_v7();
     let form = format!(
         "<form method=post action=/add><input type=hidden name=id value={id}><input name=title><button>Add</button></form>"

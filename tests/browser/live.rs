@@ -13,7 +13,7 @@ use crate::stage::{Stage, commit, fragment};
 const OLD_FOR: Duration = Duration::from_secs(40);
 
 #[test]
-fn a_worker_that_ended_is_replaced_and_no_click_disappears() {
+fn trust_68_a_worker_that_ended_is_replaced_and_no_click_disappears() {
     let data = data_dir();
     let server = Server::start(data.path());
     let browser = Browser::launch();
@@ -40,7 +40,7 @@ fn a_worker_that_ended_is_replaced_and_no_click_disappears() {
 }
 
 #[test]
-fn a_worker_that_begins_finds_the_pages_that_nobody_sees() {
+fn trust_68_a_worker_that_begins_finds_the_pages_that_nobody_sees() {
     let data = data_dir();
     let server = Server::start(data.path());
     let browser = Browser::launch();
@@ -60,7 +60,7 @@ fn a_worker_that_begins_finds_the_pages_that_nobody_sees() {
 }
 
 #[test]
-fn a_stream_that_falls_silent_is_opened_again() {
+fn trust_68_a_stream_that_falls_silent_is_opened_again() {
     let stage = Stage::start("add", &fragment("left", "<p id=left>1</p>"));
     stage.says(&commit(&[("left", "<p id=left>1</p>")]));
     let browser = Browser::launch();
@@ -77,7 +77,7 @@ fn a_stream_that_falls_silent_is_opened_again() {
 }
 
 #[test]
-fn a_stream_that_was_accepted_and_says_nothing_is_not_live() {
+fn trust_68_a_stream_that_was_accepted_and_says_nothing_is_not_live() {
     let stage = Stage::start("add", "");
     let browser = Browser::launch();
     let tab = browser.open(&stage.url);
@@ -122,7 +122,7 @@ fn an_address_with_user_and_password_stores_and_follows() {
 }
 
 #[test]
-fn a_page_whose_fragment_is_no_longer_sent_says_so() {
+fn trust_68_a_page_whose_fragment_is_no_longer_sent_says_so() {
     let stage = Stage::start("add", &fragment("found k1", "<i>milk</i>"));
     stage.says(&commit(&[("found k2", "<i>bread</i>")]));
     let browser = Browser::launch();

@@ -18,3 +18,4 @@ mod stores;
 mod sync;
 mod tabs;
 mod todo;
+mod upgrade;

@@ -7,7 +7,7 @@ use crate::common::{Server, data_dir};
 use crate::likewise::stored;
 
 #[test]
-fn clicks_while_the_server_is_down_are_stored_exactly_once() {
+fn trust_69_clicks_while_the_server_is_down_are_stored_exactly_once() {
     let data = data_dir();
     let server = Server::start(data.path());
     let (port, url) = (server.port(), server.url.clone());
@@ -46,7 +46,7 @@ fn clicks_while_the_server_is_down_are_stored_exactly_once() {
 }
 
 #[test]
-fn a_page_that_is_closed_while_the_server_is_down_leaves_its_clicks_to_the_next_one() {
+fn trust_69_a_page_that_is_closed_while_the_server_is_down_leaves_its_clicks_to_the_next_one() {
     let data = data_dir();
     let server = Server::start(data.path());
     let (port, url) = (server.port(), server.url.clone());

@@ -78,7 +78,7 @@ fn until_titles(tab: &Tab<'_>, titles: &str) {
 }
 
 #[test]
-fn to_dos_are_added_found_and_done_in_twelve_tabs_with_twelve_searches() {
+fn trust_41_to_dos_are_added_found_and_done_in_twelve_tabs_with_twelve_searches() {
     let app = Served::start();
     let browser = Browser::launch();
     let searches = ["milk", "bread", "ea", "m", "il", "b", "r", "e", "a", "d", "k", ""];
@@ -106,7 +106,7 @@ fn to_dos_are_added_found_and_done_in_twelve_tabs_with_twelve_searches() {
 }
 
 #[test]
-fn a_to_do_that_was_refused_comes_back_with_the_reason() {
+fn trust_69_a_to_do_that_was_refused_comes_back_with_the_reason() {
     let app = Served::start();
     let browser = Browser::launch();
     browser.network_may_fail();

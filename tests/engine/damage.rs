@@ -5,7 +5,7 @@ use std::fs;
 use likewise::engine::{
     Envelope, Fault, Files, Outcome, PageSize, Progress, Replica, Seq, Whose, backup, export, verify,
 };
-use likewise::sync::{Incoming, Push, Start, WireEvent};
+use likewise::sync::{AuthorityError, Incoming, Push, Start, WireEvent};
 use rusqlite::Connection;
 
 use crate::support::*;
@@ -180,14 +180,14 @@ fn trust_63_an_old_event_that_was_altered_is_noticed_before_it_is_served_and_in_
     let good = hub(970);
     let digest = good.open().digest_at(Seq(970)).unwrap();
     let fault = Start::vouch(Some(&replica), log, Seq(970), digest).unwrap_err();
-    assert!(matches!(fault, Fault::Damaged(_)), "{fault}");
+    assert!(matches!(fault, AuthorityError::Fault(Fault::Damaged(_))), "{fault}");
     // Nor that its event is another's.
     let incoming = |n| {
         let push = Push { log, run: "run".to_owned(), events: vec![WireEvent::from(&note_of(n))] };
         Incoming::check(push, "run", &device("phone")).unwrap()
     };
     let fault = incoming(957).store(Some(&mut replica)).unwrap_err();
-    assert!(matches!(fault, Fault::Damaged(_)), "{fault}");
+    assert!(matches!(fault, AuthorityError::Fault(Fault::Damaged(_))), "{fault}");
     drop(replica);
     // And without anybody asking.
     let mut replica = home.try_open().unwrap();

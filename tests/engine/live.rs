@@ -3,7 +3,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use likewise::engine::{DbError, Error, Event, Health, Query, Schema, StoreLimits, Watch};
+use likewise::engine::{DbError, Error, Event, Health, Query, Schema, StoreLimits, Stores, Watch};
 use rusqlite::Row;
 use serde::{Deserialize, Serialize};
 
@@ -229,6 +229,75 @@ async fn trust_62_a_panic_in_what_reads_the_rows_costs_that_answer_alone() {
     assert_eq!(told(&mut calm), Some(Ok(2)));
     assert!(matches!(store.healthy().await, Health::Open(_)));
 }
+
+/// Counts up to `?1`, row by row, and reads a table on the way.
+const COUNT_UP: &str =
+    "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?1) SELECT i FROM n, likes";
+
+const FOR_EVER: &str = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n";
+
+fn assert_refused<T: std::fmt::Debug>(answer: Result<T, Error>) {
+    let Err(Error::Query(why)) = answer else { panic!("{answer:?}") };
+    assert!(why.contains("steps") && why.contains("Add an index") && why.contains("WITH RECURSIVE n(i)"), "{why}");
+}
+
+#[tokio::test]
+async fn a_query_that_never_ends_is_refused_and_the_store_goes_on() {
+    let scratch = scratch();
+    let schema = bank();
+    // Pending events of a store that follows are in a transaction that stays open. It must outlive the refusal.
+    let stores = Stores::following(scratch.path(), setup(schema), StoreLimits::default()).unwrap();
+    let store = stores.get(&"likes".parse().unwrap()).unwrap();
+    for n in 1..=3 {
+        store.commit_envelope(like(n)).await.unwrap();
+        assert_refused(store.read(Query::<i64>::first(FOR_EVER)).await);
+        assert_eq!(store.read(Query::<u64>::first("SELECT count FROM likes")).await, Ok(n));
+    }
+    let Health::Open(standing) = store.healthy().await else { panic!("the store was opened again") };
+    assert_eq!(standing.pending, 3);
+}
+
+#[tokio::test]
+async fn a_watched_query_is_refused_by_its_parameter_and_no_commit_waits_for_it_again() {
+    static RUNS: AtomicU64 = AtomicU64::new(0);
+    fn noted(row: &Row<'_>) -> Result<(), DbError> {
+        if row.get::<_, i64>(0)? == 1 {
+            RUNS.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+    let shelf = bank_shelf();
+    let store = shelf.store("likes");
+    let mut costly = store.watch(Query::rows(COUNT_UP, noted).bind(i64::MAX));
+    let mut cheap = store.watch(Query::rows(COUNT_UP, |row| Ok(row.get::<_, i64>(0)?)).bind(2));
+    let mut likes = store.watch(Query::<u64>::first("SELECT count FROM likes"));
+    assert_eq!((cheap.next().await, likes.next().await), (Ok(vec![1, 2]), Ok(0)));
+    assert_refused(costly.next().await);
+    for n in 1..=20 {
+        store.commit_envelope(like(n)).await.unwrap();
+        assert_eq!(told(&mut likes), Some(Ok(n)));
+    }
+    assert_eq!(told(&mut costly), None);
+    // Now and then it is tried again.
+    let runs = RUNS.load(Ordering::Relaxed);
+    assert!(runs < 10, "it ran {runs} times in 20 commits");
+    assert!(matches!(store.healthy().await, Health::Open(_)));
+}
+
+#[tokio::test]
+async fn a_materializer_may_take_as_many_steps_as_it_needs() {
+    let schema = Schema::new("CREATE TABLE total (n INTEGER NOT NULL) STRICT; INSERT INTO total VALUES (0);")
+        .on(|Ran { sql }, db| db.execute(&sql, ()));
+    let shelf = Shelf::new(schema, StoreLimits::default());
+    let store = shelf.store("likes");
+    let event = Ran { sql: format!("UPDATE total SET n = ({FOUR_MILLION})") };
+    store.commit(event).await.unwrap();
+    assert_eq!(store.read(Query::<i64>::first("SELECT n FROM total")).await, Ok(4_000_000));
+    assert_refused(store.read(Query::<i64>::first(FOUR_MILLION)).await);
+}
+
+const FOUR_MILLION: &str =
+    "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 4000000) SELECT count(*) FROM n";
 
 /// Runs the statement in its payload.
 #[derive(Debug, Serialize, Deserialize)]

@@ -7,6 +7,7 @@ mod bad_sync;
 mod converges;
 mod crashes;
 mod damage;
+mod evolution;
 mod face;
 mod faults;
 mod formats;

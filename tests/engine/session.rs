@@ -2,8 +2,8 @@
 
 use likewise::engine::{Digest, Envelope, LogId, Replica, Seq, Whose};
 use likewise::sync::{
-    End, Hello, Incoming, Point, Push, PushAnswer, Refusal, Session, Start, WireEntry, WireEvent, WirePage, ended,
-    repair,
+    AuthorityError, End, Hello, Incoming, NextPage, Point, Push, PushAnswer, Refusal, Session, Start, WireEntry,
+    WireEvent, WirePage, ended, judged, repair,
 };
 
 use crate::support::*;
@@ -140,6 +140,11 @@ fn an_answer_for_other_events_is_not_believed() {
     assert_eq!(replica.standing().unwrap().pending, 2);
 }
 
+/// What the client is told instead of an answer.
+fn refusal<T: std::fmt::Debug>(result: Result<T, AuthorityError>) -> Refusal {
+    judged(result).expect("no fault of the machine").expect_err("a refusal")
+}
+
 #[test]
 fn a_hub_without_a_log_makes_one_only_for_events() {
     let push = |log, events| Push { log, run: "run".to_owned(), events };
@@ -148,16 +153,15 @@ fn a_hub_without_a_log_makes_one_only_for_events() {
 
     let nothing = check(push(None, vec![bad.clone()]));
     assert!(!nothing.needs_log());
-    let pushed = nothing.store(None).unwrap().unwrap();
+    let pushed = nothing.store(None).unwrap();
     let json = serde_json::to_value(&pushed).unwrap();
     assert_eq!((&json["log"], &json["events"][0]["refused"]), (&serde_json::Value::Null, &"malformed".into()));
 
     assert!(check(push(None, vec![bad, (&like(1)).into()])).needs_log());
     let known = check(push(Some(LogId::random()), vec![(&like(1)).into()]));
     assert!(!known.needs_log());
-    assert_eq!(known.store(None).unwrap().unwrap_err(), Refusal::WrongLog);
-    let refused = Start::vouch(None, Some(LogId::random()), Seq::START, Digest::EMPTY).unwrap();
-    assert_eq!(refused.unwrap_err(), Refusal::WrongLog);
+    assert_eq!(refusal(known.store(None)), Refusal::WrongLog);
+    assert_eq!(refusal(Start::vouch(None, Some(LogId::random()), Seq::START, Digest::EMPTY)), Refusal::WrongLog);
 }
 
 #[test]
@@ -169,22 +173,21 @@ fn a_hub_answers_only_under_its_run_and_for_its_log() {
     let refused = Incoming::check(push(log, "earlier"), "run", &device("phone")).unwrap_err();
     assert_eq!(refused, Refusal::PullFirst);
     let other = Incoming::check(push(Some(LogId::random()), "run"), "run", &device("phone")).unwrap();
-    assert_eq!(other.store(Some(&mut replica)).unwrap().unwrap_err(), Refusal::WrongLog);
+    assert_eq!(refusal(other.store(Some(&mut replica))), Refusal::WrongLog);
     let many = Push { events: vec![(&like(1)).into(); 1_001], ..push(log, "run") };
     assert_eq!(Incoming::check(many, "run", &device("phone")).unwrap_err(), Refusal::TooMany(1_001));
     assert!(log_of(&replica).is_empty());
 
-    let mut start = Start::vouch(Some(&replica), log, Seq::START, Digest::EMPTY).unwrap().unwrap();
-    assert!(matches!(start.page(&replica, Seq::START), Ok(Some(None))));
+    let mut start = Start::vouch(Some(&replica), log, Seq::START, Digest::EMPTY).unwrap();
+    assert!(matches!(start.page(&replica, Seq::START), Ok(NextPage::Level)));
     replica.commit(&[like(1)]).unwrap();
-    assert!(matches!(start.page(&replica, Seq::START), Ok(Some(Some(_)))));
+    assert!(matches!(start.page(&replica, Seq::START), Ok(NextPage::Page(_))));
     // It becomes another's replica, or its events are taken back: what was sent may not be what it has.
     replica.take_back(Seq::START, Whose::Own(log.unwrap())).unwrap();
-    assert!(matches!(start.page(&replica, Seq::START), Ok(None)));
+    assert!(matches!(start.page(&replica, Seq::START), Ok(NextPage::Over)));
     replica.take_back(Seq::START, Whose::Upstream(None)).unwrap();
-    assert!(matches!(start.page(&replica, Seq::START), Ok(None)));
-    let refused = Start::vouch(Some(&replica), log, Seq::START, Digest::EMPTY).unwrap();
-    assert_eq!(refused.unwrap_err(), Refusal::NotAHub);
+    assert!(matches!(start.page(&replica, Seq::START), Ok(NextPage::Over)));
+    assert_eq!(refusal(Start::vouch(Some(&replica), log, Seq::START, Digest::EMPTY)), Refusal::NotAHub);
 }
 
 /// To take refused events out from under the others puts all that is pending back once more. A hub that refuses one of each

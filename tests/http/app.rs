@@ -395,7 +395,7 @@ fn parameters_that_do_not_parse_are_refused_in_words() {
 }
 
 #[test]
-fn a_fragment_that_panics_costs_that_fragment_alone() {
+fn trust_62_a_fragment_that_panics_costs_that_fragment_alone() {
     let board = Board::start(board()).unwrap();
     let mut live = board.live("");
     let first = live.update();
@@ -411,7 +411,7 @@ fn a_fragment_that_panics_costs_that_fragment_alone() {
 }
 
 #[test]
-fn one_stream_serves_twelve_pages_and_only_sends_what_changed() {
+fn trust_41_one_stream_serves_twelve_pages_and_only_sends_what_changed() {
     let board = Board::start(board()).unwrap();
     let sets: String = (0..12).map(|n| format!("&live=q%3Dword{n}x")).collect();
     // Twice the same page, and once in other words, are one.

@@ -9,6 +9,7 @@ mod commands;
 mod contract;
 mod crash;
 mod directory;
+mod evolution;
 mod guard;
 mod hostile;
 mod hub;

@@ -14,9 +14,6 @@ use super::{Eventlog, Result, Tip, damaged, first};
 use crate::engine::error::{Fault, LogFault};
 use crate::engine::place::{Generation, LogId, Seq};
 
-/// How many events the background looks at in one go: what comes meanwhile waits for about a millisecond.
-pub(crate) const PORTION: usize = 128;
-
 /// Whether there is more to check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Progress {

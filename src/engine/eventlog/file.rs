@@ -17,15 +17,13 @@ use crate::engine::error::{Database, Fault, IoContext, LogFault};
 use crate::engine::opening::{Alone, make_database, provide_wal};
 use crate::engine::place::{Digest, Generation, LogId, Seq};
 use crate::engine::storage::{Beside, WalGauge, connect, set_up};
+use crate::limits::engine::eventlog::HASHED_AT_ONCE;
 
 /// The format of the tables below. Higher ones are left alone.
 pub(super) const FORMAT: i64 = 2;
 
 /// The first format whose rows have hashes.
 pub(super) const HASHED: i64 = 2;
-
-/// How many rows get their hashes at once. Bounds the memory that an upgrade takes.
-const HASHED_AT_ONCE: usize = 1_024;
 
 /// Marks the file as ours: "Like" in ASCII.
 pub(super) const APPLICATION_ID: i64 = 0x4c69_6b65;

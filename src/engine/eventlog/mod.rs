@@ -18,7 +18,6 @@ use rusqlite::{Connection, Params, Row, Statement};
 use serde::{Deserialize, Serialize};
 
 pub(crate) use checks::Checked;
-pub(crate) use checks::PORTION;
 pub use checks::Progress;
 pub(crate) use digests::CHECKPOINT_EVERY;
 use file::set_meta;
@@ -29,10 +28,10 @@ pub(crate) use read::{Content, Found, Rescued, Waiting};
 pub(crate) use tally::Tally;
 
 use super::error::{Fault, LogFault};
-use super::event::MAX_ARGS;
 use super::place::{Digest, Generation, LogId, Seq};
 use super::storage::{Beside, WalGauge, checkpoint_on_close};
 use super::witness::Testimony;
+use crate::limits::engine::event::MAX_ARGS;
 
 type Result<T, E = LogFault> = result::Result<T, E>;
 

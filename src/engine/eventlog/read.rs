@@ -10,6 +10,7 @@ use super::{Eventlog, Result, damaged, first};
 use crate::engine::error::LogFault;
 use crate::engine::event::{Args, Device, Envelope, EventId, EventName, EventRef};
 use crate::engine::place::{Entry, Seq};
+use crate::limits::engine::eventlog::{BYTES, EVENTS};
 
 /// How much is read from the eventlog at a time, so that memory stays bounded however long it is.
 #[derive(Debug, Clone, Copy)]
@@ -22,7 +23,7 @@ pub struct PageSize {
 
 impl PageSize {
     /// The default: small enough to hold in memory, large enough that the number of reads doesn't matter.
-    pub(crate) const PORTION: Self = Self { events: 1_024, bytes: 8 << 20 };
+    pub(crate) const PORTION: Self = Self { events: EVENTS, bytes: BYTES };
 
     /// So many events, however large.
     pub const fn events(events: usize) -> Self {

@@ -6,9 +6,7 @@
 use super::file::{meta, set_meta};
 use super::{Eventlog, Result};
 use crate::engine::place::{Generation, Seq};
-
-/// Cuts that are remembered. A reader who comes from before the oldest begins anew.
-const CUTS: usize = 64;
+use crate::limits::engine::eventlog::CUTS;
 
 /// The cuts that still matter, of a range of generations without a gap. A cut that went as far back as an earlier one takes
 /// its place.

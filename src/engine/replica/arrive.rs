@@ -4,16 +4,10 @@ use super::{Replica, View};
 use crate::engine::error::{Fault, LogFault};
 use crate::engine::eventlog::{Found, PageSize, Tip};
 use crate::engine::place::{Digest, Entry, Generation, LogId, Seq};
+use crate::limits::engine::replica::{PUT_BACK, SETTLE_EVERY};
 
 /// The next event alone.
 const ONE: PageSize = PageSize { events: 1, bytes: 0 };
-
-/// How many confirmed events may be in the open transaction alone before they are settled: so many has an opening after
-/// a crash to apply. As many as are pending, if that is more.
-pub const SETTLE_EVERY: u64 = 10_000;
-
-/// So few pending events are re-applied at once, without waiting for more arrivals: it takes a few milliseconds.
-const PUT_BACK: u64 = 1_000;
 
 /// Where a replica stands in its upstream's log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -21,9 +21,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
 use std::sync::Arc;
 
-pub use arrive::{Page, Position, SETTLE_EVERY};
+pub use arrive::{Page, Position};
 pub(crate) use settle::replay_log;
-pub use standing::{MOST_SKIPPED, NoEffect, Skipped, Standing, committed_state};
+pub use standing::{NoEffect, Skipped, Standing, committed_state};
 pub use write::Outcome;
 
 use super::error::{DbError, Fault};
@@ -260,7 +260,8 @@ impl Drop for Replica {
     fn drop(&mut self) {
         // After a fault only the WALs are known to be right, so they stay as they are.
         if self.view != View::Broken {
-            for closed in [self.log.close_in_order().map_err(Fault::from), self.state.close_in_order()] {
+            let (log, state) = (self.log.close_in_order(), self.state.close_in_order());
+            for closed in [log.map_err(Fault::from), state.map_err(Fault::from)] {
                 if let Err(error) = closed {
                     tracing::warn!(store = %self.files.dir().display(), %error, "cannot close in good order");
                 }

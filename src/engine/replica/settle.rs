@@ -3,14 +3,12 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::{Replica, View};
-use crate::engine::error::Fault;
+use crate::engine::error::{Fault, StateFault};
 use crate::engine::eventlog::{Eventlog, Tip};
-use crate::engine::materialize::{CHUNK, Enders, Stop};
+use crate::engine::materialize::{Enders, Stop};
 use crate::engine::place::{Cursor, Seq};
 use crate::engine::state::State;
-
-/// How many events a rebuild applies in one transaction of the state.
-const PER_COMMIT: u64 = 10_000;
+use crate::limits::engine::replica::{CHUNK, PER_COMMIT};
 
 impl Replica {
     /// Brings the committed state level with the log, and applies the pending events on top. On a full disk the state can
@@ -51,14 +49,14 @@ impl Replica {
                 Err(Stop::Fault(fault)) => return Err(fault),
             }
             match self.state.commit(Cursor { generation, seq: milestone.seq, digest: milestone.digest }) {
-                Err(fault) if fault.leaves_synced() => return Ok(false),
+                Err(StateFault(fault)) if fault.leaves_synced() => return Ok(false),
                 committed => committed?,
             }
             if is_long {
                 // Telling people is a courtesy. A panic in it must not cost the store.
                 let tell = || (self.setup.progress)(milestone.length, length);
                 drop(catch_unwind(AssertUnwindSafe(tell)));
-                self.state.wal().map_or(Ok(()), |wal| wal.checkpoint_if_due()).map_err(Fault::state)?;
+                self.state.checkpoint_if_due()?;
             }
         }
         Ok(true)

@@ -9,6 +9,7 @@ use crate::engine::eventlog::{Tip, Whose};
 use crate::engine::place::{Cursor, Digest, Generation, Seq};
 use crate::engine::setup::Files;
 use crate::engine::state::{self, TableRows};
+use crate::limits::engine::replica::MOST_SKIPPED;
 
 /// Where a replica stands.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -32,9 +33,6 @@ pub struct Standing {
     /// How many events have no effect because nothing here knows their name.
     pub unknown: u64,
 }
-
-/// How many events without effect are listed at most. Their number is in the [`Standing`].
-pub const MOST_SKIPPED: usize = 1_000;
 
 /// An event that has no effect.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,12 +63,12 @@ impl Replica {
     ///
     /// A fault of the machine.
     pub fn state_digest(&self) -> Result<Digest, Fault> {
-        self.state.digest()
+        Ok(self.state.digest()?)
     }
 
     /// The rows of the state's tables as text, with what is pending.
     pub(crate) fn table_rows(&self) -> Result<TableRows, Fault> {
-        self.state.table_rows()
+        Ok(self.state.table_rows()?)
     }
 
     /// Why the event `id` can't be applied, if it can't.
@@ -79,7 +77,7 @@ impl Replica {
     ///
     /// A fault of the machine.
     pub fn why_skipped(&self, id: EventId) -> Result<Option<String>, Fault> {
-        self.state.why_skipped(id)
+        Ok(self.state.why_skipped(id)?)
     }
 
     /// The events that have no effect, and why: those with the newest ids first, up to [`MOST_SKIPPED`] of them.
@@ -115,5 +113,6 @@ impl Replica {
 ///
 /// A fault of the machine.
 pub fn committed_state(files: &Files) -> Result<(Cursor, Digest), Fault> {
-    state::committed(&files.state()).map(|found| (found.cursor, found.digest))
+    let found = state::committed(&files.state())?;
+    Ok((found.cursor, found.digest))
 }

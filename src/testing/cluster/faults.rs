@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use super::{Cluster, Deed, Stream, WORKS, device, is_kept, open, run_id};
 use crate::engine::rusqlite::ffi;
 use crate::engine::{Envelope, Fault, Outcome, Replica, Seq};
-use crate::sync::{Incoming, PushAnswer, WirePage};
+use crate::sync::{Incoming, NextPage, PushAnswer, WirePage, judged};
 use crate::testing::scratch::copy_dir;
 use crate::testing::{Faults, Rng, Syncs};
 
@@ -130,7 +130,7 @@ impl Cluster<'_> {
                 let incoming =
                     Incoming::check(outgoing.push.clone(), &run, &device).expect("the stream is of this run");
                 let authority = self.authority();
-                if let Ok(pushed) = while_syncs_fail(faults, &which, || incoming.store(Some(authority))) {
+                if let Ok(pushed) = while_syncs_fail(faults, &which, || judged(incoming.store(Some(authority)))) {
                     let pushed = PushAnswer::Pushed(pushed.expect("nobody else changes the log"));
                     assert_eq!(self.answer(at, &outgoing, pushed), Ok(()));
                 }
@@ -197,7 +197,7 @@ impl Cluster<'_> {
         }
         let limit = 1 + self.rng.below(6);
         let mut stream = self.nodes[at].stream.take()?;
-        let page = self.wire(&mut stream.start, stream.sent, limit).flatten()?;
+        let NextPage::Page(page) = self.wire(&mut stream.start, stream.sent, limit) else { return None };
         Some((stream, page))
     }
 

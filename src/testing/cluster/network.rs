@@ -4,17 +4,19 @@ use super::checks::ids_of;
 use super::{Cluster, Letter, Stream, WORKS, device, run_id};
 use crate::engine::{Replica, Seq};
 use crate::sync::{
-    End, Hello, Incoming, Outgoing, Point, PushAnswer, Pushed, Refusal, Session, Start, WireEntry, WirePage, ended,
-    repair,
+    End, Hello, Incoming, NextPage, Outgoing, Point, PushAnswer, Pushed, Refusal, Session, Start, WireEntry, ended,
+    judged, repair,
 };
 
 impl Cluster<'_> {
     /// The authority's log as it stands on the wire after a place there, with gaps, and here and there an event for the
-    /// second time. None when the stream is no longer of the log that it began with.
-    pub(super) fn wire(&mut self, start: &mut Start, after: Seq, limit: usize) -> Option<Option<WirePage>> {
+    /// second time.
+    pub(super) fn wire(&mut self, start: &mut Start, after: Seq, limit: usize) -> NextPage {
         let stride = self.stride;
-        let page = start.page(self.authority(), Seq(after.0 / stride)).expect(WORKS)?;
-        let Some(mut page) = page else { return Some(None) };
+        let mut page = match start.page(self.authority(), Seq(after.0 / stride)).expect(WORKS) {
+            NextPage::Page(page) => page,
+            other => return other,
+        };
         page.more |= page.events.len() > limit;
         page.events.truncate(limit);
         page.events.iter_mut().for_each(|entry| entry.seq.0 *= stride);
@@ -29,7 +31,7 @@ impl Cluster<'_> {
             page.events.sort_by_key(|entry| entry.seq);
         }
         page.next = page.events.last().expect(WORKS).seq;
-        Some(Some(page))
+        NextPage::Page(page)
     }
 
     /// Has a stream to the run that the authority is in, made now if need be: says hello, and repairs what diverged.
@@ -46,7 +48,7 @@ impl Cluster<'_> {
         for _ in 0..2 {
             let position = self.replica(at).position().expect(WORKS);
             let after = Seq(position.after.0 / self.stride);
-            match Start::vouch(Some(self.authority()), position.log, after, position.digest).expect(WORKS) {
+            match judged(Start::vouch(Some(self.authority()), position.log, after, position.digest)).expect(WORKS) {
                 Ok(start) => {
                     let hello = start.hello(&run_id(self.run));
                     let hello = Hello { head: Seq(hello.head.0 * self.stride), ..hello };
@@ -107,13 +109,16 @@ impl Cluster<'_> {
     /// Pulls one page. True when there was none, or the stream is over.
     pub(super) fn pull_page(&mut self, at: usize, limit: usize) -> bool {
         let Some(mut stream) = self.nodes[at].stream.take() else { return true };
-        let Some(page) = self.wire(&mut stream.start, stream.sent, limit) else {
-            self.drop_stream(at);
-            return true;
-        };
-        let Some(page) = page else {
-            self.nodes[at].stream = Some(stream);
-            return true;
+        let page = match self.wire(&mut stream.start, stream.sent, limit) {
+            NextPage::Page(page) => page,
+            NextPage::Level => {
+                self.nodes[at].stream = Some(stream);
+                return true;
+            }
+            NextPage::Over => {
+                self.drop_stream(at);
+                return true;
+            }
         };
         stream.sent = page.next;
         let more = page.more;
@@ -204,7 +209,7 @@ impl Cluster<'_> {
     pub(super) fn deliver(&mut self, letter: Letter) -> Result<Pushed, Refusal> {
         let device = device(&format!("node-{}", letter.from));
         let incoming = Incoming::check(letter.push, &run_id(self.run), &device)?;
-        let pushed = incoming.store(Some(self.authority())).expect(WORKS);
+        let pushed = judged(incoming.store(Some(self.authority()))).expect(WORKS);
         self.look_at_authority();
         pushed
     }

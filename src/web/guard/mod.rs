@@ -7,7 +7,6 @@ mod origin;
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::Router;
 use axum::extract::{Request, State};
@@ -28,6 +27,9 @@ use super::Role;
 use super::face::Face;
 use super::problem::{self, Problem, storeless};
 use super::shares::Who;
+use crate::limits::web::guard::{
+    CONTROL_PATIENCE, FORM_PATIENCE, HEAD_BYTES, SYNC_BODY_BYTES, SYNC_PATIENCE, URI_BYTES,
+};
 
 /// What the guard lets through.
 #[derive(Clone)]
@@ -37,10 +39,9 @@ pub(crate) struct Policy {
     pub(crate) role: Role,
     /// Whether pages are served under those names, too, and not only the sync routes and `/healthz`.
     pub(crate) public: bool,
-    /// Longest URI, in bytes. Ours are shorter than 200; the rest is somebody trying.
+    /// The longest URI, in bytes.
     pub(crate) uri_bytes: usize,
-    /// Largest sum of names and values of the headers, in bytes. Cookies of all programs on `localhost` end up here.
-    /// The HTTP parser's own limit is higher, so that a browser gets a page that says what to do.
+    /// The largest sum of names and values of the headers, in bytes.
     pub(crate) head_bytes: usize,
     /// Bodies of every route that `bodies` doesn't name: forms, and what an app's own routes take.
     pub(crate) form: BodyRule,
@@ -58,20 +59,12 @@ impl Policy {
             face: Arc::clone(face),
             role: Role::App,
             public: false,
-            uri_bytes: 8 * 1024,
-            head_bytes: 32 * 1024,
-            form: BodyRule { max_bytes: Some(face.form_bytes), patience: Patience::Total(Duration::from_secs(10)) },
+            uri_bytes: URI_BYTES,
+            head_bytes: HEAD_BYTES,
+            form: BodyRule { max_bytes: Some(face.form_bytes), patience: Patience::Total(FORM_PATIENCE) },
             bodies: vec![
-                // A push of 1 MiB of events, and the largest event with its envelope that still fitted in.
-                (
-                    "/sync/",
-                    BodyRule {
-                        max_bytes: Some((1024 + 128) * 1024),
-                        patience: Patience::Idle(Duration::from_secs(10)),
-                    },
-                ),
-                // An import is as long as it is, and may be typed by hand into a pipe.
-                ("/control/", BodyRule { max_bytes: None, patience: Patience::Idle(Duration::from_secs(60)) }),
+                ("/sync/", BodyRule { max_bytes: Some(SYNC_BODY_BYTES), patience: Patience::Idle(SYNC_PATIENCE) }),
+                ("/control/", BodyRule { max_bytes: None, patience: Patience::Idle(CONTROL_PATIENCE) }),
             ],
         }
     }

@@ -511,7 +511,7 @@ async fn slow_bodies_are_given_up() {
     let site = Site::new(Policy::default());
     let dripping = |pause: u64, count: usize| {
         let drops = futures_util::stream::unfold(0, move |sent| async move {
-            tokio::time::sleep(Duration::from_secs(pause)).await;
+            tokio::time::sleep(std::time::Duration::from_secs(pause)).await;
             (sent < count).then(|| (Ok::<_, Infallible>(Bytes::from_static(b"x")), sent + 1))
         });
         Body::from_stream(drops)

@@ -5,7 +5,6 @@ mod publisher;
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::Duration;
 
 use askama::Template;
 use axum::body::{Body, Bytes};
@@ -23,18 +22,13 @@ use super::face::{Asked, Draw, Face, FragmentKey};
 use super::problem::Problem;
 use super::status::StatusLine;
 use super::{App, Html, IntoHtml as _, Lease, Opened, Params, Render, sentence};
-
-/// How often a stream says that it is alive, so that both ends notice when the other is gone.
-const PING_EVERY: Duration = Duration::from_secs(8);
+use crate::limits::web::live::{PING_EVERY, SETS};
 
 /// A script sees no comments, and no event without data.
 const PING: Bytes = Bytes::from_static(b"event: ping\ndata: ok\n\n");
 
 /// Ends the fragments of one commit: a page puts all of them in place at once.
 const DONE: Bytes = Bytes::from_static(b"event: done\ndata: ok\n\n");
-
-/// Pages that one stream may serve. A browser's shared worker joins its tabs in one.
-const SETS: usize = 64;
 
 /// The status line.
 #[derive(Template)]

@@ -10,21 +10,11 @@ use tokio::time::sleep;
 
 use super::{STATUS, drawn, status_fragment, too_many};
 use crate::engine::{Error, Health, Store, StoreId};
+use crate::limits::web::live::{CROWD, FRAGMENTS, LONGEST_PAUSE, SHORTEST_PAUSE};
 use crate::sync::LinkStatus;
 use crate::web::face::{Answers, Asked, Draw, Face, FragmentKey};
 use crate::web::status::StatusLine;
 use crate::web::{Full, Html, Lease, Problem, Render, Services, Who};
-
-/// The shortest and the longest pause between two updates of a page.
-const SHORTEST_PAUSE: Duration = Duration::from_millis(16);
-const LONGEST_PAUSE: Duration = Duration::from_millis(100);
-
-/// How many open pages make the pause its longest. To wake a page costs about as much as to store an event.
-const CROWD: u32 = 1_000;
-
-/// Different fragments that the pages of one store may follow. A commit may run the query of each again, on the thread that
-/// stores, and anybody can open pages with parameters of their own.
-const FRAGMENTS: usize = 1_000;
 
 /// The status line has the first slot in every store.
 const STATUS_SLOT: usize = 0;

@@ -2,55 +2,43 @@
 
 use std::time::Duration;
 
-/// How much of the server one peer, or all of them, may take up.
+use crate::limits::web::server;
+
+/// How much of the server one peer, or all of them, may take up. The reasons stand beside the numbers.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
-    /// Open connections. More than the open event streams, so that full streams leave room for posts. When all are taken,
-    /// the one that keeps us waiting longest makes room for the next.
+    /// Open connections.
     pub(crate) connections: usize,
-    /// For the head of a request, from the opening of the connection or the end of the request before. So it bounds
-    /// silent, half-sent and idle connections alike.
+    /// For the head of a request, from the opening of the connection or the end of the request before.
     pub(crate) header_read: Duration,
-    /// Buffer of a connection for reading and for writing, in bytes; a request head that is larger gets 431. Twice what
-    /// the guard allows, so that its page answers the common case.
+    /// A connection's buffer for reading, and the one for writing, in bytes.
     pub(crate) buffer_bytes: usize,
-    /// How long a peer may take nothing of what we send. Long, because an event stream to a suspended page stalls, too;
-    /// but not for ever, because nothing else ends it.
+    /// How long a peer may take nothing of what we send.
     pub(crate) write_stall: Duration,
-    /// How long what we sent may stay without the peer's acknowledgement: the link is down, and nobody said goodbye. Event
-    /// streams say something every few seconds, so a peer that is gone is noticed within this time. Where the system
-    /// has no such limit, it gives up by itself after a quarter of an hour.
+    /// How long a peer may leave what we sent without acknowledgement.
     pub(crate) unacknowledged: Duration,
-    /// How long to discard what a peer still sends after the last answer. Closing at once would reset the connection,
-    /// and the peer would lose the answer that says why.
+    /// How long to discard what a peer still sends after the last answer.
     pub(crate) linger: Duration,
-    /// How long requests are still taken after the shutdown began. Some were sent before it, and sit in a socket that
-    /// the runtime hasn't looked at yet; dropping them would turn a stop into errors.
+    /// How long requests are still taken after the shutdown began.
     pub(crate) last_call: Duration,
-    /// How long the shutdown then waits for requests in flight. Leaves the stores the rest of five seconds to close.
+    /// How long the shutdown then waits for requests in flight.
     pub(crate) drain: Duration,
 }
 
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            connections: 17_000,
-            header_read: Duration::from_secs(10),
-            buffer_bytes: 64 * 1024,
-            write_stall: Duration::from_secs(300),
-            unacknowledged: Duration::from_secs(60),
-            linger: Duration::from_secs(1),
-            last_call: Duration::from_millis(100),
-            drain: Duration::from_millis(3_900),
+            connections: server::CONNECTIONS,
+            header_read: server::HEADER_READ,
+            buffer_bytes: server::BUFFER_BYTES,
+            write_stall: server::WRITE_STALL,
+            unacknowledged: server::UNACKNOWLEDGED,
+            linger: server::LINGER,
+            last_call: server::LAST_CALL,
+            drain: server::DRAIN,
         }
     }
 }
-
-/// Files of an open store: two databases, their WALs, the witness, and what a checkpoint or a reader opens for a moment.
-const FILES_OF_A_STORE: usize = 8;
-
-/// Of so many connections, one is kept free of event streams, and so for posts.
-const STREAMS_LEAVE: usize = 6;
 
 impl Limits {
     /// Fits the connections into what [`raise_open_file_limit`] found, and leaves half of it to the stores: without a
@@ -64,13 +52,13 @@ impl Limits {
 
     /// As many event streams as leave connections to others, of `most`.
     pub(crate) fn streams(&self, most: usize) -> usize {
-        most.min(self.connections - self.connections.div_ceil(STREAMS_LEAVE))
+        most.min(self.connections - self.connections.div_ceil(server::STREAMS_LEAVE))
     }
 }
 
 /// As many open stores, of `most`, as the half of the files that is theirs has room for.
 pub(crate) fn stores_within_open_files(most: usize, open_files: Option<u64>) -> usize {
-    share(open_files).map_or(most, |share| most.min((share / FILES_OF_A_STORE).max(1)))
+    share(open_files).map_or(most, |share| most.min((share / server::FILES_OF_A_STORE).max(1)))
 }
 
 fn share(open_files: Option<u64>) -> Option<usize> {

@@ -8,15 +8,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
+use crate::limits::web::server::{HEADS, LIGHT};
+
 use tokio::sync::Notify;
 use tokio::time::Instant;
-
-/// A head of up to so many bytes is nothing special, and may come in pieces.
-const LIGHT: usize = 4 * 1024;
-
-/// Bytes of larger heads that aren't whole yet, of all connections together. The buffers that hold them are up to twice as
-/// large. No browser sends such a head in more than a moment.
-const HEADS: usize = 8 << 20;
 
 /// All connections that wait.
 #[derive(Clone)]

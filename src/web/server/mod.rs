@@ -32,11 +32,9 @@ pub(crate) use self::limits::{Limits, raise_open_file_limit, stores_within_open_
 pub(crate) use self::lobby::Connection;
 use self::lobby::{Answering, Lobby};
 use self::socket::{Socket, set_up};
+use crate::limits::web::server::GOING;
 
 use super::guard::{ReachedAt, SECURITY_HEADERS};
-
-/// So many connections may be there beyond the limit while those go that had to make room.
-const GOING: usize = 64;
 
 /// Serves `router` on `listener` until `shutdown`, and returns when the last connection is gone or `limits.drain` is
 /// over.

@@ -12,10 +12,7 @@ use tokio::time::{Sleep, sleep};
 use super::Limits;
 use super::framing::Framing;
 use super::lobby::Connection;
-
-/// Bytes of what we send that the system keeps for a peer until it takes them; Linux doubles it. By itself it would grow to
-/// several megabytes, which thousands of peers that read nothing would fill. This much goes out every round trip.
-const SEND_BUFFER: usize = 128 * 1024;
+use crate::limits::web::server::SEND_BUFFER;
 
 /// What a connection has to be told before its first byte.
 pub(super) fn set_up(stream: &TcpStream, limits: Limits) -> io::Result<()> {

@@ -1,0 +1,31 @@
+//! Limits of an app, and of the program that it becomes.
+
+use std::time::Duration;
+
+/// The longest name of an app, in bytes. It becomes a directory, a cookie and the prefix of environment variables.
+pub(crate) const MAX_APP_NAME: usize = 32;
+
+/// The longest name of a form, fragment, figure or command, in bytes.
+pub(crate) const MAX_NAME: usize = 40;
+
+/// How long a store that its hub refuses waits before it tries again by itself, in seconds: seldom enough not to be a
+/// nuisance, often enough that a person who fixed it on the other side needn't come back here.
+pub(crate) const RETRY_HALTED: u64 = 180;
+
+/// How often a node says that its stores are still in use. Well below the time after which an unused one is no longer kept
+/// in sync.
+pub(crate) const ATTEND_EVERY: Duration = Duration::from_secs(60);
+
+/// How long to wait for everything to end before ending anyway: well below the time after which service managers kill.
+pub(crate) const SHUTDOWN: Duration = Duration::from_secs(5);
+
+/// How long a command waits for an answer from the process that has the data, or from a hub.
+pub(crate) const ANSWER: Duration = Duration::from_secs(30);
+
+/// Kinds of events without effect that `status` shows. More of them usually have one cause.
+pub(crate) const KINDS: usize = 8;
+
+/// The longest path of a data directory, in bytes. SQLite takes paths of up to 512. The rest is for `stores`, the name of a
+/// store (63), a database's name with SQLite's suffix, and one more directory in a backup under way.
+#[cfg(unix)]
+pub(crate) const LONGEST_PATH: usize = 400;

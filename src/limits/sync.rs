@@ -1,0 +1,193 @@
+//! Limits of sync, at both ends.
+
+use std::time::Duration;
+
+/// What goes into one push, or into one page of a pull.
+pub(crate) mod page {
+    /// Events.
+    pub(crate) const EVENTS: usize = 1_000;
+
+    /// Bytes of their names and payloads.
+    pub(crate) const BYTES: usize = 1 << 20;
+}
+
+/// What a client believes of a hub.
+pub(crate) mod wire {
+    /// The longest name of a run, in bytes. It goes back to the hub with every push. Ours are UUIDs.
+    pub(crate) const MAX_RUN: usize = 100;
+
+    /// Places in a log that a client takes from a hub are below this. It is half of what a
+    /// [`Seq`](crate::engine::Seq) may be, so a log that was led to its end can still be promoted and go on.
+    pub(crate) const SEQS: u64 = 1 << 61;
+
+    /// Points of its log that a hub names. Each costs the client the digests of up to 1,024 events. Ours names one for each
+    /// power of two, at most 65.
+    pub(crate) const MAX_POINTS: usize = 256;
+
+    /// How much of a hub's words is kept, logged or shown, in characters.
+    pub(crate) const MAX_WORDS: usize = 300;
+}
+
+/// What a hub takes.
+pub(crate) mod authority {
+    /// Different names of events that a store takes from devices. Each is kept in memory while the store is open. A hub
+    /// orders events it doesn't understand, but no app has so many kinds.
+    pub(crate) const MAX_NAMES: usize = 10_000;
+}
+
+/// What a session decides.
+pub(crate) mod session {
+    /// Pages in a row that may bring nothing. A log that was written twice has some. More of them waste time, and disk
+    /// where they name events.
+    pub(crate) const IN_VAIN: u32 = 32;
+
+    /// Refusals that are written down together. Each time, what is pending is re-applied on top of the log.
+    pub(crate) const REFUSED_TOGETHER: usize = 10_000;
+
+    /// Pushes of one size that have to get through before a larger one is tried. What was too much once is usually too much
+    /// again, and to learn that may take as long as waiting for an answer.
+    pub(crate) const BEFORE_GROWTH: u32 = 16;
+}
+
+/// A pull stream, as both ends see it.
+#[cfg(feature = "app")]
+pub(crate) mod stream {
+    use super::Duration;
+
+    /// How often a hub says that a pull stream is alive.
+    pub(crate) const PING_EVERY: Duration = Duration::from_secs(10);
+
+    /// How long a stream may be silent before a client gives it up, and how long a client may take to read what it was sent
+    /// before a hub does.
+    pub(crate) const SILENCE: Duration = Duration::from_secs(25);
+}
+
+/// A client of a hub.
+#[cfg(feature = "app")]
+pub(crate) mod client {
+    use super::Duration;
+
+    /// The shortest wait before the next attempt, of a few stores.
+    pub(crate) const SHORTEST_WAIT: Duration = Duration::from_millis(250);
+
+    /// The longest wait before the next attempt, of a few stores.
+    pub(crate) const LONGEST_WAIT: Duration = Duration::from_secs(15);
+
+    /// Stores that try as often as that. More of them wait longer, or together they would keep the machine busy with a hub
+    /// that is away. The first to get through tells the others.
+    pub(crate) const FEW: usize = 32;
+
+    /// The shortest wait of a store that somebody is using.
+    pub(crate) const WANTED: Duration = Duration::from_secs(1);
+
+    /// How long a store is kept level after its last use.
+    pub(crate) const IDLE_AFTER: Duration = Duration::from_secs(600);
+
+    /// The same, while other stores need the room.
+    pub(crate) const IDLE_WHEN_CROWDED: Duration = Duration::from_secs(5);
+
+    /// How often to check whether anybody still uses a store that is level.
+    pub(crate) const IDLE_CHECK: Duration = Duration::from_secs(5);
+
+    /// How often to check whether something changed that lets a halted store go on.
+    pub(crate) const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+    /// How long events of others wait until pages see them, at least, while more arrive and many of ours are pending.
+    pub(crate) const SEEN_AFTER: Duration = Duration::from_millis(250);
+
+    /// They also wait this many times as long as it took last to re-apply the pending ones, so re-applying takes at most
+    /// a fifth of the time.
+    pub(crate) const SEEN_AFTER_TIMES: u32 = 4;
+
+    /// Repairs of a store in a row. To take back a log and rebuild its state costs as much as the log is long, and a hub
+    /// could ask for it without end.
+    pub(crate) const REPAIRS: u32 = 3;
+
+    /// One more repair is allowed after each such time.
+    pub(crate) const REPAIR_EVERY: Duration = Duration::from_secs(300);
+
+    /// Events of a stream in a row that may bring no page.
+    pub(crate) const NO_PAGES: u32 = 32;
+
+    /// One more is allowed after each such time. Pings come far less often.
+    pub(crate) const NO_PAGE_EVERY: Duration = Duration::from_secs(1);
+
+    /// Pings that may come while the hub owes something: pages up to the head it named, or a place for what it took. An
+    /// honest hub sends what it has before the next ping.
+    pub(crate) const OWING: u32 = 6;
+
+    /// Sessions in a row that may end with the hub's word that it was restarted.
+    pub(crate) const RESTARTS: u32 = 3;
+
+    /// Refusals of a push that are logged one by one.
+    pub(crate) const LOGGED: usize = 10;
+}
+
+/// Requests to a hub.
+#[cfg(feature = "app")]
+pub(crate) mod http {
+    use super::Duration;
+
+    /// How long a hub may take to accept a connection.
+    pub(crate) const CONNECT: Duration = Duration::from_secs(10);
+
+    /// How long a connection is kept for the next request. A hub keeps it longer, so no request goes out on one that is just
+    /// closing. It is also shorter than the silence after which a stream is given up: the next attempt must not go out on a
+    /// connection that died with the stream.
+    pub(crate) const KEEP: Duration = Duration::from_secs(8);
+
+    /// How long a connection is quiet before the system asks whether the hub is still there.
+    pub(crate) const KEEPALIVE: Duration = Duration::from_secs(15);
+
+    /// How long a hub may take to answer a push.
+    pub(crate) const ANSWER: Duration = Duration::from_secs(30);
+
+    /// The largest answer to a push that is read, in bytes. The answer to 1,000 refused events has about 200 KB.
+    pub(crate) const MAX_ANSWER: usize = 4 << 20;
+
+    /// The largest problem that is read, in bytes. One with all points of a log has about 8 KB.
+    pub(crate) const MAX_PROBLEM: usize = 64 << 10;
+
+    /// Bytes that all answers and streams may hold together while they come. Enough for the largest pages of fifty stores.
+    pub(crate) const MAX_UNDER_WAY: usize = 64 << 20;
+
+    /// Bytes of each answer that don't count towards that. Hundreds of streams hold a short line now and then.
+    pub(crate) const FREE: usize = 64 << 10;
+
+    /// Stores that share a connection where it carries many requests at once (HTTP/2). Servers should allow a hundred
+    /// requests (RFC 9113, section 6.5.2), and a store has two of them under way. One more than a server allows would wait
+    /// for ever behind those that pull.
+    pub(crate) const STORES_IN_A_LANE: usize = 32;
+}
+
+/// A stream of events, as it is read.
+#[cfg(feature = "app")]
+pub(crate) mod sse {
+    use super::Duration;
+
+    /// The longest event that is read, in bytes, with all that stands before it since the last one: a page of 1 MiB whose
+    /// every byte is escaped, and its events' ids. Comments and lines without meaning count, or they could come without end.
+    pub(crate) const MAX_EVENT: usize = 8 << 20;
+
+    /// The line's buffer that is kept for the next line, in bytes. Memory past that is given back.
+    pub(crate) const KEPT: usize = 64 << 10;
+
+    /// Bytes a second that an event has to bring if it isn't whole after [`LONG`]. A modem of 1980 had more.
+    pub(crate) const SLOWEST: u64 = 16;
+
+    /// How long an event may be unfinished before its speed is looked at. Longer than the silence after which a stream is
+    /// given up, so one that stands still for a moment may go on.
+    pub(crate) const LONG: Duration = Duration::from_secs(30);
+}
+
+/// The tokens of a hub.
+#[cfg(feature = "app")]
+pub(crate) mod tokens {
+    use super::Duration;
+
+    /// How often a hub checks whether the file of tokens was changed.
+    pub(crate) const LOOK_EVERY: Duration = Duration::from_millis(500);
+
+    /// The longest token that is looked at, in bytes. Ours have 67.
+    pub(crate) const MAX_TOKEN: usize = 200;
+}

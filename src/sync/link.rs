@@ -1,0 +1,431 @@
+//! The link of one store to its upstream: one session after the other. What to do is decided by a [`Session`]; here it is
+//! done, with a network, a clock and a store.
+
+use std::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant, SystemTime};
+
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt, stream};
+use tokio::sync::{Notify, watch};
+use tokio::time::{sleep, timeout, timeout_at};
+
+use super::backoff::{Backoff, may_try_again};
+use super::client::{Clients, LinkState, LinkStatus, Usage};
+use super::http::Upstream;
+use super::protocol::{Hello, Point, PushedEvent, WirePage, words};
+use super::ration::Allowance;
+use super::session::{self, End, Outgoing, PushAnswer, Session, ended, not_understood};
+use super::{sse, tokens};
+use crate::engine::{Digest, Error, Generation, Health, LogId, Position, Replica, Seq, Standing, Store, StoreId};
+use crate::limits::sync::client::{
+    IDLE_AFTER, IDLE_CHECK, IDLE_WHEN_CROWDED, LOGGED, LONGEST_WAIT, LOOK_EVERY, NO_PAGE_EVERY, NO_PAGES, OWING,
+    RESTARTS, SEEN_AFTER, SEEN_AFTER_TIMES,
+};
+use crate::limits::sync::stream::SILENCE;
+
+/// The client of one store. It has the store only during a session, so that those which wait for their hub don't keep
+/// others from being opened.
+pub(super) struct Client {
+    pub(super) id: StoreId,
+    /// How the store was when it was had last.
+    pub(super) health: watch::Receiver<Health>,
+    pub(super) upstream: Upstream,
+    pub(super) status: watch::Sender<LinkStatus>,
+    pub(super) usage: Arc<Usage>,
+    pub(super) repairs: Allowance,
+    pub(super) clients: Clients,
+}
+
+impl Client {
+    pub(super) async fn run(mut self) {
+        let shared = Arc::clone(&self.clients.shared);
+        loop {
+            let is_closed = shared.shutdown.run_until_cancelled(self.keep_level()).await;
+            let mut links = shared.links.lock().expect("BUG: attending to a store panicked");
+            // Under the lock nobody can begin to use the store.
+            if is_closed.is_none_or(|is_closed| is_closed) || self.is_idle() {
+                links.remove(&self.id);
+                return;
+            }
+        }
+    }
+
+    /// One session after the other, until nobody uses the store and nothing waits to be pushed, or until the store is
+    /// closed: then it is true.
+    async fn keep_level(&mut self) -> bool {
+        let mut backoff = Backoff::default();
+        // How many sessions in a row ended so that the next one has a reason to go better.
+        let mut hopeful = 0;
+        loop {
+            let (began, before, terms) = (Instant::now(), self.standing(), self.terms());
+            let end = match self.clients.shared.stores.get(&self.id) {
+                Ok(store) => {
+                    self.health = store.health();
+                    let end = tokio::select! {
+                        end = self.session(&store) => end,
+                        () = self.idle() => return false,
+                    };
+                    // Pages that were to be followed by more may have gone ahead of what queries see.
+                    drop(store.look(|replica| replica.settle_arrivals()).await);
+                    match end {
+                        End::Diverged(points) => self.repair(&store, points).await,
+                        end => end,
+                    }
+                }
+                Err(error) => here(&error),
+            };
+            // A session that did all there was to do, or that lasted, owes nothing to the failures before it.
+            let now = self.standing();
+            if began.elapsed() > LONGEST_WAIT || now.head > before.head && now.pending == 0 {
+                backoff = Backoff::default();
+                hopeful = 0;
+            }
+            let wait = backoff.next(self.clients.count());
+            let end = match end {
+                End::PullFirst if hopeful == RESTARTS => {
+                    End::Offline("the hub says again and again that this store has to be pulled first".to_owned())
+                }
+                end => end,
+            };
+            hopeful = if matches!(end, End::PullFirst | End::Diverged(_)) { hopeful + 1 } else { 0 };
+            match end {
+                End::Closed => return true,
+                End::PullFirst | End::Diverged(_) => sleep(wait).await,
+                End::Offline(why) => {
+                    self.tell(LinkState::Offline, None, Some(why));
+                    let found = self.clients.shared.found.subscribe();
+                    tokio::select! {
+                        () = may_try_again(wait, &self.usage.again, found) => {}
+                        () = self.idle() => return false,
+                    }
+                }
+                End::Halted(code, why) => {
+                    self.tell(LinkState::Halted, Some(code), Some(why));
+                    tokio::select! {
+                        () = sleep(self.clients.shared.retry_halted) => {}
+                        () = self.mended(terms) => {}
+                        () = self.idle() => return false,
+                    }
+                }
+            }
+        }
+    }
+
+    /// One pull stream, with pushes beside it.
+    async fn session(&self, store: &Store) -> End {
+        let position = match store.look(|replica| replica.position()).await {
+            Ok(position) => position,
+            Err(error) => return here(&error),
+        };
+        // A store that is offline or halted stays so until it is known to be otherwise.
+        if self.status.borrow().state == LinkState::Online {
+            self.tell(LinkState::Connecting, None, None);
+        }
+        let start = Position { generation: Generation::default(), log: None, after: Seq::START, digest: Digest::EMPTY };
+        let bytes = match timeout(SILENCE, self.upstream.pull(&self.id, position.unwrap_or(start))).await {
+            Ok(Ok(bytes)) => unless_silent(bytes),
+            Ok(Err(end)) => return end,
+            Err(_) => return silent(),
+        };
+        let mut events = pin!(sse::events(bytes, self.upstream.ration()));
+        let hello: Hello = match timeout(SILENCE, events.next()).await {
+            Err(_) => return silent(),
+            Ok(Some(Ok(event))) if event.event == "hello" => match serde_json::from_str(&event.data) {
+                Ok(hello) => hello,
+                Err(why) => return not_understood(&why),
+            },
+            Ok(Some(Err(error))) => return End::Offline(format!("the stream broke: {error}")),
+            Ok(_) => return End::Offline("the stream didn't begin as a hub's does".to_owned()),
+        };
+        let running = match Session::begin(position, hello) {
+            Ok(session) => Running { session: Arc::new(Mutex::new(session)), arrived: Notify::new() },
+            Err(end) => return end,
+        };
+        self.tell(LinkState::Online, None, None);
+        let end = tokio::select! {
+            end = pull(store, events, &running) => end,
+            end = self.push(store, &running) => end,
+        };
+        let session = running.session;
+        drop(store.look(move |replica| lock(&session).end(replica)).await);
+        end
+    }
+
+    /// Pushes what the session says, one push after the other.
+    async fn push(&self, store: &Store, running: &Running) -> End {
+        let mut health = store.health();
+        loop {
+            health.mark_unchanged();
+            let session = Arc::clone(&running.session);
+            let next = store.look(move |replica| ended(lock(&session).next_push(replica))).await;
+            let outgoing = match next.map(Option::transpose) {
+                Ok(Ok(outgoing)) => outgoing.flatten(),
+                Ok(Err(end)) => return end,
+                Err(error) => return here(&error),
+            };
+            let Some(outgoing) = outgoing else {
+                tokio::select! {
+                    changed = health.changed() => if changed.is_err() { return End::Closed },
+                    () = running.arrived.notified() => {}
+                }
+                continue;
+            };
+            let answer = match self.upstream.push(&self.id, &outgoing.push).await {
+                Ok(answer) => answer,
+                Err(end) => return end,
+            };
+            self.log(&outgoing, &answer);
+            let session = Arc::clone(&running.session);
+            match store.with(move |replica| ended(lock(&session).answer(replica, &outgoing, answer))).await {
+                Ok(Ok(())) => {}
+                Ok(Err(end)) => return end,
+                Err(error) => return here(&error),
+            }
+        }
+    }
+
+    /// Says what the hub refuses, and what has no effect there.
+    fn log(&self, outgoing: &Outgoing, answer: &PushAnswer) {
+        let PushAnswer::Pushed(pushed) = answer else { return };
+        let store = self.id.as_str();
+        let is_plain = |answer: &PushedEvent| matches!(answer, PushedEvent::Stored { no_effect: None, .. });
+        let mut odd = outgoing.ids().iter().zip(&pushed.events).filter(|(_, answer)| !is_plain(answer));
+        for (id, answer) in odd.by_ref().take(LOGGED) {
+            match answer {
+                PushedEvent::Stored { no_effect, .. } => {
+                    let why = words(no_effect.as_deref().unwrap_or_default());
+                    tracing::warn!(store, %id, why, "an event has no effect");
+                }
+                PushedEvent::Refused { refused, why } => {
+                    let (refused, why) = (words(refused), words(why));
+                    tracing::warn!(store, %id, refused, why, "the hub refused an event; it is set aside");
+                }
+            }
+        }
+        let more = odd.count();
+        if more > 0 {
+            tracing::warn!(store, more, "and more of the same push have no effect, or are set aside");
+        }
+    }
+
+    /// Brings our log and the hub's together again, unless that was done too often.
+    async fn repair(&mut self, store: &Store, points: Vec<Point>) -> End {
+        if !self.repairs.spend() {
+            let why =
+                "the hub says again and again that its log is another; nothing more is taken back for some minutes";
+            return End::Offline(why.to_owned());
+        }
+        let asked = points.clone();
+        match store.with(move |replica| session::repair(replica, &asked)).await {
+            Ok(Some((first, last))) => {
+                tracing::warn!(
+                    store = self.id.as_str(),
+                    "the hub lacks events {first} to {last}; they are pushed again"
+                );
+                End::Diverged(points)
+            }
+            Ok(None) => End::Offline("the hub says that its log is another, and shows that it is ours".to_owned()),
+            Err(error) => {
+                tracing::error!(store = self.id.as_str(), %error, "cannot repair");
+                here(&error)
+            }
+        }
+    }
+
+    /// Returns when something changed since these `terms` that may let a halted store go on.
+    async fn mended(&self, terms: Terms) {
+        loop {
+            sleep(LOOK_EVERY).await;
+            if self.terms() != terms {
+                return;
+            }
+        }
+    }
+
+    /// On what the hub is asked now.
+    fn terms(&self) -> Terms {
+        // Whoever adopts another log has the store open.
+        let health = self.clients.shared.stores.opened(&self.id).map(|store| store.health());
+        let standing = standing(health.as_ref().unwrap_or(&self.health));
+        Terms { token: self.upstream.token_stamp(), log: standing.whose.log_id() }
+    }
+
+    /// Returns when nobody has used the store for a while and nothing waits to be pushed.
+    async fn idle(&self) {
+        while !self.is_idle() {
+            sleep(IDLE_CHECK).await;
+        }
+    }
+
+    fn is_idle(&self) -> bool {
+        let used = *self.usage.last.lock().expect("BUG: touching a link panicked");
+        let patience = if self.clients.shared.stores.are_crowded() { IDLE_WHEN_CROWDED } else { IDLE_AFTER };
+        let is_level = match &*self.health.borrow() {
+            Health::Absent => true,
+            health => health.standing().is_some_and(|standing| standing.pending == 0),
+        };
+        // One receiver is in the list of links; another is an open page's.
+        is_level && used.elapsed() > patience && self.status.receiver_count() <= 1
+    }
+
+    /// Where the store stood when that was known last.
+    fn standing(&self) -> Standing {
+        standing(&self.health)
+    }
+
+    fn tell(&self, state: LinkState, code: Option<&'static str>, error: Option<String>) {
+        // Most of what is wrong is told in a hub's own words.
+        let error = error.map(|why| words(&why));
+        self.status.send_if_modified(|status| {
+            if status.state == state && status.code == code && status.error == error {
+                return false;
+            }
+            let store = self.id.as_str();
+            match (&error, state) {
+                (Some(why), LinkState::Halted) => tracing::error!(store, code, why, "sync stopped"),
+                (Some(why), _) if status.state != state => tracing::warn!(store, why, "offline"),
+                (None, LinkState::Online) => tracing::info!(store, "online"),
+                _ => {}
+            }
+            if status.state != state {
+                status.since = Some(tokens::now());
+                if (status.state, state) == (LinkState::Offline, LinkState::Online) {
+                    self.clients.shared.found.send_modify(|times| *times += 1);
+                }
+            }
+            status.state = state;
+            status.code = code;
+            status.error = error;
+            true
+        });
+    }
+}
+
+/// What may have to change before the hub stops refusing a store.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Terms {
+    token: Option<SystemTime>,
+    log: Option<LogId>,
+}
+
+/// A session at work: its decisions are taken on the store's thread.
+struct Running {
+    session: Arc<Mutex<Session>>,
+    /// Tells the pushes that a page has arrived.
+    arrived: Notify,
+}
+
+fn lock(session: &Mutex<Session>) -> MutexGuard<'_, Session> {
+    session.lock().expect("BUG: a session panicked")
+}
+
+/// Takes in what the hub sends.
+async fn pull(
+    store: &Store,
+    mut events: impl Stream<Item = std::io::Result<sse::SseEvent>> + Unpin,
+    running: &Running,
+) -> End {
+    let mut others = Allowance::new(NO_PAGES, NO_PAGE_EVERY);
+    // How many pings came since the last page while the hub owed one.
+    let mut owing = 0;
+    // When pages are to see what they don't yet, and how long that was left to wait.
+    let (mut due_at, mut pause) = (None, SEEN_AFTER);
+    loop {
+        let next = match due_at {
+            None => events.next().await,
+            Some(due) if due <= tokio::time::Instant::now() => {
+                (due_at, pause) = (None, show(store).await);
+                continue;
+            }
+            Some(due) => match timeout_at(due, events.next()).await {
+                Ok(next) => next,
+                Err(_) => continue,
+            },
+        };
+        let event = match next {
+            None => return End::Offline("the hub ended the stream".to_owned()),
+            Some(Err(error)) => return End::Offline(format!("the stream broke: {error}")),
+            Some(Ok(event)) => event,
+        };
+        let session = Arc::clone(&running.session);
+        if event.event != "page" {
+            if !others.spend() {
+                return End::Offline("the hub sends without pause what is no page".to_owned());
+            }
+            match store.look_if_any(move |replica| lock(&session).is_owed(replica.as_deref())).await {
+                Ok(is_owed) => owing = if is_owed { owing + 1 } else { 0 },
+                Err(error) => return here(&error),
+            }
+            if owing >= OWING {
+                return End::Offline("the hub doesn't send what it says it has".to_owned());
+            }
+            continue;
+        }
+        let page: WirePage = match serde_json::from_str(&event.data) {
+            Ok(page) => page,
+            Err(why) => return not_understood(&why),
+        };
+        let sse::SseEvent { data, portion: _portion, .. } = event;
+        drop(data);
+        let brings_nothing = page.events.is_empty();
+        let arrive =
+            move |replica: &mut Replica| Ok((ended(lock(&session).arrive(replica, page))?, replica.is_behind()));
+        let arrived = if brings_nothing {
+            if !others.spend() {
+                return End::Offline("the hub sends page after page that brings nothing".to_owned());
+            }
+            // It makes no store where there is none.
+            store.look(arrive).await.map(|arrived| arrived.unwrap_or((Ok(()), false)))
+        } else {
+            owing = 0;
+            store.with(arrive).await
+        };
+        match arrived {
+            Ok((Ok(()), is_behind)) => {
+                running.arrived.notify_one();
+                due_at = is_behind.then(|| due_at.unwrap_or_else(|| tokio::time::Instant::now() + pause));
+            }
+            Ok((Err(end), _)) => return end,
+            Err(error) => return here(&error),
+        }
+    }
+}
+
+/// Lets pages see what has arrived, and says how long to wait before the next time.
+async fn show(store: &Store) -> Duration {
+    let begun = Instant::now();
+    drop(store.look(|replica| replica.settle_arrivals()).await);
+    SEEN_AFTER.max(begun.elapsed() * SEEN_AFTER_TIMES)
+}
+
+fn standing(health: &watch::Receiver<Health>) -> Standing {
+    health.borrow().standing().cloned().unwrap_or_default()
+}
+
+/// A fault on this side: the session is over, and the store says itself what is wrong with it.
+fn here(error: &Error) -> End {
+    match error {
+        Error::Closed => End::Closed,
+        error => End::Offline(error.to_string()),
+    }
+}
+
+fn silent() -> End {
+    End::Offline(silence())
+}
+
+fn silence() -> String {
+    format!("the hub said nothing for {} seconds", SILENCE.as_secs())
+}
+
+/// The stream until it is silent for too long. Bytes count, and not events, for on a slow link a page takes its time.
+fn unless_silent(
+    bytes: impl Stream<Item = std::io::Result<Bytes>> + Unpin + Send + 'static,
+) -> impl Stream<Item = std::io::Result<Bytes>> + Unpin + Send + 'static {
+    let next = async |mut bytes| match timeout(SILENCE, StreamExt::next(&mut bytes)).await {
+        Ok(chunk) => chunk.map(|chunk| (chunk, bytes)),
+        Err(_) => Some((Err(std::io::Error::other(silence())), bytes)),
+    };
+    Box::pin(stream::unfold(bytes, next))
+}

@@ -1,0 +1,190 @@
+//! Pages that are open while their program is replaced by a newer one, as `docs/evolution.md` tells authors.
+
+use std::net::TcpListener;
+use std::path::Path;
+
+use likewise::engine::{Event, Query, Schema};
+use likewise::{App, Html, Options, Page};
+use maud::{Markup, html};
+use serde::{Deserialize, Serialize};
+use tokio::sync::oneshot;
+
+use crate::chromium::{Browser, ENTER, Tab};
+use crate::common::{data_dir, wait_for};
+
+#[derive(Serialize, Deserialize)]
+struct ItemAdded {
+    title: String,
+}
+impl Event for ItemAdded {
+    const NAME: &'static str = "ItemAdded";
+}
+
+/// As pages of before know it.
+#[derive(Serialize, Deserialize)]
+struct DueSet {
+    day: String,
+}
+impl Event for DueSet {
+    const NAME: &'static str = "DueSet";
+}
+
+/// As the new program wants it.
+#[derive(Serialize, Deserialize)]
+struct DueAt {
+    day: String,
+    hour: u32,
+}
+impl Event for DueAt {
+    const NAME: &'static str = "DueAt";
+}
+
+fn schema() -> Schema {
+    Schema::new("CREATE TABLE item (n INTEGER PRIMARY KEY, title TEXT NOT NULL) STRICT")
+        .on(|ItemAdded { title }, db| db.execute("INSERT INTO item (title) VALUES (?1)", [title]))
+        .on(|DueSet { day }, db| db.execute("INSERT INTO item (title) VALUES (?1)", [day]))
+        .on(|DueAt { day, .. }, db| db.execute("INSERT INTO item (title) VALUES (?1)", [day]))
+}
+
+fn titles() -> Query<Vec<String>> {
+    Query::rows("SELECT title FROM item ORDER BY n", |row| Ok(row.get(0)?))
+}
+
+fn shared(app: App) -> App {
+    app.nouns("item", "items").form::<ItemAdded>("add").live(
+        "titles",
+        |_| Ok(titles()),
+        |titles, _| html! { p #titles { (titles.join(",")) } },
+    )
+}
+
+fn old() -> App {
+    shared(App::new("list", schema))
+        .form::<DueSet>("due")
+        .form::<ItemAdded>("jot")
+        .live("first", |_| Ok(titles()), |titles, _| Html::text(titles.first().cloned().unwrap_or_default()))
+        .page(|page: Page| {
+            document(&page, html! {
+                (page.live("first"))
+                form method="post" action=(page.to("due")) { input name="day" autocomplete="off"; button { "Set" } }
+                form method="post" action=(page.to("jot")) { input name="title" autocomplete="off"; button { "Jot" } }
+            })
+        })
+}
+
+/// Without the fragment `first` and the form `jot`, and with a field more in `due`.
+fn new() -> App {
+    shared(App::new("list", schema)).form::<DueAt>("due").page(|page: Page| document(&page, html! {}))
+}
+
+fn document(page: &Page, rest: Markup) -> Markup {
+    html! { (maud::DOCTYPE) html { head { (page.head()) title { "List" } } body {
+        form method="post" action=(page.to("add")) { input name="title" autocomplete="off"; button { "Add" } }
+        ul data-waiting {}
+        (page.live("titles")) (rest) (page.message()) (page.status())
+    } } }
+}
+
+/// A version of the app, served until this is dropped.
+struct Served {
+    port: u16,
+    end: Option<oneshot::Sender<()>>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Served {
+    /// Serves `app` on `port`, or on a free one if that is 0.
+    fn start(app: App, data: &Path, port: u16) -> Self {
+        // The one before may not be gone yet.
+        let listener = wait_for("the port", || TcpListener::bind(("127.0.0.1", port)).ok());
+        let port = listener.local_addr().expect("its address").port();
+        listener.set_nonblocking(true).expect("a socket for Tokio");
+        let options = Options { data: Some(data.to_owned()), ..Options::default() };
+        let (end, ends) = oneshot::channel();
+        let thread = std::thread::spawn(move || {
+            let runtime = tokio::runtime::Runtime::new().expect("a runtime");
+            runtime.block_on(async {
+                let listener = tokio::net::TcpListener::from_std(listener).expect("a socket of Tokio's");
+                app.serve(options, listener, async { drop(ends.await) }).await.expect("it serves");
+            });
+        });
+        Self { port, end: Some(end), thread: Some(thread) }
+    }
+
+    fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+}
+
+impl Drop for Served {
+    fn drop(&mut self) {
+        drop(self.end.take());
+        drop(self.thread.take().map(std::thread::JoinHandle::join));
+    }
+}
+
+fn submit(tab: &Tab<'_>, field: &str, text: &str) {
+    tab.to_front();
+    tab.type_into(field, text);
+    tab.press(&ENTER);
+}
+
+fn until_titles(tab: &Tab<'_>, titles: &str) {
+    tab.until(&format!("document.getElementById('titles').textContent === '{titles}'"));
+}
+
+fn until_said(tab: &Tab<'_>, words: &str) {
+    tab.until(&format!("document.querySelector('[data-message]').textContent.includes('{words}')"));
+}
+
+const ADD: &str = "form[action$=add] input";
+const DUE: &str = "form[action$=due] input";
+const JOT: &str = "form[action$=jot] input";
+
+#[test]
+fn an_open_page_outlives_an_update_of_its_program() {
+    let data = data_dir();
+    let served = Served::start(old(), data.path(), 0);
+    let (port, url) = (served.port, served.url());
+    let browser = Browser::launch();
+    browser.network_may_fail();
+    let tab = browser.open(&url);
+    tab.until_live();
+    submit(&tab, ADD, "milk");
+    until_titles(&tab, "milk");
+    drop(served);
+    let served = Served::start(new(), data.path(), port);
+    tab.to_front();
+    tab.until_live();
+
+    // What both know goes on.
+    submit(&tab, ADD, "bread");
+    until_titles(&tab, "milk,bread");
+    // A fragment that is no more stays as it was, and the page says so.
+    until_said(&tab, "Part of this page can’t be kept up to date any more. Reload it.");
+    assert_eq!(tab.text("[data-live=first]"), "milk");
+    // What doesn't fit comes back, with the reason, and holds nothing up.
+    submit(&tab, DUE, "Monday");
+    tab.until(&format!("document.querySelector('{DUE}').value === 'Monday'"));
+    until_said(&tab, "“Monday” was not saved.");
+    until_said(&tab, "hour");
+    submit(&tab, ADD, "eggs");
+    until_titles(&tab, "milk,bread,eggs");
+    tab.until_sent();
+
+    // A form that is no more: the post is kept, and those behind it wait, too, also in a page of the new program.
+    submit(&tab, JOT, "tea");
+    submit(&tab, ADD, "salt");
+    until_said(&tab, "2 items waiting to be saved. Trying again…");
+    tab.close();
+    let tab = browser.open(&url);
+    tab.until_live();
+    tab.until("document.documentElement.dataset.unsent === '2'");
+    assert_eq!(tab.text("#titles"), "milk,bread,eggs");
+    // They arrive once there is a form of that name again.
+    drop(served);
+    let _served = Served::start(old(), data.path(), port);
+    tab.to_front();
+    until_titles(&tab, "milk,bread,eggs,tea,salt");
+    tab.until_sent();
+}
