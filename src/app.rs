@@ -21,7 +21,7 @@ use crate::node::{Node, NodeError, Options, base};
 use crate::serve::Server;
 use crate::web::assets::{self, Asset};
 use crate::web::face::{Face, Figure, Form, Fragment, Nouns};
-use crate::web::{IntoHtml, Page, Params, Refusal, Render, Role, Visitor};
+use crate::web::{Flaw, IntoHtml, Page, Params, Refusal, Rehearsal, Render, Role, Visitor};
 
 /// Names that the program answers itself, as a path, an event of the live stream, a form field or a parameter.
 const RESERVED: [&str; 14] = [
@@ -142,12 +142,31 @@ pub enum AppError {
     /// The schema is wrong.
     #[error("the schema: {0}")]
     Schema(#[from] Fault),
-    /// The page or a fragment can't be rendered.
-    #[error("{0}")]
+    /// A form, a fragment or a figure that can't work, or that names what isn't there.
+    #[error("the {what} `{name}`: {why}")]
+    Part {
+        /// What it is.
+        what: &'static str,
+        /// Its name.
+        name: &'static str,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The page names what isn't there.
+    #[error("the page: {0}")]
     Page(String),
     /// The app's own routes collide with each other or with the program's.
     #[error("the app's own routes: {0}")]
     Routes(String),
+}
+
+impl From<Flaw> for AppError {
+    fn from(flaw: Flaw) -> Self {
+        match flaw {
+            Flaw::Part { what, name, why } => Self::Part { what, name, why },
+            Flaw::Page(why) => Self::Page(why),
+        }
+    }
 }
 
 impl App {
@@ -458,7 +477,8 @@ impl App {
         }
         check_assets(self.face.assets.own())?;
         cli::check(self)?;
-        Ok(self.schema().check()?)
+        let mut rehearsal = Rehearsal::new(&self.face);
+        self.schema().rehearsed(|state| Ok(rehearsal.run(state)?))
     }
 
     /// What the program, its data directory and its environment variables are named after.
