@@ -429,11 +429,28 @@ impl App {
         Ok(())
     }
 
-    /// Says what is wrong with the app, as far as that can be known before it runs.
+    /// Says what is wrong with the app, as far as that can be known before it runs. It writes nothing and needs no server, so
+    /// it fits into a test; the program calls it at each start.
+    ///
+    /// It tries the app on a state in memory, empty at first and then with rows of made-up events. The page has no
+    /// parameters there. So it doesn't find
+    ///
+    /// - statements and names that are only reached with other rows, parameters or branches,
+    /// - what a query or a figure costs, or that it fails on some value,
+    /// - routes of the app's own that collide with others: these are refused when the app is served,
+    /// - Rust code in a materializer that would make devices differ; see [`converges`](crate::testing::converges).
     ///
     /// # Errors
     ///
-    /// Names that are malformed, doubled, or the program's own, and a schema that breaks a rule.
+    /// The first of these, with the name of the part:
+    ///
+    /// - a name that is malformed, doubled, or the program's own;
+    /// - a schema that breaks a rule, and a materializer with a statement that can't be prepared;
+    /// - a form whose event no materializer takes;
+    /// - a fragment whose query can't be prepared, has another number of parameters than are bound, or is read by columns
+    ///   that it doesn't have;
+    /// - a figure that has no number in an empty store;
+    /// - a form, fragment or asset that the page or a fragment names and that isn't there.
     pub fn check(&self) -> Result<(), AppError> {
         let is_word = |name: &str, most: usize| {
             let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-' || byte == b'_';

@@ -31,6 +31,11 @@ use crate::{clock, random};
 ///     const NAME: &'static str = "LikeAdded";
 /// }
 /// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not an event",
+    label = "`{Self}` doesn't implement `Event`",
+    note = "give it `impl Event for {Self} {{ const NAME: &'static str = \"…\"; }}`, and derive serde's `Serialize` and `Deserialize`"
+)]
 pub trait Event: Serialize + DeserializeOwned {
     /// The name under which events of this type are stored, for ever: renaming the type is free, changing this is not.
     /// ASCII letters, digits and `_ . : / -`, at most [`MAX_NAME`] bytes.
