@@ -171,4 +171,6 @@ mod documents {
     struct Evolution;
     #[doc = include_str!("../docs/determinism.md")]
     struct Determinism;
+    #[doc = include_str!("../docs/offline.md")]
+    struct Offline;
 }
