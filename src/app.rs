@@ -21,7 +21,7 @@ use crate::node::{Node, NodeError, Options, base};
 use crate::serve::Server;
 use crate::web::assets::{self, Asset};
 use crate::web::face::{Face, Figure, Form, Fragment, Nouns};
-use crate::web::{IntoHtml, Page, Params, Refusal, Render, Role, Visitor};
+use crate::web::{Flaw, IntoHtml, Page, Params, Refusal, Rehearsal, Render, Role, Visitor};
 
 /// Names that the program answers itself, as a path, an event of the live stream, a form field or a parameter.
 const RESERVED: [&str; 14] = [
@@ -142,12 +142,31 @@ pub enum AppError {
     /// The schema is wrong.
     #[error("the schema: {0}")]
     Schema(#[from] Fault),
-    /// The page or a fragment can't be rendered.
-    #[error("{0}")]
+    /// A form, a fragment or a figure that can't work, or that names what isn't there.
+    #[error("the {what} `{name}`: {why}")]
+    Part {
+        /// What it is.
+        what: &'static str,
+        /// Its name.
+        name: &'static str,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The page names what isn't there.
+    #[error("the page: {0}")]
     Page(String),
     /// The app's own routes collide with each other or with the program's.
     #[error("the app's own routes: {0}")]
     Routes(String),
+}
+
+impl From<Flaw> for AppError {
+    fn from(flaw: Flaw) -> Self {
+        match flaw {
+            Flaw::Part { what, name, why } => Self::Part { what, name, why },
+            Flaw::Page(why) => Self::Page(why),
+        }
+    }
 }
 
 impl App {
@@ -203,7 +222,7 @@ impl App {
     }
 
     /// Adds `POST /name` for an event that the form can't say all of itself. `make` is given the form's fields and who
-    /// posts them, and gives the event, or says why there is none.
+    /// posts them, and gives the event, or says why there is none. A test gets a visitor from [`Visitor::for_test`].
     pub fn form_with<F, E>(
         mut self,
         name: &'static str,
@@ -284,15 +303,71 @@ impl App {
         self
     }
 
-    /// Adds routes of your own to every store, behind the same guard as the program's. Their handlers may extract a
-    /// [`Store`](crate::engine::Store).
+    /// Adds routes of your own to every store, behind the same guard as the program's. A handler that asks for a
+    /// [`Store`](crate::engine::Store) gets the one that the address names.
+    ///
+    /// [`likewise::axum`](crate::axum) is the axum to write them with. Extractors and answers are axum's own, such as
+    /// `Query` and `Json`.
+    ///
+    /// ```
+    /// # use likewise::{App, Html};
+    /// # use likewise::engine::{Event, Query, Schema, Store};
+    /// use likewise::axum::http::StatusCode;
+    /// use likewise::axum::routing::get;
+    /// use likewise::axum::{Json, Router};
+    ///
+    /// # let schema = || Schema::new("CREATE TABLE n (n INTEGER NOT NULL) STRICT; INSERT INTO n VALUES (0);");
+    /// fn count() -> Query<u64> {
+    ///     Query::first("SELECT n FROM n")
+    /// }
+    ///
+    /// /// `GET /count.json`, and `GET /s/NAME/count.json` for the other stores.
+    /// async fn count_json(store: Store) -> Result<Json<u64>, (StatusCode, String)> {
+    ///     match store.read(count()).await {
+    ///         Ok(count) => Ok(Json(count)),
+    ///         Err(why) => Err((StatusCode::SERVICE_UNAVAILABLE, why.to_string())),
+    ///     }
+    /// }
+    ///
+    /// let app = App::new("counter", schema).routes(Router::new().route("/count.json", get(count_json)));
+    /// # app.check().unwrap();
+    /// ```
     pub fn routes(mut self, routes: axum::Router) -> Self {
         let face = self.face_mut();
         face.routes = std::mem::take(&mut face.routes).merge(routes);
         self
     }
 
-    /// Adds a command. It works whether or not a process serves the data directory.
+    /// Adds a command. Its [`Context`] reads and commits, whether or not a process serves the data directory.
+    ///
+    /// [`likewise::clap`](crate::clap) is the clap to describe it with. `run` is given the command's own arguments. What it
+    /// returns becomes the exit code; an error is printed after the program's name.
+    ///
+    /// ```
+    /// # use likewise::engine::{Event, Query, Schema};
+    /// use likewise::clap::{Arg, ArgMatches, Command};
+    /// use likewise::{App, Context, NodeError};
+    /// use std::process::ExitCode;
+    ///
+    /// # #[derive(serde::Serialize, serde::Deserialize)]
+    /// # struct ItemAdded { name: String }
+    /// # impl Event for ItemAdded { const NAME: &'static str = "ItemAdded"; }
+    /// # fn schema() -> Schema {
+    /// #     Schema::new("CREATE TABLE item (name TEXT NOT NULL) STRICT")
+    /// #         .on(|ItemAdded { name }, db| db.execute("INSERT INTO item VALUES (?1)", [name]))
+    /// # }
+    /// # fn count() -> Query<u64> { Query::first("SELECT count(*) FROM item") }
+    /// async fn add(matches: ArgMatches, context: Context) -> Result<ExitCode, NodeError> {
+    ///     let name = matches.get_one::<String>("name").cloned().unwrap_or_default();
+    ///     context.commit(ItemAdded { name }).await?;
+    ///     println!("{} items", context.read(count()).await?);
+    ///     Ok(ExitCode::SUCCESS)
+    /// }
+    ///
+    /// let app = App::new("groceries", schema)
+    ///     .command(Command::new("add").about("Write an item on the list").arg(Arg::new("name").required(true)), add);
+    /// # app.check().unwrap();
+    /// ```
     pub fn command<R, E>(
         mut self,
         command: clap::Command,
@@ -354,11 +429,28 @@ impl App {
         Ok(())
     }
 
-    /// Says what is wrong with the app, as far as that can be known before it runs.
+    /// Says what is wrong with the app, as far as that can be known before it runs. It writes nothing and needs no server, so
+    /// it fits into a test; the program calls it at each start.
+    ///
+    /// It tries the app on a state in memory, empty at first and then with rows of made-up events. The page has no
+    /// parameters there. So it doesn't find
+    ///
+    /// - statements and names that are only reached with other rows, parameters or branches,
+    /// - what a query or a figure costs, or that it fails on some value,
+    /// - routes of the app's own that collide with others: these are refused when the app is served,
+    /// - Rust code in a materializer that would make devices differ; see [`converges`](crate::testing::converges).
     ///
     /// # Errors
     ///
-    /// Names that are malformed, doubled, or the program's own, and a schema that breaks a rule.
+    /// The first of these, with the name of the part:
+    ///
+    /// - a name that is malformed, doubled, or the program's own;
+    /// - a schema that breaks a rule, and a materializer with a statement that can't be prepared;
+    /// - a form whose event no materializer takes;
+    /// - a fragment whose query can't be prepared, has another number of parameters than are bound, or is read by columns
+    ///   that it doesn't have;
+    /// - a figure that has no number in an empty store;
+    /// - a form, fragment or asset that the page or a fragment names and that isn't there.
     pub fn check(&self) -> Result<(), AppError> {
         let is_word = |name: &str, most: usize| {
             let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-' || byte == b'_';
@@ -402,7 +494,8 @@ impl App {
         }
         check_assets(self.face.assets.own())?;
         cli::check(self)?;
-        Ok(self.schema().check()?)
+        let mut rehearsal = Rehearsal::new(&self.face);
+        self.schema().rehearsed(|state| Ok(rehearsal.run(state)?))
     }
 
     /// What the program, its data directory and its environment variables are named after.

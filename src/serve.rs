@@ -90,12 +90,7 @@ impl Server {
             shutdown,
         });
         let routes = match role {
-            Role::App => {
-                if let Some(unknown) = web::rehearse(&services).await {
-                    bail!("the page: {unknown}");
-                }
-                web::routes(services).map_err(|why| anyhow!("the app's own routes: {why}"))?
-            }
+            Role::App => web::routes(services).map_err(|why| anyhow!("the app's own routes: {why}"))?,
             Role::Hub => web::hub_routes(services),
         };
         let policy =

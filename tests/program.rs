@@ -118,10 +118,10 @@ fn own_commands_work_whether_or_not_a_process_serves() {
     assert!(printed(run(data.path(), &["verify"])).contains("all is well"), "by the server, with the app's schema");
     let refused = run(data.path(), &["add", ""]);
     assert_eq!(refused.status.code(), Some(1));
-    assert!(errors(&refused).starts_with("to-do: The event was refused: "), "{}", errors(&refused));
+    assert!(errors(&refused).starts_with("to-do: TodoAdded can't be applied: "), "{}", errors(&refused));
     assert!(server.terminate().success());
     let refused = run(data.path(), &["add", ""]);
-    assert!(errors(&refused).starts_with("to-do: the event was refused: "), "{}", errors(&refused));
+    assert!(errors(&refused).starts_with("to-do: TodoAdded can't be applied: "), "{}", errors(&refused));
     assert_eq!(printed(run(data.path(), &["list"])), "one\ntwo\n");
     assert_eq!(printed(run(data.path(), &["list", "--store", "work"])), "elsewhere\n");
     assert!(printed(run(data.path(), &["verify", "--store", "work"])).contains("all is well"));
@@ -158,7 +158,8 @@ fn status_says_which_events_have_no_effect_and_why() {
     let unserved = printed(run(data.path(), &["status"]));
     for words in [
         "2 skipped, because they could not be applied\n",
-        "1 of kinds that this program doesn't know: of a newer to-do, or of another app\n",
+        "1 of kinds that this program doesn't know: of a newer to-do, of another app, or renamed here (an event keeps \
+         its NAME)\n",
         "TodoAdded can't be applied: CHECK constraint failed: title <> ''",
         " (2)\n",
         "TodoBurnt: nothing here knows this name (1)\n",

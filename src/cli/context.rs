@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 
 use super::process::Process;
 use super::target::{Target, Writer};
-use crate::engine::{Answer, Envelope, Event, EventId, Query, Question, Receipt, Store, StoreId};
+use crate::engine::{Answer, Envelope, Error, Event, EventId, Query, Question, Receipt, Store, StoreId};
 use crate::node::NodeError;
 use crate::sync::WireEvent;
 use crate::web::Committed;
@@ -40,7 +40,8 @@ impl Context {
     ///
     /// # Errors
     ///
-    /// When the event is malformed or refused, or the store can't be used: what happened, and what to do next.
+    /// When the event is malformed or the store can't be used: what happened, and what to do next. When the event is
+    /// refused: the words of its materializer alone.
     pub async fn commit<E: Event>(&self, event: E) -> Result<EventId, NodeError> {
         let event = Envelope::new(EventId::now(), &event).map_err(anyhow::Error::from)?;
         let id = event.id;
@@ -62,7 +63,10 @@ impl Context {
                 Ok(is_new)
             }
             Access::Here(store) => {
-                let Receipt { is_new, .. } = store.commit_envelope(event).await.map_err(anyhow::Error::from)?;
+                let Receipt { is_new, .. } = store.commit_envelope(event).await.map_err(|error| match error {
+                    Error::Refused(why) => anyhow!(why),
+                    error => error.into(),
+                })?;
                 Ok(is_new)
             }
         }

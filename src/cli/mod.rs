@@ -188,7 +188,7 @@ pub(crate) mod tests {
         let add = |title: &'static str| ["add", title];
         run(&app, &data, &add("one")).await.expect("stored");
         let refused = run(&app, &data, &add("")).await.expect_err("a to-do without a title");
-        assert!(in_full(&refused).starts_with("the event was refused: "), "{}", in_full(&refused));
+        assert!(in_full(&refused).starts_with("TodoAdded can't be applied: "), "{}", in_full(&refused));
 
         let options = Options { data: Some(data.clone()), ..Options::default() };
         let base = base(&app, &options).expect("free again");
@@ -198,7 +198,7 @@ pub(crate) mod tests {
         let serving = tokio::spawn(server.await.expect("a server").run());
         run(&app, &data, &add("two")).await.expect("stored by the server");
         let refused = run(&app, &data, &add("")).await.expect_err("a to-do without a title");
-        assert!(in_full(&refused).starts_with("The event was refused: "), "{}", in_full(&refused));
+        assert!(in_full(&refused).starts_with("TodoAdded can't be applied: "), "{}", in_full(&refused));
         let listed = run(&app, &data, &["list"]).await.expect("listed by the server");
         assert_eq!(listed, ExitCode::from(7), "the command's own code");
         run(&app, &data, &["list", "--store", "other"]).await.expect("an empty store, listed by the server");

@@ -100,6 +100,7 @@ pub(super) async fn understood(answer: Response, url: &str) -> anyhow::Result<Re
     #[derive(serde::Deserialize)]
     struct Problem {
         detail: String,
+        #[serde(default)]
         advice: String,
     }
     let status = answer.status();
@@ -107,7 +108,7 @@ pub(super) async fn understood(answer: Response, url: &str) -> anyhow::Result<Re
         return Ok(answer);
     }
     match answer.json::<Problem>().await {
-        Ok(Problem { detail, advice }) => bail!("{detail} {advice}"),
+        Ok(Problem { detail, advice }) => bail!("{}", format!("{detail} {advice}").trim_end()),
         Err(_) => bail!("{url} answered {status}, which no program of this kind does; check the address"),
     }
 }

@@ -88,7 +88,12 @@ fn show(out: &mut impl Write, app: &App, report: &StatusReport, without_effect: 
         (pending, "waiting for a place in the log".to_owned()),
         (set_aside, format!("set aside: see `{name} set-aside list`")),
         (skipped, "skipped, because they could not be applied".to_owned()),
-        (unknown, format!("of kinds that this program doesn't know: of a newer {name}, or of another app")),
+        (
+            unknown,
+            format!(
+                "of kinds that this program doesn't know: of a newer {name}, of another app, or renamed here (an event keeps its NAME)"
+            ),
+        ),
     ] {
         if *count > 0 {
             writeln!(out, "events     {count} {what}")?;

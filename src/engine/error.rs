@@ -172,6 +172,20 @@ impl DbError {
         }
     }
 
+    /// Whether a query that ran failed because of how it is written, whatever the rows: its parameters, or what reads its
+    /// columns.
+    pub(crate) fn is_of_author(&self) -> bool {
+        use rusqlite::Error as Cause;
+        let Self::Sqlite { source, .. } = self else { return false };
+        matches!(
+            source,
+            Cause::InvalidParameterCount(..)
+                | Cause::InvalidColumnIndex(_)
+                | Cause::InvalidColumnName(_)
+                | Cause::InvalidColumnType(..)
+        )
+    }
+
     /// SQLite's answer, if it is the machine's fault.
     pub(crate) fn of_machine(self) -> Result<rusqlite::Error, Self> {
         match self {

@@ -63,6 +63,8 @@ pub(crate) use materialize::panic_message;
 pub use place::{Cursor, Digest, Entry, Generation, LogId, Seq};
 pub use query::Query;
 pub use receipt::Receipt;
+#[cfg(feature = "app")]
+pub(crate) use rehearsal::Rehearsed;
 pub(crate) use remote::{Answer, Question};
 pub use replica::{NoEffect, Outcome, Page, Position, Replica, Skipped, Standing, committed_state};
 /// What an author's own code says to SQLite, in the version that the engine is built with.

@@ -12,7 +12,7 @@ use super::assets::Assets;
 use super::fields::{Fields, Misfit};
 use super::html::{Html, IntoHtml};
 use super::{Page, Params, Refusal, Render, Visitor};
-use crate::engine::{Envelope, Error, Event, EventId, Query, Store, StoreId, Watch};
+use crate::engine::{DbError, Envelope, Error, Event, EventId, Query, Rehearsed, Store, StoreId, Watch};
 use crate::limits::web::guard::FORM_BYTES;
 
 /// What people see of an app.
@@ -55,6 +55,8 @@ pub(crate) struct Figure {
 #[derive(Clone)]
 pub(crate) struct Form {
     pub(crate) name: &'static str,
+    /// The name of its event.
+    pub(crate) event: &'static str,
     make: Make,
 }
 
@@ -104,6 +106,9 @@ pub(crate) trait Asked: Send {
 
     /// Follows the answers of a store.
     fn follow(&self, store: &Store) -> Box<dyn Answers>;
+
+    /// Runs the query in a rehearsal, as [`Rehearsed::answer`] does: what draws its answer.
+    fn rehearse(&self, state: &Rehearsed<'_>) -> Result<Result<Box<Draw>, DbError>, DbError>;
 }
 
 /// The answers that a fragment follows.
@@ -152,7 +157,20 @@ impl Face {
 
     /// Every fragment, with the query that `params` give it.
     pub(crate) fn ask(&self, params: &Params) -> Result<Vec<Box<dyn Asked>>, Refusal> {
-        self.fragments.iter().map(|fragment| (fragment.ask)(params)).collect()
+        self.fragments.iter().map(|fragment| fragment.ask(params)).collect()
+    }
+
+    /// The HTML of `page`.
+    pub(crate) fn draw(&self, page: &Page) -> Result<Html, String> {
+        match &self.page {
+            Some(draw) => draw(page.clone()),
+            None => Ok(Html::trusted(format!(
+                "<!doctype html><html lang=\"en\"><head>{}<title>{}</title></head><body>{}</body></html>",
+                page.head(),
+                self.title(),
+                page.status()
+            ))),
+        }
     }
 }
 
@@ -171,7 +189,7 @@ impl Nouns {
 impl Form {
     pub(crate) fn new<E: Event>(name: &'static str) -> Self {
         let make = |fields: &Fields, id| seal(id, &fields.parse::<E>().map_err(Unmade::Misfit)?);
-        Self { name, make: Make::Plain(Arc::new(make)) }
+        Self { name, event: E::NAME, make: Make::Plain(Arc::new(make)) }
     }
 
     pub(crate) fn with<F, E>(
@@ -186,7 +204,7 @@ impl Form {
             let event = make(fields.parse().map_err(Unmade::Misfit)?, visitor).map_err(Unmade::Refused)?;
             seal(id, &event)
         };
-        Self { name, make: Make::Visited(Arc::new(make)) }
+        Self { name, event: E::NAME, make: Make::Visited(Arc::new(make)) }
     }
 
     /// Makes the event of `fields` under `id`. `visitor` is asked only if the form asks who posts.
@@ -225,6 +243,11 @@ impl Fragment {
         };
         Self { name, ask: Arc::new(ask) }
     }
+
+    /// The fragment with the query that `params` give it.
+    pub(crate) fn ask(&self, params: &Params) -> Result<Box<dyn Asked>, Refusal> {
+        (self.ask)(params)
+    }
 }
 
 type DrawAnswer<T> = dyn Fn(T, Render) -> Result<Html, String> + Send + Sync;
@@ -247,6 +270,12 @@ impl<T: Clone + PartialEq + Send + Sync + 'static> Asked for Question<T> {
 
     fn follow(&self, store: &Store) -> Box<dyn Answers> {
         Box::new(Following { answers: store.watch(self.query.clone()), render: Arc::clone(&self.render) })
+    }
+
+    fn rehearse(&self, state: &Rehearsed<'_>) -> Result<Result<Box<Draw>, DbError>, DbError> {
+        let render = Arc::clone(&self.render);
+        let draw = |answer| Box::new(move |with: Render| render(answer, with)) as Box<Draw>;
+        Ok(state.answer(&self.query)?.map(draw))
     }
 }
 

@@ -53,6 +53,11 @@ impl maud::Render for Html {
 
 /// What becomes HTML: a template of askama's, maud's `Markup`, or [`Html`] itself. `Kind` only tells these apart, and is
 /// never written out.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not HTML",
+    label = "pages and fragments are drawn as HTML, and this is a `{Self}`",
+    note = "return maud's `Markup`, a template of askama's, or `likewise::Html`; `Html::text` shows a text as it is"
+)]
 pub trait IntoHtml<Kind> {
     /// The HTML.
     ///

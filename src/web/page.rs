@@ -43,7 +43,7 @@ impl Render {
     }
 
     /// For one page.
-    fn for_page(face: &Arc<Face>, base: &str) -> Self {
+    pub(crate) fn for_page(face: &Arc<Face>, base: &str) -> Self {
         Self { ids: Ids::Fresh, ..Self::for_stream(face, base) }
     }
 
@@ -115,6 +115,16 @@ struct Head<'a> {
 }
 
 impl Page {
+    pub(crate) fn new(
+        store: String,
+        params: Params,
+        fragments: HashMap<&'static str, Html>,
+        status: Html,
+        render: Render,
+    ) -> Self {
+        Self { parts: Arc::new(Parts { store, params, fragments, status, render }) }
+    }
+
     /// What belongs into the page's `<head>`: character set, viewport, the common style and script.
     pub fn head(&self) -> Html {
         let Render { face, base, .. } = &self.parts.render;
@@ -214,14 +224,6 @@ pub(crate) async fn page(
     Ok((headers, html.into_string()).into_response())
 }
 
-/// Draws the page of the first store once without parameters, and says what it names that isn't there. What else goes
-/// wrong shows when people ask for the page: it may need parameters.
-pub(crate) async fn rehearse(app: &Services) -> Option<String> {
-    let store = app.stores.get(&app.face.store.parse().ok()?).ok()?;
-    let drawn = draw(app, &store, "", StatusLine::default(), Params::default()).await;
-    drawn.ok().and_then(|(_, page)| page.parts.render.unknown())
-}
-
 /// The fields of the forms that post to `action`, on the page at `address` or else on the store's own; none when it can't be
 /// drawn.
 pub(crate) async fn fields(
@@ -270,16 +272,8 @@ async fn draw(
     }
     let status = live::status_fragment(status).map_err(Problem::internal)?;
     let store = store.id().as_str().to_owned();
-    let page = Page { parts: Arc::new(Parts { store, params, fragments, status, render }) };
-    let html = match &app.face.page {
-        Some(draw) => draw(page.clone()).map_err(Problem::internal)?,
-        None => Html::trusted(format!(
-            "<!doctype html><html lang=\"en\"><head>{}<title>{}</title></head><body>{}</body></html>",
-            page.head(),
-            app.face.title(),
-            page.status()
-        )),
-    };
+    let page = Page::new(store, params, fragments, status, render);
+    let html = app.face.draw(&page).map_err(Problem::internal)?;
     Ok((html, page))
 }
 

@@ -25,6 +25,18 @@ pub struct Visitor {
 }
 
 impl Visitor {
+    /// A visitor for a test of a function that takes one, such as that of [`App::form_with`](crate::App::form_with): the
+    /// same for the same name, and another for another.
+    ///
+    /// ```
+    /// # use likewise::Visitor;
+    /// assert_eq!(Visitor::for_test("ann"), Visitor::for_test("ann"));
+    /// assert_ne!(Visitor::for_test("ann").hash(), Visitor::for_test("ben").hash());
+    /// ```
+    pub fn for_test(name: &str) -> Self {
+        Self { hash: shortened(blake3::hash(name.as_bytes())) }
+    }
+
     /// What an app may store of the visitor: 32 hexadecimal digits, the same for every post of one browser, and of no use
     /// to anybody who would like to be them.
     pub fn hash(&self) -> &str {
@@ -58,7 +70,7 @@ impl VisitorKey {
     pub(crate) fn who(&self, app: &str, headers: &HeaderMap) -> anyhow::Result<(Visitor, HeaderValue)> {
         let cookie = cookie_name(app);
         let id = shown(headers, &cookie).unwrap_or_else(random::hex::<ID>);
-        let hash = blake3::keyed_hash(&self.get()?, id.as_bytes()).to_hex()[..2 * ID].to_owned();
+        let hash = shortened(blake3::keyed_hash(&self.get()?, id.as_bytes()));
         let cookie = format!("{cookie}={id}; Path=/; Max-Age={KEPT}; HttpOnly; SameSite=Lax");
         Ok((Visitor { hash }, cookie.try_into().context("BUG: a cookie that can't be a header")?))
     }
@@ -84,6 +96,11 @@ impl VisitorKey {
         *known = Some(key);
         Ok(key)
     }
+}
+
+/// As much of a hash as an app gets.
+fn shortened(hash: blake3::Hash) -> String {
+    hash.to_hex()[..2 * ID].to_owned()
 }
 
 /// What an app's cookie is called. Cookies ignore ports, so the apps of one machine would share one of any other name.

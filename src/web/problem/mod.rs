@@ -20,6 +20,9 @@ use super::face::Face;
 use super::fields::Fields;
 use super::typed::Filled;
 
+/// The code of an event that can't be stored, now or later, because its materializer or the hub refuses it.
+const EVENT_REFUSED: &str = "event-refused";
+
 /// What went wrong with a request, in words for whoever reads the answer (problem details, RFC 9457).
 ///
 /// As a response it is only a status and itself in the extensions: [`render`] gives it its form.
@@ -148,7 +151,8 @@ impl Problem {
             typed.show(field);
         }
         let may_succeed = self.is_about_the_moment();
-        if !may_succeed && !typed.shown.is_empty() {
+        // The words of a refusal stand alone.
+        if !may_succeed && !typed.shown.is_empty() && !self.advice.is_empty() {
             self.advice = "Nothing was stored. Correct it and post it again.".into();
         }
         self.typed = (may_succeed || !typed.shown.is_empty()).then(|| Box::new(typed));
@@ -178,7 +182,11 @@ impl Problem {
             face,
             typed: self.typed.as_deref(),
             status: self.status.as_u16(),
-            title: if self.status == StatusCode::NOT_FOUND { face.lost } else { title(self.status) },
+            title: match self.code {
+                EVENT_REFUSED => "Not saved",
+                _ if self.status == StatusCode::NOT_FOUND => face.lost,
+                _ => title(self.status),
+            },
             detail: &self.detail,
             advice: &self.advice,
             home,
