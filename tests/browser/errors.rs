@@ -91,8 +91,8 @@ fn trust_34_a_name_that_was_bent_to_this_machine_shows_a_refusal() {
     let tab = browser.open(&format!("http://evil.example:{}/", server.port()));
     assert_eq!(tab.text("h1"), "That’s not allowed");
     assert!(tab.text("#detail").contains("evil.example"));
-    // The page's stylesheet is refused, too, and so is the mark.
-    let [.., width, height] = tab.place("img");
+    // Its stylesheet is refused, too, and so is the mark.
+    let [.., width, height] = tab.place("svg");
     assert!(width < 300.0 && height < 300.0, "an unstyled mark of {width} by {height} hides the words");
 }
 
