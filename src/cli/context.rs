@@ -16,10 +16,10 @@ use crate::node::NodeError;
 use crate::sync::WireEvent;
 use crate::web::Committed;
 
-/// What an app's own command works with: a store to commit to and to read, the one that `--store` names.
+/// What an app's own command works with: the store that `--store` names, to commit to and to read.
 ///
-/// If a process has the data directory, that process does the work; otherwise the command itself does. Either way, an
-/// event is on disk when [`commit`](Self::commit) returns.
+/// If a process is serving the data directory, that process does the work; otherwise the command does it itself. Either
+/// way, an event is on disk when [`commit`](Self::commit) returns.
 pub struct Context {
     store: StoreId,
     access: Access,
@@ -49,8 +49,8 @@ impl Context {
         Ok(id)
     }
 
-    /// As [`commit`](Self::commit), for an event that has an id already. Repeating it is always safe: one id counts once.
-    /// False when it was stored before.
+    /// As [`commit`](Self::commit), for an event that has an id already. Repeating it is always safe: one id counts
+    /// once. Returns false if the event was stored before.
     ///
     /// # Errors
     ///

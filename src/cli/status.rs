@@ -1,4 +1,4 @@
-//! `status`: how a store is.
+//! `status`: the state of a store.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -18,7 +18,7 @@ use crate::web::{self, StatusReport};
 
 pub(super) async fn status(at: &Target<'_>, url: Option<String>, json: bool) -> anyhow::Result<ExitCode> {
     let (report, skipped) = match url {
-        // Which events have no effect is the owner's business.
+        // Only the owner may see which events have no effect.
         Some(url) => (ask(at, &url, |request| request).await?, Vec::new()),
         None => match access_to_all(at.app, at.data)? {
             Access::Asked(process) => {
@@ -121,7 +121,7 @@ fn kinds(skipped: &[Skipped]) -> Vec<(String, usize)> {
     let mut kinds = BTreeMap::new();
     for Skipped { name, why, .. } in skipped {
         let kind = match why {
-            // As a rule the reason begins with the name.
+            // The reason usually begins with the name.
             NoEffect::Failed(why) if why.contains(name) => why.clone(),
             NoEffect::Failed(why) => format!("{name}: {why}"),
             _ => format!("{name}: nothing here knows this name"),

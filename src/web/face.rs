@@ -62,19 +62,19 @@ pub(crate) struct Form {
 
 #[derive(Clone)]
 enum Make {
-    /// Of the fields alone.
+    /// From the fields alone.
     Plain(Arc<MakePlain>),
-    /// Of the fields and of who posts them.
+    /// From the fields and the visitor.
     Visited(Arc<MakeVisited>),
 }
 
 type MakePlain = dyn Fn(&Fields, EventId) -> Result<Envelope, Unmade> + Send + Sync;
 type MakeVisited = dyn Fn(&Fields, &Visitor, EventId) -> Result<Envelope, Unmade> + Send + Sync;
 
-/// Why a form's fields make no event.
+/// Why there is no event from a form's fields.
 #[derive(Debug)]
 pub(crate) enum Unmade {
-    /// They aren't what the form has.
+    /// They don't fit the form.
     Misfit(Misfit),
     /// The app refuses them, in its own words.
     Refused(Refusal),
@@ -91,15 +91,15 @@ pub(crate) struct Fragment {
 
 type Ask = dyn Fn(&Params) -> Result<Box<dyn Asked>, Refusal> + Send + Sync;
 
-/// Which fragment something is: those of one name with equal queries are one.
+/// Identifies a fragment. Fragments of one name with equal queries are one.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct FragmentKey {
     pub(crate) name: &'static str,
-    /// Stands for the query when that has bound values, and so differs between pages.
+    /// A fingerprint of the query, if the query has bound values and so differs between pages.
     pub(crate) query: Option<String>,
 }
 
-/// A fragment with the query that a page's parameters gave it.
+/// A fragment with its query, made from a page's parameters.
 pub(crate) trait Asked: Send {
     /// Which fragment it is.
     fn key(&self) -> &FragmentKey;
@@ -113,13 +113,13 @@ pub(crate) trait Asked: Send {
 
 /// The answers that a fragment follows.
 pub(crate) trait Answers: Send {
-    /// Waits until there is an answer. The newest can be taken then, even if it was taken before.
+    /// Waits until there is an answer. The newest answer can then be taken, even if it was taken before.
     fn answered(&mut self) -> BoxFuture<'_, Result<(), Error>>;
 
     /// Whether there is an answer, taken or not.
     fn is_answered(&self) -> bool;
 
-    /// The newest answer, unless it was taken before: what draws it, or why there is none.
+    /// The newest answer, unless it was taken before: the function that draws it, or why there is none.
     fn take(&mut self) -> Option<Result<Box<Draw>, Error>>;
 }
 
@@ -155,7 +155,7 @@ impl Face {
         first.into_iter().chain(letters).collect()
     }
 
-    /// Every fragment, with the query that `params` give it.
+    /// Every fragment, with its query made from `params`.
     pub(crate) fn ask(&self, params: &Params) -> Result<Vec<Box<dyn Asked>>, Refusal> {
         self.fragments.iter().map(|fragment| fragment.ask(params)).collect()
     }
@@ -180,7 +180,7 @@ impl Nouns {
         format!("{number} {}", if *number == 1 { self.one } else { self.many })
     }
 
-    /// Several of them, at the beginning of a sentence.
+    /// The plural, at the beginning of a sentence.
     pub(crate) fn many_capitalized(&self) -> String {
         super::sentence(self.many).trim_end_matches('.').to_owned()
     }
@@ -207,7 +207,7 @@ impl Form {
         Self { name, event: E::NAME, make: Make::Visited(Arc::new(make)) }
     }
 
-    /// Makes the event of `fields` under `id`. `visitor` is asked only if the form asks who posts.
+    /// Makes the event from `fields`, under `id`. Calls `visitor` only if the form asks who posts.
     pub(crate) fn make<P: From<Unmade>>(
         &self,
         fields: &Fields,
@@ -296,8 +296,8 @@ impl<T: Clone + PartialEq + Send + Sync + 'static> Answers for Following<T> {
 }
 
 impl FragmentKey {
-    /// Puts what an author drew into the one element that the script finds it by. That is an element of our own, which may
-    /// stand wherever text may, inside a paragraph or a heading as well, and takes no part in the layout.
+    /// Puts what the author drew into one element, by which the script finds it. `<likewise-live>` is allowed wherever
+    /// text is, so a fragment may stand in a paragraph or a heading. It takes no part in the layout.
     pub(crate) fn wrap(&self, html: &Html) -> Html {
         let mut text = format!("<likewise-live class=\"live\" data-live=\"{}\"", self.name);
         if let Some(query) = &self.query {

@@ -1,5 +1,5 @@
-//! Who may talk to us, and how much. A server on a loopback address is within reach of every website its user opens,
-//! and of every host on the network once it listens wider: what is refused here never reaches a route.
+//! Who may talk to us, and how much. Every website that its user opens can reach a server on a loopback address, and so
+//! can every host on the network once it listens wider. What is refused here never reaches a route.
 
 mod body;
 mod host;
@@ -34,10 +34,10 @@ use crate::limits::web::guard::{
 /// What the guard lets through.
 #[derive(Clone)]
 pub(crate) struct Policy {
-    /// Names besides the loopback ones under which this server may be addressed.
+    /// The names besides the loopback ones under which this server answers.
     pub(crate) allow_hosts: Vec<AllowedHost>,
     pub(crate) role: Role,
-    /// Whether pages are served under those names, too, and not only the sync routes and `/healthz`.
+    /// Whether those names open pages, too, and not only the sync routes and `/healthz`.
     pub(crate) public: bool,
     /// The longest URI, in bytes.
     pub(crate) uri_bytes: usize,
@@ -47,12 +47,12 @@ pub(crate) struct Policy {
     pub(crate) form: BodyRule,
     /// Bodies of routes by the beginning of their path; the first that fits holds.
     pub(crate) bodies: Vec<(&'static str, BodyRule)>,
-    /// Whose forms these are, and whose pages tell of problems.
+    /// The app: its forms, and what its error pages look like.
     pub(crate) face: Arc<Face>,
 }
 
 impl Policy {
-    /// What an app that shows `face` lets through, under loopback names alone.
+    /// What an app with this `face` lets through, under loopback names alone.
     pub(crate) fn of(face: &Arc<Face>) -> Self {
         Self {
             allow_hosts: Vec::new(),
@@ -91,8 +91,8 @@ pub(crate) fn protect(router: Router, policy: Policy) -> Router {
     Router::new().fallback_service(guarded)
 }
 
-/// Sent with every answer. `same-origin` and not `no-referrer`, which would make browsers send `Origin: null` with our
-/// own forms.
+/// Sent with every answer. The referrer policy is `same-origin`, because `no-referrer` would make browsers send
+/// `Origin: null` with our own forms.
 pub(super) const SECURITY_HEADERS: [(&str, &str); 7] = [
     (
         "content-security-policy",
@@ -112,7 +112,7 @@ struct Guard {
     headers: HeaderMap,
 }
 
-/// The outermost step: whatever happens further in, the answer that leaves is rendered and carries the headers.
+/// The outermost step: every answer that leaves is rendered and has the security headers, whatever happens further in.
 async fn admit(State(guard): State<Arc<Guard>>, mut request: Request, next: Next) -> Response {
     let method = request.method().clone();
     let uri = request.uri().clone();
@@ -122,7 +122,7 @@ async fn admit(State(guard): State<Arc<Guard>>, mut request: Request, next: Next
         Ok(who) => {
             request.extensions_mut().insert(who);
             AssertUnwindSafe(next.run(request)).catch_unwind().await.unwrap_or_else(|_| {
-                // The panic hook has printed the message and where it came from.
+                // The panic hook has already printed the message and its place.
                 Problem::internal(format_args!("{method} {} panicked", uri.path())).into_response()
             })
         }
@@ -134,8 +134,8 @@ async fn admit(State(guard): State<Arc<Guard>>, mut request: Request, next: Next
     answer
 }
 
-/// Everything that the head of a request alone decides. `Host` comes first: until it is known to be ours, nothing else
-/// of the request means anything. Says who sent it, as far as that is known before a token is looked at.
+/// Checks everything that the head of a request decides by itself. `Host` comes first: nothing else means anything
+/// until the name is known to be ours. Returns who sent the request, as far as that is known before a token is read.
 fn check(policy: &Policy, request: &Request) -> Result<Who, Problem> {
     let path = request.uri().path();
     let addressed_as = addressed_as(policy, request)?;
@@ -178,7 +178,7 @@ fn check(policy: &Policy, request: &Request) -> Result<Who, Problem> {
     if head_bytes > policy.head_bytes {
         return Err(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE.into());
     }
-    // Decompressing is how a few bytes become many. Nothing that talks to us needs it.
+    // Decompression turns a few bytes into many. Nothing that talks to us needs it.
     if request
         .headers()
         .get_all(header::CONTENT_ENCODING)
@@ -206,8 +206,8 @@ fn cross_site() -> Problem {
     )
 }
 
-/// What no other site may do: change something, read what shows something, or hold a stream open. Browsers let any site
-/// send such a request.
+/// Whether a request does what no other site may do: change something, read something, or hold a stream open. Browsers
+/// let any site send such a request.
 fn is_guarded(request: &Request) -> bool {
     let path = storeless(request.uri().path());
     !request.method().is_safe()

@@ -2,8 +2,8 @@
 
 use axum::http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
-/// Whether the headers name another site, or can't be those of a browser that asks for a page of ours. Programs send none
-/// of them.
+/// Whether the headers name another site, or can't come from a browser that asks for one of our pages. Programs send
+/// none of these headers.
 pub(super) fn is_cross_site(headers: &HeaderMap) -> bool {
     let host = headers.get(header::HOST).map_or(&[][..], HeaderValue::as_bytes);
     let is_own_site = |site: &HeaderValue| site == "same-origin" || site == "none";
@@ -13,7 +13,7 @@ pub(super) fn is_cross_site(headers: &HeaderMap) -> bool {
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
-/// Whether a header is there at most once, and then is as it should be.
+/// Whether a header occurs at most once, and has the expected value if it does.
 fn one_at_most(headers: &HeaderMap, name: HeaderName, is_fine: impl Fn(&HeaderValue) -> bool) -> bool {
     let mut values = headers.get_all(name).iter();
     values.next().is_none_or(is_fine) && values.next().is_none()

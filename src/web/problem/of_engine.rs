@@ -1,4 +1,4 @@
-//! What the engine's errors are to whoever asked.
+//! How the engine's errors are answered.
 
 use axum::http::StatusCode;
 
