@@ -56,7 +56,7 @@ impl maud::Render for Html {
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not HTML",
     label = "pages and fragments are drawn as HTML, and this is a `{Self}`",
-    note = "return maud's `Markup`, a template of askama's, or `likewise::Html`; `Html::text` shows a text as it is"
+    note = "return maud's `Markup`, an askama template, or `likewise::Html`; `Html::text` shows a text as it is"
 )]
 pub trait IntoHtml<Kind> {
     /// The HTML.
