@@ -3,7 +3,7 @@
 //
 // The script takes a form over if it posts to `BASE/NAME` and NAME is one of the app's forms.
 
-import { mintId } from "./ids.js";
+import { UUID7, mintId } from "./ids.js";
 import { isDirty } from "./morph.js";
 
 const GIVES = ":not([type=hidden], [type=submit], [type=button], [type=image], [type=reset], [type=file])";
@@ -34,8 +34,10 @@ export function takeOver({ base, forms }, posted) {
     if (!name || event.defaultPrevented) return;
     event.preventDefault();
     const fields = fieldsOf(form, submitter);
-    // An event has the time of its id, so it gets one now: the id in the form is as old as the page.
-    const id = (!isShown && fields.find(([field]) => field === "id")?.[1]) || mintId();
+    // An event has the time of its id, so it gets one now: the id in the form is as old as the page. What is no id there is
+    // posted as it stands, for the server to say what is wrong with it.
+    const given = fields.find(([field]) => field === "id")?.[1];
+    const id = given === undefined || (isShown && UUID7.test(given)) ? mintId() : given;
     const controls = editable(form);
     posted({
       id,
