@@ -207,6 +207,7 @@ mod tests {
     use std::error::Error;
 
     use likewise::Options;
+    use likewise::engine::{Setup, StoreLimits, Stores};
     use tokio::net::TcpListener;
     use tokio::sync::oneshot;
 
@@ -234,6 +235,21 @@ mod tests {
     #[test]
     fn the_app_keeps_the_rules() {
         app().check().unwrap();
+    }
+
+    #[tokio::test]
+    async fn each_visitor_has_a_reaction_of_their_own() -> Result<(), Box<dyn Error>> {
+        let dir = tempfile::tempdir()?;
+        let stores = Stores::open(dir.path(), Setup::new(schema(), "here".parse()?)?, StoreLimits::default())?;
+        let store = stores.get(&"reactions".parse()?)?;
+        let post = store.commit(PostWritten { text: "Hello".to_owned() }).await?.id;
+        for (visitor, kind) in [("anna", Kind::Like), ("ben", Kind::Joy), ("anna", Kind::Wonder)] {
+            store.commit(react(ReactFields { post, kind }, &Visitor::for_test(visitor)).unwrap()).await?;
+        }
+        assert_eq!(store.read(posts()).await?[0].reactions, [0, 1, 1]);
+        store.commit(take_back(TakeBackFields { post }, &Visitor::for_test("ben")).unwrap()).await?;
+        assert_eq!(store.read(posts()).await?[0].reactions, [0, 0, 1]);
+        Ok(())
     }
 
     #[tokio::test(flavor = "multi_thread")]

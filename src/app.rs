@@ -1,7 +1,7 @@
-//! An app: a schema together with what people see of it. From it comes the whole program: pages, live updates, sync, and a
-//! command line.
+//! An app: a schema and what people see of it. From it comes the whole program: pages, live updates, sync and a command
+//! line.
 //!
-//! An [`App`] is a value that says what there is. Nothing runs until it is opened or served.
+//! An [`App`] is a description. Nothing runs until it is opened or served.
 
 use std::fmt;
 use std::future::Future;
@@ -21,15 +21,15 @@ use crate::node::{Node, NodeError, Options, base};
 use crate::serve::Server;
 use crate::web::assets::{self, Asset};
 use crate::web::face::{Face, Figure, Form, Fragment, Nouns};
-use crate::web::{IntoHtml, Page, Params, Refusal, Render, Role, Visitor};
+use crate::web::{Flaw, IntoHtml, Page, Params, Refusal, Rehearsal, Render, Role, Visitor};
 
-/// Names that the program answers itself, as a path, an event of the live stream, a form field or a parameter.
+/// Names that the program uses itself: as a path, an event of the live stream, a form field or a parameter.
 const RESERVED: [&str; 14] = [
     "live", "status", "ping", "s", "sync", "id", "static", "control", "adopt", "healthz", "metrics", "embed", "pair",
     "back",
 ];
 
-/// Events of the live stream that are no fragments.
+/// Events of the live stream that aren't fragments.
 const EVENTS: [&str; 2] = ["done", "current"];
 
 /// Commands that every program has.
@@ -54,7 +54,7 @@ const OWN_COMMANDS: [&str; 18] = [
     "completions",
 ];
 
-/// Fields of `/status`, and metrics of the program, which figures stand beside.
+/// Fields of `/status` and metrics of the program, beside which figures stand.
 const TAKEN_FROM_FIGURES: [&str; 15] = [
     "store",
     "device",
@@ -108,13 +108,13 @@ pub(crate) struct AppCommand {
     pub(crate) run: Arc<RunCommand>,
 }
 
-/// What runs an app's own command. It is given the matches of that command alone.
+/// Runs an app's own command, with the matches of that command alone.
 pub(crate) type RunCommand = dyn Fn(clap::ArgMatches, Context) -> Running + Send + Sync;
 
 /// A command of an app while it runs.
 pub(crate) type Running = Pin<Box<dyn Future<Output = Result<ExitCode, BoxError>> + Send>>;
 
-/// Any error, as an app's own command may end with it.
+/// Any error that an app's own command may end with.
 pub type BoxError = Box<dyn std::error::Error + Send + Sync>;
 
 /// What is wrong with an app. Its author sees it at the first start.
@@ -124,11 +124,11 @@ pub enum AppError {
     /// A name that can't be used.
     #[error("`{name}` can't be the name of {what}: {why}")]
     Name {
-        /// What was to have the name.
+        /// What should have the name.
         what: &'static str,
         /// The name.
         name: String,
-        /// What a name has to be like.
+        /// What is wrong with it.
         why: String,
     },
     /// Two things of one name.
@@ -142,12 +142,31 @@ pub enum AppError {
     /// The schema is wrong.
     #[error("the schema: {0}")]
     Schema(#[from] Fault),
-    /// The page or a fragment can't be rendered.
-    #[error("{0}")]
+    /// A form, a fragment or a figure that can't work, or that names what isn't there.
+    #[error("the {what} `{name}`: {why}")]
+    Part {
+        /// What it is.
+        what: &'static str,
+        /// Its name.
+        name: &'static str,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// The page names what isn't there.
+    #[error("the page: {0}")]
     Page(String),
     /// The app's own routes collide with each other or with the program's.
     #[error("the app's own routes: {0}")]
     Routes(String),
+}
+
+impl From<Flaw> for AppError {
+    fn from(flaw: Flaw) -> Self {
+        match flaw {
+            Flaw::Part { what, name, why } => Self::Part { what, name, why },
+            Flaw::Page(why) => Self::Page(why),
+        }
+    }
 }
 
 impl App {
@@ -166,7 +185,7 @@ impl App {
         }
     }
 
-    /// Sets the version that the program shows; without this it is likewise's own.
+    /// Sets the version that the program shows. Without this it is likewise's own.
     pub fn version(mut self, version: &'static str) -> Self {
         self.version = version;
         self
@@ -178,32 +197,32 @@ impl App {
         self
     }
 
-    /// Sets what one event of the app is called, and several: "2 to-dos waiting". Without this they are events.
+    /// Sets the words for one event of the app and for several: "2 to-dos waiting". Without this they are events.
     pub fn nouns(mut self, one: &'static str, many: &'static str) -> Self {
         self.face_mut().nouns = Nouns { one, many };
         self
     }
 
-    /// Sets the heading of the page that people see at an address that isn't there; without this it is "Nothing here".
+    /// Sets the heading of the page at an address that doesn't exist. Without this it is "Nothing here".
     pub fn lost(mut self, heading: &'static str) -> Self {
         self.face_mut().lost = heading;
         self
     }
 
-    /// Sets the name of the store whose routes have no prefix; without this it is the app's own name.
+    /// Sets the name of the store whose routes have no prefix. Without this it is the app's own name.
     pub fn store(mut self, store: &'static str) -> Self {
         self.face_mut().store = store;
         self
     }
 
-    /// Adds `POST /name`, which commits an `E` made of the form's fields.
+    /// Adds `POST /name`, which commits an `E` made from the form's fields.
     pub fn form<E: Event>(mut self, name: &'static str) -> Self {
         self.face_mut().forms.push(Form::new::<E>(name));
         self
     }
 
-    /// Adds `POST /name` for an event that the form can't say all of itself. `make` is given the form's fields and who
-    /// posts them, and gives the event, or says why there is none.
+    /// Adds `POST /name` for an event that the form can't state completely. `make` gets the form's fields and the
+    /// visitor who posts them, and returns the event, or a refusal. A test gets a visitor from [`Visitor::for_test`].
     pub fn form_with<F, E>(
         mut self,
         name: &'static str,
@@ -223,11 +242,11 @@ impl App {
         self
     }
 
-    /// Adds a fragment: a piece of HTML that follows a query. `query` makes the query of the page's parameters, `render`
-    /// the HTML of its answer.
+    /// Adds a fragment: a piece of HTML that follows a query. `query` makes the query from the page's parameters, and
+    /// `render` makes the HTML from its answer.
     ///
-    /// It is rendered once a change for all pages with the same query. So nothing in it may depend on who looks. On the page it
-    /// stands in an element of its own, `<likewise-live>`, which is allowed wherever text is.
+    /// Each change is rendered once for all pages with the same query, so nothing in a fragment may depend on who
+    /// looks. On the page it stands in an element of its own, `<likewise-live>`, which is allowed wherever text is.
     pub fn live<T, H, M>(
         mut self,
         name: &'static str,
@@ -253,11 +272,11 @@ impl App {
         self
     }
 
-    /// Adds a static file, such as a stylesheet, a script or a picture. `content_type` is what browsers take it for, such as
-    /// `text/css; charset=utf-8`. The page finds its address with [`Page::asset`].
+    /// Adds a static file, such as a stylesheet, a script or a picture. `content_type` is its `Content-Type`, such as
+    /// `text/css; charset=utf-8`. [`Page::asset`] gives its address.
     ///
-    /// The app's stylesheets are also those of the pages that say what went wrong, after the common `app.css`. A file named
-    /// `favicon.svg` replaces the common icon, which is on these pages, too.
+    /// Error pages use the app's stylesheets, too, after the common `app.css`. A file named `favicon.svg` replaces the
+    /// common icon, which error pages also show.
     ///
     /// ```
     /// # use likewise::{App, Html};
@@ -278,21 +297,77 @@ impl App {
         self
     }
 
-    /// Adds a number that `status`, `/status` and `/metrics` show under `name`.
+    /// Adds a number, which `status`, `/status` and `/metrics` show under `name`.
     pub fn figure(mut self, name: &'static str, query: impl Fn() -> Query<u64> + Send + Sync + 'static) -> Self {
         self.face_mut().figures.push(Figure { name, query: Arc::new(query) });
         self
     }
 
-    /// Adds routes of your own to every store, behind the same guard as the program's. Their handlers may extract a
-    /// [`Store`](crate::engine::Store).
+    /// Adds routes of your own to every store, behind the same guard as the program's. A handler that asks for a
+    /// [`Store`](crate::engine::Store) gets the one that the address names.
+    ///
+    /// [`likewise::axum`](crate::axum) is the axum to write them with. Extractors and answers are axum's own, such as
+    /// `Query` and `Json`.
+    ///
+    /// ```
+    /// # use likewise::{App, Html};
+    /// # use likewise::engine::{Event, Query, Schema, Store};
+    /// use likewise::axum::http::StatusCode;
+    /// use likewise::axum::routing::get;
+    /// use likewise::axum::{Json, Router};
+    ///
+    /// # let schema = || Schema::new("CREATE TABLE n (n INTEGER NOT NULL) STRICT; INSERT INTO n VALUES (0);");
+    /// fn count() -> Query<u64> {
+    ///     Query::first("SELECT n FROM n")
+    /// }
+    ///
+    /// /// `GET /count.json`, and `GET /s/NAME/count.json` for the other stores.
+    /// async fn count_json(store: Store) -> Result<Json<u64>, (StatusCode, String)> {
+    ///     match store.read(count()).await {
+    ///         Ok(count) => Ok(Json(count)),
+    ///         Err(why) => Err((StatusCode::SERVICE_UNAVAILABLE, why.to_string())),
+    ///     }
+    /// }
+    ///
+    /// let app = App::new("counter", schema).routes(Router::new().route("/count.json", get(count_json)));
+    /// # app.check().unwrap();
+    /// ```
     pub fn routes(mut self, routes: axum::Router) -> Self {
         let face = self.face_mut();
         face.routes = std::mem::take(&mut face.routes).merge(routes);
         self
     }
 
-    /// Adds a command. It works whether or not a process serves the data directory.
+    /// Adds a command. Its [`Context`] reads and commits, whether or not a process serves the data directory.
+    ///
+    /// [`likewise::clap`](crate::clap) is the clap to describe it with. `run` is given the command's own arguments. What it
+    /// returns becomes the exit code; an error is printed after the program's name.
+    ///
+    /// ```
+    /// # use likewise::engine::{Event, Query, Schema};
+    /// use likewise::clap::{Arg, ArgMatches, Command};
+    /// use likewise::{App, Context, NodeError};
+    /// use std::process::ExitCode;
+    ///
+    /// # #[derive(serde::Serialize, serde::Deserialize)]
+    /// # struct ItemAdded { name: String }
+    /// # impl Event for ItemAdded { const NAME: &'static str = "ItemAdded"; }
+    /// # fn schema() -> Schema {
+    /// #     Schema::new("CREATE TABLE item (name TEXT NOT NULL) STRICT")
+    /// #         .on(|ItemAdded { name }, db| db.execute("INSERT INTO item VALUES (?1)", [name]))
+    /// # }
+    /// # fn count() -> Query<u64> { Query::first("SELECT count(*) FROM item") }
+    /// async fn add(matches: ArgMatches, context: Context) -> Result<ExitCode, NodeError> {
+    ///     let name = matches.get_one::<String>("name").cloned().unwrap_or_default();
+    ///     context.commit(ItemAdded { name }).await?;
+    ///     println!("{} items", context.read(count()).await?);
+    ///     Ok(ExitCode::SUCCESS)
+    /// }
+    ///
+    /// let app = App::new("groceries", schema)
+    ///     .command(Command::new("add").about("Write an item on the list").arg(Arg::new("name").required(true)), add);
+    /// # app.check().unwrap();
+    /// ```
     pub fn command<R, E>(
         mut self,
         command: clap::Command,
@@ -310,13 +385,13 @@ impl App {
         self
     }
 
-    /// Runs the app as a whole program, with every command, and gives what to exit with.
+    /// Runs the app as a whole program, with every command, and returns the exit code.
     pub fn main(self) -> ExitCode {
         cli::run(&self)
     }
 
-    /// Opens the app without a server: its stores, locked against other processes, and in sync with a hub if the options
-    /// name one. Must be called in a Tokio runtime.
+    /// Opens the app without a server: its stores, locked against other processes, and in sync with a hub if the
+    /// options name one. Call it in a Tokio runtime.
     ///
     /// # Errors
     ///
@@ -329,7 +404,7 @@ impl App {
 
     /// Serves the app on `listener` until `shutdown` is done, then lets requests and stores finish.
     ///
-    /// Each page and each store takes open files, so this raises the process's own limit of them as far as it may.
+    /// Each page and each store takes open files, so this raises the process's limit of open files as far as it may.
     ///
     /// # Errors
     ///
@@ -354,11 +429,28 @@ impl App {
         Ok(())
     }
 
-    /// Says what is wrong with the app, as far as that can be known before it runs.
+    /// Says what is wrong with the app, as far as that can be known before it runs. It writes nothing and needs no server, so
+    /// it fits into a test; the program calls it at each start.
+    ///
+    /// It tries the app on a state in memory, empty at first and then with rows of made-up events. The page has no
+    /// parameters there. So it doesn't find
+    ///
+    /// - statements and names that are only reached with other rows, parameters or branches,
+    /// - what a query or a figure costs, or that it fails on some value,
+    /// - routes of the app's own that collide with others: these are refused when the app is served,
+    /// - Rust code in a materializer that would make devices differ; see [`converges`](crate::testing::converges).
     ///
     /// # Errors
     ///
-    /// Names that are malformed, doubled, or the program's own, and a schema that breaks a rule.
+    /// The first of these, with the name of the part:
+    ///
+    /// - a name that is malformed, doubled, or the program's own;
+    /// - a schema that breaks a rule, and a materializer with a statement that can't be prepared;
+    /// - a form whose event no materializer takes;
+    /// - a fragment whose query can't be prepared, has another number of parameters than are bound, or is read by columns
+    ///   that it doesn't have;
+    /// - a figure that has no number in an empty store;
+    /// - a form, fragment or asset that the page or a fragment names and that isn't there.
     pub fn check(&self) -> Result<(), AppError> {
         let is_word = |name: &str, most: usize| {
             let allowed = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-' || byte == b'_';
@@ -402,10 +494,11 @@ impl App {
         }
         check_assets(self.face.assets.own())?;
         cli::check(self)?;
-        Ok(self.schema().check()?)
+        let mut rehearsal = Rehearsal::new(&self.face);
+        self.schema().rehearsed(|state| Ok(rehearsal.run(state)?))
     }
 
-    /// What the program, its data directory and its environment variables are named after.
+    /// The name of the program. Its data directory and environment variables are named after it.
     pub(crate) fn name(&self) -> &'static str {
         self.name
     }
@@ -420,7 +513,7 @@ impl App {
         self.about
     }
 
-    /// What the names of the program's environment variables begin with, such as `TODO` of `TODO_LISTEN`.
+    /// The prefix of the program's environment variables, such as `TODO` in `TODO_LISTEN`.
     pub(crate) fn prefix(&self) -> String {
         self.name.to_ascii_uppercase().replace('-', "_")
     }
@@ -430,12 +523,12 @@ impl App {
         self.face.store
     }
 
-    /// The schema, made anew: a program makes it once for its stores, and once for each look at their files.
+    /// A new copy of the schema. A program makes one for its stores, and one for each look at their files.
     pub(crate) fn schema(&self) -> Schema {
         (self.schema)()
     }
 
-    /// What the web floor shows of the app: its forms, fragments, figures, nouns and page.
+    /// What people see of the app: its forms, fragments, figures, nouns and page.
     pub(crate) fn face(&self) -> &Arc<Face> {
         &self.face
     }
@@ -450,7 +543,7 @@ impl App {
     }
 }
 
-/// Refuses files that have no address of their own, or no type.
+/// Refuses files whose name makes no address of their own, and those without a content type.
 fn check_assets(assets: &[Asset]) -> Result<(), AppError> {
     for (place, Asset { name, kind, .. }) in assets.iter().enumerate() {
         let refuse = |what, why: String| Err(AppError::Name { what, name: (*name).to_owned(), why });

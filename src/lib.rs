@@ -149,6 +149,12 @@ mod web;
 
 #[cfg(feature = "app")]
 pub use app::{App, AppError, BoxError};
+/// The axum that [`App::routes`] takes its router from.
+#[cfg(feature = "app")]
+pub use axum;
+/// The clap that [`App::command`] takes its command from.
+#[cfg(feature = "app")]
+pub use clap;
 #[cfg(feature = "app")]
 pub use cli::Context;
 #[cfg(feature = "app")]
@@ -165,4 +171,6 @@ mod documents {
     struct Evolution;
     #[doc = include_str!("../docs/determinism.md")]
     struct Determinism;
+    #[doc = include_str!("../docs/offline.md")]
+    struct Offline;
 }

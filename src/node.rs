@@ -23,9 +23,9 @@ use crate::web::AllowedHost;
 /// How an app runs. [`Options::default`] is what the program does without flags.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// The data directory, made if need be; without one, this platform's place for the app's data.
+    /// The data directory, which is made if it is missing. Without one, this platform's place for the app's data.
     pub data: Option<PathBuf>,
-    /// The name of this device, which the log shows with its events; without one, the host's.
+    /// The name of this device, which the log shows with its events. Without one, the host's name.
     pub device: Option<Device>,
     /// The hub to sync with, if any.
     pub upstream: Option<UpstreamOptions>,
@@ -71,7 +71,7 @@ impl fmt::Debug for NodeError {
 
 impl std::error::Error for NodeError {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        // Its words already hold the causes.
+        // The text already holds the causes.
         None
     }
 }
@@ -89,9 +89,9 @@ pub struct Node {
     pub(crate) clients: Clients,
     pub(crate) device: Device,
     pub(crate) shutdown: CancellationToken,
-    /// The stores that were asked for by name.
+    /// The stores that somebody asked for by name.
     named: Arc<Mutex<BTreeSet<StoreId>>>,
-    /// `None` once it is closed. The lock goes with it, so it goes after the stores are closed.
+    /// `None` once the node is closed. The lock goes with it, so it goes after the stores are closed.
     dir: Option<DataDir>,
 }
 
@@ -116,8 +116,8 @@ impl Node {
         Ok(Self { stores, clients, device, shutdown, named, dir: Some(dir) })
     }
 
-    /// The store `name`, which is kept in sync from now on for as long as this node runs. One without events costs nothing
-    /// until its first.
+    /// The store `name`, which the node keeps in sync from now on. A store without events costs nothing until its first
+    /// event.
     ///
     /// # Errors
     ///
@@ -133,7 +133,7 @@ impl Node {
         Ok(get()?)
     }
 
-    /// Stores everything that was committed, closes the stores and gives the data directory back.
+    /// Stores everything that was committed, closes the stores, and releases the data directory.
     pub async fn close(mut self) {
         let closed = self.close_in_background();
         // Without an answer it is closed all the same: the thread panicked.
@@ -150,7 +150,7 @@ impl Node {
         self.dir.as_mut().expect("BUG: a node is used after it was closed")
     }
 
-    /// Closes on a thread of its own, since closing waits for the threads of the stores, and async code may not.
+    /// Closes on a thread of its own: closing waits for the stores' threads, and async code may not wait.
     fn close_in_background(&mut self) -> tokio::sync::oneshot::Receiver<()> {
         self.shutdown.cancel();
         let (tell, closed) = tokio::sync::oneshot::channel();
@@ -178,8 +178,8 @@ impl fmt::Debug for Node {
     }
 }
 
-/// The stores of an app in the data directory `dir`, which the caller has. They `follow` an upstream, or are what their
-/// eventlogs say.
+/// The stores of an app in the data directory `dir`, which the caller has locked. With `follow` they follow an
+/// upstream; without it they are what their eventlogs say.
 pub(crate) fn open_stores(
     dir: &DataDir,
     schema: Schema,
@@ -193,7 +193,7 @@ pub(crate) fn open_stores(
     Ok(Stores::in_locked(&dir, setup, limits, follow)?)
 }
 
-/// This machine's name, or the program's if the former can't be the name of a device.
+/// This machine's name, or the program's name if that can't be the name of a device.
 pub(crate) fn host_name(app: &App) -> Device {
     #[cfg(unix)]
     let name = rustix::system::uname().nodename().to_str().map(str::to_owned).ok();
@@ -220,17 +220,17 @@ async fn attend(stores: Stores, clients: Clients, named: Arc<Mutex<BTreeSet<Stor
     }
 }
 
-/// What a node is made of that has to be checked or taken before anything else happens.
+/// What a node needs checked or taken before anything else happens.
 pub(crate) struct Base {
     pub(crate) dir: DataDir,
     upstream: Option<Upstream>,
 }
 
-/// Checks the hub that the options name, and takes the data directory: theirs, or the app's own.
+/// Checks the hub that the options name, and takes the data directory: the one in the options, or the app's own.
 ///
 /// # Errors
 ///
-/// When one of them can't be used, or another process has the directory. A wrong hub makes no directory.
+/// When one of them can't be used, or another process has the directory. A wrong hub leaves no new directory behind.
 pub(crate) fn base(app: &App, options: &Options) -> anyhow::Result<Base> {
     let upstream = options.upstream.clone().map(Upstream::new).transpose()?;
     let named = match &options.data {
@@ -241,21 +241,22 @@ pub(crate) fn base(app: &App, options: &Options) -> anyhow::Result<Base> {
     Ok(Base { dir: DataDir::take(&path)?, upstream })
 }
 
-/// Shows a person at a terminal how far the rebuild of a state has come.
+/// Shows a person at a terminal how far the rebuild of a state is.
 pub(crate) fn show_progress(done: u64, total: u64) {
     let mut err = io::stderr();
     if err.is_terminal() {
         let end = if done >= total { "\n" } else { "" };
-        // Only a courtesy: if it can't be shown, nothing is lost.
+        // This is only a courtesy. If it can't be shown, nothing is lost.
         drop(write!(err, "\rrebuilding the state from the log: {done} of {total} events{end}"));
     }
 }
 
-/// An error with its causes, but for those that its own words name already.
+/// An error with its causes, without those that its text already names.
 pub(crate) fn in_full(error: &anyhow::Error) -> String {
     let mut text = error.to_string();
     for cause in error.chain().skip(1).map(ToString::to_string) {
-        // SQLite's innermost cause repeats, behind a number, what is said already; after an advice it would only confuse.
+        // SQLite's innermost cause repeats, after a number, what is already said. After an advice it would only
+        // confuse.
         let words =
             cause.strip_prefix("Error code ").and_then(|cause| cause.split_once(": ")).map_or(&*cause, |it| it.1);
         if !text.contains(words) {

@@ -24,13 +24,13 @@ pub(crate) struct Server {
     router: Router,
     limits: web::Limits,
     listener: TcpListener,
-    /// Where this machine reaches it.
+    /// Where programs on this machine reach it.
     pub(crate) address: SocketAddr,
 }
 
 impl Server {
-    /// Opens the stores, and gets ready to serve them on `listener`. If the store of the routes without prefix
-    /// can't be used, that is an error now, rather than a page that says so later.
+    /// Opens the stores, and prepares to serve them on `listener`. If the store without a prefix in its routes can't be
+    /// used, that is an error now, rather than a page that says so later.
     pub(crate) async fn prepare(
         app: &App,
         role: Role,
@@ -91,12 +91,7 @@ impl Server {
             shutdown,
         });
         let routes = match role {
-            Role::App => {
-                if let Some(unknown) = web::rehearse(&services).await {
-                    bail!("the page: {unknown}");
-                }
-                web::routes(services).map_err(|why| anyhow!("the app's own routes: {why}"))?
-            }
+            Role::App => web::routes(services).map_err(|why| anyhow!("the app's own routes: {why}"))?,
             Role::Hub => web::hub_routes(services),
         };
         let policy = Policy {
@@ -111,7 +106,7 @@ impl Server {
         Ok(Self { node, router, limits, listener, address })
     }
 
-    /// Serves until the shutdown that was given to [`prepare`](Self::prepare), then lets requests and stores finish.
+    /// Serves until the shutdown that [`prepare`](Self::prepare) was given, then lets requests and stores finish.
     pub(crate) async fn run(self) {
         let Self { node, router, limits, listener, .. } = self;
         web::serve(listener, router, limits, node.shutdown.clone()).await;

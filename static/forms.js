@@ -1,9 +1,9 @@
-// The page's forms. A post that the script takes over is answered at once: the form clears, what was posted is listed as
-// waiting, and it comes back into the form, to be edited, when the server refuses it.
+// The page's forms. A post that the script takes over is answered at once: the form clears, and the post is listed as
+// waiting. If the server refuses it, it comes back into the form, to be edited.
 //
-// A form is taken over when it posts to `BASE/NAME` and NAME is one of the app's forms.
+// The script takes a form over if it posts to `BASE/NAME` and NAME is one of the app's forms.
 
-import { mintId } from "./ids.js";
+import { UUID7, mintId } from "./ids.js";
 import { isDirty } from "./morph.js";
 
 const GIVES = ":not([type=hidden], [type=submit], [type=button], [type=image], [type=reset], [type=file])";
@@ -12,7 +12,7 @@ const GIVES = ":not([type=hidden], [type=submit], [type=button], [type=image], [
 export function takeOver({ base, forms }, posted) {
   const addresses = new Map(forms.map((name) => [`${location.origin}${base}/${name}`, name]));
 
-  /** Which of the app's forms an element is, when it is one. */
+  /** The name of the app's form that an element is, if it is one. */
   function nameOf(form, submitter) {
     // By attribute: a field named `action` hides the property of that name.
     if (form.getAttribute("method")?.toLowerCase() !== "post" || form.hasAttribute("enctype")) return undefined;
@@ -23,13 +23,21 @@ export function takeOver({ base, forms }, posted) {
 
   const all = () => [...document.forms].filter((form) => nameOf(form));
 
+  // Before this file was here, the browser may have posted a form by itself, and the page stands until its answer comes. A
+  // second press then is the same post, under the id in the form. Once the page is shown whole, each submit is a post of
+  // its own.
+  let isShown = false;
+
   document.addEventListener("submit", (event) => {
     const { target: form, submitter } = event;
     const name = nameOf(form, submitter);
     if (!name || event.defaultPrevented) return;
     event.preventDefault();
     const fields = fieldsOf(form, submitter);
-    const id = fields.find(([field]) => field === "id")?.[1] || mintId();
+    // An event has the time of its id, so it gets one now: the id in the form is as old as the page. What is no id there is
+    // posted as it stands, for the server to say what is wrong with it.
+    const given = fields.find(([field]) => field === "id")?.[1];
+    const id = given === undefined || (isShown && UUID7.test(given)) ? mintId() : given;
     const controls = editable(form);
     posted({
       id,
@@ -49,15 +57,18 @@ export function takeOver({ base, forms }, posted) {
   });
 
   return {
-    /** Gives every form an id of its own: a page from history may hold one that is already used. */
-    renewAll: () => all().forEach(renew),
+    /** The page is shown, maybe again. Gives every form a new id: one from history may hold an id that is already used. */
+    shown() {
+      isShown = true;
+      all().forEach(renew);
+    },
 
-    /** Takes the ids out of forms inside fragments: the stream sends them without, and the script mints them. */
+    /** Removes the ids from forms inside fragments: the stream sends none, and the script mints them. */
     strip(element) {
       for (const form of element.querySelectorAll("form")) if (nameOf(form)) idField(form)?.remove();
     },
 
-    /** Puts what was refused back into its form. Says whether it could: nothing half-typed is overwritten. */
+    /** Puts what was refused back into its form, and says whether it could: nothing half-typed is overwritten. */
     giveBack(entry) {
       const isAbout = (form) => hiddenFields(form).every(([name, value]) => has(entry.fields, name, value));
       const form = all().find((form) => nameOf(form) === entry.form && isAbout(form));
@@ -69,20 +80,20 @@ export function takeOver({ base, forms }, posted) {
   };
 }
 
-/** An address without user and password. A page that was opened with them has them in all its addresses. */
+/** An address without user and password. A page that was opened with them has them in all of its addresses. */
 export function withoutUser(address) {
   const url = new URL(address, location.href);
   return `${url.origin}${url.pathname}`;
 }
 
-/** The fields that a submit sends, in order, the button included that was pressed. */
+/** The fields that a submit sends, in order, with the button that was pressed. */
 function fieldsOf(form, submitter) {
   const fields = [...new FormData(form)].filter(([, value]) => typeof value === "string");
   if (submitter?.name) fields.push([submitter.name, submitter.value]);
   return fields;
 }
 
-/** A new id, where a form has a field for it. Without one it is minted when the form is posted. */
+/** A new id, where a form has a field for it: the browser posts that when a button leads somewhere else. */
 function renew(form) {
   const field = idField(form);
   if (field) field.value = mintId();
@@ -114,7 +125,7 @@ function labelOf(controls) {
   return texts.map((control) => control.value.trim()).filter(Boolean).join(" · ");
 }
 
-/** Gives a control its value of before, which is then used up: of several fields of one name, each has its own. */
+/** Gives a control its earlier value, and uses that up: of several fields of one name, each has its own. */
 function fill(control, left) {
   const isChoice = control.type === "checkbox" || control.type === "radio";
   const at = left.findIndex(([name, value]) => name === control.name && (!isChoice || value === control.value));

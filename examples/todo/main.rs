@@ -15,6 +15,7 @@ mod page;
 
 use std::process::ExitCode;
 
+use likewise::clap::{Arg, ArgMatches, Command};
 use likewise::{App, Context, Page};
 
 use feature::{Search, TodoAdded, TodoFinished, TodoMoved, TodoRenamed};
@@ -37,11 +38,11 @@ pub(crate) fn app() -> App {
         .asset("todo.css", "text/css; charset=utf-8", include_str!("todo.css"))
         .asset("todo.js", "text/javascript; charset=utf-8", include_str!("todo.js"))
         .asset("favicon.svg", "image/svg+xml", include_str!("todo.svg"))
-        .command(clap::Command::new("add").about("Add a to-do").arg(clap::Arg::new("title").required(true)), add)
+        .command(Command::new("add").about("Add a to-do").arg(Arg::new("title").required(true)), add)
 }
 
 /// `todo add TITLE`
-async fn add(matches: clap::ArgMatches, context: Context) -> Result<ExitCode, likewise::NodeError> {
+async fn add(matches: ArgMatches, context: Context) -> Result<ExitCode, likewise::NodeError> {
     let title = matches.get_one::<String>("title").cloned().unwrap_or_default();
     context.commit(TodoAdded { title }).await?;
     println!("{} left", context.read(feature::left()).await?);

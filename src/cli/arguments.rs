@@ -1,8 +1,8 @@
 //! The command line's commands and flags, and the environment variables that may stand in for flags.
 //!
-//! The words are written down once for all apps: `{app}` stands for the app's name, `{APP}` for the prefix of its
-//! variables, `{events}` for what its events are called, and `{data}` for where its data is. Variables are written without
-//! their prefix.
+//! The words are written once for all apps. `{app}` stands for the app's name, `{APP}` for the prefix of its variables,
+//! `{events}` for its word for events, and `{data}` for the place of its data. Variables are written without their
+//! prefix.
 
 use std::collections::BTreeSet;
 use std::env;
@@ -29,7 +29,7 @@ pub(super) struct Asked {
 pub(super) enum Command {
     /// A command that every program has.
     Common(Cli),
-    /// A command of the app's own, with its arguments and the store that it is about.
+    /// A command of the app's own, with its arguments and its store.
     Own { name: String, matches: ArgMatches, store: StoreId },
 }
 
@@ -52,7 +52,7 @@ for example `debug` or `likewise=trace`.
 Commands work on the data directory whether or not a {app} process is serving it. They exit with 0 when they did what \
 they say, with 1 when they could not (`verify` also when it found a difference), and with 2 when the command line is wrong.";
 
-/// The variable that says what is logged.
+/// The variable that sets what is logged.
 pub(super) fn log_variable(app: &App) -> String {
     app.prefix() + "_LOG"
 }
@@ -73,7 +73,7 @@ pub(super) enum Cli {
     /// A hub puts the events of its devices in one order and need not know what they mean, so {app} can be the hub of any
     /// app. It answers /sync, /healthz, /status and /metrics, and has no page.
     Hub(ListenArgs),
-    /// Show how a store is
+    /// Show the state of a store
     Status {
         #[command(flatten)]
         store: StoreArgs,
@@ -93,8 +93,8 @@ pub(super) enum Cli {
     },
     /// Write every event to standard output, one JSON object a line
     ///
-    /// First the log in its order, then the events that wait for a place in it (their seq is null), then those that were
-    /// set aside (with the reason). The payload is a string that holds its bytes, or null.
+    /// First comes the log in its order, then the events that wait for a place in it (their seq is null), then those
+    /// that were set aside (with the reason). The payload is a string that holds its bytes, or null.
     Export {
         #[command(flatten)]
         store: StoreArgs,
@@ -106,15 +106,15 @@ pub(super) enum Cli {
         #[command(flatten)]
         store: StoreArgs,
     },
-    /// Say which devices may sync with this hub
+    /// Manage the devices that may sync with this hub
     Token {
         #[command(subcommand)]
         command: TokenCommand,
     },
-    /// Move a store to whatever log its hub has, after the hub was replaced
+    /// Move a store to the log that its hub has now, after the hub was replaced
     ///
-    /// Everything here goes back to the outbox and is pushed to the hub. Nothing is lost, and what the hub already has is
-    /// not counted twice.
+    /// Everything here goes back to the outbox and is pushed to the hub. Nothing is lost, and nothing that the hub
+    /// already has counts twice.
     Adopt {
         #[command(flatten)]
         store: StoreArgs,
@@ -132,17 +132,17 @@ pub(super) enum Cli {
         #[arg(long)]
         yes: bool,
     },
-    /// Look after events that the hub refused
+    /// List, retry or export events that the hub refused
     SetAside {
         #[command(flatten)]
         store: StoreArgs,
         #[command(subcommand)]
         command: SetAsideCommand,
     },
-    /// Copy all stores and device tokens to a new directory, also while they are in use
+    /// Copy all stores and device tokens to a new directory, even while they are in use
     ///
-    /// To go back to a backup, stop {app} and start it with `--data` naming the copy, or replace the data directory by the
-    /// copy. A hub then has the tokens of that time again: revoke once more those that were revoked since.
+    /// To go back to a backup, stop {app} and start it with `--data` naming the copy, or replace the data directory
+    /// with the copy. A hub then has the tokens of that time again, so revoke again those that were revoked since.
     Backup {
         /// Directory of the copy; it must not exist, or be empty
         to: PathBuf,
@@ -151,7 +151,7 @@ pub(super) enum Cli {
 
 #[derive(Subcommand)]
 pub(super) enum TokenCommand {
-    /// Let a device sync; prints its token, which is shown only now
+    /// Let a device sync, and print its token, which is not shown again
     Add {
         /// Name of the device, which the log shows with its {events}
         name: Device,
@@ -170,9 +170,9 @@ pub(super) enum TokenCommand {
 
 #[derive(Subcommand)]
 pub(super) enum SetAsideCommand {
-    /// Show them, with the reason
+    /// List them, with the reasons
     List,
-    /// Commit them once more; one whose id belongs to another event gets a new one
+    /// Commit them again; one whose id belongs to another event gets a new id
     Retry,
     /// Write them to standard output, as `export` does
     Export,
@@ -228,12 +228,12 @@ pub(super) struct ServeArgs {
     /// Seconds until a store that the hub refuses tries again
     #[arg(long, env = "RETRY_HALTED", default_value_t = RETRY_HALTED, hide = true)]
     pub(super) retry_halted: u64,
-    /// Serve the page under the names of --allow-host, too: anyone who reaches this server can then post
+    /// Serve the page under the names of --allow-host, too: anyone who can reach this server can then post
     #[arg(long, env = "PUBLIC", value_parser = BoolishValueParser::new())]
     pub(super) public: bool,
 }
 
-/// Checks the form of an address to listen on, about which the resolver would say little.
+/// Checks the form of an address to listen on. The resolver would say little about it.
 fn host_and_port(text: &str) -> Result<String, &'static str> {
     let is_host =
         |host: &str| !host.is_empty() && (!host.contains(':') || host.starts_with('[') && host.ends_with(']'));
@@ -265,7 +265,7 @@ const SERVE_FLAGS: [&str; 10] = [
 pub(super) fn parse(app: &App, line: impl IntoIterator<Item = OsString>) -> Result<Asked, clap::Error> {
     let mut command = with_tidy_variables(command_line(app));
     let mut matches = command.try_get_matches_from_mut(line)?;
-    // The flags of `serve` may stand alone, but not before another command.
+    // The flags of `serve` may stand without a command, but not before another command.
     let is_given = |id: &&'static str| matches.value_source(id) == Some(ValueSource::CommandLine);
     if let (Some(name), Some(flag)) = (matches.subcommand_name(), SERVE_FLAGS.into_iter().find(is_given)) {
         let flag = flag.replace('_', "-");
@@ -310,7 +310,7 @@ fn command_line(app: &App) -> clap::Command {
         .subcommands(own)
 }
 
-/// Refuses commands of the app's own that would hide a common one or each other, and flags that every command has.
+/// Refuses commands of the app that would hide a common command or each other, and arguments that every command has.
 ///
 /// # Errors
 ///
@@ -335,7 +335,7 @@ pub(crate) fn check(app: &App) -> Result<(), AppError> {
     Ok(())
 }
 
-/// The flag of every command that `command`, or one below it, has an argument of the same name as.
+/// A flag of every command, if `command` or one below it has an argument of that name.
 fn common_flag(command: &clap::Command) -> Option<&'static str> {
     let is_taken = |name: &str| command.get_arguments().any(|arg| arg.get_id() == name || arg.get_long() == Some(name));
     let taken = ["data", "store"].into_iter().find(|name| is_taken(name));
@@ -380,8 +380,8 @@ fn in_words_of(app: &App, mut command: clap::Command) -> clap::Command {
     command.mut_args(arg).mut_subcommands(|command| in_words_of(app, command))
 }
 
-/// Takes empty variables for unset, which is what `LIKEWISE_UPSTREAM=` in a service's file means, and leaves out the
-/// spaces around the values of others.
+/// Takes an empty variable for unset, which is what `LIKEWISE_UPSTREAM=` in a service's file means. Trims the spaces
+/// around other values.
 fn with_tidy_variables(command: clap::Command) -> clap::Command {
     let tidy = |arg: Arg| {
         let value = arg.get_env().and_then(env::var_os).and_then(|value| value.into_string().ok());
@@ -410,13 +410,13 @@ mod tests {
     use super::*;
     use crate::BoxError;
 
-    /// What the app makes of these words.
+    /// Parses these words as the app would.
     fn asked(app: &App, words: &[&str]) -> Result<Asked, clap::Error> {
         let words = std::iter::once(app.name()).chain(words.iter().copied());
         parse(app, words.map(OsString::from))
     }
 
-    /// All commands, and those below them.
+    /// Calls `act` for a command and for all below it.
     fn every(command: &clap::Command, act: &mut dyn FnMut(&clap::Command)) {
         act(command);
         command.get_subcommands().for_each(|command| every(command, act));

@@ -11,15 +11,15 @@ use serde::de::DeserializeOwned;
 
 use super::process::Process;
 use super::target::{Target, Writer};
-use crate::engine::{Answer, Envelope, Event, EventId, Query, Question, Receipt, Store, StoreId};
+use crate::engine::{Answer, Envelope, Error, Event, EventId, Query, Question, Receipt, Store, StoreId};
 use crate::node::NodeError;
 use crate::sync::WireEvent;
 use crate::web::Committed;
 
-/// What an app's own command works with: a store to commit to and to read, the one that `--store` names.
+/// What an app's own command works with: the store that `--store` names, to commit to and to read.
 ///
-/// If a process has the data directory, that process does the work; otherwise the command itself does. Either way, an
-/// event is on disk when [`commit`](Self::commit) returns.
+/// If a process is serving the data directory, that process does the work; otherwise the command does it itself. Either
+/// way, an event is on disk when [`commit`](Self::commit) returns.
 pub struct Context {
     store: StoreId,
     access: Access,
@@ -40,7 +40,8 @@ impl Context {
     ///
     /// # Errors
     ///
-    /// When the event is malformed or refused, or the store can't be used: what happened, and what to do next.
+    /// When the event is malformed or the store can't be used: what happened, and what to do next. When the event is
+    /// refused: the words of its materializer alone.
     pub async fn commit<E: Event>(&self, event: E) -> Result<EventId, NodeError> {
         let event = Envelope::new(EventId::now(), &event).map_err(anyhow::Error::from)?;
         let id = event.id;
@@ -48,8 +49,8 @@ impl Context {
         Ok(id)
     }
 
-    /// As [`commit`](Self::commit), for an event that has an id already. Repeating it is always safe: one id counts once.
-    /// False when it was stored before.
+    /// As [`commit`](Self::commit), for an event that has an id already. Repeating it is always safe: one id counts
+    /// once. Returns false if the event was stored before.
     ///
     /// # Errors
     ///
@@ -62,7 +63,10 @@ impl Context {
                 Ok(is_new)
             }
             Access::Here(store) => {
-                let Receipt { is_new, .. } = store.commit_envelope(event).await.map_err(anyhow::Error::from)?;
+                let Receipt { is_new, .. } = store.commit_envelope(event).await.map_err(|error| match error {
+                    Error::Refused(why) => anyhow!(why),
+                    error => error.into(),
+                })?;
                 Ok(is_new)
             }
         }

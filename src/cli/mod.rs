@@ -1,4 +1,4 @@
-//! The command line that every app has. It knows an app by its name, words, figures and own commands alone.
+//! The command line that every app has. It knows only an app's name, words, figures and own commands.
 
 mod arguments;
 mod context;
@@ -33,7 +33,7 @@ use crate::web::Exported;
 pub(crate) use arguments::check;
 pub use context::Context;
 
-/// Runs a program: reads its command line, does what that says, and gives what to exit with.
+/// Runs a program: reads its command line, does what that says, and returns the exit code.
 pub(crate) fn run(app: &App) -> ExitCode {
     if let Err(error) = app.check() {
         eprintln!("{}: {error}", app.name());
@@ -47,7 +47,7 @@ pub(crate) fn run(app: &App) -> ExitCode {
     let result = locate_data(app, asked).and_then(|(asked, data)| {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         let result = runtime.block_on(obey(app, asked, &data));
-        // What still runs belongs to nobody any more.
+        // Nothing waits for what still runs.
         runtime.shutdown_timeout(Duration::from_millis(100));
         result
     });
@@ -61,7 +61,7 @@ pub(crate) fn run(app: &App) -> ExitCode {
     }
 }
 
-/// Has what is logged written to standard error, as far as the program's own variable asks for it.
+/// Writes the log to standard error, as far as the program's own variable asks for it.
 fn log_to_stderr(app: &App) {
     let filter = env::var(arguments::log_variable(app)).ok().filter(|filter| !filter.is_empty());
     let filter = filter.and_then(|filter| filter.parse().ok()).unwrap_or_else(|| EnvFilter::new("info"));
@@ -70,7 +70,7 @@ fn log_to_stderr(app: &App) {
         .with_writer(io::stderr)
         .with_ansi(io::stderr().is_terminal())
         .with_target(false)
-        // They would go to standard error, too, and panic when that is what fails.
+        // Its own errors would go to standard error, too, and panic when that is what fails.
         .log_internal_errors(false)
         .init();
 }
@@ -188,7 +188,7 @@ pub(crate) mod tests {
         let add = |title: &'static str| ["add", title];
         run(&app, &data, &add("one")).await.expect("stored");
         let refused = run(&app, &data, &add("")).await.expect_err("a to-do without a title");
-        assert!(in_full(&refused).starts_with("the event was refused: "), "{}", in_full(&refused));
+        assert!(in_full(&refused).starts_with("TodoAdded can't be applied: "), "{}", in_full(&refused));
 
         let options = Options { data: Some(data.clone()), ..Options::default() };
         let base = base(&app, &options).expect("free again");
@@ -198,7 +198,7 @@ pub(crate) mod tests {
         let serving = tokio::spawn(server.await.expect("a server").run());
         run(&app, &data, &add("two")).await.expect("stored by the server");
         let refused = run(&app, &data, &add("")).await.expect_err("a to-do without a title");
-        assert!(in_full(&refused).starts_with("The event was refused: "), "{}", in_full(&refused));
+        assert!(in_full(&refused).starts_with("TodoAdded can't be applied: "), "{}", in_full(&refused));
         let listed = run(&app, &data, &["list"]).await.expect("listed by the server");
         assert_eq!(listed, ExitCode::from(7), "the command's own code");
         run(&app, &data, &["list", "--store", "other"]).await.expect("an empty store, listed by the server");

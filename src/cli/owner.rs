@@ -1,7 +1,7 @@
-//! Root acts as the user whom the data belongs to.
+//! Root acts as the user who owns the data.
 //!
-//! A file that root makes, with `sudo likewise token add` for example, could not be opened by another user's server. And the
-//! owner of the directory could lead root astray in it, between a look and the step after it. So root takes on that user's
+//! Another user's server couldn't open a file that root made, with `sudo likewise token add` for example. And the owner
+//! of the directory could lead root astray in it, between a check and the step after it. So root takes on that user's
 //! rights before it touches anything: what it makes is that user's, and it can reach nothing else.
 
 use std::path::Path;
@@ -14,7 +14,7 @@ pub(crate) fn act_as_owner(_name: &str, _data: &Path, _copy: Option<&Path>) -> a
 /// Gives up being root, for good, if the data directory `data` is another user's, or will be made in another user's
 /// directory. A copy at `copy` becomes that user's as well, so its directory is made and given away while root still can.
 ///
-/// Must come before the first thread starts: each thread has its own user, which new threads inherit.
+/// Must come before the first thread starts. Each thread has its own user, which new threads inherit.
 ///
 /// # Errors
 ///
@@ -56,8 +56,8 @@ struct Owner {
 
 #[cfg(unix)]
 impl Owner {
-    /// The owner of the directory `data`, or of the one it will be made in. `None` if that is root, or if everybody may
-    /// make directories there.
+    /// The owner of the directory `data`, or of the directory that it will be made in. `None` if that is root, or if
+    /// everybody may make directories there.
     fn of(data: &Path) -> anyhow::Result<Option<Self>> {
         use anyhow::Context;
         use std::os::unix::fs::MetadataExt;
@@ -81,7 +81,7 @@ impl Owner {
         Ok(set_thread_res_uid(user, user, user)?)
     }
 
-    /// Other systems have no call for that without unsafe code.
+    /// Other systems offer no call for that without unsafe code.
     #[cfg(not(target_os = "linux"))]
     fn take_on(&self) -> std::io::Result<()> {
         Err(std::io::ErrorKind::Unsupported.into())
@@ -100,7 +100,7 @@ impl Owner {
         meta.mode() & to_enter == 0
     }
 
-    /// Makes the directory `path` and the missing ones above it for this user, if only root can.
+    /// Makes the directory `path` and the missing ones above it for this user, if only root can make them.
     fn give_new_dir(&self, path: &Path) -> anyhow::Result<()> {
         use crate::engine::create_private_dir;
         use anyhow::Context;

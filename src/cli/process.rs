@@ -60,27 +60,25 @@ impl Process {
     }
 }
 
-/// What an answer of our own says.
+/// What one of our own answers says.
 pub(super) async fn json<T: DeserializeOwned>(answer: Response) -> anyhow::Result<T> {
     answer.json().await.context("the answer is not understood")
 }
 
-/// A client that asks a program at `url`: no proxy stands in between, since it is on this machine or was named.
+/// A client that asks a program at `url`. It uses no proxy, because the program is on this machine or was named.
 pub(super) fn http_client(url: &str) -> anyhow::Result<Client> {
     let trust = if url.starts_with("https:") { Trust::SystemAnd(Vec::new()) } else { Trust::Nobody };
     let client = Client::builder().no_proxy().tls_backend_preconfigured(tls(trust)?);
     client.read_timeout(ANSWER).build().context("cannot make requests")
 }
 
-/// A client for work that takes as long as it takes. The process that is asked is on this machine: if it ends, so does
-/// the connection.
+/// A client for work without a time limit. The process is on this machine: if it ends, so does the connection.
 fn working_client() -> anyhow::Result<Client> {
     let client = Client::builder().no_proxy().tls_backend_preconfigured(tls(Trust::Nobody)?);
     client.build().context("cannot make requests")
 }
 
-/// Asks under the name that only this machine may use, since the process may listen on an address that it isn't opened
-/// under.
+/// Asks under a loopback name, because the process may listen on an address under which it doesn't answer.
 pub(super) fn as_local(request: RequestBuilder) -> RequestBuilder {
     request.header(HOST, "localhost")
 }
@@ -95,11 +93,12 @@ pub(super) fn unanswered(error: reqwest::Error, url: &str, name: &str) -> anyhow
     error.context(format!("cannot ask {url}"))
 }
 
-/// The answer, unless it says what went wrong.
+/// The answer, unless it reports an error.
 pub(super) async fn understood(answer: Response, url: &str) -> anyhow::Result<Response> {
     #[derive(serde::Deserialize)]
     struct Problem {
         detail: String,
+        #[serde(default)]
         advice: String,
     }
     let status = answer.status();
@@ -107,7 +106,7 @@ pub(super) async fn understood(answer: Response, url: &str) -> anyhow::Result<Re
         return Ok(answer);
     }
     match answer.json::<Problem>().await {
-        Ok(Problem { detail, advice }) => bail!("{detail} {advice}"),
+        Ok(Problem { detail, advice }) => bail!("{}", format!("{detail} {advice}").trim_end()),
         Err(_) => bail!("{url} answered {status}, which no program of this kind does; check the address"),
     }
 }

@@ -42,7 +42,7 @@ async fn run(app: &App, role: Role, listen: &str, options: Options) -> anyhow::R
     })?;
     let shutdown = CancellationToken::new();
     let server = Server::prepare(app, role, options, base, listener, shutdown.clone()).await?;
-    // Before the ready line, after which a signal may come at any time.
+    // This comes before the ready line, after which a signal may come at any time.
     let signals = Signals::listen().context("cannot wait for signals")?;
     tokio::spawn(end_at_signal(signals, shutdown.clone()));
     writeln!(io::stdout(), "listening on http://{}", server.address).context("cannot write to standard output")?;
@@ -83,7 +83,7 @@ fn upstream(app: &App, args: &ServeArgs) -> anyhow::Result<Option<UpstreamOption
     Ok(Some(UpstreamOptions { url, token, root_certificate: args.root_certificate.clone() }))
 }
 
-/// Ends the program in good order at the first signal, and at once at the second.
+/// Shuts the program down at the first signal, and ends it at once at the second.
 async fn end_at_signal(mut signals: Signals, shutdown: CancellationToken) {
     signals.next().await;
     tracing::info!("shutting down");

@@ -1,4 +1,4 @@
-//! `status`: how a store is.
+//! `status`: the state of a store.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -18,7 +18,7 @@ use crate::web::{self, StatusReport};
 
 pub(super) async fn status(at: &Target<'_>, url: Option<String>, json: bool) -> anyhow::Result<ExitCode> {
     let (report, skipped) = match url {
-        // Which events have no effect is the owner's business.
+        // Only the owner may see which events have no effect.
         Some(url) => (ask(at, &url, |request| request).await?, Vec::new()),
         None => match access_to_all(at.app, at.data)? {
             Access::Asked(process) => {
@@ -89,7 +89,12 @@ fn show(out: &mut impl Write, app: &App, report: &StatusReport, without_effect: 
         (pending, "waiting for a place in the log".to_owned()),
         (set_aside, format!("set aside: see `{name} set-aside list`")),
         (skipped, "skipped, because they could not be applied".to_owned()),
-        (unknown, format!("of kinds that this program doesn't know: of a newer {name}, or of another app")),
+        (
+            unknown,
+            format!(
+                "of kinds that this program doesn't know: of a newer {name}, of another app, or renamed here (an event keeps its NAME)"
+            ),
+        ),
     ] {
         if *count > 0 {
             writeln!(out, "events     {count} {what}")?;
@@ -117,7 +122,7 @@ fn kinds(skipped: &[Skipped]) -> Vec<(String, usize)> {
     let mut kinds = BTreeMap::new();
     for Skipped { name, why, .. } in skipped {
         let kind = match why {
-            // As a rule the reason begins with the name.
+            // The reason usually begins with the name.
             NoEffect::Failed(why) if why.contains(name) => why.clone(),
             NoEffect::Failed(why) => format!("{name}: {why}"),
             _ => format!("{name}: nothing here knows this name"),

@@ -1,5 +1,5 @@
-//! What a command works on: a store in a data directory. Only the process that has the directory can open its databases,
-//! so either that process does the work, or the command takes the directory and does it itself.
+//! What a command works on: a store in a data directory. Only one process can open its databases. So either the process
+//! that has the directory does the work, or the command takes the directory and does it itself.
 
 use std::fs;
 use std::io;
@@ -53,8 +53,8 @@ impl Target<'_> {
         access(self.app, self.data, Some(&self.store))
     }
 
-    /// Has `act` done to the store: by the process that has the data directory, which answers `POST` with `body` on the
-    /// store's control route `route`, or else here.
+    /// Does `act` to the store. If a process has the data directory, that process does it: it answers `POST` with
+    /// `body` on the store's control route `route`. Otherwise the command does it itself.
     ///
     /// # Errors
     ///
@@ -120,7 +120,7 @@ impl Target<'_> {
         if DataDir::files(self.data, &self.store).exist() { Ok(()) } else { bail!(self.missing()) }
     }
 
-    /// The files of the store in a directory that the command has.
+    /// The files of the store, in a directory that the command has.
     ///
     /// # Errors
     ///
@@ -170,15 +170,15 @@ fn access(app: &App, data: &Path, store: Option<&StoreId>) -> anyhow::Result<Acc
     })
 }
 
-/// A data directory that the command has, to read from it: the one that was named, or a copy.
+/// A data directory that the command reads: the one that was named, or a copy.
 pub(super) struct Here {
     pub(super) dir: DataDir,
     /// Dropped last.
     _copy: Option<TempDir>,
 }
 
-/// Copies a data directory, or one store of it, to where SQLite can write: it can't read a database whose WAL it may not
-/// touch. The copy says what the files say; nobody can tell whether those are on a disk.
+/// Copies a data directory, or one store of it, to where SQLite can write: SQLite can't read a database whose WAL it
+/// may not touch. The copy says what the files say. Nobody can tell whether that is on a disk.
 fn private_copy(data: &Path, store: Option<&StoreId>) -> anyhow::Result<TempDir> {
     let copy = tempfile::Builder::new().prefix("likewise-").tempdir()?;
     // The directory for temporary files may be open to others; this one isn't.

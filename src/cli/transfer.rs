@@ -1,4 +1,4 @@
-//! `export`, `import` and `backup`: events and whole directories on their way out and in.
+//! `export`, `import` and `backup`: events and whole directories, out and in.
 
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
@@ -41,7 +41,7 @@ pub(super) async fn export_to(out: &mut impl Write, at: &Target<'_>, which: Expo
 
 pub(super) async fn import(at: &Target<'_>) -> anyhow::Result<ExitCode> {
     let device = host_name(at.app);
-    // One of the two reads it.
+    // One of the two branches reads it.
     let sent = Body::wrap_stream(ReaderStream::new(tokio::io::stdin()));
     let imported = at.with_store("import", sent, async |store| {
         let imported = engine::import(store, &device, tokio::io::stdin()).await;
@@ -53,7 +53,7 @@ pub(super) async fn import(at: &Target<'_>) -> anyhow::Result<ExitCode> {
 }
 
 pub(super) async fn backup(app: &App, data: &Path, to: &Path) -> anyhow::Result<ExitCode> {
-    // The process that is asked may have another working directory.
+    // The process may have another working directory.
     let to = std::path::absolute(to).with_context(|| format!("cannot find {}", to.display()))?;
     let count: usize = match access_to_all(app, data)? {
         Access::Asked(process) => {

@@ -1,4 +1,4 @@
-//! `verify`: whether log and state are what they should be.
+//! `verify`: checks the log and the state.
 
 use std::io::{self, Write};
 use std::process::ExitCode;

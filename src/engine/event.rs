@@ -31,6 +31,11 @@ use crate::{clock, random};
 ///     const NAME: &'static str = "LikeAdded";
 /// }
 /// ```
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not an event",
+    label = "`{Self}` doesn't implement `Event`",
+    note = "give it `impl Event for {Self} {{ const NAME: &'static str = \"…\"; }}`, and derive serde's `Serialize` and `Deserialize`"
+)]
 pub trait Event: Serialize + DeserializeOwned {
     /// The name under which events of this type are stored, for ever: renaming the type is free, changing this is not.
     /// ASCII letters, digits and `_ . : / -`, at most [`MAX_NAME`] bytes.
@@ -38,6 +43,12 @@ pub trait Event: Serialize + DeserializeOwned {
 }
 
 /// Identifies an event at every hop, for ever: a UUIDv7 (RFC 9562, section 5.7), minted where the event happened.
+///
+/// A page with JavaScript mints it at the click. A page without posts the id that it was drawn with, so the event is as old
+/// as the page.
+///
+/// Ids sort by time, and those of one millisecond by chance. `ORDER BY id` gives the same rows in the same order on every
+/// device, so it serves for lists. It is not the order of the log, which is the order of arrival.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct EventId(Uuid);
@@ -54,8 +65,8 @@ impl EventId {
         Self(uuid::Builder::from_unix_timestamp_millis(millis, &random).into_uuid())
     }
 
-    /// When the event happened, in milliseconds since the Unix epoch, as its device's clock had it. For people to
-    /// read; nothing is ever ordered by it.
+    /// When the id was minted, in milliseconds since the Unix epoch, as the clock of that device had it. It is for people:
+    /// clocks are wrong, and the log isn't ordered by it.
     pub fn millis(self) -> u64 {
         let bytes = self.0.as_bytes();
         bytes[..6].iter().fold(0, |millis, byte| millis << 8 | u64::from(*byte))

@@ -71,7 +71,8 @@ impl<'a> Db<'a> {
         self.id.get()
     }
 
-    /// When the event happened, in milliseconds since the Unix epoch, as its device's clock had it.
+    /// When the event happened, in milliseconds since the Unix epoch, as its device's clock had it: the time of its
+    /// [id](EventId). Without JavaScript that is when the page was drawn.
     pub fn millis(&self) -> u64 {
         self.id().millis()
     }

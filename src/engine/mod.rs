@@ -13,6 +13,7 @@ mod schema;
 // From an event to the state.
 mod authorizer;
 mod changes;
+mod contents;
 mod materialize;
 mod rehearsal;
 mod sandbox;
@@ -50,6 +51,7 @@ pub use crate::limits::engine::replica::{MOST_SKIPPED, SETTLE_EVERY};
 pub use crate::limits::engine::writer::MOST_TOGETHER;
 pub use backup::backup;
 pub use batch::Batch;
+pub(crate) use contents::TableRows;
 pub use error::{Database, DbError, Error, Fault, Malformed, NotOurs};
 pub use event::{Args, Device, Envelope, Event, EventId, EventName};
 pub use eventlog::{PageSize, Progress, Whose};
@@ -61,13 +63,14 @@ pub(crate) use materialize::panic_message;
 pub use place::{Cursor, Digest, Entry, Generation, LogId, Seq};
 pub use query::Query;
 pub use receipt::Receipt;
+#[cfg(feature = "app")]
+pub(crate) use rehearsal::Rehearsed;
 pub(crate) use remote::{Answer, Question};
 pub use replica::{NoEffect, Outcome, Page, Position, Replica, Skipped, Standing, committed_state};
 /// What an author's own code says to SQLite, in the version that the engine is built with.
 pub use rusqlite::{self, Params, Row, ToSql, params, types::FromSql};
 pub use schema::Schema;
 pub use setup::{Files, Setup, executable, is_blank};
-pub(crate) use state::TableRows;
 pub use store::{Store, StoreId, Watch};
 pub(crate) use stores::Spare;
 pub use stores::{StoreLimits, Stores, stores_in};

@@ -208,6 +208,12 @@ impl<T: 'static> Query<T> {
         Depends::of(sandbox, self.sql, &self.params, reads)
     }
 
+    /// Finds out whether SQLite can prepare the query, without running it.
+    pub(super) fn prepare(&self, sandbox: &Sandbox) -> Result<(), DbError> {
+        let prepared = sandbox.within(Mode::Query, || sandbox.prepare(Mode::Query, self.sql).map(drop));
+        prepared.map_err(|error| error.of_statement(self.sql))
+    }
+
     /// Runs the query, and says which tables it read.
     pub(crate) fn run(&self, sandbox: &Sandbox) -> Result<(T, Tables), DbError> {
         self.check_bound()?;

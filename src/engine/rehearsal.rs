@@ -2,7 +2,7 @@
 //! is found then, and not when somebody's first event is refused.
 //!
 //! Only errors of preparing count. A made-up event may well be one that the materializer refuses, or that a constraint
-//! does, and much isn't reached at all. What is reached is rolled back.
+//! does, and much isn't reached at all. What is reached is rolled back. Before that, queries can be tried on it.
 
 use std::cell::Cell;
 use std::fmt;
@@ -12,49 +12,86 @@ use serde::de::value::{StrDeserializer, U32Deserializer};
 use serde::de::{self, DeserializeSeed, Deserializer, IntoDeserializer, Visitor};
 
 use super::authorizer::Mode;
-use super::error::DbError;
+use super::error::{DbError, Fault};
 use super::event::EventId;
 use super::materialize::{Db, Payload};
+use super::query::Query;
 use super::sandbox::Sandbox;
 use super::schema::Schema;
 use crate::limits::engine::rehearsal::{BOTTOM, DEEPEST, ROUNDS};
 
-impl Schema {
-    /// Runs each materializer in a transaction on the empty state, and rolls it back.
+/// The state in a rehearsal, for queries to be tried on.
+pub(crate) struct Rehearsed<'a> {
+    schema: &'a Schema,
+    sandbox: &'a Sandbox,
+    /// Whether no event was applied yet, so that it is the state of every new store.
+    pub(crate) is_empty: bool,
+}
+
+impl Rehearsed<'_> {
+    /// Whether events of that name have a materializer.
+    pub(crate) fn knows(&self, name: &str) -> bool {
+        self.schema.knows(name)
+    }
+
+    /// Runs `query`. The inner error is about the rows that are there: with others there may be an answer.
     ///
     /// # Errors
     ///
-    /// The first statement that can't be prepared, with the event whose materializer has it.
-    pub(crate) fn rehearse(&self, sandbox: &Sandbox) -> Result<(), DbError> {
+    /// When the query can't be right, whatever the rows.
+    pub(crate) fn answer<T: 'static>(&self, query: &Query<T>) -> Result<Result<T, DbError>, DbError> {
+        query.prepare(self.sandbox)?;
+        match query.run(self.sandbox) {
+            Ok((answer, _)) => Ok(Ok(answer)),
+            Err(error) if error.is_of_author() => Err(error),
+            Err(error) => Ok(Err(error)),
+        }
+    }
+}
+
+impl Schema {
+    /// Runs each materializer in a transaction on the empty state, and rolls it back. `look` sees the state in between.
+    ///
+    /// # Errors
+    ///
+    /// The first statement that can't be prepared, with the event whose materializer has it; and those of `look`.
+    pub(super) fn rehearse<E: From<Fault>>(
+        &self,
+        sandbox: &Sandbox,
+        look: &mut impl FnMut(&Rehearsed<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
         let touched = Cell::default();
         let db = Db::new(sandbox, &touched);
-        let begin = || sandbox.engine().execute_batch("BEGIN");
-        begin()?;
+        let run = |sql: &str| sandbox.engine().execute_batch(sql).map_err(Fault::state);
+        look(&Rehearsed { schema: self, sandbox, is_empty: true })?;
+        run("BEGIN")?;
         for round in 0..ROUNDS {
             for (name, materializer) in &self.materializers {
-                sandbox.engine().execute_batch("SAVEPOINT rehearsal")?;
+                run("SAVEPOINT rehearsal")?;
                 let payload = Payload::MadeUp(MadeUp { round, depth: 0 });
-                let run = || sandbox.within(Mode::Materialize, || materializer(payload, &db));
+                let materialize = || sandbox.within(Mode::Materialize, || materializer(payload, &db));
                 let is_done =
-                    db.at(id(round), || catch_unwind(AssertUnwindSafe(run)).is_ok_and(|result| result.is_ok()));
+                    db.at(id(round), || catch_unwind(AssertUnwindSafe(materialize)).is_ok_and(|result| result.is_ok()));
                 if let Some((sql, why)) = db.take_unprepared()
                     // A statement made of the payload is none that a real event would make.
                     && !sql.contains(&id(round).to_string())
                 {
-                    return Err(DbError::refuse(format!(
+                    let why = format!(
                         "the materializer of {name} has a statement that can't be prepared: {why}. Correct it and start again"
-                    )));
+                    );
+                    return Err(Fault::Schema(DbError::refuse(why)).into());
                 }
                 if sandbox.is_autocommit() {
-                    begin()?;
+                    run("BEGIN")?;
                 } else if is_done {
-                    sandbox.engine().execute_batch("RELEASE rehearsal")?;
+                    run("RELEASE rehearsal")?;
+                    look(&Rehearsed { schema: self, sandbox, is_empty: false })?;
                 } else {
-                    sandbox.engine().execute_batch("ROLLBACK TO rehearsal; RELEASE rehearsal")?;
+                    run("ROLLBACK TO rehearsal; RELEASE rehearsal")?;
                 }
             }
         }
-        Ok(sandbox.engine().execute_batch("ROLLBACK")?)
+        Ok(run("ROLLBACK")?)
     }
 }
 

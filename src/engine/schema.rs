@@ -8,6 +8,7 @@ use super::batch::{BATCH, BATCH_IDS};
 use super::error::{DbError, Fault};
 use super::event::{Event, EventName};
 use super::materialize::{Db, Payload};
+use super::rehearsal::Rehearsed;
 use super::sandbox::Sandbox;
 use super::storage::open_in_memory;
 
@@ -82,9 +83,22 @@ impl Schema {
     ///
     /// What is wrong with the script, or with a statement of a materializer that SQLite can't prepare.
     pub fn check(&self) -> Result<(), Fault> {
+        self.rehearsed(|_| Ok(()))
+    }
+
+    /// As [`check`](Self::check). Meanwhile `look` sees the state, first empty and then after each made-up event that was
+    /// applied.
+    ///
+    /// # Errors
+    ///
+    /// As [`check`](Self::check), and those of `look`.
+    pub(crate) fn rehearsed<E: From<Fault>>(
+        &self,
+        mut look: impl FnMut(&Rehearsed<'_>) -> Result<(), E>,
+    ) -> Result<(), E> {
         let sandbox = open_in_memory().and_then(Sandbox::new).map_err(Fault::state)?;
-        self.create(&sandbox)?;
-        Ok(self.rehearse(&sandbox)?)
+        self.create(&sandbox).map_err(Fault::from)?;
+        self.rehearse(&sandbox, &mut look)
     }
 
     /// Replicas with the same fingerprint may compare the digests of their states. It covers the tables, the names of the

@@ -17,7 +17,7 @@ pub(crate) struct Asset {
     pub(crate) bytes: &'static [u8],
 }
 
-/// The mark of a program, which an app may replace by its own.
+/// The icon of a program. An app may replace it.
 pub(crate) const ICON: &str = "favicon.svg";
 
 const SCRIPT: &str = "text/javascript; charset=utf-8";
@@ -51,7 +51,7 @@ pub(crate) struct Assets {
 }
 
 impl Assets {
-    /// Those that every program has.
+    /// The files that every program has, and no others.
     pub(crate) fn common() -> Self {
         Self { version: version(&[]), own: Vec::new() }
     }
@@ -67,7 +67,7 @@ impl Assets {
         &self.own
     }
 
-    /// The file `name`. An app's own icon comes before the common one.
+    /// The file `name`. An app's own icon replaces the common one.
     pub(crate) fn find(&self, name: &str) -> Option<&Asset> {
         self.own.iter().chain(&COMMON).find(|asset| asset.name == name)
     }
@@ -84,7 +84,7 @@ impl Assets {
     }
 }
 
-/// Whether every program has a file of that name that no app may replace.
+/// Whether `name` is a common file that an app may not replace.
 pub(crate) fn is_common(name: &str) -> bool {
     name != ICON && COMMON.iter().any(|asset| asset.name == name)
 }
@@ -101,8 +101,8 @@ fn version(own: &[Asset]) -> String {
 
 /// `GET /static/{version}/{file}`
 ///
-/// The version is a folder, so that a script imports others of its own version. A page that was loaded before an upgrade
-/// may ask for an older version: it is sent on to the present files, which fit together.
+/// The version is a folder, so a script imports the modules of its own version. A page from before an upgrade may ask
+/// for an older version. It is redirected to the present files, which fit together.
 pub(crate) async fn asset(State(app): State<App>, Path((version, name)): Path<(String, String)>) -> Response {
     let assets = &app.face.assets;
     match assets.find(&name) {
@@ -128,7 +128,7 @@ pub(crate) async fn favicon(State(app): State<App>) -> Response {
     current(&app.face.assets, ICON)
 }
 
-/// Leads to the present version of a file.
+/// Redirects to the present version of a file.
 fn current(assets: &Assets, name: &str) -> Response {
     let there = Redirect::temporary(&assets.address(name));
     ([(header::CACHE_CONTROL, "no-store")], there).into_response()

@@ -1,5 +1,5 @@
-//! What commands on this machine ask of the process that has the data directory. The key is in the lock file, which
-//! only the owner of the data can read.
+//! The routes through which commands on this machine ask the process that has the data directory. The key is in the
+//! lock file, which only the owner of the data can read.
 
 use std::io::{self, BufWriter, Write};
 use std::path::PathBuf;
@@ -36,7 +36,7 @@ pub(crate) async fn import_route(
     Ok(Json(imported))
 }
 
-/// Which events are written out.
+/// Which events to write out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Exported {
     All,
@@ -75,8 +75,8 @@ pub(crate) async fn export_set_aside(
     write_out(&app, &headers, &asked, Exported::SetAside).await
 }
 
-/// Writes events of a store into the body of an answer, as fast as they are taken. Works also where the store itself
-/// can't be opened: what can be read is read.
+/// Streams a store's events into the body of an answer, as fast as the client reads them. Works even where the store
+/// itself can't be opened: it writes what can be read.
 async fn write_out(app: &App, headers: &HeaderMap, asked: &AskedStore, which: Exported) -> Result<Body, Problem> {
     authorize(app, headers)?;
     let files = existing(app, asked).await?;
@@ -84,7 +84,7 @@ async fn write_out(app: &App, headers: &HeaderMap, asked: &AskedStore, which: Ex
     tokio::task::spawn_blocking(move || {
         let mut out = BufWriter::with_capacity(PIECE, Pieces(sender.clone()));
         if let Err(fault) = which.write(&files, &mut out) {
-            // Whoever hung up knows; everybody else has to learn that there is more.
+            // A client that hung up knows. Any other has to learn that the export is not complete.
             drop(sender.blocking_send(Err(io::Error::other(fault))));
         }
     });
@@ -94,7 +94,7 @@ async fn write_out(app: &App, headers: &HeaderMap, asked: &AskedStore, which: Ex
     })))
 }
 
-/// What is written, as pieces of a body.
+/// The output, as pieces of a body.
 struct Pieces(mpsc::Sender<io::Result<Bytes>>);
 
 impl Write for Pieces {
@@ -125,7 +125,7 @@ pub(crate) async fn verify(
     Ok(Json(report.map_err(|fault| Error::from(&fault))?))
 }
 
-/// The files of a store that has events.
+/// The files of a store, provided that it has events.
 async fn existing(app: &App, asked: &AskedStore) -> Result<Files, Problem> {
     let files = app.stores.files(asked.id());
     let looked_at = files.clone();
@@ -157,7 +157,7 @@ pub(crate) async fn backup(State(app): State<App>, headers: HeaderMap, body: Byt
     Ok(Json(copied))
 }
 
-/// The path that these bytes are.
+/// These bytes as a path.
 fn path(bytes: Bytes) -> Option<PathBuf> {
     #[cfg(unix)]
     let path = Some(std::os::unix::ffi::OsStringExt::from_vec(bytes.into()));
@@ -210,11 +210,11 @@ pub(crate) async fn retry_set_aside(
     Ok(Json(store.retry_set_aside().await?))
 }
 
-/// What to say after an [`ImportError`].
+/// The advice after an [`ImportError`].
 pub(crate) const AFTER_IMPORT: &str =
     "What stood before it is stored. Mend the cause and import again: nothing is added twice.";
 
-/// Refuses whoever doesn't show the key of the data directory.
+/// Refuses a request that doesn't show the key of the data directory.
 pub(super) fn authorize(app: &App, headers: &HeaderMap) -> Result<(), Problem> {
     let shown = headers.get(header::AUTHORIZATION).map(|value| value.as_bytes()).unwrap_or_default();
     let expected = format!("Bearer {}", app.control_key);

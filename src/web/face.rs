@@ -12,7 +12,7 @@ use super::assets::Assets;
 use super::fields::{Fields, Misfit};
 use super::html::{Html, IntoHtml};
 use super::{Page, Params, Refusal, Render, Visitor};
-use crate::engine::{Envelope, Error, Event, EventId, Query, Store, StoreId, Watch};
+use crate::engine::{DbError, Envelope, Error, Event, EventId, Query, Rehearsed, Store, StoreId, Watch};
 use crate::limits::web::guard::FORM_BYTES;
 
 /// What people see of an app.
@@ -55,24 +55,26 @@ pub(crate) struct Figure {
 #[derive(Clone)]
 pub(crate) struct Form {
     pub(crate) name: &'static str,
+    /// The name of its event.
+    pub(crate) event: &'static str,
     make: Make,
 }
 
 #[derive(Clone)]
 enum Make {
-    /// Of the fields alone.
+    /// From the fields alone.
     Plain(Arc<MakePlain>),
-    /// Of the fields and of who posts them.
+    /// From the fields and the visitor.
     Visited(Arc<MakeVisited>),
 }
 
 type MakePlain = dyn Fn(&Fields, EventId) -> Result<Envelope, Unmade> + Send + Sync;
 type MakeVisited = dyn Fn(&Fields, &Visitor, EventId) -> Result<Envelope, Unmade> + Send + Sync;
 
-/// Why a form's fields make no event.
+/// Why there is no event from a form's fields.
 #[derive(Debug)]
 pub(crate) enum Unmade {
-    /// They aren't what the form has.
+    /// They don't fit the form.
     Misfit(Misfit),
     /// The app refuses them, in its own words.
     Refused(Refusal),
@@ -89,32 +91,35 @@ pub(crate) struct Fragment {
 
 type Ask = dyn Fn(&Params) -> Result<Box<dyn Asked>, Refusal> + Send + Sync;
 
-/// Which fragment something is: those of one name with equal queries are one.
+/// Identifies a fragment. Fragments of one name with equal queries are one.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct FragmentKey {
     pub(crate) name: &'static str,
-    /// Stands for the query when that has bound values, and so differs between pages.
+    /// A fingerprint of the query, if the query has bound values and so differs between pages.
     pub(crate) query: Option<String>,
 }
 
-/// A fragment with the query that a page's parameters gave it.
+/// A fragment with its query, made from a page's parameters.
 pub(crate) trait Asked: Send {
     /// Which fragment it is.
     fn key(&self) -> &FragmentKey;
 
     /// Follows the answers of a store.
     fn follow(&self, store: &Store) -> Box<dyn Answers>;
+
+    /// Runs the query in a rehearsal, as [`Rehearsed::answer`] does: what draws its answer.
+    fn rehearse(&self, state: &Rehearsed<'_>) -> Result<Result<Box<Draw>, DbError>, DbError>;
 }
 
 /// The answers that a fragment follows.
 pub(crate) trait Answers: Send {
-    /// Waits until there is an answer. The newest can be taken then, even if it was taken before.
+    /// Waits until there is an answer. The newest answer can then be taken, even if it was taken before.
     fn answered(&mut self) -> BoxFuture<'_, Result<(), Error>>;
 
     /// Whether there is an answer, taken or not.
     fn is_answered(&self) -> bool;
 
-    /// The newest answer, unless it was taken before: what draws it, or why there is none.
+    /// The newest answer, unless it was taken before: the function that draws it, or why there is none.
     fn take(&mut self) -> Option<Result<Box<Draw>, Error>>;
 }
 
@@ -150,9 +155,22 @@ impl Face {
         first.into_iter().chain(letters).collect()
     }
 
-    /// Every fragment, with the query that `params` give it.
+    /// Every fragment, with its query made from `params`.
     pub(crate) fn ask(&self, params: &Params) -> Result<Vec<Box<dyn Asked>>, Refusal> {
-        self.fragments.iter().map(|fragment| (fragment.ask)(params)).collect()
+        self.fragments.iter().map(|fragment| fragment.ask(params)).collect()
+    }
+
+    /// The HTML of `page`.
+    pub(crate) fn draw(&self, page: &Page) -> Result<Html, String> {
+        match &self.page {
+            Some(draw) => draw(page.clone()),
+            None => Ok(Html::trusted(format!(
+                "<!doctype html><html lang=\"en\"><head>{}<title>{}</title></head><body>{}</body></html>",
+                page.head(),
+                self.title(),
+                page.status()
+            ))),
+        }
     }
 }
 
@@ -162,7 +180,7 @@ impl Nouns {
         format!("{number} {}", if *number == 1 { self.one } else { self.many })
     }
 
-    /// Several of them, at the beginning of a sentence.
+    /// The plural, at the beginning of a sentence.
     pub(crate) fn many_capitalized(&self) -> String {
         super::sentence(self.many).trim_end_matches('.').to_owned()
     }
@@ -171,7 +189,7 @@ impl Nouns {
 impl Form {
     pub(crate) fn new<E: Event>(name: &'static str) -> Self {
         let make = |fields: &Fields, id| seal(id, &fields.parse::<E>().map_err(Unmade::Misfit)?);
-        Self { name, make: Make::Plain(Arc::new(make)) }
+        Self { name, event: E::NAME, make: Make::Plain(Arc::new(make)) }
     }
 
     pub(crate) fn with<F, E>(
@@ -186,10 +204,10 @@ impl Form {
             let event = make(fields.parse().map_err(Unmade::Misfit)?, visitor).map_err(Unmade::Refused)?;
             seal(id, &event)
         };
-        Self { name, make: Make::Visited(Arc::new(make)) }
+        Self { name, event: E::NAME, make: Make::Visited(Arc::new(make)) }
     }
 
-    /// Makes the event of `fields` under `id`. `visitor` is asked only if the form asks who posts.
+    /// Makes the event from `fields`, under `id`. Calls `visitor` only if the form asks who posts.
     pub(crate) fn make<P: From<Unmade>>(
         &self,
         fields: &Fields,
@@ -225,6 +243,11 @@ impl Fragment {
         };
         Self { name, ask: Arc::new(ask) }
     }
+
+    /// The fragment with the query that `params` give it.
+    pub(crate) fn ask(&self, params: &Params) -> Result<Box<dyn Asked>, Refusal> {
+        (self.ask)(params)
+    }
 }
 
 type DrawAnswer<T> = dyn Fn(T, Render) -> Result<Html, String> + Send + Sync;
@@ -248,6 +271,12 @@ impl<T: Clone + PartialEq + Send + Sync + 'static> Asked for Question<T> {
     fn follow(&self, store: &Store) -> Box<dyn Answers> {
         Box::new(Following { answers: store.watch(self.query.clone()), render: Arc::clone(&self.render) })
     }
+
+    fn rehearse(&self, state: &Rehearsed<'_>) -> Result<Result<Box<Draw>, DbError>, DbError> {
+        let render = Arc::clone(&self.render);
+        let draw = |answer| Box::new(move |with: Render| render(answer, with)) as Box<Draw>;
+        Ok(state.answer(&self.query)?.map(draw))
+    }
 }
 
 impl<T: Clone + PartialEq + Send + Sync + 'static> Answers for Following<T> {
@@ -267,8 +296,8 @@ impl<T: Clone + PartialEq + Send + Sync + 'static> Answers for Following<T> {
 }
 
 impl FragmentKey {
-    /// Puts what an author drew into the one element that the script finds it by. That is an element of our own, which may
-    /// stand wherever text may, inside a paragraph or a heading as well, and takes no part in the layout.
+    /// Puts what the author drew into one element, by which the script finds it. `<likewise-live>` is allowed wherever
+    /// text is, so a fragment may stand in a paragraph or a heading. It takes no part in the layout.
     pub(crate) fn wrap(&self, html: &Html) -> Html {
         let mut text = format!("<likewise-live class=\"live\" data-live=\"{}\"", self.name);
         if let Some(query) = &self.query {

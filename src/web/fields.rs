@@ -1,4 +1,4 @@
-//! The fields of a posted form, from the bytes of a request to the type of an author.
+//! The fields of a posted form, from the bytes of a request to an author's type.
 
 use std::borrow::Cow;
 
@@ -9,11 +9,11 @@ use serde::de::DeserializeOwned;
 use crate::engine::EventId;
 use crate::limits::web::guard::FORM_FIELDS;
 
-/// The fields of a form, in the order in which they were posted, without its id.
+/// The fields of a form in the order they were posted, without the id.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Fields(Vec<(String, String)>);
 
-/// What doesn't fit about a form: the field, when it is one alone, and why.
+/// What is wrong with a form: the field, if it is a single one, and why.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Misfit {
     pub(crate) field: Option<String>,
@@ -21,7 +21,8 @@ pub(crate) struct Misfit {
 }
 
 impl Fields {
-    /// Reads what a form sends (`application/x-www-form-urlencoded`), and gives its fields and those named `id`.
+    /// Reads what a form sends (`application/x-www-form-urlencoded`). Returns its fields, and apart from them those
+    /// named `id`.
     pub(crate) fn read(body: &[u8]) -> Result<(Self, Vec<String>), Misfit> {
         let mut fields = Vec::new();
         let mut ids = Vec::new();
@@ -42,7 +43,7 @@ impl Fields {
         Ok((Self(fields), ids))
     }
 
-    /// Whether a value is an event's id: nobody types that, so nobody is to see it.
+    /// Whether a value is an event's id. Nobody types one, so nobody needs to see it.
     pub(crate) fn is_id(value: &str) -> bool {
         value.parse::<EventId>().is_ok()
     }
@@ -57,19 +58,20 @@ impl Fields {
         self.0.iter().map(|(name, value)| (&**name, &**value))
     }
 
-    /// The fields as a `T`: text becomes numbers, fields of one name a list, and an empty one nothing where nothing may be.
+    /// The fields as a `T`. Text becomes numbers, fields of one name become a list, and an empty field becomes `None`
+    /// where that is allowed.
     pub(crate) fn parse<T: DeserializeOwned>(&self) -> Result<T, Misfit> {
         parse(&Serializer::new(String::new()).extend_pairs(self.iter()).finish())
     }
 }
 
-/// Reads `text`, what follows the `?` of an address or what a form sends, as a `T`.
+/// Reads `text` as a `T`. The text is what follows the `?` of an address, or what a form sends.
 pub(crate) fn parse<T: DeserializeOwned>(text: &str) -> Result<T, Misfit> {
     let fields = serde_html_form::Deserializer::from_bytes(text.as_bytes());
     serde_path_to_error::deserialize(fields).map_err(|error| {
         let path = error.path().to_string();
         let why = shortened(&error.into_inner().to_string());
-        // The path of an error about the whole is a dot; its words name the field.
+        // For an error about the whole form, the path is a dot. The words then name the field.
         let field = (!path.is_empty() && path != ".").then(|| shortened(&path)).or_else(|| quoted(&why));
         Misfit { field, why }
     })
@@ -81,7 +83,7 @@ fn decode(bytes: &[u8]) -> Option<String> {
     percent_decode(&spaced).decode_utf8().ok().map(Cow::into_owned)
 }
 
-/// What stands between backticks.
+/// The text between backticks.
 fn quoted(text: &str) -> Option<String> {
     text.split('`').nth(1).map(str::to_owned)
 }

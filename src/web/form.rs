@@ -1,4 +1,4 @@
-//! Posts: a form becomes an event, once however often it comes, and a refusal comes back with what was typed.
+//! Posts: a form becomes an event, once however often it is posted. A refusal comes back with what was typed.
 
 use std::collections::BTreeMap;
 
@@ -15,13 +15,13 @@ use super::{App, Opened, Received, page};
 use crate::engine::{Error, EventId};
 use crate::sync::code;
 
-/// Names the event that is stored now, to a script: an answer without it comes from somebody else, such as the login page
-/// of a network.
+/// Tells a script which event is stored. An answer without it comes from somebody else, such as the login page of a
+/// network.
 const STORED: HeaderName = HeaderName::from_static("likewise-stored");
 
 /// `POST /{form}`
 ///
-/// A form leads back to the page that posted it. A script, which asks for JSON, is told that its event is stored.
+/// A browser is redirected to the page that posted. A script, which asks for JSON, is told that its event is stored.
 pub(crate) async fn post(
     form: Form,
     State(app): State<App>,
@@ -40,8 +40,8 @@ pub(crate) async fn post(
         Err(problem) if asks_for_json || fields.is_empty() => return Err(problem),
         Err(problem) => {
             let action = format!("{home}{}", form.name);
-            // The same event again has to be the same id, unless the answer was about that. A store that has too much to do
-            // isn't asked for its page as well.
+            // The same event has to keep its id when it is posted again, unless the answer was about the event itself.
+            // An overloaded store isn't asked for its page as well.
             let (id, known) = if problem.is_about_the_moment() {
                 (ids.first().cloned(), BTreeMap::new())
             } else {
@@ -63,7 +63,7 @@ pub(crate) async fn post(
     Ok(answer)
 }
 
-/// Makes the event and stores it. Gives its id, and the cookie of whoever posted if the form asked.
+/// Makes the event and stores it. Returns its id, and the visitor's cookie if the form asked who posts.
 async fn store(
     form: &Form,
     app: &App,
@@ -95,7 +95,7 @@ fn malformed_id(detail: String) -> Problem {
     Problem::bad_request("malformed-id", detail, advice)
 }
 
-/// The fields of a form, and those named `id`.
+/// The fields of a form, and apart from them those named `id`.
 fn read(nouns: &Nouns, headers: &HeaderMap, body: &[u8]) -> Result<(Fields, Vec<String>), Problem> {
     if body.is_empty() {
         return Ok(Default::default());
@@ -130,10 +130,10 @@ impl From<Unmade> for Problem {
     }
 }
 
-/// Where a browser goes after a post: to the page that posted, if that is one of ours, and else to the store's page.
+/// Where a browser goes after a post: back to the page that posted if it is one of ours, or else to the store's page.
 fn back(uri: &Uri, headers: &HeaderMap, home: &str) -> String {
     let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
-    // A refusal is shown at the form's own address, which is no page; so it carries the page along.
+    // A refusal is shown at the form's own address, which isn't a page. So the address carries the page along.
     let carried = form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes()).find(|(name, _)| name == "back");
     let page = match &carried {
         Some((_, path)) => Url::parse(&format!("http://{host}")).and_then(|own| own.join(path)),
@@ -153,7 +153,7 @@ fn back(uri: &Uri, headers: &HeaderMap, home: &str) -> String {
     }
 }
 
-/// `POST /adopt`, from the button that a page shows while its hub has another log than the store was synced with.
+/// `POST /adopt`, from the button that a page shows while the hub has another log than the store was synced with.
 pub(crate) async fn adopt(Opened { asked, store, link, .. }: Opened) -> Result<Redirect, Problem> {
     if link.borrow().code != Some(code::WRONG_LOG) {
         return Err(Problem::conflict(
@@ -179,7 +179,7 @@ mod tests {
         fuzz("form", &["id=", "&id=", "%2d", "id%3d", "a=b", "%ff"], |input| match read(&nouns, &headers, input) {
             Ok((fields, ids)) => {
                 let text: Vec<_> = form_urlencoded::parse(input).filter(|(name, _)| name != "id").collect();
-                // An empty pair between two `&` is none.
+                // An empty pair between two `&` doesn't count.
                 assert!(fields.iter().eq(text.iter().map(|(name, value)| (&**name, &**value))));
                 format!("{} {}", ids.len().min(2), fields.is_empty())
             }

@@ -4,8 +4,8 @@ use std::fmt::{self, Display};
 
 /// A piece of HTML.
 ///
-/// It comes from a template of askama's, from maud's `Markup`, or from [`Html::text`], which escapes. Inside a template of
-/// either kind it stands as it is.
+/// It comes from an askama template, from maud's `Markup`, or from [`Html::text`], which escapes. Templates of either
+/// kind insert it as it is.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Html(String);
 
@@ -19,7 +19,7 @@ impl Html {
         })
     }
 
-    /// Takes `html` for HTML. Whoever calls this vouches for every character of it.
+    /// Takes `html` for HTML. The caller vouches for every character of it.
     pub fn trusted(html: impl Into<String>) -> Self {
         Self(html.into())
     }
@@ -41,18 +41,23 @@ impl Display for Html {
     }
 }
 
-/// Inside a template of askama's it isn't escaped once more.
+/// An askama template doesn't escape it again.
 impl askama::filters::HtmlSafe for Html {}
 
-/// Inside maud's `html!` it isn't escaped once more.
+/// maud's `html!` doesn't escape it again.
 impl maud::Render for Html {
     fn render_to(&self, buffer: &mut String) {
         buffer.push_str(&self.0);
     }
 }
 
-/// What becomes HTML: a template of askama's, maud's `Markup`, or [`Html`] itself. `Kind` only tells these apart, and is
-/// never written out.
+/// What can become HTML: an askama template, maud's `Markup`, or [`Html`] itself. `Kind` only tells these apart; you
+/// never write it out.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not HTML",
+    label = "pages and fragments are drawn as HTML, and this is a `{Self}`",
+    note = "return maud's `Markup`, an askama template, or `likewise::Html`; `Html::text` shows a text as it is"
+)]
 pub trait IntoHtml<Kind> {
     /// The HTML.
     ///
@@ -62,15 +67,15 @@ pub trait IntoHtml<Kind> {
     fn into_html(self) -> Result<Html, String>;
 }
 
-/// Marks what askama makes.
+/// Marks askama templates.
 #[derive(Debug)]
 pub enum Askama {}
 
-/// Marks what maud makes.
+/// Marks maud's markup.
 #[derive(Debug)]
 pub enum Maud {}
 
-/// Marks HTML that is made already.
+/// Marks finished HTML.
 #[derive(Debug)]
 pub enum Made {}
 

@@ -31,7 +31,7 @@ use crate::sync::{
 /// What a pull stream sends at once to a client that isn't known to read.
 const LEAST: PageSize = PageSize { events: LEAST_EVENTS, bytes: LEAST_BYTES };
 
-/// Identifies the time from one start of a hub to its end.
+/// Identifies one run of a hub, from its start to its end.
 pub(crate) type RunId = Arc<str>;
 
 /// What a hub knows besides its stores.
@@ -51,7 +51,7 @@ struct Pullers {
 }
 
 impl Hub {
-    /// A hub with these tokens, which notes in `dir` what it sees of its devices.
+    /// A hub with these tokens. It records in `dir` what it sees of its devices.
     pub(crate) fn new(tokens: Tokens, dir: PathBuf, shutdown: CancellationToken) -> Self {
         let devices = Arc::new(Mutex::new(Seen::read(&dir)));
         tokio::spawn(note(Arc::clone(&devices), dir, shutdown));
@@ -68,7 +68,8 @@ impl Hub {
         }
     }
 
-    /// Counts a pull until what this gives is dropped. When the device has too many of that store, its oldest ends.
+    /// Counts a pull until the returned value is dropped. If the device has too many pulls of that store, its oldest
+    /// one ends.
     fn begin_pull(&self, device: &Device, store: &StoreId) -> Puller {
         let (key, is_over) = ((device.clone(), store.clone()), CancellationToken::new());
         let mut pullers = self.lock_pullers();
@@ -95,7 +96,7 @@ impl Hub {
         devices.get(device.as_str()).map(|seen| seen.made).unwrap_or_default()
     }
 
-    /// Notes that a device makes a store.
+    /// Records that a device makes a store.
     pub(crate) fn made(&self, device: &Device) {
         let mut devices = self.devices.lock().expect("BUG: noting a device panicked");
         devices.entry(device.as_str().to_owned()).or_default().made += 1;
@@ -107,7 +108,7 @@ struct Puller {
     hub: Hub,
     key: (Device, StoreId),
     number: u64,
-    /// Whether the device has newer ones instead.
+    /// Ends the pull when the device has newer ones instead.
     is_over: CancellationToken,
 }
 
@@ -123,7 +124,7 @@ impl Drop for Puller {
     }
 }
 
-/// Writes down now and then what was seen of the devices, if it changed.
+/// Writes down from time to time what was seen of the devices, if it changed.
 async fn note(devices: Arc<Mutex<BTreeMap<String, Seen>>>, dir: PathBuf, shutdown: CancellationToken) {
     let copy = || devices.lock().expect("BUG: noting a device panicked").clone();
     let mut noted = copy();
@@ -142,7 +143,7 @@ async fn note(devices: Arc<Mutex<BTreeMap<String, Seen>>>, dir: PathBuf, shutdow
     }
 }
 
-/// A device that showed its token to an instance that is a hub.
+/// A device that showed a valid token to a hub.
 pub(crate) struct Bearer(Token);
 
 impl<S> FromRequestParts<S> for Bearer
@@ -191,7 +192,7 @@ pub(crate) async fn push(
     }
     let (tokens, shown) = (app.hub.tokens.clone(), token.clone());
     let act = move |replica: Option<&mut Replica>| {
-        // It may have been revoked while the push was on its way.
+        // The token may have been revoked while the push was on its way.
         if !tokens.is_still_valid(&shown) {
             return Ok(None);
         }
@@ -209,7 +210,7 @@ pub(crate) async fn push(
     Ok(Json(pushed?))
 }
 
-/// That a token did something too often, and when it may again.
+/// Says that a token did something too often, and when it may do so again.
 fn too_often(code: &'static str, detail: &'static str, wait: Duration) -> Problem {
     let seconds = u32::try_from(wait.as_secs()).unwrap_or(u32::MAX).saturating_add(1);
     let advice = "Nothing was changed. Wait, and repeat it.";
@@ -250,7 +251,7 @@ impl From<Refusal> for Problem {
     }
 }
 
-/// Any other address of an instance that is a hub alone.
+/// Any other address of a hub that has no pages.
 pub(crate) async fn no_page() -> Problem {
     Problem::new(
         StatusCode::NOT_FOUND,
@@ -272,7 +273,7 @@ pub(crate) struct Pull {
     #[serde(default)]
     after: Seq,
     digest: Option<Digest>,
-    /// The last event that the client has; for authorities that have no digests.
+    /// The client's last event. Only authorities without digests need it.
     #[serde(rename = "last_id")]
     _last_id: Option<String>,
 }
@@ -303,7 +304,7 @@ pub(crate) async fn pull(
     }
     let start = start?;
     let hello = start.hello(&app.hub.run);
-    // A store that isn't there is nothing to note: there are as many as there are names.
+    // A store that doesn't exist is not recorded: there are as many as there are names.
     app.hub.saw(&token.device, store.id(), hello.log.map(|_| after));
     let mut ping = interval_at(tokio::time::Instant::now() + PING_EVERY, PING_EVERY);
     ping.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -340,14 +341,14 @@ pub(crate) async fn pull(
     Ok((STREAM_HEADERS, body).into_response())
 }
 
-/// One client's stream. It holds one page at most: the next is read when the client took the last. It has the store only
-/// while it reads, so that a hub can serve more stores than it could have open.
+/// One client's stream. It holds at most one page and reads the next only when the client has taken the last. It has
+/// the store open only while it reads, so a hub can serve more stores than it can have open.
 struct PullStream {
     hello: Option<Hello>,
     start: Start,
     after: Seq,
     news: watch::Receiver<u64>,
-    /// Whether there was no more at the last look.
+    /// Whether the last look found nothing more.
     is_level: bool,
     stores: Stores,
     store: StoreId,
@@ -355,11 +356,11 @@ struct PullStream {
     token: Token,
     hub: Hub,
     ping: Interval,
-    /// When the last piece was handed over.
+    /// When the last piece was handed to the connection.
     handed: Option<Instant>,
-    /// Of the last page.
+    /// The size of the last page.
     size: PageSize,
-    /// What the page that is being taken takes up, if it is larger than the least.
+    /// The memory of the page that the client is taking, if it is larger than the smallest.
     room: Option<Lease>,
     who: Who,
     spare: Spare,
@@ -371,7 +372,7 @@ struct PullStream {
 
 impl PullStream {
     async fn next(&mut self) -> Option<Bytes> {
-        // The last page is taken.
+        // The client has taken the last page.
         self.room = None;
         if let Some(hello) = self.hello.take() {
             return Some(sse::frame("hello", &hello));
@@ -381,7 +382,7 @@ impl PullStream {
             return None;
         }
         loop {
-            // A client that lacks much takes page after page without a pause.
+            // A client that lacks a lot takes page after page without a pause.
             if self.shutdown.is_cancelled()
                 || self.puller.is_over.is_cancelled()
                 || !self.hub.tokens.is_valid(&self.token)
@@ -415,18 +416,18 @@ impl PullStream {
         }
     }
 
-    /// How large the next page may be: larger than the last if the client took that at once and there is room.
+    /// How large the next page may be: larger than the last if the client took that quickly and there is room.
     fn next_size(&mut self) -> PageSize {
         let is_quick = self.handed.is_some_and(|handed| handed.elapsed() < QUICK);
         let PageSize { events, bytes } = self.size;
         let larger = PageSize { events: PAGE.events.min(4 * events), bytes: PAGE.bytes.min(4 * bytes) };
-        // As text a payload has up to twice its bytes.
+        // Text can take twice the bytes of its payload.
         self.room = if is_quick { self.app.shares.pages.lend(&self.who, 2 * larger.bytes).ok() } else { None };
         self.size = if self.room.is_some() { larger } else { LEAST };
         self.size
     }
 
-    /// What comes next. The stream is over, too, where the store can't be read: the client comes back.
+    /// The next piece. The stream also ends where the store can't be read; the client then comes back.
     async fn page(&mut self) -> NextPage {
         let size = self.next_size();
         let (mut start, after) = (self.start, self.after);

@@ -1,4 +1,4 @@
-//! Numbers for whoever watches over the program, in Prometheus' text format. Each instance has its own registry.
+//! Numbers for monitoring, in Prometheus' text format. Each instance has its own registry.
 
 use axum::extract::State;
 use axum::http::header;
@@ -45,7 +45,7 @@ impl Metrics {
         }
     }
 
-    /// Counts a post by what became of it.
+    /// Counts a post by its outcome.
     pub(crate) fn count_post(&self, receipt: &Result<Receipt, Error>) {
         let counter = match receipt {
             Ok(Receipt { is_new: true, .. }) => &self.stored,
@@ -57,7 +57,7 @@ impl Metrics {
         counter.inc();
     }
 
-    /// Counts a stream as open until the answer is dropped.
+    /// Counts a stream as open until the returned value is dropped.
     pub(crate) fn stream_opened(&self) -> OpenStream {
         self.streams.inc();
         OpenStream(self.streams.clone())
@@ -80,8 +80,8 @@ fn name(face: &Face, own: &str) -> String {
 
 /// `GET /metrics`
 ///
-/// The figures are those of the store whose address was asked. What counts for the instance is shown even if the store
-/// can't be read.
+/// The figures belong to the store in the address. The instance's own numbers are shown even if the store can't be
+/// read.
 pub(crate) async fn metrics(
     State(app): State<App>,
     Opened { store, .. }: Opened,

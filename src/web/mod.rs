@@ -14,6 +14,7 @@ mod page;
 mod params;
 mod problem;
 mod received;
+mod rehearsal;
 mod remote;
 mod server;
 mod shares;
@@ -41,11 +42,11 @@ pub use guard::AllowedHost;
 pub(crate) use guard::{Pass, Passes, Policy, Sees, protect};
 pub use html::{Html, IntoHtml};
 pub(crate) use hub::Hub;
-pub(crate) use page::rehearse;
 pub use page::{Page, Render};
 pub use params::{Params, Refusal};
 pub(crate) use problem::{Problem, sentence};
 pub(crate) use received::Received;
+pub(crate) use rehearsal::{Flaw, Rehearsal};
 pub(crate) use remote::Committed;
 pub(crate) use server::{Connection, Limits, raise_open_file_limit, serve, stores_within_open_files};
 pub(crate) use shares::{Full, Lease, Shares, Who};
@@ -54,7 +55,7 @@ pub(crate) use store::{AskedStore, Opened};
 pub use visitor::Visitor;
 pub(crate) use visitor::VisitorKey;
 
-/// What every handler may use. Each request gets its own copy, so all of it is behind one pointer.
+/// What every handler can use. It is one pointer, because each request gets a copy.
 pub(crate) type App = Arc<Services>;
 
 /// The parts of an instance that requests are answered with.
@@ -66,11 +67,11 @@ pub(crate) struct Services {
     /// The data directory.
     pub(crate) data: PathBuf,
     pub(crate) pages: live::Pages,
-    /// What strangers can make this instance hold, shared out.
+    /// Bounds what strangers can make this instance hold, and shares it out.
     pub(crate) shares: Shares,
-    /// Keep stores level with the upstream, if there is one.
+    /// Keeps the stores in sync with the upstream, if there is one.
     pub(crate) clients: Clients,
-    /// Lets others be level with us.
+    /// Lets other instances sync with this one.
     pub(crate) hub: Hub,
     /// Tells visitors apart for apps that ask who posts.
     pub(crate) visitors: VisitorKey,
@@ -100,9 +101,9 @@ pub(crate) enum Role {
 ///
 /// # Errors
 ///
-/// When the app's own routes collide with each other or with these: what the router says.
+/// When the app's own routes collide with each other or with these. The text is the router's.
 pub(crate) fn routes(app: App) -> Result<Router, String> {
-    // The router tells of a collision by a panic, and an app's routes can't be looked at beforehand.
+    // The router panics on a collision, and it has no way to look at an app's routes beforehand.
     catch_unwind(AssertUnwindSafe(|| joined(app))).map_err(|panic| {
         let words = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
         words.unwrap_or("they collide").to_owned()

@@ -16,22 +16,22 @@ use super::typed::{self, Filled};
 use super::{App, Html, IntoHtml as _, Opened, Params, Services, live};
 use crate::engine::{Error, EventId, Store};
 
-/// What a fragment or a page is drawn with: the addresses of the store's forms, and their ids.
+/// What fragments and pages are drawn with: the addresses of the store's forms and files, and the ids of forms.
 #[derive(Clone)]
 pub struct Render {
     face: Arc<Face>,
     base: Arc<str>,
     ids: Ids,
-    /// Names that were asked for and aren't there.
+    /// Names that an author used and that don't exist.
     unknown: Arc<Mutex<Vec<String>>>,
 }
 
 /// Where the ids of forms come from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Ids {
-    /// The server makes one for each form: the page is one person's.
+    /// The server makes one for each form, because the page is for one person.
     Fresh,
-    /// The script makes them: a fragment on the stream is one text for everybody, and with an id in it the posts of two
+    /// The script makes them. A fragment on the stream is one text for everybody: with an id in it, the posts of two
     /// people would count as one.
     Script,
 }
@@ -43,7 +43,7 @@ impl Render {
     }
 
     /// For one page.
-    fn for_page(face: &Arc<Face>, base: &str) -> Self {
+    pub(crate) fn for_page(face: &Arc<Face>, base: &str) -> Self {
         Self { ids: Ids::Fresh, ..Self::for_stream(face, base) }
     }
 
@@ -55,7 +55,7 @@ impl Render {
         format!("{}/{name}", self.base)
     }
 
-    /// The hidden field that makes each post of a form count once. It belongs into every form.
+    /// The hidden field that makes each post of a form count once. Put it into every form.
     pub fn id(&self) -> Html {
         match self.ids {
             Ids::Fresh => Html::trusted(format!(
@@ -66,8 +66,8 @@ impl Render {
         }
     }
 
-    /// The address of a static file: one that the app has by [`App::asset`](crate::App::asset), or one of the program's own.
-    /// Browsers may keep it for ever, because it changes with the file.
+    /// The address of a static file: one that the app added with [`App::asset`](crate::App::asset), or one that every
+    /// program has. It changes with the file, so browsers may keep the file for ever.
     pub fn asset(&self, file: &str) -> String {
         if self.face.assets.find(file).is_none() {
             self.note(format!("there is no asset named `{file}`"));
@@ -79,7 +79,7 @@ impl Render {
         self.unknown.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(what);
     }
 
-    /// The first name that was asked for and isn't there.
+    /// The first name that an author used and that doesn't exist.
     pub(crate) fn unknown(&self) -> Option<String> {
         self.unknown.lock().unwrap_or_else(std::sync::PoisonError::into_inner).first().cloned()
     }
@@ -105,7 +105,7 @@ struct Parts {
     render: Render,
 }
 
-/// What a page has in its `<head>` for the program's sake.
+/// What the program needs in a page's `<head>`.
 #[derive(Template)]
 #[template(path = "head.html")]
 struct Head<'a> {
@@ -115,7 +115,17 @@ struct Head<'a> {
 }
 
 impl Page {
-    /// What belongs into the page's `<head>`: character set, viewport, the common style and script.
+    pub(crate) fn new(
+        store: String,
+        params: Params,
+        fragments: HashMap<&'static str, Html>,
+        status: Html,
+        render: Render,
+    ) -> Self {
+        Self { parts: Arc::new(Parts { store, params, fragments, status, render }) }
+    }
+
+    /// What belongs in the page's `<head>`: character set, viewport, the common style and script.
     pub fn head(&self) -> Html {
         let Render { face, base, .. } = &self.parts.render;
         let forms: Vec<_> = face.forms.iter().map(|form| form.name).collect();
@@ -123,7 +133,7 @@ impl Page {
         head.into_html().expect("BUG: a template of text and names can't fail")
     }
 
-    /// The fragment `name`, as it is now; the script keeps it up to date.
+    /// The fragment `name` as it is now. The script keeps it up to date.
     pub fn live(&self, name: &str) -> Html {
         self.parts.fragments.get(name).cloned().unwrap_or_else(|| {
             self.parts.render.note(format!("there is no fragment named `{name}`"));
@@ -131,12 +141,12 @@ impl Page {
         })
     }
 
-    /// The line that says how the store is, and whether it is in sync; the script keeps it up to date.
+    /// The line that says how the store is and whether it is in sync. The script keeps it up to date.
     pub fn status(&self) -> Html {
         self.parts.status.clone()
     }
 
-    /// The line for what the script has to say.
+    /// A line for messages of the script.
     pub fn message(&self) -> Html {
         Html::trusted("<p id=\"message\" class=\"message\" role=\"status\" data-message></p>")
     }
@@ -146,17 +156,17 @@ impl Page {
         self.parts.render.to(name)
     }
 
-    /// The hidden field that makes each post of a form count once. It belongs into every form.
+    /// The hidden field that makes each post of a form count once. Put it into every form.
     pub fn id(&self) -> Html {
         self.parts.render.id()
     }
 
-    /// What templates are drawn with that fragments and pages have in common.
+    /// What a part of the page is drawn with when a fragment uses it, too.
     pub fn render(&self) -> Render {
         self.parts.render.clone()
     }
 
-    /// The first parameter in the page's address called `name`, or no text.
+    /// The first parameter called `name` in the page's address, or an empty text.
     pub fn param(&self, name: &str) -> String {
         self.parts.params.first(name)
     }
@@ -176,8 +186,8 @@ impl Page {
         &self.parts.render.base
     }
 
-    /// The address of a static file: one that the app has by [`App::asset`](crate::App::asset), or one of the program's own.
-    /// Browsers may keep it for ever, because it changes with the file.
+    /// The address of a static file: one that the app added with [`App::asset`](crate::App::asset), or one that every
+    /// program has. It changes with the file, so browsers may keep the file for ever.
     pub fn asset(&self, file: &str) -> String {
         self.parts.render.asset(file)
     }
@@ -191,9 +201,9 @@ impl fmt::Debug for Page {
 
 /// `GET /`
 ///
-/// When nobody asks for the parameters, the page has one address, the one that a form's redirect leads to: a browser that
-/// goes back to another may show the old page from its cache, with an id that was posted already, and a new post would
-/// count for nothing.
+/// A page that uses no parameters has one address, the one that a form's redirect leads to. A browser that goes back to
+/// another address may show the old page from its cache. That page's id was posted already, so a new post would count
+/// for nothing.
 pub(crate) async fn page(
     State(app): State<App>,
     Opened { asked, store, link, .. }: Opened,
@@ -214,16 +224,8 @@ pub(crate) async fn page(
     Ok((headers, html.into_string()).into_response())
 }
 
-/// Draws the page of the first store once without parameters, and says what it names that isn't there. What else goes
-/// wrong shows when people ask for the page: it may need parameters.
-pub(crate) async fn rehearse(app: &Services) -> Option<String> {
-    let store = app.stores.get(&app.face.store.parse().ok()?).ok()?;
-    let drawn = draw(app, &store, "", StatusLine::default(), Params::default()).await;
-    drawn.ok().and_then(|(_, page)| page.parts.render.unknown())
-}
-
-/// The fields of the forms that post to `action`, on the page at `address` or else on the store's own; none when it can't be
-/// drawn.
+/// The fields of the forms that post to `action`, on the page at `address` or else on the store's own page. Empty when
+/// that page can't be drawn.
 pub(crate) async fn fields(
     app: &Services,
     Opened { asked, store, .. }: &Opened,
@@ -270,20 +272,12 @@ async fn draw(
     }
     let status = live::status_fragment(status).map_err(Problem::internal)?;
     let store = store.id().as_str().to_owned();
-    let page = Page { parts: Arc::new(Parts { store, params, fragments, status, render }) };
-    let html = match &app.face.page {
-        Some(draw) => draw(page.clone()).map_err(Problem::internal)?,
-        None => Html::trusted(format!(
-            "<!doctype html><html lang=\"en\"><head>{}<title>{}</title></head><body>{}</body></html>",
-            page.head(),
-            app.face.title(),
-            page.status()
-        )),
-    };
+    let page = Page::new(store, params, fragments, status, render);
+    let html = app.face.draw(&page).map_err(Problem::internal)?;
     Ok((html, page))
 }
 
-/// The answers between two commits, so that the page doesn't show half of one.
+/// The answers at one moment between two commits, so the page never shows half a commit.
 fn at_one_moment(
     store: &Store,
     following: Vec<(FragmentKey, Box<dyn Answers>)>,

@@ -1,4 +1,4 @@
-//! The parameters of a page, and what an author's function answers when it can't do what it is asked for.
+//! The parameters of a page, and how an author's function refuses.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -6,7 +6,7 @@ use serde::de::DeserializeOwned;
 
 use super::fields;
 
-/// Why an author's function can't do what it is asked for, in words for people. Every error converts into one with `?`.
+/// Why an author's function refuses, in words for people. Any error becomes one with `?`.
 #[derive(Debug, Clone)]
 pub struct Refusal(String);
 
@@ -36,29 +36,29 @@ pub struct Params {
 }
 
 impl Params {
-    /// The parameters in `query`, what stands behind the `?`.
+    /// The parameters in `query`, the part of an address after the `?`.
     pub(crate) fn new(query: &str) -> Self {
         Self { text: query.to_owned(), is_read: AtomicBool::new(false) }
     }
 
-    /// The parameters as a `T`. A field that a page's address may lack is an `Option`, or has a `#[serde(default)]`.
+    /// The parameters as a `T`. A field that the address may lack has to be an `Option`, or have a `#[serde(default)]`.
     ///
     /// # Errors
     ///
-    /// When they aren't a `T`: which one, and what is wrong with it.
+    /// When they don't fit: which one, and what is wrong with it.
     pub fn get<T: DeserializeOwned>(&self) -> Result<T, Refusal> {
         self.is_read.store(true, Ordering::Relaxed);
         fields::parse(&self.text).map_err(|misfit| Refusal(misfit.sentence()))
     }
 
-    /// The first parameter called `name`, or no text.
+    /// The first parameter called `name`, or an empty text.
     pub fn first(&self, name: &str) -> String {
         self.is_read.store(true, Ordering::Relaxed);
         let mut pairs = form_urlencoded::parse(self.text.as_bytes());
         pairs.find(|(found, _)| found == name).map(|(_, value)| value.into_owned()).unwrap_or_default()
     }
 
-    /// Whether anybody asked for one.
+    /// Whether the page used any of them.
     pub(crate) fn are_read(&self) -> bool {
         self.is_read.load(Ordering::Relaxed)
     }

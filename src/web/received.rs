@@ -1,4 +1,4 @@
-//! The body of a request, as a part of what all bodies may take.
+//! Receives the body of a request, within the share of memory that bodies may take.
 
 use axum::extract::{FromRef, FromRequest, Request};
 use axum::http::StatusCode;
@@ -9,10 +9,10 @@ use super::shares::{Full, Lease};
 use super::store::who;
 use super::{App, Problem};
 
-/// The whole body of a request, as a part of what bodies may take.
+/// The whole body of a request.
 pub(crate) struct Received {
     pub(crate) bytes: Bytes,
-    /// Kept until the request is answered, for what is made of the body is larger than the body.
+    /// Held until the request is answered, because what is made from a body is larger than the body.
     _lease: Lease,
 }
 
@@ -34,7 +34,7 @@ where
         let mut bytes = BytesMut::new();
         let mut pieces = body.into_data_stream();
         while let Some(piece) = pieces.next().await {
-            // What is wrong with it says whoever bounds it.
+            // The guard, which bounds the body, says what is wrong with it.
             let piece = piece.map_err(|_| Problem::from(StatusCode::BAD_REQUEST))?;
             lease.extend(piece.len()).map_err(busy)?;
             bytes.extend_from_slice(&piece);

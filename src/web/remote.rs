@@ -1,5 +1,4 @@
-//! What commands ask of the process that has the data directory: to commit an event, to answer a query, and which events
-//! have no effect.
+//! Routes for commands of an app: commit an event, answer a query, list the events without effect.
 
 use axum::Json;
 use axum::extract::State;
@@ -14,7 +13,7 @@ use super::{App, Opened, sentence};
 use crate::engine::{Answer, Envelope, Error, Question, Skipped};
 use crate::sync::WireEvent;
 
-/// What became of an event.
+/// The outcome of a commit.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Committed {
     /// False when it was stored before.
@@ -44,7 +43,7 @@ pub(crate) async fn query(
     authorize(&app, &headers)?;
     let answer = store.answer(understood::<Question>(&body)?).await;
     Ok(Json(answer.map_err(|error| match error {
-        // The owner of the data wrote it, and has to see what is wrong with it.
+        // The owner of the data wrote the query, and has to see what is wrong with it.
         Error::Query(_) => Problem::bad_request("query-failed", sentence(error), "Nothing was changed."),
         error => error.into(),
     })?))

@@ -1,7 +1,8 @@
-//! What strangers can make the server hold is bounded, and shared out: the owner, the tokens and the visitors each have a
-//! part that nobody else can take, and what nobody needs is lent to whoever asks first.
+//! Bounds what strangers can make the server hold, and shares it out. The owner, the tokens and the visitors each have
+//! a part that nobody else can take. The rest is lent to whoever asks first.
 //!
-//! Shares go by what a request proves about who sent it, not by its address: behind a proxy all have the same one.
+//! A share depends on what a request proves about its sender, not on its address: behind a proxy, everybody has the
+//! same address.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -19,7 +20,7 @@ use crate::limits::web::{
 /// Who sent a request.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Who {
-    /// Somebody on this machine, under a name that only means this machine.
+    /// Somebody on this machine, under a loopback name.
     Owner,
     /// A device with a valid token.
     Token(Device),
@@ -36,7 +37,8 @@ impl Who {
         }
     }
 
-    /// What they leave to others of the room for stores. Tokens leave a part to the owner, and visitors one to both.
+    /// The room for stores that they have to leave to others. Tokens leave a part to the owner, and visitors leave one
+    /// to both.
     pub(crate) fn spare(&self, limits: StoreLimits) -> Spare {
         let StoreLimits { stores, open, .. } = limits;
         match self {
@@ -63,14 +65,14 @@ struct Used {
 /// Why nothing more is lent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Full {
-    /// The token has its share.
+    /// The token has used up its share.
     Share,
-    /// There is no more for anybody like them.
+    /// Nothing is left for this class of senders.
     All,
 }
 
 impl Full {
-    /// The answer to who asked: `what` there are too many of, and what to do meanwhile.
+    /// The answer to the sender: `what` there is too much of, and what to do meanwhile.
     pub(crate) fn problem(self, code: &'static str, what: &'static str, advice: &'static str, wait: u32) -> Problem {
         match self {
             Self::Share => Problem::new(StatusCode::TOO_MANY_REQUESTS, code, share(what), advice).retry_after(wait),
@@ -88,7 +90,7 @@ impl Pool {
         Self { quota, used: Arc::default() }
     }
 
-    /// Lends `amount` until it is given back by dropping it.
+    /// Lends `amount` until the returned lease is dropped.
     pub(crate) fn lend(&self, who: &Who, amount: usize) -> Result<Lease, Full> {
         let mut lease = Lease { pool: self.clone(), who: who.clone(), amount: 0 };
         lease.extend(amount)?;
@@ -108,12 +110,12 @@ pub(crate) struct Lease {
 }
 
 impl Lease {
-    /// Lends more to the same.
+    /// Lends more to the same sender.
     pub(crate) fn extend(&mut self, amount: usize) -> Result<(), Full> {
         let Quota { total, kept, a_token } = self.pool.quota;
         let mut used = self.pool.used();
         let class = self.who.class();
-        // What the others have not taken of their parts stays there for them.
+        // The unused parts of the others stay reserved for them.
         let unclaimed = (0..kept.len()).filter(|other| *other != class);
         let unclaimed: usize = unclaimed.map(|other| kept[other].saturating_sub(used.by_class[other])).sum();
         let after = used.by_class.iter().sum::<usize>() + amount;
@@ -148,10 +150,10 @@ impl Drop for Lease {
     }
 }
 
-/// Counts how often something happens, for each who does it. The owner is not counted.
+/// Counts how often each sender does something. The owner is not counted.
 pub(crate) struct Meter {
     rate: Rate,
-    /// What each has left, as of when. Tokens are few, for the owner makes them.
+    /// What each sender has left, and as of when. Tokens are few, because the owner makes them.
     left: Mutex<HashMap<Who, (f64, Instant)>>,
 }
 
@@ -160,7 +162,7 @@ impl Meter {
         Self { rate, left: Mutex::default() }
     }
 
-    /// Counts `amount`. When that is too much, nothing is counted, and it is said how long to wait.
+    /// Counts `amount`. If that is too much, it counts nothing and returns how long to wait.
     pub(crate) fn take(&self, who: &Who, amount: f64) -> Result<(), Duration> {
         self.take_at(who, amount, Instant::now())
     }
@@ -181,14 +183,14 @@ impl Meter {
         Ok(())
     }
 
-    /// Counts `amount` whether or not that is too much: what comes next has to wait.
+    /// Counts `amount` even if that is too much. What comes next then has to wait.
     pub(crate) fn charge(&self, who: &Who, amount: f64) {
         if let Some((left, _)) = self.left.lock().expect("BUG: counting panicked").get_mut(who) {
             *left = (*left - amount).max(0.0);
         }
     }
 
-    /// Takes back what was counted for nothing.
+    /// Takes back what turned out not to happen.
     pub(crate) fn give_back(&self, who: &Who, amount: f64) {
         if let Some((left, _)) = self.left.lock().expect("BUG: counting panicked").get_mut(who) {
             *left = self.rate.burst.min(*left + amount);
@@ -211,11 +213,11 @@ pub(crate) struct Shares {
 }
 
 impl Shares {
-    /// The shares of a server with so many `streams` at most, and stores within `limits`.
+    /// The shares of a server with at most `streams` streams, and stores within `limits`.
     pub(crate) fn new(streams: usize, limits: StoreLimits) -> Self {
         let part = streams / 11;
         let streams = Quota { total: streams, kept: [part, 2 * part, part], a_token: part.max(1) };
-        // Less than the room there is, so that requests and pulls, which need a store for a moment, find some.
+        // Less than all the room, so that requests and pulls find some. They need a store only for a moment.
         let total = limits.open - limits.open / 8;
         let held = Quota { total, kept: [total / 4, 0, total / 4], a_token: 0 };
         Self {

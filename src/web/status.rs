@@ -24,7 +24,7 @@ pub(crate) struct StatusReport {
     pub(crate) figures: Map<String, Value>,
     /// The last event of the log.
     pub(crate) head: u64,
-    /// How far the committed state has come in it.
+    /// How far the committed state is in the log.
     pub(crate) cursor: u64,
     pub(crate) pending: u64,
     pub(crate) set_aside: u64,
@@ -32,7 +32,7 @@ pub(crate) struct StatusReport {
     pub(crate) unknown: u64,
     /// The log's id; null before the store's first event.
     pub(crate) log: Option<String>,
-    /// Which replicas may compare the digests of their states.
+    /// Replicas with the same value may compare the digests of their states.
     pub(crate) schema: String,
     pub(crate) upstream: UpstreamStatus,
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
@@ -63,16 +63,16 @@ impl From<&LinkStatus> for UpstreamStatus {
     }
 }
 
-/// What tells two replicas apart, or shows that they are the same.
+/// What shows whether two replicas are the same.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Digests {
     pub(crate) log_digest: String,
     pub(crate) state_digest: String,
-    /// The last event that both stand for.
+    /// The last event that both digests cover.
     pub(crate) digest_seq: u64,
 }
 
-/// The fields that nothing else accounts for, without those of the [`Digests`].
+/// The remaining fields, without those of [`Digests`].
 fn figures_alone<'de, D: Deserializer<'de>>(fields: D) -> Result<Map<String, Value>, D::Error> {
     let mut fields = Map::deserialize(fields)?;
     fields.retain(|name, _| !["log_digest", "state_digest", "digest_seq"].contains(&name.as_str()));
@@ -107,7 +107,7 @@ impl StatusReport {
     }
 }
 
-/// What the app's figures are in `store`, by name.
+/// The app's figures in `store`, by name.
 pub(crate) async fn figures(face: &Face, store: &Store) -> Result<Vec<(&'static str, u64)>, Error> {
     let mut figures = Vec::new();
     for figure in &face.figures {
@@ -116,7 +116,7 @@ pub(crate) async fn figures(face: &Face, store: &Store) -> Result<Vec<(&'static 
     Ok(figures)
 }
 
-/// The digests of the log and of the committed state, read beside the thread that writes.
+/// The digests of the log and of the committed state, read without the writing thread.
 pub(crate) fn digests(store: &Store) -> Result<Digests, Error> {
     let found = if store.files().state().exists() {
         committed_state(store.files()).map_err(|fault| Error::from(&fault))?
@@ -185,7 +185,7 @@ pub(crate) async fn healthz(sees: Sees, Opened { store, .. }: Opened) -> Result<
     }
 }
 
-/// What the page says about all this.
+/// What the status line on the page says.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct StatusLine {
     pub(crate) app: &'static str,
@@ -196,7 +196,7 @@ pub(crate) struct StatusLine {
     pub(crate) since: Option<String>,
     pub(crate) error: Option<String>,
     pub(crate) what_to_do: Option<String>,
-    /// Where to post that the store is to move to the log that its hub has, while that is what it takes.
+    /// Where to post to move the store to its hub's log, while that is the way out.
     pub(crate) adopt: Option<String>,
 }
 
@@ -214,7 +214,7 @@ impl StatusLine {
         let since = (link.state == LinkState::Offline).then_some(link.since).flatten().map(clock_time);
         let is_halted = link.state == LinkState::Halted;
         let what_to_do = link.code.filter(|_| is_halted).and_then(|code| what_to_do(face, code));
-        // A store that was synced, and now runs without its upstream, has events that wait for it.
+        // A store that was synced and now runs without its upstream has events that wait for it.
         let is_detached = link.state == LinkState::None && pending > 0;
         Self {
             state: if is_detached { "detached" } else { link.state.as_str() },
@@ -229,7 +229,7 @@ impl StatusLine {
     }
 }
 
-/// What somebody can do about a store that its hub refuses.
+/// What a person can do about a store that its hub refuses.
 pub(crate) fn what_to_do(face: &Face, code: &str) -> Option<String> {
     let app = face.name;
     let way = match code {
@@ -246,19 +246,19 @@ pub(crate) fn what_to_do(face: &Face, code: &str) -> Option<String> {
     Some(format!("Your {} are kept. {way}", face.nouns.many))
 }
 
-/// Date and time here, such as 2026-03-01 14:02.
+/// Local date and time, such as 2026-03-01 14:02.
 pub(crate) fn date_time(millis: u64) -> String {
     here(millis).map(|time| time.strftime("%Y-%m-%d %H:%M").to_string()).unwrap_or_default()
 }
 
-/// The time of day here, such as 14:02; with the date when it isn't today's.
+/// Local time of day, such as 14:02, with the date unless it is today.
 fn clock_time(millis: u64) -> String {
     let Some(time) = here(millis) else { return String::new() };
     let is_today = here(clock::unix_millis()).is_some_and(|now| now.date() == time.date());
     time.strftime(if is_today { "%H:%M" } else { "%e %B, %H:%M" }).to_string().trim().to_owned()
 }
 
-/// The time `millis` after the Unix epoch as clocks here show it, unless no calendar has it.
+/// The local time `millis` after the Unix epoch, or nothing if no calendar has it.
 fn here(millis: u64) -> Option<jiff::ZonedDateTime> {
     let time = jiff::Timestamp::from_millisecond(i64::try_from(millis).ok()?).ok()?;
     Some(time.to_zoned_datetime(jiff::tz::TimeZone::system()))

@@ -1,4 +1,4 @@
-//! The store that a request is about: its name, the store itself, and who may begin a new one.
+//! The store that a request names: its name, the open store, and who may make a new one.
 
 use std::collections::HashMap;
 
@@ -13,7 +13,7 @@ use crate::engine::{Device, Error, Store, StoreId};
 use crate::limits::web::shares::{TOKENS_STORES, VISITORS_LINKS};
 use crate::sync::{LinkStatus, code};
 
-/// The store that a request is about, by name; not opened yet.
+/// The store that a request names, not opened yet.
 pub(crate) struct AskedStore {
     id: StoreId,
     base: String,
@@ -62,11 +62,11 @@ where
     }
 }
 
-/// The store that a request is about, open.
+/// The store that a request names, open.
 pub(crate) struct Opened {
     pub(crate) asked: AskedStore,
     pub(crate) store: Store,
-    /// How its connection to the upstream is.
+    /// The state of its connection to the upstream.
     pub(crate) link: watch::Receiver<LinkStatus>,
     /// Who asks.
     pub(crate) who: Who,
@@ -84,21 +84,21 @@ where
         let app = App::from_ref(state);
         let who = who(parts);
         let store = app.stores.get_leaving(&asked.id, who.spare(app.stores.limits()))?;
-        // An upstream may have a store that isn't here. For the owner it is asked about any; strangers could make up names
-        // for ever.
+        // The upstream may have a store that isn't here, so it is asked. The owner may have it asked about any name;
+        // strangers could make up names for ever.
         let most = if who == Who::Visitor && store.is_absent() { VISITORS_LINKS } else { usize::MAX };
         let link = app.clients.attend(&store, most);
         Ok(Self { asked, store, link, who })
     }
 }
 
-/// Who sent the request. Whoever didn't come by the guard is nobody we know.
+/// Who sent the request. A request that didn't pass the guard comes from a visitor.
 pub(super) fn who(parts: &Parts) -> Who {
     parts.extensions.get().cloned().unwrap_or(Who::Visitor)
 }
 
 impl Services {
-    /// Opens `store` for events from `who`. A new one takes up a part of what they may make.
+    /// Opens `store` for events from `who`. A new store uses up a part of what they may make.
     pub(crate) fn begin(&self, store: &Store, who: &Who) -> Result<(), Problem> {
         match who {
             Who::Token(device) if store.is_absent() => self.make(store, device),
@@ -106,7 +106,7 @@ impl Services {
         }
     }
 
-    /// Makes a store for a device, unless it has made its share.
+    /// Makes a store for a device, unless the device has made its share.
     fn make(&self, store: &Store, device: &Device) -> Result<(), Problem> {
         let limits = self.stores.limits();
         let most = limits.stores / TOKENS_STORES;
@@ -124,7 +124,7 @@ impl Services {
         Ok(())
     }
 
-    /// Opens a store. A new one counts as one of those that visitors may make, if `who` is one.
+    /// Opens a store. If `who` is a visitor, a new store counts against the quota that visitors share.
     fn open(&self, store: &Store, who: &Who) -> Result<(), Error> {
         let is_counted = *who == Who::Visitor && store.is_absent();
         if is_counted {
@@ -138,8 +138,8 @@ impl Services {
     }
 }
 
-/// A handler among an app's own routes gets the store that its address names. A store that isn't there yet is made by its
-/// first event, and counts against what the person who asks may make.
+/// A handler of an app's own routes gets the store that the address names. A missing store is made by its first event,
+/// and counts against what the sender of the request may make.
 impl<S: Send + Sync> FromRequestParts<S> for Store {
     type Rejection = Response;
 

@@ -1,23 +1,23 @@
-//! Which fields of a form people type. A post doesn't say, but the page that has the form does.
+//! Which fields of a form people type in. A post doesn't say, but the page with the form does.
 //!
-//! Without JavaScript, what was refused comes back on a page of its own. It shows what somebody typed, to be corrected, and
-//! keeps to itself what the form sent along.
+//! Without JavaScript, a refused post comes back on a page of its own. That page shows what was typed, to be corrected,
+//! and keeps the other fields hidden.
 
 use std::collections::BTreeMap;
 
 /// Inputs that nobody types in.
 const UNTYPED: [&str; 9] = ["hidden", "submit", "button", "image", "reset", "file", "checkbox", "radio", "password"];
 
-/// How a field of a form comes by its value.
+/// How a field of a form gets its value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Filled {
-    /// By the page, or by a choice.
+    /// By the page, or by choosing.
     ByPage,
-    /// By somebody who types.
+    /// By typing.
     ByHand,
 }
 
-/// The fields that the forms in `html` have that post to `action`. Where forms differ, somebody types.
+/// The fields of the forms in `html` that post to `action`. If forms disagree about a field, it counts as typed.
 pub(crate) fn fields(html: &str, action: &str) -> BTreeMap<String, Filled> {
     let mut fields = BTreeMap::new();
     let mut is_inside = false;
@@ -44,7 +44,7 @@ pub(crate) fn fields(html: &str, action: &str) -> BTreeMap<String, Filled> {
     fields
 }
 
-/// A tag: its name, which begins with `/` when it ends an element, and its attributes.
+/// A tag: its name, with a `/` in front if it ends an element, and its attributes.
 struct Tag<'a> {
     name: &'a str,
     attributes: Vec<(&'a str, &'a str)>,
@@ -54,7 +54,7 @@ struct Tag<'a> {
 struct Tags<'a>(&'a str);
 
 impl<'a> Tags<'a> {
-    /// Takes what comes before the first character that is `end`.
+    /// Takes the text up to the first character that is `end`.
     fn take_until(&mut self, end: impl Fn(char) -> bool) -> &'a str {
         let (taken, rest) = self.0.split_at(self.0.find(end).unwrap_or(self.0.len()));
         self.0 = rest;
@@ -65,7 +65,7 @@ impl<'a> Tags<'a> {
         self.take_until(|next| !skipped(next));
     }
 
-    /// What stands after the name of an attribute.
+    /// The value of an attribute whose name was just read.
     fn value(&mut self) -> &'a str {
         self.skip(|next| next.is_ascii_whitespace());
         let Some(rest) = self.0.strip_prefix('=') else { return "" };

@@ -1,6 +1,6 @@
 //! Who posts: visitors, told apart by a cookie.
 //!
-//! The cookie says only that two posts come from one browser. Whoever reads an app's events learns less: an app stores a
+//! The cookie says only that two posts come from one browser. A reader of the events learns even less: an app stores a
 //! keyed hash, which can't be turned back into the cookie.
 
 use std::fmt;
@@ -18,15 +18,27 @@ use crate::sync::tokens::{read, replace};
 /// Bytes of a visitor's id: so many that nobody guesses another's.
 const ID: usize = 16;
 
-/// Somebody who posts, told apart from others by a cookie.
+/// Somebody who posts. A cookie tells them apart from others.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Visitor {
     hash: String,
 }
 
 impl Visitor {
-    /// What an app may store of the visitor: 32 hexadecimal digits, the same for every post of one browser, and of no use
-    /// to anybody who would like to be them.
+    /// A visitor for a test of a function that takes one, such as the function of
+    /// [`App::form_with`](crate::App::form_with). The same name gives the same visitor.
+    ///
+    /// ```
+    /// # use likewise::Visitor;
+    /// assert_eq!(Visitor::for_test("ann"), Visitor::for_test("ann"));
+    /// assert_ne!(Visitor::for_test("ann").hash(), Visitor::for_test("ben").hash());
+    /// ```
+    pub fn for_test(name: &str) -> Self {
+        Self { hash: shortened(blake3::hash(name.as_bytes())) }
+    }
+
+    /// What an app may store about the visitor: 32 hexadecimal digits, the same for all posts of one browser. Nobody
+    /// can pose as the visitor with them.
     pub fn hash(&self) -> &str {
         &self.hash
     }
@@ -38,7 +50,7 @@ impl fmt::Debug for Visitor {
     }
 }
 
-/// The key of the hashes, in the data directory from the first time that an app asks who posts.
+/// The key of the hashes. It is made in the data directory when an app first asks who posts.
 pub(crate) struct VisitorKey {
     path: PathBuf,
     key: Mutex<Option<[u8; blake3::KEY_LEN]>>,
@@ -50,7 +62,7 @@ impl VisitorKey {
         Self { path: DataDir::visitor_key(data), key: Mutex::default() }
     }
 
-    /// Who sent a request with these headers, and the cookie that tells their browser who they are.
+    /// Who sent a request with these headers, and the cookie that identifies their browser from now on.
     ///
     /// # Errors
     ///
@@ -58,12 +70,12 @@ impl VisitorKey {
     pub(crate) fn who(&self, app: &str, headers: &HeaderMap) -> anyhow::Result<(Visitor, HeaderValue)> {
         let cookie = cookie_name(app);
         let id = shown(headers, &cookie).unwrap_or_else(random::hex::<ID>);
-        let hash = blake3::keyed_hash(&self.get()?, id.as_bytes()).to_hex()[..2 * ID].to_owned();
+        let hash = shortened(blake3::keyed_hash(&self.get()?, id.as_bytes()));
         let cookie = format!("{cookie}={id}; Path=/; Max-Age={KEPT}; HttpOnly; SameSite=Lax");
         Ok((Visitor { hash }, cookie.try_into().context("BUG: a cookie that can't be a header")?))
     }
 
-    /// The key, made if there is none. One that is damaged is never replaced: all visitors would be others.
+    /// The key, made if there is none. A damaged key is never replaced, because every visitor would become another.
     fn get(&self) -> anyhow::Result<[u8; blake3::KEY_LEN]> {
         let mut known = self.key.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if let Some(key) = *known {
@@ -86,12 +98,17 @@ impl VisitorKey {
     }
 }
 
-/// What an app's cookie is called. Cookies ignore ports, so the apps of one machine would share one of any other name.
+/// The part of a hash that an app gets.
+fn shortened(hash: blake3::Hash) -> String {
+    hash.to_hex()[..2 * ID].to_owned()
+}
+
+/// The name of an app's cookie. Cookies ignore ports, so the apps on one machine would share any other name.
 fn cookie_name(app: &str) -> String {
     format!("{app}-visitor")
 }
 
-/// The id that a browser shows, if it is one of ours.
+/// The id that a browser sends, if it has the form of ours.
 fn shown(headers: &HeaderMap, cookie: &str) -> Option<String> {
     let cookies = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
     let id = cookies.flat_map(|all| all.split(';')).find_map(|one| {

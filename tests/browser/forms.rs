@@ -42,9 +42,7 @@ fn waiting(tab: &Tab<'_>) -> Value {
 
 #[test]
 fn trust_69_posts_of_several_tabs_wait_over_a_restart_and_arrive_in_order() {
-    // With a field for it, the id is older than the post, so it doesn't tell the order.
-    let form = ADD.replace("<input", "<input type=hidden name=id value=''><input");
-    let stage = Stage::start("add", &form);
+    let stage = Stage::start("add", ADD);
     stage.says(&commit(&[]));
     stage.is_down(true);
     let browser = Browser::launch();
@@ -328,4 +326,30 @@ fn trust_57_a_form_from_the_back_forward_cache_posts_under_an_id_of_its_own() {
     tab.until_sent();
     wait_for("both posts", || (stage.posted().len() == 2).then_some(()));
     assert_eq!(titles(&stage), ["first", "second"]);
+}
+
+#[test]
+fn an_id_has_the_time_of_the_click_and_not_of_the_page() {
+    let form = format!(
+        "<form method=post action=/add><input type=hidden name=id value={}><input name=title><button>Add</button></form>",
+        uuid::Uuid::now_v7()
+    );
+    let stage = Stage::start("add", &form);
+    stage.says(&commit(&[]));
+    let browser = Browser::launch();
+    let tab = browser.open(&stage.url);
+    tab.until_live();
+    let millis = |id: &str| u64::from_str_radix(&id.replace('-', "")[..12], 16).expect("a UUID");
+    for n in 1..=2 {
+        let drawn = tab.eval("document.querySelector('[name=id]').value");
+        let drawn = millis(drawn.as_str().expect("an id"));
+        tab.until(&format!("Date.now() > {drawn}"));
+        let before = tab.eval("Date.now()").as_u64().expect("a time");
+        add(&tab, "milk");
+        tab.until_sent();
+        wait_for("the post", || (stage.posted().len() == n).then_some(()));
+        let posted = stage.posted().pop().expect("a post");
+        let id = posted.split_once("id=").expect("an id").1.split('&').next().expect("an id").to_owned();
+        assert!(millis(&id) >= before && before > drawn, "{id} was minted before {before}");
+    }
 }

@@ -48,6 +48,27 @@ struct Search {
     stars: u32,
 }
 
+/// Parameters that a page can't do without.
+#[derive(Deserialize)]
+struct Needed {
+    q: String,
+}
+
+impl From<Needed> for Search {
+    fn from(Needed { q }: Needed) -> Self {
+        Self { q, stars: 0 }
+    }
+}
+
+/// An event without a materializer.
+#[derive(Serialize, Deserialize)]
+struct Burnt {
+    note: String,
+}
+impl Event for Burnt {
+    const NAME: &'static str = "Burnt";
+}
+
 fn schema() -> Schema {
     Schema::new(
         "CREATE TABLE note (n INTEGER PRIMARY KEY, title TEXT NOT NULL, stars INTEGER NOT NULL) STRICT;
@@ -295,7 +316,10 @@ fn a_refusal_comes_back_with_the_reason_and_with_what_was_typed() {
     let (id, referer) = (new_id(), format!("{}/?q=a%20b", board.url));
     let refused = board.post("/add", &[("referer", &referer)], &format!("id={id}&title=no+%3Cb%3E&stars=2"));
     assert_eq!(refused.status, 422);
-    assert!(refused.body.contains("Say what is, not what isn&#39;t."), "{}", refused.body);
+    // The author's words stand alone.
+    assert_eq!(refused.between(r#"<h1 id="title">"#, "</h1>"), "Not saved");
+    assert_eq!(refused.between(r#"<p id="detail">"#, "</p>"), "Say what is, not what isn&#39;t.");
+    assert!(!refused.body.contains(r#"id="advice""#), "{}", refused.body);
     let typed = refused.between("<textarea name=\"title\" rows=\"1\">\n", "</textarea>");
     assert_eq!(typed, "no &#60;b&#62;", "{}", refused.body);
     assert_eq!(refused.between("<textarea name=\"stars\" rows=\"1\">\n", "</textarea>"), "2");
@@ -322,7 +346,9 @@ fn a_refusal_comes_back_with_the_reason_and_with_what_was_typed() {
     assert!(misfit.body.contains(">\na</textarea>"), "the field that doesn't fit is shown: {misfit:?}");
 
     let script = board.post("/add", &[JSON], &format!("id={}&title=no+way", new_id()));
-    assert_eq!((script.status, script.json()["code"].as_str()), (422, Some("event-refused")));
+    let problem = script.json();
+    assert_eq!((script.status, problem["code"].as_str()), (422, Some("event-refused")));
+    assert_eq!((problem["detail"].as_str(), problem.get("advice")), (Some("Say what is, not what isn't."), None));
 }
 
 #[test]
@@ -494,6 +520,47 @@ fn an_apps_own_files_stand_beside_the_common_ones() {
         assert_eq!(plain.get(missing).status, 404, "{missing}");
     }
     assert!(!plain.get("/nowhere").body.contains("likewise.css"));
+}
+
+#[test]
+fn check_finds_parts_that_can_not_work_without_a_server() {
+    let wrong = |app: App| app.check().expect_err("something is wrong").to_string();
+    let says = |app: App, words: &[&str]| {
+        let said = wrong(app);
+        assert!(words.iter().all(|word| said.contains(word)), "{words:?} are not in: {said}");
+    };
+    board().check().expect("nothing is wrong");
+    let live =
+        |sql: &'static str| board().live("bad", move |_| Ok(Query::<u64>::first(sql)), |number, _| Html::text(number));
+    says(live("SELECT count(*) FROM notes"), &["the fragment `bad`: ", "no such table: notes"]);
+    says(live("SELECT random()"), &["the fragment `bad`: ", "random"]);
+    says(live("SELECT count(*) FROM note WHERE title = ?1"), &["the fragment `bad`: ", "title = ?1", "needed 1"]);
+    says(live("SELECT max(stars) FROM note"), &["the fragment `bad`: ", "Null"]);
+    // What has no answer yet is fine, and so is what needs a parameter.
+    live("SELECT stars FROM note ORDER BY n LIMIT 1").check().expect("a fragment may wait for its first row");
+    let needs =
+        board().live("bad", |params| Ok(found(&params.get::<Needed>()?.into())), |titles, _| Html::text(titles.len()));
+    needs.check().expect("a page may need parameters");
+    // These are found in rows of made-up events.
+    let reads = |row: &likewise::engine::Row<'_>| Ok(row.get::<_, String>("titel")?);
+    let column = board().live("bad", move |_| Ok(Query::rows("SELECT title FROM note", reads)), |_, _| Html::default());
+    says(column, &["the fragment `bad`: ", "titel"]);
+    let posts = |titles: Vec<String>, r: Render| html! { @for _ in titles { form action=(r.to("remove")) {} } };
+    says(board().live("bad", |_| Ok(notes()), posts), &["the fragment `bad`: there is no form named `remove`"]);
+
+    let figure = |sql: &'static str| board().figure("bad", move || Query::first(sql));
+    says(figure("SELECT count(*) FROM notes"), &["the figure `bad`: ", "no such table: notes"]);
+    says(figure("SELECT stars FROM note"), &["the figure `bad`: "]);
+
+    says(board().form::<Burnt>("burn"), &["the form `burn`: no materializer takes its event Burnt"]);
+    let burn = |SeeFields { note }: SeeFields, _: &Visitor| Ok(Burnt { note });
+    says(board().form_with("burn", burn), &["the form `burn`: no materializer takes its event Burnt"]);
+
+    says(board().page(|page| Html::text(page.live("typo"))), &["the page: there is no fragment named `typo`"]);
+    says(board().page(|page| Html::text(page.to("typo"))), &["the page: there is no form named `typo`"]);
+    says(board().page(|page| Html::text(page.asset("typo.css"))), &["the page: there is no asset named `typo.css`"]);
+    let panics = board().page(|page| -> Html { panic!("as the test wants: {:?}", page.param("q")) });
+    panics.check().expect("a page may need parameters");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! How large the body of a request may be, and how slow.
+//! How large the body of a request may be, and how slowly it may arrive.
 
 use std::pin::Pin;
 use std::sync::{Arc, OnceLock};
@@ -17,7 +17,7 @@ use tokio::time::{Instant, Sleep, sleep_until};
 use super::Guard;
 use crate::web::problem::Problem;
 
-/// How large the body of a request may be, and how slow.
+/// How large the body of a request may be, and how slowly it may arrive.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct BodyRule {
     /// In bytes; `None` only where the route reads the body as a stream.
@@ -28,19 +28,20 @@ pub(crate) struct BodyRule {
 /// How long to wait for the body of a request.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Patience {
-    /// For the whole body. A byte now and then doesn't extend it.
+    /// For the whole body. A byte now and then doesn't extend the wait.
     Total(Duration),
-    /// For the next piece of a body whose length says nothing about how long it takes.
+    /// For the next piece, where the length of a body says nothing about how long it takes.
     Idle(Duration),
 }
 
-/// The innermost step. A declared length that is too large is refused at once, an undeclared one when it is exceeded.
+/// The innermost step. A body whose declared length is too large is refused at once, any other when it exceeds the
+/// limit.
 pub(super) async fn bound_body(State(guard): State<Arc<Guard>>, mut request: Request, next: Next) -> Response {
     let path = request.uri().path();
     let rule = guard.policy.body_rule(path);
     let is_form = guard.policy.is_form(path);
     let too_large = move || if is_form { form_too_large(rule.max_bytes) } else { data_too_large(rule.max_bytes) };
-    // axum's own limit for extractors would cut in between.
+    // axum's own limit would cut in before ours.
     DefaultBodyLimit::disable().apply(&mut request);
     if request.body().is_end_stream() {
         return next.run(request).await;
@@ -63,7 +64,7 @@ pub(super) async fn bound_body(State(guard): State<Arc<Guard>>, mut request: Req
     });
     let answer = next.run(request).await;
     match fault.get() {
-        // To the handler it looked like malformed content. The cause is the better answer.
+        // The handler saw malformed content. The cause is the better answer.
         Some(BodyFault::TooLarge) if answer.status().is_client_error() => too_large().into_response(),
         Some(BodyFault::TooSlow) if answer.status().is_client_error() => {
             Problem::from(StatusCode::REQUEST_TIMEOUT).into_response()
@@ -80,7 +81,7 @@ impl Patience {
     }
 }
 
-/// Why a body broke off.
+/// Why a body was cut off.
 #[derive(Clone, Copy, Debug, thiserror::Error)]
 enum BodyFault {
     #[error("the body of the request is larger than this address takes")]
@@ -95,8 +96,9 @@ fn data_too_large(max_bytes: Option<u64>) -> Problem {
     Problem::new(StatusCode::PAYLOAD_TOO_LARGE, "body-too-large", detail, "Send less at once.")
 }
 
-/// The code says that this post can never succeed. `body-too-large` may come from a proxy and be about its settings, so the
-/// page would keep the post and try it again for ever.
+/// A form that is too large. Its code is final: the same post can never succeed, so the page returns the text to its
+/// author. `body-too-large` isn't final. It may come from a proxy and be about the proxy's settings, so the page keeps
+/// the post and tries again.
 fn form_too_large(max_bytes: Option<u64>) -> Problem {
     let most = max_bytes.map(|bytes| format!(": a form carries at most {bytes} bytes")).unwrap_or_default();
     Problem::new(
@@ -107,20 +109,20 @@ fn form_too_large(max_bytes: Option<u64>) -> Problem {
     )
 }
 
-/// A request body that fails when it gets too large or too slow, and notes which for the answer.
+/// A request body that fails when it gets too large or too slow, and records which.
 struct BoundedBody {
     inner: Body,
     left: u64,
     patience: Patience,
     deadline: Instant,
-    /// Only made once the body lets us wait: most arrive with their head.
+    /// Made only once the body keeps us waiting. Most bodies arrive with their head.
     timer: Option<Pin<Box<Sleep>>>,
     fault: Arc<OnceLock<BodyFault>>,
 }
 
 impl BoundedBody {
     fn fail(&self, fault: BodyFault) -> Poll<Option<Result<Frame<Bytes>, axum::Error>>> {
-        // Only the first counts; a body that is polled on stays failed.
+        // Only the first fault counts. A body that is polled again stays failed.
         let fault = self.fault.get_or_init(|| fault);
         Poll::Ready(Some(Err(axum::Error::new(*fault))))
     }

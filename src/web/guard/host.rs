@@ -1,4 +1,4 @@
-//! By which name a request asks for us, and from where.
+//! The name under which a request reaches us, and where it comes from.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -10,11 +10,11 @@ use axum::http::{Version, header};
 use super::Policy;
 use crate::web::problem::Problem;
 
-/// A host that `--allow-host` names: a domain name or an address; with a port it holds for that port only.
+/// A host given by `--allow-host`: a domain name or an address. With a port, it holds for that port only.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AllowedHost(pub(super) Authority);
 
-/// `--allow-host` got something that isn't a host.
+/// The value of `--allow-host` isn't a host.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "{0:?} is not a host: write a name or an address as browsers send it, with or without a port, like \
@@ -54,14 +54,14 @@ impl AllowedHost {
     }
 }
 
-/// The address of ours at which a connection came in.
+/// Our address at which a connection came in.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::web) struct ReachedAt(pub(in crate::web) SocketAddr);
 
 /// By which name a client asks for us, and from where.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum AddressedAs {
-    /// By a program on this machine, under a name that only means this machine.
+    /// By a program on this machine, under a loopback name.
     Loopback,
     /// Under a name that `--allow-host` gives.
     Allowed,
@@ -69,8 +69,8 @@ pub(super) enum AddressedAs {
     HealthCheck,
 }
 
-/// By which name the client knows us. A page that rebinds its own domain to a loopback address passes every same-origin
-/// check of the browser, but it can't send a loopback name; and a client elsewhere that sends one is lying.
+/// The name under which the client knows us. A page that rebinds its own domain to a loopback address passes every
+/// same-origin check of the browser, but it can't send a loopback name. A client elsewhere that sends one is lying.
 pub(super) fn addressed_as(policy: &Policy, request: &Request) -> Result<AddressedAs, Problem> {
     let mut hosts = request.headers().get_all(header::HOST).iter();
     let host = match (hosts.next(), hosts.next()) {
@@ -147,8 +147,8 @@ fn unnamed_by_proxy(sign: &str) -> Problem {
     )
 }
 
-/// Whether the connection comes from this machine. A `Host` is only a claim. Whoever connects to an address of the
-/// network from the machine that has it comes from that same address, and nobody else can: answers to them would not
+/// Whether the connection comes from this machine. A `Host` is only a claim. A program that connects from this machine
+/// to one of its network addresses comes from that same address. Nobody else can, because answers to that address never
 /// leave the machine.
 fn is_local(request: &Request) -> bool {
     let extensions = request.extensions();
@@ -161,7 +161,7 @@ fn is_local(request: &Request) -> bool {
     peer.is_loopback() || peer == own
 }
 
-/// The content of a `Host` header or of an authority: what RFC 3986 allows there, less what no browser sends.
+/// The content of a `Host` header or of an authority: what RFC 3986 allows, less what no browser sends.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Authority {
     pub(super) host: Host,
@@ -209,7 +209,7 @@ impl Host {
                 && !label.ends_with('-')
                 && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
         };
-        // A last label of digits is an IPv4 address in one of its odd spellings, which browsers never send.
+        // If the last label is digits, this is an IPv4 address in one of its odd spellings, which browsers never send.
         let last = text.rsplit('.').next()?;
         let is_name =
             text.len() <= 253 && text.split('.').all(is_label) && !last.bytes().all(|byte| byte.is_ascii_digit());

@@ -1,5 +1,5 @@
-//! Who may talk to us, and how much. A server on a loopback address is within reach of every website its user opens,
-//! and of every host on the network once it listens wider: what is refused here never reaches a route.
+//! Who may talk to us, and how much. Every website that its user opens can reach a server on a loopback address, and so
+//! can every host on the network once it listens wider. What is refused here never reaches a route.
 
 mod body;
 mod caller;
@@ -34,10 +34,10 @@ use crate::limits::web::guard::{
 /// What the guard lets through.
 #[derive(Clone)]
 pub(crate) struct Policy {
-    /// Names besides the loopback ones under which this server may be addressed.
+    /// The names besides the loopback ones under which this server answers.
     pub(crate) allow_hosts: Vec<AllowedHost>,
     pub(crate) role: Role,
-    /// Whether pages are served under those names, too, and not only the sync routes and `/healthz`.
+    /// Whether those names open pages, too, and not only the sync routes and `/healthz`.
     pub(crate) public: bool,
     /// Whether pages are served under loopback names although `allow_hosts` gives others.
     pub(crate) local_page: bool,
@@ -51,12 +51,12 @@ pub(crate) struct Policy {
     pub(crate) form: BodyRule,
     /// Bodies of routes by the beginning of their path; the first that fits holds.
     pub(crate) bodies: Vec<(&'static str, BodyRule)>,
-    /// Whose forms these are, and whose pages tell of problems.
+    /// The app: its forms, and what its error pages look like.
     pub(crate) face: Arc<Face>,
 }
 
 impl Policy {
-    /// What an app that shows `face` lets through, under loopback names alone.
+    /// What an app with this `face` lets through, under loopback names alone.
     pub(crate) fn of(face: &Arc<Face>) -> Self {
         Self {
             allow_hosts: Vec::new(),
@@ -97,8 +97,8 @@ pub(crate) fn protect(router: Router, policy: Policy) -> Router {
     Router::new().fallback_service(guarded)
 }
 
-/// Sent with every answer. `same-origin` and not `no-referrer`, which would make browsers send `Origin: null` with our
-/// own forms.
+/// Sent with every answer. The referrer policy is `same-origin`, because `no-referrer` would make browsers send
+/// `Origin: null` with our own forms.
 pub(super) const SECURITY_HEADERS: [(&str, &str); 7] = [
     (
         "content-security-policy",
@@ -118,7 +118,7 @@ struct Guard {
     headers: HeaderMap,
 }
 
-/// The outermost step: whatever happens further in, the answer that leaves is rendered and carries the headers.
+/// The outermost step: every answer that leaves is rendered and has the security headers, whatever happens further in.
 async fn admit(State(guard): State<Arc<Guard>>, mut request: Request, next: Next) -> Response {
     let method = request.method().clone();
     let uri = request.uri().clone();
@@ -129,7 +129,7 @@ async fn admit(State(guard): State<Arc<Guard>>, mut request: Request, next: Next
             request.extensions_mut().insert(caller.who());
             request.extensions_mut().insert(caller.sees());
             AssertUnwindSafe(next.run(request)).catch_unwind().await.unwrap_or_else(|_| {
-                // The panic hook has printed the message and where it came from.
+                // The panic hook has already printed the message and its place.
                 Problem::internal(format_args!("{method} {} panicked", uri.path())).into_response()
             })
         }
@@ -152,7 +152,7 @@ fn check(policy: &Policy, request: &Request) -> Result<Caller, Problem> {
     if head_bytes > policy.head_bytes {
         return Err(StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE.into());
     }
-    // Decompressing is how a few bytes become many. Nothing that talks to us needs it.
+    // Decompression turns a few bytes into many. Nothing that talks to us needs it.
     if request
         .headers()
         .get_all(header::CONTENT_ENCODING)
@@ -172,8 +172,8 @@ fn check(policy: &Policy, request: &Request) -> Result<Caller, Problem> {
     Ok(caller)
 }
 
-/// What no other site may do: change something, read what shows something, or hold a stream open. Browsers let any site
-/// send such a request.
+/// Whether a request does what no other site may do: change something, read something, or hold a stream open. Browsers
+/// let any site send such a request.
 fn is_guarded(request: &Request) -> bool {
     let path = storeless(request.uri().path());
     !request.method().is_safe()

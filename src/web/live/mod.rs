@@ -1,4 +1,4 @@
-//! The live stream: every change of a page's fragments, drawn and framed once, sent to every page that has them.
+//! The live stream. Every change of a fragment is drawn and framed once, and sent to every page that has the fragment.
 
 mod publisher;
 
@@ -25,7 +25,7 @@ use super::{App, Html, IntoHtml as _, Lease, Opened, Params, Render, STREAM_HEAD
 use crate::limits::web::live::{PING_EVERY, RETRY, SETS};
 use crate::random;
 
-/// A script sees no comments, and no event without data.
+/// The ping. It has data, because a script sees neither comments nor events without data.
 const PING: Bytes = Bytes::from_static(b"event: ping\ndata: ok\n\n");
 
 /// The status line.
@@ -43,13 +43,13 @@ pub(crate) fn status_fragment(status: StatusLine) -> Result<Html, String> {
 /// The fragment of the status line.
 pub(crate) const STATUS: FragmentKey = FragmentKey { name: "status", query: None };
 
-/// Draws a fragment, in its wrapper. A panic in an author's function costs this fragment alone.
+/// Draws a fragment in its wrapper. If an author's function panics, only this fragment fails.
 pub(crate) fn drawn(key: &FragmentKey, draw: Box<Draw>, with: Render) -> Result<Html, String> {
     let drawn = catch_unwind(AssertUnwindSafe(|| draw(with)));
     drawn.unwrap_or_else(|_| Err("it panicked".to_owned())).map(|html| key.wrap(&html))
 }
 
-/// What is said when there are more pages, or more stores or queries on pages, than there may be.
+/// The answer when there are too many pages, or too many stores or queries on them.
 fn too_many() -> Problem {
     Problem::unavailable(
         "too-many-streams",
@@ -59,7 +59,7 @@ fn too_many() -> Problem {
     )
 }
 
-/// `GET /live`, followed by the parameters of a page, or by one `live=` a page with its parameters in it.
+/// `GET /live`, with the parameters of one page, or with one `live=` for the parameters of each of several pages.
 pub(crate) async fn live(
     State(app): State<App>,
     RawQuery(query): RawQuery,
@@ -92,7 +92,7 @@ fn known(headers: &HeaderMap) -> Option<Version> {
     headers.get("last-event-id")?.to_str().ok()?.parse().ok()
 }
 
-/// The fragments of the pages that a stream is to serve.
+/// The fragments of the pages that a stream serves.
 fn asked(face: &Face, query: &str) -> Result<Vec<Box<dyn Asked>>, Problem> {
     let malformed = |detail: String| Problem::bad_request("malformed-parameter", detail, "Reload the page.");
     let sets: Vec<String> = form_urlencoded::parse(query.as_bytes())
@@ -105,7 +105,7 @@ fn asked(face: &Face, query: &str) -> Result<Vec<Box<dyn Asked>>, Problem> {
     if sets.is_empty() {
         return face.ask(&Params::new(query)).map_err(|why| malformed(sentence(why.why())));
     }
-    // A page whose parameters mean nothing gets nothing. The others on the stream have done nothing wrong.
+    // A page whose parameters don't parse gets nothing. The other pages on the stream have done nothing wrong.
     Ok(sets.iter().filter_map(|set| face.ask(&Params::new(set)).ok()).flatten().collect())
 }
 
@@ -121,10 +121,10 @@ fn pings() -> Interval {
     alive
 }
 
-/// One stream. It holds no backlog but what is on its way: a slow reader gets what is newest when it reads again.
+/// One stream. It holds no backlog: a slow reader gets the newest fragments when it reads again.
 struct LiveStream {
     frames: watch::Receiver<Frames>,
-    /// Where each of its fragments is among the frames, and which version of it was sent.
+    /// For each of its fragments, the slot among the frames and the version that was sent last.
     sent: Vec<(usize, u64)>,
     /// The rest of what one commit changed.
     waiting: VecDeque<Bytes>,
@@ -156,7 +156,7 @@ impl LiveStream {
             tokio::select! {
                 () = self.shutdown.cancelled() => return None,
                 changed = self.frames.changed() => {
-                    // The store was closed, or its pages keep it open no longer. The page that comes again is told why.
+                    // The store was closed, or pages no longer keep it open. A page that connects again is told why.
                     if changed.is_err() {
                         return None;
                     }

@@ -1,4 +1,4 @@
-//! One task a store: follows the queries of all its open pages, and draws what a commit changed once for all of them.
+//! One task for each store. It follows the queries of all open pages, and draws each change once for all of them.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -22,11 +22,11 @@ use crate::web::{Full, Html, Lease, Problem, Render, Services, Who};
 /// The status line has the first slot in every store.
 const STATUS_SLOT: usize = 0;
 
-/// What is on the open pages of a store at present, each fragment as the frame that puts it there, by slot.
+/// What the open pages of a store show: each fragment as a frame, by slot.
 #[derive(Debug, Default)]
 pub(super) struct Frames(Vec<Frame>);
 
-/// A framed fragment, and with which update it came.
+/// A framed fragment, and the update that it came with.
 #[derive(Debug, Clone, Default)]
 struct Frame {
     version: u64,
@@ -58,14 +58,14 @@ fn digest(bytes: &[u8]) -> u64 {
 }
 
 impl Frames {
-    /// The frame in `slot` if it is newer than the version in `sent`, which becomes its.
+    /// The frame in `slot`, if it is newer than the version `sent`. Sets `sent` to its version.
     pub(super) fn newer(&self, slot: usize, sent: &mut u64) -> Option<Bytes> {
         let frame = self.0.get(slot).filter(|frame| frame.version > *sent)?;
         *sent = frame.version;
         Some(frame.bytes.clone())
     }
 
-    /// Puts a frame into `slot`. False when that was there already.
+    /// Puts a frame into `slot`. Returns false if the same frame was there already.
     pub(super) fn set(&mut self, slot: usize, version: u64, bytes: Bytes) -> bool {
         if self.0.len() <= slot {
             self.0.resize(slot + 1, Frame::default());
@@ -92,7 +92,7 @@ impl Frames {
 /// Frames a fragment as an event.
 pub(super) fn frame(event: &str, html: &Html) -> Bytes {
     let mut text = format!("event: {event}\n");
-    // To an event stream a carriage return alone ends a line, too.
+    // In an event stream, a carriage return alone also ends a line.
     for line in html.as_str().trim_end().split(['\r', '\n']) {
         text.push_str("data: ");
         text.push_str(line);
@@ -102,13 +102,13 @@ pub(super) fn frame(event: &str, html: &Html) -> Bytes {
     text.into()
 }
 
-/// The open pages, a store.
+/// The open pages of each store.
 #[derive(Clone, Default)]
 pub(crate) struct Pages {
     stores: Arc<Mutex<HashMap<StoreId, Channel>>>,
 }
 
-/// From the publisher of a store to its streams, and back.
+/// Connects the publisher of a store and its streams.
 #[derive(Clone)]
 struct Channel {
     frames: watch::Sender<Frames>,
@@ -127,7 +127,7 @@ struct Interests {
 struct Table {
     slots: HashMap<FragmentKey, Interest>,
     free: Vec<usize>,
-    /// Those that the publisher doesn't know yet.
+    /// The fragments that the publisher doesn't know yet.
     fresh: Vec<Box<dyn Asked>>,
 }
 
@@ -145,13 +145,13 @@ pub(super) struct Following {
 }
 
 impl Following {
-    /// Of no publisher.
+    /// Without a publisher.
     #[cfg(test)]
     pub(super) fn none() -> Self {
         Self { interests: Arc::default(), keys: Vec::new(), slots: Vec::new() }
     }
 
-    /// Where the fragments are among the frames.
+    /// The fragments' slots among the frames.
     pub(super) fn slots(&self) -> &[usize] {
         &self.slots
     }
@@ -162,7 +162,7 @@ impl Interests {
         self.table.lock().expect("BUG: following a fragment panicked")
     }
 
-    /// Notes that a stream follows what was `asked`. Nothing is noted when that is too much.
+    /// Records that a stream follows what it `asked` for. Records nothing if that is too much.
     fn follow(self: &Arc<Self>, asked: Vec<Box<dyn Asked>>) -> Result<Following, Problem> {
         let mut following = Following { interests: Arc::clone(self), keys: Vec::new(), slots: Vec::new() };
         for asked in asked {
@@ -177,7 +177,7 @@ impl Interests {
                 following.slots.push(interest.slot);
             } else {
                 if slots.len() >= FRAGMENTS {
-                    // What is noted already goes with `following`, which takes the lock.
+                    // Dropping `following` takes back what is recorded, and takes the lock.
                     drop(table);
                     return Err(too_many());
                 }
@@ -211,8 +211,8 @@ impl Pages {
         self.stores.lock().expect("BUG: subscribing panicked")
     }
 
-    /// The frames of `store`, kept up to date as long as somebody has them. The store takes its place among those that pages
-    /// keep open from the share of who opens the first.
+    /// The frames of `store`, kept up to date while anybody holds them. The first page takes the store's place among
+    /// those that pages keep open, from its sender's share.
     pub(super) fn subscribe(
         &self,
         app: &Services,
@@ -246,8 +246,8 @@ impl Pages {
     }
 }
 
-/// The place that a store takes among those that pages keep open: none while it has no events, for then it has neither a
-/// thread nor files.
+/// A store's place among those that pages keep open. A store without events takes none, because it has neither a thread
+/// nor files.
 struct Place {
     lease: Lease,
     is_taken: bool,
@@ -269,7 +269,7 @@ impl Place {
     }
 }
 
-/// Draws what changes in a store for all its pages.
+/// Draws the changes of a store for all its pages.
 struct Publisher {
     pages: Pages,
     face: Arc<Face>,
@@ -278,7 +278,7 @@ struct Publisher {
     channel: Channel,
     place: Place,
     followed: Vec<Followed>,
-    /// Of the last update.
+    /// The version of the last update.
     version: u64,
 }
 
@@ -289,20 +289,20 @@ struct Followed {
     answers: Box<dyn Answers>,
 }
 
-/// What is new at one moment between two commits.
+/// The news at one moment between two commits.
 struct News {
     status: StatusLine,
-    /// Fragments by slot: what draws them, or why there is no answer.
+    /// Fragments by slot: the function that draws each, or why there is no answer.
     fragments: Vec<(FragmentKey, usize, Result<Box<Draw>, Error>)>,
 }
 
 impl Publisher {
-    /// Publishes until nobody is there to see it, or the store is closed.
+    /// Publishes until nobody watches, or the store is closed.
     async fn run(mut self, mut link: watch::Receiver<LinkStatus>) {
         let mut rounds = self.store.rounds();
         let mut health = self.store.health();
         loop {
-            // It may have got its first event just now.
+            // The store may just have got its first event.
             if self.place.take(&self.store).is_err() {
                 break;
             }
@@ -333,7 +333,7 @@ impl Publisher {
         self.pages.lock().remove(self.store.id());
     }
 
-    /// Begins to follow what streams ask for, and ends to follow what none has any more.
+    /// Follows what streams newly ask for, and drops what none follows any more.
     fn look_at_interests(&mut self) {
         let mut table = self.channel.interests.lock();
         let Table { slots, free, fresh } = &mut *table;
@@ -348,7 +348,7 @@ impl Publisher {
         if left.is_empty() {
             return;
         }
-        // Whoever gets one of these slots next must not find what was in it.
+        // The next fragment in one of these slots must not show what was in it.
         self.channel.frames.send_if_modified(|frames| {
             left.iter().for_each(|followed| frames.clear(followed.slot));
             false
@@ -359,8 +359,8 @@ impl Publisher {
         }
     }
 
-    /// What is new, at a moment between two commits. Nothing while an answer that is about to come is missing: a page gets
-    /// all of its fragments at once.
+    /// The news, at a moment between two commits. `None` while an answer is still missing: a page gets all of its
+    /// fragments at once.
     fn news(
         &mut self,
         rounds: &mut watch::Receiver<u64>,
@@ -378,12 +378,12 @@ impl Publisher {
         Some(News { status, fragments: self.followed.iter_mut().filter_map(new).collect() })
     }
 
-    /// Draws what is new and hands it to the streams. False when all of it looks as before.
+    /// Draws the news and hands it to the streams. Returns false if everything looks as before.
     fn publish(&mut self, news: News) -> bool {
         let mut updates = Vec::new();
         let with = Render::for_stream(&self.face, &self.base);
         for (key, slot, answer) in news.fragments {
-            // A fragment that can't be drawn stays as it was. What is wrong with the store is in its status.
+            // A fragment that can't be drawn stays as it was. The status line says what is wrong with the store.
             let html = match answer {
                 Ok(draw) => drawn(&key, draw, with.clone()),
                 Err(Error::Query(why)) => Err(why),
@@ -409,7 +409,7 @@ impl Publisher {
     }
 }
 
-/// How long to wait after an update before the next: the more pages it woke, the longer.
+/// The pause after an update: the more pages it woke, the longer.
 pub(super) fn pause(pages: usize) -> Duration {
     let crowd = u32::try_from(pages).unwrap_or(CROWD).min(CROWD);
     SHORTEST_PAUSE + (LONGEST_PAUSE - SHORTEST_PAUSE) * crowd / CROWD

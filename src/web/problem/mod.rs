@@ -1,5 +1,5 @@
-//! Error answers. A handler says what went wrong as a [`Problem`]; one place turns it into a page for people or into
-//! `application/problem+json` for programs, so that no answer of ours is ever a bare status or a library's plain text.
+//! Error answers. A handler says what went wrong as a [`Problem`]. One place turns it into a page for people or
+//! `application/problem+json` for programs, so no answer is ever a bare status or a library's plain text.
 
 mod of_engine;
 mod words;
@@ -20,9 +20,12 @@ use super::face::Face;
 use super::fields::Fields;
 use super::typed::Filled;
 
-/// What went wrong with a request, in words for whoever reads the answer (problem details, RFC 9457).
+/// The code of an event that can't be stored, now or later, because its materializer or the hub refuses it.
+const EVENT_REFUSED: &str = "event-refused";
+
+/// What went wrong with a request, in words for the reader of the answer (problem details, RFC 9457).
 ///
-/// As a response it is only a status and itself in the extensions: [`render`] gives it its form.
+/// As a response it is a bare status, with itself in the extensions. [`render`] gives it its form.
 #[derive(Clone, Debug)]
 pub(crate) struct Problem {
     status: StatusCode,
@@ -34,19 +37,19 @@ pub(crate) struct Problem {
     typed: Option<Box<Typed>>,
 }
 
-/// A form that was not stored, to be posted again.
+/// A form that was not stored, so that a person can correct it and post it again.
 #[derive(Clone, Debug)]
 pub(crate) struct Typed {
     pub(crate) action: String,
     pub(crate) id: String,
-    /// What somebody can correct: names and values.
+    /// The fields that a person can correct: names and values.
     pub(crate) shown: Vec<(String, String)>,
-    /// What the form sent along.
+    /// The fields that the form sends along unseen.
     pub(crate) hidden: Vec<(String, String)>,
 }
 
 impl Typed {
-    /// A form with these fields, of which the page knows some.
+    /// Sorts `fields` by what the page with the form knows of them.
     pub(crate) fn new(action: String, id: String, fields: &Fields, known: &BTreeMap<String, Filled>) -> Self {
         let mut typed = Self { action, id, shown: Vec::new(), hidden: Vec::new() };
         for (name, value) in fields.iter() {
@@ -58,7 +61,7 @@ impl Typed {
         typed
     }
 
-    /// Shows the field `name`, because it is the one that doesn't fit.
+    /// Shows the field `name`, because it is the one at fault.
     fn show(&mut self, name: &str) {
         let is_it = |field: &mut (String, String)| field.0 == name;
         self.shown.extend(self.hidden.extract_if(.., is_it));
@@ -141,14 +144,15 @@ impl Problem {
         self
     }
 
-    /// Shows the form again on the page of the problem, with what was typed. Its words then ask for a correction, unless
-    /// the same post may succeed later. Where nothing was typed, there is nothing to correct, and no form.
+    /// Shows the form again below the problem, with what was typed. The advice is then to correct it, unless the same
+    /// post may succeed later. Without a typed field there is nothing to correct, and no form.
     pub(crate) fn with_typed(mut self, mut typed: Typed) -> Self {
         if let Some(field) = self.members.as_ref().and_then(|members| members.get("field")?.as_str()) {
             typed.show(field);
         }
         let may_succeed = self.is_about_the_moment();
-        if !may_succeed && !typed.shown.is_empty() {
+        // The words of a refusal stand alone.
+        if !may_succeed && !typed.shown.is_empty() && !self.advice.is_empty() {
             self.advice = "Nothing was stored. Correct it and post it again.".into();
         }
         self.typed = (may_succeed || !typed.shown.is_empty()).then(|| Box::new(typed));
@@ -178,7 +182,11 @@ impl Problem {
             face,
             typed: self.typed.as_deref(),
             status: self.status.as_u16(),
-            title: if self.status == StatusCode::NOT_FOUND { face.lost } else { title(self.status) },
+            title: match self.code {
+                EVENT_REFUSED => "Not saved",
+                _ if self.status == StatusCode::NOT_FOUND => face.lost,
+                _ => title(self.status),
+            },
             detail: &self.detail,
             advice: &self.advice,
             home,
@@ -190,7 +198,7 @@ impl Problem {
     }
 }
 
-/// A problem in general words, where the status says it all.
+/// A problem in general words, where the status says enough.
 impl From<StatusCode> for Problem {
     fn from(status: StatusCode) -> Self {
         Self::of_status(status)
@@ -205,9 +213,9 @@ impl IntoResponse for Problem {
     }
 }
 
-/// Gives an answer to `method uri` its final form. Answers below 400 pass; any other becomes its [`Problem`], or the
-/// one made from its status, as JSON (where the path or the request asks for it) or as a page. Whatever body it had is
-/// dropped: it was never meant for a reader.
+/// Gives the answer to `method uri` its final form. Answers below 400 pass. Any other becomes its [`Problem`], or the
+/// one for its status: as JSON if the path or the request asks for it, or else as a page. Any other body is dropped,
+/// because it was never meant for a reader.
 pub(crate) fn render(face: &Face, method: &Method, uri: &Uri, asks_for_json: bool, response: Response) -> Response {
     if !is_failure(response.status()) {
         return response;
@@ -256,8 +264,8 @@ pub(crate) fn render(face: &Face, method: &Method, uri: &Uri, asks_for_json: boo
     answer
 }
 
-/// Whether a request wants JSON rather than a page. Browsers that go to an address, and programs that don't care, don't
-/// name it.
+/// Whether a request prefers JSON to a page. Browsers on their way to an address and programs that don't care never
+/// name JSON.
 pub(in crate::web) fn asks_for_json(headers: &HeaderMap) -> bool {
     let accepts = |media_types: &[&str]| {
         let ranges = headers.get_all(header::ACCEPT).iter().filter_map(|value| value.to_str().ok());
@@ -280,13 +288,13 @@ pub(in crate::web) fn storeless(path: &str) -> &str {
     }
 }
 
-/// Headers of the original answer that still hold for the rendered one.
+/// Headers of the original answer that also hold for the rendered one.
 const KEPT: [HeaderName; 2] = [header::ALLOW, header::RETRY_AFTER];
 
-/// After these the rest of the request is still on its way, and is not worth reading.
+/// With these, the rest of the request is still on its way, and not worth reading.
 const LEAVES_BODY_UNREAD: [StatusCode; 2] = [StatusCode::PAYLOAD_TOO_LARGE, StatusCode::REQUEST_TIMEOUT];
 
-/// Members that every problem has, and that [`Problem::with`] therefore can't add.
+/// Members that every problem has. [`Problem::with`] can't add them.
 const RESERVED: [&str; 6] = ["type", "title", "status", "code", "detail", "advice"];
 
 #[derive(Template)]
@@ -329,7 +337,7 @@ fn is_store_id(text: &str) -> bool {
     text.len() <= 63 && text.bytes().next().is_some_and(plain) && text.bytes().all(|byte| plain(byte) || byte == b'-')
 }
 
-/// The message of an error as a sentence. A file's name at its start stays as it is.
+/// An error's message as a sentence. A file name at its start keeps its case.
 pub(crate) fn sentence(error: impl Display) -> String {
     let text = error.to_string();
     let word = text.split_whitespace().next().unwrap_or_default().trim_end_matches(['.', ':', ',', ';']);

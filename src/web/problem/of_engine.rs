@@ -1,8 +1,8 @@
-//! What the engine's errors are to whoever asked.
+//! How the engine's errors are answered.
 
 use axum::http::StatusCode;
 
-use super::{Problem, sentence};
+use super::{EVENT_REFUSED, Problem, sentence};
 use crate::engine::Error;
 
 impl From<Error> for Problem {
@@ -14,9 +14,11 @@ impl From<Error> for Problem {
                 detail,
                 "Nothing was stored. Reload the page and post again; a program must send a new UUID of version 7.",
             ),
-            Error::Refused(_) | Error::SetAside(_) => Self::new(
+            // The materializer's words are for the person who posted. Words of ours around them would only drown them.
+            Error::Refused(why) => Self::new(StatusCode::UNPROCESSABLE_ENTITY, EVENT_REFUSED, why, ""),
+            Error::SetAside(_) => Self::new(
                 StatusCode::UNPROCESSABLE_ENTITY,
-                "event-refused",
+                EVENT_REFUSED,
                 detail,
                 "Nothing was stored, and the same event would be refused again.",
             ),

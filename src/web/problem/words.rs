@@ -1,4 +1,4 @@
-//! What to say where a status says it all.
+//! The words for a bare status.
 
 use axum::http::StatusCode;
 

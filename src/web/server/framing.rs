@@ -1,14 +1,14 @@
 //! Where each request on a connection begins and ends, read before the parser sees a byte of it.
 //!
-//! A proxy in front of us that ends a request elsewhere than we do can be made to pass a stranger's request off as part of
-//! another's. So whatever can be read in two ways is refused: a line that ends without a carriage return, a line that goes on
-//! in the next, two lengths, a length and chunks, a transfer encoding other than `chunked`. The byte that ends the
-//! offending line is spoiled, and so the parser answers 400 and closes, as it does with anything that isn't HTTP.
+//! A proxy that ends a request elsewhere than we do can be made to pass a stranger's request off as part of another. So
+//! whatever can be read in two ways is refused: a line that ends without a carriage return, a line that continues in
+//! the next, two lengths, a length together with chunks, a transfer encoding other than `chunked`. We spoil the byte
+//! that ends the offending line. The parser then answers 400 and closes, as it does with anything that isn't HTTP.
 
-/// As much of a line as it takes to know a header that says how long the body is.
+/// As much of a line as it takes to recognize a header that gives the length of the body.
 const LINE: usize = 64;
 
-/// No byte of a head or of the size of a chunk, so that no parser takes it for anything.
+/// A byte that is in no head and no chunk size, so every parser refuses it.
 const SPOILED: u8 = 0;
 
 /// What comes next on a connection.
@@ -16,19 +16,19 @@ const SPOILED: u8 = 0;
 enum Place {
     /// A line of a head, with its number.
     Head(usize),
-    /// So many bytes of a body.
+    /// This many bytes of a body.
     Body(u64),
     /// The line with the size of a chunk.
     Size,
-    /// So many bytes of a chunk, and of the line's end behind it.
+    /// This many bytes of a chunk and of the line end after it.
     Chunk(u64),
-    /// A line behind the last chunk.
+    /// A line after the last chunk.
     Trailer,
-    /// Something that can't be understood; the parser is going to refuse it.
+    /// Something unreadable, which the parser is going to refuse.
     Lost,
 }
 
-/// How long a head says its body is.
+/// What a head says about the length of its body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Length {
     None,
@@ -42,7 +42,7 @@ pub(super) struct Framing {
     place: Place,
     length: Length,
     line: [u8; LINE],
-    /// Of the whole line, of which [`line`](Self::line) has the beginning.
+    /// The length of the whole line. [`line`](Self::line) has its beginning.
     line_length: usize,
     last: u8,
     head_bytes: usize,
@@ -62,22 +62,22 @@ impl Framing {
         }
     }
 
-    /// Bytes of a head that isn't whole yet.
+    /// The bytes of a head that isn't complete yet.
     pub(super) fn head_bytes(&self) -> usize {
         self.head_bytes
     }
 
-    /// Whether the first line of a request has come. Empty lines are none.
+    /// Whether the first line of a request has arrived. Empty lines before it don't count.
     pub(super) fn has_begun(&self) -> bool {
         self.has_begun
     }
 
-    /// Whether everything that was begun is whole.
+    /// Whether everything that was begun is complete.
     pub(super) fn is_between_requests(&self) -> bool {
         self.head_bytes == 0 && matches!(self.place, Place::Head(_))
     }
 
-    /// Follows what came next, and spoils it where it can be read in two ways.
+    /// Follows the next bytes, and spoils them where they can be read in two ways.
     pub(super) fn pass(&mut self, bytes: &mut [u8]) {
         let mut at = 0;
         while at < bytes.len() {
@@ -124,12 +124,12 @@ impl Framing {
         }
     }
 
-    /// What comes after the line that has just ended; nothing when it can be read in two ways.
+    /// What comes after the line that has just ended, or nothing if that can be read in two ways.
     fn after_line(&mut self) -> Option<Place> {
         let length = self.line_length - 1;
         let known = &self.line[..length.min(LINE)];
         match self.place {
-            // Empty lines before a request are passed over, as the parser does.
+            // The parser skips empty lines before a request, and so do we.
             Place::Head(0) if known.is_empty() => Some(Place::Head(0)),
             Place::Head(0) => {
                 self.length = Length::None;
@@ -165,8 +165,8 @@ impl Framing {
     }
 }
 
-/// What a line of a head says about the length of the body, if it says anything; nothing at all when that can be read in two
-/// ways.
+/// What a line of a head says about the length of the body, if anything. The outer `None` means that it can be read in
+/// two ways.
 fn body_length(line: &[u8], is_whole: bool) -> Option<Option<Length>> {
     if line.first().is_some_and(|byte| matches!(byte, b' ' | b'\t')) {
         return None;
@@ -191,7 +191,7 @@ mod tests {
 
     const POST: &str = "POST /likes HTTP/1.1\r\nHost: localhost\r\n";
 
-    /// What becomes of `text`, in pieces of every size.
+    /// The result for `text`, cut into pieces of every size.
     fn passed(text: &str) -> (String, Framing) {
         let whole = in_pieces(text, text.len().max(1));
         for size in 1..8 {

@@ -1,7 +1,7 @@
-//! The connections that keep us waiting for their peer. When room is needed, those that did so longest make it.
+//! The connections that keep us waiting for their peer. When room is needed, those that have waited longest make it.
 //!
-//! To refuse whoever comes when all places are taken would leave them to who holds them with silence. So a connection has its
-//! place for good only while we are the ones who work on it.
+//! Refusing newcomers when all places are taken would leave the places to peers that hold them in silence. So a
+//! connection is sure of its place only while we are the ones who work on it.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,7 +20,7 @@ pub(super) struct Lobby {
 }
 
 struct Shared {
-    /// From which times are counted.
+    /// The moment from which times are counted.
     start: Instant,
     heads: usize,
     queues: Mutex<Queues>,
@@ -28,13 +28,13 @@ struct Shared {
 
 #[derive(Default)]
 struct Queues {
-    /// The number of the next who comes; lower ones came earlier.
+    /// The next number to give out. Lower numbers came earlier.
     next: u64,
-    /// Those from elsewhere, and those from this machine.
+    /// The waiting connections from elsewhere, and those from this machine.
     waiting: [BTreeMap<u64, Arc<Notify>>; 2],
-    /// Those that have sent a large part of a head, with its size.
+    /// The connections that have sent a large part of a head, with its size.
     heavy: BTreeMap<u64, (usize, Arc<Notify>)>,
-    /// Of all those together.
+    /// The bytes of all those heads together.
     weight: usize,
 }
 
@@ -47,7 +47,7 @@ impl Lobby {
         Self { shared: Arc::new(Shared { start: Instant::now(), heads, queues: Mutex::default() }) }
     }
 
-    /// A connection that was just opened, and so waits.
+    /// A connection that was just opened, and so keeps us waiting.
     pub(super) fn enter(&self, is_local: bool) -> Connection {
         let connection = Connection {
             inner: Arc::new(Inner {
@@ -62,7 +62,7 @@ impl Lobby {
         connection
     }
 
-    /// Lets go of whoever waits longest, those from elsewhere first. False when nobody does.
+    /// Ends the connection that has waited longest, those from elsewhere first. Returns false if none waits.
     pub(super) fn make_room(&self) -> bool {
         let mut queues = self.shared.lock();
         let longest = queues.waiting.iter_mut().find_map(BTreeMap::pop_first);
@@ -76,7 +76,7 @@ impl Shared {
     }
 }
 
-/// One connection, as those who work on it see it.
+/// One connection, as seen by the code that works on it.
 #[derive(Clone)]
 pub(crate) struct Connection {
     inner: Arc<Inner>,
@@ -87,13 +87,13 @@ struct Inner {
     is_local: bool,
     let_go: Arc<Notify>,
     state: Mutex<State>,
-    /// Until when the peer has to take what it was sent, in milliseconds since the start.
+    /// The deadline for the peer to take what it was sent, in milliseconds since the start.
     take_by: AtomicU64,
 }
 
 #[derive(Default)]
 struct State {
-    /// Whether all that the peer has begun to send is there.
+    /// Whether everything that the peer has begun to send has arrived.
     is_whole: bool,
     is_answering: bool,
     /// Whether the peer takes nothing of what we send.
@@ -111,26 +111,26 @@ impl State {
 }
 
 impl Connection {
-    /// Returns when the connection has to go, because it waited longer than others.
+    /// Returns when the connection has to go, because it has waited longer than all others.
     pub(super) async fn let_go(&self) {
         loop {
             self.inner.let_go.notified().await;
-            // What it waited for may have come meanwhile.
+            // What it waited for may have arrived meanwhile.
             if self.state().is_waiting() {
                 return;
             }
         }
     }
 
-    /// A request came, and is answered until what this gives is dropped.
+    /// A request arrived. It counts as being answered until the returned value is dropped.
     pub(super) fn answer(&self) -> Answering {
-        // What the answer before had to be taken by is no matter of this one.
+        // The deadline of the answer before doesn't concern this one.
         self.inner.take_by.store(u64::MAX, Ordering::Relaxed);
         self.change(|state| state.is_answering = true);
         Answering(self.clone())
     }
 
-    /// So many bytes of a head are there that isn't whole; and whether anything is missing.
+    /// Records how many bytes of an incomplete head have arrived, and whether anything is missing.
     pub(super) fn has_read(&self, head_bytes: usize, is_whole: bool) {
         self.change(|state| state.is_whole = is_whole);
         let weight = if head_bytes > LIGHT { head_bytes } else { 0 };
@@ -159,7 +159,7 @@ impl Connection {
         self.change(|state| state.is_stalled = is_stalled);
     }
 
-    /// From now on the peer has so much time to take what it is sent.
+    /// Gives the peer this much time, from now on, to take what it is sent.
     pub(crate) fn must_take_within(&self, time: Duration) {
         let by = (self.inner.shared.start.elapsed() + time).as_millis();
         self.inner.take_by.store(u64::try_from(by).unwrap_or(u64::MAX), Ordering::Relaxed);
@@ -200,7 +200,7 @@ impl Queues {
         self.next
     }
 
-    /// Takes the head with this number, which it gives back, out of those that count.
+    /// Removes the head with this number from those that count, and returns the number.
     fn lighten(&mut self, number: u64) -> u64 {
         if let Some((weight, _)) = self.heavy.remove(&number) {
             self.weight -= weight;
@@ -222,7 +222,7 @@ impl Drop for Inner {
     }
 }
 
-/// That a request is being answered.
+/// Held while a request is being answered.
 pub(super) struct Answering(Connection);
 
 impl Drop for Answering {

@@ -1,5 +1,5 @@
-//! The HTTP/1.1 server loop. `axum::serve` knows no header timeout, no limit of connections and no deadline for event
-//! streams at shutdown; a server that strangers can reach, and that must stop within seconds, needs all three.
+//! The HTTP/1.1 server loop. `axum::serve` has no header timeout, no limit of connections and no deadline for event
+//! streams at shutdown. A server that strangers can reach and that must stop within seconds needs all three.
 
 mod framing;
 mod limits;
@@ -39,8 +39,8 @@ use super::guard::{ReachedAt, SECURITY_HEADERS};
 /// Serves `router` on `listener` until `shutdown`, and returns when the last connection is gone or `limits.drain` is
 /// over.
 ///
-/// Each request carries the peer's address as `ConnectInfo<SocketAddr>`, ours as [`ReachedAt`], and its [`Connection`]. At shutdown requests
-/// in flight finish; event streams have to end by themselves, on the same token.
+/// Each request carries the peer's address as `ConnectInfo<SocketAddr>`, ours as [`ReachedAt`], and its [`Connection`].
+/// At shutdown, requests in flight finish. Event streams have to end by themselves, on the same token.
 pub(crate) async fn serve(listener: TcpListener, router: Router, limits: Limits, shutdown: CancellationToken) {
     let http = http1_with(limits);
     let busy_answer = busy_answer();
@@ -86,7 +86,7 @@ pub(crate) async fn serve(listener: TcpListener, router: Router, limits: Limits,
     }
 }
 
-/// Resolves when no more requests are to be taken.
+/// Resolves when the server takes no more requests.
 async fn closing_time(shutdown: CancellationToken, limits: Limits) {
     shutdown.cancelled().await;
     sleep(limits.last_call).await;
@@ -144,12 +144,12 @@ async fn converse(
         }
     };
     if let Err(error) = ended {
-        // Peers hang up, stall and send nonsense all day. It is their business, not a fault of ours.
+        // Peers hang up, stall and send nonsense all day. That is no fault of ours.
         tracing::debug!(error = %error_chain(&error), "a connection broke off");
     }
 }
 
-/// The body of an answer; the request is answered until it is gone.
+/// The body of an answer. The request counts as being answered until it is dropped.
 struct AnswerBody {
     body: Body,
     _answering: Answering,
@@ -172,10 +172,10 @@ impl hyper::body::Body for AnswerBody {
     }
 }
 
-/// Tells a peer, as far as it goes without waiting, that there is no room.
+/// Tells a peer that there is no room, as far as that is possible without waiting.
 fn refuse(stream: TcpStream, answer: &str) {
-    // The socket is new, so its send buffer takes this little. If not, the peer sees a closed connection, also an
-    // answer.
+    // The socket is new, so its send buffer takes this little. If not, the peer sees a closed connection, which is an
+    // answer, too.
     if let Ok(mut stream) = stream.into_std() {
         let _ = stream.write_all(answer.as_bytes());
         let _ = stream.shutdown(std::net::Shutdown::Write);
@@ -206,8 +206,8 @@ struct AcceptErrors {
 }
 
 impl AcceptErrors {
-    /// A connection that died in the queue costs nothing. Anything else, like running out of file descriptors, passes
-    /// only with time; a pause this short still lets an honest peer in at once when it does.
+    /// A connection that died in the queue costs nothing. Anything else, such as running out of file descriptors, takes
+    /// time to pass. A pause this short still lets an honest peer in as soon as it does.
     async fn pause_after(&mut self, error: &io::Error) {
         use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
 

@@ -14,7 +14,7 @@ use super::framing::Framing;
 use super::lobby::Connection;
 use crate::limits::web::server::SEND_BUFFER;
 
-/// What a connection has to be told before its first byte.
+/// What a connection is told before its first byte.
 pub(super) fn set_up(stream: &TcpStream, limits: Limits) -> io::Result<()> {
     #[cfg(target_os = "linux")]
     {
