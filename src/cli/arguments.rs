@@ -78,11 +78,14 @@ pub(super) enum Cli {
         #[command(flatten)]
         store: StoreArgs,
         /// Ask the server at this address, rather than the data directory
-        #[arg(long, env = "URL")]
+        #[arg(long, value_name = "URL|HOST:PORT", env = "URL")]
         url: Option<String>,
         /// Print JSON, as `GET /status` answers it
         #[arg(long)]
         json: bool,
+        /// Show the digests of log and state as well, by which replicas are compared; JSON always has them
+        #[arg(long)]
+        digests: bool,
     },
     /// Check the log against its digests, and the state against one rebuilt from the log
     ///
@@ -158,6 +161,9 @@ pub(super) enum TokenCommand {
         /// Make a token that opens /status and /metrics, for a program that watches over this one; it can't sync
         #[arg(long)]
         read: bool,
+        /// Write the token into this new file, which only its owner can read, rather than to standard output
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
     },
     /// Show the devices, when each was last seen, and how far it has pulled
     List,
@@ -387,7 +393,10 @@ fn with_tidy_variables(command: clap::Command) -> clap::Command {
         let value = arg.get_env().and_then(env::var_os).and_then(|value| value.into_string().ok());
         let Some(value) = value else { return arg };
         let tidy = match arg.get_value_delimiter() {
-            Some(comma) => value.split(comma).map(str::trim).collect::<Vec<_>>().join(&comma.to_string()),
+            Some(comma) => {
+                let parts = value.split(comma).map(str::trim).filter(|part| !part.is_empty());
+                parts.collect::<Vec<_>>().join(&comma.to_string())
+            }
             None => value.trim().to_owned(),
         };
         if tidy.is_empty() {

@@ -14,9 +14,20 @@ use crate::engine::{NoEffect, Skipped};
 use crate::limits::app::KINDS;
 use crate::node::host_name;
 use crate::sync::LinkStatus;
-use crate::web::{self, StatusReport};
+use crate::web::{self, Digests, StatusReport};
 
-pub(super) async fn status(at: &Target<'_>, url: Option<String>, json: bool) -> anyhow::Result<ExitCode> {
+/// How a status is shown.
+#[derive(Clone, Copy)]
+pub(super) struct Shown {
+    pub(super) json: bool,
+    pub(super) digests: bool,
+}
+
+pub(super) async fn status(at: &Target<'_>, url: Option<String>, shown: Shown) -> anyhow::Result<ExitCode> {
+    let url = url.map(|url| if url.contains("://") { url } else { format!("http://{url}") });
+    if url.is_none() {
+        at.must_be_known()?;
+    }
     let (report, skipped) = match url {
         // Only the owner may see which events have no effect.
         Some(url) => (ask(at, &url, |request| request).await?, Vec::new()),
@@ -39,11 +50,12 @@ pub(super) async fn status(at: &Target<'_>, url: Option<String>, json: bool) -> 
         },
     };
     let mut out = io::stdout().lock();
-    if json {
+    if shown.json {
         serde_json::to_writer_pretty(&mut out, &report)?;
         writeln!(out)?;
     } else {
-        show(&mut out, at.app, &report, &skipped)?;
+        let digests = report.digests.as_ref().filter(|_| shown.digests);
+        show(&mut out, at.app, &report, digests, &skipped)?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -64,7 +76,13 @@ async fn ask(
     })
 }
 
-fn show(out: &mut impl Write, app: &App, report: &StatusReport, without_effect: &[Skipped]) -> io::Result<()> {
+fn show(
+    out: &mut impl Write,
+    app: &App,
+    report: &StatusReport,
+    digests: Option<&Digests>,
+    without_effect: &[Skipped],
+) -> io::Result<()> {
     let name = app.name();
     let StatusReport { store, device, head, cursor, pending, set_aside, skipped, unknown, log, .. } = report;
     writeln!(out, "store      {store} on {device}", device = device.as_str())?;
@@ -107,7 +125,7 @@ fn show(out: &mut impl Write, app: &App, report: &StatusReport, without_effect: 
     if kinds.len() > KINDS {
         writeln!(out, "           and {} other kinds", kinds.len() - KINDS)?;
     }
-    if let Some(digests) = &report.digests {
+    if let Some(digests) = digests {
         writeln!(
             out,
             "digests    at {}: log {}, state {}",

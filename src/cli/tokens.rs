@@ -1,8 +1,11 @@
 //! `token`: the devices that may sync with this hub.
 
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
+
+use anyhow::Context as _;
 
 use super::arguments::TokenCommand;
 use crate::app::App;
@@ -10,16 +13,55 @@ use crate::engine;
 use crate::sync::{Purpose, Seen, TokenFile};
 use crate::web;
 
+/// A file that was not there before, for a token. It goes again if there is none.
+struct NewFile {
+    path: PathBuf,
+    file: Option<File>,
+}
+
+impl NewFile {
+    fn create(path: PathBuf) -> anyhow::Result<Self> {
+        let mut options = OpenOptions::new();
+        options.write(true).create_new(true);
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+        let file = options.open(&path).with_context(|| match path.exists() {
+            true => format!("{} is there already, and a token overwrites nothing; name another file", path.display()),
+            false => format!("cannot create {}", path.display()),
+        })?;
+        Ok(Self { path, file: Some(file) })
+    }
+
+    fn write(mut self, token: &str) -> anyhow::Result<()> {
+        let Some(mut file) = self.file.take() else { return Ok(()) };
+        let written = writeln!(file, "{token}").and_then(|()| file.sync_all());
+        written.with_context(|| format!("cannot write the token to {}; it is {token}", self.path.display()))
+    }
+}
+
+impl Drop for NewFile {
+    fn drop(&mut self) {
+        if self.file.is_some() {
+            drop(fs::remove_file(&self.path));
+        }
+    }
+}
+
 pub(super) fn token(app: &App, data: &Path, command: TokenCommand) -> anyhow::Result<ExitCode> {
     let name = app.name();
     let file = TokenFile::in_dir(data);
     let mut out = io::stdout().lock();
     match command {
-        TokenCommand::Add { name: device, read } => {
+        TokenCommand::Add { name: device, read, out: place } => {
             engine::create_private_dir(data)?;
             let purpose = if read { Purpose::Read } else { Purpose::Sync };
+            // Before there is a token that would then be nowhere.
+            let place = place.map(NewFile::create).transpose()?;
             let token = file.add(device.clone(), purpose)?;
-            writeln!(out, "{token}")?;
+            match place {
+                Some(place) => place.write(&token)?,
+                None => writeln!(out, "{token}")?,
+            }
             let use_it = match purpose {
                 Purpose::Sync => format!(
                     "Put it into a file on that device, and start {name} there with --upstream URL --token-file FILE"
