@@ -33,7 +33,7 @@ const RESERVED: [&str; 14] = [
 const EVENTS: [&str; 2] = ["done", "current"];
 
 /// Commands that every program has.
-const OWN_COMMANDS: [&str; 18] = [
+const OWN_COMMANDS: [&str; 19] = [
     "serve",
     "hub",
     "status",
@@ -52,6 +52,7 @@ const OWN_COMMANDS: [&str; 18] = [
     "set-aside",
     "help",
     "completions",
+    "man",
 ];
 
 /// Fields of `/status` and metrics of the program, beside which figures stand.

@@ -87,6 +87,19 @@ pub(super) enum Cli {
         #[arg(long)]
         digests: bool,
     },
+    /// List the stores, with their counts and how they stand with the hub
+    Stores {
+        /// Print JSON: an array of what `status --json` prints, without digests
+        #[arg(long)]
+        json: bool,
+    },
+    /// Say whether an event can be stored: exits with 0 if so, for containers and supervisors
+    ///
+    /// Asks the {app} process that serves the data directory. Without one the answer is no.
+    Health {
+        #[command(flatten)]
+        store: StoreArgs,
+    },
     /// Check the log against its digests, and the state against one rebuilt from the log
     ///
     /// Reads everything and changes nothing. Exits with 1 when it finds a difference.
@@ -150,6 +163,17 @@ pub(super) enum Cli {
         /// Directory of the copy; it must not exist, or be empty
         to: PathBuf,
     },
+    /// Print completions of {app}'s commands for a shell
+    ///
+    /// For bash: `{app} completions bash > ~/.local/share/bash-completion/completions/{app}`.
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page
+    ///
+    /// To read it: `{app} man | man -l -`.
+    Man,
 }
 
 #[derive(Subcommand)]
@@ -299,7 +323,7 @@ pub(super) fn parse(app: &App, line: impl IntoIterator<Item = OsString>) -> Resu
 }
 
 /// All commands of the app, in its own words.
-fn command_line(app: &App) -> clap::Command {
+pub(super) fn command_line(app: &App) -> clap::Command {
     let about = app.about_text();
     let summary = about.split_once("\n\n").map_or(about, |(summary, _)| summary);
     let common = in_words_of(app, Top::command());

@@ -2,12 +2,15 @@
 
 mod arguments;
 mod context;
+mod health;
 mod log;
+mod manual;
 mod owner;
 mod process;
 mod serve;
 mod set_aside;
 mod status;
+mod stores;
 mod target;
 mod tokens;
 mod transfer;
@@ -129,6 +132,8 @@ async fn obey(app: &App, asked: Asked, data: &Path) -> anyhow::Result<ExitCode> 
         Cli::Status { store, url, json, digests } => {
             status::status(&at(store.store), url, status::Shown { json, digests }).await
         }
+        Cli::Stores { json } => stores::stores(app, data, json).await,
+        Cli::Health { store } => health::health(&at(store.store)).await,
         Cli::Verify { store } => verify::verify(&at(store.store)).await,
         Cli::Export { store } => transfer::export(&at(store.store), Exported::All).await,
         Cli::Import { store } => transfer::import(&at(store.store)).await,
@@ -136,6 +141,8 @@ async fn obey(app: &App, asked: Asked, data: &Path) -> anyhow::Result<ExitCode> 
         Cli::Token { command } => tokens::token(app, data, command),
         Cli::Adopt { store, yes } => log::adopt(&at(store.store), yes).await,
         Cli::Promote { store, yes } => log::promote(&at(store.store), yes).await,
+        Cli::Completions { shell } => manual::completions(app, shell),
+        Cli::Man => manual::page(app),
         Cli::SetAside { store, command } => set_aside::set_aside(&at(store.store), &command).await,
     }
 }

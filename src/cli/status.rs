@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use reqwest::{Method, RequestBuilder};
 
-use super::process::{as_local, http_client, unanswered, understood};
+use super::process::{Process, as_local, http_client, unanswered, understood};
 use super::target::{Access, Target, access_to_all};
 use crate::app::App;
 use crate::engine::{NoEffect, Skipped};
@@ -15,6 +15,11 @@ use crate::limits::app::KINDS;
 use crate::node::host_name;
 use crate::sync::LinkStatus;
 use crate::web::{self, Digests, StatusReport};
+
+/// Asks as the owner of the data that a process serves.
+pub(super) fn as_owner_of(process: &Process) -> impl Fn(RequestBuilder) -> RequestBuilder {
+    |request| as_local(request).bearer_auth(&process.holder.key)
+}
 
 /// How a status is shown.
 #[derive(Clone, Copy)]
@@ -30,11 +35,10 @@ pub(super) async fn status(at: &Target<'_>, url: Option<String>, shown: Shown) -
     }
     let (report, skipped) = match url {
         // Only the owner may see which events have no effect.
-        Some(url) => (ask(at, &url, |request| request).await?, Vec::new()),
+        Some(url) => (ask(at, &url, true, |request| request).await?, Vec::new()),
         None => match access_to_all(at.app, at.data)? {
             Access::Asked(process) => {
-                let as_owner = |request| as_local(request).bearer_auth(&process.holder.key);
-                let report = ask(at, &process.address, as_owner).await?;
+                let report = ask(at, &process.address, true, as_owner_of(&process)).await?;
                 let request = process.request(Method::GET, &format!("{}/skipped", at.store))?;
                 (report, process.answer(request).await?)
             }
@@ -61,13 +65,15 @@ pub(super) async fn status(at: &Target<'_>, url: Option<String>, shown: Shown) -
 }
 
 /// The status that the program at `url` answers.
-async fn ask(
+pub(super) async fn ask(
     at: &Target<'_>,
     url: &str,
+    digests: bool,
     prepare: impl Fn(RequestBuilder) -> RequestBuilder,
 ) -> anyhow::Result<StatusReport> {
     let name = at.app.name();
-    let url = format!("{}{}/status?digests", url.trim_end_matches('/'), at.app.face().base(&at.store));
+    let digests = if digests { "?digests" } else { "" };
+    let url = format!("{}{}/status{digests}", url.trim_end_matches('/'), at.app.face().base(&at.store));
     let answer = prepare(http_client(&url)?.get(&url)).send().await.map_err(|error| unanswered(error, &url, name))?;
     understood(answer, &url).await?.json().await.with_context(|| {
         format!(

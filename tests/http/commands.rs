@@ -479,3 +479,49 @@ fn an_export_without_its_server_after_a_kill_is_whole() {
     assert_eq!(lines(&export).iter().map(|line| line["id"].as_str().expect("an id")).collect::<Vec<_>>(), ids);
     assert!(printed(run(data.path(), &["verify"])).contains("all is well"));
 }
+
+#[test]
+fn stores_are_listed_with_their_counts() {
+    let data = data_dir();
+    let server = Server::start(data.path());
+    server.like_times(2);
+    server.like("/s/work", &new_id());
+    let served = printed(run(data.path(), &["stores"]));
+    assert_eq!(served, "likes\t2 likes\tnone\nwork\t1 likes\tnone\n");
+    let json: Value = serde_json::from_str(&printed(run(data.path(), &["stores", "--json"]))).expect("JSON");
+    assert_eq!(json[1], server.get("/s/work/status").json());
+    assert_eq!(json.as_array().map(Vec::len), Some(2));
+    assert!(server.terminate().success());
+    assert_eq!(printed(run(data.path(), &["stores"])), served);
+}
+
+#[test]
+fn health_is_good_while_a_like_can_be_stored() {
+    let data = data_dir();
+    let nobody = run(data.path(), &["health"]);
+    assert_eq!(nobody.status.code(), Some(1));
+    let server = Server::start(data.path());
+    server.like("", &new_id());
+    assert_eq!(printed(run(data.path(), &["health"])), "");
+    assert!(server.terminate().success());
+    let over = run(data.path(), &["health"]);
+    assert_eq!(over.status.code(), Some(1));
+    assert!(errors(&over).contains("no likewise process serves"), "{}", errors(&over));
+}
+
+#[test]
+fn the_command_line_is_told_to_shells_and_to_readers() {
+    let data = data_dir();
+    let script = data.path().join("completions");
+    std::fs::write(&script, printed(run(data.path(), &["completions", "bash"]))).expect("written");
+    let complete =
+        "source $0; COMP_WORDS=(likewise set); COMP_CWORD=1; _likewise likewise set likewise; echo ${COMPREPLY[@]}";
+    let completed = Command::new("bash").args(["-c", complete]).arg(&script).output().expect("bash runs");
+    assert_eq!(String::from_utf8_lossy(&completed.stdout), "set-aside\n", "{}", errors(&completed));
+
+    let page = printed(run(data.path(), &["man"]));
+    let page = page.replace('\\', "");
+    for word in [".TH likewise", "LIKEWISE TOKEN", "--allow-host", "LIKEWISE_TOKEN"] {
+        assert!(page.contains(word), "no {word} in {page}");
+    }
+}
