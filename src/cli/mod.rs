@@ -138,7 +138,7 @@ async fn obey(app: &App, asked: Asked, data: &Path) -> anyhow::Result<ExitCode> 
         Cli::Export { store } => transfer::export(&at(store.store), Exported::All).await,
         Cli::Import { store } => transfer::import(&at(store.store)).await,
         Cli::Backup { to } => transfer::backup(app, data, &to).await,
-        Cli::Token { command } => tokens::token(app, data, command),
+        Cli::Token { command } => tokens::token(app, data, command).await,
         Cli::Adopt { store, yes } => log::adopt(&at(store.store), yes).await,
         Cli::Promote { store, yes } => log::promote(&at(store.store), yes).await,
         Cli::Completions { shell } => manual::completions(app, shell),

@@ -156,6 +156,7 @@ fn for_devices_and_commands() -> Router<App> {
     Router::new()
         .route("/sync/v1/{store}/events", get(hub::pull).post(hub::push))
         .route("/control/v1/backup", post(control::backup))
+        .route("/control/v1/tokens", post(control::tokens))
         .route("/control/v1/{store}/export", get(control::export))
         .route("/control/v1/{store}/import", post(control::import_route))
         .route("/control/v1/{store}/verify", post(control::verify))
