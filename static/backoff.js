@@ -1,4 +1,4 @@
-// How long to wait before something that failed is tried again. Streams and posts use the same pace.
+// How long to wait before trying again. Streams and posts use the same pace.
 
 /** Milliseconds to wait after the nth failure in a row: 0.3 s doubling up to 5 s, less up to half of it by chance. */
 export function backoff(failures) {

@@ -1,7 +1,7 @@
-// The page's forms. A post that the script takes over is answered at once: the form clears, what was posted is listed as
-// waiting, and it comes back into the form, to be edited, when the server refuses it.
+// The page's forms. A post that the script takes over is answered at once: the form clears, and the post is listed as
+// waiting. If the server refuses it, it comes back into the form, to be edited.
 //
-// A form is taken over when it posts to `BASE/NAME` and NAME is one of the app's forms.
+// The script takes a form over if it posts to `BASE/NAME` and NAME is one of the app's forms.
 
 import { mintId } from "./ids.js";
 import { isDirty } from "./morph.js";
@@ -12,7 +12,7 @@ const GIVES = ":not([type=hidden], [type=submit], [type=button], [type=image], [
 export function takeOver({ base, forms }, posted) {
   const addresses = new Map(forms.map((name) => [`${location.origin}${base}/${name}`, name]));
 
-  /** Which of the app's forms an element is, when it is one. */
+  /** The name of the app's form that an element is, if it is one. */
   function nameOf(form, submitter) {
     // By attribute: a field named `action` hides the property of that name.
     if (form.getAttribute("method")?.toLowerCase() !== "post" || form.hasAttribute("enctype")) return undefined;
@@ -52,12 +52,12 @@ export function takeOver({ base, forms }, posted) {
     /** Gives every form an id of its own: a page from history may hold one that is already used. */
     renewAll: () => all().forEach(renew),
 
-    /** Takes the ids out of forms inside fragments: the stream sends them without, and the script mints them. */
+    /** Removes the ids from forms inside fragments: the stream sends none, and the script mints them. */
     strip(element) {
       for (const form of element.querySelectorAll("form")) if (nameOf(form)) idField(form)?.remove();
     },
 
-    /** Puts what was refused back into its form. Says whether it could: nothing half-typed is overwritten. */
+    /** Puts what was refused back into its form, and says whether it could: nothing half-typed is overwritten. */
     giveBack(entry) {
       const isAbout = (form) => hiddenFields(form).every(([name, value]) => has(entry.fields, name, value));
       const form = all().find((form) => nameOf(form) === entry.form && isAbout(form));
@@ -69,13 +69,13 @@ export function takeOver({ base, forms }, posted) {
   };
 }
 
-/** An address without user and password. A page that was opened with them has them in all its addresses. */
+/** An address without user and password. A page that was opened with them has them in all of its addresses. */
 export function withoutUser(address) {
   const url = new URL(address, location.href);
   return `${url.origin}${url.pathname}`;
 }
 
-/** The fields that a submit sends, in order, the button included that was pressed. */
+/** The fields that a submit sends, in order, with the button that was pressed. */
 function fieldsOf(form, submitter) {
   const fields = [...new FormData(form)].filter(([, value]) => typeof value === "string");
   if (submitter?.name) fields.push([submitter.name, submitter.value]);
@@ -130,7 +130,7 @@ function labelOf(controls) {
   return texts.map((control) => control.value.trim()).filter(Boolean).join(" · ");
 }
 
-/** Gives a control its value of before, which is then used up: of several fields of one name, each has its own. */
+/** Gives a control its earlier value, and uses that up: of several fields of one name, each has its own. */
 function fill(control, left) {
   const isChoice = control.type === "checkbox" || control.type === "radio";
   const at = left.findIndex(([name, value]) => name === control.name && (!isChoice || value === control.value));

@@ -1,4 +1,4 @@
-// Ids of events, minted where the event happens, so that a post may be repeated and still counts once.
+// Ids of events. They are minted where the event happens, so a post may be repeated and still counts once.
 
 export const UUID7 = /^[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$/i;
 

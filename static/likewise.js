@@ -152,7 +152,7 @@ const sent = new Map();  // opening tag of a fragment -> when the stream began t
 let asked = [];          // {fragment, answer, at}: who wants to know how a fragment is now
 let syncing;             // news of a running sync, held back in case it is over in a moment
 
-/** Puts what one commit has changed in place, all of it in one go. */
+/** Puts everything that one commit changed in place at once. */
 function show(fragments) {
   for (const [tag, { html, began }] of Object.entries(fragments)) {
     sent.set(tag, began);
@@ -166,7 +166,7 @@ function show(fragments) {
   speak();
 }
 
-/** Tells those who have asked that what is on the page now is the answer. */
+/** Tells those who asked that the page now shows the answer. */
 function answer(fragments, unchanged = 0) {
   const heard = Object.entries(fragments).map(([tag, { began }]) => [nameIn(tag), began]);
   const isAnswered = ({ fragment, at }) =>
@@ -191,7 +191,7 @@ function isWhole() {
   return [...document.querySelectorAll(PLACES)].every(({ dataset }) => known.has(`${dataset.live} ${dataset.key}`));
 }
 
-/** Parses a fragment into a document of its own, where nothing runs and nothing is loaded. */
+/** Parses a fragment in a document of its own, where nothing runs and nothing loads. */
 function parse(html) {
   return new DOMParser().parseFromString(html, "text/html").querySelector(PLACES);
 }
@@ -205,7 +205,7 @@ function place(fresh) {
   }
 }
 
-/** The status of a sync that is over in a moment is never shown. */
+/** Never shows the status of a sync that is over in a moment. */
 function holdBack(fresh) {
   const status = fresh.querySelector("#status");
   const isBusy = status?.dataset.state === "online" && status.dataset.pending !== "0";
@@ -267,7 +267,7 @@ function back() {
   outbox.hurry();
 }
 
-/** Of several windows side by side, the one that is used comes first. */
+/** Of several windows side by side, the one in use comes first. */
 function rouse() {
   if (live === "resting") back();
 }

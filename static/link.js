@@ -1,8 +1,8 @@
-// The page's end of the live stream: through the shared worker, or through a stream of its own where there is no worker
-// or it doesn't answer. A stream of its own is closed while the page is hidden.
+// The page's end of the live stream. It goes through the shared worker, or through a stream of the page's own if there
+// is no worker or it doesn't answer. A stream of the page's own is closed while the page is hidden.
 //
-// A worker may end at any time, and nobody is told. So a page that is seen asks its worker again and again, and a worker
-// that begins asks for the pages of the one before it.
+// A worker may end at any time, and nobody is told. So a visible page asks its worker again and again, and a new worker
+// asks for the pages of the one before it.
 
 import { openStream } from "./stream.js";
 

@@ -1,9 +1,9 @@
-// Makes one element like another by changing as little as can be, so that focus, selection, half-typed text, open details
-// and scrolling stay where they are.
+// Makes one element like another with as few changes as possible. Focus, selection, half-typed text, open details and
+// scrolling stay where they are.
 //
-// Children are paired by what they are, not by where they stand: an item that moves takes along what somebody types in it.
-// An element is the one of before when it has the same `id`, or is equal, or holds a form with the same hidden fields.
-// Authors whose items have none of these give them an `id`.
+// Children are paired by what they are, not by where they stand: an item that moves takes along what somebody types in
+// it. Two elements are the same if they have the same `id`, or are equal, or hold a form with the same hidden fields.
+// If your items have none of these, give them an `id`.
 
 /** Makes `old`, which is on the page, like `fresh`, which is not and is used up. */
 export function morph(old, fresh) {

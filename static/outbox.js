@@ -1,10 +1,10 @@
-// What was posted and isn't stored yet, oldest first. It is also kept in localStorage, one key an entry, so that it
+// What was posted and isn't stored yet, oldest first. It is also kept in localStorage, one key for each entry, so it
 // outlives the page. Only an answer about an entry itself ends its wait.
 //
-// Entries reach the server in the order in which they were made, from all tabs together: a tab posts one at a time, always
-// the oldest, and holds a lock meanwhile, so that others needn't post the same. Two that post at once would do no harm: an
-// id counts once, and each of them keeps the order. Where there are no locks (they need a secure context), a tab posts its
-// own in order, and what closed ones have left.
+// Entries from all tabs reach the server in the order they were made. A tab posts one at a time, always the oldest, and
+// holds a lock meanwhile, so others needn't post the same. Two tabs that post at once would do no harm: an id counts
+// once, and each tab keeps the order. Without locks (they need a secure context), a tab posts its own entries in order,
+// and those that closed tabs left.
 
 import { backoff } from "./backoff.js";
 import { UUID7 } from "./ids.js";
@@ -14,7 +14,7 @@ const TURN_WITHIN = 12_000;     // a tab that takes longer than a post to give o
 const LONGEST_PAUSE = 60;       // seconds: the most that a Retry-After is heeded
 const OUTLIVES_PAGE = 32_000;   // bytes of a body that a browser may send after its page is gone; 64 KB for all of them
 
-/** Codes that are about the event itself, so that the same post can never succeed. All others are about the moment. */
+/** Codes about the event itself: the same post can never succeed. All others are about the moment. */
 const FINAL = ["malformed-id", "malformed-form", "malformed-event", "event-refused", "id-taken"];
 
 /**
@@ -58,7 +58,7 @@ export function makeOutbox({ app, base }, { changed, stored, refused }) {
     }
   }
 
-  /** Takes an entry over from another page. */
+  /** Takes over an entry from another page. */
   function take(key, value) {
     const id = key.slice(prefix.length);
     const entry = key.startsWith(prefix) && UUID7.test(id) && parse(value);
@@ -109,7 +109,7 @@ export function makeOutbox({ app, base }, { changed, stored, refused }) {
     pump(); // for what was made in between
   }
 
-  /** Calls `work` while no other tab does, unless the one that has its turn hangs. */
+  /** Calls `work` while no other tab does, unless the tab that has its turn hangs. */
   async function inTurn(work) {
     resting ??= new AbortController();
     const { signal } = resting;
@@ -173,7 +173,7 @@ export function makeOutbox({ app, base }, { changed, stored, refused }) {
     changed();
   }
 
-  /** Waits, for all entries alike: what keeps one from being stored keeps them all. */
+  /** Pauses all entries: what keeps one from being stored keeps them all. */
   function pause(retryAfter) {
     const asked = Math.min(LONGEST_PAUSE, Number(retryAfter) || 0) * 1_000;
     failures += 1;
@@ -194,7 +194,7 @@ export function makeOutbox({ app, base }, { changed, stored, refused }) {
       changed();
       pump();
     },
-    /** Takes over what closed pages have left, and tells what of it was refused. */
+    /** Takes over what closed pages left, and reports what was refused. */
     adopt() {
       takeAll();
       giveBack();
@@ -202,12 +202,12 @@ export function makeOutbox({ app, base }, { changed, stored, refused }) {
       pump();
     },
     giveBack,
-    /** Forgets a refused entry, for the person has it back. */
+    /** Forgets a refused entry, because the person has it back. */
     drop(entry) {
       forget(entry.id);
       changed();
     },
-    /** Keeps a refused entry that the person can't be given back now. */
+    /** Keeps a refused entry that can't be given back to the person now. */
     keep: write,
     /** The server may be back: don't wait any longer. */
     hurry() {
@@ -237,13 +237,13 @@ export function makeOutbox({ app, base }, { changed, stored, refused }) {
   };
 }
 
-/** Why our server didn't store it; nothing when somebody else answered in its place. */
+/** Why our server didn't store it, or nothing if somebody else answered in its place. */
 async function problemOf(answer) {
   if (!answer.headers.get("Content-Type")?.startsWith("application/problem+json")) return undefined;
   return answer.json().catch(() => undefined);
 }
 
-/** An entry as it was kept; nothing for what isn't one. */
+/** An entry as it was kept, or nothing if it isn't one. */
 function parse(value) {
   try {
     const entry = JSON.parse(value);

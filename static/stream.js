@@ -1,7 +1,8 @@
-// One live stream, kept open. It is live while it is heard from: a connection that was accepted once proves nothing.
+// One live stream, kept open. It is live while something is heard from it: a connection that was accepted once proves
+// nothing.
 //
-// This reads the stream with `fetch`. An EventSource has to be told the name of every event beforehand, hides comments
-// and the status of an answer, and gives up for good on a 503.
+// This reads the stream with `fetch`. An EventSource has to know the name of every event beforehand, hides comments and
+// the status of an answer, and gives up for good on a 503.
 
 import { backoff } from "./backoff.js";
 

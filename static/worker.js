@@ -1,8 +1,9 @@
-// The shared worker: it owns the live streams of all pages of one browser, because a browser opens only six connections
+// The shared worker. It owns the live streams of all pages of one browser, because a browser opens only six connections
 // to a host, and posts and pages need some of them.
 //
-// A page says where it is and whether somebody sees it, and gets what its store's stream says. All pages of a store share
-// one stream, each with its own parameters. When there are more stores than streams, those that nobody sees rest.
+// A page says where it is and whether somebody sees it, and gets what its store's stream says. All pages of a store
+// share one stream, each with its own parameters. If there are more stores than streams, the stores that nobody sees
+// rest.
 
 import { openStream } from "./stream.js";
 

@@ -1,5 +1,5 @@
 // What only the page of likes has: a number that never goes back under the hand that clicks, and a heart that beats. It
-// stands on the events of likewise.js alone.
+// uses nothing of likewise.js but its events.
 
 const TRUST_CLICKS = 5_000; // how long a count with our stored clicks may stay above the server's before it is asked
 const TRUST_COUNT = 1_000;  // how long a count may stay above a lower one that the server sends

@@ -1,4 +1,4 @@
-//! Likes, an app like any other: one event, one materializer, one query, and their page. It uses the public face alone.
+//! Likes, an app like any other: one event, one materializer, one query, and their page. It uses only the public face.
 
 mod page;
 
@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::App;
 use crate::engine::{Event, Query, Schema};
 
-/// Somebody likes it. There is nothing more to say: that the event exists is the like.
+/// Somebody likes it. It has no fields, because the event itself is the like.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct LikeAdded {}
 
@@ -15,7 +15,7 @@ impl Event for LikeAdded {
     const NAME: &'static str = "LikeAdded";
 }
 
-/// What likes amount to: one row that counts them.
+/// The state of likes: one row that counts them.
 pub fn schema() -> Schema {
     Schema::new(
         "CREATE TABLE likes (id INTEGER PRIMARY KEY, count INTEGER NOT NULL) STRICT;
@@ -29,6 +29,9 @@ pub fn count() -> Query<u64> {
     Query::first("SELECT count FROM likes WHERE id = 1")
 }
 
+/// The longest form, in bytes. A like is an id, and whatever else a client sends along is small.
+const LONGEST_FORM: u64 = 4 * 1024;
+
 /// The app: likes with their page, as the program `likewise`.
 pub fn app() -> App {
     App::new("likewise", schema)
@@ -41,7 +44,7 @@ pub fn app() -> App {
         .store("likes")
         .lost("Nothing here to like")
         .form::<LikeAdded>("likes")
-        .longest_form(4 * 1024)
+        .longest_form(LONGEST_FORM)
         .live("likes", |_| Ok(count()), |count, _| page::Likes { count })
         .page(|page| page::LikesPage { page })
         .asset("likes.js", "text/javascript; charset=utf-8", include_bytes!("likes.js"))
