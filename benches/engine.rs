@@ -1,13 +1,13 @@
-//! What the engine costs beside a plain loop over SQLite that does the two statements of a like: INSERT into a log with a
-//! unique id, and UPDATE of the count.
+//! What the engine costs, compared with a plain loop over SQLite that runs the two statements of a like: INSERT into a log with
+//! a unique id, and UPDATE of the count.
 //!
 //! ```sh
 //! cargo bench --bench engine              # all; or a part: -- commit, -- rebuild, -- live, -- keys
 //! BENCH_SECONDS=60 cargo bench --bench engine   # more rounds, when the machine is busy
 //! ```
 //!
-//! Both sides do the same in each table: the same rows, the same durability (WAL, `synchronous=FULL`, one COMMIT a
-//! group), the same disk, by turns.
+//! In each table both sides do the same work in turns: the same rows, the same durability (WAL, `synchronous=FULL`, one COMMIT
+//! per group), the same disk.
 
 mod compare;
 
@@ -38,7 +38,7 @@ fn main() {
     }
 }
 
-/// Commits in groups. No side checkpoints: the store does that beside its commits, on another thread.
+/// Commits in groups. Neither side checkpoints: the store does that on another thread, beside its commits.
 fn commit(scale: Scale) {
     head("commit, per event", "engine", "plain");
     for (group, events) in [(1, 200), (10, 2_000), (100, 20_000), (1_000, 50_000)] {
@@ -71,8 +71,8 @@ fn commit(scale: Scale) {
     }
 }
 
-/// Makes the state anew from the log. The plain side reads the same log, and updates a fresh table in transactions of
-/// as many events.
+/// Rebuilds the state from the log. The plain side reads the same log, and updates a fresh table in transactions of the same
+/// size.
 fn rebuild(scale: Scale) {
     head("rebuild, per event", "engine", "plain");
     let events = scale.of(1_000_000);
@@ -120,8 +120,8 @@ fn rebuild(scale: Scale) {
     compare(scale, &format!("of {events} events"), Aim::Speed(0.7), ours, plain);
 }
 
-/// From a click to the last of those who watch: commit, run the query again, wake them. The plain side commits and runs
-/// its query again, and tells nobody.
+/// The time from a click to the last watcher: commit, run the query again, wake the watchers. The plain side commits and runs
+/// its query again, but wakes nobody.
 fn live(scale: Scale) {
     head("a change, watched", "engine", "plain");
     let runtime = Runtime::new().expect("start tokio");
@@ -170,7 +170,7 @@ async fn time_changes(stores: &Stores, watchers: usize, changes: usize) -> Durat
         }
     };
     all_have(0).await;
-    // The first like makes the files, which is not what is measured here.
+    // The first like creates the files, which isn't measured here.
     store.commit(LikeAdded {}).await.expect("commit");
     all_have(1).await;
     let start = Instant::now();
@@ -191,7 +191,7 @@ impl Event for Voted {
     const NAME: &'static str = "Voted";
 }
 
-/// A commit that changes one row, while many rows are watched, each by its key, beside one while nobody watches.
+/// A commit that changes one row while many rows are watched by key, compared with one while nobody watches.
 fn keys(scale: Scale) {
     head("a commit of one row", "watched", "alone");
     let runtime = Runtime::new().expect("start a runtime");
@@ -238,7 +238,7 @@ fn setup() -> Setup {
     Setup::new(likes::schema(), "bench".parse().expect("a name")).expect("read the program")
 }
 
-/// New likes, so that no side has to make them while it is measured.
+/// New likes, made before the measurement.
 fn grouped(groups: usize, group: usize) -> Vec<Vec<Envelope>> {
     let like = |_| Envelope::new(EventId::now(), &LikeAdded {}).expect("an event");
     (0..groups).map(|_| (0..group).map(like).collect()).collect()

@@ -1,14 +1,13 @@
-//! What a like costs over HTTP, beside the least that a server written with the same libraries can do: an axum handler
-//! that reads the form, stores nothing and answers the same redirect.
+//! What a like costs over HTTP, compared with the least that a server on the same libraries can do: an axum handler that reads
+//! the form, stores nothing, and answers with the same redirect.
 //!
 //! ```sh
 //! cargo bench --bench http
 //! BENCH_CONNECTIONS=8 BENCH_SECONDS=60 cargo bench --bench http
 //! ```
 //!
-//! Each server is a process of its own: the release binary as it is, with its guard and its limits, and this program
-//! again, which has neither. They are asked by turns, by the same client, which keeps 64 connections busy with one
-//! request each and shares the machine with them.
+//! Each server is its own process: the release binary with its guard and limits, and this program again, which has neither. The
+//! same client asks them in turns. It keeps 64 connections busy with one request each, and shares the machine with them.
 
 mod compare;
 
@@ -29,7 +28,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
-/// Set for the child process that is to be the server which stores nothing.
+/// Set for the child process that serves without storing.
 const BE_EMPTY: &str = "BENCH_BE_EMPTY";
 
 fn main() {
@@ -68,7 +67,7 @@ fn likes_over_http(scale: Scale) {
     assert_eq!(likewise.count(), likes, "each answered like counts once");
 }
 
-/// Posts likes over `connections` for the time of `slice`. How many were answered, and how long that took.
+/// Posts likes over `connections` for the time of `slice`. Returns how many were answered, and how long that took.
 async fn post_likes(address: SocketAddr, connections: usize, slice: Duration) -> (u64, Duration) {
     let mut streams = Vec::new();
     for _ in 0..connections {
@@ -86,7 +85,7 @@ async fn post_likes(address: SocketAddr, connections: usize, slice: Duration) ->
     (posted, start.elapsed())
 }
 
-/// Posts one like after the other, as a form with an id of its own, until `end`. How many.
+/// Posts one like after the other until `end`, each as a form with its own id. Returns how many.
 async fn post_until(mut stream: TcpStream, address: SocketAddr, end: Instant) -> u64 {
     let mut request = format!(
         "POST /likes HTTP/1.1\r\nHost: {address}\r\nContent-Type: application/x-www-form-urlencoded\r\n\
@@ -113,7 +112,7 @@ async fn post_until(mut stream: TcpStream, address: SocketAddr, end: Instant) ->
     posted
 }
 
-/// A server in a process of its own, which ends with this value.
+/// A server in its own process, which ends when this value is dropped.
 struct Server {
     process: Child,
     address: SocketAddr,
@@ -150,7 +149,7 @@ impl Drop for Server {
     }
 }
 
-/// The server that stores nothing. No guard, no limits, no headers but those of the redirect.
+/// The server that stores nothing. It has no guard, no limits, and no headers except those of the redirect.
 fn serve_nothing() {
     let like = async |body: Bytes| match form_urlencoded::parse(&body).find(|(name, _)| name == "id") {
         Some((_, id)) if id.parse::<EventId>().is_ok() => Ok(Redirect::to("/")),

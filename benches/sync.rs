@@ -1,10 +1,10 @@
-//! What sync costs beside the plain work: the same events inserted and applied with plain SQLite, once a machine.
+//! What sync costs, compared with the bare work: the same events inserted and applied with plain SQLite, once per machine.
 //!
 //! ```sh
 //! cargo bench --bench sync                # all; or a part: -- bulk, -- join, -- rebase, -- click
 //! ```
 //!
-//! Hub and devices are the release binary, each in a process of its own with a directory of its own, on one machine.
+//! Hub and devices are the release binary on one machine, each in its own process with its own directory.
 
 mod compare;
 
@@ -40,7 +40,7 @@ fn main() {
     }
 }
 
-/// Likes made offline reach the hub and a second device. Three machines have them in the end.
+/// Likes made offline reach the hub and a second device. In the end three machines have them.
 fn bulk(scale: Scale) {
     head("offline likes, per event", "sync", "plain");
     for likes in [10_000, 100_000, 1_000_000] {
@@ -61,7 +61,7 @@ fn bulk(scale: Scale) {
     }
 }
 
-/// A new device joins a log. One machine more has the events in the end.
+/// A new device joins a log. In the end one more machine has the events.
 fn join(scale: Scale) {
     head("a new device joins, per event", "sync", "plain");
     for likes in [10_000, 100_000, 1_000_000] {
@@ -81,7 +81,7 @@ fn join(scale: Scale) {
     }
 }
 
-/// Another's event arrives under many pending ones, which have to be applied again on top of it.
+/// Another device's event arrives while many are pending. All pending ones have to be re-applied on top of it.
 fn rebase(scale: Scale) {
     let pending = scale.of(100_000);
     head("rebase, per pending event", "engine", "plain");
@@ -119,8 +119,8 @@ fn rebase(scale: Scale) {
     compare(scale, &format!("{pending} pending"), Aim::Time(2.0), ours, plain);
 }
 
-/// From a click on one device to the event on the other's stream, beside the round trips that this takes at least: to the
-/// one device, to the hub, and to the other.
+/// The time from a click on one device to the event on the other's stream, compared with the round trips that this takes at
+/// least: to the one device, to the hub, and to the other.
 fn click(scale: Scale) {
     let clicks = scale.of(300);
     let dir = on_disk();
@@ -146,7 +146,7 @@ fn click(scale: Scale) {
             agent.get(format!("{}/healthz", server.url)).call().expect("ask");
         }
         bare.push(start.elapsed());
-        // Pages are told at intervals; the next click is to find the stream at rest.
+        // Pages are updated at intervals. The next click should find the stream at rest.
         std::thread::sleep(Duration::from_millis(if clicks > 20 { 30 } else { 0 }));
     }
     let [p50, p99] = percentiles(&mut times);
@@ -187,7 +187,7 @@ impl Hub {
     }
 }
 
-/// Puts new likes into the data in `data`, which nobody serves.
+/// Puts new likes into `data`, which no process serves.
 fn fill(data: &Path, likes: usize) {
     let mut command = likewise();
     let mut import = command.args(["import", "--data"]).arg(data).stdin(Stdio::piped()).stderr(Stdio::null()).spawn();
@@ -225,7 +225,7 @@ fn like() -> Envelope {
 
 const UPDATE: &str = "UPDATE likes SET count = count + 1 WHERE id = 1";
 
-/// Inserts and applies as many events, on as many machines, one after the other; per event.
+/// The time per event to insert and apply as many events on as many machines, one after the other.
 fn plain(events: usize, machines: usize) -> Duration {
     let ids: Vec<_> = (0..events).map(|_| EventId::now()).collect();
     let dirs: Vec<_> = (0..machines).map(|_| on_disk()).collect();

@@ -17,6 +17,9 @@ const OUTLIVES_PAGE = 32_000;   // bytes of a body that a browser may send after
 /** Codes about the event itself: the same post can never succeed. All others are about the moment. */
 const FINAL = ["malformed-id", "malformed-form", "malformed-event", "event-refused", "id-taken"];
 
+/** The code of a form that this version of the app doesn't have. Another version may have it again. */
+const NO_SUCH_FORM = "not-found";
+
 /**
  * An outbox of the store at `base`.
  *
@@ -34,9 +37,11 @@ export function makeOutbox({ app, base }, { changed, stored, refused }) {
   let earliest = 0;  // the server's Retry-After, which nothing hurries
   let kept = true;
   let resting;       // aborts the wait for the lock, and gives the lock back
+  const missing = new Set(); // forms that the server didn't have when it was asked last; their entries hold no others up
 
   const waiting = () =>
     [...entries.values()].filter((entry) => !entry.refused).sort((a, b) => a.order - b.order || (a.id < b.id ? -1 : 1));
+  const due = () => waiting().filter((entry) => !missing.has(entry.form));
 
   // --- What is kept
 
@@ -97,15 +102,16 @@ export function makeOutbox({ app, base }, { changed, stored, refused }) {
   // --- Posting
 
   async function pump() {
-    if (pumping || resting?.signal.aborted || timer !== undefined || waiting().length === 0) return;
+    if (pumping || resting?.signal.aborted || timer !== undefined || due().length === 0) return;
     pumping = true;
     await inTurn(async (isOver) => {
       if (navigator.locks) takeAll(); // others may have made something before us, or posted it
-      for (let [next] = waiting(); next && !isOver(); [next] = waiting()) {
+      for (let [next] = due(); next && !isOver(); [next] = due()) {
         if (!(await post(next))) return;
       }
     });
     pumping = false;
+    if (missing.size > 0 && timer === undefined) pause();
     pump(); // for what was made in between
   }
 
@@ -130,7 +136,7 @@ export function makeOutbox({ app, base }, { changed, stored, refused }) {
     if (!hadTurn && !isOver()) await work(isOver);
   }
 
-  /** Posts one entry, and says whether its wait is over. */
+  /** Posts one entry, and says whether the next one may be posted now. */
   async function post(entry) {
     const body = new URLSearchParams([["id", entry.id], ...entry.fields]).toString();
     const answer = await fetch(`${location.origin}${base}/${entry.form}`, {
@@ -153,6 +159,10 @@ export function makeOutbox({ app, base }, { changed, stored, refused }) {
       entry.refused = `${problem.detail ?? ""} ${problem.advice ?? ""}`.trim() || problem.code;
       if (!entry.own) write(entry); // for the page that made it, or the next one
       settled(entry, refused);
+    } else if (problem?.code === NO_SUCH_FORM) {
+      missing.add(entry.form);
+      trouble = `This version has no form “${entry.form}”.`;
+      changed();
     } else {
       trouble = problem?.detail ?? "";
       pause(answer?.headers.get("Retry-After"));
@@ -173,16 +183,20 @@ export function makeOutbox({ app, base }, { changed, stored, refused }) {
     changed();
   }
 
-  /** Pauses all entries: what keeps one from being stored keeps them all. */
+  /** Pauses all entries, then tries all of them again. */
   function pause(retryAfter) {
     const asked = Math.min(LONGEST_PAUSE, Number(retryAfter) || 0) * 1_000;
     failures += 1;
     earliest = Date.now() + asked;
     clearTimeout(timer);
-    timer = setTimeout(() => {
-      timer = undefined;
-      pump();
-    }, Math.max(asked, backoff(failures)));
+    timer = setTimeout(tryAgain, Math.max(asked, backoff(failures)));
+  }
+
+  function tryAgain() {
+    clearTimeout(timer);
+    timer = undefined;
+    missing.clear();
+    pump();
   }
 
   return {
@@ -211,10 +225,7 @@ export function makeOutbox({ app, base }, { changed, stored, refused }) {
     keep: write,
     /** The server may be back: don't wait any longer. */
     hurry() {
-      if (Date.now() < earliest) return;
-      clearTimeout(timer);
-      timer = undefined;
-      pump();
+      if (Date.now() >= earliest) tryAgain();
     },
     /** The page goes out of use. Another one may need the lock, and a page with a lock can't be kept for going back. */
     rest() {

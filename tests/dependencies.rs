@@ -1,6 +1,7 @@
-//! What the program is made of is what `deny.toml` allows: licenses, sources, and crates of which there is none or one.
+//! The program's dependencies are what `deny.toml` allows: their licenses, their sources, and crates that may occur once or not
+//! at all.
 //!
-//! Without cargo-deny, whose build takes longer than all of these tests, and without a network.
+//! This doesn't use cargo-deny, whose build takes longer than all of these tests, and needs no network.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -13,8 +14,8 @@ fn file(name: &str) -> String {
     fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(name)).unwrap()
 }
 
-/// What stands in the list `name` of a section of `deny.toml`, one string an item. Of TOML this is no more than that file
-/// uses: a list of strings or of tables, an item a line or all on one.
+/// The items of the list `name` in a section of `deny.toml`, one string each. Understands only the TOML that this file uses:
+/// a list of strings or of tables, with an item per line or all on one line.
 fn list(section: &str, name: &str) -> Vec<String> {
     let text = file("deny.toml");
     let (_, text) = text.split_once(&format!("[{section}]\n")).unwrap_or_else(|| panic!("no [{section}]"));
@@ -35,7 +36,7 @@ fn list(section: &str, name: &str) -> Vec<String> {
     items.iter().map(|item| item.trim().trim_end_matches(',').to_owned()).collect()
 }
 
-/// What is between the quotes behind `name`.
+/// The text between the quotes after `name`.
 fn quoted<'a>(item: &'a str, name: &str) -> &'a str {
     let (_, rest) = item.split_once(name).unwrap_or_else(|| panic!("no {name} in {item}"));
     rest.split('"').nth(1).unwrap_or_else(|| panic!("nothing quoted behind {name} in {item}"))
@@ -102,10 +103,10 @@ fn every_license_is_one_that_is_allowed() {
     }
     let locked: BTreeSet<_> = locked().into_iter().map(|(name, ..)| name).collect();
     let unused: Vec<_> = exceptions.iter().filter(|(name, _)| !locked.contains(name)).collect();
-    assert!(unused.is_empty(), "nobody needs these exceptions of deny.toml any more: {unused:?}");
+    assert!(unused.is_empty(), "these exceptions of deny.toml are no longer needed: {unused:?}");
 }
 
-/// The license of each package that is built on this machine. Asks cargo, for what it has already.
+/// The license of each package that is built on this machine, as cargo knows it without asking the network.
 fn licenses() -> Vec<(String, String)> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let rustc = Command::new("rustc").arg("-vV").output().expect("rustc runs");
@@ -124,8 +125,8 @@ fn licenses() -> Vec<(String, String)> {
     licenses
 }
 
-/// Whether an SPDX expression holds, of licenses that `may` be used: `AND` binds closer than `OR`, which is also written as
-/// a slash.
+/// Whether an SPDX expression can be satisfied by licenses that `may` be used. `AND` binds closer than `OR`, which is also
+/// written as a slash.
 fn evaluate(expression: &str, may: &mut dyn FnMut(&str) -> bool) -> bool {
     let spaced = expression.replace('(', " ( ").replace(')', " ) ").replace('/', " OR ");
     let words: Vec<_> = spaced.split_whitespace().collect();
@@ -194,13 +195,13 @@ fn the_engine_and_the_decisions_of_sync_stand_alone() {
     let names: BTreeSet<&str> = tree.lines().filter_map(|line| line.split(' ').next()).collect();
     assert!(names.contains("rusqlite"), "{names:?}");
     for name in ["axum", "clap", "hyper", "mio", "reqwest", "ring", "rustls", "tracing-subscriber"] {
-        assert!(!names.contains(name), "{name} is only for what stands above: {names:?}");
+        assert!(!names.contains(name), "{name} is only for the floors above the engine: {names:?}");
     }
     assert!(names.len() <= MOST_ALONE, "{} packages: {names:?}", names.len());
 }
 
-/// So many packages the engine may be made of, itself and those that only build it included. More would have to be worth it to
-/// people who want nothing but the engine.
+/// How many packages the engine may consist of, counting itself and those that only build it. More would have to be worth it
+/// to people who want only the engine.
 const MOST_ALONE: usize = 54;
 
 #[test]

@@ -1,6 +1,6 @@
-//! Whole programs of other apps: to-dos, under a name of their own, and the shopping list of the tutorial.
+//! Whole programs of other apps: a to-do app with its own name, and the tutorial's shopping list.
 //!
-//! The programs have to be ones that the tests can start, so this file is both: started by a test, it is the app.
+//! The tests need programs that they can start, so this file is both. When a test starts it, it is the app.
 
 #[path = "common/mod.rs"]
 mod common;
@@ -27,7 +27,7 @@ mod groceries {
     }
 }
 
-/// Set where this is started as the program: which one.
+/// Names the program to be, when this is started as one.
 const ROLE: &str = "LIKEWISE_TEST_ROLE";
 
 #[derive(Serialize, Deserialize)]
@@ -69,12 +69,12 @@ fn todo() -> App {
         })
 }
 
-/// One whose author chose a name that is taken.
+/// An app whose author chose a taken name.
 fn wrong() -> App {
     todo().command(clap::Command::new("verify"), async |_, _| Ok::<_, BoxError>(ExitCode::SUCCESS))
 }
 
-/// A newer version: other tables, and an event that it doesn't know any more.
+/// A newer version, with other tables and a stricter rule.
 fn newer() -> App {
     let schema = || {
         Schema::new("CREATE TABLE thing (title TEXT NOT NULL CHECK (title <> 'two')) STRICT")
@@ -83,7 +83,7 @@ fn newer() -> App {
     App::new("to-do", schema).nouns("thing", "things")
 }
 
-/// The program, with its data in `data`. It sees none of the variables of the person who runs the tests.
+/// The program, with its data in `data`. It doesn't see the variables of the person who runs the tests.
 fn program(data: &Path) -> Command {
     let mut command = Command::new(std::env::current_exe().expect("this program"));
     for (name, _) in std::env::vars_os() {
@@ -206,7 +206,7 @@ fn a_node_syncs_without_a_server_and_has_its_data_alone() {
         assert!(provider.is_none(), "which one this process has is the choice of its author");
         node.close().await;
         assert!(store.commit(TodoAdded { title: "too late".to_owned() }).await.is_err(), "a closed store");
-        // A node that is only dropped gives the directory back, too.
+        // Dropping a node without closing it frees the directory, too.
         drop(todo().open(options.clone()).expect("free again"));
         wait_for("the directory to be free", || todo().open(options.clone()).ok()).close().await;
     });
@@ -248,7 +248,7 @@ fn a_new_version_is_tried_on_a_copy_of_the_data() {
     assert_eq!(printed(run(data.path(), &["list"])), "one\ntwo\nthree\n", "the data itself is as it was");
 }
 
-/// What a command printed, even if it says by its code that there is nothing.
+/// What a command printed, even if its exit code says that there is nothing.
 fn printed_or_empty(output: Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
@@ -269,7 +269,7 @@ fn an_app_serves_on_a_listener_until_it_is_told_to_stop() {
     assert_eq!(printed(run(data.path(), &["list"])), "one\n");
 }
 
-/// The blocks of code of the tutorial that are of this kind.
+/// The tutorial's code blocks of this kind.
 fn blocks(kind: &str) -> Vec<&'static str> {
     let tutorial = include_str!("../docs/tutorial.md");
     let blocks = tutorial.split("\n```").skip(1).step_by(2);
@@ -281,7 +281,7 @@ fn the_tutorial_has_all_of_its_program() {
     assert!(blocks("rust").join("\n\n") + "\n" == program, "docs/tutorial.md and examples/groceries.rs differ");
 }
 
-/// Runs the commands of the tutorial, but for the ports, which may be taken here.
+/// Runs the tutorial's commands, except on other ports: those may be taken here.
 fn the_tutorial_leads_to_two_devices_with_one_list() {
     let home = data_dir();
     let commands = blocks("sh").into_iter().flat_map(str::lines).filter_map(|line| line.strip_prefix("cargo run -- "));
@@ -349,7 +349,7 @@ fn main() -> ExitCode {
         Some(_) => return wrong().main(),
         None => {}
     }
-    // As `cargo test` expects of tests: words are filters, and so many have passed or failed.
+    // What `cargo test` expects of a test program: words are filters, and the end says how many passed and failed.
     let words: Vec<String> = std::env::args().skip(1).collect();
     let filters: Vec<&String> = words.iter().filter(|word| !word.starts_with('-')).collect();
     let is_list = words.iter().any(|word| word == "--list");

@@ -1,7 +1,7 @@
-//! Compares two ways to do the same, run by turns, so that whatever else the machine does meets both alike.
+//! Compares two ways to do the same thing. They run in turns, so whatever else the machine does affects both alike.
 //!
-//! A time alone says little about a program on a machine of somebody else's; the ratio to a plain loop that was
-//! measured in the same minute says what the program adds.
+//! A time alone says little about a program on another machine. The ratio to a plain loop measured in the same minute says what
+//! the program adds.
 
 #![allow(dead_code, reason = "each benchmark uses a part of this")]
 
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-/// How much to do: all of it under `cargo bench`, and just enough to see that it runs under `cargo test`.
+/// How much to do: everything under `cargo bench`, and just enough to see that it runs under `cargo test`.
 #[derive(Clone, Copy)]
 pub(crate) struct Scale {
     is_full: bool,
@@ -19,7 +19,7 @@ pub(crate) struct Scale {
     time: Duration,
 }
 
-/// How many rounds there are at least, however long they take, and at most.
+/// The fewest rounds, however long they take, and the most.
 const ROUNDS: (usize, usize) = (3, 99);
 
 impl Scale {
@@ -30,18 +30,18 @@ impl Scale {
         Self { is_full, time: Duration::from_secs(if is_full { seconds } else { 0 }) }
     }
 
-    /// `full` things to measure, or a few to test with.
+    /// `full` when measuring, or a few when testing.
     pub(crate) fn of(self, full: usize) -> usize {
         if self.is_full { full } else { full.div_ceil(1_000).min(20) }
     }
 
-    /// `full` time to measure, or a moment to test with.
+    /// `full` when measuring, or a moment when testing.
     pub(crate) fn time(self, full: Duration) -> Duration {
         if self.is_full { full } else { Duration::from_millis(50) }
     }
 }
 
-/// Whether the command line asks for `name`: it names nothing, or a part of it.
+/// Whether the command line asks for `name`: it names nothing, or a part of `name`.
 pub(crate) fn is_wanted(name: &str) -> bool {
     let mut filters = env::args().skip(1).filter(|arg| !arg.starts_with("--")).peekable();
     filters.peek().is_none() || filters.any(|filter| name.contains(&filter))
@@ -58,7 +58,7 @@ pub(crate) enum Aim {
     None,
 }
 
-/// Runs `ours` and `plain` by turns and prints how they compare. Each does its work and says how long one piece took.
+/// Runs `ours` and `plain` in turns, and prints how they compare. Each does its work and returns how long one piece took.
 pub(crate) fn compare(
     scale: Scale,
     name: &str,
@@ -73,7 +73,7 @@ pub(crate) fn compare(
         if round >= least && start.elapsed() >= scale.time {
             break;
         }
-        // Who goes first changes, so that neither always finds the disk as the other left it.
+        // The order changes, so neither always finds the disk as the other left it.
         let (our, their) = if round % 2 == 0 {
             let our = ours();
             (our, plain())
@@ -124,13 +124,13 @@ fn pretty(seconds: f64) -> String {
     }
 }
 
-/// How long one of `pieces` took, that were all done since `start`.
+/// How long each of `pieces` took, all of which were done since `start`.
 pub(crate) fn each(start: Instant, pieces: usize) -> Duration {
     start.elapsed().div_f64(pieces as f64)
 }
 
-/// A new directory in `BENCH_DIR`, or else on the disk that the program is built on: a temporary one might be in
-/// memory, where nothing is ever durable and an fsync costs nothing.
+/// A new directory in `BENCH_DIR`, or else on the disk that the program is built on. A temporary directory might be in memory,
+/// where nothing is durable and an fsync costs nothing.
 pub(crate) fn on_disk() -> TempDir {
     let parent = env::var_os("BENCH_DIR").map_or_else(|| PathBuf::from(env!("CARGO_TARGET_TMPDIR")), PathBuf::from);
     std::fs::create_dir_all(&parent).expect("make the directory");

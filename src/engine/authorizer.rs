@@ -140,6 +140,8 @@ pub(super) struct Gate {
     pub(super) notes: Mutex<Notes>,
     /// What the query that runs may still take, in units of [`STEPS_AT_ONCE`].
     steps_left: AtomicU32,
+    /// What queries took since somebody asked last, in the same units.
+    steps_taken: AtomicU32,
 }
 
 #[derive(Default)]
@@ -158,7 +160,12 @@ pub(super) struct Notes {
 
 impl Gate {
     pub(super) fn new() -> Self {
-        Self { mode: AtomicU8::new(Mode::Engine as u8), notes: Mutex::default(), steps_left: AtomicU32::new(0) }
+        Self {
+            mode: AtomicU8::new(Mode::Engine as u8),
+            notes: Mutex::default(),
+            steps_left: AtomicU32::new(0),
+            steps_taken: AtomicU32::new(0),
+        }
     }
 
     /// Lets the next query take as many steps as one may.
@@ -168,8 +175,12 @@ impl Gate {
 
     /// Counts [`STEPS_AT_ONCE`] steps, and says whether the statement has to end. Only queries are counted.
     pub(super) fn must_end(&self) -> bool {
+        if self.mode() != Mode::Query {
+            return false;
+        }
+        self.steps_taken.fetch_add(1, Ordering::Relaxed);
         let take = |left: u32| left.checked_sub(1);
-        self.mode() == Mode::Query && self.steps_left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_err()
+        self.steps_left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_err()
     }
 
     pub(super) fn mode(&self) -> Mode {
@@ -179,6 +190,11 @@ impl Gate {
             2 => Mode::Materialize,
             _ => Mode::Query,
         }
+    }
+
+    /// How many steps queries took since the last call.
+    pub(super) fn take_steps(&self) -> u32 {
+        self.steps_taken.swap(0, Ordering::Relaxed).saturating_mul(STEPS_AT_ONCE)
     }
 
     /// What was written down since the last call.

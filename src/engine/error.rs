@@ -57,7 +57,7 @@ pub enum Malformed {
     Seq(u64),
 }
 
-/// Why a store didn't do as asked.
+/// Why a store didn't do what it was asked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -99,7 +99,7 @@ pub enum Error {
     /// A query failed.
     #[error("the query failed: {0}")]
     Query(String),
-    /// The store was closed, for the program is ending.
+    /// The store was closed because the program is ending.
     #[error("the store is closed, because likewise is shutting down")]
     Closed,
 }
@@ -124,12 +124,12 @@ impl From<&Fault> for Error {
 
 /// Why a materializer or a query failed.
 ///
-/// Every error of yours turns into one by `?`: of SQLite, of parsing, of any crate. That is why it is not itself a
-/// [`std::error::Error`]; a [`Fault`] or an [`Error`] made of it is.
+/// `?` turns any error of yours into one: of SQLite, of parsing, of any crate. That is why it isn't a
+/// [`std::error::Error`] itself. A [`Fault`] or an [`Error`] made of it is.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum DbError {
-    /// A materializer says that its event can't have an effect; see [`DbError::refuse`].
+    /// A materializer says that its event has no effect; see [`DbError::refuse`].
     Refused(String),
     /// The statement does something that is not deterministic, or reaches for what isn't its own.
     Forbidden(String),
@@ -233,7 +233,7 @@ impl From<DbError> for Box<dyn StdError + Send + Sync> {
     }
 }
 
-/// Enough of a statement to recognize it by in a message.
+/// As much of a statement as it takes to recognize it in a message.
 pub(crate) fn one_line(sql: &str) -> String {
     let mut line = sql.split_whitespace().collect::<Vec<_>>().join(" ");
     if let Some((end, _)) = line.char_indices().nth(LONGEST_QUOTE) {
@@ -243,7 +243,7 @@ pub(crate) fn one_line(sql: &str) -> String {
     line
 }
 
-/// Whether the machine failed rather than the event, so that the same event may well succeed later or elsewhere.
+/// Whether the machine failed rather than the event. The same event may well succeed later or elsewhere.
 ///
 /// The faults of events are a closed list. Whatever isn't on it is the machine's: skipping an event because of a full
 /// disk would make replicas differ.
@@ -279,7 +279,7 @@ pub enum Fault {
         /// The system's answer.
         source: io::Error,
     },
-    /// SQLite refused something for a reason that is not an event's.
+    /// SQLite failed, and the event is not to blame.
     #[error("{database}: {source}{}", what_to_do(source))]
     Sqlite {
         /// Which of the store's databases.
@@ -287,7 +287,7 @@ pub enum Fault {
         /// SQLite's answer.
         source: rusqlite::Error,
     },
-    /// The eventlog holds what can't be right.
+    /// The eventlog holds something that can't be right.
     #[error(
         "the eventlog is damaged: {0}. Nothing was changed, and nothing is added to it. Restore this store from a backup, \
          or have it made again from the other devices: docs/repair.md has the steps. `likewise export` writes out what can \
@@ -323,7 +323,7 @@ pub enum Fault {
     /// The program was linked with an SQLite that can corrupt our files.
     #[error("SQLite {0} can corrupt a database in WAL mode; likewise needs 3.51.3 or newer")]
     OldSqlite(&'static str),
-    /// SQLite did not do as it was told, so nothing can be promised.
+    /// SQLite didn't take a setting, so nothing can be promised.
     #[error("{}: asked SQLite for {wanted}, and it says {found}", path.display())]
     Pragma {
         /// The file.
@@ -350,7 +350,7 @@ pub enum Fault {
     /// An earlier fault has stopped the store.
     #[error("an earlier fault stopped this store; it has to be opened again")]
     Stopped,
-    /// A checkpoint could not sync, so it isn't known what is on the disk.
+    /// A checkpoint could not sync, so nobody knows what is on the disk.
     #[error(
         "a checkpoint of {} could not be synced, so the store is opened again. The disk may be failing: look into the \
          system's log", .0.display()
@@ -371,7 +371,7 @@ pub enum Fault {
 
 impl From<DbError> for Fault {
     fn from(error: DbError) -> Self {
-        // A full disk is no fault of the schema whose tables were to be made on it.
+        // A full disk isn't the schema's fault.
         error.of_machine().map_or_else(Self::Schema, Self::state)
     }
 }
@@ -484,8 +484,8 @@ impl Fault {
         }
     }
 
-    /// Whether nothing failed but a write for which there was no room, or which the disk refused. Every sync succeeded
-    /// then, so what SQLite has committed is on the disk; after any other fault nobody knows.
+    /// Whether only a write failed, for lack of room or because the disk refused it. Every sync succeeded then, so what SQLite
+    /// has committed is on the disk. After any other fault nobody knows.
     pub(crate) fn leaves_synced(&self) -> bool {
         use rusqlite::ffi::{SQLITE_FULL, SQLITE_IOERR_WRITE};
         match self {
@@ -496,13 +496,13 @@ impl Fault {
         }
     }
 
-    /// Whether `state.db` is what is damaged, which costs nothing but the time to rebuild it.
+    /// Whether the damage is in `state.db`, which only costs the time to rebuild it.
     pub(crate) fn is_damaged_state(&self) -> bool {
         matches!(self, Self::Sqlite { database: Database::State, source } if is_damage(source) || !is_of_machine(source))
     }
 }
 
-/// What to do about a system's answer that is about room.
+/// What to do when the system is out of room.
 fn make_room(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ". Make room on the disk",
@@ -510,7 +510,7 @@ fn make_room(error: &io::Error) -> &'static str {
     }
 }
 
-/// SQLite says "disk I/O error" of most of what a full disk makes go wrong.
+/// SQLite says "disk I/O error" of most things that go wrong on a full disk.
 fn what_to_do(error: &rusqlite::Error) -> &'static str {
     match error.sqlite_error_code() {
         Some(ErrorCode::DiskFull | ErrorCode::SystemIoFailure) => {
@@ -545,7 +545,7 @@ pub(super) fn is_failed_sync(error: &rusqlite::Error) -> bool {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum NotOurs {
-    /// Somebody could lead us anywhere with it.
+    /// A link, which could lead us anywhere.
     #[error(
         "{path} is a symbolic link, and likewise follows no symbolic links inside a data directory: they could lead it to \
          any other file. Put what it leads to in its place", path = .0.display()
@@ -572,10 +572,10 @@ pub enum NotOurs {
         /// Who we are.
         us: u32,
     },
-    /// Everybody may put something else in the place of what is in it.
+    /// Every user may replace what is in it.
     #[error("every user may change what is in {path}. Take that away with `chmod o-w {path}`", path = .0.display())]
     Open(PathBuf),
-    /// It has another name, under which it would change as well.
+    /// It has a second name, and would change under that, too.
     #[error(
         "{path} has another name elsewhere (a hard link), and what is written to one would change both. Make it a file of its \
          own: copy it, and put the copy in its place", path = .0.display()

@@ -13,6 +13,7 @@ mod schema;
 // From an event to the state.
 mod authorizer;
 mod changes;
+mod contents;
 mod materialize;
 mod rehearsal;
 mod sandbox;
@@ -50,6 +51,7 @@ pub use crate::limits::engine::replica::{MOST_SKIPPED, SETTLE_EVERY};
 pub use crate::limits::engine::writer::MOST_TOGETHER;
 pub use backup::backup;
 pub use batch::Batch;
+pub(crate) use contents::TableRows;
 pub use error::{Database, DbError, Error, Fault, Malformed, NotOurs};
 pub use event::{Args, Device, Envelope, Event, EventId, EventName};
 pub use eventlog::{PageSize, Progress, Whose};
@@ -69,7 +71,6 @@ pub use replica::{NoEffect, Outcome, Page, Position, Replica, Skipped, Standing,
 pub use rusqlite::{self, Params, Row, ToSql, params, types::FromSql};
 pub use schema::Schema;
 pub use setup::{Files, Setup, executable, is_blank};
-pub(crate) use state::TableRows;
 pub use store::{Store, StoreId, Watch};
 pub(crate) use stores::Spare;
 pub use stores::{StoreLimits, Stores, stores_in};

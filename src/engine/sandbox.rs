@@ -30,7 +30,7 @@ pub(crate) struct Sandbox {
     conn: Connection,
     gate: Arc<Gate>,
     verdicts: [RefCell<HashMap<Box<str>, Touched>>; 2],
-    /// The rows that were written since somebody asked last, while somebody wants to know them.
+    /// The rows written since they were last taken, while somebody wants to know them.
     rows: Arc<Mutex<Changes>>,
     is_recording: bool,
     /// Which queries look rows up by a key, by their text.
@@ -66,7 +66,7 @@ impl Sandbox {
         self.conn.is_autocommit()
     }
 
-    /// Runs `act` in the role `mode`; statements that SQLite prepares again meanwhile are checked again.
+    /// Runs `act` in the role `mode`. Statements that SQLite prepares again meanwhile are checked again.
     pub(crate) fn within<R>(&self, mode: Mode, act: impl FnOnce() -> R) -> R {
         /// Gives the role back, also when a materializer panics.
         struct Back<'a>(&'a AtomicU8);
@@ -90,6 +90,11 @@ impl Sandbox {
             }
             other => other.of_statement(sql),
         })
+    }
+
+    /// How many steps queries took since the last call.
+    pub(crate) fn take_steps(&self) -> u32 {
+        self.gate.take_steps()
     }
 
     /// Learns which tables and views the schema made.

@@ -4,15 +4,16 @@
 //! open that holds what is pending.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::result;
 use std::sync::Arc;
 
-use rusqlite::types::{Type, ValueRef};
+use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::changes::{Changes, Written};
+use super::contents::{TableDigests, TableRows, digest_of, table_digests, table_rows};
 use super::depends::{Depends, Key, KeyColumn};
 use super::error::{Database, DbError, IoContext, StateFault, is_damage, is_of_machine};
 use super::event::EventId;
@@ -41,7 +42,7 @@ const TABLES: &str = "
 
 /// What opening finds in `state.db`.
 pub(crate) struct Loaded {
-    /// How far it says to have come, if that can be read.
+    /// How far it claims to have come, if that can be read.
     pub(crate) cursor: Option<Cursor>,
     /// The state, or why it has to be rebuilt.
     pub(crate) state: Result<State, String>,
@@ -54,11 +55,11 @@ pub(crate) struct State {
     cursor: Cursor,
     /// What was written since it was [taken](Self::take_changes) last.
     pub(super) touched: Cell<Written>,
-    /// What the open transaction wrote and was taken already. When it is undone, it has changed once more.
+    /// What the open transaction wrote and [`take_changes`](Self::take_changes) has told. Undoing it changes that again.
     taken: RefCell<Changes>,
     wal: Option<Arc<WalGauge>>,
     pub(super) skipped: RefCell<Counts>,
-    /// The kinds of events without effect that the log has a line about.
+    /// The kinds of events without effect that were logged.
     pub(super) told: RefCell<BTreeSet<(String, Kind)>>,
 }
 
@@ -143,7 +144,7 @@ impl State {
         let row = conn.query_row("SELECT * FROM likewise_cursor", (), read_cursor);
         let (cursor, maker_found, schema_found) = match row {
             Ok(row) => row,
-            // SQLite found no such row, table or database: whatever the file is, it is no state.
+            // SQLite found no such row, table or database. Whatever the file is, it isn't a state.
             Err(error) if is_damage(&error) || !is_of_machine(&error) => {
                 return Ok(unusable("it is damaged"));
             }
@@ -214,7 +215,7 @@ impl State {
         self.run("BEGIN IMMEDIATE")
     }
 
-    /// Commits what was applied, together with how far that is.
+    /// Commits what was applied, together with the cursor.
     pub(crate) fn commit(&mut self, cursor: Cursor) -> Result<()> {
         let sql = "UPDATE likewise_cursor SET generation = ?1, seq = ?2, digest = ?3";
         let values = params![cursor.generation.0, cursor.seq.to_sql(), cursor.digest.0];
@@ -227,7 +228,7 @@ impl State {
         Ok(())
     }
 
-    /// Goes back to the committed state, if a transaction is open.
+    /// Rolls back to the committed state, if a transaction is open.
     pub(crate) fn rollback(&self) -> Result<()> {
         {
             // An event may have ended the transaction already.
@@ -307,12 +308,17 @@ impl State {
         column.key_of(&self.sandbox, row)
     }
 
+    /// How many steps queries took since the last call.
+    pub(super) fn take_steps(&self) -> u32 {
+        self.sandbox.take_steps()
+    }
+
     /// Answers a question from another process.
     pub(crate) fn ask(&self, question: Question) -> Result<Answer, DbError> {
         question.ask(&self.sandbox)
     }
 
-    /// What was written since the last call, or was written before it and is undone now.
+    /// What was written since the last call, and what was written before it and is undone now.
     pub(crate) fn take_changes(&self) -> Changes {
         let Written { tables, whole } = self.touched.take();
         let mut changes = self.sandbox.take_rows();
@@ -329,7 +335,7 @@ impl State {
         self.touched.set(Written::ALL);
     }
 
-    /// From now on tells the rows that are written, or only their tables.
+    /// Tells written rows one by one from now on, or only their tables.
     pub(crate) fn record_rows(&mut self, is_wanted: bool) -> rusqlite::Result<()> {
         if is_wanted != self.sandbox.is_recording() {
             let Written { tables, .. } = self.touched.get();
@@ -391,9 +397,6 @@ impl Committed {
     }
 }
 
-/// The digest of each of a schema's tables, by its name.
-pub(crate) type TableDigests = BTreeMap<String, Digest>;
-
 /// The digest of each table of the state at `path`, and how far it has come, read as [`committed`] reads.
 pub(crate) fn committed_tables(path: &Path) -> Result<(Cursor, TableDigests)> {
     let conn = Beside::open(path)?;
@@ -403,7 +406,7 @@ pub(crate) fn committed_tables(path: &Path) -> Result<(Cursor, TableDigests)> {
     Ok((cursor, table_digests(&conn)?))
 }
 
-/// Reads the state at `path` beside the thread that writes to it in this process. While it is rebuilt, this waits.
+/// Reads the state at `path` beside the thread of this process that writes to it. Waits while it is being rebuilt.
 pub(crate) fn committed(path: &Path) -> Result<Committed> {
     let conn = Beside::open(path)?;
     conn.only_read()?;
@@ -416,117 +419,6 @@ fn read_cursor(row: &Row<'_>) -> rusqlite::Result<(Cursor, String, String)> {
     let digest = Digest::from_slice(row.get_ref("digest")?.as_blob()?).unwrap_or_default();
     let cursor = Cursor { generation: Generation(row.get("generation")?), seq: Seq::from_sql(row.get("seq")?), digest };
     Ok((cursor, row.get("made_by")?, row.get("schema")?))
-}
-
-/// The digest of all tables that aren't the engine's: of their names, and of each row with its rowid, in the order of
-/// their keys. It depends on what the tables hold, not on where SQLite put it.
-fn digest_of(conn: &Connection) -> rusqlite::Result<Digest> {
-    let mut hasher = blake3::Hasher::new();
-    for table in tables_of(conn)? {
-        feed_table(&mut hasher, conn, &table)?;
-    }
-    Ok(Digest(*hasher.finalize().as_bytes()))
-}
-
-/// The digest of each of these tables.
-fn table_digests(conn: &Connection) -> rusqlite::Result<TableDigests> {
-    let digest = |table: Table| {
-        let mut hasher = blake3::Hasher::new();
-        feed_table(&mut hasher, conn, &table)?;
-        Ok((table.name, Digest(*hasher.finalize().as_bytes())))
-    };
-    tables_of(conn)?.into_iter().map(digest).collect()
-}
-
-struct Table {
-    name: String,
-    is_without_rowid: bool,
-}
-
-impl Table {
-    /// The statement that reads all of it: each row with its rowid, in the order of their keys.
-    fn select(&self, conn: &Connection) -> rusqlite::Result<String> {
-        let name = &self.name;
-        let quoted = name.replace('"', "\"\"");
-        if name == "sqlite_sequence" {
-            return Ok("SELECT name, seq FROM sqlite_sequence ORDER BY name".to_owned());
-        }
-        if !self.is_without_rowid {
-            return Ok(format!("SELECT rowid, * FROM \"{quoted}\" ORDER BY rowid"));
-        }
-        let keys: Vec<String> = conn
-            .prepare("SELECT name FROM pragma_table_info(?1) WHERE pk > 0 ORDER BY pk")?
-            .query_map([name], |row| row.get::<_, String>(0))?
-            .map(|key| key.map(|key| format!("\"{}\"", key.replace('"', "\"\""))))
-            .collect::<Result<_, _>>()?;
-        Ok(format!("SELECT * FROM \"{quoted}\" ORDER BY {}", keys.join(", ")))
-    }
-}
-
-fn tables_of(conn: &Connection) -> rusqlite::Result<Vec<Table>> {
-    // `sqlite_sequence` decides about future rowids, so it is content too.
-    let sql = "SELECT name, wr FROM pragma_table_list
-               WHERE schema = 'main' AND type = 'table' AND name NOT LIKE 'likewise~_%' ESCAPE '~'
-                 AND (name NOT LIKE 'sqlite~_%' ESCAPE '~' OR name = 'sqlite_sequence')
-               ORDER BY name";
-    let table = |row: &Row<'_>| Ok(Table { name: row.get(0)?, is_without_rowid: row.get(1)? });
-    conn.prepare(sql)?.query_map((), table)?.collect()
-}
-
-fn feed_table(hasher: &mut blake3::Hasher, conn: &Connection, table: &Table) -> rusqlite::Result<()> {
-    feed(hasher, b'T', table.name.as_bytes());
-    let mut statement = conn.prepare(&table.select(conn)?)?;
-    let columns = statement.column_count();
-    let mut rows = statement.query(())?;
-    while let Some(row) = rows.next()? {
-        feed(hasher, b'R', &[]);
-        for column in 0..columns {
-            match row.get_ref(column)? {
-                ValueRef::Null => feed(hasher, b'N', &[]),
-                ValueRef::Integer(value) => feed(hasher, b'I', &value.to_le_bytes()),
-                ValueRef::Real(value) => feed(hasher, b'F', &value.to_bits().to_le_bytes()),
-                ValueRef::Text(value) => feed(hasher, b'S', value),
-                ValueRef::Blob(value) => feed(hasher, b'B', value),
-            }
-        }
-    }
-    Ok(())
-}
-
-/// The rows of each of a schema's tables, by its name: for people to read, each as `column=value, …`.
-pub(crate) type TableRows = BTreeMap<String, Vec<String>>;
-
-fn table_rows(conn: &Connection) -> rusqlite::Result<TableRows> {
-    let rows = |table: Table| {
-        let mut statement = conn.prepare(&table.select(conn)?)?;
-        let columns: Vec<String> = statement.column_names().map(str::to_owned).collect();
-        // An INTEGER PRIMARY KEY is the rowid under a name of its own.
-        let named_twice = usize::from(columns[1..].contains(&columns[0]));
-        let line = |row: &Row<'_>| {
-            let value = |(place, column): (usize, &String)| {
-                let value: String = match row.get_ref(place)? {
-                    ValueRef::Null => "NULL".to_owned(),
-                    ValueRef::Integer(value) => value.to_string(),
-                    ValueRef::Real(value) => format!("{value:?}"),
-                    ValueRef::Text(value) => format!("'{}'", String::from_utf8_lossy(value)),
-                    ValueRef::Blob(value) => value.iter().fold("x".to_owned(), |hex, byte| format!("{hex}{byte:02x}")),
-                };
-                Ok(format!("{column}={value}"))
-            };
-            let values: Vec<String> =
-                columns.iter().enumerate().skip(named_twice).map(value).collect::<rusqlite::Result<_>>()?;
-            Ok(values.join(", "))
-        };
-        let lines = statement.query_map((), line)?.collect::<rusqlite::Result<_>>()?;
-        Ok((table.name, lines))
-    };
-    tables_of(conn)?.into_iter().map(rows).collect()
-}
-
-fn feed(hasher: &mut blake3::Hasher, kind: u8, bytes: &[u8]) {
-    hasher.update(&[kind]);
-    hasher.update(&(bytes.len() as u64).to_le_bytes());
-    hasher.update(bytes);
 }
 
 /// Who makes a state: this executable and this SQLite. No fingerprint of a schema can see the body of a closure.

@@ -69,7 +69,7 @@ pub(super) struct Inner {
     pub(super) health: watch::Receiver<Health>,
     /// Work for the store's thread. A store without events has no thread, however many watch it.
     pub(super) queue: OnceLock<mpsc::Sender<Work>>,
-    /// There until the store is opened, or all stores are closed. Code that answers in place of the thread holds this, so
+    /// There until the store is opened, or all stores are closed. Code that answers in place of the thread holds the lock, so
     /// its answer can't come after one of the thread's.
     pub(super) unopened: Mutex<Option<Unopened>>,
     pub(super) stores: Weak<Shared>,
@@ -143,7 +143,7 @@ impl Store {
         self.with(move |replica| replica.add(&events)).await
     }
 
-    /// Keeps an event that its authority refused, with the reason.
+    /// Keeps an event that its authority refused, and the reason.
     ///
     /// # Errors
     ///
@@ -162,8 +162,8 @@ impl Store {
         Ok(self.look(|replica| replica.skipped()).await?.unwrap_or_default())
     }
 
-    /// Moves the store to whatever log its upstream has: everything goes back to the outbox, to be pushed there. Nothing
-    /// is lost; what the other log has already is recognized by its id.
+    /// Moves the store to the log that its upstream has now. Everything goes back to the outbox, to be pushed there. Nothing
+    /// is lost: what the other log has already is recognized by its id.
     ///
     /// # Errors
     ///
@@ -192,7 +192,7 @@ impl Store {
         .await
     }
 
-    /// Commits the events that were set aside once more, and gives how many there were.
+    /// Commits the set-aside events again, and returns how many there were.
     ///
     /// # Errors
     ///
@@ -222,7 +222,7 @@ impl Store {
         Watch::new(answers, self.clone())
     }
 
-    /// Has the new queries answered.
+    /// Has new queries answered.
     fn refresh(&self) {
         if self.inner.queue.get().is_none()
             && let Some(shared) = self.inner.stores.upgrade()
@@ -262,23 +262,23 @@ impl Store {
         answer.await?.map_err(|error| Error::Query(error.to_string()))
     }
 
-    /// Changes whenever something about the store was told: answers to queries, or how it is. While it is borrowed, nothing
-    /// is told, so whoever holds it sees all that a commit changed, or nothing of it.
+    /// Changes whenever something about the store was told: answers to queries, or its health. While it is borrowed, nothing
+    /// is told, so a holder sees all that a commit changed, or none of it.
     pub(crate) fn rounds(&self) -> watch::Receiver<u64> {
         self.inner.live.rounds()
     }
 
-    /// Which replicas may compare their states.
+    /// Replicas with the same fingerprint may compare their states.
     pub(crate) fn schema_fingerprint(&self) -> String {
         self.inner.schema.fingerprint()
     }
 
-    /// How the store is, now and from now on.
+    /// The store's health, now and from now on.
     pub fn health(&self) -> watch::Receiver<Health> {
         self.inner.health.clone()
     }
 
-    /// How the store is, once that is known. A look at a store that failed makes it try again.
+    /// The store's health, once it is known. Asking makes a failed store try again.
     pub async fn healthy(&self) -> Health {
         let mut health = self.health();
         if health.borrow().trouble().is_some() {
@@ -406,7 +406,7 @@ impl<T: Clone> Watch<T> {
         Self { answers, _store: store }
     }
 
-    /// Waits until there is an answer. The newest can be taken then, even if it was taken before.
+    /// Waits until there is an answer. The newest can then be taken, even if it was taken before.
     pub(crate) async fn answered(&mut self) -> Result<(), Error> {
         self.answers.wait_for(Option::is_some).await.map(drop).map_err(|_| Error::Closed)?;
         self.answers.mark_changed();

@@ -28,7 +28,7 @@ pub struct StoreLimits {
     pub queue: usize,
     /// How many stores there may be.
     pub stores: u64,
-    /// How many of them may be in use at the same time; each has a thread.
+    /// How many may be in use at the same time. Each has a thread.
     pub open: usize,
     /// How long an unused store stays open.
     pub idle: Duration,
@@ -145,7 +145,7 @@ impl Stores {
         self.get_leaving(id, Spare::default())
     }
 
-    /// As [`get`](Self::get), for a caller who has to leave `spare` to others.
+    /// As [`get`](Self::get), for a caller that has to leave `spare` to others.
     ///
     /// # Errors
     ///
@@ -168,7 +168,7 @@ impl Stores {
         }
         self.shared.common.guard.claim()?;
         let files = self.files(id);
-        // A store that is being closed may be about to get its files.
+        // A closing store may be about to get its files.
         let exists = open.closing.contains_key(id) || files.exist();
         let (tell_health, health) = watch::channel(if exists { Health::Opening } else { Health::Absent });
         let inner = Arc::new(Inner {
@@ -197,7 +197,7 @@ impl Stores {
         self.shared.lock().stores.get(id).map(|known| known.store.clone())
     }
 
-    /// Whether so many stores are open that unused ones should be closed.
+    /// Whether unused stores should be closed, because so many are open.
     pub(crate) fn are_crowded(&self) -> bool {
         self.shared.lock().stores.len() >= self.shared.limits.open.div_ceil(2)
     }
@@ -314,7 +314,7 @@ impl Shared {
         Ok(is_absent)
     }
 
-    /// Answers queries of a store without events.
+    /// Runs the queries of a store without events.
     pub(super) fn answer_empty(&self, live: &Live) {
         // Somebody else may have made stores since this process looked.
         if let Err(fault) = self.common.guard.claim() {
@@ -325,7 +325,12 @@ impl Shared {
             Ok(state) => empty.insert(state),
             Err(fault) => return live.fail(&Error::from(fault)),
         };
-        live.tell(live.refresh(state), || false);
+        loop {
+            live.tell(live.refresh(state), || false);
+            if !live.has_more() {
+                return;
+            }
+        }
     }
 }
 

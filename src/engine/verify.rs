@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::contents::TableDigests;
 use super::error::{Fault, LogFault, StateFault};
 use super::eventlog::Eventlog;
 use super::materialize::{Enders, Stop};
@@ -14,7 +15,7 @@ use super::place::{Cursor, Digest, Generation, Seq};
 use super::replica::replay_log;
 use super::schema::Schema;
 use super::setup::{Files, Setup};
-use super::state::{self, Committed, State, TableDigests};
+use super::state::{self, Committed, State};
 use super::witness;
 
 /// What a look at the whole store found.

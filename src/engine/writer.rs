@@ -24,7 +24,7 @@ use super::state::State;
 use super::storage::WalGauge;
 use crate::limits::engine::writer::{CHECKED_TOGETHER, LOOK_EVERY, MOST_TOGETHER, RETRY_AFTER};
 
-/// Says that an event is stored.
+/// The receipt of a stored event.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Stored {
     /// Its place in the log, unless an upstream has yet to give it one.
@@ -51,8 +51,7 @@ pub(crate) enum Work {
 /// closes the replica. The [`Answer`] tells the caller how it went.
 pub(crate) type Act = Box<dyn FnOnce(Result<Option<&mut Replica>, Error>) -> (Result<(), Fault>, Answer) + Send>;
 
-/// Answers the caller. It is called after the watchers were told, so a caller who has the answer and then reads finds the
-/// change.
+/// Answers the caller. It is called after the watchers were told, so a caller who reads after the answer finds the change.
 pub(crate) type Answer = Box<dyn FnOnce() + Send>;
 
 /// What the thread has in its hands.
@@ -96,9 +95,9 @@ impl Writes {
 enum Disk {
     /// There were none yet.
     Empty,
-    /// There were some, so it is a fault if they are missing. Not all that they hold may be on the disk.
+    /// There were some, so it is a fault if they go missing. Some of what they hold may not be on the disk.
     Seen,
-    /// All that they hold is on the disk: this thread synced them at opening, and no sync has failed since.
+    /// Everything in them is on the disk: this thread synced them at opening, and no sync has failed since.
     Durable,
 }
 
@@ -182,8 +181,8 @@ impl Writer {
         self.remember_checks();
     }
 
-    /// Runs `act`, and survives a panic in it: a bug of ours costs the answers to what was being done, and the store is
-    /// opened again.
+    /// Runs `act`, and survives a panic in it. A bug of ours costs the answers to what was being done; the store is opened
+    /// again.
     fn unless_panicked<T>(&mut self, act: impl FnOnce(&mut Self) -> T) -> Option<T> {
         match catch_unwind(AssertUnwindSafe(|| act(self))) {
             Ok(value) => Some(value),
@@ -201,16 +200,25 @@ impl Writer {
         }
     }
 
-    /// Waits for work. While there is none, it checks old events, a few at a time.
+    /// Waits for work. While there is none, it runs queries that had to wait, and checks old events, a few at a time.
     fn next(&mut self) -> Option<Work> {
         loop {
             match self.queue.try_recv() {
                 Ok(work) => return Some(work),
                 Err(mpsc::error::TryRecvError::Disconnected) => return None,
-                Err(mpsc::error::TryRecvError::Empty) if self.unless_panicked(Self::check_some) == Some(true) => {}
+                Err(mpsc::error::TryRecvError::Empty) if self.unless_panicked(Self::go_on) == Some(true) => {}
                 Err(mpsc::error::TryRecvError::Empty) => return self.queue.blocking_recv(),
             }
         }
+    }
+
+    /// Does some of what can wait. False when there is nothing.
+    fn go_on(&mut self) -> bool {
+        if !matches!(self.held, Held::Failed(..)) && self.live.has_more() {
+            self.publish();
+            return true;
+        }
+        self.check_some()
     }
 
     /// Checks some old events. False when there are none left to check.
@@ -230,7 +238,7 @@ impl Writer {
         false
     }
 
-    /// Keeps what was checked, for the next thread of this store.
+    /// Keeps what was checked for the next thread of this store.
     fn remember_checks(&self) {
         if let Held::Open(replica) = &self.held
             && self.writes.trouble().is_none()
@@ -254,7 +262,7 @@ impl Writer {
             let results = self.commit(&events);
             self.publish();
             for (reply, result) in replies.into_iter().zip(results) {
-                // Nobody may be waiting for the answer any more. The event is stored all the same.
+                // The caller may be gone. The event is stored all the same.
                 drop(reply.send(result));
             }
         }
@@ -274,7 +282,7 @@ impl Writer {
     fn commit(&mut self, events: &[Envelope]) -> Vec<Result<Stored, Error>> {
         let result = match self.replica() {
             Ok(replica) => replica.commit(events).map_err(|fault| self.recover(&fault)),
-            // It failed a moment ago and is left alone for a while. Asking again doesn't prolong that.
+            // It failed a moment ago and is left alone for a while. Asking doesn't make that longer.
             Err(error) => Err(error),
         };
         match result {
@@ -359,7 +367,7 @@ impl Writer {
         error
     }
 
-    /// Notes that not everything may be on the disk any more, unless `fault` rules that out.
+    /// Notes that the disk may lack something, unless `fault` rules that out.
     fn doubt_after(&mut self, fault: &Fault) {
         if self.disk == Disk::Durable && !fault.leaves_synced() {
             self.disk = Disk::Seen;
@@ -502,7 +510,7 @@ impl Writer {
         }
     }
 
-    /// Has the WALs moved into their databases: by another thread, as long as that keeps up.
+    /// Has the WALs moved into their databases, by another thread while that keeps up.
     fn checkpoint(&self) {
         let Held::Open(replica) = &self.held else { return };
         for gauge in replica.wals() {

@@ -132,6 +132,10 @@ pub(crate) mod live {
     /// How often unneeded queries are looked for, unless many new ones came.
     pub(crate) const FORGET_EVERY: Duration = Duration::from_secs(1);
 
+    /// Steps that live queries may take in a row, before what else waits for the store's thread has its turn. The rest of
+    /// them run after that. So a commit waits for no more than this and one query, however many a stranger watches.
+    pub(crate) const STEPS_IN_A_ROW: u32 = super::sql::QUERY_STEPS;
+
     /// How often one of the queries that took too many steps is tried again. All of them together take no more of the store's
     /// thread than one query a time.
     pub(crate) const REFUSED_AGAIN: Duration = Duration::from_secs(10);

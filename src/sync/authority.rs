@@ -16,17 +16,17 @@ use crate::limits::sync::authority::MAX_NAMES;
 pub enum Refusal {
     /// It has no log of its own to serve.
     NotAHub,
-    /// Its log is another one than the client knows, or it has none.
+    /// Its log is not the one the client knows, or it has none.
     WrongLog,
-    /// It was started anew since the client pulled.
+    /// It was restarted since the client pulled.
     PullFirst,
     /// More events at once than a push may have: how many.
     TooMany(usize),
-    /// Its log parts from the client's.
+    /// Its log and the client's differ.
     Diverged {
         /// The last event of its log.
         head: Seq,
-        /// Points of its log, for the client to find the last that both share.
+        /// Points of its log. The client looks for the last one that both share.
         points: Vec<Point>,
     },
 }
@@ -49,7 +49,7 @@ impl From<Refusal> for AuthorityError {
     }
 }
 
-/// Parts the two kinds of errors: a fault is for the store that owns the replica, a refusal for the client.
+/// Separates the two kinds of errors: a fault goes to the store that owns the replica, a refusal to the client.
 ///
 /// # Errors
 ///
@@ -83,8 +83,8 @@ pub struct Start {
 }
 
 impl Start {
-    /// Makes sure that what the client has is the beginning of the hub's log: the log that it knows, how far it has
-    /// pulled, and its digest up to there. There is no replica while the store has no events.
+    /// Checks that what the client has is the beginning of the hub's log: the log it knows, how far it has pulled, and its
+    /// digest up to there. There is no replica while the store has no events.
     ///
     /// # Errors
     ///
@@ -150,21 +150,21 @@ fn own(whose: Whose, known: Option<LogId>) -> Result<LogId, Refusal> {
     }
 }
 
-/// A push that the hub has looked at: what of it are events.
+/// A push whose events the hub has checked one by one.
 #[derive(Debug)]
 pub struct Incoming {
     known: Option<LogId>,
     events: Vec<(Envelope, Device)>,
-    /// An answer for each that isn't an event, and a gap for each that is.
+    /// The answer for each that isn't an event, and a gap for each that is.
     answers: Vec<Option<PushedEvent>>,
 }
 
 impl Incoming {
-    /// Looks at what `device` pushes to the hub that runs as `run`.
+    /// Checks what `device` pushes to the hub that runs as `run`.
     ///
     /// # Errors
     ///
-    /// For the client: nothing of it is stored.
+    /// What to tell the client. Nothing of it is stored.
     pub fn check(push: Push, run: &str, device: &Device) -> Result<Self, Refusal> {
         if push.events.len() > PAGE.events {
             return Err(Refusal::TooMany(push.events.len()));
@@ -185,7 +185,7 @@ impl Incoming {
         Ok(incoming)
     }
 
-    /// Whether storing it needs a log, which is made with the first event.
+    /// Whether storing it needs a log. A log is made with the first event.
     pub fn needs_log(&self) -> bool {
         !self.events.is_empty() && self.known.is_none()
     }
@@ -217,7 +217,7 @@ impl Incoming {
     }
 }
 
-/// Adds those events whose names the store knows, or has room for.
+/// Adds the events whose names the store knows or has room for.
 fn add_known(replica: &mut Replica, events: Vec<(Envelope, Device)>) -> Result<Vec<PushedEvent>, Fault> {
     let room = MAX_NAMES.saturating_sub(replica.names());
     let mut fresh = BTreeSet::new();

@@ -8,7 +8,7 @@ use tokio::time::sleep;
 use crate::limits::sync::client::{FEW, LONGEST_WAIT, SHORTEST_WAIT, WANTED};
 use crate::random;
 
-/// Waits that grow, so that a hub that comes back isn't met by everybody at once.
+/// Waits that grow and differ, so a hub that comes back doesn't meet everybody at once.
 #[derive(Default)]
 pub(super) struct Backoff {
     attempts: u32,

@@ -15,16 +15,16 @@ use super::tokens;
 use crate::engine::{Error, Store, StoreId, Stores};
 use crate::limits::sync::client::{IDLE_AFTER, LOOK_EVERY, REPAIR_EVERY, REPAIRS};
 
-/// How the connection of a store to its upstream is.
+/// The state of a store's link to its upstream.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum LinkState {
     /// There is no upstream.
     None,
     Connecting,
     Online,
-    /// Not connected; it tries again by itself.
+    /// Not connected. It tries again by itself.
     Offline,
-    /// The upstream refuses this store; somebody has to act.
+    /// The upstream refuses this store. Somebody has to act.
     Halted,
 }
 
@@ -41,7 +41,7 @@ impl LinkState {
     }
 }
 
-/// The connection of a store to its upstream.
+/// A store's link to its upstream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct LinkStatus {
     pub(crate) url: Option<Arc<str>>,
@@ -50,7 +50,7 @@ pub(crate) struct LinkStatus {
     pub(crate) code: Option<&'static str>,
     /// Why it is not online.
     pub(crate) error: Option<String>,
-    /// Since when it is in this state, in milliseconds since the Unix epoch.
+    /// When it came into this state, in milliseconds since the Unix epoch.
     pub(crate) since: Option<u64>,
 }
 
@@ -74,7 +74,7 @@ pub(super) struct Shared {
     pub(super) shutdown: CancellationToken,
     pub(super) links: Mutex<HashMap<StoreId, Link>>,
     none: watch::Sender<LinkStatus>,
-    /// How often a store that was offline has come to be online.
+    /// Counts how often an offline store has come online.
     pub(super) found: watch::Sender<u64>,
 }
 
@@ -84,7 +84,7 @@ pub(super) struct Link {
     lane: usize,
 }
 
-/// That somebody uses a store.
+/// When somebody used a store.
 pub(super) struct Usage {
     pub(super) last: Mutex<Instant>,
     pub(super) again: Notify,
@@ -107,8 +107,8 @@ impl Clients {
         self.shared.upstream.is_some()
     }
 
-    /// Keeps `store`, which somebody is using, level with the upstream, and gives how that goes. One that isn't yet is left
-    /// alone when there are `most` others already.
+    /// Keeps `store`, which somebody is using, level with the upstream, and returns how that goes. Doesn't begin to when
+    /// `most` others are kept level already.
     pub(crate) fn attend(&self, store: &Store, most: usize) -> watch::Receiver<LinkStatus> {
         let Some(upstream) = &self.shared.upstream else { return self.shared.none.subscribe() };
         if most < usize::MAX && self.count() >= most && self.status(store.id()).is_none() {
@@ -158,12 +158,12 @@ impl Clients {
         self.shared.links.lock().expect("BUG: attending to a store panicked").len()
     }
 
-    /// Attends from the start to `first`, and to every store in which an earlier process left something to be pushed,
-    /// whether or not anybody visits them.
+    /// Keeps `first` level from the start, and every store in which an earlier process left something to push, whether or
+    /// not anybody visits them.
     pub(crate) async fn resume(self, first: StoreId) {
         let Shared { stores, upstream, .. } = &*self.shared;
         let Some(upstream) = upstream else { return };
-        // Nobody uses the others, so they are let go of as soon as they are level.
+        // Nobody uses the others, so each is dropped as soon as it is level.
         let long_ago = Instant::now().checked_sub(IDLE_AFTER).unwrap_or_else(Instant::now);
         for id in [first.clone()].iter().chain(&stores.list().unwrap_or_default()) {
             let mut found = stores.get(id);

@@ -24,11 +24,11 @@ use crate::limits::sync::client::{
 };
 use crate::limits::sync::stream::SILENCE;
 
-/// The client of one store. It has the store only during a session, so that those which wait for their hub don't keep
-/// others from being opened.
+/// The client of one store. It holds the store only during a session: stores that wait for their hub must not keep others
+/// from being opened.
 pub(super) struct Client {
     pub(super) id: StoreId,
-    /// How the store was when it was had last.
+    /// The store's health when it was last open.
     pub(super) health: watch::Receiver<Health>,
     pub(super) upstream: Upstream,
     pub(super) status: watch::Sender<LinkStatus>,
@@ -43,7 +43,7 @@ impl Client {
         loop {
             let is_closed = shared.shutdown.run_until_cancelled(self.keep_level()).await;
             let mut links = shared.links.lock().expect("BUG: attending to a store panicked");
-            // Under the lock nobody can begin to use the store.
+            // While the lock is held, nobody can begin to use the store.
             if is_closed.is_none_or(|is_closed| is_closed) || self.is_idle() {
                 links.remove(&self.id);
                 return;
@@ -51,11 +51,11 @@ impl Client {
         }
     }
 
-    /// One session after the other, until nobody uses the store and nothing waits to be pushed, or until the store is
-    /// closed: then it is true.
+    /// Runs one session after the other, until nobody uses the store and nothing waits to be pushed. True when the store was
+    /// closed instead.
     async fn keep_level(&mut self) -> bool {
         let mut backoff = Backoff::default();
-        // How many sessions in a row ended so that the next one has a reason to go better.
+        // How many sessions in a row ended with a reason for the next one to go better.
         let mut hopeful = 0;
         loop {
             let (began, before, terms) = (Instant::now(), self.standing(), self.terms());
@@ -66,7 +66,7 @@ impl Client {
                         end = self.session(&store) => end,
                         () = self.idle() => return false,
                     };
-                    // Pages that were to be followed by more may have gone ahead of what queries see.
+                    // The last pages may have gone ahead of what queries see.
                     drop(store.look(|replica| replica.settle_arrivals()).await);
                     match end {
                         End::Diverged(points) => self.repair(&store, points).await,
@@ -75,7 +75,7 @@ impl Client {
                 }
                 Err(error) => here(&error),
             };
-            // A session that did all there was to do, or that lasted, owes nothing to the failures before it.
+            // A session that lasted, or did all there was to do, ends the row of failures before it.
             let now = self.standing();
             if began.elapsed() > LONGEST_WAIT || now.head > before.head && now.pending == 0 {
                 backoff = Backoff::default();
@@ -118,7 +118,7 @@ impl Client {
             Ok(position) => position,
             Err(error) => return here(&error),
         };
-        // A store that is offline or halted stays so until it is known to be otherwise.
+        // An offline or halted store stays so until it is known to be online.
         if self.status.borrow().state == LinkState::Online {
             self.tell(LinkState::Connecting, None, None);
         }
@@ -185,7 +185,7 @@ impl Client {
         }
     }
 
-    /// Says what the hub refuses, and what has no effect there.
+    /// Logs what the hub refuses, and what has no effect there.
     fn log(&self, outgoing: &Outgoing, answer: &PushAnswer) {
         let PushAnswer::Pushed(pushed) = answer else { return };
         let store = self.id.as_str();
@@ -209,7 +209,7 @@ impl Client {
         }
     }
 
-    /// Brings our log and the hub's together again, unless that was done too often.
+    /// Brings our log and the hub's together again, unless that has happened too often.
     async fn repair(&mut self, store: &Store, points: Vec<Point>) -> End {
         if !self.repairs.spend() {
             let why =
@@ -233,7 +233,7 @@ impl Client {
         }
     }
 
-    /// Returns when something changed since these `terms` that may let a halted store go on.
+    /// Returns when the terms are no longer these, so a halted store may be able to go on.
     async fn mended(&self, terms: Terms) {
         loop {
             sleep(LOOK_EVERY).await;
@@ -243,9 +243,9 @@ impl Client {
         }
     }
 
-    /// On what the hub is asked now.
+    /// The terms on which the hub is asked now.
     fn terms(&self) -> Terms {
-        // Whoever adopts another log has the store open.
+        // The store is open while somebody adopts another log.
         let health = self.clients.shared.stores.opened(&self.id).map(|store| store.health());
         let standing = standing(health.as_ref().unwrap_or(&self.health));
         Terms { token: self.upstream.token_stamp(), log: standing.whose.log_id() }
@@ -269,13 +269,13 @@ impl Client {
         is_level && used.elapsed() > patience && self.status.receiver_count() <= 1
     }
 
-    /// Where the store stood when that was known last.
+    /// Where the store was last known to stand.
     fn standing(&self) -> Standing {
         standing(&self.health)
     }
 
     fn tell(&self, state: LinkState, code: Option<&'static str>, error: Option<String>) {
-        // Most of what is wrong is told in a hub's own words.
+        // Most errors are told in the hub's own words.
         let error = error.map(|why| words(&why));
         self.status.send_if_modified(|status| {
             if status.state == state && status.code == code && status.error == error {
@@ -309,10 +309,10 @@ struct Terms {
     log: Option<LogId>,
 }
 
-/// A session at work: its decisions are taken on the store's thread.
+/// A running session. It decides on the store's thread.
 struct Running {
     session: Arc<Mutex<Session>>,
-    /// Tells the pushes that a page has arrived.
+    /// Wakes the pushes when a page has arrived.
     arrived: Notify,
 }
 
@@ -329,7 +329,7 @@ async fn pull(
     let mut others = Allowance::new(NO_PAGES, NO_PAGE_EVERY);
     // How many pings came since the last page while the hub owed one.
     let mut owing = 0;
-    // When pages are to see what they don't yet, and how long that was left to wait.
+    // When to show pages what has arrived, and how long to wait before the next time.
     let (mut due_at, mut pause) = (None, SEEN_AFTER);
     loop {
         let next = match due_at {
@@ -375,7 +375,7 @@ async fn pull(
             if !others.spend() {
                 return End::Offline("the hub sends page after page that brings nothing".to_owned());
             }
-            // It makes no store where there is none.
+            // An empty page makes no store.
             store.look(arrive).await.map(|arrived| arrived.unwrap_or((Ok(()), false)))
         } else {
             owing = 0;
@@ -403,7 +403,7 @@ fn standing(health: &watch::Receiver<Health>) -> Standing {
     health.borrow().standing().cloned().unwrap_or_default()
 }
 
-/// A fault on this side: the session is over, and the store says itself what is wrong with it.
+/// Ends the session after a fault on this side. The store itself says what is wrong with it.
 fn here(error: &Error) -> End {
     match error {
         Error::Closed => End::Closed,
@@ -419,7 +419,7 @@ fn silence() -> String {
     format!("the hub said nothing for {} seconds", SILENCE.as_secs())
 }
 
-/// The stream until it is silent for too long. Bytes count, and not events, for on a slow link a page takes its time.
+/// The stream until it is silent for too long. Bytes count, not events: on a slow link a page takes its time.
 fn unless_silent(
     bytes: impl Stream<Item = std::io::Result<Bytes>> + Unpin + Send + 'static,
 ) -> impl Stream<Item = std::io::Result<Bytes>> + Unpin + Send + 'static {

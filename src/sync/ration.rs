@@ -1,5 +1,5 @@
-//! What a hub's answers may take of the memory, all together, and how often it may ask for something that costs: a bound
-//! for each stream alone would still be half a thousand times that.
+//! How much memory all of a hub's answers may take together, and how often it may ask for something costly. A bound for
+//! each stream alone would add up to five hundred times as much.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -28,20 +28,20 @@ pub(crate) struct Portion {
 }
 
 impl Ration {
-    /// Of so many bytes.
+    /// A ration of this many bytes.
     pub(crate) fn new(bytes: usize) -> Arc<Self> {
         Arc::new(Self { left: AtomicUsize::new(bytes) })
     }
 
-    /// A part of it, of nothing yet.
+    /// A portion of it that holds nothing yet.
     pub(crate) fn portion(self: &Arc<Self>) -> Portion {
         Portion { ration: Arc::clone(self), taken: 0 }
     }
 }
 
 impl Portion {
-    /// Makes it large enough for an answer of so many bytes. It never waits: whoever waited would hold what the others wait
-    /// for.
+    /// Makes it large enough for an answer of this many bytes. It never waits: a portion that waited would hold what the
+    /// others wait for.
     pub(crate) fn grow_to(&mut self, bytes: usize) -> Result<(), TooMuch> {
         let more = bytes.saturating_sub(FREE).saturating_sub(self.taken);
         let take = |left: usize| left.checked_sub(more);
@@ -50,7 +50,7 @@ impl Portion {
         Ok(())
     }
 
-    /// All of it, and an empty one in its place.
+    /// Gives all of it away and leaves an empty one.
     pub(crate) fn split(&mut self) -> Self {
         let empty = self.ration.portion();
         std::mem::replace(self, empty)
@@ -69,7 +69,7 @@ pub(crate) struct Allowance {
     most: u32,
     every: Duration,
     left: u32,
-    /// Since when it has been growing.
+    /// When it began to grow.
     since: Instant,
 }
 
@@ -79,7 +79,7 @@ impl Allowance {
         Self { most, every, left: most, since: Instant::now() }
     }
 
-    /// Whether it may happen now; then it is one time less.
+    /// Whether it may happen now. If so, that uses one time up.
     pub(crate) fn spend(&mut self) -> bool {
         while self.left < self.most && self.since.elapsed() >= self.every {
             self.since += self.every;

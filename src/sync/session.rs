@@ -1,7 +1,7 @@
 //! A session of a client with its upstream: what it decides, on a replica, without network, clock or thread.
 //!
-//! A session is one pull stream. What the client believes to have pushed is the memory of that stream and dies with it,
-//! so a hub that was replaced under us is noticed before anything of ours goes to it out of order.
+//! A session is one pull stream. What the client believes it has pushed is remembered for that stream only. So a hub that
+//! was replaced under us is noticed before anything of ours reaches it out of order.
 
 use super::protocol::{self, Hello, PAGE, Point, Push, Pushed, PushedEvent, WireEvent, WirePage, words};
 use crate::engine::{EventId, Fault, Generation, LogId, PageSize, Position, Replica, Seq, Standing};
@@ -10,13 +10,13 @@ use crate::limits::sync::session::{BEFORE_GROWTH, IN_VAIN, REFUSED_TOGETHER};
 /// Why a session ended, or can't begin.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum End {
-    /// Whatever it was, it is no word of a hub about us: the network, a proxy, a portal, a hub in trouble.
+    /// The network, a proxy, a captive portal or a hub in trouble. The hub has said nothing about us.
     Offline(String),
-    /// The hub refuses us, and going on would need somebody to act: its code, and why.
+    /// The hub refuses us until somebody acts: its code, and why.
     Halted(&'static str, String),
-    /// What this session knows of the hub or of our log no longer holds: pull before anything more is pushed.
+    /// What this session knows of the hub or of our log is out of date: pull before pushing anything more.
     PullFirst,
-    /// The hub's log parts from ours; these are points of it.
+    /// The hub's log and ours differ. These are points of the hub's.
     Diverged(Vec<Point>),
     /// The store was closed here.
     Closed,
@@ -40,7 +40,7 @@ impl From<End> for SessionError {
     }
 }
 
-/// Parts the two kinds of errors: a fault is for whoever owns the replica, an end for whoever carries the session out.
+/// Separates the two kinds of errors: a fault goes to the owner of the replica, an end to the code that runs the session.
 ///
 /// # Errors
 ///
@@ -75,7 +75,7 @@ impl Outgoing {
 pub enum PushAnswer {
     /// The hub's answer.
     Pushed(Pushed),
-    /// No answer came in time, or something on the way takes less at once: how the session ends if it can't be less.
+    /// No answer came in time, or something on the way takes less at once. If it can't be less, the session ends so.
     TooMuch(End),
     /// The hub itself says that it is too large.
     TooLarge,
@@ -84,15 +84,15 @@ pub enum PushAnswer {
 /// The memory of one pull stream.
 #[derive(Debug)]
 pub struct Session {
-    /// The hub's run, under which is pushed.
+    /// The hub's run. Each push names it.
     run: String,
     /// The hub's log, once it has one.
     log: Option<LogId>,
-    /// The end of the hub's log when the session began. Nothing is pushed before all up to here is pulled.
+    /// The end of the hub's log when the session began. Nothing is pushed until everything up to here is pulled.
     target: Seq,
     /// How far the hub's log is pulled, as the replica has it.
     pulled: Seq,
-    /// How far the hub's pages came. Those at the end that bring nothing aren't worth a write.
+    /// How far the hub's pages have come. Pages at the end that bring nothing aren't worth a write.
     reached: Seq,
     /// How many pages in a row brought nothing.
     in_vain: u32,
@@ -102,14 +102,14 @@ pub struct Session {
     size: PageSize,
     /// How many pushes of that size got through.
     got_through: u32,
-    /// What the hub refused and is still among the pending.
+    /// What the hub refused and is still pending.
     refused: Vec<(EventId, String)>,
-    /// Of our eventlog; none while there is none.
+    /// The generation of our eventlog, if there is one.
     generation: Option<Generation>,
 }
 
 impl Session {
-    /// Begins a session with what the hub says first, for a replica that is at `position`, or isn't there yet.
+    /// Begins a session with what the hub says first. The replica stands at `position`, if it exists yet.
     ///
     /// # Errors
     ///
@@ -138,10 +138,10 @@ impl Session {
         })
     }
 
-    /// Whether the replica is no longer what the session is about: events were taken back out of its log.
+    /// Whether events were taken back out of the replica's log, so it is no longer what the session is about.
     fn is_over(&mut self, replica: &Replica) -> Result<bool, Fault> {
         let Position { generation, after, .. } = replica.position()?;
-        // A store that was made in this session begins with whatever generation it has then.
+        // A store made during this session starts with the generation it has then.
         let begun_in = *self.generation.get_or_insert(generation);
         Ok(begun_in != generation || after != self.pulled)
     }
@@ -160,7 +160,7 @@ impl Session {
         let page = page.into_page().map_err(|why| not_understood(&why))?;
         self.check_is_on(replica)?;
         let brought = if page.entries.is_empty() {
-            // Where the next one begins is remembered with its events.
+            // The next page's events are stored together with where it begins.
             if !page.more {
                 replica.settle_arrivals()?;
             }
@@ -182,8 +182,8 @@ impl Session {
         Ok(self.put_aside(replica, false)?)
     }
 
-    /// Whether the hub owes something: pages up to the head that it named, or a place in its log for events that it has
-    /// taken. An honest one sends them before it says anything else.
+    /// Whether the hub owes something: pages up to the head it named, or a place in its log for events it has taken. An
+    /// honest hub sends them before it says anything else.
     ///
     /// # Errors
     ///
@@ -196,8 +196,8 @@ impl Session {
         Ok(first.first().is_some_and(|(first, _)| *first <= self.pushed))
     }
 
-    /// What is to be pushed next: what is pending, in its order, once all is pulled that the hub had when the session
-    /// began. One push at a time: its answer is to be [given back](Self::answer) first.
+    /// The next push: what is pending, in order, once everything is pulled that the hub had when the session began. There is
+    /// one push at a time: [give its answer back](Self::answer) before asking for the next.
     ///
     /// # Errors
     ///
@@ -217,7 +217,7 @@ impl Session {
         Ok(Some(Outgoing { push, last: *last, ids: page.iter().map(|(_, event)| event.id).collect() }))
     }
 
-    /// Learns what came of a push. What the hub refuses is set aside.
+    /// Takes in the answer to a push. What the hub refuses is set aside.
     ///
     /// # Errors
     ///
@@ -236,7 +236,7 @@ impl Session {
                 return Ok(());
             }
             PushAnswer::TooMuch(end) => return Err(end.into()),
-            // Only the hub itself can say of an event that it is too large.
+            // Only the hub itself can say that one event is too large.
             PushAnswer::TooLarge => vec![(outgoing.ids[0], "it is larger than the hub takes".to_owned())],
             PushAnswer::Pushed(answer) => {
                 if answer.events.len() != outgoing.ids.len() {
@@ -262,8 +262,8 @@ impl Session {
         Ok(self.put_aside(replica, false)?)
     }
 
-    /// Sets aside what the hub refused, when nothing more is to be pushed or it has become much. Otherwise a hub that
-    /// refuses one event of each push would have everything pending put back each time.
+    /// Sets aside what the hub refused, once there is nothing more to push, or once it is much. If each refusal were written
+    /// at once, a hub that refuses one event of each push would have everything pending re-applied each time.
     fn put_aside(&mut self, replica: &mut Replica, is_over: bool) -> Result<(), Fault> {
         if self.refused.is_empty() {
             return Ok(());
@@ -275,7 +275,7 @@ impl Session {
         Ok(())
     }
 
-    /// Ends the session: what it has learned is written down, and queries see all that arrived.
+    /// Ends the session: writes down what it has learned, and lets queries see everything that arrived.
     ///
     /// # Errors
     ///
@@ -287,7 +287,7 @@ impl Session {
         replica.settle_arrivals()
     }
 
-    /// Ends the session if it is about what the replica no longer is.
+    /// Ends the session if events were taken back out of the replica's log.
     fn check_is_on(&mut self, replica: &Replica) -> Result<(), SessionError> {
         if self.is_over(replica)? { Err(End::PullFirst.into()) } else { Ok(()) }
     }
@@ -300,10 +300,10 @@ impl Session {
     }
 }
 
-/// Takes back what comes after the last of the hub's `points` that both logs share. All clients that hold it do so, and
-/// push it; by their ids the events become one again. Gives the first and the last place that was taken back. Does nothing
-/// when the hub's own points say that its log is ours: then it contradicts itself, and to take back nothing would change
-/// nothing.
+/// Takes back what comes after the last of the hub's `points` that both logs share, to be pushed again. All clients that
+/// hold those events do the same, and their ids make them one again. Returns the first and the last place taken back.
+/// Does nothing when the hub's own points say that its log is ours: the hub contradicts itself, and taking back nothing
+/// changes nothing.
 ///
 /// # Errors
 ///
@@ -323,7 +323,7 @@ pub(super) fn not_understood(why: &dyn std::fmt::Display) -> End {
     End::Offline(format!("what the hub sent is not understood: {why}"))
 }
 
-/// What was understood, and can't be true.
+/// The end of a session whose hub says what can't be true.
 fn no_hubs(why: &str) -> End {
     End::Offline(format!("the hub sent what no hub does: {why}"))
 }

@@ -1,4 +1,4 @@
-//! Hands that use no mouse, ears that hear the page, eyes that want no motion, and a page that stays where it is.
+//! Keyboards, screen readers, reduced motion, and a layout that doesn't jump.
 
 use serde_json::{Value, json};
 
@@ -118,7 +118,7 @@ fn who_wants_less_motion_gets_a_flash() {
         let [x, y, width, height] = tab.place(".heart");
         let around = [x - 20.0, y - 20.0, width + 40.0, height + 40.0];
         let still = tab.picture_of(around);
-        // The flash stands at its beginning until there is a picture of it.
+        // The flash is held at its start until a picture of it is taken.
         tab.eval(
             "addEventListener('animationstart', ({ target }) => {
                for (const flash of target.getAnimations()) { flash.pause(); flash.currentTime = 0; }

@@ -1,8 +1,8 @@
 //! A real Chromium without a window, driven over the DevTools protocol.
 //!
-//! The protocol is JSON objects that end with a zero byte. It goes through a pipe and not a web socket, so that the
-//! program ends together with the test, however that ends, and no port is needed. That is little enough to speak it
-//! here: a client library would bring generated code for the whole protocol, or a second program to install.
+//! The protocol is JSON objects that end with a zero byte. It goes through a pipe, not a web socket. So the browser ends with the
+//! test, however that ends, and no port is needed. That is simple enough to implement here. A client library would bring
+//! generated code for the whole protocol, or a second program to install.
 
 use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Write};
@@ -16,7 +16,7 @@ use tempfile::TempDir;
 
 use crate::common::{PATIENCE, wait_for};
 
-/// Browsers that run at once. Each has a handful of processes, and they share the machine with the programs under test.
+/// How many browsers run at once. Each has a handful of processes, and shares the machine with the programs under test.
 const AT_ONCE: usize = 2;
 
 const FLAGS: [&str; 12] = [
@@ -34,7 +34,7 @@ const FLAGS: [&str; 12] = [
     "--host-resolver-rules=MAP evil.example 127.0.0.1, MAP hub.example 127.0.0.1",
 ];
 
-/// A browser with a profile of its own. When it goes out of scope, it must have had nothing to complain about.
+/// A browser with its own profile. When it goes out of scope, it must not have complained about anything.
 pub(crate) struct Browser {
     process: Child,
     wire: Wire,
@@ -44,7 +44,7 @@ pub(crate) struct Browser {
 }
 
 impl Browser {
-    /// Starts one, once it is this test's turn.
+    /// Starts one, when it is this test's turn.
     pub(crate) fn launch() -> Self {
         let turn = Turn::take();
         let profile = tempfile::tempdir().expect("a directory for the browser's profile");
@@ -116,12 +116,12 @@ impl Browser {
         };
         let sessions: Vec<String> = self.wire.heard().events.iter().filter_map(attached).collect();
         for session in sessions {
-            // It may have ended already, or end by this before it answers.
+            // The worker may have ended already, or this may end it before it answers.
             drop(self.wire.send(Some(&session), "Runtime.evaluate", json!({ "expression": script })));
         }
     }
 
-    /// The test takes the server away, or is refused: then the browser may say that a request has failed.
+    /// The test stops the server, or is refused, so the browser may say that a request failed.
     pub(crate) fn network_may_fail(&self) {
         self.may_complain(r#""source":"network""#);
     }
@@ -174,27 +174,27 @@ impl Tab<'_> {
         self.browser.wire.call(Some(&self.session), method, params)
     }
 
-    /// What the last event of this name from this tab said.
+    /// The contents of the last event of this name from this tab.
     pub(crate) fn event(&self, method: &str) -> Option<Value> {
         let heard = self.browser.wire.heard();
         let mine = |event: &&Value| event["sessionId"] == self.session.as_str() && event["method"] == method;
         heard.events.iter().rev().find(mine).map(|event| event["params"].clone())
     }
 
-    /// Goes to an address and waits until what is there is complete, be it the browser's own error page.
+    /// Goes to an address and waits until the page there is complete, even if it is the browser's own error page.
     pub(crate) fn go(&self, url: &str) {
         self.call("Page.navigate", json!({ "url": url }));
         self.until("document.readyState === 'complete'");
     }
 
-    /// Does `act`, which leads to another page, and waits until that is complete.
+    /// Does `act`, which leads to another page, and waits until that page is complete.
     pub(crate) fn leave_by(&self, act: impl FnOnce(&Self)) {
         self.eval("window.leaving = true");
         act(self);
         self.until("!window.leaving && document.readyState === 'complete'");
     }
 
-    /// Goes back in the history, and waits until the page of then shows up.
+    /// Goes back in the history, and waits until the earlier page appears.
     pub(crate) fn back(&self) {
         let history = self.history().expect("a history");
         let here = history["currentIndex"].as_u64().expect("a place in the history");
@@ -211,7 +211,7 @@ impl Tab<'_> {
         self.browser.wire.try_call(Some(&self.session), "Page.getNavigationHistory", json!({}))
     }
 
-    /// Evaluates JavaScript, also where pages may run none, and gives the value, or what the promise resolves to.
+    /// Evaluates JavaScript, even where pages may run none. Returns the value, or what the promise resolves to.
     pub(crate) fn eval(&self, script: &str) -> Value {
         self.try_eval(script).unwrap_or_else(|error| panic!("{script}: {error}"))
     }
@@ -225,11 +225,11 @@ impl Tab<'_> {
         }
     }
 
-    /// Waits until this JavaScript gives true.
+    /// Waits until this JavaScript returns true.
     pub(crate) fn until(&self, condition: &str) {
         let start = Instant::now();
         loop {
-            // Between two pages there is nothing that could evaluate it.
+            // Between two pages, nothing can evaluate it.
             let now = self.try_eval(condition);
             if now == Ok(Value::Bool(true)) {
                 return;
@@ -242,7 +242,7 @@ impl Tab<'_> {
         }
     }
 
-    /// Brings this tab in front of the others, where it gets keys and clicks.
+    /// Brings this tab to the front, where it gets keys and clicks.
     pub(crate) fn to_front(&self) {
         self.call("Page.bringToFront", json!({}));
         self.until("!document.hidden");
@@ -267,7 +267,7 @@ impl Tab<'_> {
         }
     }
 
-    /// Types into a field, in place of what is there.
+    /// Types into a field, replacing its text.
     pub(crate) fn type_into(&self, selector: &str, text: &str) {
         self.eval(&format!(
             "document.querySelector('{selector}').focus(); document.querySelector('{selector}').select()"
@@ -280,7 +280,7 @@ impl Tab<'_> {
         self.hold(key, 0);
     }
 
-    /// Holds a key down until it has been repeated so often.
+    /// Holds a key down until it has repeated this often.
     pub(crate) fn hold(&self, key: &Key, repeats: usize) {
         let (name, code, text) = *key;
         let event = |kind: &str| json!({ "type": kind, "key": if text == " " { " " } else { name }, "code": name, "windowsVirtualKeyCode": code });
@@ -323,7 +323,7 @@ impl Tab<'_> {
         self.call("Emulation.setEmulatedMedia", json!({ "features": [{ "name": name, "value": value }] }));
     }
 
-    /// Lets the pages of this tab run no JavaScript from now on.
+    /// Stops this tab's pages from running JavaScript from now on.
     pub(crate) fn without_scripts(&self) {
         self.call("Emulation.setScriptExecutionDisabled", json!({ "value": true }));
     }
@@ -441,7 +441,7 @@ impl Wire {
         self.0.heard.lock().expect("BUG: somebody panicked while it had this")
     }
 
-    /// Takes in what the browser says, until it ends.
+    /// Reads what the browser says, until it ends.
     fn listen(&self, answers: ChildStdout) {
         let mut messages = BufReader::new(answers).split(0);
         while let Some(Ok(message)) = messages.next() {
@@ -461,12 +461,12 @@ impl Wire {
 
     fn listen_to_worker(&self, session: &str) {
         for domain in ["Runtime", "Log"] {
-            // It may have ended already; then it has nothing more to say.
+            // If it has ended already, it has nothing more to say.
             drop(self.send(Some(session), &format!("{domain}.enable"), json!({})));
         }
     }
 
-    /// The browser ends when nobody can ask it anything any more.
+    /// The browser ends when nobody can ask it anything more.
     fn hang_up(&self) {
         drop(self.0.requests.lock().expect("BUG: somebody panicked while it had this").take());
     }

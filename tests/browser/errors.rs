@@ -96,7 +96,7 @@ fn trust_34_a_name_that_was_bent_to_this_machine_shows_a_refusal() {
     assert!(width < 300.0 && height < 300.0, "an unstyled mark of {width} by {height} hides the words");
 }
 
-/// Another website on this machine, which always answers with this page.
+/// Another website on this machine, which answers everything with this page.
 fn site(page: String) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
     let address = listener.local_addr().expect("its address");

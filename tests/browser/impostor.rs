@@ -1,4 +1,4 @@
-//! Somebody else answers in the server's place: the login page of a network, a proxy.
+//! Somebody else answers in the server's place: a network's login page, or a proxy.
 
 use std::io::Write;
 use std::net::{TcpListener, TcpStream};
@@ -66,7 +66,7 @@ impl Impostor {
         let thread = std::thread::spawn(move || {
             for stream in listener.incoming().take_while(|_| !end.load(Ordering::Relaxed)) {
                 let mut stream = stream.expect("a connection");
-                // Any other request is hung up on.
+                // It hangs up on any other request.
                 let Some((method, _, form)) = read(&stream) else { continue };
                 if method != "POST" {
                     continue;
@@ -80,11 +80,10 @@ impl Impostor {
         Self { posted, answers: answers.len(), port, is_over, thread }
     }
 
-    /// Goes away once each of its answers was given, and tells what was posted.
+    /// Waits until it has given all of its answers, ends it, and returns what was posted.
     fn end(self) -> Vec<String> {
         let posts = || self.posted.lock().expect("BUG: the impostor panicked").clone();
-        let posted =
-            wait_for("the page to have had every answer", || Some(posts()).filter(|it| it.len() >= self.answers));
+        let posted = wait_for("every answer to be given", || Some(posts()).filter(|it| it.len() >= self.answers));
         self.is_over.store(true, Ordering::Relaxed);
         drop(TcpStream::connect(("127.0.0.1", self.port)));
         self.thread.join().expect("it ends");

@@ -1,4 +1,4 @@
-//! What the tests ask the program directly, beside the browser.
+//! What tests ask the program directly, without the browser.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -6,7 +6,7 @@ use std::path::Path;
 
 use crate::common::{Server, likewise, wait_for};
 
-/// What only the page can do in a test: like, and look at the count.
+/// What tests do on the page of likes: like, and look at the count.
 impl crate::chromium::Tab<'_> {
     pub(crate) fn like(&self) {
         self.click("#like button");
@@ -59,7 +59,7 @@ impl Server {
         wait_for(&format!("{streams} open streams"), || (self.streams() == streams).then_some(()));
     }
 
-    /// Sends a request without a body, and gives the answer as it came.
+    /// Sends a request without a body, and returns the raw answer.
     fn ask(&self, request: &str) -> String {
         let host = self.url.strip_prefix("http://").expect("an address");
         let mut stream = TcpStream::connect(host).expect("it listens");
@@ -83,7 +83,7 @@ pub(crate) fn stored(data: &Path, store: &str) -> Vec<String> {
     lines.lines().map(id).collect()
 }
 
-/// Puts `count` likes into a store of data that nobody serves.
+/// Puts `count` likes into a store that no process serves.
 pub(crate) fn fill(data: &Path, store: &str, count: usize) {
     let line =
         || format!(r#"{{"seq":null,"id":"{}","name":"LikeAdded","args":null,"origin":null}}"#, uuid::Uuid::now_v7());

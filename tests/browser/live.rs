@@ -1,4 +1,4 @@
-//! Live means heard from: what a page says of itself when its worker ends, its stream falls silent, or no stream lasts.
+//! Live means heard from: what a page says about itself when its worker ends, its stream falls silent, or no stream lasts.
 
 use std::time::{Duration, Instant};
 
@@ -9,7 +9,7 @@ use crate::common::{Server, data_dir, wait_for};
 use crate::likewise::stored;
 use crate::stage::{Stage, commit, fragment};
 
-/// How long a page may show what is old and say that it is live.
+/// How long a page may show old content and still say that it is live.
 const OLD_FOR: Duration = Duration::from_secs(40);
 
 #[test]
@@ -138,7 +138,7 @@ fn trust_68_a_page_whose_fragment_is_no_longer_sent_says_so() {
     tab.until("document.querySelector('[data-message]').textContent === ''");
 }
 
-/// Notes every number that the page shows.
+/// Records every number that the page shows.
 fn watch_the_count(tab: &Tab<'_>) {
     tab.eval(
         "window.seen = [];

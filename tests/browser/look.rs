@@ -1,4 +1,4 @@
-//! The page at many sizes, in light and dark. The pictures are in `target/screenshots/`, to be looked at.
+//! The page at many sizes, in light and dark. The pictures are in `target/screenshots/` for people to look at.
 
 use std::path::Path;
 

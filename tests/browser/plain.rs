@@ -1,4 +1,4 @@
-//! The form, with and without JavaScript, and the history of the browser.
+//! The form, with and without JavaScript, and the browser's history.
 
 use crate::chromium::{Browser, Tab};
 use crate::common::{Server, data_dir};

@@ -1,5 +1,5 @@
-//! A server of the tests' own, for what the real one never does on purpose: it serves one page and the script as it stands
-//! in `static/`, gives each post the next of its answers, and says on the live stream what the test tells it to.
+//! A server for tests of what the real one never does on purpose. It serves one page with the script from `static/`, gives each
+//! post the next of its answers, and says on the live stream what the test tells it to.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
-/// What the page is at `/static/VERSION/`; any will do.
+/// The version in `/static/VERSION/`. Any will do.
 const VERSION: &str = "stage";
 
 pub(crate) struct Stage {
@@ -19,10 +19,10 @@ pub(crate) struct Stage {
 #[derive(Default)]
 struct Scene {
     page: String,
-    /// What posts are answered with, from the front; afterwards they are stored.
+    /// The answers to the next posts, in order. Later posts are stored.
     answers: Vec<&'static str>,
     posted: Vec<String>,
-    /// Posts are hung up on.
+    /// Whether posts are hung up on.
     is_down: bool,
     /// The requests for the live stream, and when they came.
     streams: Vec<(Instant, String)>,
@@ -58,19 +58,19 @@ impl Stage {
         self.scene.lock().expect("BUG: the stage panicked")
     }
 
-    /// Says this on every stream that is open, and first on each one that is opened later.
+    /// Says this on every open stream, and first on each stream that is opened later.
     pub(crate) fn says(&self, events: &str) {
         let mut scene = self.scene();
         scene.opening = events.to_owned();
         scene.open.retain_mut(|stream| stream.write_all(events.as_bytes()).is_ok());
     }
 
-    /// Says this on the streams that are open, and on no other.
+    /// Says this only on the streams that are open now.
     pub(crate) fn mutters(&self, events: &str) {
         self.scene().open.retain_mut(|stream| stream.write_all(events.as_bytes()).is_ok());
     }
 
-    /// Says this first on streams that are opened later, and nothing on those that are open.
+    /// Says nothing more on the open streams, and this first on those that are opened later.
     pub(crate) fn falls_silent(&self, opening: &str) {
         self.scene().opening = opening.to_owned();
     }
@@ -82,7 +82,7 @@ impl Stage {
         scene.open.clear();
     }
 
-    /// Hangs up on every post, until it doesn't.
+    /// Sets whether to hang up on every post.
     pub(crate) fn is_down(&self, is_down: bool) {
         self.scene().is_down = is_down;
     }
@@ -92,7 +92,7 @@ impl Stage {
         self.scene().answers = answers.to_vec();
     }
 
-    /// The body of each post so far that was answered, in order.
+    /// The path and body of each answered post so far, in order.
     pub(crate) fn posted(&self) -> Vec<String> {
         self.scene().posted.clone()
     }
@@ -158,11 +158,11 @@ fn answer(mut stream: TcpStream, scene: &Mutex<Scene>) {
 }
 
 fn respond(stream: &mut TcpStream, head: &str, body: &str) {
-    // Somebody who is no longer there hears nothing.
+    // The browser may be gone already.
     drop(write!(stream, "HTTP/1.1 {head}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}", body.len()));
 }
 
-/// Method, path and body of a request; nothing when it isn't whole.
+/// Method, path and body of a request. Nothing if it isn't whole.
 pub(crate) fn read(stream: &TcpStream) -> Option<(String, String, String)> {
     let mut lines = BufReader::new(stream);
     let mut line = String::new();

@@ -6,7 +6,7 @@ use crate::chromium::{Browser, Tab};
 use crate::common::{Server, data_dir};
 use crate::likewise::stored;
 
-/// The streams that a browser holds open at most. The rest of its connections are for pages and likes.
+/// How many streams a browser holds open at most. The rest of its connections are for pages and likes.
 const STREAMS: u64 = 3;
 
 #[test]
@@ -119,7 +119,7 @@ fn pages_of_two_versions_leave_room_for_each_other() {
     };
     let old = open("");
     server.until_streams(STREAMS);
-    // As after an update: the script of a page that is loaded now has another address, and so has its worker.
+    // As after an update: the script of a newly loaded page has another address, and so does its worker.
     let new = open(
         "const Worker = SharedWorker;
          window.SharedWorker = class extends Worker { constructor(url, options) { super(`${url}?next`, options); } };",

@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::chromium::Browser;
 use crate::common::{Server, data_dir, likewise};
 
-/// Lets a device sync with the hub whose data is in `hub`, and gives the file with its token.
+/// Lets a device sync with the hub whose data is in `hub`. Returns the file with the device's token.
 pub(crate) fn token(hub: &Path, device: &str) -> String {
     let added = likewise().args(["token", "add", device, "--data"]).arg(hub).output().expect("the program runs");
     assert!(added.status.success(), "{}", String::from_utf8_lossy(&added.stderr));
@@ -82,7 +82,7 @@ fn a_page_whose_hub_was_replaced_says_so_and_moves_to_the_new_one() {
     page.until("document.getElementById('status').textContent.includes('All synced')");
     old.kill();
 
-    // The new hub knows the device by the same token, but nothing of its likes.
+    // The new hub knows the device's token, but none of its likes.
     fs::copy(old_data.path().join("tokens.json"), new_data.path().join("tokens.json")).expect("the tokens move over");
     let new = Server::start_with(new_data.path(), &["--listen", &listen]);
     page.until("document.getElementById('status').dataset.state === 'halted'");

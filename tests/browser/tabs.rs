@@ -70,7 +70,7 @@ fn trust_41_twelve_tabs_are_live_over_one_stream() {
 
 #[test]
 fn without_shared_workers_the_tab_that_is_seen_has_a_stream_of_its_own() {
-    // There are none, or they are no modules.
+    // The browser has no shared workers, or can't load modules in them.
     let classic = "const Worker = SharedWorker;
                    window.SharedWorker = class extends Worker { constructor(url) { super(url); } };";
     for source in ["delete window.SharedWorker", classic] {
@@ -119,7 +119,7 @@ fn thirty_rapid_clicks_are_thirty_likes_and_the_count_only_grows() {
     assert_eq!(tab.count(), 30, "a click shows at once");
     tab.until_sent();
     watching.until_count(30);
-    // After this one the page shows the server's count, and no longer one of its own making.
+    // After this, the page shows the server's count and no longer its own.
     server.like("");
     for tab in [&tab, &watching] {
         tab.until_count(31);

@@ -14,7 +14,7 @@ use crate::sync::token;
 #[path = "../../examples/todo/main.rs"]
 mod app;
 
-/// The titles of what is left, in the order of the page.
+/// The titles of the open to-dos, in the order of the page.
 const TITLES: &str = "[...document.querySelectorAll('#open summary')].map((title) => title.textContent.trim()).join()";
 
 /// The app, served until this goes out of scope.
@@ -94,7 +94,7 @@ fn trust_41_to_dos_are_added_found_and_done_in_twelve_tabs_with_twelve_searches(
         tab.until_live();
         tab.until("document.querySelectorAll('[data-waiting] li').length === 0");
     }
-    // A form inside a fragment has no id but the one that the script mints.
+    // A form inside a fragment has only the id that the script mints.
     assert_eq!(tabs[0].eval("document.querySelectorAll('#open [name=id]').length"), 0);
     tabs[0].to_front();
     tabs[0].click("#open .check");

@@ -1,4 +1,4 @@
-//! What the tests of the whole program share: the real binary on a free port, with data of its own.
+//! Shared by the tests of the whole program: the real binary on a free port, with its own data.
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
 
 use std::io::{BufRead, BufReader, Read, Write};
@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 
 use tempfile::{NamedTempFile, TempDir};
 
-/// How long a test waits for something that has to happen. Long, because the machine may be busy; a test that passes
-/// never waits so long.
+/// How long a test waits for something that must happen. Long, because the machine may be busy; a passing test never waits
+/// this long.
 pub const PATIENCE: Duration = Duration::from_secs(180);
 
-/// The program under test, ready to get its arguments. It sees no `LIKEWISE_…` of the person who runs the tests, who may
-/// name another program as LIKEWISE_BINARY.
+/// The program under test, ready for its arguments. It doesn't see the `LIKEWISE_…` variables of the person who runs the tests.
+/// That person may name another program in LIKEWISE_BINARY.
 pub fn likewise() -> Command {
     let other = std::env::var_os("LIKEWISE_BINARY");
     let mut command = Command::new(other.unwrap_or_else(|| env!("CARGO_BIN_EXE_likewise").into()));
@@ -25,12 +25,12 @@ pub fn likewise() -> Command {
     command
 }
 
-/// Whether the person who runs the tests wants all of what is otherwise tried in part: LIKEWISE_FAULTS is `all`.
+/// Whether to try all cases instead of a sample: LIKEWISE_FAULTS is `all`.
 pub fn is_asked_for_all() -> bool {
     std::env::var_os("LIKEWISE_FAULTS").is_some_and(|value| value == "all")
 }
 
-/// How large a load is: as large as `usual`, times LIKEWISE_LOAD if the person who runs the tests has set it.
+/// The size of a load: `usual`, times LIKEWISE_LOAD if that is set.
 pub fn load(usual: usize) -> usize {
     usual * std::env::var("LIKEWISE_LOAD").ok().and_then(|times| times.parse().ok()).unwrap_or(1)
 }
@@ -43,12 +43,12 @@ pub fn raise_open_file_limit() {
     setrlimit(Resource::Nofile, limit).expect("more open files");
 }
 
-/// A directory for data that goes away with the test.
+/// A directory for data, removed after the test.
 pub fn data_dir() -> TempDir {
     tempfile::tempdir().expect("a directory for the test's data")
 }
 
-/// Runs a command of the program on the data in `data`, to its end.
+/// Runs a command of the program on the data in `data` until it ends.
 pub fn run(data: &Path, arguments: &[&str]) -> Output {
     let mut command = likewise();
     command.args(arguments).env("LIKEWISE_DATA", data).stdin(Stdio::null());
@@ -74,7 +74,7 @@ pub fn run_with(data: &Path, arguments: &[&str], input: &str) -> Output {
     output
 }
 
-/// What a command printed on standard output, provided that it did what it should.
+/// What a command printed on standard output. The command must have succeeded.
 pub fn printed(output: Output) -> String {
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     assert!(output.status.success(), "{}: {text}{}", output.status, errors(&output));
@@ -109,7 +109,7 @@ impl Server {
         Self::spawn(command, data)
     }
 
-    /// Runs `command`, which has to serve, on the data in `data`.
+    /// Runs `command`, which must serve, on the data in `data`.
     pub fn spawn(mut command: Command, data: &Path) -> Self {
         let stderr = NamedTempFile::new().expect("a file for the program's log");
         let mut child = command
@@ -161,25 +161,25 @@ impl Server {
         self.child.try_wait().expect("its state").is_none()
     }
 
-    /// Ends it as a power cut of the process would.
+    /// Kills it without warning.
     pub fn kill(mut self) {
         self.child.kill().expect("it can be killed");
         self.child.wait().expect("it ends");
     }
 
-    /// Sends it the signal that service managers end a program with.
+    /// Sends it the signal with which service managers end a program.
     pub fn send_term(&self) {
         let pid = i32::try_from(self.child.id()).expect("a process id");
         let pid = rustix::process::Pid::from_raw(pid).expect("a process id");
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it gets the signal");
     }
 
-    /// Waits until it has ended, and gives how.
+    /// Waits until it has ended, and returns its status.
     pub fn wait(&mut self) -> ExitStatus {
         wait_for("the program to end", || self.child.try_wait().expect("its state"))
     }
 
-    /// Asks it to end, as a service manager does, and gives how it ended.
+    /// Asks it to end, as a service manager does, and returns its status.
     pub fn terminate(mut self) -> ExitStatus {
         self.send_term();
         self.wait()
@@ -202,7 +202,7 @@ impl Drop for Server {
     }
 }
 
-/// Waits until `look` sees something, and says what it waited for if it never comes.
+/// Waits until `look` finds something. If it never does, the panic says what the test waited for.
 pub fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     let start = Instant::now();
     loop {

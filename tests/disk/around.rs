@@ -1,4 +1,4 @@
-//! That the recorder sees all: the system calls that strace sees are those in the trace.
+//! The recorder sees everything: the system calls that strace sees are those in the trace.
 
 use std::collections::BTreeMap;
 use std::process::Command;
@@ -8,7 +8,7 @@ use crate::common::{Server, printed, wait_for};
 use crate::shim::{Recorder, library, program};
 use crate::trace::{self, What};
 
-/// Calls that change files or names, or make that durable, by what the recorder makes of them.
+/// The calls that change files or names, or make changes durable, and what the recorder calls them.
 const CALLS: [(&str, &[&str]); 6] = [
     ("write", &["write", "writev", "pwrite64", "pwritev", "pwritev2"]),
     ("size", &["ftruncate", "truncate", "fallocate"]),
@@ -18,7 +18,7 @@ const CALLS: [(&str, &[&str]); 6] = [
     ("make", &["mkdir", "mkdirat", "link", "linkat"]),
 ];
 
-/// Calls that the recorder can't follow, so nothing of ours may make them.
+/// Calls that the recorder can't follow, so our code may not make them.
 const BEYOND: &[&str] = &[
     "msync",
     "sync",
@@ -33,10 +33,10 @@ const BEYOND: &[&str] = &[
     "io_setup",
 ];
 
-/// What strace saw of calls that went well, by kind, below `root`.
+/// The successful calls below `root` that strace saw, by kind.
 fn traced(text: &str, root: &str) -> BTreeMap<&'static str, usize> {
     let mut seen = BTreeMap::new();
-    // A call that another thread interrupted in the text ends where it is resumed.
+    // If another thread's call interrupts a call in the text, the call ends where it is resumed.
     let mut begun: BTreeMap<&str, &str> = BTreeMap::new();
     for line in text.lines() {
         let (thread, rest) = line.split_once(char::is_whitespace).unwrap_or(("", line));
@@ -89,8 +89,8 @@ fn nothing_is_written_or_synced_past_the_recorder() {
     let file = |name: &str| recorder.aside(name).to_str().expect("a path").to_owned();
     let strace = |name: &str, arguments: &[&str]| {
         let calls: Vec<&str> = CALLS.iter().flat_map(|(_, calls)| calls.iter()).chain(BEYOND).copied().collect();
-        // The tracer stands aside (-D), so that the program itself is what this test started, and ends. What is asked for
-        // by a name that this machine's kernel doesn't have (?) is left out.
+        // The tracer is detached (-D), so the process that this test starts and ends is the program itself. Calls marked with
+        // `?` are left out if this machine's kernel doesn't have them.
         let mut strace = recorder.watch(Command::new("strace"));
         strace.env_remove("LD_PRELOAD");
         strace.args(["-D", "-f", "-y", "-s", "0", "-o", &file(name), "-E"]);
@@ -114,8 +114,8 @@ fn nothing_is_written_or_synced_past_the_recorder() {
     let read = |name: &str| std::fs::read_to_string(file(name)).expect("what strace saw");
     let mut text = String::new();
     for name in ["added", "served", "copied"] {
-        // The tracer writes down the last calls after the program has ended.
-        text += &wait_for("strace to write down all that it saw", || {
+        // The tracer records the last calls after the program has ended.
+        text += &wait_for("strace to write down everything that it saw", || {
             let text = read(name);
             let first = text.split_whitespace().next().unwrap_or_default().to_owned();
             text.lines().any(|line| line.starts_with(&first) && line.contains("+++ exited")).then_some(text)

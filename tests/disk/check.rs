@@ -1,4 +1,4 @@
-//! Opens an image with the real program, as somebody does after a power cut, and tells what is wrong with it.
+//! Opens an image with the real program, as after a power cut, and reports what is wrong with it.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
@@ -19,7 +19,7 @@ use crate::shim::{Recorder, program, scratch};
 use crate::trace::{self, Record};
 use likewise::testing::Rng;
 
-/// How many images are made of each recording in a run of its own; more come from further recordings.
+/// How many images are made from each recording. More images need more recordings.
 const OF_ONE: usize = 500;
 
 /// What is wrong with an image.
@@ -31,40 +31,40 @@ pub(crate) enum Wrong {
     Doubled,
     /// The program doesn't start, or doesn't show the store.
     Refused,
-    /// The count isn't the number of events.
+    /// The count on the page isn't the number of events.
     Count,
     /// `verify` isn't content.
     Verify,
-    /// No like is taken.
+    /// No like is accepted.
     Stuck,
 }
 
-/// What was found, each with what was seen.
+/// What was found wrong, each with what was seen.
 pub(crate) type Findings = Vec<(Wrong, String)>;
 
-/// What a power cut does to scenarios, over all their images.
+/// What power cuts did to a scenario, over all its images.
 #[derive(Default)]
 pub(crate) struct Outcome {
     pub(crate) images: usize,
-    /// Of each image that isn't well, which it is.
+    /// Which images have something wrong.
     bad: Vec<(String, Findings)>,
     kept: Vec<PathBuf>,
 }
 
 impl Outcome {
-    /// How many images have something wrong of this kind.
+    /// How many images have this kind of fault.
     pub(crate) fn count(&self, wrong: Wrong) -> usize {
         self.bad.iter().filter(|(_, findings)| findings.iter().any(|(found, _)| *found == wrong)).count()
     }
 
-    /// Adds what became of other images.
+    /// Adds the results of other images.
     pub(crate) fn add(&mut self, other: Self) {
         self.images += other.images;
         self.bad.extend(other.bad);
         self.kept.extend(other.kept);
     }
 
-    /// Fails the test unless all was well.
+    /// Fails the test unless every image was fine.
     pub(crate) fn assert_well(&self, name: &str) {
         let Self { images, bad, kept } = self;
         let mut kinds: BTreeMap<Wrong, (usize, String)> = BTreeMap::new();
@@ -92,15 +92,15 @@ fn number(name: &str) -> Option<u64> {
 /// Where the power is cut.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Cuts {
-    /// At so many moments that the seeds choose.
+    /// At this many moments, chosen by the seeds.
     Random(usize),
-    /// After each record in turn; of so many each is taken once, unless more images are asked for.
+    /// After each record in turn, once for each, unless more images are asked for.
     EachOf(usize),
 }
 
-/// Records `scenario`, and checks images of it with `check`, which is told what had been acknowledged before the power was
-/// cut: as many as LIKEWISE_IMAGES says, if it is there. When LIKEWISE_TRACE names a trace that was kept, that is used, and
-/// LIKEWISE_SEED names its first image.
+/// Records `scenario`, and checks images of it with `check`, which is told what had been acknowledged before the power cut.
+/// LIKEWISE_IMAGES says how many. If LIKEWISE_TRACE names a trace that was kept, that trace is used, and LIKEWISE_SEED names
+/// its first image.
 pub(crate) fn power_cuts(
     name: &str,
     cuts: Cuts,
@@ -145,12 +145,12 @@ struct Recording {
     notes: Notes,
 }
 
-/// What is kept beside a trace.
+/// What is stored beside a trace.
 #[derive(Serialize, Deserialize)]
 struct Notes {
-    /// How far the trace had come when the power could first be cut.
+    /// The length of the trace when the power could first be cut.
     start: u64,
-    /// What was acknowledged, and how far the trace had come then.
+    /// What was acknowledged, and the length of the trace then.
     acknowledged: Vec<(String, u64)>,
 }
 
@@ -175,7 +175,7 @@ impl Recording {
         Self { path, records, notes }
     }
 
-    /// After how many records the power is cut: anywhere, or as something was acknowledged.
+    /// After how many records the power is cut: anywhere, or just when something was acknowledged.
     fn choose_cut(&self, random: &mut Rng) -> usize {
         let Self { records, notes: Notes { start, acknowledged }, .. } = self;
         let first = records.partition_point(|record| record.end <= *start).max(1);
@@ -186,7 +186,7 @@ impl Recording {
         records.partition_point(|record| record.end <= position)
     }
 
-    /// Makes the images of these cuts and checks them, several at a time: most of it is waiting for programs to end.
+    /// Makes and checks the images of these cuts, several at a time: most of the work is waiting for programs to end.
     fn check(
         &self,
         name: &str,
@@ -240,7 +240,7 @@ impl Outcome {
         self.bad.push((format!("{name} with seed {seed}"), findings));
     }
 
-    /// Keeps what a person needs to look at what went wrong.
+    /// Keeps what a person needs to see what went wrong.
     fn keep(&mut self, name: &str, recording: &Recording, seed: u64, image: &Path) {
         let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("disk-failures");
         fs::create_dir_all(&dir).expect("a directory for what went wrong");
@@ -273,20 +273,20 @@ pub(crate) fn copy(from: &Path, to: &Path) {
     }
 }
 
-/// A command of the program on the directory `data`, to its end.
+/// Runs a command of the program on the directory `data` until it ends.
 pub(crate) fn run(data: &Path, arguments: &[&str]) -> Output {
     let mut command = program();
     command.args(arguments).env("LIKEWISE_DATA", data).stdin(Stdio::null());
     command.output().expect("the program starts")
 }
 
-/// What a command printed, all of it.
+/// Everything a command printed.
 pub(crate) fn text(output: &Output) -> String {
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     format!("{}: {}{}", output.status, out.trim_end(), err.trim_end())
 }
 
-/// A server on an image. It ends when this is dropped.
+/// A server on an image. Dropping this ends it.
 pub(crate) struct Opened {
     child: Child,
     log: Option<JoinHandle<String>>,
@@ -294,7 +294,7 @@ pub(crate) struct Opened {
 }
 
 impl Opened {
-    /// Starts it, or says why it didn't.
+    /// Starts it, or says why it didn't start.
     pub(crate) fn start(data: &Path, flags: &[&str]) -> Result<Self, String> {
         let mut command: Command = program();
         command.args(["serve", "--listen", "127.0.0.1:0"]).args(flags).env("LIKEWISE_DATA", data);
@@ -309,7 +309,7 @@ impl Opened {
         BufReader::new(child.stdout.take().expect("its output")).read_line(&mut line).expect("its ready line");
         match line.trim().strip_prefix("listening on ") {
             Some(url) => {
-                // Else a program that has much to say would wait for somebody to read it.
+                // Otherwise a program with much output would wait for somebody to read it.
                 let mut stderr = child.stderr.take().expect("its log");
                 let log = std::thread::spawn(move || {
                     let mut log = String::new();
@@ -335,7 +335,7 @@ impl Opened {
         self.try_like(id).expect("an answer")
     }
 
-    /// Likes, and gives the answer, if there is one.
+    /// Likes, and returns the answer, if there is one.
     pub(crate) fn try_like(&self, id: &str) -> Option<(u16, String)> {
         let mut answer = agent().post(format!("{}/likes", self.url)).send_form([("id", id)]).ok()?;
         Some((answer.status().as_u16(), answer.body_mut().read_to_string().ok()?))
@@ -362,7 +362,7 @@ impl Opened {
         }
     }
 
-    /// Ends it in good order.
+    /// Shuts it down.
     pub(crate) fn stop(mut self) -> Result<(), String> {
         let pid = i32::try_from(self.child.id()).expect("a process id");
         let pid = rustix::process::Pid::from_raw(pid).expect("a process id");
@@ -380,7 +380,7 @@ impl Drop for Opened {
     }
 }
 
-/// The words of a page without its tags.
+/// The text of a page without its tags.
 pub(crate) fn words(page: &str) -> String {
     let mut out = String::new();
     let mut is_tag = false;
@@ -395,7 +395,7 @@ pub(crate) fn words(page: &str) -> String {
     out.split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// The ids of the likes that a data directory exports, those set aside left out; nothing when there is no store.
+/// The ids of the likes that a data directory exports, without those set aside. Nothing if there is no store.
 pub(crate) fn exported(data: &Path) -> Result<Vec<String>, String> {
     let output = run(data, &["export"]);
     if !output.status.success() {
@@ -414,7 +414,7 @@ fn is_absent(said: &str) -> bool {
     said.contains("there is no store") || said.contains("there is no data")
 }
 
-/// What `verify` doesn't like about a data directory, in which there may be no store if nothing is due.
+/// What `verify` finds wrong with a data directory. There may be no store in it if nothing is due.
 fn verified(data: &Path, may_be_absent: bool) -> Option<String> {
     let output = run(data, &["verify"]);
     let said = text(&output);
@@ -424,8 +424,8 @@ fn verified(data: &Path, may_be_absent: bool) -> Option<String> {
     Some(said)
 }
 
-/// Checks a data directory that holds likes, of which `due` were acknowledged: before the first start, while the program
-/// serves it, and afterwards.
+/// Checks a data directory of likes, of which `due` were acknowledged: before the first start, while the program serves it, and
+/// afterwards.
 pub(crate) fn check_likes(data: &Path, due: &[String]) -> Findings {
     let mut findings = Findings::new();
     if let Some(said) = verified(data, due.is_empty()) {
@@ -471,7 +471,7 @@ fn check_events(data: &Path, due: &[String], count: usize, findings: &mut Findin
     }
 }
 
-/// Lets a device and its hub sync until they are level; says what is wrong if they never are, or hold different events.
+/// Lets a device and its hub sync until they are level. Reports it if they never are, or if they hold different events.
 pub(crate) fn until_level(hub: &Path, device: &Path, token: &str) -> Findings {
     let level = || -> Result<(), String> {
         let held = Opened::start(hub, &[])?;

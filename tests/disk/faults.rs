@@ -1,7 +1,6 @@
-//! A disk that refuses: a write, a sync, a name or an opening fails, once or for ever. Whatever fails, nothing acknowledged
-//! is lost or doubled, likes are refused in words meanwhile, and all goes on when the disk is well again; and a power cut
-//! later finds a disk on which no sync that failed was believed, be it one that keeps what it couldn't write or one that
-//! forgets it.
+//! A disk that refuses: a write, a sync, a name or an opening fails, once or for ever. Whatever fails, nothing acknowledged is
+//! lost or doubled. Likes are refused in words meanwhile, and everything goes on when the disk is well again. A later power cut
+//! shows that no failed sync was believed, on a disk that keeps what it couldn't write and on one that forgets it.
 
 use std::path::Path;
 use std::process::Output;
@@ -13,32 +12,30 @@ use crate::client::new_id;
 use crate::common::{self, wait_for};
 use crate::shim::{Class, Fault, Recorder};
 
-/// How many likes a scenario has before, and how many while the disk is bad.
+/// How many likes a scenario has before the disk goes bad, and how many while it is bad.
 const LIKES: usize = 3;
 
 fn start(recorder: &Recorder) -> Result<Opened, String> {
     Opened::spawn(recorder.command("data", &["serve", "--listen", "127.0.0.1:0"]))
 }
 
-/// Likes until that is stored, with one id. A server that has ended is started again.
+/// Posts one like until it is stored, always with the same id. A server that has ended is restarted.
 fn like_at_last(recorder: &Recorder, server: &mut Option<Opened>, id: &str) {
     wait_for("a like to be stored on a disk that is well", || {
         if server.as_mut().is_none_or(|server| !server.is_running()) {
-            *server = Some(
-                start(recorder).unwrap_or_else(|why| panic!("it doesn't start on a disk that is well again: {why}")),
-            );
+            *server = Some(start(recorder).unwrap_or_else(|why| panic!("it doesn't start on a healthy disk: {why}")));
         }
         let (status, _) = server.as_ref()?.try_like(id)?;
         (status == 303).then(|| recorder.acknowledge(id))
     });
 }
 
-/// A server may end over a bad disk, or not start on one, and says why.
+/// A server may end because of a bad disk, or not start on one, if it says why.
 pub(crate) fn assert_ended_in_words(fault: Fault, said: &str) {
     assert!(said.contains("exit status: 1") && !said.contains("panicked"), "{fault:?}: {said}");
 }
 
-/// What a command may do on a disk that refuses: fail in words, or be done.
+/// What a command may do on a disk that refuses: fail in words, or succeed.
 pub(crate) fn assert_in_words(fault: Fault, output: &Output) {
     let said = text(output);
     assert!(output.status.code().is_some_and(|code| code < 2), "{fault:?}: {said}");
@@ -46,7 +43,7 @@ pub(crate) fn assert_in_words(fault: Fault, output: &Output) {
     assert!(!said.contains("panicked"), "{fault:?}: {said}");
 }
 
-/// One run on a disk with this fault: it is there from the first start on, or comes to a program that runs.
+/// One run on a disk with this fault. The fault is there from the first start, or begins while the program runs.
 fn bad_disk(recorder: &Recorder, fault: Fault, from_the_start: bool) {
     let mut server = None;
     if !from_the_start {
@@ -80,12 +77,12 @@ fn bad_disk(recorder: &Recorder, fault: Fault, from_the_start: bool) {
         }
     }
     recorder.mend();
-    // With the same ids: what was stored all the same counts once.
+    // The ids stay the same: a like that was stored despite the fault counts once.
     for id in &tried {
         like_at_last(recorder, &mut server, id);
     }
     like_at_last(recorder, &mut server, &new_id());
-    // Another start, which finds what is in the page cache.
+    // Another start finds what is in the page cache.
     let server = server.expect("it runs");
     if fault.at.is_multiple_of(2) {
         recorder.kill_opened(server);
@@ -108,7 +105,7 @@ fn calls(class: Class, from_the_start: bool) -> u64 {
     recorder.seen()
 }
 
-/// Every `stride`-th call fails, and two images are checked each time.
+/// Every `stride`-th call fails. Two images are checked each time.
 fn every(class: Class, stride: usize, kinds: &[Kind]) {
     let is_all = common::is_asked_for_all();
     let mut all = Outcome::default();
@@ -131,7 +128,7 @@ fn every(class: Class, stride: usize, kinds: &[Kind]) {
     all.assert_well(&format!("{class:?}"));
 }
 
-/// How a call fails, whether for ever, and whether the disk drops what it couldn't sync.
+/// How a call fails, whether it fails for ever, and whether the disk drops what it couldn't sync.
 pub(crate) type Kind = (Errno, bool, bool);
 
 pub(crate) const NO_ROOM_OR_BROKEN: [Kind; 4] =
@@ -162,18 +159,18 @@ fn trust_05_a_file_that_can_not_be_opened_or_made() {
     every(Class::Opens, 11, &NO_ROOM_OR_BROKEN);
 }
 
-/// What happens after a sync that failed.
+/// What happens after a failed sync.
 #[derive(Debug, Clone, Copy)]
 enum Then {
     /// Syncs work again.
     Works,
-    /// They go on to fail for a while.
+    /// They go on failing for a while.
     Fails,
     /// The program is killed.
     Dies,
 }
 
-/// The sync of a like fails; the same like is posted again until it is stored, and others follow.
+/// The sync of a like fails. The same like is posted again until it is stored, and others follow.
 fn failed_sync(recorder: &Recorder, drops: bool, then: Then) {
     let mut server = None;
     for _ in 0..LIKES {

@@ -1,7 +1,7 @@
-//! A full disk, on file systems that fill up each in their own way: the program never dies of it, likes are refused in
-//! words while pages stay, and when there is room again all goes on and nothing acknowledged is missing.
+//! A full disk, on file systems that each fill up in their own way. The program never dies of it. Likes are refused in words
+//! while pages stay. When there is room again, everything goes on and nothing acknowledged is missing.
 //!
-//! To mount takes root. What isn't there to make or mount a file system fails its test with a sentence that says what.
+//! Mounting takes root. If a tool for a file system is missing, its test fails with a sentence that says which.
 
 use std::collections::HashSet;
 use std::fs::{self, File};
@@ -23,7 +23,7 @@ pub(crate) struct Mounted {
 }
 
 impl Mounted {
-    /// Makes one with the program `mkfs` and these arguments, in a file of so many MiB.
+    /// Makes one with the program `mkfs` and these arguments, in a file of this many MiB.
     fn new(size: u64, mkfs: &[&str], package: &str) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let file = dir.path().join("disk");
@@ -60,7 +60,7 @@ impl Mounted {
         self.dir.path().join("mounted")
     }
 
-    /// Lets nobody write to it any more.
+    /// Makes it read-only.
     pub(crate) fn make_read_only(&self) {
         let output = Command::new("mount").args(["-o", "remount,ro"]).arg(self.path()).output().expect("mount");
         assert!(output.status.success(), "{}", text(&output));
@@ -70,7 +70,7 @@ impl Mounted {
 impl Drop for Mounted {
     fn drop(&mut self) {
         let unmount = || Command::new("umount").arg(self.path()).status().is_ok_and(|status| status.success());
-        // A program that was killed a moment ago may still be in it.
+        // A program that was just killed may still be using it.
         let start = Instant::now();
         while !unmount() && start.elapsed() < Duration::from_secs(10) {
             std::thread::sleep(Duration::from_millis(20));
@@ -78,7 +78,7 @@ impl Drop for Mounted {
     }
 }
 
-/// Files that take the room away, and give it back.
+/// Files that use up the room, and give it back.
 struct Ballast {
     dir: PathBuf,
     files: usize,
@@ -91,7 +91,7 @@ impl Ballast {
         Self { dir, files: 0 }
     }
 
-    /// Writes so many bytes to a file there, or nothing.
+    /// Writes this many bytes to a file there, or nothing.
     fn write(&self, name: &str, size: usize) -> std::io::Result<()> {
         let path = self.dir.join(name);
         let written = File::create(&path).and_then(|mut file| {
@@ -101,7 +101,7 @@ impl Ballast {
         written.inspect_err(|_| drop(fs::remove_file(&path)))
     }
 
-    /// Leaves not even a byte: of what is refused, less is tried.
+    /// Leaves not a single byte: when a write is refused, it tries a smaller one.
     fn fill(&mut self) {
         let mut piece = 1 << 20;
         while piece > 0 {
@@ -113,7 +113,7 @@ impl Ballast {
         }
     }
 
-    /// Leaves about so many bytes.
+    /// Leaves about this many bytes.
     fn fill_but(&mut self, bytes: usize) {
         while self.write("place", bytes).is_err() && self.files > 0 {
             self.remove_last();
@@ -134,17 +134,17 @@ impl Ballast {
     }
 }
 
-/// Likes until one is refused; gives the ids of the others, and the refusal.
+/// Likes until one is refused. Returns the ids of the others, and the refusal.
 fn fill_with_likes(server: &Opened, ballast: &mut Ballast) -> (Vec<String>, (u16, String)) {
     let mut stored = Vec::new();
     let refusal = wait_for("the disk to be full", || {
         let id = new_id();
-        let answer = server.try_like(&id).unwrap_or_else(|| panic!("it died of a like on a full disk"));
+        let answer = server.try_like(&id).unwrap_or_else(|| panic!("a like on a full disk killed it"));
         if answer.0 != 303 {
             return Some(answer);
         }
         stored.push(id);
-        // Likes alone would take long.
+        // Filling the disk with likes alone would take long.
         if stored.len().is_multiple_of(40) {
             ballast.fill();
         }
@@ -153,7 +153,7 @@ fn fill_with_likes(server: &Opened, ballast: &mut Ballast) -> (Vec<String>, (u16
     (stored, refusal)
 }
 
-/// What a command may do on a full disk: fail in words, or be done.
+/// What a command may do on a full disk: fail in words, or succeed.
 fn assert_survives(data: &Path, arguments: &[&str]) {
     let output = run(data, arguments);
     let said = text(&output);
@@ -161,9 +161,9 @@ fn assert_survives(data: &Path, arguments: &[&str]) {
     assert!(output.status.code().is_some_and(|code| code < 2) && !said.contains("panicked"), "{arguments:?}: {said}");
 }
 
-/// Whether the page is there, likes are refused in words, and the process is there still.
+/// Whether the page is there, likes are refused in words, and the process is still running.
 fn assert_serves_without_room(server: &mut Opened, data: &Path, stored: usize) {
-    let (status, body) = server.try_like(&new_id()).unwrap_or_else(|| panic!("it died of a like on a full disk"));
+    let (status, body) = server.try_like(&new_id()).unwrap_or_else(|| panic!("a like on a full disk killed it"));
     assert_eq!(status, 503, "{}", words(&body));
     assert_eq!(server.get("/healthz").0, 503);
     let count = server.count().unwrap_or_else(|why| panic!("no page on a full disk: {why}"));
@@ -174,7 +174,7 @@ fn assert_serves_without_room(server: &mut Opened, data: &Path, stored: usize) {
     assert!(server.is_running());
 }
 
-/// Everything that runs alone, and a start, with so little room.
+/// Runs every command, and a start, with this little room.
 fn try_without_room(data: &Path, stored: &mut Vec<String>) {
     for command in ["export", "verify", "status"] {
         assert_survives(data, &[command]);
@@ -189,12 +189,12 @@ fn try_without_room(data: &Path, stored: &mut Vec<String>) {
     };
     for _ in 0..5 {
         let id = new_id();
-        let (status, body) = server.try_like(&id).unwrap_or_else(|| panic!("it died of a like on a full disk"));
+        let (status, body) = server.try_like(&id).unwrap_or_else(|| panic!("a like on a full disk killed it"));
         match status {
             303 => stored.push(id),
             _ => assert_eq!(status, 503, "{}", words(&body)),
         }
-        // One that begins without room may have nothing to show.
+        // A server that starts without room may have nothing to show.
         let (status, body) = server.get("/");
         assert!(status == 200 || status == 503, "{status}: {}", words(&body));
     }

@@ -1,15 +1,15 @@
 //! What a power cut may leave on a disk, made from a trace.
 //!
-//! The rules, which are POSIX's and no file system's own:
+//! The rules are those of POSIX, not those of one file system:
 //!
-//! - What was written before a sync began that ended well is on the disk. Of what came later each sector of 512 bytes
-//!   holds what it held then, or what any later write made of it: never anything else.
-//! - The sizes that a file had were taken in their order; some of the last may be missing. What was written behind the
-//!   place where a file was cut is there only if it was cut.
-//! - A name is on the disk once its directory was synced. Of the changes of names that came later any may be missing; each
-//!   is there wholly or not at all.
-//! - A sync that failed has written nothing. On a disk that *drops*, the sectors that it should have written stay as they
-//!   are until they are written again, though reads show the new contents and later syncs say that all is well.
+//! - What was written before the start of a successful sync is on the disk. Each later sector of 512 bytes holds what it held
+//!   then, or what any later write made of it, and never anything else.
+//! - A file takes its sizes in order; some of the last may be missing. What was written after the point where a file was cut is
+//!   there only if the cut is.
+//! - A name is on the disk once its directory was synced. Any later change of a name may be missing. Each is there wholly or not
+//!   at all.
+//! - A failed sync has written nothing. On a disk that *drops*, the sectors that it should have written stay as they are until
+//!   they are written again, though reads show the new contents and later syncs succeed.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -19,17 +19,17 @@ use std::path::Path;
 use crate::trace::{Record, What};
 use likewise::testing::Rng;
 
-/// What a disk writes wholly or not at all.
+/// The unit that a disk writes wholly or not at all.
 const SECTOR: usize = 512;
 
-/// The disk while the trace goes on: what is safe on it, and what isn't yet.
+/// The disk at some point of the trace: what is safe on it, and what isn't yet.
 pub(crate) struct Disk {
     root: usize,
     files: HashMap<usize, File>,
     dirs: HashMap<usize, Dir>,
-    /// The file or directory that an inode is now.
+    /// The file or directory that an inode currently is.
     inodes: HashMap<u64, usize>,
-    /// When each sync began that hasn't ended.
+    /// When each unfinished sync began.
     syncs: HashMap<u64, usize>,
     /// How many records it has seen.
     now: usize,
@@ -38,7 +38,7 @@ pub(crate) struct Disk {
 
 #[derive(Default)]
 struct File {
-    /// What a power cut leaves in any case.
+    /// What survives every power cut.
     safe: Vec<u8>,
     /// What the program reads.
     seen: Vec<u8>,
@@ -50,9 +50,9 @@ struct Change {
     when: usize,
     /// The size that the file had afterwards.
     size: usize,
-    /// What was written: whole sectors, and where; nothing when only the size was changed.
+    /// What was written, in whole sectors, and where. Nothing if only the size changed.
     sectors: Option<(usize, Vec<u8>)>,
-    /// Whether a disk has forgotten to write it.
+    /// Whether the disk dropped it.
     is_dropped: bool,
     /// Whether it cut the file.
     cuts: bool,
@@ -73,7 +73,7 @@ enum Naming {
 }
 
 impl Disk {
-    /// A disk that nobody has written to yet, for a trace that begins as `records` does.
+    /// An untouched disk, for a trace that begins like `records`.
     pub(crate) fn before(records: &[Record]) -> Self {
         let Some(Record { what: What::Root { inode }, .. }) = records.first() else {
             panic!("the trace doesn't say which directory it is about");
@@ -102,7 +102,7 @@ impl Disk {
         self.made
     }
 
-    /// Whether anything has this inode that has a name, too.
+    /// Whether this inode belongs to something that has a name.
     fn named(&self, inode: u64) -> Option<usize> {
         let object = *self.inodes.get(&inode)?;
         self.dirs.values().any(|dir| dir.seen.values().any(|named| *named == object)).then_some(object)
@@ -118,7 +118,7 @@ impl Disk {
         self.files.get_mut(object).expect("a file")
     }
 
-    /// Goes on by one record.
+    /// Applies the next record.
     pub(crate) fn follow(&mut self, record: &Record) {
         let now = self.now;
         self.now += 1;
@@ -166,7 +166,7 @@ impl Disk {
         namings.iter().for_each(|(_, naming)| naming.apply(object, &mut names));
     }
 
-    /// Puts what a power cut now leaves, if `random` will have it so, into the new directory `to`.
+    /// Writes what a power cut now would leave, as `random` decides, into the new directory `to`.
     pub(crate) fn image(&self, to: &Path, random: &mut Rng) {
         let luck = Luck::choose(random, self.now);
         let mut all: Vec<(usize, usize, &Naming)> = self
@@ -268,7 +268,7 @@ impl File {
 
     fn image(&self, luck: Fate, random: &mut Rng) -> Vec<u8> {
         let mut bytes = self.safe.clone();
-        // How many of the sizes it has taken.
+        // How many of the sizes it takes.
         let sizes = match luck {
             Fate::Lost => 0,
             Fate::Kept => self.later.len(),
@@ -278,7 +278,7 @@ impl File {
         let size = sizes.checked_sub(1).map_or(self.safe.len(), |last| self.later[last].size);
         for (n, change) in self.later.iter().enumerate() {
             if change.cuts && n >= sizes {
-                // What comes later went to places that the file doesn't have.
+                // Later writes went to places that the file doesn't have.
                 break;
             }
             let is_whole = match luck {
@@ -320,16 +320,16 @@ impl Change {
     }
 }
 
-/// What becomes of that which isn't safe.
+/// What happens to everything that isn't safe.
 #[derive(Debug, Clone, Copy)]
 enum Fate {
     Lost,
     Kept,
-    /// What came before this record is there.
+    /// Everything before this record is there.
     Until(usize),
-    /// Each change is there, so many times in a hundred.
+    /// Each change is there with this chance, in percent.
     Some(u64),
-    /// Each sector is there, so many times in a hundred.
+    /// Each sector is there with this chance, in percent.
     Torn(u64),
 }
 
@@ -356,9 +356,9 @@ impl Fate {
     }
 }
 
-/// What becomes of contents and of names.
+/// What happens to contents and to names.
 struct Luck {
-    /// Of all contents alike; `None` when each file has a fate of its own.
+    /// The fate of all contents. `None` if each file has its own.
     data: Option<Fate>,
     names: Fate,
 }

@@ -1,7 +1,7 @@
-//! What a disk can do to data: power cuts, faults, and no room. The real program runs under a recorder of everything that
-//! it writes and syncs, in which faults can be asked for; see `shim.c`.
+//! What a disk can do to data: power cuts, faults, and no room. The real program runs under a recorder of everything it writes
+//! and syncs. The recorder can also inject faults; see `shim.c`.
 //!
-//! LIKEWISE_BINARY names another program than the one that was built with the tests.
+//! LIKEWISE_BINARY names a program to test instead of the one built with the tests.
 
 #[path = "../common/mod.rs"]
 mod common;

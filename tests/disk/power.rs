@@ -1,6 +1,6 @@
-//! Power cuts at any moment of what the program does: nothing acknowledged is lost or doubled, and everything opens.
+//! Power cuts at any moment of the program's work: nothing acknowledged is lost or doubled, and everything opens.
 //!
-//! What is acknowledged has a name: an id, behind the data directory in which it has to be, or something of tokens.
+//! Each acknowledgement has a name: an id, preceded by the data directory that must have it, or something about tokens.
 
 use std::fs;
 use std::path::Path;
@@ -15,7 +15,7 @@ use crate::client::{agent, new_id};
 use crate::common::{self, Server, printed, wait_for};
 use crate::shim::{Recorder, Swallow, scratch};
 
-/// Likes from several writers at once, so many each. Gives their ids.
+/// Several writers like at once, this many times each. Returns the ids.
 fn like_from(recorder: &Recorder, server: &Server, writers: usize, likes: usize) -> Vec<String> {
     let data = name_of(server.data());
     let like = || {
@@ -39,12 +39,12 @@ fn name_of(data: &Path) -> String {
     data.file_name().expect("a name").to_string_lossy().into_owned()
 }
 
-/// Says that all these ids are in the data directory `data` as of now.
+/// Records that all these ids are acknowledged in the data directory `data` from now on.
 fn acknowledge(recorder: &Recorder, data: &str, ids: &[String]) {
     ids.iter().for_each(|id| recorder.acknowledge(&format!("{data} {id}")));
 }
 
-/// Likes once, and kills the program after it has written the like and before that is synced. Gives its id.
+/// Likes once, and kills the program after it has written the like and before it syncs it. Returns the id.
 fn like_and_die_in_the_sync(recorder: &Recorder, server: Server) -> String {
     let id = new_id();
     recorder.only("eventlog.db-wal");
@@ -61,12 +61,12 @@ fn like_and_die_in_the_sync(recorder: &Recorder, server: Server) -> String {
     id
 }
 
-/// A command of the program, watched, which has to succeed.
+/// Runs a watched command of the program, which must succeed.
 fn command(recorder: &Recorder, data: &str, arguments: &[&str]) -> String {
     printed(recorder.command(data, arguments).output().expect("the program starts"))
 }
 
-/// An export of so many new likes, with their ids.
+/// An export with this many new likes, and their ids.
 fn new_export(likes: usize) -> (Vec<String>, String) {
     let ids: Vec<String> = (0..likes).map(|_| new_id()).collect();
     let lines = ids.iter().map(|id| format!("{{\"id\":\"{id}\",\"name\":\"LikeAdded\"}}\n")).collect();
@@ -87,7 +87,7 @@ fn due_in(due: &[String], data: &str) -> Vec<String> {
     due.iter().filter_map(|what| what.strip_prefix(data)?.strip_prefix(' ')).map(str::to_owned).collect()
 }
 
-/// Checks the data directory `data` alone.
+/// Checks only the data directory `data`.
 fn one(image: &Path, due: &[String]) -> Findings {
     check_likes(&image.join("data"), &due_in(due, "data"))
 }
@@ -134,7 +134,7 @@ fn kill_and_retry(recorder: &Recorder) {
         like_from(recorder, &server, 1, 2);
     }
     let id = like_and_die_in_the_sync(recorder, server);
-    // Whatever shows it, shows what is on the disk.
+    // Every answer shows only what is on the disk.
     let server = recorder.serve("data", &[]);
     let shown = server.count();
     acknowledge(recorder, "data", &[id]);
@@ -147,11 +147,11 @@ fn trust_58_a_like_whose_sync_a_kill_ended_and_that_was_posted_again() {
     power_cuts("kill-and-retry", Cuts::Random(40), kill_and_retry, one).assert_well("kill-and-retry");
 }
 
-/// Whether the checker notices that something acknowledged is gone. Where the program notices that itself, it refuses.
+/// Whether the checker notices that something acknowledged is gone. If the program notices it, the program refuses.
 fn assert_noticed(outcome: &Outcome) {
     let (lost, refused) = (outcome.count(Wrong::Lost), outcome.count(Wrong::Refused));
     eprintln!("of {} images {lost} lack something acknowledged, and {refused} are refused", outcome.images);
-    assert!(lost + refused > 0, "syncs were skipped, and none of {} images lacks anything", outcome.images);
+    assert!(lost + refused > 0, "syncs were skipped, but none of {} images lacks anything", outcome.images);
 }
 
 #[test]
@@ -174,7 +174,7 @@ fn trust_58_the_checker_notices_when_what_is_found_is_not_synced() {
     assert_noticed(&power_cuts("control-first", Cuts::Random(15), scenario, one));
 }
 
-/// A process that dies at each of its steps, and a power cut soon after the next one has begun to answer.
+/// A process dies at each of its steps, and the power is cut soon after the next process starts to answer.
 #[test]
 fn trust_60_a_kill_at_each_step_of_the_first_start_and_then_a_power_cut() {
     let steps = {
@@ -270,7 +270,7 @@ fn trust_60_a_power_cut_during_a_backup() {
         let server = recorder.serve("data", &[]);
         let ids = like_from(recorder, &server, 2, 10);
         let to = recorder.root().join("copy");
-        // From here on, a copy that is there at all has to be whole.
+        // From here on, any copy must be whole.
         acknowledge(recorder, "if-any", &ids);
         command(recorder, "data", &["backup", to.to_str().expect("a path")]);
         acknowledge(recorder, "copy", &ids);
@@ -361,8 +361,8 @@ fn until_confirmed(server: &Server) {
     wait_for("everything to be confirmed", || (status(server)["pending"] == 0).then_some(()));
 }
 
-/// A device with its hub: likes that are confirmed, likes that wait, kills of either, and at last a hub that is gone and
-/// comes back from a copy.
+/// A device with its hub: confirmed likes, waiting likes, kills of either, and at last a hub that is lost and comes back from a
+/// copy.
 fn hub_and_device(recorder: &Recorder) {
     let token = command(recorder, "hub", &["token", "add", "phone"]);
     let file = recorder.aside("token");
@@ -384,7 +384,7 @@ fn hub_and_device(recorder: &Recorder) {
     command(recorder, "hub", &["backup", copy.to_str().expect("a path")]);
     acknowledge(recorder, "restored", &ids);
 
-    // A device that dies as it commits, and another time while likes wait.
+    // The device dies as it commits, and another time while likes wait.
     let id = like_and_die_in_the_sync(recorder, device);
     let device = device_of(&hub);
     device.like("", &id);
@@ -400,7 +400,7 @@ fn hub_and_device(recorder: &Recorder) {
     until_confirmed(&device);
     acknowledge(recorder, "hub", &waiting);
 
-    // The hub comes back from a copy: the device takes back what that lacks, and brings it.
+    // The hub comes back from a copy. The device takes back what the copy lacks, and pushes it.
     assert!(device.terminate().success());
     recorder.kill(hub);
     recorder.acknowledge("moved");

@@ -1,5 +1,4 @@
-//! Data on media that can only be read, as those have it who look at a snapshot of a disk: what reads works, what would
-//! write says why it doesn't, and nothing is changed.
+//! Data on read-only media, such as a snapshot of a disk: reading works, writing says why it doesn't, and nothing is changed.
 
 use std::fs;
 
@@ -7,7 +6,7 @@ use crate::check::{Opened, copy, exported, run, text};
 use crate::common::{Server, data_dir, printed};
 use crate::full::Mounted;
 
-/// Some likes; the program ends in good order or is killed. Gives the ids.
+/// Makes some likes. The program is then shut down, or killed. Returns the ids.
 fn some_likes(data: &std::path::Path, in_order: bool) -> Vec<String> {
     let server = Server::start(data);
     let ids = server.like_times(5);
@@ -40,7 +39,7 @@ fn trust_72_data_on_read_only_media_can_be_read() {
         printed(run(&media, &["backup", to.to_str().expect("a path")]));
         assert_eq!(exported(&to).expect("an export"), ids);
 
-        let Err(why) = Opened::start(&media, &[]) else { panic!("it serves what it can't write") };
+        let Err(why) = Opened::start(&media, &[]) else { panic!("it serves data that it can't write") };
         assert!(why.contains("can only be read"), "{why}");
         let refused = run(&media, &["token", "add", "phone"]);
         assert_eq!(refused.status.code(), Some(1), "{}", text(&refused));

@@ -1,10 +1,10 @@
-/* Watches, from inside a process, what it does to the files under one directory; and makes that go wrong when told to.
+/* Watches, from inside a process, what it does to the files under one directory. Makes that go wrong when told to.
  *
  * Tests preload this library into the program. Each change of a file, a directory or a name, and the beginning and end of
- * each sync, becomes a record of the trace, in one order for all processes: a lock is held from before the change until
- * after its record, so that whoever holds the lock and kills a process finds all of what it did in the trace. What a
- * power cut would leave is then made from the trace (image.rs). Faults, delays and controls are asked for through a
- * shared page, which a test can change while programs run.
+ * each sync, becomes a record of the trace, in one order for all processes. A lock is held from before the change until
+ * after its record. So a test that holds the lock and kills a process finds everything the process did in the trace.
+ * image.rs makes what a power cut would leave from the trace. Tests ask for faults, delays and controls through a shared
+ * page, which they can change while programs run.
  *
  * It sees only what goes through libc. Calls that it can't express are recorded as such, and fail the test.
  */
@@ -57,13 +57,13 @@ struct control {
     uint64_t fault_at;      /* the n-th of them, counted from 1 */
     uint64_t fault_errno;   /* how */
     uint64_t fault_forever; /* and all that follow */
-    uint64_t fault_drops;   /* a sync that fails forgets what it should have written */
+    uint64_t fault_drops;   /* a failed sync forgets what it should have written */
     uint64_t seen;          /* how many calls of that class there were */
     uint64_t failed;        /* how many were made to fail */
     uint64_t hold;          /* syncs don't end while this is set */
     uint64_t delay;         /* milliseconds that each sync takes */
     uint64_t waiting;       /* syncs that are held or delayed now */
-    uint64_t swallow;       /* syncs that are skipped without a word */
+    uint64_t swallow;       /* syncs that are silently skipped */
     uint64_t kill_at;       /* the process dies before the n-th change */
     uint64_t changes;       /* how many changes and syncs there were */
     uint64_t swallowed;     /* how many syncs were skipped */
@@ -151,7 +151,7 @@ static int is_below(const char *path) {
     return root_length && strncmp(path, root, root_length) == 0 && (path[root_length] == '/' || path[root_length] == 0);
 }
 
-/* Whether the open file or directory is below the root. Gives its path, as it is now. */
+/* Whether the open file or directory is below the root. Returns its current path. */
 static int is_ours(int fd, struct stat *meta, char *path) {
     int saved = errno, ours = 0;
     pthread_once(&once, begin);
@@ -173,7 +173,7 @@ struct place {
     uint64_t parent;
 };
 
-/* Finds the place that a path names, if that is below the root. A link at its end is not followed. */
+/* Finds the place that a path names, if it is below the root. Doesn't follow a link at its end. */
 static int find_place(int at, const char *given, struct place *place) {
     int saved = errno, found = 0;
     char joined[PATH_MAX * 2], parent[PATH_MAX];
@@ -263,7 +263,7 @@ static void record_unknown(const char *what, const char *path) {
 
 static int concerns(const char *path) { return control->only[0] == 0 || strstr(path, control->only) != NULL; }
 
-/* Counts a call, which holds the lock, and says whether it has to fail, with errno set. */
+/* Counts a call, which holds the lock, and says whether it must fail. Sets errno. */
 static int fails(enum class class, const char *path) {
     if (++control->changes == control->kill_at) {
         kill(getpid(), SIGKILL);
@@ -350,7 +350,7 @@ int fdatasync(int fd) {
 
 /* ---- contents ----------------------------------------------------------------------------------------------------- */
 
-/* `at` is where to write, or -1 for where the file stands. */
+/* `at` is where to write, or -1 for the file's position. */
 static ssize_t do_write(int fd, const struct iovec *data, int count, off_t at) {
     struct stat meta;
     char path[PATH_MAX];
@@ -469,7 +469,7 @@ static int do_open(int at, const char *given, int flags, mode_t mode) {
         saved = errno;
         fstat(fd, &after);
         if (!existed) {
-            /* Where a link was followed, the file is elsewhere. */
+            /* If a link was followed, the file is elsewhere. */
             char path[PATH_MAX], dir[PATH_MAX];
             is_ours(fd, &parent, path);
             snprintf(dir, sizeof dir, "%s", path);
@@ -611,7 +611,7 @@ int symlink(const char *target, const char *path) { return symlinkat(target, AT_
 
 /* ---- what has another way, or none -------------------------------------------------------------------------------- */
 
-/* Whoever is told that a file can't be copied within the kernel writes its bytes. */
+/* A program that is told that a file can't be copied within the kernel writes its bytes instead. */
 static int refuses_to_copy(int to) {
     struct stat meta;
     char path[PATH_MAX];
@@ -666,7 +666,7 @@ int sync_file_range(int fd, off64_t at, off64_t length, unsigned flags) {
     return (int)real_syscall(SYS_sync_file_range, fd, at, length, flags);
 }
 
-/* What is written through a map is seen by nobody. SQLite's index of a WAL may be: no power cut lets it survive. */
+/* Nobody sees what is written through a map. SQLite's index of a WAL may be mapped: no power cut leaves it. */
 void *mmap(void *address, size_t length, int protection, int flags, int fd, off_t at) {
     struct stat meta;
     char path[PATH_MAX];

@@ -14,7 +14,7 @@ use crate::check::Opened;
 use crate::common::{self, Server, wait_for};
 use crate::trace;
 
-/// Numbers in `struct control` of `shim.c`, by their place.
+/// The places of the numbers in `struct control` of `shim.c`.
 const FAULT: u64 = 0;
 const SEEN: u64 = 5;
 const FAILED: u64 = 6;
@@ -30,16 +30,16 @@ const ONLY: u64 = 14;
 /// The bytes of `struct control`.
 const CONTROL: u64 = 256;
 
-/// What calls are made to fail.
+/// Which calls are made to fail.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Class {
-    /// That write, cut or lengthen a file.
+    /// Calls that write, cut or lengthen a file.
     Writes = 1,
-    /// Of files and directories.
+    /// Syncs of files and directories.
     Syncs = 2,
-    /// That change or take away a name.
+    /// Calls that change or remove a name.
     Names = 3,
-    /// That open a file for writing, or make a file or directory.
+    /// Calls that open a file for writing, or make a file or directory.
     Opens = 4,
 }
 
@@ -47,17 +47,17 @@ pub(crate) enum Class {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Fault {
     pub(crate) class: Class,
-    /// Which of these calls fails, counted from 1 and from when this is asked for.
+    /// Which of these calls fails, counting from 1 at the moment that this is asked for.
     pub(crate) at: u64,
     pub(crate) errno: rustix::io::Errno,
     /// Whether all later ones fail, too.
     pub(crate) forever: bool,
-    /// Whether a sync that fails forgets what it should have written.
+    /// Whether a failed sync drops what it should have written.
     pub(crate) drops: bool,
 }
 
 impl Fault {
-    /// A name for a run with this fault, which was there from the first start on or came later.
+    /// A name for a run with this fault, which is there from the first start or begins later.
     pub(crate) fn name(self, from_the_start: bool) -> String {
         let Self { class, at, errno, forever, drops } = self;
         let how = [(forever, "-forever"), (drops, "-drops"), (from_the_start, "-at-start")];
@@ -66,16 +66,16 @@ impl Fault {
     }
 }
 
-/// Syncs that are skipped without a word: what tests have to notice, if they prove anything.
+/// Syncs that are silently skipped. Tests that prove anything must notice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Swallow {
-    /// The first of each file in a process: what makes durable what the process found.
+    /// The first sync of each file in a process, which makes durable what the process found.
     First = 1,
-    /// Those of write-ahead logs, as with `synchronous=NORMAL`.
+    /// Syncs of write-ahead logs, as with `synchronous=NORMAL`.
     Wal = 2,
 }
 
-/// Programs whose every change below one directory is recorded.
+/// Programs whose changes below one directory are all recorded.
 pub(crate) struct Recorder {
     dir: TempDir,
     control: File,
@@ -110,7 +110,7 @@ impl Recorder {
         self.dir.path().join(name)
     }
 
-    /// `command`, watched.
+    /// Makes `command` watched.
     pub(crate) fn watch(&self, mut command: Command) -> Command {
         command
             .env("LD_PRELOAD", library())
@@ -143,28 +143,28 @@ impl Recorder {
         self.start.store(self.position(), Ordering::Relaxed);
     }
 
-    /// How far the trace had come when what is tested began.
+    /// The length of the trace when the tested part began.
     pub(crate) fn start(&self) -> u64 {
         self.start.load(Ordering::Relaxed)
     }
 
-    /// How far the trace has come: whatever is known now came of what is in it up to here.
+    /// The length of the trace: everything known now follows from the trace up to here.
     pub(crate) fn position(&self) -> u64 {
         fs::metadata(self.trace()).expect("the trace").len()
     }
 
-    /// Says that `what` was acknowledged just now.
+    /// Records that `what` was acknowledged just now.
     pub(crate) fn acknowledge(&self, what: &str) {
         let position = self.position();
         self.acknowledged.lock().expect("no panic").push((what.to_owned(), position));
     }
 
-    /// What was acknowledged, and how far the trace had come.
+    /// What was acknowledged, and the length of the trace then.
     pub(crate) fn acknowledged(&self) -> Vec<(String, u64)> {
         self.acknowledged.lock().expect("no panic").clone()
     }
 
-    /// Kills a program at a moment when all that it did is in the trace.
+    /// Kills a program at a moment when everything it did is in the trace.
     pub(crate) fn kill(&self, server: Server) {
         let trace = File::open(self.trace()).expect("the trace");
         trace.lock().expect("the lock of the trace");
@@ -188,7 +188,7 @@ impl Recorder {
         u64::from_ne_bytes(bytes)
     }
 
-    /// From now on, this goes wrong.
+    /// From now on, this fault applies.
     pub(crate) fn fault(&self, fault: Fault) {
         self.mend();
         let errno = u64::try_from(fault.errno.raw_os_error()).expect("a number of an error");
@@ -199,12 +199,12 @@ impl Recorder {
         self.set(FAULT, fault.class as u64);
     }
 
-    /// From now on, nothing goes wrong any more.
+    /// From now on, nothing goes wrong.
     pub(crate) fn mend(&self) {
         self.set(FAULT, 0);
     }
 
-    /// How many calls there were of the kind that is to fail.
+    /// How many calls there were of the failing kind.
     pub(crate) fn seen(&self) -> u64 {
         self.get(SEEN)
     }
@@ -214,7 +214,7 @@ impl Recorder {
         self.get(FAILED)
     }
 
-    /// Faults, holds and delays are for paths alone that contain this.
+    /// Faults, holds and delays apply only to paths that contain this.
     pub(crate) fn only(&self, part: &str) {
         let mut bytes = vec![0; usize::try_from(CONTROL - ONLY * 8).expect("a size")];
         bytes[..part.len()].copy_from_slice(part.as_bytes());
@@ -250,7 +250,7 @@ impl Recorder {
         self.get(SWALLOWED)
     }
 
-    /// Kills whichever program is about to do the `n`-th change from now on.
+    /// Kills the program that is about to make the `n`-th change from now on.
     pub(crate) fn kill_at(&self, n: u64) {
         self.set(CHANGES, 0);
         self.set(KILL_AT, n);
@@ -262,7 +262,7 @@ impl Recorder {
     }
 }
 
-/// A directory that goes away with the test: in memory, where that is possible, because nothing here is about speed.
+/// A directory that is removed after the test. It is in memory if possible, because real syncs don't matter here.
 pub(crate) fn scratch() -> TempDir {
     let memory = Path::new("/dev/shm");
     let builder = tempfile::Builder::new().prefix("likewise-disk-").to_owned();
@@ -270,7 +270,7 @@ pub(crate) fn scratch() -> TempDir {
     made.expect("a directory for the test's data")
 }
 
-/// The program under test, without what only a debugger needs: it hashes itself at each start.
+/// The program under test, stripped of debug information, because it hashes itself at each start.
 pub(crate) fn program() -> Command {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
     let original = PathBuf::from(common::likewise().get_program());
@@ -301,10 +301,10 @@ pub(crate) fn library() -> &'static Path {
     })
 }
 
-/// When something that was made for tests is no longer in use.
+/// How old something made for tests must be before it counts as unused.
 const OLD: Duration = Duration::from_secs(24 * 3600);
 
-/// Makes a file from another one, unless that was done before. Tests may do so at the same time.
+/// Makes a file from another one, unless that was done before. Several tests may do this at the same time.
 fn build(name: &str, source: &Path, make: impl FnOnce(&Path) -> Command) -> PathBuf {
     let meta = fs::metadata(source).unwrap_or_else(|why| panic!("{}: {why}", source.display()));
     let made = meta.modified().ok().and_then(|at| at.duration_since(std::time::UNIX_EPOCH).ok());
@@ -313,7 +313,7 @@ fn build(name: &str, source: &Path, make: impl FnOnce(&Path) -> Command) -> Path
     fs::create_dir_all(&dir).expect("a directory for what the tests need");
     let target = dir.join(format!("{stamp}-{name}"));
     if !target.exists() {
-        // Those of earlier builds, unless a test still runs them.
+        // Remove those of earlier builds, unless a test still runs them.
         for older in fs::read_dir(&dir).expect("the directory").flatten() {
             let age = older.metadata().and_then(|meta| meta.modified()).ok().and_then(|at| at.elapsed().ok());
             if age.is_some_and(|age| age > OLD) {

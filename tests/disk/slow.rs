@@ -1,4 +1,4 @@
-//! A disk that takes its time: whoever reads doesn't wait for it, and sees nothing that isn't safe yet.
+//! A slow disk: readers don't wait for it, and see nothing that isn't safe yet.
 
 use std::collections::HashSet;
 use std::io::{Read, Write};
@@ -12,7 +12,7 @@ use crate::client::{agent, new_id};
 use crate::common::{Server, wait_for};
 use crate::shim::Recorder;
 
-/// How long a page may take while a sync goes on that ends only when it is told to: long enough for a busy machine.
+/// How long a page may take during a sync that ends only when the test says so. Long enough for a busy machine.
 const SOON: Duration = Duration::from_secs(30);
 
 #[test]
@@ -28,7 +28,7 @@ fn trust_65_pages_do_not_wait_for_a_sync_and_show_nothing_of_it() {
         (answer.status().as_u16(), answer.body_mut().read_to_string().expect("the answer"))
     };
     assert!(read("/").1.contains(r#"data-count="3""#));
-    // Nobody watches what was asked for, and it is brought up to date all the same.
+    // Nobody watches this answer, but it is kept up to date all the same.
     server.like_times(2);
     recorder.only("eventlog.db");
     recorder.hold();
@@ -54,10 +54,10 @@ fn trust_65_pages_do_not_wait_for_a_sync_and_show_nothing_of_it() {
 /// How many likes may wait for a store's thread.
 const QUEUE: usize = 8_192;
 
-/// How many more are posted than that, all at once.
+/// How many more than that are posted, all at once.
 const EXCESS: usize = 300;
 
-/// One like that was posted on a connection of its own, and what came of it so far.
+/// A like posted on its own connection, and its answer so far.
 struct Posted {
     id: String,
     stream: TcpStream,
@@ -94,7 +94,7 @@ impl Posted {
 
 #[test]
 fn trust_46_likes_that_a_slow_disk_has_no_room_for_are_refused_at_once_and_the_others_stored() {
-    // Each is a connection, at both ends.
+    // Each like is a connection, with a file at both ends.
     let files = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: files.maximum, ..files }).expect("more files");
     let recorder = Recorder::new();

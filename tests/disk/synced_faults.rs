@@ -1,6 +1,6 @@
-//! A disk that refuses under sync: a call fails on the disk of a device that pulls and pushes, or of the hub that it pushes
-//! to. Neither side loses or doubles what it acknowledged, both go on when the disk is well again and come to hold the
-//! same, and a power cut of both finds disks from which they come to hold the same, too.
+//! A disk that refuses under sync: a call fails on the disk of a device that pulls and pushes, or on the disk of its hub. Neither
+//! side loses or doubles what it acknowledged. When the disk is well again, both go on and end up equal. After a power cut of
+//! both, they end up equal, too.
 
 use std::cell::Cell;
 use std::collections::HashSet;
@@ -34,7 +34,7 @@ impl Side {
     }
 }
 
-/// How many likes each side is asked for while one of the disks is bad.
+/// How many likes are posted to each side while one of the disks is bad.
 const LIKES: usize = 4;
 
 /// A device and its hub on disks that are watched.
@@ -48,7 +48,7 @@ struct Pair<'a> {
 }
 
 impl<'a> Pair<'a> {
-    /// A hub that knows the device, before either runs for the first time.
+    /// A hub that knows the device, before the first start of either.
     fn new(recorder: &'a Recorder) -> Self {
         let added = printed(recorder.command("hub", &["token", "add", "phone"]).output().expect("the program starts"));
         let token = recorder.aside("token");
@@ -64,7 +64,7 @@ impl<'a> Pair<'a> {
         }
     }
 
-    /// Starts whichever of the two doesn't run. The device needs the address of the hub, so it starts again with it.
+    /// Starts whichever of the two isn't running. The device needs the hub's address, so it restarts with the hub.
     fn start(&mut self) -> Result<(), String> {
         let serve = |data: &str, flags: &[&str]| {
             let mut command = self.recorder.command(data, &["serve", "--listen", "127.0.0.1:0"]);
@@ -89,7 +89,7 @@ impl<'a> Pair<'a> {
         }
     }
 
-    /// Likes once on a disk that may be bad. False when that was refused, or not answered.
+    /// Likes once on a disk that may be bad. False if the like was refused, or not answered.
     fn try_like(&mut self, side: Side, id: &str) -> bool {
         let answer = self.of(side).as_ref().and_then(|opened| opened.try_like(id));
         if let Some((status, body)) = &answer {
@@ -102,15 +102,15 @@ impl<'a> Pair<'a> {
         is_stored
     }
 
-    /// Likes on disks that are well, until that is stored.
+    /// Posts a like on healthy disks until it is stored.
     fn like(&mut self, side: Side, id: &str) {
-        wait_for("a like to be stored on a disk that is well", || {
-            self.start().unwrap_or_else(|why| panic!("it doesn't start on a disk that is well: {why}"));
+        wait_for("a like to be stored on a healthy disk", || {
+            self.start().unwrap_or_else(|why| panic!("it doesn't start on a healthy disk: {why}"));
             self.try_like(side, id).then_some(())
         });
     }
 
-    /// How many events the two have, if they have the same.
+    /// How many events the two have, if they have the same ones.
     fn level(&self) -> Option<u64> {
         let status = |opened: &Option<Opened>| -> Option<Value> {
             let (status, body) = opened.as_ref()?.try_get("/status?digests")?;
@@ -122,14 +122,14 @@ impl<'a> Pair<'a> {
         is_level.then(|| device["count"].as_u64()).flatten()
     }
 
-    /// Waits until the two hold the same, all of which each of them has acknowledged then.
+    /// Waits until the two hold the same events. Each has acknowledged all of them then.
     fn until_level(&mut self) {
-        let count = wait_for("the device and its hub to hold the same", || {
-            self.start().unwrap_or_else(|why| panic!("it doesn't start on a disk that is well: {why}"));
+        let count = wait_for("the device and its hub to hold the same events", || {
+            self.start().unwrap_or_else(|why| panic!("it doesn't start on a healthy disk: {why}"));
             self.level()
         });
         let ids = exported(&self.recorder.root().join("hub")).expect("an export");
-        assert_eq!(ids.len() as u64, count, "the page shows another number than there are events");
+        assert_eq!(ids.len() as u64, count, "the page's number is not the number of events");
         assert_eq!(ids.iter().collect::<HashSet<_>>().len(), ids.len(), "an id is there twice");
         for id in ids {
             SIDES.iter().for_each(|side| self.recorder.acknowledge(&format!("{} {id}", side.data())));
@@ -137,8 +137,8 @@ impl<'a> Pair<'a> {
     }
 }
 
-/// One run in which `side` has a disk with this fault, from its first start on or when the two are already in sync. Gives
-/// how many calls failed.
+/// One run in which the disk of `side` has this fault, from the first start or once the two are in sync. Returns how many calls
+/// failed.
 fn bad_disk(recorder: &Recorder, side: Side, fault: Fault, from_the_start: bool) -> u64 {
     let mut pair = Pair::new(recorder);
     if !from_the_start {
@@ -158,7 +158,7 @@ fn bad_disk(recorder: &Recorder, side: Side, fault: Fault, from_the_start: bool)
                 pair.tried.push((side, id));
             }
         }
-        // Either they sync, or something failed meanwhile; that the disk fails for ever may be told by nothing new.
+        // Either they sync, or something failed meanwhile. A disk that fails for ever may cause no further news.
         wait_for("the likes to be synced, or to meet a fault", || {
             let runs = SIDES.iter().all(|side| pair.of(*side).as_mut().is_some_and(Opened::is_running));
             let has_failed = recorder.failed() > failed || fault.forever && failed > 0;
@@ -174,12 +174,12 @@ fn bad_disk(recorder: &Recorder, side: Side, fault: Fault, from_the_start: bool)
     }
     recorder.mend();
     recorder.only("");
-    // With the same ids: what was stored all the same counts once.
+    // The ids stay the same: a like that was stored despite the fault counts once.
     for (side, id) in std::mem::take(&mut pair.tried) {
         pair.like(side, &id);
     }
     pair.until_level();
-    // Another start, which finds what is in the page cache.
+    // Another start finds what is in the page cache.
     pair.kill(SIDES[usize::from(fault.at.is_multiple_of(2))]);
     SIDES.iter().for_each(|side| pair.like(*side, &new_id()));
     pair.until_level();
@@ -203,15 +203,15 @@ fn check(image: &Path, due: &[String]) -> Findings {
     findings
 }
 
-/// Every `stride`-th call of this kind fails on either side, until there are no more such calls, and two images are
-/// checked each time.
+/// Every `stride`-th call of this kind fails, on either side, until there are no more such calls. Two images are checked each
+/// time.
 fn every(class: Class, stride: usize, kinds: &[Kind]) {
     let is_all = common::is_asked_for_all();
     let stride = if is_all { 1 } else { stride };
     let mut all = Outcome::default();
     for side in SIDES {
         for from_the_start in [true, false] {
-            // Otherwise each class comes at one of the two times.
+            // In a sample, each class has one of the two times.
             if !is_all && from_the_start == matches!(class, Class::Syncs | Class::Opens) {
                 continue;
             }

@@ -1,20 +1,20 @@
-//! What the recorder wrote down: each change of a file, directory or name, and each sync, in one order.
+//! The recorder's trace: each change of a file, directory or name, and each sync, in one order.
 
 use std::path::Path;
 
-/// The bytes before the names and the data of a record, as `struct head` in `shim.c`.
+/// The size of a record's head, which comes before its names and data: `struct head` in `shim.c`.
 const HEAD: usize = 56;
 
-/// Begins each record.
+/// The mark at the start of each record.
 const MAGIC: u32 = 0x4b53_4944;
 
-/// The kind of the record that a test begins a trace with.
+/// The kind of the record with which a test starts a trace.
 const ROOT: u32 = 9;
 
 /// One thing that a process did.
 #[derive(Debug, Clone)]
 pub(crate) struct Record {
-    /// Where its record ends in the trace. What was acknowledged when the trace was so long came after it.
+    /// Where its record ends in the trace. What was acknowledged when the trace had this length came after it.
     pub(crate) end: u64,
     pub(crate) what: What,
 }
@@ -54,7 +54,7 @@ pub(crate) enum What {
     SyncBegin {
         number: u64,
     },
-    /// A sync that failed, on a disk that then forgets what it should have written, `drops`.
+    /// A failed sync. If the disk `drops`, it forgets what the sync should have written.
     SyncEnd {
         inode: u64,
         number: u64,
@@ -63,7 +63,7 @@ pub(crate) enum What {
     },
 }
 
-/// Reads a trace, from which a test has learned nothing if there is a call in it that the recorder can't express.
+/// Reads a trace. A call that the recorder can't express makes the trace worthless, so it is an error.
 pub(crate) fn read(path: &Path) -> Vec<Record> {
     let bytes = std::fs::read(path).expect("the trace");
     let mut records = Vec::new();
@@ -99,7 +99,7 @@ pub(crate) fn read(path: &Path) -> Vec<Record> {
     records
 }
 
-/// What a trace about the directory with this inode begins with.
+/// The first record of a trace about the directory with this inode.
 pub(crate) fn beginning(inode: u64) -> Vec<u8> {
     let mut head = vec![0; HEAD];
     head[..4].copy_from_slice(&MAGIC.to_le_bytes());

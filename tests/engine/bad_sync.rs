@@ -1,5 +1,5 @@
-//! Syncs that fail for one thread: the kernel refuses them, as it does when a disk could not write. What was written stays in
-//! the page cache, so that only a sync tells that it may not be on the disk.
+//! Syncs that fail for one thread: the kernel refuses them, as it does when a disk couldn't write. What was written stays in
+//! the page cache, so only the sync tells that it may not be on the disk.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,7 +11,7 @@ use seccompiler::{
     BpfProgram, SeccompAction, SeccompCmpArgLen, SeccompCmpOp, SeccompCondition, SeccompFilter, SeccompRule,
 };
 
-/// Does something on a thread whose syncs fail. A filter stays with its thread for good, so the thread is a new one.
+/// Does something on a thread whose syncs fail. A filter can't be removed from its thread, so this uses a new thread.
 pub(crate) fn while_syncs_fail<T: Send>(which: &Syncs, act: impl FnOnce() -> T + Send) -> T {
     let filter = filter(which);
     let run = || {
@@ -32,7 +32,7 @@ fn filter(which: &Syncs) -> BpfProgram {
             .expect("BUG: the first argument is a number")
     };
     let rule = |conditions: Vec<_>| SeccompRule::new(conditions).expect("BUG: there are conditions");
-    // One of the rules has to hold, and all conditions of a rule.
+    // A sync is refused if all conditions of any one rule hold.
     let rules: Vec<SeccompRule> = match which {
         Syncs::All => Vec::new(),
         Syncs::Of(path) => descriptors(path).into_iter().map(|file| rule(vec![is(&SeccompCmpOp::Eq, file)])).collect(),
@@ -50,7 +50,7 @@ fn filter(which: &Syncs) -> BpfProgram {
 /// The descriptors under which this process has a file open.
 fn descriptors(path: &Path) -> Vec<u64> {
     let open = fs::read_dir("/proc/self/fd").expect("the open files of this process");
-    // Other threads close files meanwhile.
+    // Other threads close files in the meantime.
     let open = open.flatten().filter(|entry| fs::read_link(entry.path()).is_ok_and(|target| target == path));
     let numbers: Vec<u64> = open.map(|entry| entry.file_name().to_string_lossy().parse().expect("a number")).collect();
     assert!(!numbers.is_empty(), "{} is not open", path.display());

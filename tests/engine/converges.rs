@@ -1,4 +1,4 @@
-//! What `converges` tells an author whose materializer breaks the rules, and that it has nothing to say of one that doesn't.
+//! What `converges` tells an author whose materializer breaks the rules. A right one passes without a word.
 
 use std::collections::HashMap;
 use std::panic::catch_unwind;
@@ -10,7 +10,7 @@ use likewise::engine::{Batch, Db, DbError, Event, EventId, Query, Schema};
 use likewise::testing::{Draft, Rng, Simulation, converges};
 use serde::{Deserialize, Serialize};
 
-/// As many as an author would take.
+/// As many seeds as an author would use.
 const SEEDS: std::ops::Range<u64> = 0..100;
 
 #[derive(Serialize, Deserialize)]
@@ -36,7 +36,7 @@ const TABLES: &str = "
     CREATE TABLE pin (post TEXT NOT NULL REFERENCES post (id), note TEXT NOT NULL) STRICT;
 ";
 
-/// Posts with tags. `pin` writes what is noted when one is pinned.
+/// Posts with tags. `pin` writes the note when a post is pinned.
 fn posts(pin: impl Fn(&Db<'_>, EventId) -> Result<usize, DbError> + Send + Sync + 'static) -> Schema {
     Schema::new(TABLES)
         .on(|PostAdded { title, tags }, db| {
@@ -76,7 +76,7 @@ fn events(rng: &mut Rng) -> Draft {
     }
 }
 
-/// What a run says that is expected to fail.
+/// The message of a run that is expected to fail.
 fn failure(run: impl FnOnce() + std::panic::UnwindSafe) -> String {
     let panic = catch_unwind(run).expect_err("nothing was found");
     *panic.downcast::<String>().expect("a message")

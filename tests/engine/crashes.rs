@@ -1,5 +1,5 @@
-//! Any sequence of commits, arrivals, crashes and openings comes to what a plain replay of the acknowledged events
-//! comes to: as a property over copies of the files, and with processes that are really killed.
+//! Any sequence of commits, arrivals, crashes and openings gives the result of a plain replay of the acknowledged events. Shown
+//! as a property over copies of the files, and with processes that are really killed.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -12,7 +12,7 @@ use proptest::test_runner::Config;
 
 use crate::support::{Rng, *};
 
-/// What may happen to a replica. The numbers are seeds and places, brought into range where they are used.
+/// What may happen to a replica. The numbers are seeds and places; their users bring them into range.
 #[derive(Debug, Clone)]
 enum Step {
     Commit { seed: u64, events: usize },
@@ -49,7 +49,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// One replica, what its upstream sent, and what it has acknowledged.
+/// A replica, what its upstream sent, and what the replica acknowledged.
 struct World {
     home: Home,
     replica: Option<Replica>,
@@ -219,7 +219,7 @@ proptest! {
             world.take(step);
             world.check();
         }
-        // And it is what another one makes of the same log from nothing.
+        // Another replica makes the same state from the same log, from nothing.
         world.replica().settle().unwrap();
         let pending = outbox_of(world.replica());
         world.arrive(&pending, false);
@@ -236,7 +236,7 @@ proptest! {
 /// What tells a child process what to do: its directory, whether it follows, and its seed.
 const CHILD: &str = "LIKEWISE_TEST_CRASHING_CHILD";
 
-/// A process is killed at a random moment of its work, again and again on the same files.
+/// A process is killed at random moments of its work, again and again on the same files.
 #[test]
 fn trust_03_a_killed_process_loses_nothing_that_it_acknowledged() {
     for follows in [false, true] {
@@ -258,7 +258,7 @@ fn trust_03_a_killed_process_loses_nothing_that_it_acknowledged() {
             acknowledged.extend(lines.by_ref().map_while(Result::ok).filter_map(acked).take(enough));
             child.kill().unwrap();
             child.wait().unwrap();
-            // What it had said before it died, and nobody had read yet.
+            // What it said before it died, and nobody had read yet.
             acknowledged.extend(lines.map_while(Result::ok).filter(|line| line.len() >= 49).filter_map(acked));
 
             let replica = home.open();
@@ -288,7 +288,7 @@ fn child_that_is_killed() {
                 writeln!(said, "acknowledged {}", event.id).unwrap();
             }
         }
-        // The reader is gone: so are we.
+        // The reader is gone, so this process ends, too.
         if std::io::stdout().write_all(said.as_bytes()).and_then(|()| std::io::stdout().flush()).is_err() {
             return;
         }
@@ -314,11 +314,11 @@ fn child_that_is_killed() {
     }
 }
 
-/// Tells a child process which story to act out, and where.
+/// Tells a child process which story to play, and where.
 const KILLED_AT: &str = "LIKEWISE_TEST_KILLED_AT";
 
-/// A process is killed just before each of its writes to a database, to the witness, and before each file that it deletes,
-/// one after the other: between append, materialize and the cursor, and between any two pages of a transaction.
+/// A process is killed just before each write to a database or the witness, and before each deletion of a file, one after the
+/// other. This covers the moments between append, materialize and the cursor, and between any two pages of a transaction.
 #[test]
 fn trust_19_killed_at_any_write_the_state_is_never_ahead_and_nothing_is_lost() {
     if let Err(why) = Command::new("strace").arg("-V").output() {
@@ -338,10 +338,11 @@ fn trust_19_killed_at_any_write_the_state_is_never_ahead_and_nothing_is_lost() {
     assert!(kills > 100, "only {kills} kills");
 }
 
-/// Has a process act out `story` and be killed at its `nth` call; then all has to be well. False when it came to its end.
+/// Has a process play `story` and be killed at its `nth` call. Afterwards all must be well. False when the story reached its
+/// end.
 fn was_killed(story: &str, call: &str, nth: u32) -> bool {
     let home = Home::new();
-    // The beginning is not part of it: what is killed has a past.
+    // The beginning is not part of the story: the process that is killed has a past.
     drop(prologue(&home, story));
     let output = Command::new("strace")
         .args(["-f", "-qq", "-o", "/dev/null", "-e", &format!("trace={call}")])
@@ -394,7 +395,7 @@ fn child_that_is_killed_at_a_write() {
         commit(&mut replica, &[like(15)]);
         replica.promote().unwrap();
     } else {
-        // Ours and others', a confirmation of all that is pending, and a repair.
+        // Our own events and others', a confirmation of everything pending, and a repair.
         replica.arrive(&page(2, &[append(20, "x"), append(2, "a")], true)).unwrap();
         replica.arrive(&page(4, &[append(21, "y")], false)).unwrap();
         replica.arrive(&page(5, &[like(3), like(10), append(11, "b")], false)).unwrap();
@@ -405,6 +406,6 @@ fn child_that_is_killed_at_a_write() {
     }
     drop(replica);
     println!("the end");
-    // Without the destructors of the test harness: what they do is not part of the story.
+    // Skip the test harness's destructors: they are not part of the story.
     std::process::exit(0);
 }

@@ -1,4 +1,4 @@
-//! What a disk changes behind our back: noticed before it is pushed, served or counted twice, and what is left is rescued.
+//! What a disk changes behind our back is noticed before it is pushed, served or counted twice, and the rest is rescued.
 
 use std::fs;
 
@@ -10,12 +10,12 @@ use rusqlite::Connection;
 
 use crate::support::*;
 
-/// A note long enough that its text can be found in the file.
+/// A note that is long enough to find its text in the file.
 fn note_of(n: u64) -> Envelope {
     append(n, &format!("the note with the number {n:06}"))
 }
 
-/// A device with things in its log, in its outbox and set aside, closed.
+/// A closed device with events in its log, in its outbox and set aside.
 fn device_with_pending() -> Home {
     let home = Home::new();
     let mut replica = home.follow();
@@ -30,7 +30,7 @@ fn device_with_pending() -> Home {
     home
 }
 
-/// A hub with more events than opening looks at, closed.
+/// A closed hub with more events than opening looks at.
 fn hub(events: u64) -> Home {
     let home = Home::new();
     let mut replica = home.open();
@@ -40,7 +40,7 @@ fn hub(events: u64) -> Home {
     home
 }
 
-/// Changes a byte of `text` wherever it stands in the eventlog's file.
+/// Changes a byte of `text` wherever it occurs in the eventlog's file.
 fn flip_in(home: &Home, text: &[u8]) {
     let path = home.path("eventlog.db");
     let mut bytes = fs::read(&path).unwrap();
@@ -166,7 +166,7 @@ fn what_is_left_of_a_damaged_outbox_is_exported_and_the_damaged_event_never_take
 fn trust_63_an_old_event_that_was_altered_is_noticed_before_it_is_served_and_in_the_background() {
     let home = hub(4_000);
     flip_in(&home, b"the note with the number 000957");
-    // Opening looks at the end alone, and what is sound is served.
+    // Opening looks only at the end, and what is sound is served.
     let mut replica = home.try_open().unwrap();
     let all = PageSize::events(500);
     assert_eq!(replica.entries(Seq(2_000), all).unwrap().len(), 500);
@@ -175,13 +175,13 @@ fn trust_63_an_old_event_that_was_altered_is_noticed_before_it_is_served_and_in_
         let fault = replica.entries(Seq(after), all).unwrap_err();
         assert!(fault.to_string().contains("of the events 1 to 1024 some are not"), "{fault}");
     }
-    // A device that is right is not told that it isn't.
+    // A device that is right is not told that it is wrong.
     let log = replica.standing().unwrap().whose.log_id();
     let good = hub(970);
     let digest = good.open().digest_at(Seq(970)).unwrap();
     let fault = Start::vouch(Some(&replica), log, Seq(970), digest).unwrap_err();
     assert!(matches!(fault, AuthorityError::Fault(Fault::Damaged(_))), "{fault}");
-    // Nor that its event is another's.
+    // Nor is it told that its event is somebody else's.
     let incoming = |n| {
         let push = Push { log, run: "run".to_owned(), events: vec![WireEvent::from(&note_of(n))] };
         Incoming::check(push, "run", &device("phone")).unwrap()
@@ -189,7 +189,7 @@ fn trust_63_an_old_event_that_was_altered_is_noticed_before_it_is_served_and_in_
     let fault = incoming(957).store(Some(&mut replica)).unwrap_err();
     assert!(matches!(fault, AuthorityError::Fault(Fault::Damaged(_))), "{fault}");
     drop(replica);
-    // And without anybody asking.
+    // The background finds it, too, without anybody asking.
     let mut replica = home.try_open().unwrap();
     let fault = check_all(&mut replica).unwrap_err();
     assert!(fault.to_string().contains("of the events 1 to 1024 some are not"), "{fault}");
@@ -201,7 +201,7 @@ fn trust_63_an_id_that_the_index_has_lost_is_noticed_in_the_background() {
     for (table, text) in [("log", "sqlite_autoindex_log_1"), ("outbox", "sqlite_autoindex_outbox_1")] {
         let home = if table == "log" { hub(3_000) } else { device_with_pending() };
         check_all(&mut home.open()).unwrap();
-        // The index has the bytes of each id once more; those in the table stay.
+        // The index has each id's bytes a second time. Those in the table stay.
         let path = home.path("eventlog.db");
         let wanted = if table == "log" { id(700) } else { id(120) };
         let root: usize = {
@@ -213,7 +213,7 @@ fn trust_63_an_id_that_the_index_has_lost_is_noticed_in_the_background() {
         let mut bytes = fs::read(&path).unwrap();
         let needle = wanted.as_bytes();
         let places: Vec<_> = (0..bytes.len() - 16).filter(|at| bytes[*at..*at + 16] == needle[..]).collect();
-        // In an index's leaf the number of the row follows right behind; in a table's row comes the number of its name.
+        // In a leaf of the index, the row's number follows the id. In a row of the table, the number of its name does.
         let in_index = |at: &&usize| bytes[(**at / 4_096) * 4_096 + usize::from(**at < 4_096) * 100] == 0x0a;
         let at = *places.iter().find(in_index).expect("the index has it");
         bytes[at + 15] ^= 1;
@@ -231,7 +231,7 @@ fn the_background_looks_at_everything_once_and_goes_on_beside_changes() {
     assert_eq!(check_all(&mut replica).unwrap(), 3_000_u32.div_ceil(128) + 1);
     assert_eq!(check_all(&mut replica).unwrap(), 1);
     drop(replica);
-    // In the middle of it events are added, taken back and placed again.
+    // Events are added, taken back and placed again in the middle of it.
     for (portions, after) in [(0, 10), (3, 10), (3, 2_000), (12, 1_024), (20, 2_999), (30, 5)] {
         let mut replica = home.open();
         for _ in 0..portions {

@@ -1,5 +1,5 @@
-//! What the author of a feature writes: ids in tables, queries for one row, errors of any crate, and what the engine says
-//! back when something is wrong.
+//! What the author of a feature writes (ids in tables, queries for one row, errors of any crate), and what the engine says when
+//! something is wrong.
 
 use std::io;
 use std::sync::{Arc, Mutex};
@@ -148,7 +148,7 @@ async fn each_event_of_a_batch_has_an_id_of_its_own_and_the_receipt_gives_them()
     assert_eq!(single.ids().collect::<Vec<_>>(), [single.id]);
 }
 
-/// Every replica and every later version has to give the same, or states of the same log would differ.
+/// Every replica and every later version must derive the same ids, or states of the same log would differ.
 #[test]
 fn the_ids_in_a_batch_are_fixed() {
     let home = Home::new();
@@ -158,7 +158,7 @@ fn the_ids_in_a_batch_are_fixed() {
     assert_eq!(texts, ["0190d1e5-3f5c-7bb2-8a3e-5d4f6c7b8a90", "0190d1e5-3f5c-7f7c-9707-7cedb201d07b"]);
 }
 
-/// What opening says of a schema in which `TodoAdded` runs this.
+/// What opening says about a schema in which `TodoAdded` runs this.
 fn refused(sql: &'static str) -> String {
     let schema = todos().on(move |_: Appended, db| db.execute(sql, ()));
     let opened = Stores::open(&scratch().path().join("stores"), setup(schema), StoreLimits::default());
@@ -183,13 +183,13 @@ fn wrong_sql_in_a_materializer_is_found_when_the_stores_are_opened() {
 #[test]
 fn sql_that_only_a_real_event_makes_is_left_alone_when_the_stores_are_opened() {
     let schema = Schema::new("CREATE TABLE todo (id TEXT PRIMARY KEY, title TEXT NOT NULL CHECK (title = 'x')) STRICT")
-        // Fails as long as nothing else is there, and swallows what fails.
+        // Fails while the table is empty, and swallows the error.
         .on(|_: Liked, db| {
             db.first("SELECT title FROM todo", (), |row| Ok(row.get::<_, String>(0)?))?.ok_or(Malformed::Seq(1))?;
             db.execute("UPDATE todo SET title = 'y'", ())
         })
         .on(|event: Appended, db| db.execute("INSERT INTO todo VALUES (?1, ?2)", (db.id(), event.text)))
-        // Made of the payload, so that the made-up one says nothing.
+        // The SQL is made from the payload, so a made-up payload proves nothing.
         .on(|event: Put, db| db.execute(&format!("UPDATE todo SET {} = ?1", event.key), [event.value]))
         .on(|_: Committed, _| -> Result<(), DbError> {
             std::panic::resume_unwind(Box::new("a mistake that costs one event"))

@@ -1,4 +1,4 @@
-//! What one replica promises when the machine fails, or when somebody was at its files.
+//! What one replica promises when the machine fails, or when somebody changed its files.
 
 use std::fs;
 use std::path::Path;
@@ -10,7 +10,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::support::*;
 
-/// A store whose log holds `log` and whose outbox holds `outbox`, with a bit of everything.
+/// A store with `log` in its log and `outbox` in its outbox, and a bit of everything.
 fn filled(home: &Home, log: usize, outbox: usize) -> Replica {
     let mut rng = Rng::new(99);
     let mut replica = home.follow();
@@ -22,7 +22,7 @@ fn filled(home: &Home, log: usize, outbox: usize) -> Replica {
     replica
 }
 
-/// Name and bytes of every file of a store.
+/// The name and the bytes of every file of a store.
 fn bytes_of(dir: &Path) -> Vec<(String, Vec<u8>)> {
     let mut files: Vec<_> = fs::read_dir(dir)
         .unwrap()
@@ -33,7 +33,7 @@ fn bytes_of(dir: &Path) -> Vec<(String, Vec<u8>)> {
     files
 }
 
-/// Moves all of a database into its file, as a checkpoint beside the running store does.
+/// Moves a database's whole WAL into its file, as a checkpoint beside the running store does.
 fn checkpoint(path: &Path) {
     let conn = Connection::open(path).unwrap();
     conn.query_row("PRAGMA wal_checkpoint(TRUNCATE)", (), |_| Ok(())).unwrap();
@@ -92,7 +92,7 @@ fn a_state_of_another_executable_or_schema_is_made_anew_with_the_same_digest() {
         let replica = home.try_open_as(setup.clone()).unwrap();
         assert_eq!(replica.state_digest().unwrap(), digest);
         drop(replica);
-        // And by the same again it is kept.
+        // The same executable keeps it.
         assert_eq!(home.try_open_as(setup).unwrap().state_digest().unwrap(), digest);
     }
 }
@@ -144,7 +144,7 @@ fn trust_08_a_flipped_bit_in_the_eventlogs_structure_fails_closed_or_harms_nothi
         });
         match found {
             Ok((found, pending)) => {
-                // Not their places, which the digest leaves to the authority.
+                // The places may differ: the digest doesn't cover them.
                 let unplaced = |entry: &Entry| (entry.event.clone(), entry.origin.clone());
                 assert!(found.iter().map(unplaced).eq(log.iter().map(unplaced)), "byte {at}");
                 assert!(pending.iter().map(|(_, event)| event).eq(&outbox), "byte {at}");
@@ -157,7 +157,7 @@ fn trust_08_a_flipped_bit_in_the_eventlogs_structure_fails_closed_or_harms_nothi
     assert_eq!(home.open().state_digest().unwrap(), digest);
 }
 
-/// The eventlog goes first, so a crash may leave the state of before beside it.
+/// The eventlog is removed first, so a crash may leave the old state beside it.
 #[test]
 fn trust_51_a_crash_between_taking_back_and_making_the_state_anew_is_mended_by_opening() {
     type Act = fn(&mut Replica);
@@ -209,7 +209,7 @@ fn trust_07_a_deleted_wal_is_noticed_for_the_log_and_for_the_outbox() {
             fs::remove_file(home.path("eventlog.db-wal")).unwrap();
             match without {
                 "" => {}
-                // Pending events are known to the witness alone.
+                // Only the witness knows of pending events.
                 "witness" if follows => continue,
                 file => {
                     fs::remove_file(home.path(file)).unwrap();
@@ -219,7 +219,7 @@ fn trust_07_a_deleted_wal_is_noticed_for_the_log_and_for_the_outbox() {
             for _ in 0..2 {
                 assert!(lost_tail(&home), "follows: {follows}, without: {without}");
             }
-            // The advice is to put it back.
+            // Following the advice, put it back.
             fs::write(home.path("eventlog.db-wal"), wal).unwrap();
             let replica = home.open();
             assert_eq!(likes(&replica), 2);
@@ -271,7 +271,7 @@ fn trust_07_an_older_eventlog_in_its_place_is_noticed() {
                 fs::copy(old.join(file), home.path(file)).unwrap();
             }
             if without_witness {
-                // Then the state alone has to know, and it knows confirmed events.
+                // Then only the state can tell, and it knows the confirmed events.
                 if name == "commit" || name == "confirm" {
                     continue;
                 }
@@ -282,7 +282,7 @@ fn trust_07_an_older_eventlog_in_its_place_is_noticed() {
     }
 }
 
-/// A WAL from before a checkpoint over a database from after it is a mixture that SQLite takes for sound.
+/// A WAL from before a checkpoint, over a database from after it, is a mixture that SQLite accepts.
 #[test]
 fn trust_07_an_older_wal_over_a_newer_database_is_noticed_and_not_written_into_it() {
     type Act = fn(&mut Replica, u64);
@@ -324,7 +324,7 @@ fn trust_07_an_older_wal_over_a_newer_database_is_noticed_and_not_written_into_i
             continue;
         }
         assert!(fs::read(home.path("eventlog.db")).unwrap() == before, "{story:?}: the database was written to");
-        // The right one put back, everything is there again.
+        // With the right one back in place, everything is there again.
         fs::write(home.path("eventlog.db-wal"), &right).unwrap();
         let replica = home.try_open().unwrap_or_else(|fault| panic!("{story:?}: {fault}"));
         home.check(&replica);
@@ -342,7 +342,7 @@ fn trust_12_a_newer_format_is_left_as_it_is() {
             conn.execute_batch("PRAGMA user_version = 3; CREATE TABLE later (a)").unwrap();
         };
         if crashes {
-            // What tells the format is in the WAL still.
+            // The format's number is still in the WAL.
             raise(&home);
             home.crash(replica);
         } else {
@@ -353,7 +353,7 @@ fn trust_12_a_newer_format_is_left_as_it_is() {
         for _ in 0..2 {
             assert!(matches!(home.try_open(), Err(Fault::NewerFormat { found: 3, known: 2, .. })));
             let mut after = bytes_of(&home.dir);
-            // SQLite may need its index of the WAL to look; it holds nothing of its own.
+            // SQLite may need its index of the WAL to look. The index holds no data of its own.
             let is_index = |(name, bytes): &(String, Vec<u8>)| {
                 name.ends_with("-shm") || name.ends_with("-wal") && bytes.is_empty()
             };
@@ -387,7 +387,7 @@ fn trust_01_both_databases_are_in_wal_mode() {
         let header = fs::read(home.path(file)).unwrap();
         assert_eq!(header[18..20], [2, 2], "{file}");
     }
-    // What a commit adds is in the WAL, and nowhere else yet.
+    // What a commit adds is only in the WAL so far.
     let (file, wal) = (home.path("eventlog.db"), home.path("eventlog.db-wal"));
     let before = (fs::read(&file).unwrap(), fs::metadata(&wal).unwrap().len());
     replica.commit(&[like(2)]).unwrap();
@@ -433,7 +433,7 @@ fn trust_10_files_that_are_gone_are_noticed() {
     }
 }
 
-/// Runs `act` while the machine fails in the materializer after `after` others; the fault it comes to, if it does.
+/// Runs `act` while the machine fails in the materializer after `after` others. Returns the fault, if there is one.
 fn failing_after(after: u32, code: i32, act: impl FnOnce() -> Result<(), Fault>) -> Option<Fault> {
     fail_after(after, code);
     let result = act();
@@ -450,7 +450,7 @@ fn trust_50_a_machine_fault_in_a_commit_stops_and_a_retry_counts_once() {
                 let mut home = Home::new();
                 let mut replica = if follows { home.follow() } else { home.open() };
                 replica.commit(&[append(1, "a")]).unwrap();
-                // The second is refused, so that the others are applied a second time, each alone.
+                // The second event is refused, so the others are applied again, each alone.
                 let batch = [append(2, "b"), event(id(3), "Panicked", ""), append(4, "c")];
                 let fault = failing_after(after, code, || replica.commit(&batch).map(drop));
                 if fault.is_none() {
@@ -494,7 +494,7 @@ fn trust_50_a_machine_fault_never_makes_an_event_skipped() {
                 }
                 hurt += 1;
                 home.crash(replica);
-                // The machine fails again while the store is opened.
+                // The machine fails again while the store opens.
                 if failing_after(after / 2, code, || home.try_open().map(drop)).is_none() {
                     continue;
                 }
@@ -585,7 +585,7 @@ fn a_database_that_another_process_holds_is_a_fault_of_the_machine() {
 /// Where a child process finds its store.
 const CHILD_DIR: &str = "LIKEWISE_TEST_CHILD_DIR";
 
-/// Runs an ignored test of this file as a process that gets an error from a write beyond its limit, not a signal.
+/// Runs an ignored test of this file as a process in which a write beyond the limit is an error, not a signal.
 #[cfg(unix)]
 fn run_child(name: &str, dir: &Path) {
     let output = Command::new("sh")
@@ -600,20 +600,20 @@ fn run_child(name: &str, dir: &Path) {
     assert!(said.contains("1 passed"), "{said}");
 }
 
-/// How large a file of this process may get.
+/// How large this process's files may get.
 fn limit_files(bytes: Option<u64>) {
     let maximum = getrlimit(Resource::Fsize).maximum;
     setrlimit(Resource::Fsize, Rlimit { current: bytes, maximum }).unwrap();
 }
 
-/// A real write that fails, inside a materializer, in all the ways that events come in.
+/// A real write fails inside a materializer, in all the ways that events can arrive.
 #[test]
 #[cfg(unix)]
 fn trust_50_a_file_that_cannot_grow_is_a_fault_of_the_machine() {
     run_child("child_whose_files_cannot_grow", &Home::new().dir);
 }
 
-/// A real write that fails, of the eventlog, while the state could well be written.
+/// A real write of the eventlog fails, while the state could still be written.
 #[test]
 #[cfg(unix)]
 fn trust_06_an_eventlog_that_cannot_grow_acknowledges_nothing_and_is_not_overtaken_by_its_state() {
@@ -628,7 +628,7 @@ fn child_whose_eventlog_cannot_grow() {
         let mut home = Home::new();
         home.dir = Path::new(&dir).join(way);
         let mut replica = if way == "commit" || way == "add" { home.open() } else { home.follow() };
-        // Many small transactions of the eventlog and as few of the state as can be: its WAL is the longer one.
+        // Many small transactions of the eventlog and as few as possible of the state, so the eventlog's WAL is longer.
         if way == "commit" || way == "add" {
             let large = format!("\"{}\"", "x".repeat(60_000));
             let large: Vec<_> = (10..20).map(|n| event(id(n), "Future", &large)).map(|e| (e, device("x"))).collect();

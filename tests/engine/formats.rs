@@ -1,5 +1,5 @@
-//! Data that earlier versions wrote: it opens with all that it held, and moves on to the present format whole or not at
-//! all. `tests/data/format-1` was written by version 0.1.0.
+//! Data that earlier versions wrote opens with everything it held, and is converted to the present format wholly or not at all.
+//! Version 0.1.0 wrote `tests/data/format-1`.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -12,13 +12,13 @@ use crate::support::*;
 
 /// What a store of format 1 holds.
 struct Old {
-    /// Of the directory with `eventlog.db`.
+    /// The directory with `eventlog.db`.
     path: &'static str,
-    /// How many events its log has, and the digest of that.
+    /// How many events its log has, and the log's digest.
     log: (u64, &'static str),
-    /// The payloads of what is pending, in its order.
+    /// The payloads of the pending events, in order.
     pending: &'static [Option<&'static str>],
-    /// The payloads of what was set aside.
+    /// The payloads of the events set aside.
     set_aside: &'static [&'static str],
     is_ours: bool,
     count: u64,
@@ -59,7 +59,7 @@ fn try_open(dir: &Path) -> Replica {
 }
 
 impl Old {
-    /// A copy that may be changed.
+    /// A copy to work on.
     fn copy(&self, home: &Home) -> PathBuf {
         let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/format-1").join(self.path);
         copy_dir(&from, &home.dir);
@@ -98,7 +98,7 @@ fn data_of_format_1_opens_with_all_that_it_held_and_moves_on() {
         let mut replica = try_open(&dir);
         old.check(&replica);
         let pending = outbox_of(&replica);
-        // It goes on from there: a new event, and all that is pending arrives.
+        // It goes on from there: a new event is stored, and all pending ones arrive.
         assert!(stored(&replica.commit(&[event(id(1), "LikeAdded", "")]).unwrap()));
         if !old.is_ours {
             let head = replica.standing().unwrap().head;
@@ -130,7 +130,7 @@ fn data_of_format_1_can_be_looked_at_and_is_left_as_it_is() {
     }
 }
 
-/// Tells a child process where to open what.
+/// Tells a child process what to open, and where.
 const OPENS: &str = "LIKEWISE_TEST_OPENS";
 
 /// A process is killed just before each of its writes while it opens old data, one after the other.

@@ -1,5 +1,5 @@
-//! A second schema for the simulation: an account book in which every entry depends on all before it, with references
-//! between its tables and payloads that differ. Nothing here knows what it has to come to; a replay does.
+//! A second schema for the simulation: an account book in which every entry depends on all entries before it, with references
+//! between tables and varied payloads. Nothing here knows the right result. A replay does.
 
 use likewise::engine::{Db, DbError, Envelope, Event, Schema};
 use serde::{Deserialize, Serialize};
@@ -62,7 +62,7 @@ pub(crate) fn schema() -> Schema {
     .on(|Struck { entry }, db| db.execute("DELETE FROM entry WHERE n = ?1", [entry]))
 }
 
-/// Writes an entry with the balance that it leaves.
+/// Writes an entry with the resulting balance.
 fn book(db: &Db<'_>, account: &str, cents: i64, memo: Option<&str>) -> Result<(), DbError> {
     if db.execute("UPDATE account SET cents = cents + ?2 WHERE name = ?1", (account, cents))? == 0 {
         return Err(DbError::refuse(format!("there is no account {account}")));

@@ -1,5 +1,5 @@
-//! Live queries: when they are run, and what their watchers are told. Whoever has a receipt was told already, so that
-//! nothing here waits but for first answers.
+//! When live queries run, and what their watchers are told. Watchers are told before a commit returns, so only first answers
+//! need waiting for here.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -17,7 +17,7 @@ fn deposit(n: u64, to: &str, amount: i64) -> likewise::engine::Envelope {
     event(id(n), "Deposited", &format!(r#"{{"to":"{to}","amount":{amount}}}"#))
 }
 
-/// The answer that a watcher is told now, if it is told one.
+/// The answer that a watcher has been told, if it is a new one.
 fn told<T: Clone>(watch: &mut Watch<T>) -> Option<Result<T, Error>> {
     at_once(watch.next())
 }
@@ -44,7 +44,7 @@ async fn a_change_runs_a_query_once_however_many_watch_it() {
         assert_eq!(told(watch), Some(Ok(vec![9])));
     }
     assert_eq!(store.read(query).await, Ok(vec![9]));
-    assert_eq!(RUNS.load(Ordering::Relaxed), 3, "whoever only reads gets the answer that is there");
+    assert_eq!(RUNS.load(Ordering::Relaxed), 3, "a reader gets the answer that is there");
 }
 
 #[tokio::test]
@@ -150,7 +150,7 @@ async fn parameters_and_answers_of_other_types_make_other_queries() {
     let kind = || Query::<String>::first("SELECT typeof(?1)");
     let queries =
         [kind().bind(1), kind().bind(1.0), kind().bind("1"), kind().bind(b"1".as_slice()), kind().bind(None::<i64>)];
-    // All are watched at the same time, so that none is forgotten before the next comes.
+    // All are watched at the same time, so none is forgotten before the next is added.
     let mut watches = queries.map(|query| store.watch(query));
     let mut kinds = Vec::new();
     for watch in &mut watches {
@@ -219,9 +219,9 @@ async fn trust_62_a_panic_in_what_reads_the_rows_costs_that_answer_alone() {
     let mut calm = store.watch(Query::<i64>::first("SELECT count FROM likes"));
     assert_eq!(picky.next().await, Ok(vec![0]));
     assert_eq!(calm.next().await, Ok(0));
-    // It comes from elsewhere, so that nobody could have refused it.
+    // It comes from another device, so nobody could have refused it.
     store.add(vec![(like(1), device("phone"))]).await.unwrap();
-    let Some(Err(Error::Query(why))) = told(&mut picky) else { panic!("no word of the panic") };
+    let Some(Err(Error::Query(why))) = told(&mut picky) else { panic!("the answer doesn't tell of the panic") };
     assert!(why.contains("panicked: there is no such thing as one like"), "{why}");
     assert_eq!(told(&mut calm), Some(Ok(1)));
     store.commit_envelope(like(2)).await.unwrap();

@@ -1,4 +1,4 @@
-//! What one replica promises when nothing goes wrong but the order of things.
+//! What one replica promises when only the order of things goes wrong.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -63,7 +63,7 @@ fn empty_payloads_of_every_spelling_are_the_same_event() {
     assert_eq!(replica.commit(&[event(id(1), "Liked", "{ }")]).unwrap(), [Outcome::Conflict]);
 }
 
-/// How many transactions a WAL holds: frames that say how large the database is after them end one.
+/// How many transactions a WAL holds: a frame that says how large the database is afterwards ends one.
 fn transactions(home: &Home, file: &str) -> usize {
     let wal = std::fs::read(home.path(file)).unwrap();
     if wal.is_empty() {
@@ -85,7 +85,7 @@ fn a_batch_is_one_transaction_of_the_eventlog_and_one_of_the_state_with_its_curs
         let bad = event(id(3), "Panicked", "");
         replica.commit(&[like(2), bad, like(4), like(2)]).unwrap();
         assert_eq!(count(), (log + 1, state + usize::from(!follows)));
-        // One that changes nothing costs no fsync.
+        // A commit that changes nothing costs no fsync.
         replica.commit(&[like(2)]).unwrap();
         assert_eq!(count().0, log + 1);
         if follows {
@@ -95,7 +95,7 @@ fn a_batch_is_one_transaction_of_the_eventlog_and_one_of_the_state_with_its_curs
     }
 }
 
-/// Each with a way to fail of its own, and each after it has written something or ended the transaction.
+/// Each event fails in its own way, after it has written something or ended the transaction.
 fn failing(n: u64) -> Vec<Envelope> {
     let next = |more: u64| id(n + more);
     vec![
@@ -184,7 +184,7 @@ fn trust_29_failing_events_of_others_are_stored_and_skipped_and_the_rest_flows()
     let replica = home.crash_and_open(replica);
     assert_eq!(replica.state_digest().unwrap(), digest);
 
-    // One by one, together, or arriving at a follower: all the same.
+    // One by one, together, or arriving at a follower: the result is the same.
     let one_by_one = Home::new();
     let mut other = one_by_one.open();
     events.iter().for_each(|event| assert!(stored(&add(&mut other, std::slice::from_ref(event)))));
@@ -378,7 +378,7 @@ fn three_contents_under_one_id_are_all_kept() {
     replica.arrive(&page(1, &[append(1, "third")], false)).unwrap();
     home.check(&replica);
     assert_eq!(set_aside_of(&replica), [append(1, "ours"), append(1, "theirs")]);
-    // Or it is ours that comes first now.
+    // Or ours comes first now.
     replica.take_back(Seq::START, Whose::Upstream(None)).unwrap();
     replica.arrive(&page(1, &[append(1, "ours")], false)).unwrap();
     home.check(&replica);
@@ -413,7 +413,7 @@ fn trust_53_events_taken_back_stand_before_newer_pending_ones_in_log_order() {
     assert!(replica.standing().unwrap().generation > generation);
     assert_eq!(outbox_of(&replica), [append(3, "3"), append(4, "4"), append(5, "5"), append(6, "6")]);
     replica.commit(&[append(7, "7")]).unwrap();
-    // Again, so that what is taken back stands before what was taken back.
+    // Once more: what is taken back now comes before what was taken back earlier.
     replica.take_back(Seq::START, Whose::Upstream(None)).unwrap();
     home.check(&replica);
     assert_eq!(note(&replica), "1234567");
@@ -490,7 +490,7 @@ fn the_digest_at_a_seq_covers_what_stands_up_to_there_gaps_or_not() {
     drop(replica);
     let mut replica = home.try_open().unwrap();
     check(&replica);
-    // And after the end was taken back.
+    // The same after the end was taken back.
     let (middle, digest) = digests[2_000];
     replica.take_back(Seq(middle.0 + 3), Whose::Upstream(None)).unwrap();
     assert_eq!(replica.digest_at(Seq(u64::MAX >> 1)).unwrap(), digest);
@@ -498,7 +498,7 @@ fn the_digest_at_a_seq_covers_what_stands_up_to_there_gaps_or_not() {
     drop(replica);
     let mut replica = home.try_open().unwrap();
     assert_eq!(replica.digest_at(middle).unwrap(), digest);
-    // Others stand there now.
+    // Other events have those places now.
     let others: Vec<_> = (5_000..5_200).map(like).collect();
     replica.arrive(&page(middle.0 + 1, &others, false)).unwrap();
     let extended = |digest: Digest, event: &Envelope| digest.extended(event.id.as_bytes(), "Liked", None, "elsewhere");
@@ -536,13 +536,13 @@ fn a_settled_replica_has_its_log_on_disk_and_the_outbox_above_it() {
     replica.arrive(&page(1, &[append(2, "x"), append(3, "y")], true)).unwrap();
     check_files(&replica, &home.dir);
     assert_eq!(note(&replica), "a", "between the pages of a pull, queries see what they saw");
-    // Somebody clicks meanwhile.
+    // Somebody clicks in the meantime.
     assert!(stored(&replica.commit(&[append(4, "b")]).unwrap()));
     check_files(&replica, &home.dir);
     assert_eq!(note(&replica), "ab");
     replica.arrive(&page(3, &[append(1, "a")], true)).unwrap();
     check_files(&replica, &home.dir);
-    // The stream dies, so the page that was to come doesn't.
+    // The stream dies, so the announced page never comes.
     replica.settle().unwrap();
     home.check(&replica);
     assert_eq!(note(&replica), "xyab");
@@ -588,7 +588,7 @@ fn trust_49_events_that_end_the_transaction_never_let_pending_ones_reach_the_dis
     let mut replica = home.follow();
     let guard = |n, by: i64| event(id(n), "Guarded", &format!("{{\"by\":{by}}}"));
     let claim = |n, by: &str| event(id(n), "Claimed", &format!("{{\"name\":\"k\",\"by\":\"{by}\"}}"));
-    // Both are fine here, and neither is after what arrives.
+    // Both are fine here. After what arrives, neither is.
     replica.commit(&[append(1, "a"), claim(2, "ours"), append(3, "b"), guard(4, 15), append(5, "c")]).unwrap();
     home.check(&replica);
     let theirs = [claim(20, "theirs"), claim(21, "late"), guard(22, 10), guard(23, 30), append(24, "x")];
@@ -601,7 +601,7 @@ fn trust_49_events_that_end_the_transaction_never_let_pending_ones_reach_the_dis
     assert!(matches!(replica.commit(&[claim(6, "again"), append(7, "d")]).unwrap()[0], Outcome::Refused(_)));
     home.check(&replica);
     let mut replica = home.crash_and_open(replica);
-    // Ours arrive as they are, and are skipped as on every other replica.
+    // Our events arrive unchanged, and are skipped as on every other replica.
     let mut ours = outbox_of(&replica);
     replica.arrive(&page(6, &ours[..3], false)).unwrap();
     home.check(&replica);
@@ -656,7 +656,7 @@ fn the_more_is_pending_the_more_is_settled_at_once() {
 fn trust_57_many_pending_and_many_arriving_take_seconds() {
     let home = Home::new();
     let mut replica = home.follow();
-    // The state's cursor stands between two of the log's checkpoints.
+    // The state's cursor is between two of the log's checkpoints.
     let early: Vec<_> = (100_000..100_300).map(like).collect();
     replica.arrive(&page(1, &early, false)).unwrap();
     let many = 20_000;
@@ -762,7 +762,7 @@ fn queries_may_name_what_they_ask_on_the_way() {
     assert!(matches!(offered, Err(DbError::Forbidden(_))), "what SQLite offers is nobody's name: {offered:?}");
 }
 
-/// The best of many tries, so that a busy machine makes no difference.
+/// The best of many tries, to make a busy machine matter less.
 #[test]
 fn what_many_unknown_events_cost_does_not_grow_with_their_number() {
     let home = Home::new();
@@ -783,8 +783,8 @@ fn what_many_unknown_events_cost_does_not_grow_with_their_number() {
     assert!(many < 3 * few, "with few {few:?}, with many {many:?}");
 }
 
-/// How often materializers run while a device with `pending` likes of its own takes in as many of another's, which come
-/// between its own, a page at a time, and the hub never says that more wait.
+/// How often materializers run while a device with `pending` likes takes in as many likes of another device. They arrive mixed
+/// with its own, a page at a time, and the hub never says that more wait.
 fn runs_while_two_arrive_at_once(pending: u64) -> u64 {
     let runs = Arc::new(AtomicU64::new(0));
     let counted = Arc::clone(&runs);
@@ -826,7 +826,7 @@ fn what_arrives_among_many_pending_is_seen_when_somebody_asks_for_it() {
     assert!(replica.is_behind());
     assert_eq!(likes(&replica), 3_000);
     assert!(stored(&replica.commit(&[like(3_001)]).unwrap()));
-    // A crash in this moment is mended by opening, and whoever waited long enough has it shown.
+    // Opening mends a crash at this moment. A caller that has waited long enough settles the arrivals itself.
     let killed = home.scratch.path().join("killed");
     copy_dir(&home.dir, &killed);
     replica.settle_arrivals().unwrap();
@@ -837,7 +837,7 @@ fn what_arrives_among_many_pending_is_seen_when_somebody_asks_for_it() {
     let opened = Replica::open(Files::in_dir(&killed), setup(bank())).unwrap();
     check(&opened, &killed);
     assert_eq!(likes(&opened), 3_003);
-    // Few of ours are put back at once.
+    // When few of ours are pending, they are re-applied at once.
     let home = Home::new();
     let mut replica = home.follow();
     assert!(stored(&replica.commit(&ours[..900]).unwrap()));

@@ -1,4 +1,4 @@
-//! What a client and a hub decide, each sentence of it alone. The simulation has them together.
+//! What a client and a hub decide, one decision at a time. The simulation combines them.
 
 use likewise::engine::{Digest, Envelope, LogId, Replica, Seq, Whose};
 use likewise::sync::{
@@ -61,7 +61,7 @@ fn a_session_ends_when_events_are_taken_back_by_somebody_else() {
     assert_eq!(ended(session.next_push(&replica)).unwrap().unwrap_err(), End::PullFirst);
     let before = ids_of(&replica);
     assert_eq!(ended(session.arrive(&mut replica, wire_page(log, 2, &[like(2)]))).unwrap(), Err(End::PullFirst));
-    assert_eq!(ids_of(&replica), before, "the page is not what comes next any more");
+    assert_eq!(ids_of(&replica), before, "the page no longer comes next");
 }
 
 #[test]
@@ -78,7 +78,7 @@ fn a_session_is_with_one_log() {
     assert!(matches!(answered, Err(End::Offline(_))), "{answered:?}");
     assert!(log_of(&replica).is_empty());
 
-    // From one session to the next, it has to be the same.
+    // It has to be the same from one session to the next.
     replica.meet(log).unwrap();
     let position = replica.position().unwrap();
     for hello in [hello(Some(other), 0), hello(None, 0)] {
@@ -182,7 +182,7 @@ fn a_hub_answers_only_under_its_run_and_for_its_log() {
     assert!(matches!(start.page(&replica, Seq::START), Ok(NextPage::Level)));
     replica.commit(&[like(1)]).unwrap();
     assert!(matches!(start.page(&replica, Seq::START), Ok(NextPage::Page(_))));
-    // It becomes another's replica, or its events are taken back: what was sent may not be what it has.
+    // It becomes a replica of another log, or its events are taken back. What was sent may not be what it has.
     replica.take_back(Seq::START, Whose::Own(log.unwrap())).unwrap();
     assert!(matches!(start.page(&replica, Seq::START), Ok(NextPage::Over)));
     replica.take_back(Seq::START, Whose::Upstream(None)).unwrap();
@@ -190,8 +190,8 @@ fn a_hub_answers_only_under_its_run_and_for_its_log() {
     assert_eq!(refusal(Start::vouch(Some(&replica), log, Seq::START, Digest::EMPTY)), Refusal::NotAHub);
 }
 
-/// To take refused events out from under the others puts all that is pending back once more. A hub that refuses one of each
-/// push would make that quadratic.
+/// Removing a refused event from under the others re-applies everything that is pending. If a hub refused one event of each
+/// push, that would be quadratic.
 #[test]
 fn what_the_hub_refuses_is_set_aside_when_all_is_pushed() {
     let home = Home::new();
@@ -276,7 +276,7 @@ fn a_hub_owes_the_pages_that_it_named_and_the_events_that_it_took() {
     assert!(!session.is_owed(Some(&replica)).unwrap());
 }
 
-/// A hub that says its log is another, and then names our own place in it, has nothing taken back.
+/// When a hub says that its log is another, and then names our own place in it, nothing is taken back.
 #[test]
 fn a_hub_that_contradicts_itself_has_nothing_repaired() {
     let home = Home::new();

@@ -1,5 +1,5 @@
-//! Many replicas and one authority over a bad network, driven by a seed: the library's simulated cluster on two schemas of
-//! its own, with machines that fail.
+//! Many replicas and one authority over a bad network, driven by a seed: the library's simulated cluster on two of its own
+//! schemas, with machines that fail.
 //!
 //! `LIKEWISE_SEEDS=100000 cargo test --release --test engine simulation` runs many of them, `LIKEWISE_SEED=…` one.
 
@@ -14,7 +14,7 @@ use crate::support::*;
 /// How many seeds an ordinary run takes.
 const SEEDS: u64 = 2_000;
 
-/// How often something failed because a sync did.
+/// How often something failed because a sync failed.
 static FAILED_SYNCS: AtomicU64 = AtomicU64::new(0);
 
 const FAULTS: Faults = Faults { while_syncs_fail: count_failed_syncs, fail_after, mend };
@@ -27,11 +27,11 @@ fn count_failed_syncs(which: &Syncs, act: &mut (dyn FnMut() -> bool + Send)) {
 #[test]
 fn trust_14_whatever_the_network_and_the_machines_do_all_replicas_agree_in_the_end() {
     let bank = Simulation::new(bank, |rng| random_event(rng).into()).always_holds(check_state_file).holds(check_view);
-    // Without a model in plain Rust: what it comes to is compared with a replay, now and then and in the end.
+    // It has no model in plain Rust. Its state is compared with a replay, now and then and at the end.
     let ledger = Simulation::new(ledger::schema, |rng| ledger::random_event(rng).into());
     bank.faults(FAULTS).only(|seed| seed % 4 != 3).run(0..SEEDS);
     ledger.faults(FAULTS).only(|seed| seed % 4 == 3).run(0..SEEDS);
-    // A single seed may have none.
+    // A single seed may have no failed sync.
     let are_few = ["LIKEWISE_SEED", "LIKEWISE_SEEDS"].iter().any(|name| std::env::var_os(name).is_some());
     assert!(are_few || FAILED_SYNCS.load(Ordering::Relaxed) > 0, "no sync has failed");
 }

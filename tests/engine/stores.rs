@@ -1,4 +1,4 @@
-//! Many stores in one directory: how many there may be, how many of them in use, and how much may wait for one.
+//! Many stores in one directory: how many there may be, how many may be in use, and how much may wait for each.
 
 use std::sync::Mutex;
 use std::sync::mpsc;
@@ -15,14 +15,14 @@ fn names(stores: &Stores) -> Vec<String> {
     stores.list().unwrap().iter().map(ToString::to_string).collect()
 }
 
-/// A schema whose likes wait for the gate to be dropped, and say when they are there.
+/// A schema whose likes say that they have started, and then wait for the gate to be dropped.
 fn gated() -> (Schema, mpsc::Receiver<()>, mpsc::Sender<()>) {
     let (entered, is_busy) = mpsc::channel();
     let (gate, waits) = mpsc::channel();
     let waits = Mutex::new(waits);
     let schema = Schema::new(TABLES)
         .on(move |_: Liked, db| {
-            // The rehearsal, whose events are of 1970, passes through.
+            // The rehearsal's events are of 1970. They pass through.
             if db.millis() > 0 {
                 let _ = entered.send(());
                 let _ = waits.lock().unwrap().recv();
@@ -38,7 +38,7 @@ async fn close(stores: &Stores) {
     tokio::task::spawn_blocking(move || stores.close()).await.unwrap();
 }
 
-/// How many events the store has on disk, and that it has no file when it has none.
+/// How many events the store has on disk. A store without events must have no files.
 fn events_on_disk(store: &Store) -> u64 {
     if !store.files().exist() {
         assert!(!store.files().dir().exists());
@@ -64,7 +64,7 @@ async fn the_store_beyond_the_limit_is_refused_its_first_event_and_gets_no_files
         assert_eq!(names(&shelf.stores), ["ann", "bob"]);
         shelf.store("ann").commit_envelope(like(10 + round)).await.unwrap();
         assert_eq!(shelf.store("ann").read(count()).await, Ok(1 + round as i64), "those that are there go on");
-        // Opened again, they count as well.
+        // Reopened stores count as well.
         close(&shelf.stores).await;
         shelf.stores = Stores::open(&shelf.dir(), setup(bank()), limits).unwrap();
     }
@@ -75,7 +75,7 @@ async fn of_many_that_want_to_be_the_last_store_one_is() {
     let shelf = Shelf::new(bank(), StoreLimits { stores: 3, ..StoreLimits::default() });
     let stores: Vec<_> = (0..12).map(|n| shelf.store(&format!("store-{n}"))).collect();
     let mut commits: Vec<_> = stores.iter().map(|store| Box::pin(store.commit_envelope(like(1)))).collect();
-    // All are on their way before the first is waited for.
+    // All are on their way before this waits for the first.
     let answers: Vec<_> = commits.iter_mut().map(|commit| at_once(commit.as_mut())).collect();
     let mut stored = 0;
     for ((commit, answer), store) in commits.iter_mut().zip(answers).zip(&stores) {
@@ -128,11 +128,11 @@ async fn a_store_that_was_let_go_of_has_its_events_when_it_is_opened_again() {
     let shelf = Shelf::new(bank(), StoreLimits { open: 1, ..StoreLimits::default() });
     for round in 1..=20 {
         for name in ["ann", "bob"] {
-            // With room for one, each is closed for the other.
+            // With room for one store, each is closed to make room for the other.
             let store = shelf.store(name);
             store.commit_envelope(like(2 * round)).await.unwrap();
             assert_eq!(store.read(count()).await, Ok(2 * round as i64 - 1), "{name}");
-            // Whoever doesn't wait for the answer has given the event into the store's hands all the same.
+            // The store has the event even if the caller doesn't wait for the answer.
             drop(at_once(store.commit_envelope(like(2 * round + 1))));
         }
     }
@@ -156,7 +156,7 @@ async fn a_store_is_opened_again_only_when_it_has_finished_what_it_was_given() {
     drop(shelf.store("bob"));
     let ann = shelf.store("ann");
     for n in 3..20 {
-        // What its new thread could do too early, it has the time to do.
+        // Gives its new thread time for what it might do too early.
         zoe.commit_envelope(append(n, "z")).await.unwrap();
     }
     assert_eq!(at_once(ann.healthy()), None);
@@ -180,7 +180,7 @@ async fn looking_at_a_store_that_does_not_exist_creates_nothing() {
     assert!(!shelf.dir().exists(), "not even the directory of the stores");
 
     store.commit_envelope(like(1)).await.unwrap();
-    assert_eq!(at_once(watch.next()), Some(Ok(1)), "who watched before the first event is told of it");
+    assert_eq!(at_once(watch.next()), Some(Ok(1)), "a watcher from before the first event is told of it");
     assert_eq!(events_on_disk(&store), 1);
     assert_eq!(names(&shelf.stores), ["likes"]);
 }
@@ -196,7 +196,7 @@ async fn trust_64_stores_without_events_cost_no_place_and_are_live_when_they_get
     for (name, watch) in names.iter().zip(&mut watches).take(2) {
         assert_eq!(shelf.store(name).healthy().await, Health::Absent);
         shelf.store(name).commit_envelope(like(1)).await.unwrap();
-        assert_eq!(at_once(watch.next()), Some(Ok(1)), "who watched before the first event is told of it");
+        assert_eq!(at_once(watch.next()), Some(Ok(1)), "a watcher from before the first event is told of it");
         assert!(matches!(shelf.store(name).healthy().await, Health::Open(_)));
     }
     assert_eq!(shelf.store(&names[2]).commit_envelope(like(1)).await, Err(Error::TooManyOpen));
@@ -205,7 +205,7 @@ async fn trust_64_stores_without_events_cost_no_place_and_are_live_when_they_get
     assert_eq!(shelf.store(&names[2]).read(count()).await, Ok(1));
 }
 
-/// Whoever begins to watch while the first event is stored sees the event, and not for the last time the empty store.
+/// A watcher that starts while the first event is being stored sees that event. It isn't left with the empty store.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn trust_64_a_look_never_hides_the_first_event() {
     let shelf = Shelf::new(bank(), StoreLimits::default());
@@ -278,7 +278,7 @@ async fn when_too_many_events_wait_the_next_is_refused_at_once_and_the_others_ar
     }
     let all = QUEUE as i64 + 1;
     assert_eq!(store.read(count()).await, Ok(all));
-    assert_eq!(at_once(watch.next()), Some(Ok(all)), "also who came when there was no place for the question");
+    assert_eq!(at_once(watch.next()), Some(Ok(all)), "also a watcher that came while the queue was full");
     let mut exported = Vec::new();
     export(store.files(), &mut exported).unwrap();
     let exported = String::from_utf8(exported).unwrap();
@@ -289,7 +289,7 @@ async fn when_too_many_events_wait_the_next_is_refused_at_once_and_the_others_ar
     assert_eq!(store.read(count()).await, Ok(all + 1));
 }
 
-/// Nobody asks for the old event; the store's thread comes by while it has nothing to do.
+/// Nobody asks for the old event. The store's thread finds it while it has nothing else to do.
 #[tokio::test]
 async fn trust_63_a_store_finds_old_damage_by_itself_and_is_only_read_from_then_on() {
     let shelf = Shelf::new(bank(), StoreLimits::default());
@@ -313,7 +313,7 @@ async fn trust_63_a_store_finds_old_damage_by_itself_and_is_only_read_from_then_
     let health = health.wait_for(|health| health.trouble().is_some()).await.unwrap().clone();
     let Health::ReadOnly(_, why) = health else { panic!("{health:?}") };
     assert!(why.contains("of the events 1 to 1024 some are not") && why.contains("docs/repair.md"), "{why}");
-    // It stays so, however often somebody tries.
+    // It stays that way, however often somebody tries.
     for n in 0..3 {
         assert!(matches!(store.commit_envelope(like(10_000 + n)).await, Err(Error::Unavailable(_))));
         assert_eq!(store.read(count()).await, Ok(2_998));

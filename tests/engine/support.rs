@@ -1,5 +1,5 @@
-//! What these tests share: a schema in which order matters and events fail in every way they can, a model in plain
-//! Rust that says what it has to come to, and a check that holds after every step of every test.
+//! Shared by these tests: a schema in which order matters and events fail in every possible way, a model of it in plain Rust,
+//! and a check that must hold after every step of every test.
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,7 +21,7 @@ use tempfile::TempDir;
 
 pub(crate) use likewise::testing::Rng;
 
-/// A directory for one test, in memory where there is such a thing: what is tested here never loses power.
+/// A directory for one test, in memory if possible: nothing here loses power.
 pub(crate) fn scratch() -> TempDir {
     let mut builder = tempfile::Builder::new();
     builder.prefix("likewise-test-");
@@ -29,7 +29,7 @@ pub(crate) fn scratch() -> TempDir {
     in_memory.unwrap_or_else(|| builder.tempdir().expect("a temporary directory"))
 }
 
-/// Copies a store as a process that is killed leaves it: while it is open.
+/// Copies a store while it is open, as a killed process leaves it.
 pub(crate) fn copy_dir(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for file in fs::read_dir(from).unwrap() {
@@ -38,12 +38,12 @@ pub(crate) fn copy_dir(from: &Path, to: &Path) {
     }
 }
 
-/// The `n`th of a row of ids.
+/// The `n`th id of a fixed sequence.
 pub(crate) fn id(n: u64) -> EventId {
     Rng::new(n ^ 0x1d).new_id()
 }
 
-/// An event by its name and the text of its payload, as a foreign program might send it.
+/// An event made from a name and the text of its payload, as a foreign program might send it.
 pub(crate) fn event(id: EventId, name: &str, args: &str) -> Envelope {
     Envelope { id, name: name.parse().unwrap(), args: args.parse().unwrap() }
 }
@@ -108,7 +108,7 @@ pub(crate) const TABLES: &str = "
     CREATE TABLE bulk (id INTEGER PRIMARY KEY, text TEXT NOT NULL) STRICT;
 ";
 
-/// All that the tables hold, as lines.
+/// Everything in the tables, as lines.
 const DUMP: [&str; 8] = [
     "SELECT 'likes ' || count FROM likes",
     "SELECT 'account ' || name || ' ' || balance FROM account ORDER BY name",
@@ -121,16 +121,16 @@ const DUMP: [&str; 8] = [
 ];
 
 thread_local! {
-    /// How many more materializers run on this thread before the machine fails, and with which of SQLite's codes.
+    /// How many more materializers run on this thread before the machine fails, and with which SQLite code.
     static FAILS_AFTER: Cell<Option<(u32, i32)>> = const { Cell::new(None) };
 }
 
-/// Makes the machine fail, once, in the materializer after the next `materializers`.
+/// Makes the machine fail once, in the materializer that follows the next `materializers`.
 pub(crate) fn fail_after(materializers: u32, code: i32) {
     FAILS_AFTER.set(Some((materializers, code)));
 }
 
-/// Mends the machine. True when it hadn't failed yet.
+/// Mends the machine. True if it hadn't failed yet.
 pub(crate) fn mend() -> bool {
     FAILS_AFTER.take().is_some()
 }
@@ -138,8 +138,8 @@ pub(crate) fn mend() -> bool {
 fn machine(db: &Db<'_>) -> Result<(), DbError> {
     match FAILS_AFTER.get() {
         Some((0, code)) => {
-            // What comes behind an event of the same batch that has ended the transaction can't do anything any more, so
-            // nothing can fail it either.
+            // After an event has ended the transaction, later events of its batch can do nothing, so nothing can fail them
+            // either.
             db.first("SELECT 1 FROM likes", (), |_| Ok(()))?;
             FAILS_AFTER.set(None);
             let error = ffi::Error::new(code);
@@ -153,7 +153,7 @@ fn machine(db: &Db<'_>) -> Result<(), DbError> {
     }
 }
 
-/// The codes of SQLite that say nothing about an event.
+/// The SQLite codes that say nothing about an event.
 pub(crate) const MACHINE_FAULTS: [i32; 10] = [
     ffi::SQLITE_FULL,
     ffi::SQLITE_IOERR,
@@ -195,7 +195,7 @@ pub(crate) fn bank() -> Schema {
                        ON CONFLICT (name) DO UPDATE SET balance = balance + excluded.balance";
             db.execute(sql, (event.to, event.amount))
         })
-        // Fails by the CHECK, after it has written.
+        // Fails the CHECK, after it has written.
         .on(|event: Withdrawn, db| {
             machine(db)?;
             journal(db, "withdrawal")?;
@@ -216,19 +216,19 @@ pub(crate) fn bank() -> Schema {
             journal(db, "claim")?;
             db.execute("INSERT OR ROLLBACK INTO claim VALUES (?1, ?2)", (event.name, event.by))
         })
-        // Ends the transaction when the trigger minds.
+        // Ends the transaction when the trigger objects.
         .on(|event: Guarded, db| {
             machine(db)?;
             db.execute("UPDATE guarded SET total = total + ?1", [event.by])
         })
-        // Ends the transaction, takes no notice, and wants to go on.
+        // Ends the transaction, ignores that, and tries to go on.
         .on(|event: Reckless, db| {
             machine(db)?;
             let _ = db.execute("INSERT OR ROLLBACK INTO claim VALUES (?1, 'reckless')", [event.name]);
             let _ = db.execute("UPDATE likes SET count = count + 100", ());
             Ok(())
         })
-        // Takes no notice of an error that harms nobody.
+        // Ignores a harmless error.
         .on(|event: Sloppy, db| {
             machine(db)?;
             let _ = db.execute("INSERT INTO claim VALUES (?1, 'sloppy')", [event.name]);
@@ -238,12 +238,12 @@ pub(crate) fn bank() -> Schema {
             machine(db)?;
             db.execute("UPDATE likes SET count = count + 1000", ())?;
             if db.millis() < u64::MAX {
-                // As `panic!` does, without a message on standard error for each of thousands.
+                // Like `panic!`, but without thousands of messages on standard error.
                 std::panic::resume_unwind(Box::new("a materializer with a mistake"));
             }
             Ok(())
         })
-        // These two have SQL that can't be prepared, which the start finds where it tries it out. It doesn't come this far.
+        // These two have SQL that can't be prepared. The rehearsal would find that, but it doesn't get this far.
         .on(|_: ClockRead, db| {
             machine(db)?;
             if db.millis() == 0 {
@@ -272,7 +272,7 @@ pub(crate) fn bank() -> Schema {
         })
 }
 
-/// The schema of a later version, which knows one event more.
+/// A later version's schema, which knows one more event.
 pub(crate) fn later_bank() -> Schema {
     bank().on(|_: Future, db| db.execute("UPDATE likes SET count = count + 10", ()))
 }
@@ -281,7 +281,7 @@ pub(crate) fn setup(schema: Schema) -> Setup {
     Setup { schema: Arc::new(schema), device: device("here"), executable: "one".to_owned(), progress: |_, _| {} }
 }
 
-/// An event that may do anything: most succeed, some depend on what came before, some never succeed.
+/// A random event: most succeed, some depend on earlier ones, some never succeed.
 pub(crate) fn random_event(rng: &mut Rng) -> Envelope {
     let id = rng.new_id();
     let (name, args) = random_content(rng, true);
@@ -323,7 +323,7 @@ fn random_content(rng: &mut Rng, may_be_batch: bool) -> (String, String) {
     (name.to_owned(), args)
 }
 
-/// What an event comes to.
+/// The result of an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Verdict {
     Applied,
@@ -331,7 +331,7 @@ pub(crate) enum Verdict {
     Unknown,
 }
 
-/// The schema over again, in plain Rust, without SQLite and without the engine.
+/// The same schema in plain Rust, without SQLite and without the engine.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Model {
     likes: i64,
@@ -382,7 +382,7 @@ impl Model {
     fn run(&mut self, name: &str, args: &Value) -> Option<bool> {
         let text = |key: &str| args[key].as_str().map(str::to_owned);
         let number = |key: &str| args[key].as_i64();
-        // An inner `None` is a payload that can't be read: the event's fault.
+        // An inner `None` is a payload that can't be read, which is the event's fault.
         let done = match name {
             "Liked" => {
                 self.likes += 1;
@@ -444,9 +444,9 @@ impl Model {
                 Some(())
             }
             "likewise.batch" => {
-                // What isn't a list of events is the event's fault.
+                // If it isn't a list of events, that is the event's fault.
                 let items = args.as_array().map(Vec::as_slice).unwrap_or_default();
-                // An unknown event makes the whole batch wait, whatever else is in it.
+                // One unknown event makes the whole batch wait, whatever else is in it.
                 if items.iter().any(|item| item["name"] == "Future") {
                     return None;
                 }
@@ -476,7 +476,7 @@ impl Model {
     }
 }
 
-/// All that queries see.
+/// Everything that queries see.
 pub(crate) fn view(replica: &Replica) -> Vec<String> {
     DUMP.into_iter()
         .flat_map(|sql| replica.query(&Query::rows(sql, |row| Ok(row.get::<_, String>(0)?))).unwrap())
@@ -491,7 +491,7 @@ pub(crate) fn note(replica: &Replica) -> String {
     replica.query(&Query::first("SELECT text FROM note")).unwrap()
 }
 
-/// What `state.db` holds for anyone else who opens it, and how far it says to have come.
+/// What another reader finds in `state.db`, and how far that says it has come.
 pub(crate) fn committed_view(dir: &Path) -> (Seq, Vec<String>) {
     let conn = Connection::open_with_flags(dir.join("state.db"), OpenFlags::SQLITE_OPEN_READ_ONLY).unwrap();
     conn.execute_batch("BEGIN").unwrap();
@@ -517,14 +517,14 @@ pub(crate) fn set_aside_of(replica: &Replica) -> Vec<Envelope> {
     replica.all_set_aside().unwrap().into_iter().map(|(event, _)| event).collect()
 }
 
-/// The ids of the log and behind them those of the outbox.
+/// The ids of the log, followed by those of the outbox.
 pub(crate) fn ids_of(replica: &Replica) -> Vec<EventId> {
     let log = log_of(replica).into_iter().map(|entry| entry.event.id);
     log.chain(outbox_of(replica).into_iter().map(|event| event.id)).collect()
 }
 
-/// What holds whenever nobody is in the middle of something: every event in one place, what queries see is the replay
-/// of log and outbox, and what is on disk is the replay of the log up to where it says.
+/// What holds whenever no operation is under way: every event is in one place, queries see the replay of log and outbox, and
+/// the state on disk is the replay of the log up to its cursor.
 pub(crate) fn check(replica: &Replica, dir: &Path) {
     check_files(replica, dir);
     check_view(replica, dir);
@@ -546,7 +546,7 @@ pub(crate) fn check_view(replica: &Replica, _: &Path) {
     assert_eq!(standing.unknown, model.unknown.len() as u64, "unknown");
 }
 
-/// The part of [`check_files`] that the simulation doesn't know by itself: what is on disk.
+/// The part of [`check_files`] that the simulation doesn't have itself: what is on disk.
 pub(crate) fn check_state_file(replica: &Replica, dir: &Path) {
     let log = log_of(replica);
     let (cursor, lines) = committed_view(dir);
@@ -569,7 +569,7 @@ impl Home {
         Self { scratch, dir, moves: 0 }
     }
 
-    /// A child process's, in a directory of its parent, who tidies up when the child is killed.
+    /// For a child process, in its parent's directory. The parent tidies up after the child is killed.
     pub(crate) fn of_child(dir: PathBuf) -> Self {
         let scratch = TempDir::new_in(dir.parent().unwrap()).unwrap();
         Self { scratch, dir, moves: 0 }
@@ -597,7 +597,7 @@ impl Home {
         replica
     }
 
-    /// Opens it as one that has an upstream.
+    /// Opens it as a device with an upstream.
     pub(crate) fn follow(&self) -> Replica {
         let mut replica = self.open();
         if !matches!(replica.standing().unwrap().whose, Whose::Upstream(_)) {
@@ -606,7 +606,7 @@ impl Home {
         replica
     }
 
-    /// Leaves the files as a process that is killed right now would, and gives them to the next one that opens them.
+    /// Reopens the files as a process would find them if this one were killed now.
     pub(crate) fn crash(&mut self, replica: Replica) {
         self.moves += 1;
         let next = self.scratch.path().join(self.moves.to_string());
@@ -626,7 +626,7 @@ impl Home {
     }
 }
 
-/// A page of an upstream that numbers its events from `first`.
+/// A page from an upstream that numbers its events from `first`.
 pub(crate) fn page(first: u64, events: &[Envelope], more: bool) -> Page {
     let entries: Vec<Entry> = events
         .iter()
@@ -641,7 +641,7 @@ pub(crate) fn stored(outcomes: &[Outcome]) -> bool {
     outcomes.iter().all(|outcome| matches!(outcome, Outcome::Stored(_)))
 }
 
-/// A replica of its own log that was told these events, in this order, from nothing.
+/// A new replica with its own log of these events, in this order.
 pub(crate) fn replay(schema: Schema, entries: &[Entry]) -> (Home, Replica) {
     let home = Home::new();
     let mut replica = home.try_open_as(setup(schema)).unwrap();
@@ -650,7 +650,7 @@ pub(crate) fn replay(schema: Schema, entries: &[Entry]) -> (Home, Replica) {
     (home, replica)
 }
 
-/// Stores in a directory that goes away with them.
+/// Stores in a directory that is removed with them.
 pub(crate) struct Shelf {
     pub(crate) stores: Stores,
     pub(crate) scratch: TempDir,
@@ -672,7 +672,7 @@ impl Shelf {
     }
 }
 
-/// What `future` gives without waiting, if it does.
+/// The result of `future`, if it has one without waiting.
 pub(crate) fn at_once<F: std::future::Future>(future: F) -> Option<F::Output> {
     match pin!(tokio::task::unconstrained(future)).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(output) => Some(output),

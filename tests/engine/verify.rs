@@ -1,5 +1,5 @@
-//! What `verify` says of materializers that break the rules without anybody noticing, and what an export holds while its
-//! reader is slow.
+//! What `verify` says about materializers that break the rules unnoticed, and what an export keeps open while its reader is
+//! slow.
 
 use std::collections::HashSet;
 use std::io::{self, Write};
@@ -20,7 +20,7 @@ fn words(pick: impl Fn(&Db<'_>) -> Result<usize, DbError> + Send + Sync + 'stati
     .on(move |_: Liked, db| pick(db))
 }
 
-/// What is wrong with a store whose state was made by these materializers.
+/// The problems of a store whose state was made by these materializers.
 fn problems(schema: Schema) -> Vec<String> {
     let home = Home::new();
     let setup = setup(schema);
@@ -109,7 +109,7 @@ fn a_state_that_nothing_in_the_log_explains_is_told_with_its_tables() {
     assert!(matches!(&*found, [problem] if wanted.iter().all(|part| problem.contains(part))), "{found:?}");
 }
 
-/// A reader during whose first look something happens to the store.
+/// A reader. Something happens to the store during its first read.
 struct Slow<F> {
     bytes: Vec<u8>,
     meanwhile: Option<F>,
@@ -135,7 +135,7 @@ fn exported(files: &Files, meanwhile: impl FnOnce()) -> Vec<Line> {
     serde_json::Deserializer::from_slice(&out.bytes).into_iter().collect::<Result<_, _>>().unwrap()
 }
 
-/// Whether the whole WAL of the eventlog can be moved into it, which takes that nobody reads from it.
+/// Whether the eventlog's whole WAL can be moved into it. That needs nobody to be reading from it.
 fn can_be_emptied(home: &Home) -> bool {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE;
     let conn = Connection::open_with_flags_and_vfs(home.path("eventlog.db"), flags, "unix-excl").unwrap();
@@ -164,7 +164,7 @@ fn trust_11_an_export_has_each_event_once_though_pending_ones_get_their_place_me
         assert!(stored(&replica.commit(&[like(3), like(4), like(5)]).unwrap()));
         (home, replica)
     };
-    // While the log is written out, and while what waits is.
+    // Once while the log is written out, and once while the waiting events are.
     let arrive = |replica: &mut Replica| replica.arrive(&page(3, &[like(3), like(9), like(4)], false)).unwrap();
     let (home, mut replica) = begin();
     let lines = exported(&home.files(), || arrive(&mut replica));

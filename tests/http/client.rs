@@ -1,4 +1,4 @@
-//! The other side of the wire: an HTTP client for requests as they should be, and bare sockets for those that shouldn't.
+//! The other side of the wire: an HTTP client for proper requests, and bare sockets for improper ones.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -11,7 +11,7 @@ use crate::common::{PATIENCE, Server};
 #[derive(Debug, Clone)]
 pub(crate) struct Answer {
     pub(crate) status: u16,
-    /// With names in lower case. Of a header that came more than once, all values, joined by commas.
+    /// Names are in lower case. If a header came more than once, its values are joined by commas.
     pub(crate) headers: BTreeMap<String, String>,
     pub(crate) body: String,
 }
@@ -41,7 +41,7 @@ impl Answer {
         Self { status: head.status.as_u16(), headers, body }
     }
 
-    /// Of the bytes that came over a socket until its end; `None` when they are no answer.
+    /// Parses the bytes that came over a socket until its end. `None` if they are no answer.
     pub(crate) fn parse(bytes: &[u8]) -> Option<Self> {
         let text = String::from_utf8_lossy(bytes);
         let (head, body) = text.split_once("\r\n\r\n")?;
@@ -106,13 +106,13 @@ impl Server {
         Answer::of(request.send(form).unwrap_or_else(|why| panic!("POST {path}: {why}\n{}", self.log())))
     }
 
-    /// A click on the page of `store`, by its id; the answer has to be that it is stored.
+    /// Clicks on the page of `store`, with this id. The answer must be that the click is stored.
     pub(crate) fn like(&self, base: &str, id: &str) {
         let answer = self.post(&format!("{base}/likes"), &format!("id={id}"));
         assert_eq!(answer.status, 303, "{answer:?}");
     }
 
-    /// As many clicks, in the default store.
+    /// Clicks this many times, in the default store.
     pub(crate) fn like_times(&self, times: usize) -> Vec<String> {
         let ids: Vec<String> = (0..times).map(|_| new_id()).collect();
         ids.iter().for_each(|id| self.like("", id));
@@ -124,7 +124,7 @@ impl Server {
         self.get("/").between(r#"data-count=""#, "\"").parse().expect("a count")
     }
 
-    /// A connection, on which nothing was said yet.
+    /// A fresh connection.
     pub(crate) fn connect(&self) -> TcpStream {
         let stream = TcpStream::connect(("127.0.0.1", self.port())).expect("a connection");
         stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
@@ -132,10 +132,10 @@ impl Server {
         stream
     }
 
-    /// Sends these bytes as they are, and reads until the server closes the connection. They should ask for that.
+    /// Sends these bytes, and reads until the server closes the connection. The bytes should ask it to.
     pub(crate) fn send(&self, request: &[u8]) -> Vec<u8> {
         let mut stream = self.connect();
-        // A server that has refused the request may close before it has all of it.
+        // A server that refuses the request may close before it has read all of it.
         drop(stream.write_all(request));
         let mut bytes = Vec::new();
         drop(stream.read_to_end(&mut bytes));
@@ -151,7 +151,7 @@ impl Server {
     /// Opens a live stream.
     pub(crate) fn live(&self, path: &str) -> Live {
         let mut stream = self.connect();
-        // HTTP/1.0 would be refused; without chunks it would be easier to read.
+        // HTTP/1.0 would be easier to read, without chunks, but is refused.
         write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost:{}\r\n\r\n", self.port()).expect("a request");
         let mut reader = BufReader::new(stream);
         let mut head = String::new();
@@ -172,7 +172,7 @@ pub(crate) struct Live {
 }
 
 impl Live {
-    /// The next fragment, pings and ends of commits left out; `None` when the stream has ended in good order.
+    /// The next fragment, skipping pings and ends of commits. `None` if the stream ended properly.
     pub(crate) fn next(&mut self) -> Option<String> {
         loop {
             if let Some(end) = self.text.find("\n\n") {
@@ -197,7 +197,7 @@ impl Live {
         }
     }
 
-    /// Reads on until the stream shows `count` likes, and gives the counts that it showed before.
+    /// Reads on until the stream shows `count` likes. Returns the counts that it showed before.
     pub(crate) fn until(&mut self, count: u64) -> Vec<u64> {
         let mut before = Vec::new();
         loop {
@@ -237,7 +237,7 @@ pub(crate) fn listing(dir: &Path) -> Vec<(String, u64)> {
     all
 }
 
-/// The value without what differs from run to run: ids, versions of assets, ports.
+/// The value without the parts that differ from run to run: ids, versions of assets, ports.
 pub(crate) fn redacted(text: &str) -> String {
     let mut out = String::new();
     let mut rest = text;
@@ -252,7 +252,7 @@ pub(crate) fn redacted(text: &str) -> String {
     out + rest
 }
 
-/// How long the varying text is that `text` begins with, and what to put in its place.
+/// The length of the varying text at the start of `text`, and what to put in its place.
 fn varying(text: &str) -> Option<(usize, &'static str)> {
     if text.get(..36).is_some_and(|head| uuid::Uuid::try_parse(head).is_ok() && head.contains('-')) {
         return Some((36, "[uuid]"));

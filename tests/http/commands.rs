@@ -1,4 +1,4 @@
-//! The commands, on data that is served and on data that isn't.
+//! The commands, on data that is being served and on data that isn't.
 
 use std::io::{Read, Write};
 use std::path::Path;
@@ -69,7 +69,7 @@ fn status_of_what_is_not_there_says_so() {
     assert_eq!(empty.status.code(), Some(1));
     assert!(errors(&empty).contains("there is no data"), "{}", errors(&empty));
     assert!(listing(data.path()).is_empty(), "a look makes nothing: {:?}", listing(data.path()));
-    // A store without likes is as good as any other, and looking at it makes no files.
+    // A store without likes is a store like any other, and looking at it creates no files.
     let server = Server::start(data.path());
     assert!(printed(run(data.path(), &["status", "--store", "empty"])).contains("likes      0"));
     assert!(server.terminate().success());
@@ -87,7 +87,7 @@ fn status_of_an_address_that_is_no_likewise_says_so() {
             ["HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi", "HTTP/1.1 404 Not Found\r\nContent-Length: 2\r\n\r\nno"]
         {
             let (mut stream, _) = listener.accept().expect("a connection");
-            // An answer that comes before the request would not be one.
+            // An answer must not come before its request.
             let mut request = [0; 1_024];
             assert_ne!(stream.read(&mut request).expect("a request"), 0);
             stream.write_all(answer.as_bytes()).expect("sent");
@@ -110,7 +110,7 @@ fn events_that_were_set_aside_are_found_from_the_status() {
     assert!(run_with(data.path(), &["import", "--store", "work"], &refused).status.success());
     let status = printed(run(data.path(), &["status", "--store", "work"]));
     assert!(status.contains("1 set aside: see `likewise set-aside list`"), "{status}");
-    // As the flag stands in other commands, at the end, and where it always could.
+    // At the end, as in other commands, and where it could always be.
     for arguments in [&["set-aside", "list", "--store", "work"][..], &["set-aside", "--store", "work", "list"]] {
         let list = printed(run(data.path(), arguments));
         assert_eq!(list, format!("{id}\tLikeAdded\trefused there\n"), "{arguments:?}");
@@ -150,7 +150,7 @@ fn an_export_has_every_event_with_its_place() {
 #[test]
 fn trust_55_an_import_keeps_ids_bytes_and_devices_and_adds_nothing_twice() {
     let (data, other, third) = (data_dir(), data_dir(), data_dir());
-    // Payloads that a parser would change, and names that HTML would.
+    // Payloads that a parser would change, and names that HTML would change.
     let odd = [
         r#"{"b":1.0,"a":12345678901234567890,"a":1e2,"é":"\u0041😀 </script>"}"#,
         r#"  [ 1 , 2 ]  "#,
@@ -239,7 +239,7 @@ fn an_import_names_the_line_that_stopped_it_and_keeps_what_stood_before() {
             assert!(said.contains(". What stood before it is stored."), "served: {served}, {bad:.100}: {said}");
             let export = printed(run(data.path(), &["export"]));
             let found = export.lines().count();
-            // A line that only turns out bad when it is stored takes those of its batch behind it along.
+            // A line that turns out bad only when it is stored also stops the lines after it in its batch.
             let expected = if needle.contains("belongs") { [2, 3] } else { [2, 2] };
             assert!(expected.contains(&(found - count)), "served: {served}, {bad:.100}: {found} after {count}");
             count = found;
@@ -300,7 +300,7 @@ fn commands_look_without_changing_anything() {
     assert_eq!(listing(&store), before);
 }
 
-/// Likes as fast as it goes on four connections while `act` runs; gives the acknowledged ids.
+/// Likes as fast as possible on four connections while `act` runs. Returns the acknowledged ids.
 fn under_load<T>(server: &Server, mut act: impl FnMut(&dyn Fn() -> Vec<String>) -> T) -> T {
     let stop = AtomicBool::new(false);
     let acknowledged = std::sync::Mutex::new(Vec::new());
@@ -403,7 +403,7 @@ fn a_backup_goes_only_where_nothing_is() {
 #[test]
 fn a_backup_into_a_full_disk_fails_in_words_and_leaves_nothing() {
     let data = data_dir();
-    // The small store comes first, so that the copy is half done when the disk is full.
+    // The small store comes first, so the copy is half done when the disk is full.
     assert!(run_with(data.path(), &["import", "--store", "a"], &event(&new_id(), "")).status.success());
     let input: String = (0..3_000).map(|_| event(&new_id(), "")).collect();
     assert!(run_with(data.path(), &["import"], &input).status.success());

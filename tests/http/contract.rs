@@ -1,4 +1,4 @@
-//! What stands on the outside: each route, as pages, forms, programs and other people's tests rely on it.
+//! The outside of the program: each route, as pages, forms, programs and other people's tests rely on it.
 
 use serde_json::{Value, json};
 
@@ -43,8 +43,8 @@ fn the_page_after_a_like_shows_it() {
 fn trust_57_going_back_and_clicking_again_is_a_new_like() {
     let data = data_dir();
     let server = Server::start(data.path());
-    // A browser that goes back to a page that it may not keep asks for it again, and gets another id. A page with a
-    // query would be another address, which might be kept.
+    // A browser that goes back to a page that it may not keep asks for it again, and gets another id. A page with a query
+    // would be another address, which the browser might keep.
     for path in ["/?", "/?from=mail", "/?id=1"] {
         let answer = server.get(path);
         assert_eq!((answer.status, answer.header("location")), (303, "/"), "{path}");
@@ -66,7 +66,7 @@ fn a_like_is_counted_once_however_often_it_is_posted() {
         let answer = server.post("/likes", &format!("id={id}"));
         assert_eq!((answer.status, answer.header("location")), (303, "/"));
     }
-    // The same id, spelled otherwise.
+    // The same id in another spelling.
     for same in [id.to_uppercase(), id.replace('-', ""), format!("{{{id}}}"), format!("urn:uuid:{id}")] {
         let answer = server.post("/likes", &format!("id={same}"));
         assert!(matches!(answer.status, 303 | 400), "{same}: {answer:?}");
@@ -326,7 +326,7 @@ fn static_files_may_be_kept_for_ever_under_their_version() {
         ("favicon.svg", "image/svg+xml"),
     ] {
         let ours = parts.clone().find(|part| part.ends_with(name)).unwrap_or_else(|| panic!("no {name} in the page"));
-        // The addresses of other versions lead there, and aren't kept: pages of then may still be open.
+        // Addresses of other versions redirect there, and aren't kept: old pages may still be open.
         for old in [format!("/static/{name}?v=0123456789ab"), format!("/static/0123456789ab/{name}")] {
             let answer = server.get(&old);
             assert_eq!((answer.status, answer.header("location")), (307, ours), "{old}");
@@ -386,7 +386,7 @@ fn who_reads_late_gets_the_newest_and_not_the_backlog() {
     let mut quick = server.live("/live");
     server.like_times(200);
     quick.until(200);
-    // What it missed was small enough for the sockets' buffers, so it is still there; nothing comes twice or out of order.
+    // What it missed was small enough for the sockets' buffers, so it is still there. Nothing comes twice or out of order.
     let seen = slow.until(200);
     assert!(seen.is_sorted_by(|a, b| a < b), "{seen:?}");
     assert!(seen.len() < 200, "changes close together are one");

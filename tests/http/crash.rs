@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use crate::client::{Answer, agent, new_id};
 use crate::common::{Server, data_dir, errors, printed, run, run_with, wait_for};
 
-/// The ids in the log, in their order.
+/// The ids in the log, in order.
 fn exported(data: &std::path::Path) -> Vec<String> {
     printed(run(data, &["export"]))
         .lines()
@@ -36,7 +36,7 @@ fn trust_03_a_kill_under_eight_writers_loses_nothing_and_doubles_nothing() {
                     let url = format!("{}/likes", server.url);
                     while !is_dead.load(Ordering::Relaxed) {
                         let id = new_id();
-                        // Some twice, as a page does that got no answer.
+                        // Post some twice, like a page that got no answer.
                         for _ in 0..1 + id.bytes().last().map_or(0, |byte| byte % 2) {
                             match agent.post(&url).send_form([("id", &id)]) {
                                 Ok(answer) if answer.status() == 303 => {
@@ -49,7 +49,7 @@ fn trust_03_a_kill_under_eight_writers_loses_nothing_and_doubles_nothing() {
                     }
                 });
             }
-            // Each round dies at another moment of its work.
+            // Each round dies at another moment.
             let enough = before + 20 + round * 7 % 60;
             wait_for("likes to be acknowledged", || {
                 (acknowledged.lock().expect("no panic").len() >= enough).then_some(())
@@ -58,7 +58,7 @@ fn trust_03_a_kill_under_eight_writers_loses_nothing_and_doubles_nothing() {
             rustix::process::kill_process(pid, rustix::process::Signal::KILL).expect("killed");
             is_dead.store(true, Ordering::Relaxed);
         });
-        // It holds its lock until it is gone, and a sync on its way to the disk has to come back first.
+        // It holds its lock until it is gone, and a sync that is under way has to return first.
         server.wait();
         server = Server::start(data.path());
         let log = exported(data.path());
@@ -93,7 +93,7 @@ fn trust_02_every_acknowledgement_comes_after_an_fsync_of_the_eventlog() {
     let data = data_dir();
     let traces = data_dir();
     let trace = traces.path().join("trace");
-    // The tracer stands aside (-D), so that the program itself is what this test started, and ends.
+    // The tracer is detached (-D), so the process that this test starts and ends is the program itself.
     let mut strace = Command::new("strace");
     strace.args([
         "-D",
@@ -111,7 +111,7 @@ fn trust_02_every_acknowledgement_comes_after_an_fsync_of_the_eventlog() {
     for _ in 0..likes {
         server.like("", &new_id());
     }
-    // The last answer can be here before strace has written it down.
+    // The last answer may arrive before strace has recorded it.
     let text = wait_for("the trace to show every answer", || {
         let text = std::fs::read_to_string(&trace).expect("a trace");
         (text.matches("HTTP/1.1 303").count() >= likes).then_some(text)
@@ -119,8 +119,8 @@ fn trust_02_every_acknowledgement_comes_after_an_fsync_of_the_eventlog() {
     let mut syncs = 0;
     let mut writes_unsynced = 0;
     let mut answers = 0;
-    // A call that another thread interrupted in the trace is done where it is resumed; it is a sync of what its thread
-    // began with.
+    // If another thread's call interrupts a call in the trace, it ends where it is resumed. It is a sync of the file that
+    // its thread named at the start.
     let mut unfinished: HashSet<String> = HashSet::new();
     for line in text.lines() {
         let thread = line.split_whitespace().next().unwrap_or_default().to_owned();
@@ -140,15 +140,15 @@ fn trust_02_every_acknowledgement_comes_after_an_fsync_of_the_eventlog() {
         } else if line.contains("HTTP/1.1 303") {
             answers += 1;
             assert!(syncs >= answers, "answer {answers} came after {syncs} syncs of the eventlog:\n{text}");
-            assert_eq!(writes_unsynced, 0, "answer {answers} came before what it stands for was synced:\n{text}");
+            assert_eq!(writes_unsynced, 0, "answer {answers} came before its like was synced:\n{text}");
         }
     }
     assert_eq!(answers, likes);
     assert!(server.terminate().success());
 }
 
-/// How many events there are before the disk gets small: so many that their file is larger than the disk allows, and
-/// nothing can be moved into it any more.
+/// How many events there are before the disk gets small. Their file is then larger than the disk allows, so nothing more can be
+/// moved into it.
 const EARLIER: usize = 8_000;
 
 fn with_earlier_events() -> tempfile::TempDir {
@@ -159,7 +159,7 @@ fn with_earlier_events() -> tempfile::TempDir {
     data
 }
 
-/// A file that would grow beyond 256 KiB fails to, as on a full disk. The signal that goes with it is ignored.
+/// No file can grow beyond 256 KiB, as on a full disk. The signal that goes with this is ignored.
 fn start_on_a_small_disk(data: &std::path::Path) -> Server {
     let mut shell = Command::new("sh");
     for (name, _) in std::env::vars_os() {
@@ -173,7 +173,7 @@ fn start_on_a_small_disk(data: &std::path::Path) -> Server {
     Server::spawn(shell, data)
 }
 
-/// Likes until one is refused; gives the ids of the others, and the refusal.
+/// Likes until one is refused. Returns the ids of the others, and the refusal.
 fn fill(server: &Server) -> (Vec<String>, Answer) {
     let mut acknowledged = Vec::new();
     let refusal = wait_for("the disk to be full", || {
@@ -189,7 +189,7 @@ fn fill(server: &Server) -> (Vec<String>, Answer) {
     (acknowledged, refusal)
 }
 
-/// No acknowledged like is lost, none is there twice, and likes are taken.
+/// No acknowledged like is lost, none is there twice, and new likes are accepted.
 fn assert_whole(server: &Server, acknowledged: &[String]) {
     let log = exported(server.data());
     let distinct: HashSet<&String> = log.iter().collect();
@@ -213,7 +213,7 @@ fn a_full_disk_refuses_likes_in_words_and_loses_none() {
     live.until(stored);
     drop(live);
 
-    // Whatever is tried now, pages show what is there, and no program is told that all is well.
+    // Whatever is tried now, pages show what is there, and programs aren't told that all is well.
     let full = Instant::now();
     let mut tries = 0;
     while tries < 10 || full.elapsed() < Duration::from_secs(3) {
@@ -233,7 +233,7 @@ fn a_full_disk_refuses_likes_in_words_and_loses_none() {
     assert!(server.log().matches("ERROR").count() < 5, "one fault is logged once: {}", server.log());
     assert!(server.terminate().success());
 
-    // Still full, the program can be started and looked at.
+    // While the disk is still full, the program can be started and looked at.
     let server = start_on_a_small_disk(data.path());
     assert!(server.count() >= stored);
     server.kill();
@@ -244,7 +244,7 @@ fn a_full_disk_refuses_likes_in_words_and_loses_none() {
 #[test]
 fn a_start_on_a_full_disk_says_that_it_may_be_full() {
     let data = with_earlier_events();
-    // The state has to be made anew, and there is no room for it.
+    // The state has to be rebuilt, and there is no room for it.
     std::fs::remove_file(data.path().join("stores/likes/state.db")).expect("deleted");
     let mut shell = Command::new("sh");
     let script = r#"trap '' XFSZ; ulimit -f 8; exec "$0" serve --listen 127.0.0.1:0"#;

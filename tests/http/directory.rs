@@ -1,4 +1,4 @@
-//! The data directory when something happened to it.
+//! The data directory after something happened to it.
 
 use std::fs;
 use std::io::BufRead;
@@ -8,7 +8,7 @@ use std::process::{Command, Output, Stdio};
 use crate::client::new_id;
 use crate::common::{Server, data_dir, errors, likewise, printed, run, run_with, wait_for};
 
-/// Serving has to fail, with words that hold each of `needles`.
+/// Serving must fail, with a message that contains each of `needles`.
 fn assert_refused(data: &Path, needles: &[&str]) {
     let output = refusal(data);
     let said = errors(&output);
@@ -19,14 +19,14 @@ fn assert_refused(data: &Path, needles: &[&str]) {
     assert!(!said.contains("panicked"), "{said}");
 }
 
-/// How serving fails.
+/// The message with which serving fails.
 fn refusal(data: &Path) -> Output {
     let mut command = likewise();
     command.env("LIKEWISE_DATA", data);
     refusal_of(command)
 }
 
-/// How serving fails as this command, which has no arguments yet.
+/// The message with which serving by this command fails. The command has no arguments yet.
 pub(crate) fn refusal_of(mut command: Command) -> Output {
     command.args(["serve", "--listen", "127.0.0.1:0"]);
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("the program starts");
@@ -54,7 +54,7 @@ fn contents(dir: &Path) -> Vec<(String, Vec<u8>)> {
     all
 }
 
-/// SQLite may put an empty WAL beside a file that it reads; the file itself has to be as it was.
+/// SQLite may put an empty WAL beside a file that it reads. The file itself must be unchanged.
 fn assert_untouched(before: &[(String, Vec<u8>)]) {
     for (path, bytes) in before {
         assert!(fs::read(path).expect("a file") == *bytes, "{path} was changed");
@@ -65,7 +65,7 @@ fn database(path: &Path) -> rusqlite::Connection {
     rusqlite::Connection::open(path).unwrap_or_else(|why| panic!("{}: {why}", path.display()))
 }
 
-/// Data with some likes, in files that are at rest, and the status that they had.
+/// Data with some likes that no process uses, and its status.
 fn some_data(data: &Path, likes: usize) -> serde_json::Value {
     let server = Server::start(data);
     server.like_times(likes);
@@ -153,7 +153,7 @@ fn trust_07_an_old_wal_or_eventlog_in_the_place_of_the_right_one_is_noticed() {
     for (path, bytes) in &right {
         fs::write(path, bytes).expect("put back");
     }
-    // Without the state it is the witness that knows.
+    // Without the state, the witness knows.
     for name in ["state.db", "state.db-wal", "eventlog.db-wal"] {
         fs::remove_file(store.join(name)).expect("deleted");
     }
@@ -163,7 +163,7 @@ fn trust_07_an_old_wal_or_eventlog_in_the_place_of_the_right_one_is_noticed() {
     fs::remove_file(store.join("eventlog.db")).expect("deleted");
     assert_refused(data.path(), &["eventlog.db is missing"]);
 
-    // What the message advises, for those who have nothing better, works.
+    // The message's advice for people without a better copy works.
     for (path, bytes) in &old {
         fs::write(path, bytes).expect("put back");
     }
@@ -222,7 +222,7 @@ fn what_cannot_be_looked_at_is_not_said_to_be_missing() {
     let stores = data.path().join("stores");
     fs::rename(&stores, data.path().join("away")).expect("moved away");
     fs::remove_file(data.path().join("lock")).expect("deleted");
-    // Nobody may follow a link that leads to itself, not even who may read every directory.
+    // Nobody can follow a link that leads to itself, not even a user who may read every directory.
     std::os::unix::fs::symlink(&stores, &stores).expect("a link");
     for arguments in
         [&["verify"][..], &["export"], &["status"], &["backup", "/nonexistent/copy"], &["set-aside", "list"]]
@@ -304,7 +304,7 @@ fn trust_08_flipped_bits_of_the_eventlog_are_found_and_not_served() {
     let good = contents(&store);
     let bytes = fs::read(&eventlog).expect("the eventlog");
     let needle = uuid::Uuid::parse_str(&id).expect("an id").into_bytes();
-    // The id stands in the table and in the index.
+    // The id is in the table and in the index.
     let places: Vec<usize> = (0..bytes.len() - 16).filter(|at| bytes[*at..*at + 16] == needle).collect();
     assert_eq!(places.len(), 2, "{places:?}");
     let flips = [

@@ -24,7 +24,7 @@ const ROUTES: [(&str, &str); 15] = [
     ("GET", "/nothing"),
 ];
 
-/// The headers that every answer has to have.
+/// Checks the headers that every answer must have.
 fn assert_guarded(answer: &Answer, what: &str) {
     let policy = answer.header("content-security-policy");
     for part in ["default-src 'none'", "frame-ancestors 'none'", "script-src 'self'", "base-uri 'none'"] {
@@ -274,7 +274,7 @@ fn network_address() -> Option<IpAddr> {
 
 #[test]
 fn a_server_on_the_network_is_there_for_commands_and_says_how_to_open_it_to_others() {
-    // Without a network there is only the warning to see.
+    // Without a network, only the warning can be seen.
     let address = network_address().unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
     let data = data_dir();
     let server = Server::start_with(data.path(), &["--listen", &format!("{address}:0")]);
@@ -339,7 +339,7 @@ fn trust_39_sockets_that_stall_are_closed_while_others_are_answered() {
         })
         .collect();
     let opened = std::time::Instant::now();
-    // As long as any of them is open, an honest client gets its answers.
+    // While any of them is open, an honest client gets its answers.
     let mut slowest = std::time::Duration::ZERO;
     wait_for("all sockets to be closed", || {
         let asked = std::time::Instant::now();

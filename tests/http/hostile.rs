@@ -5,7 +5,7 @@ use std::io::Write;
 use crate::client::{Answer, new_id};
 use crate::common::{Server, data_dir};
 
-/// A small generator, so that a failure can be repeated from its seed.
+/// A small generator. A failure can be repeated from its seed.
 struct Random(u64);
 
 impl Random {
@@ -29,7 +29,7 @@ impl Random {
     }
 }
 
-/// The same nonsense in each run, other nonsense with `LIKEWISE_SEED`.
+/// The same nonsense in each run. `LIKEWISE_SEED` gives other nonsense.
 fn seed() -> u64 {
     std::env::var("LIKEWISE_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(20_240_607)
 }
@@ -117,7 +117,7 @@ fn trust_38_fuzzed_requests_never_break_it() {
         let answer = {
             let mut stream = server.connect();
             drop(stream.write_all(&bytes));
-            // Nothing more will come, so an answer that waits for it has to give up at once.
+            // Nothing more will come, so a handler that waits for it must give up at once.
             drop(stream.shutdown(std::net::Shutdown::Write));
             head(&mut stream)
         };
@@ -139,7 +139,7 @@ fn trust_38_fuzzed_requests_never_break_it() {
     assert_eq!(server.count(), count + 1);
 }
 
-/// The head of the answer on `stream`, if one comes. Live streams would never end.
+/// The head of the answer on `stream`, if one comes. The rest isn't read, because live streams never end.
 fn head(stream: &mut impl std::io::Read) -> Option<Answer> {
     let mut bytes = Vec::new();
     let mut byte = [0];

@@ -1,6 +1,6 @@
-/* A machine whose clock says anything, or whose disk knows no locks. Loaded before the C library, for a program under
- * test: CLOCK_STARTS_AT is what the clock says when the machine starts, in seconds since 1970; from there it goes on.
- * NO_LOCKS says that files can't be locked. */
+/* A machine with any clock, or with a disk that knows no locks. A program under test loads this before the C library.
+ * CLOCK_STARTS_AT is the time when the machine starts, in seconds since 1970; the clock goes on from there. With NO_LOCKS,
+ * files can't be locked. */
 
 #define _GNU_SOURCE
 #include <errno.h>

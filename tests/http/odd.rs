@@ -1,5 +1,5 @@
-//! Odd machines: clocks that say anything, odd names of directories, no certificate authorities, no locks; and what
-//! editors and service files put around a value.
+//! Odd machines: clocks with any time, odd names of directories, no certificate authorities, no locks. Also what editors and
+//! service files put around a value.
 
 use std::ffi::{OsStr, OsString};
 use std::fs;
@@ -12,7 +12,7 @@ use crate::client::new_id;
 use crate::common::{Server, data_dir, errors, likewise, printed, run, run_with, wait_for};
 use crate::directory::refusal_of;
 
-/// Builds the library that makes a machine odd, and gives where it is.
+/// Builds the library that makes a machine odd, and returns its path.
 fn odd_machine(place: &Path) -> PathBuf {
     let (source, library) = (place.join("odd.c"), place.join("odd.so"));
     fs::write(&source, include_str!("odd.c")).expect("the source");
@@ -34,7 +34,7 @@ const END_OF_9999: i64 = 253_402_300_799;
 fn trust_72_any_clock_will_do() {
     let place = data_dir();
     let library = odd_machine(place.path());
-    // Of the first and of those at an edge, some pass it while this runs.
+    // The first time and those at an edge may pass the edge while this runs.
     for (n, start) in [
         -10_000_000_000,
         -100_000,
@@ -70,9 +70,9 @@ fn trust_72_any_clock_will_do() {
 
         hub.like_times(1);
         device.like_times(1);
-        // An id that the page minted, by its own clock.
+        // An id that the page minted with its own clock.
         device.like("", &new_id());
-        // One that the server mints.
+        // An id that the server mints.
         assert_eq!(device.post("/likes", "").status, 303, "{start}");
         wait_for("the likes of the device at the hub", || (hub.count() == 4).then_some(()));
         wait_for("the like of the hub at the device", || (device.count() == 4).then_some(()));
@@ -113,7 +113,7 @@ fn trust_72_dates_are_those_of_the_calendar() {
         let time = jiff::Timestamp::from_second(seconds).expect("within the calendar");
         printer.timestamp_to_rfc9110_string(&time).expect("a year that can be said")
     };
-    // Each day of four hundred years, at another time of the day, and then some of each year.
+    // Each day of four hundred years, each at another time of day, and then some days of each year.
     let days = (0..146_097).chain((146_097..2_932_890).step_by(97));
     for seconds in days.map(|day: i64| day * 86_400 + day % 86_400) {
         assert_eq!(at(seconds), said(seconds), "{seconds}");
@@ -155,7 +155,7 @@ fn trust_72_without_locks_nothing_is_opened() {
     assert!(!data.join("stores").exists());
 }
 
-/// Runs a command in the directory `place` on the data that it calls `data` there.
+/// Runs a command in the directory `place`, on data named `data` from there.
 fn run_in(place: &Path, data: &OsStr, arguments: &[&OsStr]) -> Output {
     let mut command = likewise();
     command.args(arguments).arg("--data").arg(data).current_dir(place).stdin(Stdio::null());
@@ -183,7 +183,7 @@ fn trust_72_odd_names_are_names() {
         let name = OsStr::from_bytes(name);
         let mut command = likewise();
         command.args(["serve", "--listen", "127.0.0.1:0"]).current_dir(place.path());
-        // As a flag, because spaces around a variable's value don't count.
+        // Given as a flag, because spaces around a variable's value don't count.
         command.arg("--data").arg(name);
         let server = Server::spawn(command, Path::new("elsewhere"));
         server.like_times(2);
@@ -198,7 +198,7 @@ fn trust_72_odd_names_are_names() {
             let said = printed(run_in(place.path(), data, &[OsStr::new("verify")]));
             assert!(said.contains("2 events") && said.contains("all is well"), "{data:?}: {said}");
         }
-        // Nothing but what was named, and what is above it.
+        // Only the named directory was created, and those above it.
         let made: Vec<_> =
             fs::read_dir(place.path()).expect("the place").map(|entry| entry.expect("one").path()).collect();
         assert!(made.len() <= 2, "{name:?}: {made:?}");

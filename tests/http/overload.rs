@@ -1,5 +1,5 @@
-//! More than the program can take, from outside: what is too much is refused at once and in words, others are served
-//! meanwhile, and afterwards everything is as before. `LIKEWISE_LOAD=10` makes each load ten times as large.
+//! More than the program can take, from outside. What is too much is refused at once and in words, others are served meanwhile,
+//! and afterwards everything is as before. `LIKEWISE_LOAD=10` makes each load ten times as large.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -10,7 +10,7 @@ use std::thread;
 use crate::client::{Answer, new_id};
 use crate::common::{Server, data_dir, load, raise_open_file_limit, wait_for};
 
-/// The name under which visitors come.
+/// The name that visitors use for the server.
 const PUBLIC: &str = "likes.example";
 
 fn public(data: &Path) -> Server {
@@ -29,7 +29,7 @@ impl Server {
         self.proc("status", "Threads:")
     }
 
-    /// Its memory that is in use, in bytes.
+    /// How much memory it uses, in bytes.
     fn memory(&self) -> u64 {
         self.proc("status", "VmRSS:") * 1_024
     }
@@ -38,14 +38,14 @@ impl Server {
         std::fs::read_dir(format!("/proc/{}/fd", self.pid())).expect("its files").count()
     }
 
-    /// Sends a request as a visitor, and gives the connection.
+    /// Sends a request as a visitor, and returns the connection.
     fn visit(&self, request: &str) -> TcpStream {
         let mut stream = self.connect();
         write!(stream, "{request} HTTP/1.1\r\nHost: {PUBLIC}\r\nContent-Length: 0\r\n\r\n").expect("sent");
         stream
     }
 
-    /// What a visitor's like in a store gets.
+    /// The answer to a visitor's like in a store.
     fn visitors_like(&self, store: &str) -> Answer {
         let request = format!(
             "POST /s/{store}/likes HTTP/1.1\r\nHost: {PUBLIC}\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
@@ -53,7 +53,7 @@ impl Server {
         self.ask(&request)
     }
 
-    /// That the owner gets in, whatever the others do.
+    /// Checks that the owner gets in, whatever the others do.
     fn serves_its_owner(&self, store: &str) {
         self.like(store, &new_id());
         assert_eq!(self.get(&format!("{store}/")).status, 200);
@@ -92,7 +92,7 @@ fn trust_64_streams_of_stores_that_do_not_exist_cost_no_thread_and_lock_nobody_o
     server.serves_its_owner("/s/new");
     assert_eq!(server.visitors_like("made-up-7").status, 303, "a visitor's like, too");
 
-    // Whoever looked at it before its first like sees that.
+    // A page that looked at it before its first like sees the like.
     let mut line = String::new();
     while !line.contains(r#"data-count="1""#) {
         line.clear();
@@ -117,7 +117,7 @@ fn trust_64_visitors_make_so_many_new_stores_and_the_others_go_on() {
             break answer;
         }
         made += 1;
-        // On a busy machine some more are allowed meanwhile.
+        // On a busy machine a few more are allowed meanwhile.
         assert!(made < 200, "there is no end");
     };
     assert!(made >= 100, "a hundred an hour: {made}");
@@ -167,7 +167,7 @@ fn trust_64_heads_that_are_never_whole_take_little_memory_and_no_place() {
     let mut held = Vec::new();
     for n in 0..load(1_500) {
         let mut stream = server.connect();
-        // One that had to make room doesn't take it any more.
+        // A connection that had to make room takes nothing more.
         drop(stream.write_all(half.as_bytes()));
         held.push(stream);
         if n % 300 == 0 {

@@ -1,4 +1,4 @@
-//! Data directories in which others have a hand: links, files and directories of other users, and root.
+//! Data directories that others interfere with: links, files and directories of other users, and root.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink};
@@ -12,10 +12,10 @@ use crate::client::new_id;
 use crate::common::{Server, data_dir, errors, likewise, printed, run, run_with};
 use crate::directory::refusal_of;
 
-/// A user whom no machine has, so that nothing else is theirs.
+/// A user that no machine has, so nothing else belongs to them.
 const SOMEBODY: u32 = 54_321;
 
-/// The program, ready to get its arguments, with a place that every user can reach.
+/// The program, ready for its arguments, in a place that every user can reach.
 struct ForEverybody(TempDir);
 
 impl ForEverybody {
@@ -42,7 +42,7 @@ impl ForEverybody {
         command
     }
 
-    /// What becomes of the program, run by this user on the data in `data`.
+    /// The result of the program, run by this user on the data in `data`.
     fn output_by(&self, user: u32, data: &Path, arguments: &[&str]) -> Output {
         let mut command = with_data(self.run_by(user), data);
         match arguments {
@@ -69,7 +69,7 @@ fn assert_refused(output: &Output, needles: &[&str]) {
     assert!(!said.contains("panicked"), "{said}");
 }
 
-/// Everything below `dir`, but for `dir` itself.
+/// Everything below `dir`, without `dir` itself.
 fn all_below(dir: &Path) -> Vec<PathBuf> {
     let mut all = Vec::new();
     for entry in fs::read_dir(dir).expect("a directory") {
@@ -82,7 +82,7 @@ fn all_below(dir: &Path) -> Vec<PathBuf> {
     all
 }
 
-/// Data with a like and a token, at rest.
+/// Data with a like and a token, which no process uses.
 fn some_data(data: &Path) {
     let server = Server::start(data);
     server.like_times(1);
@@ -95,7 +95,7 @@ fn with_data(mut command: Command, data: &Path) -> Command {
     command
 }
 
-/// Runs what writes to the data, and gives what failed.
+/// Runs the commands that write to the data, and returns those that failed.
 fn failures(data: &Path, arguments: &[&[&str]]) -> Vec<Output> {
     let line = format!("{{\"id\":\"{}\",\"name\":\"LikeAdded\"}}\n", new_id());
     let outputs = arguments.iter().map(|arguments| match *arguments {
@@ -127,7 +127,7 @@ fn trust_67_no_link_in_a_data_directory_is_followed() {
     let original = data_dir();
     some_data(original.path());
     for (name, commands) in cases {
-        // A link to what is there, and one to what isn't.
+        // A link to something that exists, and one to something that doesn't.
         for target in ["precious", "nothing"] {
             let place = data_dir();
             let data = place.path().join("data");
@@ -168,7 +168,7 @@ fn trust_67_no_link_to_a_directory_is_followed_in_a_data_directory() {
         }
         assert_eq!(all_below(&elsewhere), [] as [PathBuf; 0], "{name}");
     }
-    // The directory itself is the user's to name, by whatever link.
+    // The user may name the directory itself by any link.
     let place = data_dir();
     let link = place.path().join("link");
     symlink(place.path().join("data"), &link).expect("a link");
@@ -248,7 +248,7 @@ fn trust_67_directories_and_files_of_other_users_are_refused() {
         }
     }
 
-    // Many users have a group of their own, and a umask that lets it write.
+    // Many users have their own group, and a umask that lets it write.
     printed(run(&groups, TOKEN));
 }
 
@@ -265,7 +265,7 @@ fn trust_67_what_root_makes_in_another_users_data_is_that_users() {
         }
     };
 
-    // Made from nothing, and changed at rest.
+    // Once made from nothing, and once changed while nothing runs.
     by_root(&["import"], &line());
     assert_theirs("an import");
     by_root(&["token", "add", "phone"], "");
@@ -283,7 +283,7 @@ fn trust_67_what_root_makes_in_another_users_data_is_that_users() {
     assert!(server.terminate().success());
     assert_theirs("a server that root started");
 
-    // Beside the server of the user.
+    // Once beside the user's running server.
     let mut command = program.run_by(SOMEBODY);
     command.arg("serve").args(["--listen", "127.0.0.1:0"]);
     let server = Server::spawn(command, &data);
@@ -296,7 +296,7 @@ fn trust_67_what_root_makes_in_another_users_data_is_that_users() {
     assert_eq!(server.count(), 3);
     assert_theirs("commands beside the server");
 
-    // A copy is the user's, too, so that it can take the place of the data.
+    // A copy belongs to the user, too, so it can replace the data.
     let copies = program.dir_of(0, "copies");
     let copy = copies.join("of/today");
     by_root(&["backup", copy.to_str().expect("text")], "");
@@ -332,7 +332,7 @@ fn trust_67_root_is_not_led_astray_by_the_owner_of_the_data() {
         }
         fs::remove_file(data.join(name)).expect("deleted");
     }
-    // Through a directory, which nothing but the user's rights stops.
+    // Through a directory, which only the user's rights can stop.
     fs::create_dir(data.join("copies")).expect("a directory");
     symlink(precious.parent().expect("a directory"), data.join("copies/of")).expect("a link");
     let output = run_with(&data, &["import"], &format!("{{\"id\":\"{}\",\"name\":\"LikeAdded\"}}\n", new_id()));

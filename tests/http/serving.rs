@@ -1,4 +1,4 @@
-//! Starting and ending: flags, environment, signals, and who is told what.
+//! Starting and ending: flags, environment, signals, and the messages.
 
 use std::io::{Read, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -266,7 +266,7 @@ fn trust_47_sigterm_ends_streams_and_finishes_likes() {
     let mut server = Server::start(data.path());
     let mut streams: Vec<_> = (0..50).map(|_| server.live("/live")).collect();
     streams.iter_mut().for_each(|live| drop(live.until(0)));
-    // Likes of which a part is still to come when the signal does.
+    // Likes that are only partly sent when the signal comes.
     let ids: Vec<String> = (0..20).map(|_| new_id()).collect();
     let body = |id: &str| format!("id={id}");
     let mut in_flight: Vec<_> = ids
@@ -280,7 +280,7 @@ fn trust_47_sigterm_ends_streams_and_finishes_likes() {
                 body(id).len()
             );
             stream.write_all(head.as_bytes()).expect("sent");
-            // The server asks for the rest, so the like is in its hands.
+            // The server asks for the rest, so it is working on the like.
             let mut go_on = [0; 25];
             stream.read_exact(&mut go_on).expect("to be asked for the rest");
             assert!(go_on.starts_with(b"HTTP/1.1 100 "), "{}", String::from_utf8_lossy(&go_on));
@@ -290,7 +290,7 @@ fn trust_47_sigterm_ends_streams_and_finishes_likes() {
 
     let signalled = Instant::now();
     server.send_term();
-    // The streams end at the shutdown, so once they have, it has begun.
+    // The streams end at the shutdown. Once they have ended, it has begun.
     for live in &mut streams {
         while live.next().is_some() {}
     }
@@ -304,7 +304,7 @@ fn trust_47_sigterm_ends_streams_and_finishes_likes() {
         assert_eq!(answer.status, 303, "{answer:?}");
     }
     let status = server.wait();
-    // Five seconds, and some for a busy machine.
+    // Five seconds, and a few more for a busy machine.
     assert!(signalled.elapsed() < Duration::from_secs(30), "{:?}", signalled.elapsed());
     assert_eq!(status.code(), Some(0), "{}", server.log());
     let export = printed(run(data.path(), &["export"]));

@@ -1,5 +1,5 @@
-//! A disk changes an old event: nobody is served it, the person is told, and the steps of docs/repair.md lead to equal
-//! digests with what was said, and not with what the disk made of it.
+//! A disk changes an old event: it is served to nobody, the person is told, and the steps of docs/repair.md end with equal
+//! digests over the true events, not over what the disk made of them.
 
 use std::fs;
 use std::io::Write as _;
@@ -13,12 +13,12 @@ use crate::support::{Node, get, hub_behind_proxy, likes, new_id, post, wait_unti
 
 const SAID: &str = "what was said once";
 
-/// A line for an import: a note that nothing here knows the meaning of.
+/// A line for an import: a note whose meaning nothing here knows.
 fn note(text: &str) -> String {
     format!("{{\"id\":\"{}\",\"name\":\"NoteAdded\",\"args\":{{\"text\":\"{text}\"}}}}\n", new_id())
 }
 
-/// Changes a bit of `text` wherever it stands in the eventlog of `node`, which is not running.
+/// Changes a bit of `text` wherever it occurs in the eventlog of `node`, which is not running.
 fn flip(node: &Node, text: &str) {
     let path = node.data.join("stores/likes/eventlog.db");
     let mut bytes = fs::read(&path).unwrap();
@@ -28,7 +28,7 @@ fn flip(node: &Node, text: &str) {
     fs::write(path, bytes).unwrap();
 }
 
-/// The first steps for an instance with a damaged store: end it, write out what can be read, and set the store away.
+/// The first steps for an instance with a damaged store: stop it, write out what can be read, and move the store away.
 fn set_away(node: &Node) -> String {
     let output = node.command(&["export"]).stderr(Stdio::piped()).output().unwrap();
     assert!(!output.status.success(), "it says that not all of it is what was stored");
@@ -65,7 +65,7 @@ fn trust_63_a_hub_whose_old_event_was_altered_serves_it_to_nobody_and_gets_the_t
     phone.import(&(likes(100) + &note(SAID) + &likes(1_500)));
     laptop.like();
     wait_until_level(&[&hub, &phone, &laptop], 1_601);
-    // The hub alone has these.
+    // Only the hub has these.
     proxy.part();
     hub.import(&likes(2));
     hub.stop();
@@ -96,7 +96,7 @@ fn trust_63_a_hub_whose_old_event_was_altered_serves_it_to_nobody_and_gets_the_t
         assert_eq!(notes(node), [format!("{{\"text\":\"{SAID}\"}}")]);
         node.verify();
     }
-    // What the disk made of it is kept, to be looked at, and of no effect.
+    // What the disk made of it is kept for people to look at, without effect.
     assert_eq!((set_aside(&hub), set_aside(&phone)), (1.into(), 0.into()));
     assert!(hub.run(&["set-aside", "list"]).contains("the disk changed it"));
 }
@@ -115,7 +115,7 @@ fn trust_63_a_device_whose_log_or_outbox_was_altered_pushes_none_of_it_and_gets_
         flip(&phone, SAID);
         proxy.set(Mode::Pass);
         if is_pending {
-            // All of the outbox is looked at before anything else.
+            // The whole outbox is checked before anything else.
             assert!(phone.refuses_to_start().contains("the eventlog is damaged"));
             assert_eq!(hub.count(), 1_600, "nothing is pushed from a damaged outbox");
         } else {
@@ -130,7 +130,7 @@ fn trust_63_a_device_whose_log_or_outbox_was_altered_pushes_none_of_it_and_gets_
         wait_for("the hub's log", || (phone.count() >= 1_600 && phone.pending() == 0).then_some(()));
         phone.import(&rescued);
         wait_until_level(&[&hub, &phone], 1_608);
-        // An event that only the outbox had is gone but for what is left of it.
+        // Of an event that only the outbox had, nothing more is left than this.
         let expected = if is_pending { vec!["another"] } else { vec![SAID, "another"] };
         let expected: Vec<_> = expected.into_iter().map(|text| format!("{{\"text\":\"{text}\"}}")).collect();
         assert_eq!((notes(&hub), notes(&phone)), (expected.clone(), expected));
@@ -149,7 +149,7 @@ fn a_command_that_reads_a_damaged_store_says_so() {
     assert!(!output.status.success());
     let words = String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap();
     assert!(words.contains("1 to 1024"), "{words}");
-    // Into another instance it goes as far as it can be trusted.
+    // It goes into another instance as far as it can be trusted.
     let other = Node::hub();
     let output = hub.command(&["export"]).output().unwrap();
     let mut import = other.command(&["import"]).stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();

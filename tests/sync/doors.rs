@@ -1,4 +1,4 @@
-//! Who is let in, and what of it shows.
+//! Who is let in, and what of it becomes visible.
 
 use std::time::{Duration, Instant};
 
@@ -21,7 +21,7 @@ fn trust_42_wrong_tokens_are_all_answered_alike() {
         let date = |line: &&str| !line.to_lowercase().starts_with("date:");
         (status, head.lines().filter(date).collect::<Vec<_>>().join("\n"), body)
     };
-    // The right one, without a pause after it was made.
+    // The right token works as soon as it is made.
     assert_eq!(ask("POST", &format!("Authorization: Bearer {token}\r\n")).0, 400);
     let expected = ask("POST", "");
     assert!(expected.0 == 401 && expected.2.contains("\"code\":\"unauthorized\""), "{expected:?}");
@@ -82,12 +82,12 @@ fn trust_42_a_token_holds_from_its_making_to_its_end() {
     assert_eq!(phone.export().last().unwrap()["origin"], "phone-2");
 }
 
-/// A token cut off in the middle of a long log ends the stream, not just before the next event.
+/// Revoking a token ends its stream even in the middle of a long log, not only at the next new event.
 #[test]
 fn trust_42_revoking_cuts_a_stream_that_has_much_to_send() {
     let hub = Node::hub();
     let wire = Wire::new(&hub, "raw");
-    // Enough that no socket buffer swallows it.
+    // Too much for any socket buffer.
     hub.import(&notes(600));
     let mut pull = wire.pull("after=0").unwrap();
     let first = pull.page();
@@ -100,10 +100,10 @@ fn trust_42_revoking_cuts_a_stream_that_has_much_to_send() {
             last = data["next"].clone();
         }
     }
-    assert!(last.as_u64().unwrap() < 600, "all of the log came to a device whose token was revoked");
+    assert!(last.as_u64().unwrap() < 600, "a device whose token was revoked got the whole log");
 }
 
-/// So many events of 60,000 bytes.
+/// `count` events of 60,000 bytes.
 fn notes(count: usize) -> String {
     let text = "x".repeat(60_000);
     let line =
@@ -158,7 +158,7 @@ fn trust_43_no_token_is_ever_logged() {
         for token in [&token, &given] {
             let secret = token.trim().trim_start_matches("lw_");
             assert!(!log.contains(secret), "a token is in the log");
-            // Nor in another form, as bytes in a list.
+            // Nor as a list of bytes.
             let bytes: Vec<_> = secret.bytes().take(16).map(|byte| byte.to_string()).collect();
             assert!(!log.contains(&bytes.join(", ")), "a token is in the log as bytes");
         }
@@ -173,12 +173,12 @@ fn a_hub_without_tokens_lets_nobody_in() {
     let wire = Wire::with_token(&hub, "lw_00000000000000000000000000000000");
     let (status, problem) = wire.pull("after=0").err().expect("a refusal");
     assert_eq!((status, &problem["code"]), (401, &"unauthorized".into()));
-    // One that is added is noticed while the hub runs.
+    // A running hub notices a new token.
     let wire = Wire::new(&hub, "phone");
     assert_eq!(wire.hello()["head"], 0);
 }
 
-/// An instance that follows a hub is none, whatever token is shown.
+/// An instance that follows a hub is no hub itself, whatever token it is shown.
 #[test]
 fn an_instance_with_an_upstream_is_no_hub() {
     let hub = Node::hub();

@@ -9,7 +9,7 @@ use crate::common::wait_for;
 use crate::proxy::{Mode, Proxy};
 use crate::support::{Node, Wire, get, hub_behind_proxy, like, likes, wait_until_level};
 
-/// An answer of `status` with a body of this kind.
+/// An answer with this status and a body of this type.
 fn answer(status: &str, kind: &str, body: &str) -> String {
     format!(
         "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
@@ -62,7 +62,7 @@ fn trust_18_a_push_repeated_after_a_restart_of_the_hub_adds_nothing() {
     let mut hub = Node::hub();
     let wire = Wire::new(&hub, "phone");
     let run = wire.hello()["run"].clone();
-    // The first with an id of a month ago, and one of the year 2600.
+    // One has an id of a month ago, and one of the year 2600.
     let mut events: Vec<_> = (0..100).map(|_| like()).collect();
     events[0]["id"] = "0192a000-0000-7000-8000-000000000001".into();
     events[1]["id"] = "1200a000-0000-7000-8000-000000000001".into();
@@ -80,7 +80,7 @@ fn trust_18_a_push_repeated_after_a_restart_of_the_hub_adds_nothing() {
     hub.verify();
 }
 
-/// The hub took the push, and then the stream that was to confirm it carries nothing any more, without an end.
+/// The hub takes the push. Then the stream that should confirm it carries nothing more, and doesn't end.
 #[test]
 fn trust_25_a_pull_that_dies_silently_is_noticed_by_its_silence() {
     let (hub, proxy) = hub_behind_proxy();
@@ -96,7 +96,7 @@ fn trust_25_a_pull_that_dies_silently_is_noticed_by_its_silence() {
     assert!(took < Duration::from_secs(120), "it took {took:?}");
 }
 
-/// The connection on which pushes went died, too. Nobody waits for that one after the other.
+/// The connection for pushes died, too. The client doesn't wait for one after the other.
 #[test]
 fn trust_25_connections_that_died_together_are_given_up_together() {
     let (hub, proxy) = hub_behind_proxy();
@@ -107,10 +107,10 @@ fn trust_25_connections_that_died_together_are_given_up_together() {
     proxy.freeze();
     hub.like();
     wait_until_level(&[&hub, &phone], 2);
-    assert_eq!(proxy.lost(), 0, "it asked on a connection that was dead");
+    assert_eq!(proxy.lost(), 0, "it asked on a dead connection");
 }
 
-/// A page that takes longer than the silence that is suffered still arrives: it isn't silent.
+/// A page may take longer than the longest silence and still arrive: while its bytes come, there is no silence.
 #[test]
 fn a_link_of_a_few_bytes_a_second_gets_somewhere() {
     let (hub, proxy) = hub_behind_proxy();
@@ -125,7 +125,7 @@ fn a_link_of_a_few_bytes_a_second_gets_somewhere() {
     assert_eq!(phone.log().matches("said nothing").count(), 0);
 }
 
-/// Nobody's answers but the hub's can stop a store, and no answer at all costs an event.
+/// Only the hub's own answers can stop a store, and no answer costs an event.
 #[test]
 fn trust_32_56_what_is_no_word_of_the_hub_is_only_offline() {
     let html = "<html><body>Please log in</body></html>";
@@ -148,7 +148,7 @@ fn trust_32_56_what_is_no_word_of_the_hub_is_only_offline() {
         ("502", answer("502 Bad Gateway", "text/html", html)),
         ("503", answer("503 Service Unavailable\r\nRetry-After: 1", "text/html", html)),
         ("garbage", "SSH-2.0-OpenSSH_9.6\r\n\r\n".to_owned()),
-        // The hub's own words, of which none is about this device.
+        // The hub's own words, but none of them about this device.
         ("429 problem", problem("429 Too Many Requests", "too-many-requests")),
         ("503 problem", problem("503 Service Unavailable", "overloaded")),
         ("500 problem", problem("500 Internal Server Error", "internal")),
@@ -198,7 +198,7 @@ fn only_offline(name: &str, text: &str, hub: &Node) {
     assert_eq!(mine, 4, "{name}");
 }
 
-/// The hub's own word stops the store, and it goes on by itself when the reason is gone.
+/// The hub's own word stops the store. The store goes on by itself when the reason is gone.
 #[test]
 fn trust_56_a_stopped_store_goes_on_when_the_reason_is_gone() {
     let hub = Node::hub();
@@ -237,7 +237,7 @@ fn trust_56_a_stopped_store_goes_on_when_the_reason_is_gone() {
     assert_eq!(hub.count(), 8);
 }
 
-/// While it tries again, a store that was stopped doesn't look as if somebody had mended it.
+/// A stopped store that tries again doesn't look mended meanwhile.
 #[test]
 fn a_stopped_store_says_so_also_while_it_tries_again() {
     let (hub, proxy) = hub_behind_proxy();
@@ -253,7 +253,7 @@ fn a_stopped_store_says_so_also_while_it_tries_again() {
     assert_eq!((&status["upstream"]["state"], &status["upstream"]["code"]), (&"halted".into(), &"unauthorized".into()));
 }
 
-/// Whoever answers without end fills no memory.
+/// An endless answer doesn't fill the memory.
 #[test]
 fn trust_56_an_answer_without_end_is_cut_off() {
     let (hub, proxy) = hub_behind_proxy();
@@ -275,7 +275,7 @@ fn trust_56_an_answer_without_end_is_cut_off() {
     wait_until_level(&[&hub, &phone], 2);
 }
 
-/// Larger pushes than something on the way takes are made smaller.
+/// When something on the way limits the size of pushes, they become smaller.
 #[test]
 fn trust_32_a_push_that_is_too_large_for_a_proxy_is_divided() {
     let (hub, proxy) = hub_behind_proxy();

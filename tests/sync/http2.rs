@@ -19,7 +19,7 @@ use crate::common::wait_for;
 use crate::support::Node;
 use crate::tls::Authority;
 
-/// As many requests as RFC 9113 wants a server to allow at least, and as some allow at most.
+/// How many requests RFC 9113 wants a server to allow at least. Some servers allow no more.
 const REQUESTS: u32 = 100;
 
 struct Proxy {
@@ -57,7 +57,7 @@ impl Proxy {
     }
 }
 
-/// Hands a request on to the hub, and its answer back as it comes.
+/// Forwards a request to the hub, and streams the answer back.
 async fn forward(State(hub): State<String>, request: Request) -> Response {
     let (head, body) = request.into_parts();
     let path = head.uri.path_and_query().expect("a path").as_str();
@@ -106,8 +106,8 @@ fn more_stores_than_a_connection_takes_share_a_few() {
         });
     }
     assert!(!phone.log().contains("offline"), "{}", phone.log());
-    // 110 stores, and the one of the start page, in four lanes. On a busy machine two requests of a lane may both have begun
-    // to connect before either knew that one connection would do, and then each keeps its own.
+    // 110 stores, and the one of the start page, in four lanes. On a busy machine, two requests of a lane may both start to
+    // connect before either knows that one connection is enough. Then each keeps its own.
     let open = || proxy.connections.load(Ordering::SeqCst);
     wait_for("no more connections than the stores need", || (open() <= 8).then_some(()));
 }

@@ -1,5 +1,5 @@
-//! A hub that means ill: whatever it says, a device stays small, writes little, says what is wrong, takes likes, and goes
-//! on when an honest hub answers again.
+//! A malicious hub: whatever it says, a device stays small, writes little, says what is wrong, accepts likes, and goes on when an
+//! honest hub answers again.
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -14,18 +14,18 @@ use crate::common::wait_for;
 use crate::proxy::{Lie, Mode, Proxy};
 use crate::support::{Node, get, hub_behind_proxy, like, likes, new_id, wait_until_level};
 
-/// A lie ends by itself after so long, whoever still listens.
+/// How long a lie goes on at most, even if somebody still listens.
 const LONGEST: Duration = Duration::from_secs(60);
 
-/// What a device may grow by while it is lied to. An answer is at most 8 MiB, and is held twice while it is read.
+/// How much memory a device may gain while it is lied to. An answer has at most 8 MiB, and is held twice while it is read.
 const MEMORY: u64 = 64 << 20;
 
-/// What it may write meanwhile: a like and its logs, and no more.
+/// How much it may write meanwhile: a like and its logs, no more.
 const WRITTEN: u64 = 4 << 20;
 
 const STREAM: &str = "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n";
 
-/// What a lie knows of the device that it is told to.
+/// What a lie knows about the device it is told to.
 #[derive(Clone)]
 struct Ear {
     log: String,
@@ -38,7 +38,7 @@ struct Ear {
 }
 
 impl Ear {
-    /// As it is when it sends this request.
+    /// As of this request.
     fn asking(&self, request: &str) -> Self {
         let parameter = |name: &str| {
             let (_, rest) = request.split_once(name)?;
@@ -50,7 +50,7 @@ impl Ear {
 }
 
 impl Ear {
-    /// The beginning of a stream, as an honest hub would have it.
+    /// The start of a stream, as an honest hub would send it.
     fn hello(&self) -> String {
         self.hello_with("run", self.head)
     }
@@ -80,7 +80,7 @@ fn problem(status: &str, body: &Value) -> String {
     answer(&format!("{status}\r\nContent-Type: application/problem+json"), &body.to_string())
 }
 
-/// Says it again and again, until nobody listens.
+/// Repeats it until nobody listens.
 fn for_ever(client: &mut TcpStream, mut piece: impl FnMut() -> String) -> std::io::Result<()> {
     let start = Instant::now();
     while start.elapsed() < LONGEST {
@@ -91,7 +91,7 @@ fn for_ever(client: &mut TcpStream, mut piece: impl FnMut() -> String) -> std::i
 
 type Told = fn(&Ear, &mut TcpStream) -> std::io::Result<()>;
 
-/// Each lie, and what the device says of it.
+/// Each lie, and what the device says about it.
 const LIES: &[(&str, &str, Told)] = &[
     ("the same empty page for ever", "brings nothing", |ear, client| {
         client.write_all(ear.hello().as_bytes())?;
@@ -204,7 +204,7 @@ const LIES: &[(&str, &str, Told)] = &[
         for_ever(client, || "X-So: so\r\n".repeat(5_000))
     }),
     ("a bomb", "", |_, client| {
-        // The first bytes of a gzip stream: nobody here unpacks them.
+        // The first bytes of a gzip stream. Nothing here unpacks them.
         client.write_all(STREAM.replace("\r\n\r\n", "\r\nContent-Encoding: gzip\r\n\r\n").as_bytes())?;
         client.write_all(b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03")?;
         client.write_all(&[0; 4_096])
@@ -215,7 +215,7 @@ const LIES: &[(&str, &str, Told)] = &[
     }),
 ];
 
-/// One device hears a part of the lies, one after the other, and an honest hub in between.
+/// One device hears a part of the lies, one after the other, with an honest hub in between.
 fn hears(part: usize, of: usize) {
     let (hub, proxy) = hub_behind_proxy();
     let phone = Node::client("phone", &proxy.url, &hub);
@@ -236,7 +236,7 @@ fn hears(part: usize, of: usize) {
         let (heard, ear) = (Arc::clone(&told), ear.clone());
         let lie = move |request: &str, client: &mut TcpStream| {
             if request.starts_with("POST ") {
-                // No answer: a push would end the session before the lie does.
+                // No answer, because a push's answer would end the session before the lie does.
                 return client.read(&mut [0]).map(drop);
             }
             heard.fetch_add(1, Ordering::SeqCst);
@@ -281,7 +281,7 @@ fn trust_64_whatever_a_hub_says_costs_little_and_is_told_in_clear_words_3() {
     hears(2, 3);
 }
 
-/// The words of a refusal stand on the page: a sentence of them, and none of its tricks.
+/// The page shows a refusal's words: a sentence of them, and none of their tricks.
 #[test]
 fn trust_64_a_refusal_is_shown_short_and_harmless() {
     let (hub, proxy) = hub_behind_proxy();
@@ -302,7 +302,7 @@ fn trust_64_a_refusal_is_shown_short_and_harmless() {
     assert!(phone.log().len() < 20_000);
 }
 
-/// The token goes to the hub that it is for, wherever an answer points to.
+/// The token goes only to its own hub, wherever an answer points.
 #[test]
 fn trust_64_a_redirect_takes_the_token_nowhere() {
     let (hub, proxy) = hub_behind_proxy();
@@ -334,7 +334,7 @@ fn trust_64_a_redirect_takes_the_token_nowhere() {
     wait_until_level(&[&hub, &phone], 6);
 }
 
-/// To take a log back and to make its state anew costs as much as it is long. A hub can't have that done without end.
+/// Taking a log back and rebuilding its state costs as much as the log is long. A hub can't demand it endlessly.
 #[test]
 fn trust_64_a_hub_that_says_diverged_for_ever_has_it_repaired_a_few_times() {
     let (hub, proxy) = hub_behind_proxy();
@@ -343,7 +343,7 @@ fn trust_64_a_hub_that_says_diverged_for_ever_has_it_repaired_a_few_times() {
     wait_until_level(&[&hub, &phone], 3_000);
     proxy.part();
     let log = phone.status()["log"].clone();
-    // It says so, then lets the device in and sends the log anew, and says so again.
+    // It says `diverged`, lets the device in and sends the log again, and then says `diverged` again.
     let events = Arc::new(hub.export());
     let asked = AtomicU64::new(0);
     let lie = move |request: &str, client: &mut TcpStream| {
@@ -380,7 +380,7 @@ fn trust_64_a_hub_that_says_diverged_for_ever_has_it_repaired_a_few_times() {
     wait_until_level(&[&hub, &phone], 3_001);
 }
 
-/// Answers that send a device round in circles are an obstacle, and are told as one.
+/// Answers that send a device in circles are an obstacle, and are reported as one.
 #[test]
 fn trust_64_a_hub_that_keeps_a_device_from_going_on_is_called_offline() {
     let (hub, proxy) = hub_behind_proxy();
@@ -437,7 +437,7 @@ fn trust_64_a_hub_that_keeps_a_device_from_going_on_is_called_offline() {
     assert!(grown < MEMORY, "it took {grown} bytes");
 }
 
-/// A page that brings nothing makes no store where there is none.
+/// A page that brings nothing doesn't create a store.
 #[test]
 fn trust_64_a_hub_makes_no_store_by_saying_nothing() {
     let proxy = Proxy::start();
@@ -456,7 +456,7 @@ fn trust_64_a_hub_makes_no_store_by_saying_nothing() {
     assert!(phone.export_is_empty());
 }
 
-/// Whatever one device pushes, the log has each id once, with its first content, and the others hear of that alone.
+/// Whatever one device pushes, the log has each id once, with its first content, and the others hear only of that.
 #[test]
 fn trust_64_a_device_that_lies_harms_nobody_else() {
     let (hub, proxy) = hub_behind_proxy();
@@ -467,7 +467,7 @@ fn trust_64_a_device_that_lies_harms_nobody_else() {
     let liar = crate::support::Wire::new(&hub, "liar");
     let hello = liar.hello();
     let (log, run) = (&hello["log"], &hello["run"]);
-    // An id of somebody else with other content, one id twice in a push, alike and not, and what is no event.
+    // Somebody else's id with other content; one id twice in a push, with equal and with other content; what is no event.
     let twice = like();
     let other = json!({ "id": twice["id"], "name": "LikeAdded", "args": "[1]" });
     let events = [
@@ -489,7 +489,7 @@ fn trust_64_a_device_that_lies_harms_nobody_else() {
     let fates: Vec<_> = answer["events"].as_array().unwrap().iter().map(fate).collect();
     let malformed = ["malformed"; 6];
     assert_eq!(fates, [&["id-taken", "1", "2", "2", "id-taken"][..], &malformed].concat());
-    // Absurd batches change nothing, however often they come.
+    // Absurd batches change nothing, however often they arrive.
     let absurd = [
         json!({ "log": log, "run": run, "events": vec![like(); 1_001] }),
         json!({ "log": log, "run": run, "events": {} }),

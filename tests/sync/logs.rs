@@ -1,4 +1,4 @@
-//! Whose log it is: hubs that die, go back in time or are replaced, and devices that do.
+//! Whose log it is: hubs and devices that die, go back in time, or are replaced.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -25,7 +25,7 @@ fn trust_20_two_copies_of_a_data_directory_are_two_devices() {
     phone.like();
     wait_until_level(&[&hub, &phone], 1);
     phone.stop();
-    // A copy that has something to push, too.
+    // This copy, too, has something to push.
     phone.import(&likes(3));
     let mut copy = phone.copy();
     phone.start();
@@ -55,7 +55,7 @@ fn trust_21_a_device_restored_from_an_old_backup_goes_on() {
     phone.start();
     phone.like();
     wait_until_level(&[&hub, &phone], 6);
-    // And one that lost everything.
+    // This one lost everything.
     phone.stop();
     fs::remove_dir_all(phone.data.join("stores")).unwrap();
     phone.start();
@@ -87,7 +87,7 @@ fn trust_22_53_a_hub_restored_from_a_backup_gets_back_what_it_lacks_in_order() {
     put_back(&hub, &backup);
     hub.start();
     assert_eq!(hub.count(), 2_001);
-    // The hub has gone another way meanwhile.
+    // In the meantime the hub has taken another path.
     hub.like();
     proxy.point_to(hub.url());
     proxy.set(Mode::Pass);
@@ -95,7 +95,7 @@ fn trust_22_53_a_hub_restored_from_a_backup_gets_back_what_it_lacks_in_order() {
     let after = ids(&hub);
     assert_eq!(after[..2_001], before[..2_001]);
     assert_eq!(after.iter().collect::<BTreeSet<_>>().len(), 3_105);
-    // Everything that was in the log stands before what came later, as it did.
+    // What was in the log still comes before what came later.
     let place = |id: &String| after.iter().position(|other| other == id).expect("it is there");
     let tail: Vec<_> = before[2_001..].iter().map(place).collect();
     assert!(tail.is_sorted(), "the order changed");
@@ -110,8 +110,8 @@ fn place_of(ids: &[String], id: &str) -> usize {
     ids.iter().position(|other| other == id).expect("it is there")
 }
 
-/// The same for a hub that lost everything below a shared beginning of many events: the point at which both part is
-/// found without going through the whole log.
+/// The same for a hub that lost everything after a long shared beginning. The point where the logs part is found without
+/// going through the whole log.
 #[test]
 fn trust_22_a_device_that_is_ahead_repairs_alone() {
     let (mut hub, proxy) = hub_behind_proxy();
@@ -157,7 +157,7 @@ fn trust_23_an_emptied_hub_stops_the_store_until_somebody_adopts_it() {
         }
     }
     assert_eq!(hub.status()["head"], 0);
-    // One while it is served, the other not.
+    // One is served meanwhile, the other isn't.
     phone.run(&["adopt", "--yes"]);
     laptop.stop();
     laptop.run(&["adopt", "--yes"]);
@@ -188,7 +188,7 @@ fn trust_23_another_hub_stops_the_store_and_the_page_can_adopt_it() {
     phone.like();
     assert_eq!((phone.count(), phone.pending(), other.count()), (2, 1, 2));
 
-    // Only the address was wrong: it goes on by itself.
+    // Only the address was wrong, so it goes on by itself.
     hub.start();
     proxy.point_to(hub.url());
     proxy.cut();
@@ -231,7 +231,7 @@ fn trust_23_after_the_death_of_its_hub_a_device_takes_its_place() {
     assert_eq!((&status["pending"], &status["upstream"]["state"]), (&1.into(), &"none".into()));
     let (_, page) = get(phone.url());
     assert!(page.contains("1 like waiting for the hub"), "{page}");
-    // It is no hub before it was promoted.
+    // It is no hub before it is promoted.
     let token = phone.token("laptop");
     let wire = crate::support::Wire::with_token(&phone, &token);
     wait_for("the refusal", || {
@@ -254,7 +254,7 @@ fn trust_23_after_the_death_of_its_hub_a_device_takes_its_place() {
     }
 }
 
-/// A device that was ahead of the one that took the hub's place loses nothing either.
+/// A device that was ahead of the hub's successor loses nothing either.
 #[test]
 fn trust_23_the_new_hub_may_be_behind() {
     let (mut hub, proxy) = hub_behind_proxy();

@@ -49,12 +49,11 @@ fn trust_57_many_pending_and_many_arriving_come_to_an_end() {
     phone.import(&likes(MANY));
     hub.import(&likes(MANY));
     proxy.set(Mode::Pass);
-    // Work that grew with the square of their number would not come to an end within anybody's patience.
+    // If the work grew with the square of their number, it would take longer than anybody waits.
     wait_until_level(&[&hub, &phone], 2 * MANY as u64);
 }
 
-/// Clients that read a byte now and then take up a page each, and not the log. They are cut off, and go on from where they
-/// were.
+/// A client that reads a byte now and then takes up one page, not the log. It is cut off, and goes on from where it was.
 #[test]
 fn trust_31_slow_readers_cost_a_hub_no_memory() {
     const EVENTS: usize = 1_200;
@@ -68,7 +67,7 @@ fn trust_31_slow_readers_cost_a_hub_no_memory() {
     }
     hub.import(&lines);
     drop(lines);
-    // One page for the measure of what a reader takes that isn't slow.
+    // First one page, to measure what a normal reader takes.
     drop(wire.pull("after=0").unwrap().page());
     let before = hub.memory();
     let mut readers: Vec<Pull> = (0..READERS).map(|_| wire.pull("after=0").unwrap()).collect();
@@ -134,7 +133,7 @@ fn looking_at_more_stores_than_may_be_open_locks_nobody_out() {
     let phone = Node::client("phone", hub.url(), &hub);
     let laptop = Node::client("laptop", hub.url(), &hub);
     for n in 0..520 {
-        // Some are told to come again in a moment.
+        // Some are told to come back in a moment.
         get(&format!("{}/s/look-{n}/status", phone.url()));
     }
     wait_for("room for a like in another store", || {

@@ -1,4 +1,4 @@
-//! What stands between a client and its hub: a proxy that cuts, delays, swallows, freezes and lies on demand.
+//! A proxy between a client and its hub that cuts, delays, swallows, freezes and lies on demand.
 
 use std::cell::OnceCell;
 use std::io::{Read, Write};
@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-/// What happens to requests from now on. Connections that carry an answer already go on.
+/// What happens to requests from now on. Connections that already carry an answer go on.
 #[derive(Clone, Debug)]
 pub enum Mode {
     Pass,
@@ -18,19 +18,19 @@ pub enum Mode {
     Silent,
     /// Every request waits before it goes on.
     Delay(Duration),
-    /// Something else than the hub answers every request.
+    /// Something other than the hub answers every request.
     Answer(String),
-    /// Something else than the hub answers every push.
+    /// Something other than the hub answers every push.
     AnswerPush(String),
-    /// Something else than the hub answers requests of more bytes.
+    /// Something other than the hub answers requests of more bytes.
     Limit(usize, String),
     /// Pushes reach the hub, and their answers get lost.
     EatPushAnswers,
-    /// The hub's answers come in pieces of so many bytes, each after a pause.
+    /// The hub's answers come in pieces of this many bytes, each after a pause.
     Slow(usize, Duration),
     /// An event stream whose first line never ends.
     Endless,
-    /// Somebody means ill, and answers each request as he likes.
+    /// A malicious hub answers each request as it likes.
     Lie(Lie),
 }
 
@@ -57,9 +57,9 @@ struct Shared {
     mode: Mutex<Mode>,
     connections: Mutex<Vec<([TcpStream; 2], Arc<Carrier>)>>,
     requests: AtomicU64,
-    /// Requests on connections that carry nothing any more.
+    /// Requests on connections that no longer carry anything.
     lost: AtomicU64,
-    /// Requests that something else than the hub answered.
+    /// Requests that something other than the hub answered.
     answered: AtomicU64,
     /// Pushes whose answer was swallowed.
     eaten: AtomicU64,
@@ -113,7 +113,7 @@ impl Proxy {
         self.cut();
     }
 
-    /// All connections there are carry nothing any more, and nobody is told.
+    /// All open connections stop carrying anything, and nobody is told.
     pub fn freeze(&self) {
         for (_, carrier) in &*self.shared.connections.lock().unwrap() {
             carrier.is_frozen.store(true, Ordering::SeqCst);
@@ -125,12 +125,12 @@ impl Proxy {
         self.shared.requests.load(Ordering::SeqCst)
     }
 
-    /// How many of them came on connections that carry nothing any more.
+    /// How many of them came on connections that no longer carry anything.
     pub fn lost(&self) -> u64 {
         self.shared.lost.load(Ordering::SeqCst)
     }
 
-    /// How many of them something else than the hub has answered.
+    /// How many of them something other than the hub answered.
     pub fn answered(&self) -> u64 {
         self.shared.answered.load(Ordering::SeqCst)
     }
@@ -147,7 +147,7 @@ impl Drop for Proxy {
     }
 }
 
-/// Carries the requests of one client to the hub, each as the mode of its time says.
+/// Carries one client's requests to the hub, each according to the mode at its time.
 fn converse(shared: &Arc<Shared>, mut client: TcpStream) -> std::io::Result<()> {
     client.set_nodelay(true)?;
     let hub: OnceCell<TcpStream> = OnceCell::new();
@@ -243,7 +243,7 @@ impl Carrier {
 }
 
 impl Shared {
-    /// Answers instead of the hub, and closes without resetting the connection.
+    /// Answers in the hub's place, and closes without resetting the connection.
     fn end_with(&self, client: &mut TcpStream, answer: &str) -> std::io::Result<()> {
         self.answered.fetch_add(1, Ordering::SeqCst);
         client.write_all(answer.as_bytes())?;
@@ -251,7 +251,7 @@ impl Shared {
     }
 }
 
-/// One request with its body; nothing when the client has hung up.
+/// One request with its body, or nothing if the client has hung up.
 pub fn read_request(client: &mut impl Read) -> std::io::Result<Option<Vec<u8>>> {
     let mut request = Vec::new();
     let mut buffer = [0; 65_536];

@@ -1,4 +1,4 @@
-//! What one token can make a hub hold, and that the others go on. `LIKEWISE_LOAD=10` makes each load ten times as large.
+//! What one token can make a hub hold, while the others go on. `LIKEWISE_LOAD=10` makes each load ten times as large.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::common::{load, raise_open_file_limit, wait_for};
 use crate::support::{Node, Wire, exchange, like, likes, new_id};
 
-/// A client of a hub, down to the bytes.
+/// A client of a hub that sends raw bytes.
 struct Raw {
     address: String,
     token: String,
@@ -30,11 +30,11 @@ impl Raw {
         format!("{request} HTTP/1.1\r\nHost: {address}\r\nAuthorization: Bearer {token}\r\n{more}\r\n")
     }
 
-    /// Sends these bytes, and gives the connection.
+    /// Sends these bytes, and returns the connection.
     fn send(&self, text: &str) -> TcpStream {
         let mut stream = TcpStream::connect(&self.address).unwrap();
         stream.set_read_timeout(Some(crate::common::PATIENCE)).unwrap();
-        // Who is refused early doesn't take the rest.
+        // A server that refuses early doesn't take the rest.
         drop(stream.write_all(text.as_bytes()));
         stream
     }
@@ -78,7 +78,7 @@ fn trust_64_open_pushes_of_one_token_take_their_share_and_no_more() {
     assert!(took < 96 << 20, "{} open pushes took {took} bytes", open.len());
     let statuses: Vec<_> = open.iter_mut().map(status).collect();
     assert!(statuses.contains(&429), "{statuses:?}");
-    // The rest waits for its end in vain, and what it held is free again.
+    // The others never get their end. What they held is free again.
     assert!(statuses.iter().all(|status| [408, 429].contains(status)), "{statuses:?}");
     assert_eq!(many.wire(&hub).push(&log, &run, &[like()]).0, 200);
 }
@@ -130,7 +130,7 @@ fn trust_64_pulls_of_one_token_leave_streams_to_others_and_made_up_stores_are_no
     });
     let (taken, status) = refused.expect("an end");
     assert_eq!(status, 429);
-    // Fewer where the system allows fewer files.
+    // Fewer if the system allows fewer files.
     assert!((100..=1_250).contains(&taken), "an eighth of the streams, not {taken}");
     assert_eq!(other.pull("likes", "after=0").1, 200);
     hub.like();
@@ -214,7 +214,7 @@ fn trust_42_a_push_whose_token_is_revoked_while_it_comes_is_not_stored() {
     let (start, end) = body.split_at(body.len() / 2);
     let more = format!("Content-Length: {}\r\n", body.len());
     let mut stream = phone.send(&(phone.head("POST /sync/v1/likes/events", &more) + start));
-    // It has been let in once this is answered, for it came before.
+    // It came before this request, so it has been let in once this is answered.
     assert_eq!(phone.pull("likes", "after=0").1, 200);
     hub.run(&["token", "revoke", "phone"]);
     stream.write_all(end.as_bytes()).unwrap();

@@ -1,4 +1,4 @@
-//! What people see: likes that cross at once, a hub that goes and comes back, many stores.
+//! What people see: likes that arrive at once, a hub that goes and comes back, many stores.
 
 use std::fs;
 use std::thread;
@@ -17,7 +17,7 @@ fn likes_cross_at_once_and_wait_for_a_hub_that_is_away() {
     let laptop = Node::client("laptop", &proxy.url, &hub);
     phone.like();
     wait_until_level(&[&hub, &phone, &laptop], 1);
-    // The fastest of several: another process may have had the machine in between.
+    // The fastest of several, because another process may have had the machine in between.
     let crossings = (2..7).map(|count| {
         let start = Instant::now();
         phone.like();
@@ -85,7 +85,7 @@ fn trust_24_two_devices_come_back_at_the_same_moment_and_both_drain() {
     }
 }
 
-/// One store that its hub refuses holds up no other.
+/// A store that its hub refuses doesn't hold up the others.
 #[test]
 fn stores_sync_independently() {
     let (mut hub, proxy) = hub_behind_proxy();
@@ -136,7 +136,7 @@ fn a_store_that_nobody_visits_is_pushed_after_a_restart() {
     wait_for("the like at the hub", || (hub.status_of("/s/other")["count"] == 1).then_some(()));
 }
 
-/// Likes of a time without a hub are pushed to the first one.
+/// Likes from before there was a hub are pushed to the first one.
 #[test]
 fn likes_from_before_there_was_a_hub_are_kept() {
     let hub = Node::hub();
@@ -153,12 +153,12 @@ fn likes_from_before_there_was_a_hub_are_kept() {
     phone.flag("--token-file", token_file.to_str().unwrap());
     phone.start();
     wait_until_level(&[&hub, &phone], 3);
-    // The hub's own came first in its log.
+    // The hub's own likes come first in its log.
     let origins: Vec<_> = phone.export().iter().map(|event| event["origin"].clone()).collect();
     assert_eq!(origins, ["hub", "phone", "phone"]);
 }
 
-/// Whatever a client does while it can't reach the hub, a hub that answers slowly is only slow.
+/// A hub that answers slowly is only slow, and not offline.
 #[test]
 fn a_slow_network_only_takes_longer() {
     let (hub, proxy) = hub_behind_proxy();
@@ -197,7 +197,7 @@ fn the_fault_proxy_passes_what_it_should() {
     assert_eq!(get(&format!("{}/healthz", proxy.url)), (200, "ok\n".to_owned()));
 }
 
-/// Clicks carry the time of the clock where they happened. Nothing is ordered, counted or recognized by it.
+/// Clicks carry the time of their device's clock. Nothing is ordered, counted or recognized by it.
 #[test]
 fn trust_27_clocks_that_are_off_or_run_backwards_change_neither_order_nor_count() {
     let hub = Node::hub();
@@ -222,7 +222,7 @@ fn trust_27_clocks_that_are_off_or_run_backwards_change_neither_order_nor_count(
         like(node, id);
         wait_until_level(&[&hub, &phone, &laptop], count);
     }
-    // Each once more, elsewhere, and from then on with a clock that says otherwise.
+    // Each like once more on another device, whose clock disagrees.
     for (_, id) in &clicks {
         like(&laptop, id);
         like(&hub, id);

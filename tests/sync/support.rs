@@ -1,4 +1,4 @@
-//! Instances to sync with each other, and what tests ask of them.
+//! Instances that sync with each other, and what tests ask of them.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -13,14 +13,14 @@ use tempfile::TempDir;
 use crate::common::{PATIENCE, Server, data_dir, likewise, wait_for};
 use crate::proxy::Proxy;
 
-/// An instance with its data, running or not. What it logs is shown when its test fails.
+/// An instance with its data, running or not. Its log is shown when its test fails.
 pub struct Node {
     pub data: PathBuf,
     dir: TempDir,
     flags: Vec<String>,
     environment: Vec<(&'static str, String)>,
     server: Option<Server>,
-    /// What earlier runs have logged.
+    /// What earlier runs logged.
     earlier: String,
 }
 
@@ -52,7 +52,7 @@ impl Node {
         client
     }
 
-    /// A client of whatever `url` is, with some token; not started.
+    /// A client of whatever is at `url`, with some token; not started.
     pub fn unnamed(url: &str) -> Self {
         let mut client = Self::new(&["--upstream", url]);
         client.trust("lw_0");
@@ -66,7 +66,7 @@ impl Node {
         client
     }
 
-    /// A second instance with a copy of this one's data, as this one is not running.
+    /// A second instance with a copy of this one's data. This one must not be running.
     pub fn copy(&self) -> Self {
         let mut copy = Self::new(&[]);
         copy.flags.clone_from(&self.flags);
@@ -74,20 +74,20 @@ impl Node {
         copy
     }
 
-    /// Puts a token into the file that it is read from.
+    /// Writes a token to the file it is read from.
     pub fn trust(&mut self, token: &str) {
         let file = self.dir.path().join("token");
         fs::write(&file, token).unwrap();
         self.flag("--token-file", file.to_str().unwrap());
     }
 
-    /// Gives a flag of `serve` from the next start on.
+    /// Adds a flag of `serve`, from the next start on.
     pub fn flag(&mut self, flag: &str, value: &str) {
         self.unflag(flag);
         self.flags.extend([flag.to_owned(), value.to_owned()]);
     }
 
-    /// Takes a flag back.
+    /// Removes a flag.
     pub fn unflag(&mut self, flag: &str) {
         if let Some(at) = self.flags.iter().position(|known| known == flag) {
             self.flags.drain(at..at + 2);
@@ -105,7 +105,7 @@ impl Node {
         self.server = Some(Server::spawn(command, &self.data));
     }
 
-    /// What it says when it can't start.
+    /// What it says if it can't start.
     pub fn refuses_to_start(&self) -> String {
         let mut command = likewise();
         command.arg("serve").args(&self.flags).env("LIKEWISE_DATA", &self.data).stdin(Stdio::null());
@@ -120,7 +120,7 @@ impl Node {
         String::from_utf8(output.stderr).unwrap()
     }
 
-    /// Ends it in good order.
+    /// Shuts it down.
     pub fn stop(&mut self) {
         let mut server = self.server.take().expect("it runs");
         server.send_term();
@@ -129,7 +129,7 @@ impl Node {
         assert!(status.success(), "it ended with {status}");
     }
 
-    /// Ends it at once.
+    /// Kills it.
     pub fn kill(&mut self) {
         let server = self.server.take().expect("it runs");
         self.earlier += &server.log();
@@ -154,14 +154,14 @@ impl Node {
         self.dir.path().join(name)
     }
 
-    /// A command on its data.
+    /// Runs a command on its data.
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = likewise();
         command.args(arguments).env("LIKEWISE_DATA", &self.data).stdin(Stdio::null());
         command
     }
 
-    /// What a command on its data prints.
+    /// Runs a command on its data, and returns what it prints.
     pub fn run(&self, arguments: &[&str]) -> String {
         succeeded(self.command(arguments).output().unwrap())
     }
@@ -208,7 +208,7 @@ impl Node {
         self.status()["pending"].as_u64().unwrap()
     }
 
-    /// Waits until its link is so.
+    /// Waits until its link is in this state.
     pub fn wait_until(&self, state: &str) -> Value {
         wait_for(&format!("{state}, and it is {}", self.status()), || {
             let status = self.status();
@@ -224,7 +224,7 @@ impl Node {
         })
     }
 
-    /// Waits until it counts so many likes, all of them confirmed.
+    /// Waits until it has this many likes, all of them confirmed.
     pub fn wait_for_count(&self, count: u64) {
         wait_for(&format!("{count} likes; it has {}", self.status()), || {
             let status = self.status();
@@ -237,7 +237,7 @@ impl Node {
         !self.data.join("stores/likes").exists()
     }
 
-    /// The events of its log in their order, as it exports them.
+    /// The events of its log in order, as it exports them.
     pub fn export(&self) -> Vec<Value> {
         let text = self.run(&["export"]);
         text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
@@ -247,7 +247,7 @@ impl Node {
         self.run(&["verify"]);
     }
 
-    /// Its memory that is in use, in bytes.
+    /// How much memory it uses, in bytes.
     pub fn memory(&self) -> u64 {
         self.in_status("VmRSS:")
     }
@@ -258,17 +258,17 @@ impl Node {
         line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() * 1_024
     }
 
-    /// Begins to watch anew how much memory it has at most.
+    /// Starts a new measurement of its peak memory.
     pub fn forget_peak(&self) {
         fs::write(format!("/proc/{}/clear_refs", self.pid()), "5").unwrap();
     }
 
-    /// The most memory that it had in use since, in bytes.
+    /// Its peak memory since then, in bytes.
     pub fn peak(&self) -> u64 {
         self.in_status("VmHWM:")
     }
 
-    /// How many bytes it has written so far, wherever to.
+    /// How many bytes it has written so far, anywhere.
     pub fn written(&self) -> u64 {
         let io = fs::read_to_string(format!("/proc/{}/io", self.pid())).unwrap();
         let line = io.lines().find_map(|line| line.strip_prefix("wchar: ")).expect("what it wrote");
@@ -286,7 +286,7 @@ impl Drop for Node {
     }
 }
 
-/// A hub, and a proxy in front of it whose address stays when the hub starts again.
+/// A hub behind a proxy whose address stays the same when the hub restarts.
 pub fn hub_behind_proxy() -> (Node, Proxy) {
     let hub = Node::hub();
     let proxy = Proxy::start();
@@ -294,7 +294,7 @@ pub fn hub_behind_proxy() -> (Node, Proxy) {
     (hub, proxy)
 }
 
-/// Waits until all have these many likes and nothing to push, and are the same down to the digests.
+/// Waits until all have this many likes and nothing to push, and are equal down to the digests.
 pub fn wait_until_level(nodes: &[&Node], count: u64) {
     let seen = || nodes.iter().map(|node| node.status()).collect::<Vec<_>>();
     let key = |status: &Value| {
@@ -322,7 +322,7 @@ pub fn new_id() -> String {
     uuid::Uuid::now_v7().to_string()
 }
 
-/// A like as a push has it.
+/// A like as it appears in a push.
 pub fn like() -> Value {
     json!({ "id": new_id(), "name": "LikeAdded" })
 }
@@ -373,7 +373,7 @@ pub struct Wire {
 }
 
 impl Wire {
-    /// With a new token for `name`, that the hub knows.
+    /// With a new token for `name` that the hub knows.
     pub fn new(hub: &Node, name: &str) -> Self {
         Self::with_token(hub, &hub.token(name))
     }
@@ -414,13 +414,13 @@ impl Wire {
         )
     }
 
-    /// Begins to pull, with these parameters.
+    /// Starts a pull with these parameters.
     pub fn pull(&self, parameters: &str) -> Result<Pull, (u16, Value)> {
         let stream = TcpStream::connect(&self.address).unwrap();
         self.pull_over(stream, parameters)
     }
 
-    /// Begins to pull over a connection.
+    /// Starts a pull on a connection.
     pub fn pull_over(&self, mut stream: TcpStream, parameters: &str) -> Result<Pull, (u16, Value)> {
         let Self { address, authorization } = self;
         write!(
@@ -445,7 +445,7 @@ impl Wire {
         Ok(Pull { head, body: Chunks { reader, left: 0 }, text: Vec::new(), searched: 0 })
     }
 
-    /// What a pull from the beginning says first.
+    /// The `hello` of a pull from the beginning.
     pub fn hello(&self) -> Value {
         let mut pull = self.pull("after=0").unwrap();
         let (event, hello) = pull.next().unwrap();
@@ -458,7 +458,7 @@ impl Wire {
 pub fn exchange(address: &str, request: &str) -> (u16, String, String) {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    // Who refuses a body doesn't wait for its end.
+    // A server that refuses a body doesn't wait for its end.
     drop(stream.write_all(request.as_bytes()));
     let mut answer = Vec::new();
     drop(stream.read_to_end(&mut answer));
@@ -472,12 +472,12 @@ pub struct Pull {
     pub head: String,
     body: Chunks,
     text: Vec<u8>,
-    /// How much of the text was searched for the end of an event.
+    /// How much of the text was already searched for the end of an event.
     searched: usize,
 }
 
 impl Pull {
-    /// The next event as its bytes; nothing at the end.
+    /// The bytes of the next event, or nothing at the end.
     pub fn next_bytes(&mut self) -> Option<String> {
         loop {
             let unsearched = &self.text[self.searched..];
@@ -495,7 +495,7 @@ impl Pull {
         }
     }
 
-    /// The next event and its data; nothing at the end.
+    /// The next event and its data, or nothing at the end.
     pub fn next(&mut self) -> Option<(String, Value)> {
         let text = self.next_bytes()?;
         let (event, data) = text.trim_end().split_once('\n').expect("two lines");

@@ -14,7 +14,7 @@ use crate::common::wait_for;
 use crate::proxy::read_request;
 use crate::support::{Node, wait_until_level};
 
-/// Who signs the certificates of the tests.
+/// The authority that signs the tests' certificates.
 pub struct Authority {
     issuer: Issuer<'static, KeyPair>,
     /// Its own certificate.
@@ -44,7 +44,7 @@ impl Authority {
     }
 }
 
-/// Takes TLS off, in front of a hub.
+/// Terminates TLS in front of a hub.
 struct Terminator {
     url: String,
     connections: Arc<AtomicU64>,
@@ -77,7 +77,7 @@ fn converse(config: Arc<ServerConfig>, client: TcpStream, target: &str, requests
     let Some(request) = read_request(&mut client)? else { return Ok(()) };
     requests.fetch_add(1, Ordering::SeqCst);
     let mut hub = TcpStream::connect(target)?;
-    // The hub closes after its answer, which then needs no parser here.
+    // The hub closes after its answer, so this needs no parser.
     let line = request.windows(2).position(|window| window == b"\r\n").expect("a first line") + 2;
     hub.write_all(&request[..line])?;
     hub.write_all(b"Connection: close\r\n")?;

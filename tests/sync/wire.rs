@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::common::{likewise, wait_for};
 use crate::support::{Node, Wire, exchange, hub_behind_proxy, like, new_id, wait_until_level};
 
-/// The whole exchange as bytes: what changes here breaks every other client.
+/// The whole exchange as bytes. Any change here breaks every other client.
 #[test]
 fn the_wire_is_as_documented() {
     let hub = Node::hub();
@@ -113,7 +113,7 @@ fn trust_17_another_event_under_a_known_id_is_refused() {
         json!({ "id": first["id"], "name": "LikeAdded", "args": "[1]" }),
         json!({ "id": first["id"], "name": "Other" }),
         first.clone(),
-        // These are all ways to say that there is no payload.
+        // These all mean that there is no payload.
         json!({ "id": first["id"], "name": "LikeAdded", "args": "{}" }),
         json!({ "id": first["id"], "name": "LikeAdded", "args": null }),
     ];
@@ -125,7 +125,7 @@ fn trust_17_another_event_under_a_known_id_is_refused() {
     assert_eq!((hub.count(), hub.export().len()), (1, 1));
 }
 
-/// The same on a device that is offline: its own event comes off worse, and is kept.
+/// The same on a device that is offline: its own event loses, and is kept.
 #[test]
 fn trust_17_a_conflict_met_by_pulling_sets_the_local_event_aside() {
     let (hub, proxy) = hub_behind_proxy();
@@ -157,7 +157,7 @@ fn trust_17_a_conflict_met_by_pulling_sets_the_local_event_aside() {
     assert!(page.contains("1 like not accepted and set aside"), "{page}");
     phone.verify();
 
-    // Under an id of its own it counts.
+    // Under its own id it counts.
     phone.run(&["set-aside", "retry"]);
     wait_until_level(&[&hub, &phone], 3);
     assert_eq!(phone.status()["set_aside"], 0);
@@ -165,7 +165,7 @@ fn trust_17_a_conflict_met_by_pulling_sets_the_local_event_aside() {
     phone.verify();
 }
 
-/// The id is taken between the last page and the push, so that the hub refuses it.
+/// The id is taken between the last page and the push, so the hub refuses the push.
 #[test]
 fn trust_17_an_event_that_the_hub_refuses_is_set_aside() {
     let (hub, proxy) = hub_behind_proxy();
@@ -232,15 +232,15 @@ fn trust_30_a_push_that_is_too_large_is_refused_whole() {
     assert!(hub.export_is_empty(), "something was stored");
     let (status, _) = wire.push(&Value::Null, &run, &many[1..]);
     assert_eq!((status, hub.count()), (200, 1_000));
-    // A payload that is too large for an event, in a push that is not.
+    // A payload that is too large for an event, in a push that isn't too large.
     let large = json!({ "id": new_id(), "name": "LikeAdded", "args": format!("\"{}\"", "x".repeat(70_000)) });
     let (status, answer) = wire.push(&Value::Null, &run, &[like(), large, like()]);
     assert_eq!((status, &answer["events"][1]["refused"]), (200, &"malformed".into()));
     assert_eq!(hub.count(), 1_002);
 }
 
-/// What was pushed and answered, but not pulled, may be gone with the hub that took it. So nothing that builds on it may
-/// be pushed before the new hub was pulled from.
+/// Events that were pushed and answered, but not pulled, may be gone with the hub that took them. So nothing that builds on them
+/// may be pushed before the client has pulled from the new hub.
 #[test]
 fn trust_52_a_push_to_another_run_of_the_hub_has_to_pull_first() {
     let mut hub = Node::hub();
@@ -298,13 +298,13 @@ fn trust_55_odd_payloads_keep_their_bytes_on_every_way() {
         pull.page()["events"].as_array().unwrap().iter().skip(1).map(|event| event["args"].clone()).collect();
     assert_eq!(texts, payloads.map(Value::from));
 
-    // The same bytes imported elsewhere, by the same devices, make the same log.
+    // The same bytes from the same devices, imported elsewhere, make the same log.
     let mut copy = Node::hub();
     copy.import(&exported);
     let (of_copy, of_hub) = (copy.status(), hub.status());
     assert_eq!((&of_copy["log_digest"], &of_copy["state_digest"]), (&of_hub["log_digest"], &of_hub["state_digest"]));
     copy.stop();
-    // And through the outbox of a device that is not connected.
+    // The same through the outbox of a device that isn't connected.
     let mut tablet = Node::prepared("tablet", hub.url(), &hub);
     tablet.import(&exported);
     tablet.start();
@@ -312,7 +312,7 @@ fn trust_55_odd_payloads_keep_their_bytes_on_every_way() {
     assert_eq!(tablet.run(&["export"]), exported);
 }
 
-/// Under the names of `--allow-host` a hub syncs, and shows no page unless it is told to.
+/// Under the names of `--allow-host` a hub syncs. It shows no page there unless it is told to.
 #[test]
 fn an_allowed_host_opens_sync_and_not_the_page() {
     let mut hub = Node::hub();
@@ -329,7 +329,7 @@ fn an_allowed_host_opens_sync_and_not_the_page() {
         (status, body)
     };
     let sync = "/sync/v1/likes/events?after=0&log=00000000-0000-4000-8000-000000000000";
-    // The hub has no such log; but it answers.
+    // The hub has no such log, but it answers.
     let (status, body) = ask(sync, "likes.example.org");
     assert!(status == 409 && body.contains("wrong-log"), "{status} {body}");
     assert_eq!(ask("/healthz", "likes.example.org"), (200, "ok\n".to_owned()));

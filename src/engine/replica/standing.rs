@@ -3,12 +3,13 @@
 use serde::{Deserialize, Serialize};
 
 use super::Replica;
+use crate::engine::contents::TableRows;
 use crate::engine::error::Fault;
 use crate::engine::event::EventId;
 use crate::engine::eventlog::{Tip, Whose};
 use crate::engine::place::{Cursor, Digest, Generation, Seq};
 use crate::engine::setup::Files;
-use crate::engine::state::{self, TableRows};
+use crate::engine::state;
 use crate::limits::engine::replica::MOST_SKIPPED;
 
 /// Where a replica stands.
