@@ -79,7 +79,7 @@ async fn store(
     };
     let mut cookie = None;
     let event = form.make(fields, id, || {
-        let (visitor, given) = app.visitors.who(app.face.name, headers).map_err(Problem::internal)?;
+        let (visitor, given) = app.visitors.who(&app.face, headers).map_err(Problem::internal)?;
         cookie = Some(given);
         Ok::<_, Problem>(visitor)
     })?;

@@ -1,6 +1,7 @@
 //! The web floor: pages, forms and live streams over the stores, behind the guard.
 
 pub(crate) mod assets;
+mod base_path;
 mod control;
 pub(crate) mod face;
 mod fields;
@@ -36,6 +37,7 @@ use tokio_util::sync::CancellationToken;
 use crate::engine::{Device, Stores};
 use crate::sync::Clients;
 
+pub use base_path::BasePath;
 pub(crate) use control::{AFTER_IMPORT, Exported};
 pub(crate) use face::Face;
 pub use guard::AllowedHost;

@@ -72,7 +72,13 @@ impl Render {
         if self.face.assets.find(file).is_none() {
             self.note(format!("there is no asset named `{file}`"));
         }
-        self.face.assets.address(file)
+        self.face.asset(file)
+    }
+
+    /// What the addresses of this store begin with: the program's base path, then `/s/NAME` unless it is the app's first
+    /// store.
+    pub fn base(&self) -> &str {
+        &self.base
     }
 
     fn note(&self, what: String) {
@@ -181,9 +187,10 @@ impl Page {
         &self.parts.store
     }
 
-    /// What the addresses of this store begin with: nothing for the app's first store, `/s/NAME` for another.
+    /// What the addresses of this store begin with: the program's base path, then `/s/NAME` unless it is the app's first
+    /// store.
     pub fn base(&self) -> &str {
-        &self.parts.render.base
+        self.parts.render.base()
     }
 
     /// The address of a static file: one that the app added with [`App::asset`](crate::App::asset), or one that every

@@ -25,7 +25,7 @@ impl AskedStore {
         &self.id
     }
 
-    /// What the routes of this store begin with.
+    /// What the addresses of this store begin with.
     pub(crate) fn base(&self) -> &str {
         &self.base
     }
