@@ -5,15 +5,16 @@ use std::fmt;
 use std::sync::{Arc, Mutex};
 
 use askama::Template;
-use axum::extract::{RawQuery, State};
+use axum::extract::{FromRequestParts, RawQuery, State};
 use axum::http::header;
+use axum::http::request;
 use axum::response::{IntoResponse, Redirect, Response};
 
 use super::face::{Answers, Draw, Face, FragmentKey};
 use super::problem::Problem;
 use super::status::StatusLine;
 use super::typed::{self, Filled};
-use super::{App, Html, IntoHtml as _, Opened, Params, Services, live};
+use super::{App, AskedStore, Html, IntoHtml as _, Opened, Params, Services, live};
 use crate::engine::{Error, EventId, Store};
 
 /// What fragments and pages are drawn with: the addresses of the store's forms and files, and the ids of forms.
@@ -94,6 +95,17 @@ impl Render {
 impl fmt::Debug for Render {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Render").field("base", &self.base).field("ids", &self.ids).finish_non_exhaustive()
+    }
+}
+
+/// A handler of an app's own routes gets what addresses in the store that was asked for are made with.
+impl<S: Send + Sync> FromRequestParts<S> for Render {
+    type Rejection = Response;
+
+    async fn from_request_parts(parts: &mut request::Parts, _: &S) -> Result<Self, Response> {
+        let app = Services::of(parts)?;
+        let asked = AskedStore::from_request_parts(parts, &app).await.map_err(Problem::into_response)?;
+        Ok(Self::for_page(&app.face, asked.base()))
     }
 }
 
