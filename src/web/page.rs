@@ -103,7 +103,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Render {
     type Rejection = Response;
 
     async fn from_request_parts(parts: &mut request::Parts, _: &S) -> Result<Self, Response> {
-        let app = Services::of(parts)?;
+        let app = Services::of(parts).map_err(Problem::into_response)?;
         let asked = AskedStore::from_request_parts(parts, &app).await.map_err(Problem::into_response)?;
         Ok(Self::for_page(&app.face, asked.base()))
     }
