@@ -305,7 +305,8 @@ impl App {
     }
 
     /// Adds routes of your own to every store, behind the same guard as the program's. A handler that asks for a
-    /// [`Store`](crate::engine::Store) gets the one that the address names.
+    /// [`Store`](crate::engine::Store) gets the one that the address names. One that makes addresses asks for a [`Render`]:
+    /// they begin with [`Render::base`].
     ///
     /// [`likewise::axum`](crate::axum) is the axum to write them with. Extractors and answers are axum's own, such as
     /// `Query` and `Json`.

@@ -18,7 +18,7 @@ use crate::app::{App, AppCommand, AppError};
 use crate::data_dir;
 use crate::engine::{Device, StoreId};
 use crate::limits::app::RETRY_HALTED;
-use crate::web::AllowedHost;
+use crate::web::{AllowedHost, BasePath};
 
 /// What a command line asks for.
 pub(super) struct Asked {
@@ -237,6 +237,9 @@ pub(super) struct ListenArgs {
     /// this machine that passes such names on
     #[arg(long, env = "LOCAL_PAGE", value_parser = BoolishValueParser::new())]
     pub(super) local_page: bool,
+    /// Path of a site, such as /{app}, under which everything is. A proxy in front has to pass the path on unchanged
+    #[arg(long, value_name = "/PATH", env = "BASE_PATH")]
+    pub(super) base_path: Option<BasePath>,
 }
 
 #[derive(Args)]
@@ -274,12 +277,13 @@ fn host_and_port(text: &str) -> Result<String, &'static str> {
 }
 
 /// The flags that may stand without a command.
-const SERVE_FLAGS: [&str; 10] = [
+const SERVE_FLAGS: [&str; 11] = [
     "listen",
     "device",
     "allow_host",
     "public",
     "local_page",
+    "base_path",
     "upstream",
     "token_file",
     "token",

@@ -6,6 +6,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Redirect, Response};
 
 use super::App;
+use super::face::Face;
 use super::problem::Problem;
 
 /// A static file.
@@ -72,15 +73,15 @@ impl Assets {
         self.own.iter().chain(&COMMON).find(|asset| asset.name == name)
     }
 
-    /// Where the file `name` is.
-    pub(crate) fn address(&self, name: &str) -> String {
+    /// Where the file `name` is, below the base path.
+    pub(crate) fn path(&self, name: &str) -> String {
         format!("/static/{}/{name}", self.version)
     }
 
-    /// Where the app's own stylesheets are.
-    pub(crate) fn own_styles(&self) -> impl Iterator<Item = String> {
+    /// The app's own stylesheets.
+    pub(crate) fn own_styles(&self) -> impl Iterator<Item = &Asset> {
         let is_style = |asset: &&Asset| asset.kind.split(';').next().is_some_and(|kind| kind.trim() == "text/css");
-        self.own.iter().filter(is_style).map(|asset| self.address(asset.name))
+        self.own.iter().filter(is_style)
     }
 }
 
@@ -106,7 +107,7 @@ fn version(own: &[Asset]) -> String {
 pub(crate) async fn asset(State(app): State<App>, Path((version, name)): Path<(String, String)>) -> Response {
     let assets = &app.face.assets;
     match assets.find(&name) {
-        Some(asset) if version != assets.version => current(assets, asset.name),
+        Some(asset) if version != assets.version => current(&app.face, asset.name),
         Some(asset) => {
             let keep = "public, max-age=31536000, immutable";
             ([(header::CONTENT_TYPE, asset.kind), (header::CACHE_CONTROL, keep)], asset.bytes).into_response()
@@ -118,19 +119,19 @@ pub(crate) async fn asset(State(app): State<App>, Path((version, name)): Path<(S
 /// `GET /static/{file}`, the address before versions were folders. Pages of that time may still be open.
 pub(crate) async fn unversioned(State(app): State<App>, Path(name): Path<String>) -> Response {
     match app.face.assets.find(&name) {
-        Some(asset) => current(&app.face.assets, asset.name),
+        Some(asset) => current(&app.face, asset.name),
         None => Problem::from(StatusCode::NOT_FOUND).into_response(),
     }
 }
 
 /// `GET /favicon.ico`, which some browsers ask for whatever the page says.
 pub(crate) async fn favicon(State(app): State<App>) -> Response {
-    current(&app.face.assets, ICON)
+    current(&app.face, ICON)
 }
 
 /// Redirects to the present version of a file.
-fn current(assets: &Assets, name: &str) -> Response {
-    let there = Redirect::temporary(&assets.address(name));
+fn current(face: &Face, name: &str) -> Response {
+    let there = Redirect::temporary(&face.asset(name));
     ([(header::CACHE_CONTROL, "no-store")], there).into_response()
 }
 

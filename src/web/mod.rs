@@ -1,6 +1,7 @@
 //! The web floor: pages, forms and live streams over the stores, behind the guard.
 
 pub(crate) mod assets;
+mod base_path;
 mod control;
 pub(crate) mod face;
 mod fields;
@@ -36,6 +37,7 @@ use tokio_util::sync::CancellationToken;
 use crate::engine::{Device, Stores};
 use crate::sync::Clients;
 
+pub use base_path::BasePath;
 pub(crate) use control::{AFTER_IMPORT, Exported};
 pub(crate) use face::Face;
 pub use guard::AllowedHost;
@@ -115,7 +117,7 @@ fn joined(app: App) -> Router {
     for form in &app.face.forms {
         let post_it = {
             let form = form.clone();
-            async move |state, opened, uri, headers, body| form::post(form, state, opened, uri, headers, body).await
+            async move |state, opened, query, headers, body| form::post(form, state, opened, query, headers, body).await
         };
         of_a_store = of_a_store.route(&format!("/{}", form.name), post(post_it));
     }

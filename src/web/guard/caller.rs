@@ -8,8 +8,8 @@ use axum::extract::{FromRequestParts, Request};
 use axum::http::header;
 use axum::http::request::Parts;
 
-use super::Policy;
 use super::host::{AddressedAs, addressed_as};
+use super::{HEALTH, Policy};
 use crate::web::Role;
 use crate::web::problem::{Problem, storeless};
 use crate::web::shares::Who;
@@ -101,7 +101,7 @@ impl fmt::Debug for Passes {
 /// Who sends a request, if they may reach what it asks for.
 pub(super) fn caller(policy: &Policy, request: &Request) -> Result<Caller, Problem> {
     let path = request.uri().path();
-    let is_for_everybody = path.starts_with("/sync/") || path == "/healthz";
+    let is_for_everybody = path.starts_with("/sync/") || path == HEALTH;
     match addressed_as(policy, request)? {
         AddressedAs::HealthCheck => Ok(Caller::Visitor),
         AddressedAs::Loopback => {
