@@ -406,6 +406,10 @@ impl App {
     ///
     /// Each page and each store takes open files, so this raises the process's limit of open files as far as it may.
     ///
+    /// How many connections may wait to be accepted is up to the listener. [`TcpListener::bind`] allows 128. If more pages
+    /// may connect at once, make the listener with [`TcpSocket::listen`](tokio::net::TcpSocket::listen); the program itself
+    /// asks for 4,096.
+    ///
     /// # Errors
     ///
     /// As [`open`](Self::open); also when the app's first store can't be used.

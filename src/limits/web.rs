@@ -30,6 +30,11 @@ pub(crate) mod server {
     /// the one that keeps us waiting longest makes room for the next.
     pub(crate) const CONNECTIONS: usize = 17_000;
 
+    /// Connections that wait in the system until they are accepted. When a server is back, all its pages connect at once;
+    /// a connection that finds no place is tried again by the peer's system after a second, then after two more, and so on. The
+    /// usual number is 128. The system may allow less than ours (on Linux, `net.core.somaxconn`).
+    pub(crate) const BACKLOG: u32 = 4_096;
+
     /// How long the head of a request may take, from its first byte, or the first one of a connection from its opening. It
     /// bounds silent and half-sent connections alike.
     pub(crate) const HEADER_READ: Duration = Duration::from_secs(10);
