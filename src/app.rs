@@ -293,7 +293,7 @@ impl App {
         content_type: &'static str,
         bytes: &'static (impl AsRef<[u8]> + ?Sized),
     ) -> Self {
-        self.face_mut().assets.add(Asset { name, kind: content_type, bytes: bytes.as_ref() });
+        self.face_mut().assets.add(Asset::new(name, content_type, bytes.as_ref()));
         self
     }
 

@@ -88,6 +88,16 @@ pub(crate) mod server {
     pub(crate) const STREAMS_LEAVE: usize = 6;
 }
 
+/// Static files.
+pub(crate) mod assets {
+    /// The largest file that is compressed, in bytes. It takes the first one who asks about 50 ms. Larger files are pictures
+    /// and sound, which are compressed as they are.
+    pub(crate) const GZIP: usize = 4 << 20;
+
+    /// A file is served compressed if that saves at least one byte in this many. Less isn't worth the browser's time.
+    pub(crate) const WORTH: usize = 10;
+}
+
 /// The guard in front of every route.
 pub(crate) mod guard {
     use super::Duration;
