@@ -294,7 +294,7 @@ impl App {
         content_type: &'static str,
         bytes: &'static (impl AsRef<[u8]> + ?Sized),
     ) -> Self {
-        self.face_mut().assets.add(Asset { name, kind: content_type, bytes: bytes.as_ref() });
+        self.face_mut().assets.add(Asset::new(name, content_type, bytes.as_ref()));
         self
     }
 
@@ -407,6 +407,10 @@ impl App {
     /// Serves the app on `listener` until `shutdown` is done, then lets requests and stores finish.
     ///
     /// Each page and each store takes open files, so this raises the process's limit of open files as far as it may.
+    ///
+    /// How many connections may wait to be accepted is up to the listener. [`TcpListener::bind`] allows 128. If more pages
+    /// may connect at once, make the listener with [`TcpSocket::listen`](tokio::net::TcpSocket::listen); the program itself
+    /// asks for 4,096.
     ///
     /// # Errors
     ///

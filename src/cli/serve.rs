@@ -1,17 +1,19 @@
 //! `serve` and `hub`: the program in the foreground, until a signal ends it.
 
 use std::io::{self, Write};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket, lookup_host};
 use tokio_util::sync::CancellationToken;
 
 use super::arguments::{ListenArgs, ServeArgs};
 use crate::app::App;
 use crate::limits::app::SHUTDOWN;
+use crate::limits::web::server::BACKLOG;
 use crate::node::{Options, base};
 use crate::serve::Server;
 use crate::sync::{TokenSource, UpstreamOptions};
@@ -34,7 +36,7 @@ pub(super) async fn hub(app: &App, data: &Path, listen: ListenArgs) -> anyhow::R
 async fn run(app: &App, role: Role, listen: &str, options: Options) -> anyhow::Result<ExitCode> {
     let base = base(app, &options)?;
     let data = base.dir.path().display().to_string();
-    let listener = TcpListener::bind(listen).await.with_context(|| {
+    let listener = bind(listen).await.with_context(|| {
         format!(
             "cannot listen on {listen}; choose another address with --listen, or let the system choose a port with \
              --listen 127.0.0.1:0"
@@ -60,6 +62,28 @@ async fn run(app: &App, role: Role, listen: &str, options: Options) -> anyhow::R
         Err(_) => tracing::warn!("not everything ended within {SHUTDOWN:?}; what was acknowledged is stored"),
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Listens on the first address of `listen` that can be had, with room for all pages to connect at once.
+async fn bind(listen: &str) -> io::Result<TcpListener> {
+    let mut why = io::Error::new(io::ErrorKind::AddrNotAvailable, "the name has no address");
+    for address in lookup_host(listen).await? {
+        match bind_one(address) {
+            Ok(listener) => return Ok(listener),
+            Err(error) => why = error,
+        }
+    }
+    Err(why)
+}
+
+fn bind_one(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // Otherwise a restart has to wait until the system has forgotten the last connections. On Windows it doesn't, and the
+    // option would let two programs have the same port.
+    #[cfg(not(windows))]
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 /// How to run on the data in `data`, without a hub.

@@ -30,6 +30,11 @@ pub(crate) mod server {
     /// the one that keeps us waiting longest makes room for the next.
     pub(crate) const CONNECTIONS: usize = 17_000;
 
+    /// Connections that wait in the system until they are accepted. When a server is back, all its pages connect at once;
+    /// a connection that finds no place is tried again by the peer's system after a second, then after two more, and so on. The
+    /// usual number is 128. The system may allow less than ours (on Linux, `net.core.somaxconn`).
+    pub(crate) const BACKLOG: u32 = 4_096;
+
     /// How long the head of a request may take, from its first byte, or the first one of a connection from its opening. It
     /// bounds silent and half-sent connections alike.
     pub(crate) const HEADER_READ: Duration = Duration::from_secs(10);
@@ -81,6 +86,16 @@ pub(crate) mod server {
 
     /// One in this many connections is kept free of event streams, and so free for posts.
     pub(crate) const STREAMS_LEAVE: usize = 6;
+}
+
+/// Static files.
+pub(crate) mod assets {
+    /// The largest file that is compressed, in bytes. It takes the first one who asks about 50 ms. Larger files are pictures
+    /// and sound, which are compressed as they are.
+    pub(crate) const GZIP: usize = 4 << 20;
+
+    /// A file is served compressed if that saves at least one byte in this many. Less isn't worth the browser's time.
+    pub(crate) const WORTH: usize = 10;
 }
 
 /// The guard in front of every route.

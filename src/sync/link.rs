@@ -123,11 +123,15 @@ impl Client {
             self.tell(LinkState::Connecting, None, None);
         }
         let start = Position { generation: Generation::default(), log: None, after: Seq::START, digest: Digest::EMPTY };
-        let bytes = match timeout(SILENCE, self.upstream.pull(&self.id, position.unwrap_or(start))).await {
-            Ok(Ok(bytes)) => unless_silent(bytes),
+        let mut bytes = match timeout(SILENCE, self.upstream.pull(&self.id, position.unwrap_or(start))).await {
+            Ok(Ok(bytes)) => bytes,
             Ok(Err(end)) => return end,
-            Err(_) => return silent(),
+            Err(_) => return held_back("took the request, but gave no answer", &self.upstream),
         };
+        let Ok(first) = timeout(SILENCE, StreamExt::next(&mut bytes)).await else {
+            return held_back("answered, but sent nothing", &self.upstream);
+        };
+        let bytes = unless_silent(stream::iter(first).chain(bytes));
         let mut events = pin!(sse::events(bytes, self.upstream.ration()));
         let hello: Hello = match timeout(SILENCE, events.next()).await {
             Err(_) => return silent(),
@@ -413,6 +417,16 @@ fn here(error: &Error) -> End {
 
 fn silent() -> End {
     End::Offline(silence())
+}
+
+/// Ends a session in which the hub's first words never came, though a hub says them at once. A proxy that gathers the
+/// stream keeps them; nginx keeps the head of the answer, too.
+fn held_back(what: &str, upstream: &Upstream) -> End {
+    End::Offline(format!(
+        "{} {what}: a proxy in front of the hub may hold the stream back. Let it obey the header X-Accel-Buffering, or turn \
+         its buffering off (nginx: `proxy_buffering off;`)",
+        upstream.url()
+    ))
 }
 
 fn silence() -> String {

@@ -1,21 +1,30 @@
 //! Static files, inside the binary: those that every program has, and the app's own. Their addresses carry a version, so
-//! browsers may keep them for ever.
+//! browsers may keep them for ever. They go out compressed where the browser takes it.
+
+use std::io::Write as _;
+use std::sync::OnceLock;
 
 use axum::extract::{Path, State};
-use axum::http::{StatusCode, header};
+use axum::http::{HeaderMap, StatusCode, header};
 use axum::response::{IntoResponse, Redirect, Response};
+use bytes::Bytes;
+use flate2::Compression;
+use flate2::write::GzEncoder;
 
 use super::App;
 use super::face::Face;
 use super::problem::Problem;
+use crate::limits::web::assets::{GZIP, WORTH};
 
 /// A static file.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub(crate) struct Asset {
     pub(crate) name: &'static str,
     /// Its type, as `Content-Type` says it.
     pub(crate) kind: &'static str,
     pub(crate) bytes: &'static [u8],
+    /// The file in gzip, once somebody has asked for it. Nothing if that saves too little.
+    gzipped: OnceLock<Option<Bytes>>,
 }
 
 /// The icon of a program. An app may replace it.
@@ -25,22 +34,36 @@ const SCRIPT: &str = "text/javascript; charset=utf-8";
 const STYLE: &str = "text/css; charset=utf-8";
 
 /// The files that every program has. Scripts are ES modules, used as they stand.
-const COMMON: [Asset; 11] = [
-    file("likewise.js", SCRIPT, include_bytes!("../../static/likewise.js")),
-    file("worker.js", SCRIPT, include_bytes!("../../static/worker.js")),
-    file("backoff.js", SCRIPT, include_bytes!("../../static/backoff.js")),
-    file("forms.js", SCRIPT, include_bytes!("../../static/forms.js")),
-    file("ids.js", SCRIPT, include_bytes!("../../static/ids.js")),
-    file("link.js", SCRIPT, include_bytes!("../../static/link.js")),
-    file("morph.js", SCRIPT, include_bytes!("../../static/morph.js")),
-    file("outbox.js", SCRIPT, include_bytes!("../../static/outbox.js")),
-    file("stream.js", SCRIPT, include_bytes!("../../static/stream.js")),
-    file("app.css", STYLE, include_bytes!("../../static/app.css")),
-    file(ICON, "image/svg+xml", include_bytes!("../../static/favicon.svg")),
+static COMMON: [Asset; 11] = [
+    Asset::new("likewise.js", SCRIPT, include_bytes!("../../static/likewise.js")),
+    Asset::new("worker.js", SCRIPT, include_bytes!("../../static/worker.js")),
+    Asset::new("backoff.js", SCRIPT, include_bytes!("../../static/backoff.js")),
+    Asset::new("forms.js", SCRIPT, include_bytes!("../../static/forms.js")),
+    Asset::new("ids.js", SCRIPT, include_bytes!("../../static/ids.js")),
+    Asset::new("link.js", SCRIPT, include_bytes!("../../static/link.js")),
+    Asset::new("morph.js", SCRIPT, include_bytes!("../../static/morph.js")),
+    Asset::new("outbox.js", SCRIPT, include_bytes!("../../static/outbox.js")),
+    Asset::new("stream.js", SCRIPT, include_bytes!("../../static/stream.js")),
+    Asset::new("app.css", STYLE, include_bytes!("../../static/app.css")),
+    Asset::new(ICON, "image/svg+xml", include_bytes!("../../static/favicon.svg")),
 ];
 
-const fn file(name: &'static str, kind: &'static str, bytes: &'static [u8]) -> Asset {
-    Asset { name, kind, bytes }
+impl Asset {
+    pub(crate) const fn new(name: &'static str, kind: &'static str, bytes: &'static [u8]) -> Self {
+        Self { name, kind, bytes, gzipped: OnceLock::new() }
+    }
+
+    /// The file in gzip, if that is worth it. The first call makes it.
+    fn gzipped(&self) -> Option<Bytes> {
+        self.gzipped.get_or_init(|| (self.bytes.len() <= GZIP).then(|| gzip(self.bytes)).flatten()).clone()
+    }
+}
+
+fn gzip(bytes: &[u8]) -> Option<Bytes> {
+    let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
+    encoder.write_all(bytes).ok()?;
+    let gzipped = encoder.finish().ok()?;
+    (gzipped.len() + bytes.len() / WORTH <= bytes.len()).then(|| gzipped.into())
 }
 
 /// The static files of a program.
@@ -92,7 +115,7 @@ pub(crate) fn is_common(name: &str) -> bool {
 
 fn version(own: &[Asset]) -> String {
     let mut hasher = blake3::Hasher::new();
-    for Asset { name, kind, bytes } in COMMON.iter().chain(own) {
+    for Asset { name, kind, bytes, .. } in COMMON.iter().chain(own) {
         for part in [name.as_bytes(), kind.as_bytes(), bytes] {
             hasher.update(&(part.len() as u64).to_le_bytes()).update(part);
         }
@@ -104,16 +127,48 @@ fn version(own: &[Asset]) -> String {
 ///
 /// The version is a folder, so a script imports the modules of its own version. A page from before an upgrade may ask
 /// for an older version. It is redirected to the present files, which fit together.
-pub(crate) async fn asset(State(app): State<App>, Path((version, name)): Path<(String, String)>) -> Response {
+pub(crate) async fn asset(
+    State(app): State<App>,
+    Path((version, name)): Path<(String, String)>,
+    headers: HeaderMap,
+) -> Response {
     let assets = &app.face.assets;
     match assets.find(&name) {
         Some(asset) if version != assets.version => current(&app.face, asset.name),
         Some(asset) => {
-            let keep = "public, max-age=31536000, immutable";
-            ([(header::CONTENT_TYPE, asset.kind), (header::CACHE_CONTROL, keep)], asset.bytes).into_response()
+            let head = [
+                (header::CONTENT_TYPE, asset.kind),
+                (header::CACHE_CONTROL, "public, max-age=31536000, immutable"),
+                // For caches on the way, which serve browsers of other abilities.
+                (header::VARY, "accept-encoding"),
+            ];
+            match asset.gzipped().filter(|_| prefers_gzip(&headers)) {
+                Some(gzipped) => (head, [(header::CONTENT_ENCODING, "gzip")], gzipped).into_response(),
+                None => (head, asset.bytes).into_response(),
+            }
         }
         None => Problem::from(StatusCode::NOT_FOUND).into_response(),
     }
+}
+
+/// Whether a request takes gzip, and likes the file as it is no better
+/// (<https://www.rfc-editor.org/rfc/rfc9110#field.accept-encoding>).
+fn prefers_gzip(headers: &HeaderMap) -> bool {
+    let (mut gzip, mut identity, mut others) = (None, None, 0.0);
+    let values = headers.get_all(header::ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok());
+    for item in values.flat_map(|value| value.split(',')) {
+        let (coding, weight) = item.split_once(';').unwrap_or((item, "q=1"));
+        let weight = weight.trim().strip_prefix("q=").or(weight.trim().strip_prefix("Q="));
+        let weight: f32 = weight.and_then(|weight| weight.parse().ok()).unwrap_or(0.0);
+        match coding.trim().to_ascii_lowercase().as_str() {
+            "gzip" | "x-gzip" => gzip = Some(weight),
+            "identity" => identity = Some(weight),
+            "*" => others = weight,
+            _ => {}
+        }
+    }
+    let gzip = gzip.unwrap_or(others);
+    gzip > 0.0 && gzip >= identity.unwrap_or(0.0)
 }
 
 /// `GET /static/{file}`, the address before versions were folders. Pages of that time may still be open.
@@ -143,7 +198,7 @@ mod tests {
     fn the_version_covers_the_apps_own_files() {
         let with = |files: &[(&'static str, &'static str, &'static [u8])]| {
             let mut assets = Assets::common();
-            files.iter().for_each(|(name, kind, bytes)| assets.add(file(name, kind, bytes)));
+            files.iter().for_each(|(name, kind, bytes)| assets.add(Asset::new(name, kind, bytes)));
             assets.version
         };
         let versions = [
@@ -158,5 +213,30 @@ mod tests {
             assert!(!versions[..place].contains(version), "{versions:?}");
         }
         assert_eq!(versions[1], with(&[("a.css", STYLE, b"x")]));
+    }
+
+    #[test]
+    fn gzip_is_sent_where_it_is_taken() {
+        let prefers = |values: &[&str]| {
+            let values = values.iter().map(|value| (header::ACCEPT_ENCODING, value.parse().expect("a value")));
+            prefers_gzip(&values.collect())
+        };
+        for yes in ["gzip", "gzip, deflate, br, zstd", "br;q=1.0, GZIP ; q=0.5", "*", "identity;q=0.5, gzip", "x-gzip"]
+        {
+            assert!(prefers(&[yes]), "{yes}");
+        }
+        for no in ["", "identity", "br", "gzip;q=0", "gzip; q=0.000, *", "*;q=0", "identity, gzip;q=0.5", "gzip;q=x"] {
+            assert!(!prefers(&[no]), "{no}");
+        }
+        assert!(prefers(&["br", "gzip"]), "in two lines");
+        assert!(!prefers(&[]));
+    }
+
+    #[test]
+    fn what_gzip_makes_no_smaller_stays_as_it_is() {
+        let noise: Vec<u8> = (0..200_u32).flat_map(|n| *blake3::hash(&n.to_le_bytes()).as_bytes()).collect();
+        assert_eq!(gzip(&noise), None);
+        assert_eq!(gzip(b""), None);
+        assert!(gzip(&[b'x'; 1_000]).expect("it is worth it").len() < 100);
     }
 }

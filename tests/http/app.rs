@@ -513,6 +513,7 @@ fn an_apps_own_files_stand_beside_the_common_ones() {
     let style = ours.get(styles[1]);
     assert_eq!((style.status, style.header("content-type"), &*style.body), (200, "text/css", "h1 { color: teal }"));
     assert_eq!(style.header("cache-control"), "public, max-age=31536000, immutable");
+    assert_eq!(style.header("vary"), "accept-encoding");
     for old in ["/static/board.css", "/static/0123456789ab/board.css"] {
         let answer = ours.get(old);
         assert_eq!((answer.status, answer.header("location")), (307, styles[1]));

@@ -1,8 +1,10 @@
 //! The outside of the program: each route, as pages, forms, programs and other people's tests rely on it.
 
+use std::io::Read as _;
+
 use serde_json::{Value, json};
 
-use crate::client::{Live, agent, listing, new_id, redacted};
+use crate::client::{Answer, Live, agent, listing, new_id, redacted};
 use crate::common::{Server, data_dir, wait_for};
 
 #[test]
@@ -337,6 +339,41 @@ fn static_files_may_be_kept_for_ever_under_their_version() {
     let icon = server.get("/favicon.ico");
     assert_eq!(icon.status, 307);
     assert_eq!(server.get(icon.header("location")).header("content-type"), "image/svg+xml");
+}
+
+#[test]
+fn static_files_go_out_compressed_where_that_is_taken() {
+    let data = data_dir();
+    let server = Server::start(data.path());
+    let page = server.get("/");
+    let (mut plain, mut packed) = (0, 0);
+    for part in page.body.split(['"', ' ']).filter(|part| part.starts_with("/static/")) {
+        let whole = server.get(part);
+        assert_eq!((whole.header("vary"), whole.header("content-encoding")), ("accept-encoding", ""), "{part}");
+        let head = format!("GET {part} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n");
+        let bytes = server.send(format!("{head}Accept-Encoding: gzip, deflate, br\r\n\r\n").as_bytes());
+        let (start, answer) = (body_of(&bytes), Answer::parse(&bytes).expect("an answer"));
+        assert_eq!((answer.status, answer.header("vary")), (200, "accept-encoding"), "{part}");
+        for name in ["content-type", "cache-control"] {
+            assert_eq!(answer.header(name), whole.header(name), "{part}");
+        }
+        let gzipped = &bytes[start..];
+        assert_eq!(answer.header("content-length"), gzipped.len().to_string(), "{part}");
+        (plain, packed) = (plain + whole.body.len(), packed + gzipped.len());
+        if answer.header("content-encoding") == "gzip" {
+            let mut text = String::new();
+            flate2::read::GzDecoder::new(gzipped).read_to_string(&mut text).expect("gzip");
+            assert_eq!(text, whole.body, "{part}");
+        }
+        let refused = server.send(format!("{head}Accept-Encoding: gzip;q=0, br\r\n\r\n").as_bytes());
+        assert_eq!(refused[body_of(&refused)..], *whole.body.as_bytes(), "{part}");
+    }
+    assert!(packed * 2 < plain, "{packed} bytes instead of {plain}");
+}
+
+/// Where the body of an answer begins.
+fn body_of(bytes: &[u8]) -> usize {
+    4 + bytes.windows(4).position(|window| window == b"\r\n\r\n").expect("the end of the head")
 }
 
 #[test]

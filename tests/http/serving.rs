@@ -1,13 +1,16 @@
 //! Starting and ending: flags, environment, signals, and the messages.
 
 use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use crate::client::{Answer, listing, new_id};
-use crate::common::{Server, data_dir, errors, likewise, printed, run, wait_for};
+use crate::common::{PATIENCE, Server, data_dir, errors, likewise, printed, run, wait_for};
 
 #[test]
 fn the_ready_line_is_all_that_stands_on_standard_output() {
@@ -35,6 +38,23 @@ fn a_server_on_all_addresses_names_one_that_opens_the_page() {
         assert!(server.url.starts_with(one), "{all}: {}", server.url);
         assert_eq!(server.count(), 0);
     }
+}
+
+/// All pages connect at once when a server is back. What finds no place would be tried again only after seconds.
+#[test]
+fn hundreds_of_connections_find_a_place_while_the_server_is_busy() {
+    let data = data_dir();
+    let server = Server::start(data.path());
+    let most = std::fs::read_to_string("/proc/sys/net/core/somaxconn").unwrap().trim().parse().unwrap();
+    let pid = Pid::from_raw(server.pid().try_into().unwrap()).unwrap();
+    kill_process(pid, Signal::STOP).unwrap();
+    let address = ([127, 0, 0, 1], server.port()).into();
+    let connect =
+        |n| TcpStream::connect_timeout(&address, PATIENCE).unwrap_or_else(|error| panic!("number {n}: {error}"));
+    let waiting: Vec<_> = (0..400.min(most)).map(connect).collect();
+    kill_process(pid, Signal::CONT).unwrap();
+    drop(waiting);
+    assert_eq!(server.count(), 0);
 }
 
 #[test]

@@ -1,12 +1,14 @@
 //! What networks and hubs do to a sync under way.
 
+use std::io::{Read as _, Write as _};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
 use crate::common::wait_for;
-use crate::proxy::{Mode, Proxy};
+use crate::proxy::{Lie, Mode, Proxy};
 use crate::support::{Node, Wire, get, hub_behind_proxy, like, likes, wait_until_level};
 
 /// An answer with this status and a body of this type.
@@ -108,6 +110,26 @@ fn trust_25_connections_that_died_together_are_given_up_together() {
     hub.like();
     wait_until_level(&[&hub, &phone], 2);
     assert_eq!(proxy.lost(), 0, "it asked on a dead connection");
+}
+
+/// A proxy that gathers the stream answers with the head, and keeps the rest. Nothing ever comes, so nothing breaks either.
+#[test]
+fn trust_71_a_head_without_a_first_event_points_at_the_proxy() {
+    let (hub, proxy) = hub_behind_proxy();
+    proxy.set(Mode::Lie(Lie(Arc::new(|_, client| {
+        client
+            .write_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")?;
+        // Until the device gives up.
+        client.read(&mut [0]).map(drop)
+    }))));
+    let phone = Node::client("phone", &proxy.url, &hub);
+    phone.like();
+    let status = phone.wait_until("offline");
+    let error = status["upstream"]["error"].as_str().unwrap();
+    assert!(error.contains("answered, but sent nothing: a proxy in front of the hub may hold"), "{error}");
+    assert!(error.contains(&proxy.url) && error.contains("`proxy_buffering off;`"), "{error}");
+    proxy.set(Mode::Pass);
+    wait_until_level(&[&hub, &phone], 1);
 }
 
 /// A page may take longer than the longest silence and still arrive: while its bytes come, there is no silence.

@@ -172,6 +172,16 @@ impl Running {
         client.build().unwrap()
     }
 
+    /// A device that syncs with `hub` through the proxy; not started.
+    fn device(&self, hub: &Node) -> Node {
+        let mut device = Node::prepared("phone", &self.site(), hub);
+        let roots = device.file("roots.pem");
+        fs::write(&roots, &self.authority.pem).unwrap();
+        device.flag("--root-certificate", roots.to_str().unwrap());
+        device.environment("HTTPS_PROXY", &door_to_this_machine());
+        device
+    }
+
     /// Opens the page's stream, and reads on until it has brought `text`.
     async fn read_until(stream: &mut Response, text: &str) {
         let mut heard = String::new();
@@ -301,11 +311,7 @@ fn works_through(mut hub: Node, mut proxy: Running) {
     proxy.like_on_the_page(Version::HTTP_11, 0);
     proxy.like_on_the_page(Version::HTTP_2, 1);
 
-    let mut phone = Node::prepared("phone", &proxy.site(), &hub);
-    let roots = phone.file("roots.pem");
-    fs::write(&roots, &proxy.authority.pem).unwrap();
-    phone.flag("--root-certificate", roots.to_str().unwrap());
-    phone.environment("HTTPS_PROXY", &door_to_this_machine());
+    let mut phone = proxy.device(&hub);
     phone.start();
     phone.wait_for_count(2);
     phone.like();
@@ -388,4 +394,20 @@ fn trust_70_nginx_without_the_host_line_opens_nothing_and_is_told_what_it_lacks(
         Running::start(Kind::Nginx, lone.url(), |recipe| recipe.replace("proxy_set_header Host $http_host;", ""));
     let answer = proxy.runtime.block_on(proxy.browser(Version::HTTP_2).get(proxy.origin()).send()).unwrap();
     assert_eq!(answer.status(), StatusCode::FORBIDDEN);
+}
+
+/// nginx is told to ignore what the hub asks for. It keeps even the head of the answer.
+#[test]
+fn trust_71_a_device_behind_nginx_that_gathers_streams_is_told_what_to_change() {
+    let hub = hub();
+    let proxy = Running::start(Kind::Nginx, hub.url(), |recipe| {
+        recipe.replace("location / {", "location / {\nproxy_ignore_headers X-Accel-Buffering;")
+    });
+    let mut phone = proxy.device(&hub);
+    phone.start();
+    phone.like();
+    let status = phone.wait_until("offline");
+    let error = status["upstream"]["error"].as_str().unwrap();
+    assert!(error.contains("hold the stream back") && error.contains("`proxy_buffering off;`"), "{error}");
+    assert_eq!((phone.count(), count(&hub)), (1, 0));
 }
