@@ -68,7 +68,7 @@ fn devices_of_another_app_sync_through_a_hub_that_does_not_know_it() {
 #[test]
 fn a_hub_has_no_page() {
     let data = data_dir();
-    let server = hub(data.path(), &["--allow-host", "hub.example"]);
+    let server = hub(data.path(), &["--allow-host", "hub.example", "--local-page"]);
     for path in ["/healthz", "/status", "/metrics", "/s/todo/status", "/s/todo/healthz", "/s/todo/metrics"] {
         assert_eq!(get(&server, path, None).status, 200, "{path}");
     }
