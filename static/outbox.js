@@ -12,6 +12,7 @@ import { UUID7 } from "./ids.js";
 const ANSWER_WITHIN = 10_000;   // a post without an answer for this long is tried again
 const TURN_WITHIN = 12_000;     // a tab that takes longer than a post to give others their turn may hang
 const LONGEST_PAUSE = 60;       // seconds: the most that a Retry-After is heeded
+const MISSING_AGAIN = 30_000;   // how often a form that the server doesn't have is asked for again
 const OUTLIVES_PAGE = 32_000;   // bytes of a body that a browser may send after its page is gone; 64 KB for all of them
 
 /** Codes about the event itself: the same post can never succeed. All others are about the moment. */
@@ -37,6 +38,7 @@ export function makeOutbox({ app, base }, { changed, stored, refused }) {
   let earliest = 0;  // the server's Retry-After, which nothing hurries
   let kept = true;
   let resting;       // aborts the wait for the lock, and gives the lock back
+  let later;         // set while forms are missing, until they are asked for again
   const missing = new Set(); // forms that the server didn't have when it was asked last; their entries hold no others up
 
   const waiting = () =>
@@ -111,7 +113,7 @@ export function makeOutbox({ app, base }, { changed, stored, refused }) {
       }
     });
     pumping = false;
-    if (missing.size > 0 && timer === undefined) pause();
+    if (missing.size > 0) later ??= setTimeout(askForMissing, MISSING_AGAIN);
     pump(); // for what was made in between
   }
 
@@ -183,20 +185,23 @@ export function makeOutbox({ app, base }, { changed, stored, refused }) {
     changed();
   }
 
-  /** Pauses all entries, then tries all of them again. */
+  function askForMissing() {
+    clearTimeout(later);
+    later = undefined;
+    missing.clear();
+    pump();
+  }
+
+  /** Pauses all entries: what keeps one from being stored keeps them all. */
   function pause(retryAfter) {
     const asked = Math.min(LONGEST_PAUSE, Number(retryAfter) || 0) * 1_000;
     failures += 1;
     earliest = Date.now() + asked;
     clearTimeout(timer);
-    timer = setTimeout(tryAgain, Math.max(asked, backoff(failures)));
-  }
-
-  function tryAgain() {
-    clearTimeout(timer);
-    timer = undefined;
-    missing.clear();
-    pump();
+    timer = setTimeout(() => {
+      timer = undefined;
+      pump();
+    }, Math.max(asked, backoff(failures)));
   }
 
   return {
@@ -225,7 +230,10 @@ export function makeOutbox({ app, base }, { changed, stored, refused }) {
     keep: write,
     /** The server may be back: don't wait any longer. */
     hurry() {
-      if (Date.now() >= earliest) tryAgain();
+      if (Date.now() < earliest) return;
+      clearTimeout(timer);
+      timer = undefined;
+      askForMissing();
     },
     /** The page goes out of use. Another one may need the lock, and a page with a lock can't be kept for going back. */
     rest() {

@@ -244,10 +244,10 @@ impl Shared {
     fn look(&self) {
         let mut last = self.lock();
         let now = fs::symlink_metadata(self.file.path()).ok().map(|meta| (meta.modified().ok(), meta.len()));
-        if now == last.stamp {
+        // What keeps it from being read may be mended without a change of its text: its owner, say.
+        if now == last.stamp && last.trouble.is_none() {
             return;
         }
-        // Also when it is damaged: that is logged once.
         last.stamp = now;
         match self.file.list() {
             Ok(tokens) => {
@@ -260,7 +260,9 @@ impl Shared {
             }
             Err(error) => {
                 let trouble = format!("the tokens stay as they were: {error:#}");
-                tracing::error!("{trouble}");
+                if last.trouble.as_ref() != Some(&trouble) {
+                    tracing::error!("{trouble}");
+                }
                 last.trouble = Some(trouble);
             }
         }
@@ -372,6 +374,22 @@ mod tests {
         fs::remove_file(file.path()).unwrap();
         assert_eq!(tokens.trouble(), None);
         assert!(!tokens.is_valid(&token));
+    }
+
+    #[tokio::test]
+    async fn a_file_that_is_mended_is_read_whatever_its_stamp_says() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = TokenFile::in_dir(dir.path());
+        let shown = file.add("phone".parse().unwrap(), Purpose::Sync).unwrap();
+        let whole = fs::read_to_string(file.path()).unwrap();
+        let tokens = Tokens::follow(file.clone(), CancellationToken::new()).unwrap();
+        fs::write(file.path(), whole.replace('[', "x")).unwrap();
+        assert!(tokens.trouble().is_some());
+        let changed = fs::metadata(file.path()).unwrap().modified().unwrap();
+        fs::write(file.path(), &whole).unwrap();
+        File::options().write(true).open(file.path()).unwrap().set_modified(changed).unwrap();
+        assert_eq!(tokens.trouble(), None);
+        assert!(tokens.find(shown.as_bytes(), Purpose::Sync).is_some());
     }
 
     #[test]

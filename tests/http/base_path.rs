@@ -80,7 +80,7 @@ fn everything_is_under_the_base_path() {
 
     for (path, status, location) in [
         (BASE.to_owned(), 308, at("/")),
-        (at("?q"), 308, at("/")),
+        (at("?q"), 308, at("/?q")),
         (at("/s/work"), 308, at("/s/work/")),
         (at("/favicon.ico"), 307, at("/static/")),
         (at("/static/likes.js"), 307, at("/static/")),
@@ -90,7 +90,9 @@ fn everything_is_under_the_base_path() {
         assert_eq!(answer.status, status, "{path}");
         let there = answer.header("location");
         assert!(there.starts_with(&location), "{path} leads to {there}");
-        assert_eq!(server.get(there).status, 200, "{there}");
+        // The page of likes has no parameters, and leads on to itself without them.
+        let expected = if there.contains('?') { 303 } else { 200 };
+        assert_eq!(server.get(there).status, expected, "{there}");
     }
     assert_eq!(server.get(&at("/sync/v1/likes/events")).json()["code"], "unauthorized");
     assert_eq!(server.get(&at("/control/v1/likes/export")).status, 401);

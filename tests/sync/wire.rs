@@ -18,7 +18,8 @@ fn the_wire_is_as_documented() {
         head.starts_with("http/1.1 200 ok\r\n") && head.contains("\r\ncontent-type: text/event-stream\r\n"),
         "{head}"
     );
-    assert!(head.contains("\r\ncache-control: no-store\r\n"), "{head}");
+    assert!(head.contains("\r\ncache-control: no-store, no-transform\r\n"), "{head}");
+    assert!(head.contains("\r\nx-accel-buffering: no\r\n"), "{head}");
     let hello = pull.next_bytes().unwrap();
     let data = hello.strip_prefix("event: hello\ndata: ").expect("a hello").trim_end();
     let parsed: Value = serde_json::from_str(data).unwrap();

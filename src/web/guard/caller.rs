@@ -85,7 +85,7 @@ impl Passes {
     }
 
     /// What the token of a request opens.
-    fn of(&self, request: &Request) -> Option<Pass> {
+    pub(super) fn of(&self, request: &Request) -> Option<Pass> {
         let mut shown = request.headers().get_all(header::AUTHORIZATION).iter();
         let shown = shown.next().filter(|_| shown.next().is_none())?;
         (self.0)(shown.as_bytes().strip_prefix(b"Bearer ")?)
@@ -103,8 +103,9 @@ pub(super) fn caller(policy: &Policy, request: &Request) -> Result<Caller, Probl
     let path = request.uri().path();
     let route = storeless(path);
     let is_watched = matches!(route, "/status" | "/metrics");
-    // A hub has nothing to show but its status; what isn't there needs no protection.
-    let is_for_everybody = path.starts_with("/sync/") || path == HEALTH || policy.role == Role::Hub && !is_watched;
+    // A hub has nothing to show but its status and the health of its stores; what isn't there needs no protection.
+    let is_nothing = policy.role == Role::Hub && !is_watched && route != HEALTH;
+    let is_for_everybody = path.starts_with("/sync/") || path == HEALTH || is_nothing;
     match addressed_as(policy, request)? {
         AddressedAs::HealthCheck => Ok(Caller::Visitor),
         AddressedAs::Loopback => {
@@ -113,7 +114,7 @@ pub(super) fn caller(policy: &Policy, request: &Request) -> Result<Caller, Probl
             if policy.allow_hosts.is_empty() || policy.local_page || policy.passes.of(request) == Some(Pass::Owner) {
                 return Ok(Caller::Owner);
             }
-            // Those of `/control/` ask for the key themselves.
+            // What `/control/` needs is the key, which is looked at next.
             if is_for_everybody || path.starts_with("/control/") {
                 return Ok(Caller::Visitor);
             }

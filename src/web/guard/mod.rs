@@ -130,7 +130,10 @@ async fn admit(State(guard): State<Arc<Guard>>, mut request: Request, next: Next
         }
         // Load balancers may know the machine and not the site.
         Place::Outside if request.uri().path() == HEALTH => None,
-        Place::Door => Some(Redirect::permanent(&face.base_path.home()).into_response()),
+        Place::Door => {
+            let query = request.uri().query().map(|query| format!("?{query}")).unwrap_or_default();
+            Some(Redirect::permanent(&(face.base_path.home() + &query)).into_response())
+        }
         Place::Outside => Some(outside(face).into_response()),
     };
     let method = request.method().clone();
@@ -139,6 +142,7 @@ async fn admit(State(guard): State<Arc<Guard>>, mut request: Request, next: Next
     let answer = match check(&guard.policy, &request) {
         Err(problem) => problem.into_response(),
         Ok(_) if let Some(answer) = elsewhere => answer,
+        Ok(_) if lacks_the_key(&guard.policy, &request) => Problem::from(StatusCode::UNAUTHORIZED).into_response(),
         Ok(caller) => {
             request.extensions_mut().insert(caller.who());
             request.extensions_mut().insert(caller.sees());
@@ -165,6 +169,12 @@ fn outside(face: &Face) -> Problem {
         "Check the address. If a proxy passes requests on, have it leave the path as it is (nginx: no path and no slash at the \
          end of `proxy_pass`).",
     )
+}
+
+/// Whether a request is one of a command's, without the key that goes with it. This is known before anything of the body is
+/// read, or a store opened.
+fn lacks_the_key(policy: &Policy, request: &Request) -> bool {
+    request.uri().path().starts_with("/control/") && policy.passes.of(request) != Some(Pass::Owner)
 }
 
 /// Where the program says whether it can store anything.

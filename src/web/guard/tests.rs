@@ -52,7 +52,13 @@ impl Site {
             .route("/any", any(hit))
             .route("/sync/v1/{store}/events", get("events").post(takes_all))
             .route("/control/import", get("import").post(takes_all));
-        Self { router: protect(router, policy), handled }
+        // `key` opens everything to its owner, and `watch` what watchers see.
+        let passes = Passes::new(|shown| match shown {
+            b"key" => Some(Pass::Owner),
+            b"watch" => Some(Pass::Watcher),
+            _ => None,
+        });
+        Self { router: protect(router, Policy { passes, ..policy }), handled }
     }
 
     async fn answer(&self, request: Request) -> Response {
@@ -85,6 +91,10 @@ fn request_between(peer: &str, own: &str, method: &str, uri: &str, headers: &[(&
     let mut request = Request::builder().method(method).uri(uri);
     for &(name, value) in headers {
         request = request.header(name, value);
+    }
+    // Commands show the key, unless a test has them show something else.
+    if uri.contains("/control/") && !headers.iter().any(|(name, _)| *name == "authorization") {
+        request = request.header(KEY.0, KEY.1);
     }
     let mut request = request.body(Body::empty()).expect("a valid request");
     let address = |text: &str| text.parse::<SocketAddr>().expect("an address");
@@ -365,18 +375,26 @@ async fn an_allowed_host_opens_sync_and_the_page_only_when_public() {
     assert_eq!(refused(answer).await, "host-not-allowed");
 }
 
-/// A hub that strangers reach through a proxy on its machine. `key` opens all of it, and `watch` what watchers see.
+/// A hub that strangers reach through a proxy on its machine.
 fn behind_a_proxy(public: bool, local_page: bool) -> Site {
-    let passes = Passes::new(|shown| match shown {
-        b"key" => Some(Pass::Owner),
-        b"watch" => Some(Pass::Watcher),
-        _ => None,
-    });
-    Site::new(Policy { local_page, passes, ..allowing(&["hub.example"], public) })
+    Site::new(Policy { local_page, ..allowing(&["hub.example"], public) })
 }
 
 const KEY: (&str, &str) = ("authorization", "Bearer key");
 const WATCH: (&str, &str) = ("authorization", "Bearer watch");
+
+#[tokio::test]
+async fn commands_without_the_key_are_refused_before_their_body_is_read() {
+    for site in [Site::new(Policy::default()), behind_a_proxy(true, true), behind_a_proxy(false, false)] {
+        for shown in ["", "Bearer", "Bearer ", "Bearer watch", "Bearer key2", "Basic key"] {
+            // The body has no end.
+            let body =
+                Body::from_stream(futures_util::stream::repeat_with(|| Ok::<_, Infallible>(Bytes::from_static(b"x"))));
+            let request = with_body("/control/import", &[("authorization", shown)], body);
+            assert_eq!(site.answer(request).await.status(), StatusCode::UNAUTHORIZED, "{shown:?}");
+        }
+    }
+}
 
 #[tokio::test]
 async fn trust_70_with_an_allowed_host_loopback_names_open_sync_and_what_shows_the_key() {

@@ -46,7 +46,7 @@ pub(super) struct Framing {
     line_length: usize,
     last: u8,
     head_bytes: usize,
-    has_begun: bool,
+    heads: u64,
 }
 
 impl Framing {
@@ -58,7 +58,7 @@ impl Framing {
             line_length: 0,
             last: 0,
             head_bytes: 0,
-            has_begun: false,
+            heads: 0,
         }
     }
 
@@ -67,9 +67,9 @@ impl Framing {
         self.head_bytes
     }
 
-    /// Whether the first line of a request has arrived. Empty lines before it don't count.
-    pub(super) fn has_begun(&self) -> bool {
-        self.has_begun
+    /// How many requests have begun: their first line has arrived. Empty lines before it don't count.
+    pub(super) fn heads(&self) -> u64 {
+        self.heads
     }
 
     /// Whether everything that was begun is complete.
@@ -112,6 +112,7 @@ impl Framing {
             self.line_length += 1;
             return;
         }
+        let begins = matches!(self.place, Place::Head(0));
         let next = if last == b'\r' { self.after_line() } else { None };
         self.place = next.unwrap_or(Place::Lost);
         if self.place == Place::Lost {
@@ -119,7 +120,8 @@ impl Framing {
         }
         self.line_length = 0;
         match self.place {
-            Place::Head(1..) => self.has_begun = true,
+            Place::Head(1..) if begins => self.heads += 1,
+            Place::Head(1..) => {}
             _ => self.head_bytes = 0,
         }
     }
@@ -268,6 +270,7 @@ mod tests {
         for (part, head_bytes) in [("", 0), ("POST", 4), ("\r\nPOST", 4), (POST, POST.len())] {
             let (_, framing) = passed(part);
             assert_eq!(framing.head_bytes(), head_bytes, "{part:?}");
+            assert_eq!(framing.heads(), u64::from(part == POST), "{part:?}");
             assert_eq!(framing.is_between_requests(), head_bytes == 0, "{part:?}");
         }
         let (_, framing) = passed(&format!("{POST}Content-Length: 3\r\n\r\nab"));

@@ -95,8 +95,8 @@ async fn closing_time(shutdown: CancellationToken, limits: Limits) {
 fn http1_with(limits: Limits) -> http1::Builder {
     let mut http = http1::Builder::new();
     // To hyper this includes the time before a head begins; the socket bounds the head itself.
-    let idle = limits.idle.max(limits.header_read);
-    http.timer(TokioTimer::new()).header_read_timeout(idle).max_buf_size(limits.buffer_bytes);
+    let at_most = limits.idle + limits.header_read;
+    http.timer(TokioTimer::new()).header_read_timeout(at_most).max_buf_size(limits.buffer_bytes);
     http
 }
 

@@ -60,7 +60,7 @@ impl Socket {
 
     /// Whether no head is on its way, after at least one was.
     fn rests(&self) -> bool {
-        self.framing.has_begun() && self.framing.head_bytes() == 0
+        self.framing.heads() > 0 && self.framing.head_bytes() == 0
     }
 
     /// Gives up on a head that doesn't come. A byte now and then doesn't extend its time.
@@ -96,9 +96,11 @@ impl AsyncRead for Socket {
         let before = buffer.filled().len();
         let Poll::Ready(read) = Pin::new(&mut self.stream).poll_read(cx, buffer) else { return self.watch_head(cx) };
         let Self { framing, connection, .. } = &mut *self;
+        let heads = framing.heads();
         framing.pass(&mut buffer.filled_mut()[before..]);
         connection.has_read(framing.head_bytes(), framing.is_between_requests());
-        if self.rests() {
+        // The next head has its own time. The first one's has run since the connection was opened.
+        if self.rests() || heads > 0 && self.framing.heads() > heads {
             self.head = None;
         }
         Poll::Ready(read)
