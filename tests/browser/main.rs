@@ -18,4 +18,5 @@ mod stores;
 mod sync;
 mod tabs;
 mod todo;
+mod tools;
 mod upgrade;

@@ -383,7 +383,7 @@ fn a_live_stream_begins_with_what_is_there_and_goes_on_with_what_changes() {
     let mut live = server.live("/live");
     assert_eq!(live.answer.status, 200);
     assert_eq!(live.answer.header("content-type"), "text/event-stream");
-    assert_eq!(live.answer.header("cache-control"), "no-store");
+    assert_eq!(live.answer.header("cache-control"), "no-store, no-transform");
     let mut first = [frame(&mut live), frame(&mut live)];
     first.sort();
     insta::assert_snapshot!("frames", first.concat());
@@ -493,7 +493,7 @@ fn frame(live: &mut Live) -> String {
 fn likes_frame(count: u64) -> String {
     let digits = count.to_string().len();
     format!(
-        "event: likes\ndata: <likewise-live class=\"live\" data-live=\"likes\"><p class=\"tally\" data-digits=\"{digits}\">\
+        "event: likes\ndata: <likewise-live class=\"live\" id=\"live-likes\" data-live=\"likes\"><p class=\"tally\" data-digits=\"{digits}\">\
          <output id=\"count\" data-count=\"{count}\">{count}</output></p></likewise-live>\n\n"
     )
 }
