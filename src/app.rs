@@ -33,7 +33,7 @@ const RESERVED: [&str; 14] = [
 const EVENTS: [&str; 2] = ["done", "current"];
 
 /// Commands that every program has.
-const OWN_COMMANDS: [&str; 18] = [
+const OWN_COMMANDS: [&str; 19] = [
     "serve",
     "hub",
     "status",
@@ -52,6 +52,7 @@ const OWN_COMMANDS: [&str; 18] = [
     "set-aside",
     "help",
     "completions",
+    "man",
 ];
 
 /// Fields of `/status` and metrics of the program, beside which figures stand.
@@ -305,7 +306,8 @@ impl App {
     }
 
     /// Adds routes of your own to every store, behind the same guard as the program's. A handler that asks for a
-    /// [`Store`](crate::engine::Store) gets the one that the address names.
+    /// [`Store`](crate::engine::Store) gets the one that the address names. One that makes addresses asks for a [`Render`]:
+    /// they begin with [`Render::base`].
     ///
     /// [`likewise::axum`](crate::axum) is the axum to write them with. Extractors and answers are axum's own, such as
     /// `Query` and `Json`.

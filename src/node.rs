@@ -18,7 +18,7 @@ use crate::engine::{Device, Schema, Setup, Store, StoreId, StoreLimits, Stores};
 use crate::limits::app::{ATTEND_EVERY, RETRY_HALTED};
 use crate::limits::engine::stores::SWEEP_EVERY;
 use crate::sync::{Clients, Upstream, UpstreamOptions};
-use crate::web::AllowedHost;
+use crate::web::{AllowedHost, BasePath};
 
 /// How an app runs. [`Options::default`] is what the program does without flags.
 #[derive(Debug, Clone)]
@@ -33,6 +33,8 @@ pub struct Options {
     pub retry_halted: Duration,
     /// The names besides the loopback ones under which a server answers, for sync and `/healthz`.
     pub allow_hosts: Vec<AllowedHost>,
+    /// The path of a site under which a server has all of its addresses. A proxy in front passes it on unchanged.
+    pub base_path: BasePath,
     /// Whether a server shows the page under those names, too. Anyone who can reach it can then post.
     pub public: bool,
     /// Whether a server shows the page under loopback names although `allow_hosts` gives others. Such a server is expected
@@ -48,6 +50,7 @@ impl Default for Options {
             upstream: None,
             retry_halted: Duration::from_secs(RETRY_HALTED),
             allow_hosts: Vec::new(),
+            base_path: BasePath::default(),
             public: false,
             local_page: false,
         }

@@ -16,7 +16,7 @@ use crate::node::{Base, Node, Options};
 use crate::sync::{Purpose, TokenFile, Tokens};
 use crate::web::live::Pages;
 use crate::web::metrics::Metrics;
-use crate::web::{self, Hub, Pass, Passes, Policy, Role, Services, Shares, VisitorKey};
+use crate::web::{self, BasePath, Hub, Pass, Passes, Policy, Role, Services, Shares, VisitorKey};
 
 /// A node with a server in front of it, ready to serve.
 pub(crate) struct Server {
@@ -61,7 +61,11 @@ impl Server {
         }
         let bound = listener.local_addr().context("cannot learn the address that is listened on")?;
         let address = reachable(bound);
-        node.dir_mut().announce(&format!("http://{address}"))?;
+        let face = Arc::new(app.face().under(options.base_path));
+        node.dir_mut().announce(&format!("http://{address}{}", face.base_path))?;
+        if face.base_path != BasePath::default() {
+            tracing::info!("all addresses are under http://{address}{}", face.base_path.home());
+        }
         if options.allow_hosts.is_empty() && !bound.ip().to_canonical().is_loopback() {
             let page = match role {
                 Role::App => "; to let them open the page, add --public",
@@ -75,11 +79,10 @@ impl Server {
         }
         let dir = node.dir();
         let tokens = Tokens::follow(TokenFile::in_dir(dir.path()), shutdown.clone())?;
-        let face = app.face();
         let services = Arc::new(Services {
-            metrics: Metrics::new(face),
+            metrics: Metrics::new(&face),
             visitors: VisitorKey::in_dir(dir.path()),
-            face: Arc::clone(face),
+            face: Arc::clone(&face),
             stores: node.stores.clone(),
             device: node.device.clone(),
             pages: Pages::default(),
@@ -100,7 +103,7 @@ impl Server {
             public: options.public,
             local_page: options.local_page,
             passes: passes(dir.key(), tokens),
-            ..Policy::of(app.face())
+            ..Policy::of(&face)
         };
         let router = web::protect(routes, policy);
         Ok(Self { node, router, limits, listener, address })

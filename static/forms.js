@@ -3,7 +3,7 @@
 //
 // The script takes a form over if it posts to `BASE/NAME` and NAME is one of the app's forms.
 
-import { UUID7, mintId } from "./ids.js";
+import { mintId } from "./ids.js";
 import { isDirty } from "./morph.js";
 
 const GIVES = ":not([type=hidden], [type=submit], [type=button], [type=image], [type=reset], [type=file])";
@@ -23,21 +23,13 @@ export function takeOver({ base, forms }, posted) {
 
   const all = () => [...document.forms].filter((form) => nameOf(form));
 
-  // Before this file was here, the browser may have posted a form by itself, and the page stands until its answer comes. A
-  // second press then is the same post, under the id in the form. Once the page is shown whole, each submit is a post of
-  // its own.
-  let isShown = false;
-
   document.addEventListener("submit", (event) => {
     const { target: form, submitter } = event;
     const name = nameOf(form, submitter);
     if (!name || event.defaultPrevented) return;
     event.preventDefault();
     const fields = fieldsOf(form, submitter);
-    // An event has the time of its id, so it gets one now: the id in the form is as old as the page. What is no id there is
-    // posted as it stands, for the server to say what is wrong with it.
-    const given = fields.find(([field]) => field === "id")?.[1];
-    const id = given === undefined || (isShown && UUID7.test(given)) ? mintId() : given;
+    const id = idFor(form, fields);
     const controls = editable(form);
     posted({
       id,
@@ -57,11 +49,8 @@ export function takeOver({ base, forms }, posted) {
   });
 
   return {
-    /** The page is shown, maybe again. Gives every form a new id: one from history may hold an id that is already used. */
-    shown() {
-      isShown = true;
-      all().forEach(renew);
-    },
+    /** Gives every form an id of its own: a page from history may hold one that is already used. */
+    renewAll: () => all().forEach(renew),
 
     /** Removes the ids from forms inside fragments: the stream sends none, and the script mints them. */
     strip(element) {
@@ -93,10 +82,26 @@ function fieldsOf(form, submitter) {
   return fields;
 }
 
+/** The ids that were put into forms here. */
+const renewed = new WeakMap();
+
 /** A new id, where a form has a field for it: the browser posts that when a button leads somewhere else. */
 function renew(form) {
   const field = idField(form);
-  if (field) field.value = mintId();
+  if (!field) return;
+  field.value = mintId();
+  renewed.set(form, field.value);
+}
+
+/**
+ * The id to post a form under. An event has the time of its id, so it gets one now.
+ *
+ * Only an id that isn't from here stays: the browser may have posted it by itself, before this file was there, and the page
+ * stands until the answer comes. Then this is the same post.
+ */
+function idFor(form, fields) {
+  const id = fields.find(([field]) => field === "id")?.[1];
+  return id && id !== renewed.get(form) ? id : mintId();
 }
 
 function idField(form) {

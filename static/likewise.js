@@ -274,7 +274,7 @@ function rouse() {
 }
 
 addEventListener("pageshow", (event) => {
-  page.shown();
+  page.renewAll();
   if (event.persisted) stream.join();
   outbox.resume();
   outbox.adopt();

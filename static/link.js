@@ -30,7 +30,8 @@ export function joinStream({ address, set, script }, hear) {
     hangUp();
     listenForWorkers();
     try {
-      // One name for all stores, so that one place decides which of them has a stream.
+      // One name for all stores, so that one place decides which of them has a stream. The script's address tells programs
+      // under several paths of one site apart.
       const worker = new SharedWorker(script, { type: "module", name: "likewise" });
       worker.onerror = () => {
         hangUp();

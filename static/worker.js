@@ -12,7 +12,9 @@ const SETS = 64;    // sets of parameters in one stream; the server takes no mor
 
 const stores = new Map(); // address of the stream -> store
 const pages = new BroadcastChannel("likewise-pages");
-const others = new BroadcastChannel("likewise"); // the workers of pages that another version of this file runs in
+// The workers of pages that another version of this file runs in, or another program under another path of this site: all
+// of them share the browser's connections.
+const others = new BroadcastChannel("likewise");
 const run = crypto.getRandomValues(new Uint32Array(2)).join("-"); // tells this worker from one that ended
 let crowded = false;
 let looks = 0;
@@ -21,7 +23,7 @@ self.onconnect = ({ ports: [port] }) => {
   port.onmessage = ({ data }) => (data.left ? leave(port, data.address) : hear(port, data));
 };
 
-/** Somebody looks at a page of another version, whose worker needs the connections of what is hidden here. */
+/** Somebody looks at a page of another version or program, whose worker needs the connections of what is hidden here. */
 others.onmessage = () => {
   crowded = true;
   share();

@@ -19,7 +19,7 @@ pub(crate) fn page(page: &Page) -> Markup {
             head {
                 (page.head())
                 meta name="color-scheme" content="light dark";
-                title { "To do" @if !page.base().is_empty() { " · " (page.store()) } }
+                title { "To do" @if page.store() != "todo" { " · " (page.store()) } }
                 link rel="icon" type="image/svg+xml" href=(page.asset("favicon.svg"));
                 link rel="stylesheet" href=(page.asset("todo.css"));
                 script type="module" src=(page.asset("todo.js")) {}

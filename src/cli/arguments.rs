@@ -18,7 +18,7 @@ use crate::app::{App, AppCommand, AppError};
 use crate::data_dir;
 use crate::engine::{Device, StoreId};
 use crate::limits::app::RETRY_HALTED;
-use crate::web::AllowedHost;
+use crate::web::{AllowedHost, BasePath};
 
 /// What a command line asks for.
 pub(super) struct Asked {
@@ -78,11 +78,27 @@ pub(super) enum Cli {
         #[command(flatten)]
         store: StoreArgs,
         /// Ask the server at this address, rather than the data directory
-        #[arg(long, env = "URL")]
+        #[arg(long, value_name = "URL|HOST:PORT", env = "URL")]
         url: Option<String>,
         /// Print JSON, as `GET /status` answers it
         #[arg(long)]
         json: bool,
+        /// Show the digests of log and state as well, by which replicas are compared; JSON always has them
+        #[arg(long)]
+        digests: bool,
+    },
+    /// List the stores, with their counts and how they stand with the hub
+    Stores {
+        /// Print JSON: an array of what `status --json` prints, without digests
+        #[arg(long)]
+        json: bool,
+    },
+    /// Say whether an event can be stored: exits with 0 if so, for containers and supervisors
+    ///
+    /// Asks the {app} process that serves the data directory. Without one the answer is no.
+    Health {
+        #[command(flatten)]
+        store: StoreArgs,
     },
     /// Check the log against its digests, and the state against one rebuilt from the log
     ///
@@ -147,6 +163,17 @@ pub(super) enum Cli {
         /// Directory of the copy; it must not exist, or be empty
         to: PathBuf,
     },
+    /// Print completions of {app}'s commands for a shell
+    ///
+    /// For bash: `{app} completions bash > ~/.local/share/bash-completion/completions/{app}`.
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page
+    ///
+    /// To read it: `{app} man | man -l -`.
+    Man,
 }
 
 #[derive(Subcommand)]
@@ -158,6 +185,9 @@ pub(super) enum TokenCommand {
         /// Make a token that opens /status and /metrics, for a program that watches over this one; it can't sync
         #[arg(long)]
         read: bool,
+        /// Write the token into this new file, which only its owner can read, rather than to standard output
+        #[arg(long, value_name = "FILE")]
+        out: Option<PathBuf>,
     },
     /// Show the devices, when each was last seen, and how far it has pulled
     List,
@@ -207,6 +237,9 @@ pub(super) struct ListenArgs {
     /// this machine that passes such names on
     #[arg(long, env = "LOCAL_PAGE", value_parser = BoolishValueParser::new())]
     pub(super) local_page: bool,
+    /// Path of a site, such as /{app}, under which everything is. A proxy in front has to pass the path on unchanged
+    #[arg(long, value_name = "/PATH", env = "BASE_PATH")]
+    pub(super) base_path: Option<BasePath>,
 }
 
 #[derive(Args)]
@@ -244,12 +277,13 @@ fn host_and_port(text: &str) -> Result<String, &'static str> {
 }
 
 /// The flags that may stand without a command.
-const SERVE_FLAGS: [&str; 10] = [
+const SERVE_FLAGS: [&str; 11] = [
     "listen",
     "device",
     "allow_host",
     "public",
     "local_page",
+    "base_path",
     "upstream",
     "token_file",
     "token",
@@ -293,7 +327,7 @@ pub(super) fn parse(app: &App, line: impl IntoIterator<Item = OsString>) -> Resu
 }
 
 /// All commands of the app, in its own words.
-fn command_line(app: &App) -> clap::Command {
+pub(super) fn command_line(app: &App) -> clap::Command {
     let about = app.about_text();
     let summary = about.split_once("\n\n").map_or(about, |(summary, _)| summary);
     let common = in_words_of(app, Top::command());
@@ -387,7 +421,10 @@ fn with_tidy_variables(command: clap::Command) -> clap::Command {
         let value = arg.get_env().and_then(env::var_os).and_then(|value| value.into_string().ok());
         let Some(value) = value else { return arg };
         let tidy = match arg.get_value_delimiter() {
-            Some(comma) => value.split(comma).map(str::trim).collect::<Vec<_>>().join(&comma.to_string()),
+            Some(comma) => {
+                let parts = value.split(comma).map(str::trim).filter(|part| !part.is_empty());
+                parts.collect::<Vec<_>>().join(&comma.to_string())
+            }
             None => value.trim().to_owned(),
         };
         if tidy.is_empty() {

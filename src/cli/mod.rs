@@ -2,12 +2,15 @@
 
 mod arguments;
 mod context;
+mod health;
 mod log;
+mod manual;
 mod owner;
 mod process;
 mod serve;
 mod set_aside;
 mod status;
+mod stores;
 mod target;
 mod tokens;
 mod transfer;
@@ -19,8 +22,9 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 
 use self::arguments::{Asked, Cli, Command};
 use self::owner::act_as_owner;
@@ -43,7 +47,10 @@ pub(crate) fn run(app: &App) -> ExitCode {
         Ok(asked) => asked,
         Err(error) => error.exit(),
     };
-    log_to_stderr(app);
+    if let Err(error) = log_to_stderr(app) {
+        eprintln!("{}: {}", app.name(), in_full(&error));
+        return ExitCode::FAILURE;
+    }
     let result = locate_data(app, asked).and_then(|(asked, data)| {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
         let result = runtime.block_on(obey(app, asked, &data));
@@ -62,9 +69,16 @@ pub(crate) fn run(app: &App) -> ExitCode {
 }
 
 /// Writes the log to standard error, as far as the program's own variable asks for it.
-fn log_to_stderr(app: &App) {
-    let filter = env::var(arguments::log_variable(app)).ok().filter(|filter| !filter.is_empty());
-    let filter = filter.and_then(|filter| filter.parse().ok()).unwrap_or_else(|| EnvFilter::new("info"));
+fn log_to_stderr(app: &App) -> anyhow::Result<()> {
+    let variable = arguments::log_variable(app);
+    let asked = env::var(&variable).ok().filter(|filter| !filter.trim().is_empty());
+    let filter = log_filter(asked.as_deref().unwrap_or("info")).with_context(|| {
+        format!(
+            "{variable} says what is logged: error, warn, info, debug, trace or off, or for a part alone, as in \
+             `info,{}=debug`",
+            env!("CARGO_PKG_NAME")
+        )
+    })?;
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)
@@ -73,6 +87,18 @@ fn log_to_stderr(app: &App) {
         // Its own errors would go to standard error, too, and panic when that is what fails.
         .log_internal_errors(false)
         .init();
+    Ok(())
+}
+
+/// Which lines are logged. A bare word has to be a level: the filter itself would take a misspelled one for the name of a
+/// part, and log nothing else.
+fn log_filter(text: &str) -> anyhow::Result<EnvFilter> {
+    let parts: Vec<_> = text.split(',').map(str::trim).collect();
+    let is_fine = |part: &&str| part.contains(['=', '[']) || part.parse::<LevelFilter>().is_ok();
+    if let Some(wrong) = parts.iter().find(|part| !is_fine(part)) {
+        bail!("{wrong:?} is no level");
+    }
+    parts.join(",").parse().with_context(|| format!("{text:?} is not understood"))
 }
 
 /// Finds the data directory. From here on, this process acts as its owner.
@@ -103,14 +129,20 @@ async fn obey(app: &App, asked: Asked, data: &Path) -> anyhow::Result<ExitCode> 
     match command {
         Cli::Serve(args) => serve::serve(app, data, args).await,
         Cli::Hub(args) => serve::hub(app, data, args).await,
-        Cli::Status { store, url, json } => status::status(&at(store.store), url, json).await,
+        Cli::Status { store, url, json, digests } => {
+            status::status(&at(store.store), url, status::Shown { json, digests }).await
+        }
+        Cli::Stores { json } => stores::stores(app, data, json).await,
+        Cli::Health { store } => health::health(&at(store.store)).await,
         Cli::Verify { store } => verify::verify(&at(store.store)).await,
         Cli::Export { store } => transfer::export(&at(store.store), Exported::All).await,
         Cli::Import { store } => transfer::import(&at(store.store)).await,
         Cli::Backup { to } => transfer::backup(app, data, &to).await,
-        Cli::Token { command } => tokens::token(app, data, command),
+        Cli::Token { command } => tokens::token(app, data, command).await,
         Cli::Adopt { store, yes } => log::adopt(&at(store.store), yes).await,
         Cli::Promote { store, yes } => log::promote(&at(store.store), yes).await,
+        Cli::Completions { shell } => manual::completions(app, shell),
+        Cli::Man => manual::page(app),
         Cli::SetAside { store, command } => set_aside::set_aside(&at(store.store), &command).await,
     }
 }
@@ -179,6 +211,16 @@ pub(crate) mod tests {
         let words = std::iter::once(app.name()).chain(words.iter().copied());
         let asked = arguments::parse(app, words.map(Into::into)).expect("a command line");
         obey(app, asked, data).await
+    }
+
+    #[test]
+    fn a_misspelled_level_of_the_log_is_an_error() {
+        for fine in ["info", "WARN", "off", "debug,hyper=info", "likewise=trace", " warn , hyper=off "] {
+            assert!(log_filter(fine).is_ok(), "{fine}");
+        }
+        for wrong in ["warning", "verbose", "info,loud", "likewise=loud", "="] {
+            assert!(log_filter(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -44,6 +44,13 @@ impl Process {
         Ok(as_local(working_client()?.request(method, url)).bearer_auth(&self.holder.key))
     }
 
+    /// Has the process do `what`, where there is no more to say.
+    pub(super) async fn tell(&self, what: &str) -> anyhow::Result<()> {
+        let request = self.request(Method::POST, what)?;
+        let answer = request.send().await.map_err(|error| unanswered(error, &self.address, self.name))?;
+        understood(answer, &self.address).await.map(drop)
+    }
+
     /// The answer as JSON.
     pub(super) async fn answer<T: DeserializeOwned>(&self, request: RequestBuilder) -> anyhow::Result<T> {
         let answer = request.send().await.map_err(|error| unanswered(error, &self.address, self.name))?;

@@ -88,8 +88,15 @@ fn bind_one(address: SocketAddr) -> io::Result<TcpListener> {
 
 /// How to run on the data in `data`, without a hub.
 fn options(data: &Path, listen: &ListenArgs) -> Options {
-    let ListenArgs { device, allow_host, local_page, .. } = listen.clone();
-    Options { data: Some(data.to_owned()), device, allow_hosts: allow_host, local_page, ..Options::default() }
+    let ListenArgs { device, allow_host, local_page, base_path, .. } = listen.clone();
+    Options {
+        data: Some(data.to_owned()),
+        device,
+        allow_hosts: allow_host,
+        local_page,
+        base_path: base_path.unwrap_or_default(),
+        ..Options::default()
+    }
 }
 
 /// The hub to sync with, and the token for it.

@@ -7,23 +7,38 @@ use std::process::ExitCode;
 use anyhow::Context;
 use reqwest::{Method, RequestBuilder};
 
-use super::process::{as_local, http_client, unanswered, understood};
+use super::process::{Process, as_local, http_client, unanswered, understood};
 use super::target::{Access, Target, access_to_all};
 use crate::app::App;
 use crate::engine::{NoEffect, Skipped};
 use crate::limits::app::KINDS;
 use crate::node::host_name;
 use crate::sync::LinkStatus;
-use crate::web::{self, StatusReport};
+use crate::web::{self, Digests, StatusReport};
 
-pub(super) async fn status(at: &Target<'_>, url: Option<String>, json: bool) -> anyhow::Result<ExitCode> {
+/// Asks as the owner of the data that a process serves.
+pub(super) fn as_owner_of(process: &Process) -> impl Fn(RequestBuilder) -> RequestBuilder {
+    |request| as_local(request).bearer_auth(&process.holder.key)
+}
+
+/// How a status is shown.
+#[derive(Clone, Copy)]
+pub(super) struct Shown {
+    pub(super) json: bool,
+    pub(super) digests: bool,
+}
+
+pub(super) async fn status(at: &Target<'_>, url: Option<String>, shown: Shown) -> anyhow::Result<ExitCode> {
+    let url = url.map(|url| if url.contains("://") { url } else { format!("http://{url}") });
+    if url.is_none() {
+        at.must_be_known()?;
+    }
     let (report, skipped) = match url {
         // Only the owner may see which events have no effect.
-        Some(url) => (ask(at, &url, |request| request).await?, Vec::new()),
+        Some(url) => (ask(at, &url, true, |request| request).await?, Vec::new()),
         None => match access_to_all(at.app, at.data)? {
             Access::Asked(process) => {
-                let as_owner = |request| as_local(request).bearer_auth(&process.holder.key);
-                let report = ask(at, &process.address, as_owner).await?;
+                let report = ask(at, &process.address, true, as_owner_of(&process)).await?;
                 let request = process.request(Method::GET, &format!("{}/skipped", at.store))?;
                 (report, process.answer(request).await?)
             }
@@ -39,23 +54,26 @@ pub(super) async fn status(at: &Target<'_>, url: Option<String>, json: bool) -> 
         },
     };
     let mut out = io::stdout().lock();
-    if json {
+    if shown.json {
         serde_json::to_writer_pretty(&mut out, &report)?;
         writeln!(out)?;
     } else {
-        show(&mut out, at.app, &report, &skipped)?;
+        let digests = report.digests.as_ref().filter(|_| shown.digests);
+        show(&mut out, at.app, &report, digests, &skipped)?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
 /// The status that the program at `url` answers.
-async fn ask(
+pub(super) async fn ask(
     at: &Target<'_>,
     url: &str,
+    digests: bool,
     prepare: impl Fn(RequestBuilder) -> RequestBuilder,
 ) -> anyhow::Result<StatusReport> {
     let name = at.app.name();
-    let url = format!("{}{}/status?digests", url.trim_end_matches('/'), at.app.face().base(&at.store));
+    let digests = if digests { "?digests" } else { "" };
+    let url = format!("{}{}/status{digests}", url.trim_end_matches('/'), at.app.face().base(&at.store));
     let answer = prepare(http_client(&url)?.get(&url)).send().await.map_err(|error| unanswered(error, &url, name))?;
     understood(answer, &url).await?.json().await.with_context(|| {
         format!(
@@ -64,7 +82,13 @@ async fn ask(
     })
 }
 
-fn show(out: &mut impl Write, app: &App, report: &StatusReport, without_effect: &[Skipped]) -> io::Result<()> {
+fn show(
+    out: &mut impl Write,
+    app: &App,
+    report: &StatusReport,
+    digests: Option<&Digests>,
+    without_effect: &[Skipped],
+) -> io::Result<()> {
     let name = app.name();
     let StatusReport { store, device, head, cursor, pending, set_aside, skipped, unknown, log, .. } = report;
     writeln!(out, "store      {store} on {device}", device = device.as_str())?;
@@ -107,7 +131,7 @@ fn show(out: &mut impl Write, app: &App, report: &StatusReport, without_effect: 
     if kinds.len() > KINDS {
         writeln!(out, "           and {} other kinds", kinds.len() - KINDS)?;
     }
-    if let Some(digests) = &report.digests {
+    if let Some(digests) = digests {
         writeln!(
             out,
             "digests    at {}: log {}, state {}",

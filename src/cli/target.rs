@@ -17,6 +17,9 @@ use crate::engine::{self, Files, Store, StoreId, StoreLimits};
 use crate::node::{host_name, open_stores, show_progress};
 use crate::sync::TokenFile;
 
+/// How many stores are named to somebody who asks for one that isn't there.
+const NAMED: usize = 10;
+
 /// A store of an app, in a data directory.
 pub(super) struct Target<'a> {
     pub(super) app: &'a App,
@@ -133,10 +136,23 @@ impl Target<'_> {
         Ok(files)
     }
 
+    /// Fails when the data has no such store, unless it is the one that everybody begins with.
+    ///
+    /// # Errors
+    ///
+    /// When the name is most likely misspelled.
+    pub(super) fn must_be_known(&self) -> anyhow::Result<()> {
+        let is_first = self.store.as_str() == self.app.store_name();
+        if is_first || !DataDir::is_used(self.data)? { Ok(()) } else { self.must_exist() }
+    }
+
     /// Says that the store isn't there.
     pub(super) fn missing(&self) -> String {
         let (store, data) = (&self.store, self.data.display());
-        format!("there is no store {store} in {data}; name the directory with --data, the store with --store")
+        let known = engine::stores_in(&DataDir::stores(self.data)).unwrap_or_default();
+        let known: Vec<_> = known.iter().take(NAMED).map(StoreId::as_str).collect();
+        let there = if known.is_empty() { String::new() } else { format!(" (there are {})", known.join(", ")) };
+        format!("there is no store {store} in {data}{there}; name the directory with --data, the store with --store")
     }
 }
 

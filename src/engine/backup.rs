@@ -31,7 +31,7 @@ pub fn backup(files: &Files, to: &Files) -> Result<(), Fault> {
     let is_new = !to.dir().exists();
     let copied = copy(files, to).map_err(Fault::from);
     if copied.is_err() {
-        // Half a copy would open as a store that lacks likes, or has none.
+        // Half a copy would open as a store that lacks events, or has none.
         drop(remove_database(&to.eventlog()));
         drop(fs::remove_file(to.witness()));
         if is_new {

@@ -7,7 +7,7 @@ use std::path::Path;
 use futures_util::{Stream, StreamExt};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use tokio::io::AsyncRead;
+use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio_util::codec::{FramedRead, LinesCodec, LinesCodecError};
 
 use super::error::{Error, Fault, IoContext, LogFault, Malformed};
@@ -202,8 +202,23 @@ pub(crate) async fn import(
     device: &Device,
     input: impl AsyncRead + Unpin,
 ) -> Result<Imported, ImportError> {
+    let mut input = BufReader::new(input);
+    // Where nothing can be read, the lines say so.
+    if let Some(why) = input.fill_buf().await.ok().and_then(other_than_text) {
+        return Err(ImportError::Line(1, why.to_owned()));
+    }
     let lines = FramedRead::new(input, LinesCodec::new_with_max_length(MAX_LINE));
     add_all(store, device, lines).await
+}
+
+/// What the beginning of a file shows it to be, when that isn't text in UTF-8.
+fn other_than_text(start: &[u8]) -> Option<&'static str> {
+    match start {
+        [0x1f, 0x8b, ..] => Some("this is compressed with gzip; unpack it first, as with `gunzip --stdout FILE`"),
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => Some("this is compressed with zstd; unpack it first, as with `zstdcat FILE`"),
+        [0xff, 0xfe, ..] | [0xfe, 0xff, ..] => Some("this is text in UTF-16; save it as UTF-8"),
+        _ => None,
+    }
 }
 
 async fn add_all(
@@ -298,6 +313,16 @@ fn tally(outcomes: &[Outcome], numbers: &[u64], imported: &mut Imported) -> Resu
 mod tests {
     use super::*;
     use crate::fuzz::{fuzz, outcome};
+
+    #[test]
+    fn what_is_no_text_is_named_as_what_it_is() {
+        for (start, named) in [(&b"\x1f\x8b\x08"[..], "gzip"), (b"\xff\xfe{\0", "UTF-16"), (b"\xfe\xff\0{", "UTF-16")] {
+            assert!(other_than_text(start).is_some_and(|why| why.contains(named)), "{start:?}");
+        }
+        for text in [&b""[..], b"{", b"\xef\xbb\xbf{", b"\x1f"] {
+            assert_eq!(other_than_text(text), None);
+        }
+    }
 
     #[test]
     fn trust_38_fuzzed_lines_of_an_import_are_events_or_refused() {

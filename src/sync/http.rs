@@ -27,7 +27,7 @@ use crate::limits::sync::http::{
 /// A hub, and how to be let in.
 #[derive(Debug, Clone)]
 pub struct UpstreamOptions {
-    /// Its address, such as `https://likes.example.org`.
+    /// Its address, such as `https://likes.example.org`, with its base path if it has one.
     pub url: String,
     /// This device's token for it.
     pub token: TokenSource,
@@ -136,7 +136,7 @@ impl Upstream {
         Self { client: lanes[lane].clone(), ..self.clone() }
     }
 
-    /// Where it is.
+    /// Where it is, without a slash at the end.
     pub(crate) fn url(&self) -> &str {
         self.url.as_str().trim_end_matches('/')
     }
@@ -198,7 +198,7 @@ impl Upstream {
 
     fn events_url(&self, store: &StoreId) -> Url {
         let mut url = self.url.clone();
-        url.set_path(&format!("/sync/v1/{store}/events"));
+        url.set_path(&format!("{}/sync/v1/{store}/events", url.path().trim_end_matches('/')));
         url
     }
 
@@ -251,10 +251,8 @@ impl Upstream {
             code => match halting.into_iter().find(|halting| *halting == code) {
                 Some(code) => End::Halted(code, detail),
                 None if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS => End::Offline(detail),
-                None if status == StatusCode::FORBIDDEN => {
-                    // The hub's guard: the name that we call it by is not among those it answers to.
-                    End::Offline(detail)
-                }
+                // The hub's guard: it doesn't answer to the name that we call it by, or isn't under this path.
+                None if matches!(status, StatusCode::FORBIDDEN | StatusCode::NOT_FOUND) => End::Offline(detail),
                 None => other(),
             },
         }
@@ -278,13 +276,11 @@ fn checked(text: &str) -> anyhow::Result<Url> {
         ),
         other => bail!("a hub is reached over https, not over {other}"),
     }
-    if url.path() != "/"
-        || url.query().is_some()
-        || url.fragment().is_some()
-        || !url.username().is_empty()
-        || url.password().is_some()
-    {
-        bail!("{text} has more than the host and port of a hub; write it like https://likes.example.org");
+    if url.query().is_some() || url.fragment().is_some() || !url.username().is_empty() || url.password().is_some() {
+        bail!(
+            "{text} has more than the host, port and base path of a hub; write it like https://likes.example.org or \
+             https://example.org/likes"
+        );
     }
     Ok(url)
 }
@@ -371,7 +367,8 @@ mod tests {
                 Err(why) => return why.to_string(),
             };
             assert!(url.scheme() == "https" || url.scheme() == "http" && is_local(&url), "{url}");
-            assert!(url.username().is_empty() && url.password().is_none() && url.path() == "/", "{url}");
+            assert!(url.username().is_empty() && url.password().is_none(), "{url}");
+            assert!(url.query().is_none() && url.fragment().is_none(), "{url}");
             "right".to_owned()
         });
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::SystemTime;
 
 use anyhow::{Context, bail};
@@ -169,8 +169,16 @@ pub(crate) struct Tokens {
 struct Shared {
     file: TokenFile,
     list: watch::Sender<Vec<Token>>,
-    /// When the file was changed, and how long it was then, as the list was read from it.
-    stamp: Mutex<Option<Stamp>>,
+    last: Mutex<LastLook>,
+}
+
+/// What became of the last look at the file.
+#[derive(Default)]
+struct LastLook {
+    /// When the file was changed, and how long it was then.
+    stamp: Option<Stamp>,
+    /// Why it couldn't be read.
+    trouble: Option<String>,
 }
 
 type Stamp = (Option<SystemTime>, u64);
@@ -180,12 +188,15 @@ impl Tokens {
     pub(crate) fn follow(file: TokenFile, shutdown: CancellationToken) -> anyhow::Result<Self> {
         let list = watch::channel(Vec::new()).0;
         file.secure()?;
-        let shared = Arc::new(Shared { file, list, stamp: Mutex::default() });
-        shared.look()?;
+        let shared = Arc::new(Shared { file, list, last: Mutex::default() });
+        shared.look();
+        if let Some(trouble) = &shared.lock().trouble {
+            bail!("{trouble}");
+        }
         let looking = Arc::clone(&shared);
         tokio::spawn(async move {
             while shutdown.run_until_cancelled(tokio::time::sleep(LOOK_EVERY)).await.is_some() {
-                looking.keep_up();
+                looking.look();
             }
         });
         Ok(Self { shared })
@@ -197,15 +208,21 @@ impl Tokens {
         let shown = purpose.hash(shown);
         self.shared.find(&shown).or_else(|| {
             // Whoever shows a token that was added a moment ago would otherwise be told to go away, and do so.
-            self.shared.keep_up();
+            self.shared.look();
             self.shared.find(&shown)
         })
     }
 
     /// Whether `token` is still valid by the file as it is now.
     pub(crate) fn is_still_valid(&self, token: &Token) -> bool {
-        self.shared.keep_up();
+        self.shared.look();
         self.is_valid(token)
+    }
+
+    /// Why the list may not be the one in the file.
+    pub(crate) fn trouble(&self) -> Option<String> {
+        self.shared.look();
+        self.shared.lock().trouble.clone()
     }
 
     /// Whether `token` is still valid.
@@ -222,29 +239,35 @@ impl Tokens {
 }
 
 impl Shared {
-    /// Reads the file again if it was changed.
-    fn look(&self) -> anyhow::Result<()> {
-        let mut stamp = self.stamp.lock().expect("BUG: reading the tokens panicked");
+    /// Reads the file again if it was changed. If it can't be read, the tokens that are known stay valid: a slip in a file
+    /// locks nobody out. But the trouble is told, because a token that was revoked in it is still valid, too.
+    fn look(&self) {
+        let mut last = self.lock();
         let now = fs::symlink_metadata(self.file.path()).ok().map(|meta| (meta.modified().ok(), meta.len()));
-        if now == *stamp {
-            return Ok(());
+        if now == last.stamp {
+            return;
         }
-        // Also when it is damaged: that is said once.
-        *stamp = now;
-        let tokens = self.file.list()?;
-        self.list.send_if_modified(|list| {
-            let is_new = *list != tokens;
-            *list = tokens;
-            is_new
-        });
-        Ok(())
+        // Also when it is damaged: that is logged once.
+        last.stamp = now;
+        match self.file.list() {
+            Ok(tokens) => {
+                last.trouble = None;
+                self.list.send_if_modified(|list| {
+                    let is_new = *list != tokens;
+                    *list = tokens;
+                    is_new
+                });
+            }
+            Err(error) => {
+                let trouble = format!("the tokens stay as they were: {error:#}");
+                tracing::error!("{trouble}");
+                last.trouble = Some(trouble);
+            }
+        }
     }
 
-    fn keep_up(&self) {
-        if let Err(error) = self.look() {
-            // The tokens that are known stay valid; a hub doesn't lock everybody out over a slip in a file.
-            tracing::error!("the tokens stay as they were: {error:#}");
-        }
+    fn lock(&self) -> MutexGuard<'_, LastLook> {
+        self.last.lock().expect("BUG: reading the tokens panicked")
     }
 
     fn find(&self, hash: &str) -> Option<Token> {
@@ -337,16 +360,18 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_damaged_file_is_told_of_once_and_locks_nobody_out() {
+    async fn a_damaged_file_is_told_of_and_locks_nobody_out() {
         let dir = tempfile::tempdir().unwrap();
         let file = TokenFile::in_dir(dir.path());
         let shown = file.add("phone".parse().unwrap(), Purpose::Sync).unwrap();
         let tokens = Tokens::follow(file.clone(), CancellationToken::new()).unwrap();
         fs::write(file.path(), "no tokens").unwrap();
-        assert!(tokens.shared.look().is_err());
-        assert!(tokens.shared.look().is_ok(), "it is not read again before it changes");
+        assert!(tokens.trouble().is_some_and(|trouble| trouble.contains("is damaged")));
         let token = tokens.find(shown.as_bytes(), Purpose::Sync).expect("still valid");
         assert!(tokens.is_valid(&token));
+        fs::remove_file(file.path()).unwrap();
+        assert_eq!(tokens.trouble(), None);
+        assert!(!tokens.is_valid(&token));
     }
 
     #[test]

@@ -12,6 +12,7 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 
 use super::App;
+use super::face::Face;
 use super::problem::Problem;
 use crate::limits::web::assets::{GZIP, WORTH};
 
@@ -95,15 +96,15 @@ impl Assets {
         self.own.iter().chain(&COMMON).find(|asset| asset.name == name)
     }
 
-    /// Where the file `name` is.
-    pub(crate) fn address(&self, name: &str) -> String {
+    /// Where the file `name` is, below the base path.
+    pub(crate) fn path(&self, name: &str) -> String {
         format!("/static/{}/{name}", self.version)
     }
 
-    /// Where the app's own stylesheets are.
-    pub(crate) fn own_styles(&self) -> impl Iterator<Item = String> {
+    /// The app's own stylesheets.
+    pub(crate) fn own_styles(&self) -> impl Iterator<Item = &Asset> {
         let is_style = |asset: &&Asset| asset.kind.split(';').next().is_some_and(|kind| kind.trim() == "text/css");
-        self.own.iter().filter(is_style).map(|asset| self.address(asset.name))
+        self.own.iter().filter(is_style)
     }
 }
 
@@ -133,7 +134,7 @@ pub(crate) async fn asset(
 ) -> Response {
     let assets = &app.face.assets;
     match assets.find(&name) {
-        Some(asset) if version != assets.version => current(assets, asset.name),
+        Some(asset) if version != assets.version => current(&app.face, asset.name),
         Some(asset) => {
             let head = [
                 (header::CONTENT_TYPE, asset.kind),
@@ -173,19 +174,19 @@ fn prefers_gzip(headers: &HeaderMap) -> bool {
 /// `GET /static/{file}`, the address before versions were folders. Pages of that time may still be open.
 pub(crate) async fn unversioned(State(app): State<App>, Path(name): Path<String>) -> Response {
     match app.face.assets.find(&name) {
-        Some(asset) => current(&app.face.assets, asset.name),
+        Some(asset) => current(&app.face, asset.name),
         None => Problem::from(StatusCode::NOT_FOUND).into_response(),
     }
 }
 
 /// `GET /favicon.ico`, which some browsers ask for whatever the page says.
 pub(crate) async fn favicon(State(app): State<App>) -> Response {
-    current(&app.face.assets, ICON)
+    current(&app.face, ICON)
 }
 
 /// Redirects to the present version of a file.
-fn current(assets: &Assets, name: &str) -> Response {
-    let there = Redirect::temporary(&assets.address(name));
+fn current(face: &Face, name: &str) -> Response {
+    let there = Redirect::temporary(&face.asset(name));
     ([(header::CACHE_CONTROL, "no-store")], there).into_response()
 }
 

@@ -141,6 +141,20 @@ async fn existing(app: &App, asked: &AskedStore) -> Result<Files, Problem> {
     Ok(files)
 }
 
+/// `POST /control/v1/tokens`: reads the tokens again, and answers when what was changed there holds.
+pub(crate) async fn tokens(State(app): State<App>, headers: HeaderMap) -> Result<StatusCode, Problem> {
+    authorize(&app, &headers)?;
+    match app.hub.trouble() {
+        None => Ok(StatusCode::NO_CONTENT),
+        Some(why) => Err(tokens_unknown(&why)),
+    }
+}
+
+/// The hub can't read its tokens.
+pub(super) fn tokens_unknown(why: &str) -> Problem {
+    Problem::unavailable("tokens-unreadable", sentence(why), "Mend the file, or take it from a backup.", 5)
+}
+
 /// `POST /control/v1/backup`, with the directory of the copy as the body: a path from the root, byte for byte.
 pub(crate) async fn backup(State(app): State<App>, headers: HeaderMap, body: Bytes) -> Result<Json<usize>, Problem> {
     authorize(&app, &headers)?;

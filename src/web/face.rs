@@ -11,7 +11,7 @@ use serde::de::DeserializeOwned;
 use super::assets::Assets;
 use super::fields::{Fields, Misfit};
 use super::html::{Html, IntoHtml};
-use super::{Page, Params, Refusal, Render, Visitor};
+use super::{BasePath, Page, Params, Refusal, Render, Visitor};
 use crate::engine::{DbError, Envelope, Error, Event, EventId, Query, Rehearsed, Store, StoreId, Watch};
 use crate::limits::web::guard::FORM_BYTES;
 
@@ -19,6 +19,8 @@ use crate::limits::web::guard::FORM_BYTES;
 #[derive(Clone)]
 pub(crate) struct Face {
     pub(crate) name: &'static str,
+    /// What all addresses begin with.
+    pub(crate) base_path: BasePath,
     /// The store whose routes have no prefix.
     pub(crate) store: &'static str,
     pub(crate) nouns: Nouns,
@@ -130,6 +132,7 @@ impl Face {
     pub(crate) fn new(name: &'static str) -> Self {
         Self {
             name,
+            base_path: BasePath::default(),
             store: name,
             nouns: Nouns { one: "event", many: "events" },
             lost: "Nothing here",
@@ -143,9 +146,24 @@ impl Face {
         }
     }
 
-    /// What the routes of `store` begin with.
+    /// The same face under another base path.
+    pub(crate) fn under(&self, base_path: BasePath) -> Self {
+        Self { base_path, ..self.clone() }
+    }
+
+    /// What the addresses of `store` begin with.
     pub(crate) fn base(&self, store: &StoreId) -> String {
-        if store.as_str() == self.store { String::new() } else { format!("/s/{store}") }
+        if store.as_str() == self.store { self.base_path.to_string() } else { format!("{}/s/{store}", self.base_path) }
+    }
+
+    /// The address of the static file `name`.
+    pub(crate) fn asset(&self, name: &str) -> String {
+        format!("{}{}", self.base_path, self.assets.path(name))
+    }
+
+    /// The addresses of the app's own stylesheets.
+    pub(crate) fn own_styles(&self) -> impl Iterator<Item = String> {
+        self.assets.own_styles().map(|style| self.asset(style.name))
     }
 
     /// The app's name as a heading.

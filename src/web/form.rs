@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use axum::extract::State;
+use axum::extract::{RawQuery, State};
+use axum::http::StatusCode;
 use axum::http::header::{self, HeaderMap, HeaderName, HeaderValue};
-use axum::http::{StatusCode, Uri};
 use axum::response::{IntoResponse, Redirect, Response};
 use url::Url;
 
@@ -26,12 +26,13 @@ pub(crate) async fn post(
     form: Form,
     State(app): State<App>,
     opened: Opened,
-    uri: Uri,
+    RawQuery(query): RawQuery,
     headers: HeaderMap,
     body: Received,
 ) -> Result<Response, Problem> {
     let home = opened.asked.home();
-    let back = back(&uri, &headers, &home);
+    let action = format!("{home}{}", form.name);
+    let back = back(&action, query.as_deref(), &headers, &home);
     let asks_for_json = asks_for_json(&headers);
     let (fields, ids) = read(&app.face.nouns, &headers, &body.bytes)?;
     let posted = store(&form, &app, &opened, &headers, &fields, &ids).await;
@@ -39,7 +40,6 @@ pub(crate) async fn post(
         Ok(stored) => stored,
         Err(problem) if asks_for_json || fields.is_empty() => return Err(problem),
         Err(problem) => {
-            let action = format!("{home}{}", form.name);
             // The same event has to keep its id when it is posted again, unless the answer was about the event itself.
             // An overloaded store isn't asked for its page as well.
             let (id, known) = if problem.is_about_the_moment() {
@@ -79,7 +79,7 @@ async fn store(
     };
     let mut cookie = None;
     let event = form.make(fields, id, || {
-        let (visitor, given) = app.visitors.who(app.face.name, headers).map_err(Problem::internal)?;
+        let (visitor, given) = app.visitors.who(&app.face, headers).map_err(Problem::internal)?;
         cookie = Some(given);
         Ok::<_, Problem>(visitor)
     })?;
@@ -130,11 +130,12 @@ impl From<Unmade> for Problem {
     }
 }
 
-/// Where a browser goes after a post: back to the page that posted if it is one of ours, or else to the store's page.
-fn back(uri: &Uri, headers: &HeaderMap, home: &str) -> String {
+/// Where a browser goes after a post to `action`, with `query`: back to the page that posted if it is on our site, or else
+/// to the store's page.
+fn back(action: &str, query: Option<&str>, headers: &HeaderMap, home: &str) -> String {
     let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
     // A refusal is shown at the form's own address, which isn't a page. So the address carries the page along.
-    let carried = form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes()).find(|(name, _)| name == "back");
+    let carried = form_urlencoded::parse(query.unwrap_or_default().as_bytes()).find(|(name, _)| name == "back");
     let page = match &carried {
         Some((_, path)) => Url::parse(&format!("http://{host}")).and_then(|own| own.join(path)),
         None => Url::parse(headers.get(header::REFERER).and_then(|page| page.to_str().ok()).unwrap_or_default()),
@@ -145,7 +146,7 @@ fn back(uri: &Uri, headers: &HeaderMap, home: &str) -> String {
             && page.host_str().is_some_and(|name| format!("{name}{port}").eq_ignore_ascii_case(host))
             // A path that begins with two slashes would name another host.
             && !page.path().starts_with("//")
-            && page.path() != uri.path()
+            && page.path() != action
     };
     match page.ok().filter(is_ours) {
         Some(page) => page.path().to_owned() + &page.query().map(|query| format!("?{query}")).unwrap_or_default(),
@@ -189,10 +190,10 @@ mod tests {
 
     #[test]
     fn after_a_post_the_browser_goes_to_one_of_our_pages() {
-        let back = |uri: &str, referer: &str| {
+        let back = |query: &str, referer: &str| {
             let headers = [(header::HOST, "localhost:3000"), (header::REFERER, referer)];
             let headers = headers.map(|(name, value)| (name, HeaderValue::try_from(value).expect("a header")));
-            back(&uri.parse().expect("an address"), &HeaderMap::from_iter(headers), "/s/work/")
+            back("/s/work/add", Some(query), &HeaderMap::from_iter(headers), "/s/work/")
         };
         for (referer, expected) in [
             ("http://localhost:3000/?q=a%20b", "/?q=a%20b"),
@@ -207,7 +208,7 @@ mod tests {
             ("javascript:alert(1)", "/s/work/"),
             ("", "/s/work/"),
         ] {
-            assert_eq!(back("/s/work/add", referer), expected, "{referer}");
+            assert_eq!(back("", referer), expected, "{referer}");
         }
         for (carried, expected) in [
             ("%2F%3Fq%3D1", "/?q=1"),
@@ -216,8 +217,8 @@ mod tests {
             ("http%3A%2F%2Felsewhere.example", "/s/work/"),
             ("%2Fs%2Fwork%2Fadd", "/s/work/"),
         ] {
-            let uri = format!("/s/work/add?back={carried}");
-            assert_eq!(back(&uri, "http://localhost:3000/s/work/add"), expected, "{carried}");
+            let query = format!("back={carried}");
+            assert_eq!(back(&query, "http://localhost:3000/s/work/add"), expected, "{carried}");
         }
     }
 }

@@ -58,6 +58,11 @@ impl Hub {
         Self { run: uuid::Uuid::new_v4().to_string().into(), tokens, devices, pullers: Arc::default() }
     }
 
+    /// Why the hub may not know its tokens as they are in the file.
+    pub(crate) fn trouble(&self) -> Option<String> {
+        self.tokens.trouble()
+    }
+
     fn saw(&self, device: &Device, store: &StoreId, pulled: Option<Seq>) {
         let mut devices = self.devices.lock().expect("BUG: noting a device panicked");
         let seen = devices.entry(device.as_str().to_owned()).or_default();

@@ -1,6 +1,7 @@
 //! The web floor: pages, forms and live streams over the stores, behind the guard.
 
 pub(crate) mod assets;
+mod base_path;
 mod control;
 pub(crate) mod face;
 mod fields;
@@ -36,6 +37,7 @@ use tokio_util::sync::CancellationToken;
 use crate::engine::{Device, Stores};
 use crate::sync::Clients;
 
+pub use base_path::BasePath;
 pub(crate) use control::{AFTER_IMPORT, Exported};
 pub(crate) use face::Face;
 pub use guard::AllowedHost;
@@ -50,7 +52,7 @@ pub(crate) use rehearsal::{Flaw, Rehearsal};
 pub(crate) use remote::Committed;
 pub(crate) use server::{Connection, Limits, raise_open_file_limit, serve, stores_within_open_files};
 pub(crate) use shares::{Full, Lease, Shares, Who};
-pub(crate) use status::{StatusReport, date_time, digests, what_to_do};
+pub(crate) use status::{Digests, StatusReport, date_time, digests, what_to_do};
 pub(crate) use store::{AskedStore, Opened};
 pub use visitor::Visitor;
 pub(crate) use visitor::VisitorKey;
@@ -115,7 +117,7 @@ fn joined(app: App) -> Router {
     for form in &app.face.forms {
         let post_it = {
             let form = form.clone();
-            async move |state, opened, uri, headers, body| form::post(form, state, opened, uri, headers, body).await
+            async move |state, opened, query, headers, body| form::post(form, state, opened, query, headers, body).await
         };
         of_a_store = of_a_store.route(&format!("/{}", form.name), post(post_it));
     }
@@ -156,6 +158,7 @@ fn for_devices_and_commands() -> Router<App> {
     Router::new()
         .route("/sync/v1/{store}/events", get(hub::pull).post(hub::push))
         .route("/control/v1/backup", post(control::backup))
+        .route("/control/v1/tokens", post(control::tokens))
         .route("/control/v1/{store}/export", get(control::export))
         .route("/control/v1/{store}/import", post(control::import_route))
         .route("/control/v1/{store}/verify", post(control::verify))

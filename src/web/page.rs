@@ -5,15 +5,16 @@ use std::fmt;
 use std::sync::{Arc, Mutex};
 
 use askama::Template;
-use axum::extract::{RawQuery, State};
+use axum::extract::{FromRequestParts, RawQuery, State};
 use axum::http::header;
+use axum::http::request;
 use axum::response::{IntoResponse, Redirect, Response};
 
 use super::face::{Answers, Draw, Face, FragmentKey};
 use super::problem::Problem;
 use super::status::StatusLine;
 use super::typed::{self, Filled};
-use super::{App, Html, IntoHtml as _, Opened, Params, Services, live};
+use super::{App, AskedStore, Html, IntoHtml as _, Opened, Params, Services, live};
 use crate::engine::{Error, EventId, Store};
 
 /// What fragments and pages are drawn with: the addresses of the store's forms and files, and the ids of forms.
@@ -72,7 +73,13 @@ impl Render {
         if self.face.assets.find(file).is_none() {
             self.note(format!("there is no asset named `{file}`"));
         }
-        self.face.assets.address(file)
+        self.face.asset(file)
+    }
+
+    /// What the addresses of this store begin with: the program's base path, then `/s/NAME` unless it is the app's first
+    /// store.
+    pub fn base(&self) -> &str {
+        &self.base
     }
 
     fn note(&self, what: String) {
@@ -88,6 +95,17 @@ impl Render {
 impl fmt::Debug for Render {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Render").field("base", &self.base).field("ids", &self.ids).finish_non_exhaustive()
+    }
+}
+
+/// A handler of an app's own routes gets what addresses in the store that was asked for are made with.
+impl<S: Send + Sync> FromRequestParts<S> for Render {
+    type Rejection = Response;
+
+    async fn from_request_parts(parts: &mut request::Parts, _: &S) -> Result<Self, Response> {
+        let app = Services::of(parts).map_err(Problem::into_response)?;
+        let asked = AskedStore::from_request_parts(parts, &app).await.map_err(Problem::into_response)?;
+        Ok(Self::for_page(&app.face, asked.base()))
     }
 }
 
@@ -181,9 +199,10 @@ impl Page {
         &self.parts.store
     }
 
-    /// What the addresses of this store begin with: nothing for the app's first store, `/s/NAME` for another.
+    /// What the addresses of this store begin with: the program's base path, then `/s/NAME` unless it is the app's first
+    /// store.
     pub fn base(&self) -> &str {
-        &self.parts.render.base
+        self.parts.render.base()
     }
 
     /// The address of a static file: one that the app added with [`App::asset`](crate::App::asset), or one that every

@@ -7,6 +7,7 @@ use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
+use super::control::tokens_unknown;
 use super::face::{Face, Nouns};
 use super::problem::Problem;
 use super::{App, Full, Opened, Sees, Who};
@@ -177,10 +178,17 @@ pub(crate) async fn status(
 }
 
 /// `GET /healthz`
-pub(crate) async fn healthz(sees: Sees, Opened { store, .. }: Opened) -> Result<impl IntoResponse, Problem> {
-    match store.healthy().await.trouble() {
+///
+/// Strangers learn whether, and not why.
+pub(crate) async fn healthz(
+    State(app): State<App>,
+    sees: Sees,
+    Opened { store, .. }: Opened,
+) -> Result<impl IntoResponse, Problem> {
+    let of_store = store.healthy().await.trouble().map(|why| Error::Unavailable(why.into()).into());
+    match of_store.or_else(|| app.hub.trouble().as_deref().map(tokens_unknown)) {
         Some(_) if sees == Sees::ThePage => Err(StatusCode::SERVICE_UNAVAILABLE.into()),
-        Some(why) => Err(Error::Unavailable(why.into()).into()),
+        Some(problem) => Err(problem),
         None => Ok(([(header::CACHE_CONTROL, "no-store")], "ok\n")),
     }
 }

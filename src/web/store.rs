@@ -25,7 +25,7 @@ impl AskedStore {
         &self.id
     }
 
-    /// What the routes of this store begin with.
+    /// What the addresses of this store begin with.
     pub(crate) fn base(&self) -> &str {
         &self.base
     }
@@ -98,6 +98,12 @@ pub(super) fn who(parts: &Parts) -> Who {
 }
 
 impl Services {
+    /// Those of the app whose own route gets this request.
+    pub(super) fn of(parts: &Parts) -> Result<App, Problem> {
+        let app = parts.extensions.get().cloned();
+        app.ok_or_else(|| Problem::internal("a store was asked for outside of an app's routes"))
+    }
+
     /// Opens `store` for events from `who`. A new store uses up a part of what they may make.
     pub(crate) fn begin(&self, store: &Store, who: &Who) -> Result<(), Problem> {
         match who {
@@ -144,9 +150,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Store {
     type Rejection = Response;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Response> {
-        let app: Option<App> = parts.extensions.get().cloned();
-        let app =
-            app.ok_or_else(|| Problem::internal("a store was asked for outside of an app's routes").into_response())?;
+        let app = Services::of(parts).map_err(Problem::into_response)?;
         let opened = Opened::from_request_parts(parts, &app).await;
         let Opened { store, who, .. } = opened.map_err(Problem::into_response)?;
         Ok(store.opened_by(move |store| app.open(store, &who)))

@@ -10,6 +10,7 @@ use std::sync::Mutex;
 use anyhow::{Context as _, anyhow};
 use axum::http::header::{self, HeaderMap, HeaderValue};
 
+use super::face::Face;
 use crate::data_dir::DataDir;
 use crate::limits::web::visitor::KEPT;
 use crate::random;
@@ -67,11 +68,12 @@ impl VisitorKey {
     /// # Errors
     ///
     /// When the key can't be read, or made.
-    pub(crate) fn who(&self, app: &str, headers: &HeaderMap) -> anyhow::Result<(Visitor, HeaderValue)> {
-        let cookie = cookie_name(app);
+    pub(crate) fn who(&self, face: &Face, headers: &HeaderMap) -> anyhow::Result<(Visitor, HeaderValue)> {
+        let cookie = cookie_name(face.name);
         let id = shown(headers, &cookie).unwrap_or_else(random::hex::<ID>);
         let hash = shortened(blake3::keyed_hash(&self.get()?, id.as_bytes()));
-        let cookie = format!("{cookie}={id}; Path=/; Max-Age={KEPT}; HttpOnly; SameSite=Lax");
+        let path = face.base_path.home();
+        let cookie = format!("{cookie}={id}; Path={path}; Max-Age={KEPT}; HttpOnly; SameSite=Lax");
         Ok((Visitor { hash }, cookie.try_into().context("BUG: a cookie that can't be a header")?))
     }
 
@@ -103,7 +105,8 @@ fn shortened(hash: blake3::Hash) -> String {
     hash.to_hex()[..2 * ID].to_owned()
 }
 
-/// The name of an app's cookie. Cookies ignore ports, so the apps on one machine would share any other name.
+/// The name of an app's cookie. Cookies ignore ports, so the apps on one machine would share any other name. Of several
+/// cookies of that name, a browser sends the one with the longest path first.
 fn cookie_name(app: &str) -> String {
     format!("{app}-visitor")
 }
@@ -125,6 +128,10 @@ mod tests {
 
     use super::*;
 
+    fn todo() -> Face {
+        Face::new("todo")
+    }
+
     fn with_cookie(cookie: &str) -> HeaderMap {
         HeaderMap::from_iter([(header::COOKIE, HeaderValue::try_from(cookie).expect("a header"))])
     }
@@ -133,19 +140,19 @@ mod tests {
     fn a_visitor_is_the_same_over_restarts_and_another_elsewhere() {
         let dir = tempfile::tempdir().expect("a directory");
         let key = VisitorKey::in_dir(dir.path());
-        let (first, cookie) = key.who("todo", &HeaderMap::new()).expect("a visitor");
+        let (first, cookie) = key.who(&todo(), &HeaderMap::new()).expect("a visitor");
         let cookie = cookie.to_str().expect("text").split(';').next().expect("a cookie").to_owned();
         assert!(cookie.starts_with("todo-visitor="), "{cookie}");
-        let (again, _) = key.who("todo", &with_cookie(&format!("a=b; {cookie}"))).expect("a visitor");
+        let (again, _) = key.who(&todo(), &with_cookie(&format!("a=b; {cookie}"))).expect("a visitor");
         assert_eq!(again, first);
-        let (restarted, _) = VisitorKey::in_dir(dir.path()).who("todo", &with_cookie(&cookie)).expect("a visitor");
+        let (restarted, _) = VisitorKey::in_dir(dir.path()).who(&todo(), &with_cookie(&cookie)).expect("a visitor");
         assert_eq!(restarted, first);
-        let (other, _) = key.who("todo", &HeaderMap::new()).expect("a visitor");
+        let (other, _) = key.who(&todo(), &HeaderMap::new()).expect("a visitor");
         assert_ne!(other, first);
-        let (elsewhere, _) = key.who("notes", &with_cookie(&cookie)).expect("a visitor");
+        let (elsewhere, _) = key.who(&Face::new("notes"), &with_cookie(&cookie)).expect("a visitor");
         assert_ne!(elsewhere, first, "the cookie of another app");
         let other_dir = tempfile::tempdir().expect("a directory");
-        let (there, _) = VisitorKey::in_dir(other_dir.path()).who("todo", &with_cookie(&cookie)).expect("a visitor");
+        let (there, _) = VisitorKey::in_dir(other_dir.path()).who(&todo(), &with_cookie(&cookie)).expect("a visitor");
         assert_ne!(there, first, "the hash depends on the key");
     }
 
@@ -154,11 +161,11 @@ mod tests {
         let dir = tempfile::tempdir().expect("a directory");
         let key = VisitorKey::in_dir(dir.path());
         for cookie in ["todo-visitor=me", "todo-visitor=", "todo-visitor=ABCDEF00112233445566778899AABBCC", "="] {
-            let (_, given) = key.who("todo", &with_cookie(cookie)).expect("a visitor");
+            let (_, given) = key.who(&todo(), &with_cookie(cookie)).expect("a visitor");
             assert!(!given.to_str().expect("text").contains(&format!("{cookie};")), "{cookie}");
         }
         fs::write(dir.path().join("visitor.key"), "damaged").expect("written");
-        assert!(VisitorKey::in_dir(dir.path()).who("todo", &HeaderMap::new()).is_err());
+        assert!(VisitorKey::in_dir(dir.path()).who(&todo(), &HeaderMap::new()).is_err());
         assert_eq!(fs::read(dir.path().join("visitor.key")).expect("read"), b"damaged");
     }
 }

@@ -4,6 +4,7 @@
 mod common;
 
 mod access;
+mod base_path;
 mod chromium;
 mod errors;
 mod forms;

@@ -114,7 +114,7 @@ fn page(page: Page) -> Markup {
     } } }
 }
 
-fn board() -> App {
+pub(crate) fn board() -> App {
     App::new("board", schema)
         .nouns("note", "notes")
         .form::<NoteAdded>("add")
@@ -161,9 +161,14 @@ impl Board {
 
     /// As a device of a hub, or alone.
     pub(crate) fn start_with(app: App, upstream: Option<UpstreamOptions>) -> Result<Self, String> {
+        Self::start_as(app, Options { upstream, ..Options::default() })
+    }
+
+    /// With these options, on data of its own.
+    pub(crate) fn start_as(app: App, options: Options) -> Result<Self, String> {
         let data = data_dir();
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-        let options = Options { data: Some(data.path().to_owned()), upstream, ..Options::default() };
+        let options = Options { data: Some(data.path().to_owned()), ..options };
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
         let (end, ends) = oneshot::channel::<()>();

@@ -177,7 +177,7 @@ impl Live {
         loop {
             if let Some(end) = self.text.find("\n\n") {
                 let frame: String = self.text.drain(..end + 2).collect();
-                if !["event: ping\n", "event: done\n"].iter().any(|other| frame.starts_with(other)) {
+                if !frame.lines().any(|line| matches!(line, "event: ping" | "event: done")) {
                     return Some(frame);
                 }
                 continue;

@@ -27,6 +27,8 @@ fn status_is_the_same_from_a_server_and_from_the_files() {
     let served = printed(run(data.path(), &["status", "--json"]));
     let by_url = printed(run(Path::new("/nonexistent"), &["status", "--json", "--url", &server.url]));
     assert_eq!(by_url, served);
+    let bare = server.url.trim_start_matches("http://");
+    assert_eq!(printed(run(data.path(), &["status", "--json", "--url", bare])), served);
     let slash = format!("{}/", server.url);
     assert_eq!(printed(run(data.path(), &["status", "--json", "--url", &slash])), served);
     let json: Value = serde_json::from_str(&served).expect("JSON");
@@ -35,12 +37,48 @@ fn status_is_the_same_from_a_server_and_from_the_files() {
     let work = printed(run(data.path(), &["status", "--store", "work", "--json"]));
     assert_eq!(serde_json::from_str::<Value>(&work).expect("JSON")["count"], 1);
     let words = printed(run(data.path(), &["status"]));
-    assert!(words.contains("likes      2\n"), "{words}");
+    assert!(words.contains("likes      2\n") && !words.contains("digests"), "{words}");
+    let all = printed(run(data.path(), &["status", "--digests"]));
+    assert!(all.contains(&format!("digests    at 2: log {}", json["log_digest"].as_str().expect("a digest"))), "{all}");
     assert!(server.terminate().success());
 
     let unserved: Value = serde_json::from_str(&printed(run(data.path(), &["status", "--json"]))).expect("JSON");
     assert_eq!(unserved, json);
     assert_eq!(printed(run(data.path(), &["status"])), words);
+}
+
+#[test]
+fn a_token_goes_into_a_file_of_its_own_and_overwrites_nothing() {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    let (data, place) = (data_dir(), data_dir());
+    let file = place.path().join("laptop.token");
+    let add = |name: &str| run(data.path(), &["token", "add", name, "--out", file.to_str().expect("a path")]);
+    assert_eq!(printed(add("laptop")), "", "the token is shown to nobody");
+    let token = std::fs::read_to_string(&file).expect("the token");
+    assert!(token.starts_with("lw_") && token.ends_with('\n'), "{token}");
+    assert_eq!(std::fs::metadata(&file).expect("the file").permissions().mode() & 0o777, 0o600);
+    let again = add("phone");
+    assert_eq!(again.status.code(), Some(1));
+    assert!(errors(&again).contains("is there already"), "{}", errors(&again));
+    assert_eq!(std::fs::read_to_string(&file).expect("the token"), token);
+    assert!(!printed(run(data.path(), &["token", "list"])).contains("phone"), "there is no token that nobody has");
+    std::fs::remove_file(&file).expect("removed");
+    let twice = add("laptop");
+    assert!(errors(&twice).contains("has a token already"), "{}", errors(&twice));
+    assert!(!file.exists(), "nor a file without a token");
+}
+
+#[test]
+fn an_import_of_what_is_no_text_says_what_it_is() {
+    let data = data_dir();
+    let mut import = likewise();
+    let import = import.arg("import").env("LIKEWISE_DATA", data.path()).stdin(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = import.spawn().expect("the program starts");
+    child.stdin.take().expect("its input").write_all(b"\x1f\x8b\x08\0\0\0\0\0").expect("sent");
+    let output = child.wait_with_output().expect("its end");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(errors(&output).contains("compressed with gzip"), "{}", errors(&output));
 }
 
 #[test]
@@ -69,12 +107,17 @@ fn status_of_what_is_not_there_says_so() {
     assert_eq!(empty.status.code(), Some(1));
     assert!(errors(&empty).contains("there is no data"), "{}", errors(&empty));
     assert!(listing(data.path()).is_empty(), "a look makes nothing: {:?}", listing(data.path()));
-    // A store without likes is a store like any other, and looking at it creates no files.
+    // Every program begins with a store that has no likes yet, and looking at it creates no files. Any other is misspelled.
     let server = Server::start(data.path());
-    assert!(printed(run(data.path(), &["status", "--store", "empty"])).contains("likes      0"));
+    server.like("/s/work", &new_id());
+    assert!(printed(run(data.path(), &["status"])).contains("likes      0"));
+    let misspelled = run(data.path(), &["status", "--store", "wrok"]);
+    assert_eq!(misspelled.status.code(), Some(1));
+    assert!(errors(&misspelled).contains("there is no store wrok in"), "{}", errors(&misspelled));
+    assert!(errors(&misspelled).contains("(there are work)"), "{}", errors(&misspelled));
     assert!(server.terminate().success());
-    assert!(printed(run(data.path(), &["status", "--store", "empty"])).contains("likes      0"));
-    assert!(!data.path().join("stores").exists());
+    assert!(printed(run(data.path(), &["status"])).contains("likes      0"));
+    assert!(!data.path().join("stores/likes").exists() && !data.path().join("stores/wrok").exists());
 }
 
 #[test]
@@ -435,4 +478,50 @@ fn an_export_without_its_server_after_a_kill_is_whole() {
     let export = printed(run(data.path(), &["export"]));
     assert_eq!(lines(&export).iter().map(|line| line["id"].as_str().expect("an id")).collect::<Vec<_>>(), ids);
     assert!(printed(run(data.path(), &["verify"])).contains("all is well"));
+}
+
+#[test]
+fn stores_are_listed_with_their_counts() {
+    let data = data_dir();
+    let server = Server::start(data.path());
+    server.like_times(2);
+    server.like("/s/work", &new_id());
+    let served = printed(run(data.path(), &["stores"]));
+    assert_eq!(served, "likes\t2 likes\tnone\nwork\t1 likes\tnone\n");
+    let json: Value = serde_json::from_str(&printed(run(data.path(), &["stores", "--json"]))).expect("JSON");
+    assert_eq!(json[1], server.get("/s/work/status").json());
+    assert_eq!(json.as_array().map(Vec::len), Some(2));
+    assert!(server.terminate().success());
+    assert_eq!(printed(run(data.path(), &["stores"])), served);
+}
+
+#[test]
+fn health_is_good_while_a_like_can_be_stored() {
+    let data = data_dir();
+    let nobody = run(data.path(), &["health"]);
+    assert_eq!(nobody.status.code(), Some(1));
+    let server = Server::start(data.path());
+    server.like("", &new_id());
+    assert_eq!(printed(run(data.path(), &["health"])), "");
+    assert!(server.terminate().success());
+    let over = run(data.path(), &["health"]);
+    assert_eq!(over.status.code(), Some(1));
+    assert!(errors(&over).contains("no likewise process serves"), "{}", errors(&over));
+}
+
+#[test]
+fn the_command_line_is_told_to_shells_and_to_readers() {
+    let data = data_dir();
+    let script = data.path().join("completions");
+    std::fs::write(&script, printed(run(data.path(), &["completions", "bash"]))).expect("written");
+    let complete =
+        "source $0; COMP_WORDS=(likewise set); COMP_CWORD=1; _likewise likewise set likewise; echo ${COMPREPLY[@]}";
+    let completed = Command::new("bash").args(["-c", complete]).arg(&script).output().expect("bash runs");
+    assert_eq!(String::from_utf8_lossy(&completed.stdout), "set-aside\n", "{}", errors(&completed));
+
+    let page = printed(run(data.path(), &["man"]));
+    let page = page.replace('\\', "");
+    for word in [".TH likewise", "LIKEWISE TOKEN", "--allow-host", "LIKEWISE_TOKEN"] {
+        assert!(page.contains(word), "no {word} in {page}");
+    }
 }

@@ -384,6 +384,7 @@ fn a_live_stream_begins_with_what_is_there_and_goes_on_with_what_changes() {
     assert_eq!(live.answer.status, 200);
     assert_eq!(live.answer.header("content-type"), "text/event-stream");
     assert_eq!(live.answer.header("cache-control"), "no-store, no-transform");
+    assert_eq!(live.answer.header("x-accel-buffering"), "no");
     let mut first = [frame(&mut live), frame(&mut live)];
     first.sort();
     insta::assert_snapshot!("frames", first.concat());

@@ -69,6 +69,10 @@ fn devices_of_another_app_sync_through_a_hub_that_does_not_know_it() {
 fn a_hub_has_no_page() {
     let data = data_dir();
     let server = hub(data.path(), &["--allow-host", "hub.example"]);
+    let (status, metrics) = (get(&server, "/status", None), get(&server, "/metrics", None));
+    assert_eq!((status.status, metrics.status), (403, 403), "a proxy on this machine may ask that");
+    server.kill();
+    let server = hub(data.path(), &["--allow-host", "hub.example", "--local-page"]);
     for path in ["/healthz", "/status", "/metrics", "/s/todo/status", "/s/todo/healthz", "/s/todo/metrics"] {
         assert_eq!(get(&server, path, None).status, 200, "{path}");
     }

@@ -4,6 +4,7 @@
 mod common;
 
 mod app;
+mod base_path;
 mod client;
 mod commands;
 mod contract;

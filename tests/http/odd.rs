@@ -249,6 +249,7 @@ fn trust_72_marks_and_spaces_around_a_value_do_not_count() {
         command.arg("serve").env("LIKEWISE_LISTEN", " 127.0.0.1:0\r").env("LIKEWISE_DEVICE", "phone ");
         command.env("LIKEWISE_UPSTREAM", format!(" {}\t", hub.url));
         command.env("LIKEWISE_ALLOW_HOST", " a.example.org , b.example.org ").env("LIKEWISE_PUBLIC", " true ");
+        command.env("LIKEWISE_LOCAL_PAGE", " true ");
         command.env("LIKEWISE_TOKEN_FILE", format!("{} ", file.display()));
         let device = Server::spawn(command, &place.path().join(format!("device{n}")));
         device.like_times(1);

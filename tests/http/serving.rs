@@ -58,13 +58,23 @@ fn hundreds_of_connections_find_a_place_while_the_server_is_busy() {
 }
 
 #[test]
+fn a_level_of_the_log_that_does_not_exist_is_an_error() {
+    let data = data_dir();
+    let mut command = likewise();
+    let output = command.arg("status").env("LIKEWISE_DATA", data.path()).env("LIKEWISE_LOG", "warning").output();
+    let output = output.expect("the program starts");
+    assert_eq!(output.status.code(), Some(1));
+    assert!(errors(&output).contains("LIKEWISE_LOG") && errors(&output).contains("warn,"), "{}", errors(&output));
+}
+
+#[test]
 fn flags_and_environment_say_the_same() {
     let data = data_dir();
     let mut command = likewise();
     // Without a command the program serves. A flag outranks its variable.
     command.args(["--device", "by flag"]);
     command.env("LIKEWISE_LISTEN", "127.0.0.1:0").env("LIKEWISE_DEVICE", "by variable");
-    command.env("LIKEWISE_ALLOW_HOST", "a.example,b.example").env("LIKEWISE_PUBLIC", "true");
+    command.env("LIKEWISE_ALLOW_HOST", "a.example , b.example, ").env("LIKEWISE_PUBLIC", "true");
     let server = Server::spawn(command, data.path());
     assert!(printed(run(data.path(), &["status"])).contains("likes on by flag\n"));
     for (host, expected) in [("a.example", 200), ("b.example", 200), ("c.example", 403)] {

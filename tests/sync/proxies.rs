@@ -40,14 +40,15 @@ impl Kind {
         }
     }
 
-    /// Its recipe in the documentation.
-    fn recipe(self) -> String {
+    /// Its recipe in the documentation, after this heading.
+    fn recipe(self, heading: &str) -> String {
         let fence = match self {
             Self::Nginx => "```nginx\n",
             Self::Caddy => "```caddyfile\n",
             Self::Haproxy => "```haproxy\n",
         };
         let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/proxies.md")).unwrap();
+        let (_, text) = text.split_once(heading).expect("a heading");
         let (_, recipe) = text.split_once(fence).expect("a recipe");
         recipe.split_once("```").expect("its end").0.to_owned()
     }
@@ -90,6 +91,8 @@ struct Running {
     authority: Authority,
     dir: TempDir,
     port: u16,
+    /// The path under which the hub is.
+    base: &'static str,
     child: Option<Child>,
     runtime: Runtime,
 }
@@ -107,7 +110,7 @@ impl Running {
         let at = |name: &str| dir.path().join(name).display().to_string();
         let port = free_port();
         let certificate = if matches!(kind, Kind::Haproxy) { at("both.pem") } else { at("chain.pem") };
-        let recipe = change(kind.recipe())
+        let recipe = change(kind.recipe("# Behind a proxy"))
             .replace("127.0.0.1:3000", hub.trim_start_matches("http://"))
             .replace("listen 443", &format!("listen 127.0.0.1:{port}"))
             .replace("bind :443", &format!("bind 127.0.0.1:{port}"))
@@ -115,7 +118,7 @@ impl Running {
             .replace("/etc/ssl/likes.example.org.key", &at("key.pem"));
         file("configuration", &kind.configuration(&recipe, dir.path(), port));
         let runtime = Runtime::new().unwrap();
-        let mut running = Self { kind, authority, dir, port, child: None, runtime };
+        let mut running = Self { kind, authority, dir, port, base: "", child: None, runtime };
         running.restart();
         running
     }
@@ -146,6 +149,11 @@ impl Running {
         format!("https://{NAME}:{}", self.port)
     }
 
+    /// Where the hub is.
+    fn site(&self) -> String {
+        format!("{}{}", self.origin(), self.base)
+    }
+
     /// A browser, as far as the proxy sees one.
     fn browser(&self, version: Version) -> Client {
         let mut roots = RootCertStore::empty();
@@ -166,7 +174,7 @@ impl Running {
 
     /// A device that syncs with `hub` through the proxy; not started.
     fn device(&self, hub: &Node) -> Node {
-        let mut device = Node::prepared("phone", &self.origin(), hub);
+        let mut device = Node::prepared("phone", &self.site(), hub);
         let roots = device.file("roots.pem");
         fs::write(&roots, &self.authority.pem).unwrap();
         device.flag("--root-certificate", roots.to_str().unwrap());
@@ -187,31 +195,33 @@ impl Running {
 
     /// Opens the page, follows it, and likes, as a browser does.
     fn like_on_the_page(&self, version: Version, before: u64) {
-        let (browser, origin) = (self.browser(version), self.origin());
+        let (browser, origin, site) = (self.browser(version), self.origin(), self.site());
         self.runtime.block_on(async {
-            let page = browser.get(format!("{origin}/")).send().await.unwrap();
+            let page = browser.get(format!("{site}/")).send().await.unwrap();
             assert_eq!(page.version(), version);
             assert_eq!(page.status(), StatusCode::OK);
             assert!(page.text().await.unwrap().contains(&format!(r#"data-count="{before}""#)));
-            let mut stream = browser.get(format!("{origin}/live")).send().await.unwrap();
+            let mut stream = browser.get(format!("{site}/live")).send().await.unwrap();
             assert_eq!(stream.status(), StatusCode::OK);
             Self::read_until(&mut stream, &format!(r#"data-count="{before}""#)).await;
-            let like = browser.post(format!("{origin}/likes")).header("Origin", &origin);
+            let like = browser.post(format!("{site}/likes")).header("Origin", &origin);
             let like = like
                 .header("Sec-Fetch-Site", "same-origin")
                 .header("Content-Type", "application/x-www-form-urlencoded")
                 .body(format!("id={}", uuid::Uuid::now_v7()));
             let answer = like.send().await.unwrap();
+            let there = answer.headers().get("location").map(|there| there.to_str().unwrap().to_owned());
             assert_eq!(answer.status(), StatusCode::SEE_OTHER, "{}", answer.text().await.unwrap());
+            assert_eq!(there, Some(format!("{}/", self.base)));
             Self::read_until(&mut stream, &format!(r#"data-count="{}""#, before + 1)).await;
         });
     }
 
     /// Follows the page while nothing happens: the proxy must neither hold the pings back nor take the stream for dead.
     fn stay_on_the_page(&self) {
-        let (browser, origin) = (self.browser(Version::HTTP_2), self.origin());
+        let (browser, site) = (self.browser(Version::HTTP_2), self.site());
         self.runtime.block_on(async {
-            let mut stream = browser.get(format!("{origin}/live")).send().await.unwrap();
+            let mut stream = browser.get(format!("{site}/live")).send().await.unwrap();
             Self::read_until(&mut stream, "event: ping").await;
             Self::read_until(&mut stream, "event: ping").await;
         });
@@ -277,8 +287,27 @@ fn count(hub: &Node) -> u64 {
 
 /// All that people do through a proxy, and a restart of either side.
 fn works(kind: Kind, change: impl Fn(String) -> String) {
+    let hub = hub();
+    let proxy = Running::start(kind, hub.url(), change);
+    works_through(hub, proxy);
+}
+
+/// The same under a path, by the recipe for that.
+fn works_under_a_path(kind: Kind) {
     let mut hub = hub();
-    let mut proxy = Running::start(kind, hub.url(), change);
+    hub.stop();
+    hub.flag("--base-path", "/likes");
+    hub.start();
+    let recipe = |_| kind.recipe("## Under a path").replace("example.org", NAME);
+    let mut proxy = Running::start(kind, hub.url(), recipe);
+    proxy.base = "/likes";
+    let answer = proxy.runtime.block_on(proxy.browser(Version::HTTP_2).get(proxy.site()).send()).unwrap();
+    assert!(answer.status().is_redirection(), "{answer:?}");
+    assert!(answer.headers()["location"].to_str().unwrap().ends_with("/likes/"), "{answer:?}");
+    works_through(hub, proxy);
+}
+
+fn works_through(mut hub: Node, mut proxy: Running) {
     proxy.like_on_the_page(Version::HTTP_11, 0);
     proxy.like_on_the_page(Version::HTTP_2, 1);
 
@@ -328,6 +357,16 @@ fn trust_71_behind_caddy() {
 #[test]
 fn trust_71_behind_haproxy() {
     works(Kind::Haproxy, |recipe| recipe);
+}
+
+#[test]
+fn trust_71_under_a_path_behind_nginx() {
+    works_under_a_path(Kind::Nginx);
+}
+
+#[test]
+fn trust_71_under_a_path_behind_caddy() {
+    works_under_a_path(Kind::Caddy);
 }
 
 #[test]

@@ -155,9 +155,9 @@ fn trust_44_a_token_doesnt_travel_in_the_open() {
         ("HTTP://LIKES.EXAMPLE.ORG", "https://"),
         ("http://127.0.0.1@likes.example.org", "https://"),
         ("ftp://127.0.0.1", "over https"),
-        ("https://name:word@likes.example.org", "host and port"),
-        ("https://likes.example.org/path", "host and port"),
-        ("https://likes.example.org/?query", "host and port"),
+        ("https://name:word@likes.example.org/path", "host, port and base path"),
+        ("https://likes.example.org/path#part", "host, port and base path"),
+        ("https://likes.example.org/?query", "host, port and base path"),
         ("likes.example.org", "https://likes.example.org"),
         ("", "https://likes.example.org"),
     ];

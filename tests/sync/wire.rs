@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::common::{likewise, wait_for};
-use crate::support::{Node, Wire, exchange, hub_behind_proxy, like, new_id, wait_until_level};
+use crate::support::{Node, Wire, exchange, get, hub_behind_proxy, like, new_id, wait_until_level};
 
 /// The whole exchange as bytes. Any change here breaks every other client.
 #[test]
@@ -310,6 +310,25 @@ fn trust_55_odd_payloads_keep_their_bytes_on_every_way() {
     tablet.start();
     wait_until_level(&[&hub, &phone, &tablet], 1);
     assert_eq!(tablet.run(&["export"]), exported);
+}
+
+/// A command that revokes a token is done when the running hub has done it, and a list that can't be read is told.
+#[test]
+fn a_token_is_revoked_when_the_command_says_so() {
+    let hub = Node::hub();
+    let wire = Wire::new(&hub, "phone");
+    wire.hello();
+    let output = hub.command(&["token", "revoke", "phone"]).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success() && said.contains("the running process knows"), "{said}");
+    assert!(matches!(wire.pull("after=0"), Err((401, _))));
+
+    std::fs::write(hub.data.join("tokens.json"), "no tokens").unwrap();
+    let (status, body) = get(&format!("{}/healthz", hub.url()));
+    assert!(status == 503 && body.contains("tokens-unreadable") && body.contains("is damaged"), "{status} {body}");
+    assert_eq!(hub.command(&["health"]).output().unwrap().status.code(), Some(1));
+    std::fs::remove_file(hub.data.join("tokens.json")).unwrap();
+    assert_eq!(get(&format!("{}/healthz", hub.url())).0, 200);
 }
 
 /// Under the names of `--allow-host` a hub syncs. It shows no page there unless it is told to.

@@ -8,8 +8,8 @@ use axum::extract::{FromRequestParts, Request};
 use axum::http::header;
 use axum::http::request::Parts;
 
-use super::Policy;
 use super::host::{AddressedAs, addressed_as};
+use super::{HEALTH, Policy};
 use crate::web::Role;
 use crate::web::problem::{Problem, storeless};
 use crate::web::shares::Who;
@@ -101,7 +101,10 @@ impl fmt::Debug for Passes {
 /// Who sends a request, if they may reach what it asks for.
 pub(super) fn caller(policy: &Policy, request: &Request) -> Result<Caller, Problem> {
     let path = request.uri().path();
-    let is_for_everybody = path.starts_with("/sync/") || path == "/healthz";
+    let route = storeless(path);
+    let is_watched = matches!(route, "/status" | "/metrics");
+    // A hub has nothing to show but its status; what isn't there needs no protection.
+    let is_for_everybody = path.starts_with("/sync/") || path == HEALTH || policy.role == Role::Hub && !is_watched;
     match addressed_as(policy, request)? {
         AddressedAs::HealthCheck => Ok(Caller::Visitor),
         AddressedAs::Loopback => {
@@ -116,14 +119,12 @@ pub(super) fn caller(policy: &Policy, request: &Request) -> Result<Caller, Probl
             }
             Err(Problem::forbidden(
                 "no-local-page",
-                "Because this program has an --allow-host, it shows no page under this machine's own names: a proxy in front \
+                "Because this program has an --allow-host, it shows nothing under this machine's own names: a proxy in front \
                  of it would let everybody in.",
                 "If no proxy passes these names on, start the program with `--local-page`.",
             ))
         }
         AddressedAs::Allowed => {
-            let route = storeless(path);
-            let is_watched = matches!(route, "/status" | "/metrics");
             if path.starts_with("/control/") {
                 return Err(Problem::forbidden(
                     "loopback-only",
@@ -134,20 +135,18 @@ pub(super) fn caller(policy: &Policy, request: &Request) -> Result<Caller, Probl
             if is_watched && policy.passes.of(request) == Some(Pass::Watcher) {
                 return Ok(Caller::Watcher);
             }
-            if policy.role == Role::Hub && is_watched {
-                return Err(Problem::forbidden(
-                    "not-public",
-                    "Under this name the hub only syncs.",
-                    "Ask under a loopback name, on the machine that the hub runs on, or show a token that `token add NAME \
-                     --read` made.",
-                ));
-            }
-            if policy.role == Role::App && !policy.public && !is_for_everybody {
-                return Err(Problem::forbidden(
-                    "not-public",
-                    "Under this name the program only syncs; its page is not public.",
-                    "To serve the page to everyone who can reach it, start the program with `--public`.",
-                ));
+            if !is_for_everybody && !policy.public {
+                let (detail, advice) = match policy.role {
+                    Role::App => (
+                        "Under this name the program only syncs; its page is not public.",
+                        "To serve the page to everyone who can reach it, start the program with `--public`.",
+                    ),
+                    Role::Hub => (
+                        "Under this name the hub only syncs.",
+                        "Show a token that `token add NAME --read` made, or ask on the machine that the hub runs on.",
+                    ),
+                };
+                return Err(Problem::forbidden("not-public", detail, advice));
             }
             if matches!(route, "/metrics" | "/adopt") {
                 return Err(Problem::forbidden(

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use axum::extract::{ConnectInfo, Request};
 use axum::http::{Version, header};
 
-use super::Policy;
+use super::{HEALTH, Policy};
 use crate::web::problem::Problem;
 
 /// A host given by `--allow-host`: a domain name or an address. With a port, it holds for that port only.
@@ -125,7 +125,7 @@ fn recognize(policy: &Policy, request: &Request, host: &[u8]) -> Result<Addresse
 }
 
 fn is_health_check(request: &Request) -> bool {
-    request.method().is_safe() && request.uri().path() == "/healthz"
+    request.method().is_safe() && request.uri().path() == HEALTH
 }
 
 /// What gives away that a proxy passes a request on: a header that only proxies add, or the old version of HTTP that some

@@ -14,7 +14,7 @@ use axum::extract::{Request, State};
 use axum::http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use axum::http::{Method, StatusCode};
 use axum::middleware::{Next, from_fn_with_state};
-use axum::response::{IntoResponse, Response};
+use axum::response::{IntoResponse, Redirect, Response};
 use futures_util::FutureExt;
 use tower::ServiceBuilder;
 
@@ -25,6 +25,7 @@ pub(crate) use self::caller::{Caller, Pass, Passes, Sees};
 pub use self::host::AllowedHost;
 pub(super) use self::host::ReachedAt;
 use super::Role;
+use super::base_path::Place;
 use super::face::Face;
 use super::problem::{self, Problem, storeless};
 use crate::limits::web::guard::{
@@ -49,7 +50,7 @@ pub(crate) struct Policy {
     pub(crate) head_bytes: usize,
     /// Bodies of every route that `bodies` doesn't name: forms, and what an app's own routes take.
     pub(crate) form: BodyRule,
-    /// Bodies of routes by the beginning of their path; the first that fits holds.
+    /// Bodies of routes by the beginning of their path, below the base path; the first that fits holds.
     pub(crate) bodies: Vec<(&'static str, BodyRule)>,
     /// The app: its forms, and what its error pages look like.
     pub(crate) face: Arc<Face>,
@@ -78,8 +79,8 @@ impl Policy {
 
 /// Puts the guard around all routes, fallbacks and errors of `router`.
 ///
-/// From the outside in: security headers on every answer; errors rendered as problems; panics caught; `Host`, reach,
-/// size and encoding of the request; cross-site requests; the body's limits. Needs `ConnectInfo<SocketAddr>` and
+/// From the outside in: the base path stripped; security headers on every answer; errors rendered as problems; panics
+/// caught; `Host`, reach, size and encoding of the request; cross-site requests; the body's limits. Needs `ConnectInfo<SocketAddr>` and
 /// [`ReachedAt`] in the extensions of each request: without them nobody counts as local.
 pub(crate) fn protect(router: Router, policy: Policy) -> Router {
     let guard = Arc::new(Guard {
@@ -119,12 +120,25 @@ struct Guard {
 }
 
 /// The outermost step: every answer that leaves is rendered and has the security headers, whatever happens further in.
+/// From here on, a request has the path that it would have without a base path.
 async fn admit(State(guard): State<Arc<Guard>>, mut request: Request, next: Next) -> Response {
+    let face = &guard.policy.face;
+    let elsewhere = match face.base_path.place(request.uri()) {
+        Place::Within(uri) => {
+            *request.uri_mut() = uri;
+            None
+        }
+        // Load balancers may know the machine and not the site.
+        Place::Outside if request.uri().path() == HEALTH => None,
+        Place::Door => Some(Redirect::permanent(&face.base_path.home()).into_response()),
+        Place::Outside => Some(outside(face).into_response()),
+    };
     let method = request.method().clone();
     let uri = request.uri().clone();
     let asks_for_json = guard.policy.role == Role::Hub || problem::asks_for_json(request.headers());
     let answer = match check(&guard.policy, &request) {
         Err(problem) => problem.into_response(),
+        Ok(_) if let Some(answer) = elsewhere => answer,
         Ok(caller) => {
             request.extensions_mut().insert(caller.who());
             request.extensions_mut().insert(caller.sees());
@@ -134,12 +148,27 @@ async fn admit(State(guard): State<Arc<Guard>>, mut request: Request, next: Next
             })
         }
     };
-    let mut answer = problem::render(&guard.policy.face, &method, &uri, asks_for_json, answer);
+    let mut answer = problem::render(face, &method, &uri, asks_for_json, answer);
     for (name, value) in &guard.headers {
         answer.headers_mut().insert(name, value.clone());
     }
     answer
 }
+
+/// The answer to a request for an address that isn't under the base path. Its code differs from that of a missing form, for
+/// which a page lets its other posts pass.
+fn outside(face: &Face) -> Problem {
+    Problem::new(
+        StatusCode::NOT_FOUND,
+        "outside-base-path",
+        format!("Everything of this program is under {}.", face.base_path.home()),
+        "Check the address. If a proxy passes requests on, have it leave the path as it is (nginx: no path and no slash at the \
+         end of `proxy_pass`).",
+    )
+}
+
+/// Where the program says whether it can store anything.
+const HEALTH: &str = "/healthz";
 
 /// Everything that the head of a request alone decides. `Host` comes first: until it is known to be ours, nothing else
 /// of the request means anything. Says who sent it, as far as that is known before a token of sync is looked at.

@@ -144,8 +144,15 @@ fn dialect(query: &str) -> Result<(Dialect, String), Problem> {
 
 /// Ends the fragments of one commit: a page puts all of them in place at once. `current` says that nothing has changed
 /// since the version that the other end knows.
-fn closing(event: &str, version: Version) -> Bytes {
-    format!("id: {version}\nevent: {event}\ndata: ok\n\n").into()
+fn closing(event: &str, version: Version, retry: Option<f64>) -> Bytes {
+    let retry = retry.map(|millis| format!("retry: {millis:.0}\n")).unwrap_or_default();
+    format!("event: {event}\nid: {version}\n{retry}data: ok\n\n").into()
+}
+
+/// How long a browser's own `EventSource` is to wait before it connects again, in milliseconds.
+fn retry() -> f64 {
+    let (least, most) = RETRY;
+    least + (most - least) * random::fraction()
 }
 
 fn pings() -> Interval {
@@ -211,18 +218,13 @@ impl LiveStream {
             return;
         }
         let version = frames.version(self.sent.iter().map(|(slot, _)| *slot));
-        let Some(First { known }) = self.first.take() else {
-            self.waiting.push_back(closing("done", version));
-            return;
-        };
-        let has_all = known == Some(version);
+        let first = self.first.take();
+        let has_all = first.as_ref().is_some_and(|first| first.known == Some(version));
         if has_all {
             self.waiting.clear();
         }
-        let (least, most) = RETRY;
-        let retry = least + (most - least) * random::fraction();
-        self.waiting.push_back(format!("retry: {retry:.0}\n").into());
-        self.waiting.push_back(closing(if has_all { "current" } else { "done" }, version));
+        let event = if has_all { "current" } else { "done" };
+        self.waiting.push_back(closing(event, version, first.map(|_| retry())));
     }
 }
 

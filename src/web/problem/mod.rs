@@ -16,6 +16,7 @@ use axum::response::{IntoResponse, Response};
 use serde_json::{Map, Value};
 
 use self::words::{reason, title};
+use super::BasePath;
 use super::face::Face;
 use super::fields::Fields;
 use super::typed::Filled;
@@ -234,7 +235,7 @@ pub(crate) fn render(face: &Face, method: &Method, uri: &Uri, asks_for_json: boo
     let (media_type, body) = if asks_for_json || speaks_json(uri.path()) {
         ("application/problem+json", problem.into_json())
     } else {
-        ("text/html; charset=utf-8", problem.into_page(face, home(uri)))
+        ("text/html; charset=utf-8", problem.into_page(face, home(&face.base_path, uri)))
     };
 
     let length = body.len();
@@ -280,7 +281,7 @@ pub(in crate::web) fn asks_for_json(headers: &HeaderMap) -> bool {
     accepts(&["application/json", "application/problem+json"]) > accepts(&["text/html"])
 }
 
-/// The path as it would be under the default store: `/s/work/live` and `/live` are the same route.
+/// The path, below the base path, as it would be under the default store: `/s/work/live` and `/live` are the same route.
 pub(in crate::web) fn storeless(path: &str) -> &str {
     match split_store(path) {
         Some((_, rest)) => rest,
@@ -319,10 +320,10 @@ fn speaks_json(path: &str) -> bool {
 }
 
 /// The start page of the store that was asked for. Only a well-formed store id finds its way into the link.
-fn home(uri: &Uri) -> String {
+fn home(base_path: &BasePath, uri: &Uri) -> String {
     match split_store(uri.path()) {
-        Some((store, _)) if is_store_id(store) => format!("/s/{store}/"),
-        _ => "/".to_owned(),
+        Some((store, _)) if is_store_id(store) => format!("{base_path}/s/{store}/"),
+        _ => base_path.home(),
     }
 }
 

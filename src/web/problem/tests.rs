@@ -116,6 +116,8 @@ fn the_way_home_leads_to_the_store_that_was_asked_for() {
         ("/s/a%22b/live", "/"),
         ("/s/work", "/"),
     ] {
-        assert_eq!(home(&Uri::from_static(path)), expected, "{path}");
+        assert_eq!(home(&BasePath::default(), &Uri::from_static(path)), expected, "{path}");
+        let under = home(&"/base".parse().expect("a path"), &Uri::from_static(path));
+        assert_eq!(under, format!("/base{expected}"), "{path}");
     }
 }
