@@ -247,7 +247,8 @@ impl App {
     /// `render` makes the HTML from its answer.
     ///
     /// Each change is rendered once for all pages with the same query, so nothing in a fragment may depend on who
-    /// looks. On the page it stands in an element of its own, `<likewise-live>`, which is allowed wherever text is.
+    /// looks. On the page it stands in an element of its own, `<likewise-live id="live-NAME">`, which is allowed wherever
+    /// text is.
     pub fn live<T, H, M>(
         mut self,
         name: &'static str,

@@ -11,7 +11,8 @@
 //
 // and has what it needs of these:
 //
-//   <likewise-live class="live" data-live="NAME" data-key="KEY">   a fragment; the one named `status` is the status line
+//   <likewise-live class="live" data-live="NAME" data-key="KEY">   a fragment; the one named `status` is the status line. Its
+//                                                                  `id` is for other people's scripts
 //   <p data-message></p>                                           a place for words
 //   <ul data-waiting="NAME"></ul>                                  what waits of the form NAME, or of all forms without NAME
 //

@@ -90,8 +90,8 @@ pub(crate) mod server {
 
 /// Static files.
 pub(crate) mod assets {
-    /// The largest file that is compressed, in bytes. It takes the first one who asks about 50 ms. Larger files are pictures
-    /// and sound, which are compressed as they are.
+    /// The largest file that is compressed, in bytes. The first one who asks for such a file waits 0.3 s for it. Larger
+    /// files are pictures and sound, which are compressed as they are.
     pub(crate) const GZIP: usize = 4 << 20;
 
     /// A file is served compressed if that saves at least one byte in this many. Less isn't worth the browser's time.

@@ -314,10 +314,12 @@ impl<T: Clone + PartialEq + Send + Sync + 'static> Answers for Following<T> {
 }
 
 impl FragmentKey {
-    /// Puts what the author drew into one element, by which the script finds it. `<likewise-live>` is allowed wherever
+    /// Puts what the author drew into one element, by which the script finds it, and other people's scripts by its id.
+    /// `<likewise-live>` is allowed wherever
     /// text is, so a fragment may stand in a paragraph or a heading. It takes no part in the layout.
     pub(crate) fn wrap(&self, html: &Html) -> Html {
-        let mut text = format!("<likewise-live class=\"live\" data-live=\"{}\"", self.name);
+        let name = self.name;
+        let mut text = format!("<likewise-live class=\"live\" id=\"live-{name}\" data-live=\"{name}\"");
         if let Some(query) = &self.query {
             write!(text, " data-key=\"{query}\"").expect("BUG: a String takes all text");
         }

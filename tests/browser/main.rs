@@ -19,4 +19,5 @@ mod stores;
 mod sync;
 mod tabs;
 mod todo;
+mod tools;
 mod upgrade;

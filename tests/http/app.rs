@@ -452,7 +452,8 @@ fn trust_41_one_stream_serves_twelve_pages_and_only_sends_what_changed() {
     assert_eq!(found.len(), 1, "{update:?}");
     let html = found.first().unwrap();
     assert!(
-        html.starts_with(r#"<likewise-live class="live" data-live="found" data-key=""#) && html.contains("word3x"),
+        html.starts_with(r#"<likewise-live class="live" id="live-found" data-live="found" data-key=""#)
+            && html.contains("word3x"),
         "{html}"
     );
     assert!(board.get("/?q=word3x").body.contains(html), "the page has the same element");

@@ -494,7 +494,7 @@ fn frame(live: &mut Live) -> String {
 fn likes_frame(count: u64) -> String {
     let digits = count.to_string().len();
     format!(
-        "event: likes\ndata: <likewise-live class=\"live\" data-live=\"likes\"><p class=\"tally\" data-digits=\"{digits}\">\
+        "event: likes\ndata: <likewise-live class=\"live\" id=\"live-likes\" data-live=\"likes\"><p class=\"tally\" data-digits=\"{digits}\">\
          <output id=\"count\" data-count=\"{count}\">{count}</output></p></likewise-live>\n\n"
     )
 }

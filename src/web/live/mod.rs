@@ -1,5 +1,6 @@
 //! The live stream. Every change of a fragment is drawn and framed once, and sent to every page that has the fragment.
 
+mod dialect;
 mod publisher;
 
 use std::collections::VecDeque;
@@ -16,6 +17,7 @@ use tokio::sync::watch;
 use tokio::time::{Interval, MissedTickBehavior, interval_at};
 use tokio_util::sync::CancellationToken;
 
+use self::dialect::Dialect;
 pub(crate) use self::publisher::Pages;
 use self::publisher::{Following, Frames, Version};
 use super::face::{Asked, Draw, Face, FragmentKey};
@@ -59,18 +61,20 @@ fn too_many() -> Problem {
     )
 }
 
-/// `GET /live`, with the parameters of one page, or with one `live=` for the parameters of each of several pages.
+/// `GET /live`, with the parameters of one page, or with one `live=` for the parameters of each of several pages. With `as=`,
+/// the stream of one page in another library's convention.
 pub(crate) async fn live(
     State(app): State<App>,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
     Opened { store, link, who, .. }: Opened,
 ) -> Result<Response, Problem> {
-    let asked = asked(&app.face, query.as_deref().unwrap_or_default())?;
+    let (dialect, asked) = asked(&app.face, query.as_deref().unwrap_or_default())?;
     let slot = app.shares.streams.lend(&who, 1).map_err(|_| too_many())?;
     let (following, frames) = app.pages.subscribe(&app, &store, link, &who, asked)?;
     let stream = LiveStream {
         sent: following.slots().iter().map(|slot| (*slot, 0)).collect(),
+        dialect,
         frames,
         waiting: VecDeque::new(),
         first: Some(First { known: known(&headers) }),
@@ -92,9 +96,10 @@ fn known(headers: &HeaderMap) -> Option<Version> {
     headers.get("last-event-id")?.to_str().ok()?.parse().ok()
 }
 
-/// The fragments of the pages that a stream serves.
-fn asked(face: &Face, query: &str) -> Result<Vec<Box<dyn Asked>>, Problem> {
+/// The fragments of the pages that a stream serves, and how they are framed.
+fn asked(face: &Face, query: &str) -> Result<(Dialect, Vec<Box<dyn Asked>>), Problem> {
     let malformed = |detail: String| Problem::bad_request("malformed-parameter", detail, "Reload the page.");
+    let (dialect, query) = dialect(query)?;
     let sets: Vec<String> = form_urlencoded::parse(query.as_bytes())
         .filter(|(name, _)| name == "live")
         .map(|(_, set)| set.into_owned())
@@ -103,10 +108,38 @@ fn asked(face: &Face, query: &str) -> Result<Vec<Box<dyn Asked>>, Problem> {
         return Err(malformed(format!("One stream serves {SETS} pages at most, and this asks for {}.", sets.len())));
     }
     if sets.is_empty() {
-        return face.ask(&Params::new(query)).map_err(|why| malformed(sentence(why.why())));
+        let asked = face.ask(&Params::new(&query)).map_err(|why| malformed(sentence(why.why())))?;
+        return Ok((dialect, asked));
+    }
+    if dialect != Dialect::Own {
+        // Each fragment is one element of the page there, whatever its parameters.
+        return Err(malformed(
+            "A stream with `as` serves one page, and this asks for pages with `live`, too.".to_owned(),
+        ));
     }
     // A page whose parameters don't parse gets nothing. The other pages on the stream have done nothing wrong.
-    Ok(sets.iter().filter_map(|set| face.ask(&Params::new(set)).ok()).flatten().collect())
+    Ok((dialect, sets.iter().filter_map(|set| face.ask(&Params::new(set)).ok()).flatten().collect()))
+}
+
+/// The dialect that `query` asks for with `as`, and the rest of `query`.
+fn dialect(query: &str) -> Result<(Dialect, String), Problem> {
+    let mut dialect = Dialect::Own;
+    let mut rest = Vec::new();
+    for pair in query.split('&') {
+        match form_urlencoded::parse(pair.as_bytes()).next() {
+            Some((name, value)) if name == "as" => {
+                dialect = Dialect::named(&value).ok_or_else(|| {
+                    Problem::bad_request(
+                        "malformed-parameter",
+                        format!("There is no live stream as `{value}`."),
+                        "Ask for it as `htmx`, `datastar` or `turbo`, or leave `as` out.",
+                    )
+                })?;
+            }
+            _ => rest.push(pair),
+        }
+    }
+    Ok((dialect, rest.join("&")))
 }
 
 /// Ends the fragments of one commit: a page puts all of them in place at once. `current` says that nothing has changed
@@ -130,6 +163,7 @@ fn pings() -> Interval {
 
 /// One stream. It holds no backlog: a slow reader gets the newest fragments when it reads again.
 struct LiveStream {
+    dialect: Dialect,
     frames: watch::Receiver<Frames>,
     /// For each of its fragments, the slot among the frames and the version that was sent last.
     sent: Vec<(usize, u64)>,
@@ -176,7 +210,7 @@ impl LiveStream {
     fn take_changes(&mut self) {
         let frames = self.frames.borrow_and_update();
         for (slot, sent) in &mut self.sent {
-            if let Some(bytes) = frames.newer(*slot, sent) {
+            if let Some(bytes) = frames.newer(*slot, self.dialect, sent) {
                 self.waiting.push_back(bytes);
             }
         }

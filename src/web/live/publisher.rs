@@ -4,13 +4,14 @@ use std::collections::HashMap;
 use std::fmt;
 use std::num::ParseIntError;
 use std::str::FromStr;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{Notify, watch};
 use tokio::time::sleep;
 
+use super::dialect::Dialect;
 use super::{STATUS, drawn, status_fragment, too_many};
 use crate::engine::{Error, Health, Store, StoreId};
 use crate::limits::web::live::{CROWD, FRAGMENTS, LONGEST_PAUSE, SHORTEST_PAUSE};
@@ -32,6 +33,17 @@ struct Frame {
     version: u64,
     bytes: Bytes,
     digest: u64,
+    /// The same in the other dialects, each once the first stream of its kind has asked.
+    others: [OnceLock<Bytes>; Dialect::OTHERS],
+}
+
+impl Frame {
+    fn in_dialect(&self, dialect: Dialect) -> Bytes {
+        match dialect.place() {
+            Some(place) => self.others[place].get_or_init(|| dialect.reframe(&self.bytes)).clone(),
+            None => self.bytes.clone(),
+        }
+    }
 }
 
 /// What a stream has sent, as one number. It is made of the text alone, so it means the same after a restart.
@@ -59,10 +71,10 @@ fn digest(bytes: &[u8]) -> u64 {
 
 impl Frames {
     /// The frame in `slot`, if it is newer than the version `sent`. Sets `sent` to its version.
-    pub(super) fn newer(&self, slot: usize, sent: &mut u64) -> Option<Bytes> {
+    pub(super) fn newer(&self, slot: usize, dialect: Dialect, sent: &mut u64) -> Option<Bytes> {
         let frame = self.0.get(slot).filter(|frame| frame.version > *sent)?;
         *sent = frame.version;
-        Some(frame.bytes.clone())
+        Some(frame.in_dialect(dialect))
     }
 
     /// Puts a frame into `slot`. Returns false if the same frame was there already.
@@ -72,7 +84,7 @@ impl Frames {
         }
         let is_new = self.0[slot].bytes != bytes;
         if is_new {
-            self.0[slot] = Frame { version, digest: digest(&bytes), bytes };
+            self.0[slot] = Frame { version, digest: digest(&bytes), bytes, others: Default::default() };
         }
         is_new
     }

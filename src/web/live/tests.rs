@@ -14,6 +14,7 @@ use crate::web::{Shares, Who};
 /// A stream of the fragment in the first slot, and of the status in the second.
 fn stream(frames: watch::Receiver<Frames>, shutdown: &CancellationToken) -> LiveStream {
     LiveStream {
+        dialect: Dialect::Own,
         frames,
         sent: vec![(0, 0), (1, 0)],
         waiting: VecDeque::new(),
@@ -159,6 +160,37 @@ async fn who_comes_back_with_the_newest_version_is_told_so_and_gets_nothing_else
     set(0, 3, "1");
     assert_ne!(first, second);
     assert_eq!(all(begin(first)).await.0, "event: currentdata: ok", "what it shows is what it has to show");
+}
+
+#[tokio::test]
+async fn streams_of_one_dialect_share_one_frame() {
+    let (frames, receiver) = watch::channel(Frames::default());
+    frames.send_modify(|frames| {
+        frames.set(0, 1, frame("likes", &html("1")));
+    });
+    let first = async |dialect| {
+        let stream = stream(receiver.clone(), &CancellationToken::new());
+        LiveStream { dialect, ..stream }.next().await.expect("a frame")
+    };
+    for dialect in [Dialect::Own, Dialect::Htmx, Dialect::Datastar, Dialect::Turbo] {
+        let (one, other) = (first(dialect).await, first(dialect).await);
+        assert_eq!(one.as_ptr(), other.as_ptr(), "{dialect:?}: it was framed twice");
+        assert_ne!(dialect == Dialect::Own, one != first(Dialect::Own).await, "{dialect:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_stream_in_another_dialect_takes_the_parameters_of_one_page() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let router =
+        crate::web::routes(app(dir.path(), crate::likes::schema(), StoreLimits::default(), 9)).expect("routes");
+    for fine in ["as=htmx", "x=1&as=datastar", "as=turbo&x=%61s", "a%73=turbo", "xas=none"] {
+        assert_eq!(ask(&router, "GET", &format!("/live?{fine}")).await.status(), StatusCode::OK, "{fine}");
+    }
+    for wrong in ["as=", "as", "as=own", "as=HTMX", "as=htmx&as=none", "as=turbo&live=", "live=&as=htmx"] {
+        assert_eq!(ask(&router, "GET", &format!("/live?{wrong}")).await.status(), StatusCode::BAD_REQUEST, "{wrong}");
+    }
+    assert_eq!(dialect("b=%ff&as=turbo&c=1").ok(), Some((Dialect::Turbo, "b=%ff&c=1".to_owned())));
 }
 
 #[test]
