@@ -1,4 +1,4 @@
-//! Copying a store beside the thread that writes to it.
+//! Copies a store beside the thread that writes to it.
 
 use std::fs::{self, File};
 use std::io;
@@ -14,16 +14,16 @@ use super::storage::Beside;
 use super::verify::check_log;
 use super::witness::Witness;
 
-/// Copies the store as of now to the directory `to`, which must not have one: the same log with the same seqs. The state
-/// is left out, because it follows from the eventlog. A store that holds something other than what was stored is not
-/// copied. When this fails, nothing is left at `to`.
+/// Copies the store as of now to the directory `to`, which must not have one. The copy has the same log with the same
+/// seqs. The state is left out, because it follows from the eventlog. A store that holds something other than what was
+/// stored is not copied. If this fails, nothing is left at `to`.
 ///
 /// # Errors
 ///
-/// When the store can't be read, or the copy can't be written.
+/// Fails if the store can't be read, or the copy can't be written.
 pub fn backup(files: &Files, to: &Files) -> Result<(), Fault> {
     files.check()?;
-    // Whatever is wrong with the store itself is found before anything is made, and named by its own path.
+    // Find faults of the store itself before anything is created. Their messages have the store's own path.
     drop(Eventlog::snapshot(&files.eventlog())?);
     if to.exist() {
         return Err(io::Error::from(io::ErrorKind::AlreadyExists)).doing("copy a store to", to.dir());
@@ -31,7 +31,7 @@ pub fn backup(files: &Files, to: &Files) -> Result<(), Fault> {
     let is_new = !to.dir().exists();
     let copied = copy(files, to).map_err(Fault::from);
     if copied.is_err() {
-        // Half a copy would open as a store that lacks events, or has none.
+        // A partial copy would open as a store that lacks some or all events.
         drop(remove_database(&to.eventlog()));
         drop(fs::remove_file(to.witness()));
         if is_new {
@@ -46,13 +46,13 @@ fn copy(files: &Files, to: &Files) -> Result<(), LogFault> {
     let target = to.eventlog();
     open_private_file(&target)?;
     let conn = Beside::open(&files.eventlog())?;
-    // SQLite takes the bytes of a name as they are, whether or not they are UTF-8.
+    // SQLite takes the bytes of a path as they are, whether or not they are UTF-8.
     let path = ToSqlOutput::Borrowed(ValueRef::Text(target.as_os_str().as_encoded_bytes()));
     conn.execute("VACUUM INTO ?1", [path])?;
     File::open(&target).and_then(|file| file.sync_all()).doing("make durable", &target)?;
-    // The copy bears witness to itself, so that a loss of its tail is noticed like any other.
+    // The copy gets a witness of its own. So the loss of its tail would be noticed, as in any store.
     let copy = Eventlog::snapshot(&target)?;
-    // What the disk has changed is not to take the place of an older copy that is right.
+    // Data that the disk has changed must not replace an older copy that is right.
     let problems = check_log(&copy)?.into_iter().chain(copy.check_waiting()?);
     if let Some(problem) = problems.into_iter().next() {
         return Err(Fault::Damaged(problem).into());

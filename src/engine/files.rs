@@ -1,7 +1,7 @@
-//! Directories and files of ours: private to their owner, durable, and told from those of others.
+//! Our directories and files. They are private to their owner, durable, and distinguished from other users' files.
 //!
-//! Another user who can put a file into a data directory must not decide what this program overwrites. So no symbolic link
-//! in it is followed, and where this process can write, everything that it opens there belongs to the user it runs as.
+//! Another user who can put a file into a data directory must not decide what this program overwrites. So no symbolic
+//! link in it is followed. Where this process can write, everything it opens has to belong to the user it runs as.
 
 use std::fs::{self, DirBuilder, File, Metadata, OpenOptions};
 use std::io;
@@ -12,14 +12,14 @@ use super::error::{Fault, IoContext, NotOurs};
 /// What this process can do in a directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Access {
-    /// Make and change files, so everything has to be ours.
+    /// It can create and change files, so everything has to be ours.
     Write,
-    /// Read, and no more: it is on read-only media, or its owner took the right to write away.
+    /// It can only read: the directory is on read-only media, or its owner has removed the right to write.
     Read,
 }
 
 impl Access {
-    /// What this process can do in the directory at `path`, or in the one that is yet to be made there.
+    /// Returns what this process can do in the directory at `path`, which may not exist yet.
     pub(crate) fn to(path: &Path) -> Self {
         #[cfg(unix)]
         {
@@ -37,7 +37,7 @@ impl Access {
     }
 }
 
-/// The user that this process acts as.
+/// Returns the user that this process acts as.
 #[cfg(unix)]
 pub(crate) fn us() -> u32 {
     rustix::process::geteuid().as_raw()
@@ -48,7 +48,7 @@ fn owner(meta: &Metadata) -> u32 {
     std::os::unix::fs::MetadataExt::uid(meta)
 }
 
-/// Makes a directory that only its owner may enter, with those above it, durably. One that is there already has to be
+/// Durably creates a directory that only its owner may enter, and its missing parents. An existing one has to be
 /// [ours](check_dir).
 pub(crate) fn create_private_dir(path: &Path) -> Result<(), Fault> {
     if exists(path)? {
@@ -67,7 +67,7 @@ pub(crate) fn create_private_dir(path: &Path) -> Result<(), Fault> {
     sync_parent(path)
 }
 
-/// Whether something has this name, be it a link that leads nowhere.
+/// Returns whether something has this name. A dangling link counts.
 pub(crate) fn exists(path: &Path) -> Result<bool, Fault> {
     match fs::symlink_metadata(path) {
         Ok(_) => Ok(true),
@@ -76,8 +76,8 @@ pub(crate) fn exists(path: &Path) -> Result<bool, Fault> {
     }
 }
 
-/// Opens a file for reading and writing that only its owner may open, and makes it when it isn't there. One that is
-/// there has to be ours, and have no other name.
+/// Opens a file for reading and writing, and creates it if it doesn't exist. Only its owner may open it. An existing
+/// file has to be ours and have no other name.
 pub(crate) fn open_private_file(path: &Path) -> Result<File, Fault> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false);
@@ -88,7 +88,7 @@ pub(crate) fn open_private_file(path: &Path) -> Result<File, Fault> {
     Ok(file)
 }
 
-/// Opens a file of ours for reading alone, if it is there.
+/// Opens a file of ours only for reading, if it exists.
 pub(crate) fn open_to_read(path: &Path) -> Result<Option<File>, Fault> {
     match open(path, OpenOptions::new().read(true)) {
         Ok(file) => Ok(Some(file)),
@@ -98,7 +98,7 @@ pub(crate) fn open_to_read(path: &Path) -> Result<Option<File>, Fault> {
 }
 
 fn open(path: &Path, options: &mut OpenOptions) -> Result<File, Fault> {
-    // Not to wait for the other end of a pipe.
+    // Don't follow links, and don't wait for the other end of a pipe.
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::custom_flags(
         options,
@@ -110,7 +110,7 @@ fn open(path: &Path, options: &mut OpenOptions) -> Result<File, Fault> {
             Ok(file)
         }
         Err(error) => {
-            // Of a link the system only says that there are too many, and of another's file that we may not.
+            // For a link, the system only reports too many links. For another user's file, it only denies permission.
             if let Ok(meta) = fs::symlink_metadata(path) {
                 check_file(path, &meta)?;
             }
@@ -119,7 +119,7 @@ fn open(path: &Path, options: &mut OpenOptions) -> Result<File, Fault> {
     }
 }
 
-/// Refuses a directory that is a link or, where we can write, another user's or everybody's.
+/// Refuses a directory that is a link. Where we can write, also refuses one that is another user's or everybody's.
 pub(crate) fn check_dir(path: &Path) -> Result<(), Fault> {
     let meta = fs::symlink_metadata(path).doing("look at", path)?;
     if meta.is_symlink() {
@@ -130,8 +130,8 @@ pub(crate) fn check_dir(path: &Path) -> Result<(), Fault> {
     }
     #[cfg(unix)]
     if Access::to(path) == Access::Write {
-        // In a sticky directory nobody replaces the files of others. A group is trusted: many users have one of their own,
-        // and a umask that lets it write.
+        // In a sticky directory nobody can replace other users' files. A group is trusted: many users have one of
+        // their own, and a umask that lets it write.
         const EVERYBODY: u32 = 0o002;
         const STICKY: u32 = 0o1000;
         check_owner(path, &meta)?;
@@ -142,8 +142,8 @@ pub(crate) fn check_dir(path: &Path) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Refuses the directory of a store that isn't [ours](check_dir), and files in it that SQLite would open by name and that
-/// are links, other users' or shared. `names` are what its files' names begin with.
+/// Refuses a store's directory if it isn't [ours](check_dir). Refuses files in it that SQLite would open by name if
+/// they are links, another user's or have another name. `names` are the prefixes of those files' names.
 pub(crate) fn check_files(dir: &Path, names: &[&str]) -> Result<(), Fault> {
     if !exists(dir)? {
         return Ok(());
@@ -161,7 +161,7 @@ pub(crate) fn check_files(dir: &Path, names: &[&str]) -> Result<(), Fault> {
                 check_file(&path, &meta)?;
                 check_sole_name(&path, &meta)?;
             }
-            // The process that has the store may just have closed it.
+            // The process that had the store open may just have closed it.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error).doing("look at", &path),
         }
@@ -169,7 +169,7 @@ pub(crate) fn check_files(dir: &Path, names: &[&str]) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Refuses a file that is a link, no file at all or, where we can write, another user's.
+/// Refuses anything that isn't a regular file. Where we can write, also refuses another user's file.
 fn check_file(path: &Path, meta: &Metadata) -> Result<(), NotOurs> {
     if meta.is_symlink() {
         return Err(NotOurs::Link(path.to_owned()));
@@ -189,7 +189,7 @@ fn check_owner(path: &Path, meta: &Metadata) -> Result<(), NotOurs> {
     Ok(())
 }
 
-/// Refuses a file that would change under another name as well, where we can write.
+/// Where we can write, refuses a file that has another name, because it would change under that name as well.
 #[cfg_attr(not(unix), expect(unused_variables, reason = "the number of names isn't known there"))]
 fn check_sole_name(path: &Path, meta: &Metadata) -> Result<(), NotOurs> {
     #[cfg(unix)]
@@ -203,7 +203,7 @@ fn parent(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// Makes the name of a new file or directory durable; SQLite leaves that to others.
+/// Makes the name of a new file or directory durable. SQLite leaves that to its caller.
 pub(crate) fn sync_parent(path: &Path) -> Result<(), Fault> {
     sync_dir(parent(path))
 }

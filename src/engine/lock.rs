@@ -1,7 +1,7 @@
-//! The lock on a directory of stores: one process at a time has it, and another is told which.
+//! The lock on a directory of stores. One process at a time holds it, and any other is told which.
 //!
-//! SQLite's own locks would stop a second process at each store, but not tell it that a count of a store that it found
-//! empty is out of date.
+//! SQLite's own locks would stop a second process at each store. But they wouldn't tell it that its count for a store
+//! that it found empty is out of date.
 
 use std::fs::{File, TryLockError};
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -14,25 +14,25 @@ use super::files::{Access, create_private_dir, exists, open_private_file, open_t
 /// The name of the lock's file. No store can have it.
 const NAME: &str = ".lock";
 
-/// Who keeps other processes out of a directory of stores.
+/// The one that keeps other processes out of a directory of stores.
 pub(crate) enum Guard {
     /// The code that opened the stores.
     Caller,
-    /// The stores, from the moment that the directory exists.
+    /// The stores, as soon as the directory exists.
     Stores { dir: PathBuf, held: Mutex<Option<DirLock>> },
 }
 
 impl Guard {
-    /// The guard of the stores in `dir`, to be [claimed](Self::claim).
+    /// Returns the guard of the stores in `dir`, to be [claimed](Self::claim).
     pub(crate) fn of(dir: &Path) -> Self {
         Self::Stores { dir: dir.to_owned(), held: Mutex::default() }
     }
 
-    /// Makes sure that no other process has the directory, if it exists. A mere look doesn't create it.
+    /// Makes sure that no other process has the directory, if it exists. Doesn't create the directory.
     ///
     /// # Errors
     ///
-    /// [`Fault::InUse`] when another process has it, or a fault of the machine.
+    /// [`Fault::InUse`] if another process has it, or a fault of the machine.
     pub(crate) fn claim(&self) -> Result<(), Fault> {
         match self {
             Self::Stores { dir, .. } if exists(dir)? => self.claim_for_files(),
@@ -40,7 +40,8 @@ impl Guard {
         }
     }
 
-    /// As [`claim`](Self::claim), before files are made there.
+    /// Does the same as [`claim`](Self::claim) before files are created there. Creates the directory if it doesn't
+    /// exist.
     pub(crate) fn claim_for_files(&self) -> Result<(), Fault> {
         let Self::Stores { dir, held } = self else { return Ok(()) };
         let mut held = held.lock().unwrap_or_else(PoisonError::into_inner);
@@ -58,9 +59,9 @@ impl Guard {
     }
 }
 
-/// A lock on a directory. It ends when this is dropped, or with the process, in whatever way.
+/// A lock on a directory. It ends when this is dropped or when the process ends in any way.
 pub(crate) struct DirLock {
-    /// None on media that can't be written and have no such file: nobody else writes there either.
+    /// `None` on media that can't be written and have no lock file. Nobody else writes there either.
     _file: Option<File>,
 }
 
@@ -91,9 +92,9 @@ impl DirLock {
     }
 }
 
-/// Says who has the directory, as far as its lock tells.
+/// Returns the fault that says who has the directory, as far as the lock's file tells.
 fn in_use(dir: &Path, file: Option<File>) -> Fault {
-    /// A process id and more: what else is in the file isn't ours.
+    /// Long enough for any process id. Anything after it isn't ours.
     const LONGEST: u64 = 20;
     let mut text = String::new();
     let read = file.map(|file| file.take(LONGEST).read_to_string(&mut text));

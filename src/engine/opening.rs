@@ -1,13 +1,13 @@
-//! How a store's files are made, replaced and found again. A power cut at any step leaves something that opens, and
-//! nothing is believed that may not be on the disk.
+//! Creates, replaces and reopens a store's files. A power cut at any step leaves files that open. Nothing counts as
+//! stored while it may not be on the disk.
 //!
-//! - *What is found may never have been synced*: its writer may have been killed before it came to that. Nor does a
-//!   sync of ours prove anything, because Linux marks pages clean that it could not write, and the next sync succeeds
-//!   without them (Rebello et al., "Can Applications Recover from fsync Failures?", USENIX ATC 2020). So what SQLite
-//!   would take from a WAL is [written again](secure), into a new file, before SQLite sees it.
-//! - *A database is made whole under another name*, and gets its own when it is on the disk.
-//! - *Files are replaced while nobody has them open*: SQLite finds a WAL by its name, and an open and a close of a
-//!   database beside its connections would drop their locks.
+//! - *Existing files may never have been synced*: their writer may have been killed before it got that far. A sync of
+//!   ours proves nothing either. Linux marks pages clean that it could not write, and the next sync succeeds without
+//!   them (Rebello et al., "Can Applications Recover from fsync Failures?", USENIX ATC 2020). So whatever SQLite would
+//!   take from a WAL is [rewritten](secure) into a new file before SQLite sees it.
+//! - *A database is completed under another name*, and gets its own name once it is on the disk.
+//! - *Files are replaced only while nobody has them open*: SQLite finds a WAL by its name. Also, opening and closing a
+//!   database file beside SQLite's connections would drop their locks.
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -23,7 +23,7 @@ use super::files::{open_private_file, sync_dir, sync_parent};
 use super::storage::{checkpoint_on_close, connect};
 use crate::limits::engine::files::{PATIENCE, PIECE};
 
-/// Who has the databases of a directory open in this process, besides the one that writes to them.
+/// The readers that have the databases of a directory open in this process, besides the writer.
 #[derive(Debug, Default)]
 struct Visits {
     visitors: usize,
@@ -36,7 +36,7 @@ fn visits() -> MutexGuard<'static, HashMap<PathBuf, Visits>> {
     VISITS.0.lock().expect("BUG: counting visitors panicked")
 }
 
-/// Somebody who reads the databases of a directory beside the one that writes. While there is one, no file is replaced.
+/// A reader of the databases of a directory, beside the writer. While there is one, no file is replaced.
 #[derive(Debug)]
 pub(crate) struct Visitor(PathBuf);
 
@@ -56,16 +56,16 @@ impl Drop for Visitor {
     }
 }
 
-/// That nobody has the databases of a directory open in this process, and nobody is going to.
+/// Proof that nobody in this process has the databases of a directory open, and that readers have to wait.
 #[derive(Debug)]
 pub(crate) struct Alone(PathBuf);
 
 impl Alone {
-    /// Waits until the last visitor has left. The writer has closed its databases before.
+    /// Waits until the last visitor has left. The writer must have closed its databases before.
     ///
     /// # Errors
     ///
-    /// When somebody is still reading after half a minute.
+    /// Fails if somebody is still reading after half a minute.
     pub(crate) fn in_dir(dir: &Path) -> Result<Self, Fault> {
         let is_taken = |all: &mut HashMap<PathBuf, Visits>| all.contains_key(dir);
         let waited = VISITS.1.wait_timeout_while(visits(), PATIENCE, is_taken);
@@ -96,15 +96,15 @@ fn leave(dir: &Path, change: impl FnOnce(&mut Visits)) {
     VISITS.1.notify_all();
 }
 
-/// Makes durable whatever is found of the database at `path`, so that what is read from it now is there after a power
-/// cut. Nothing is done where there is no database.
+/// Makes the existing files of the database at `path` durable, so whatever is read from it now survives a power cut.
+/// Does nothing if there is no database.
 ///
-/// The database file itself needs no more than a sync. SQLite gives up a WAL only after it has synced all of it into the
-/// database, so what a failed sync may have left out of the file is in the WAL still.
+/// The database file itself only needs a sync. SQLite discards a WAL only after it has synced all of it into the
+/// database, so anything that a failed sync left out of the file is still in the WAL.
 ///
 /// # Errors
 ///
-/// When a file can't be written or synced. All is as it was then, and still may not be on the disk.
+/// Fails if a file can't be written or synced. The content is unchanged then, and may still not be on the disk.
 pub(crate) fn secure(path: &Path, _alone: &Alone) -> Result<(), Fault> {
     if !path.try_exists().doing("look at", path)? {
         return Ok(());
@@ -117,12 +117,12 @@ pub(crate) fn secure(path: &Path, _alone: &Alone) -> Result<(), Fault> {
     sync_parent(path)
 }
 
-/// Makes an empty WAL where there is none, durably. SQLite would make it, too, but believe that its name is on the disk
-/// when it isn't: it ignores that the directory could not be synced.
+/// Durably creates an empty WAL if there is none. SQLite would create it, too. But it ignores a failed sync of the
+/// directory, and then takes the WAL's name to be on the disk when it isn't.
 ///
 /// # Errors
 ///
-/// When the file or the directory can't be written or synced.
+/// Fails if the file or the directory can't be written or synced.
 pub(crate) fn provide_wal(path: &Path, _alone: &Alone) -> Result<(), Fault> {
     let wal = beside(path, "-wal");
     if wal.try_exists().doing("look at", &wal)? {
@@ -132,15 +132,16 @@ pub(crate) fn provide_wal(path: &Path, _alone: &Alone) -> Result<(), Fault> {
     sync_parent(&wal)
 }
 
-/// Writes a file again: the same bytes, but surely on the disk.
+/// Rewrites a file with the same bytes, which are then certain to be on the disk.
 ///
-/// A copy takes its place, which also gets away from a part of the disk that takes no writes any more. Where there is no room
-/// for one, the file is written over itself: each sector is what it was or what was found in it, so that does no harm.
+/// A copy replaces the file. The copy also avoids a part of the disk that can't be written any more. If there is no
+/// room for a copy, the file is overwritten in place. That does no harm: each sector keeps its old content or gets the
+/// content that was read from it.
 fn write_again(path: &Path) -> Result<(), Fault> {
     let new = beside(path, ".new");
     let mut written = copy(path, &new).and_then(|()| fs::rename(&new, path));
     if written.is_err() {
-        // It may be what fills the disk.
+        // The copy may be what fills the disk.
         drop(fs::remove_file(&new));
     }
     if written.as_ref().is_err_and(|error| matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)) {
@@ -169,7 +170,7 @@ fn write_over(path: &Path) -> io::Result<()> {
     to.sync_all()
 }
 
-/// Shows `each` of the pieces of a file, and where it begins.
+/// Calls `each` with every piece of a file and the offset at which it begins.
 fn each_piece(file: &mut File, mut each: impl FnMut(u64, &[u8]) -> io::Result<()>) -> io::Result<()> {
     let length = usize::try_from(file.metadata()?.len()).unwrap_or(PIECE);
     let mut piece = vec![0; length.clamp(1, PIECE)];
@@ -184,12 +185,12 @@ fn each_piece(file: &mut File, mut each: impl FnMut(u64, &[u8]) -> io::Result<()
     }
 }
 
-/// Makes a database at `path` and replaces whatever is there. `fill` makes its content, and closes the
+/// Creates a database at `path` and replaces any file that is there. `fill` writes its content and closes the
 /// connection.
 ///
 /// # Errors
 ///
-/// Those of `fill`, and when a file can't be written or synced. Then there is no database at `path`, or the old one.
+/// Fails if `fill` does, or if a file can't be written or synced. Then `path` has the old database or none.
 pub(crate) fn make_database(
     database: Database,
     path: &Path,
@@ -199,14 +200,14 @@ pub(crate) fn make_database(
     let new = beside(path, ".new");
     remove_files(&new)?;
     open_private_file(&new)?;
-    // It is synced below, once, as a whole.
+    // The whole file is synced once, below.
     let fault = |source| Fault::sqlite(database, source);
     let conn = connect(&new).map_err(fault)?;
     checkpoint_on_close(&conn, true).map_err(fault)?;
     conn.execute_batch("PRAGMA synchronous = OFF").map_err(fault)?;
     conn.query_row("PRAGMA journal_mode = WAL", (), |_| Ok(())).map_err(fault)?;
     fill(conn)?;
-    // SQLite moves the WAL into the database as it closes that, and tells nobody when it can't.
+    // SQLite moves the WAL into the database on close, and reports no error if it can't.
     if beside(&new, "-wal").try_exists().doing("look at", &new)? {
         return Err(io::Error::other("not all of it could be written; the disk may be full")).doing("make", &new);
     }
@@ -218,11 +219,11 @@ pub(crate) fn make_database(
 
 /// Deletes a database with everything that SQLite keeps beside it.
 ///
-/// The database goes first, durably: without its WAL it would be a mixture of what it was at different times.
+/// The database file is durably deleted first. Without its WAL it would mix content from different times.
 ///
 /// # Errors
 ///
-/// When a file can't be deleted.
+/// Fails if a file can't be deleted.
 pub(crate) fn remove_database(path: &Path) -> Result<(), Fault> {
     remove_file(path)?;
     sync_parent(path)?;
@@ -241,17 +242,17 @@ fn remove_file(path: &Path) -> Result<(), Fault> {
     }
 }
 
-/// Makes durable the names of `dir` and of the two directories above it. Whatever made them may have died before it
-/// could.
+/// Makes the names of `dir` and of the two directories above it durable. The process that created them may have died
+/// before it could.
 ///
 /// # Errors
 ///
-/// When a directory can't be synced.
+/// Fails if a directory can't be synced.
 pub(crate) fn secure_names(dir: &Path) -> Result<(), Fault> {
     dir.ancestors().take(3).filter(|dir| !dir.as_os_str().is_empty()).try_for_each(sync_dir)
 }
 
-/// The file that has the name of `path` with `suffix` behind it.
+/// Returns `path` with `suffix` appended to its name.
 pub(crate) fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = OsString::from(path);
     name.push(suffix);

@@ -1,4 +1,4 @@
-//! What a replica is opened with: what its events mean, who it is, and where its files are.
+//! What a replica needs at opening: what its events mean, who it is, and where its files are.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -20,30 +20,30 @@ pub struct Setup {
     pub schema: Arc<Schema>,
     /// This instance's own name, the origin of what it adds to a log of its own.
     pub device: Device,
-    /// Identifies the executable; a state made by another one is rebuilt.
+    /// Identifies the executable. A state made by another executable is rebuilt.
     pub executable: String,
-    /// Called while the state is rebuilt, with the events applied so far, and the events in all.
+    /// Called while the state is rebuilt, with the number of events applied so far and the total.
     pub progress: fn(u64, u64),
 }
 
 impl Setup {
-    /// The setup of the running program, without a report on rebuilds.
+    /// Returns the setup of the running program, without progress reports on rebuilds.
     ///
     /// # Errors
     ///
-    /// When the program's own file can't be read.
+    /// Fails if the program's own file can't be read.
     pub fn new(schema: Schema, device: Device) -> Result<Self, Fault> {
         Ok(Self { schema: Arc::new(schema), device, executable: executable()?, progress: |_, _| {} })
     }
 }
 
-/// Identifies the running executable, so that a state made by another one is rebuilt.
+/// Returns an identifier of the running executable. A state made by another executable is rebuilt.
 ///
 /// # Errors
 ///
-/// When the program's own file can't be found or read.
+/// Fails if the program's own file can't be found or read.
 pub fn executable() -> Result<String, Fault> {
-    // Linux hands over the very program that runs, though it was replaced or stands where this user can't go.
+    // Linux opens the running program itself, even if its file was replaced or is where this user has no access.
     let path = match cfg!(target_os = "linux") {
         true => PathBuf::from("/proc/self/exe"),
         false => std::env::current_exe().doing("find the path of this program, started in", Path::new("."))?,
@@ -60,7 +60,7 @@ pub struct Files {
 }
 
 impl Files {
-    /// The files in `dir`, which need not exist.
+    /// Returns the files in `dir`, which need not exist.
     ///
     /// SQLite takes a relative path that begins with `file:` for a URI, so `dir` is made absolute.
     pub fn in_dir(dir: impl Into<PathBuf>) -> Self {
@@ -68,47 +68,47 @@ impl Files {
         Self { dir: std::path::absolute(&dir).unwrap_or(dir) }
     }
 
-    /// Refuses a store whose directory or files are links or, where this process can write, other users'.
+    /// Refuses a store whose directory or files are links. Where this process can write, also refuses other users'.
     pub(crate) fn check(&self) -> Result<(), Fault> {
         check_files(&self.dir, &[Database::Eventlog.file_name(), Database::State.file_name(), WITNESS])
     }
 
-    /// The directory.
+    /// Returns the directory.
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// The log and the outbox.
+    /// Returns the path of the eventlog, which holds the log and the outbox.
     pub fn eventlog(&self) -> PathBuf {
         self.dir.join(Database::Eventlog.file_name())
     }
 
-    /// What follows from them.
+    /// Returns the path of the state, which follows from the eventlog.
     pub fn state(&self) -> PathBuf {
         self.dir.join(Database::State.file_name())
     }
 
-    /// How far the eventlog had come.
+    /// Returns the path of the witness, which says how far the eventlog had come.
     pub fn witness(&self) -> PathBuf {
         self.dir.join(WITNESS)
     }
 
-    /// Whether there is a store here, or what is left of one, or a link in its place.
+    /// Returns whether there is a store here, the remains of one, or a link in its place.
     pub fn exist(&self) -> bool {
         let is_named = |path: &PathBuf| fs::symlink_metadata(path).is_ok();
         self.dir.is_symlink() || [self.eventlog(), self.state(), self.witness()].iter().any(is_named)
     }
 }
 
-/// Whether there is nothing here yet: no files, or the mere beginning of an eventlog. A crash before the first event
-/// leaves that. It is no loss, and opening the store goes on from there.
+/// Returns whether the store is still blank: it has no files, or only an empty eventlog. A crash before the first event
+/// leaves an empty eventlog. Nothing is lost then, and opening the store continues from there.
 ///
 /// # Errors
 ///
-/// When the files can't be looked at, or are not an eventlog that this program understands.
+/// Fails if the files can't be inspected, or are not an eventlog that this program understands.
 pub fn is_blank(files: &Files) -> Result<bool, Fault> {
     files.check()?;
-    // The other two only come after the eventlog has its tables, so they prove that there was more.
+    // The other two files are created only after the eventlog has its tables, so they prove that there was more.
     for path in [files.witness(), files.state()] {
         if path.try_exists().doing("look at", &path)? {
             return Ok(false);

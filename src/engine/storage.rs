@@ -1,4 +1,4 @@
-//! How SQLite is connected to a store's databases, how durable their commits are, and when a WAL is checkpointed.
+//! Connects to a store's databases through SQLite. Decides how durable commits are and when a WAL is checkpointed.
 
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
@@ -14,11 +14,11 @@ use super::error::{Database, Fault, is_failed_sync};
 use super::opening::Visitor;
 use crate::limits::engine::files::{BUSY, CHECKPOINT_PAGES, LONGEST_WAL, OVERDUE_PAGES};
 
-/// The oldest SQLite that may touch our files, as `sqlite3_libversion_number` counts. Older ones can corrupt a
-/// database in WAL mode: <https://sqlite.org/wal.html#walresetbug>.
+/// The oldest SQLite that may open our files, as a `sqlite3_libversion_number`. Older versions can corrupt a database
+/// in WAL mode: <https://sqlite.org/wal.html#walresetbug>.
 const OLDEST_SQLITE: i32 = 3_051_003;
 
-/// Refuses to go on with an SQLite that isn't safe.
+/// Refuses to run with a version of SQLite that isn't safe.
 pub(crate) fn check_sqlite() -> Result<(), Fault> {
     if rusqlite::version_number() < OLDEST_SQLITE {
         return Err(Fault::OldSqlite(rusqlite::version()));
@@ -26,21 +26,22 @@ pub(crate) fn check_sqlite() -> Result<(), Fault> {
     Ok(())
 }
 
-/// Keeps SQLite from preparing a statement again, for a better plan, when another value is bound to it. So a statement
-/// has one plan on every replica.
+/// Keeps SQLite from re-preparing a statement for a better plan when another value is bound to it. So a statement has
+/// the same plan on every replica.
 fn keep_plans(conn: &Connection) -> rusqlite::Result<()> {
     conn.set_db_config(DbConfig::SQLITE_DBCONFIG_ENABLE_QPSG, true).map(drop)
 }
 
-/// Settings that decide what a statement does: the same wherever events are applied, or the states would differ.
+/// Settings that decide what a statement does. They must be the same wherever events are applied, or states would
+/// differ.
 const MEANING: &str = "PRAGMA foreign_keys = ON; PRAGMA temp_store = MEMORY; PRAGMA trusted_schema = OFF;";
 
-/// Connects to a database that exists.
+/// Connects to an existing database.
 ///
-/// This process has it alone: other processes find it locked. So the index of the WAL is in this process's memory, and
-/// not in a file that is mapped into it; on a full disk, touching such a file kills the process. Connections of one
-/// process share it all the same (<https://sqlite.org/vfs.html#unix_excl>); each of them has to be able to write, because
-/// a read-only one would weaken the lock of all.
+/// This process has exclusive access: other processes find the database locked. So the index of the WAL is in this
+/// process's memory instead of a mapped file. On a full disk, touching a mapped file kills the process. Connections of
+/// one process still share the index (<https://sqlite.org/vfs.html#unix_excl>). Each of them must be able to write,
+/// because a read-only connection would weaken the lock of all.
 pub(crate) fn connect(path: &Path) -> rusqlite::Result<Connection> {
     let flags = OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let conn = if cfg!(unix) {
@@ -55,23 +56,22 @@ pub(crate) fn connect(path: &Path) -> rusqlite::Result<Connection> {
     Ok(conn)
 }
 
-/// Says on a connection whether its closing, if it is the last, moves the WAL into the database and deletes it. That is
-/// for an end in good order alone: after a fault, and while it isn't known whether the WAL is the right one, it has to
-/// stay as it is.
+/// Sets whether closing this connection, if it is the last, moves the WAL into the database and deletes it. Only an
+/// orderly end may do so. After a fault, and while the WAL may not be the right one, the WAL has to stay as it is.
 pub(crate) fn checkpoint_on_close(conn: &Connection, does: bool) -> rusqlite::Result<()> {
     conn.set_db_config(DbConfig::SQLITE_DBCONFIG_NO_CKPT_ON_CLOSE, !does).map(drop)
 }
 
-/// Sets up a connection to write: in WAL mode, and so that SQLite does as it is told, which is checked. Nothing
-/// checkpoints on its own: see [`checkpoint`] and [`checkpoint_on_close`].
+/// Sets up a connection for writing in WAL mode, and checks that SQLite has applied the settings. There are no
+/// automatic checkpoints: see [`checkpoint`] and [`checkpoint_on_close`].
 pub(crate) fn set_up(conn: &mut Connection, path: &Path, database: Database) -> Result<Arc<WalGauge>, Fault> {
     let fault = |source| Fault::sqlite(database, source);
     let mode: String = conn.query_row("PRAGMA journal_mode = WAL", (), |row| row.get(0)).map_err(fault)?;
     expect(path, "journal_mode = wal", &mode)?;
     let (pragma, wanted) = match database {
-        // A commit is on disk when it returns.
+        // A commit is on the disk when it returns.
         Database::Eventlog => ("PRAGMA synchronous = FULL", "synchronous = 2"),
-        // A commit survives the process. A power cut may undo the last ones, but never part of one.
+        // A commit survives the process. A power cut may undo the last commits, but never part of one.
         Database::State => ("PRAGMA synchronous = NORMAL", "synchronous = 1"),
     };
     conn.execute_batch(pragma).map_err(fault)?;
@@ -83,7 +83,7 @@ pub(crate) fn set_up(conn: &mut Connection, path: &Path, database: Database) -> 
     WalGauge::on(conn, path).map_err(fault)
 }
 
-/// Opens a database in memory in which statements mean what they mean in a file.
+/// Opens an in-memory database in which statements mean the same as in a file.
 pub(crate) fn open_in_memory() -> rusqlite::Result<Connection> {
     let conn = Connection::open_in_memory()?;
     keep_plans(&conn)?;
@@ -101,18 +101,18 @@ fn expect(path: &Path, wanted: &'static str, found: &str) -> Result<(), Fault> {
 /// A connection that reads beside the one that writes, in the same process.
 pub(crate) struct Beside {
     conn: Connection,
-    /// Goes after the connection.
+    /// Dropped after the connection.
     _visitor: Visitor,
 }
 
 impl Beside {
-    /// Connects to the database at `path`, which exists.
+    /// Connects to the existing database at `path`.
     pub(crate) fn open(path: &Path) -> rusqlite::Result<Self> {
         let visitor = Visitor::enter(path.parent().unwrap_or(Path::new("")));
         Ok(Self { conn: connect(path)?, _visitor: visitor })
     }
 
-    /// Makes sure that nothing is written through this connection, since it is about to read.
+    /// Forbids writes through this connection, which is only going to read.
     pub(crate) fn only_read(&self) -> rusqlite::Result<()> {
         self.conn.execute_batch("PRAGMA query_only = ON")
     }
@@ -125,28 +125,28 @@ impl Deref for Beside {
     }
 }
 
-/// Moves what is committed from the WAL into the database file, as far as that needs no waiting.
+/// Moves committed pages from the WAL into the database file, as far as possible without waiting.
 ///
-/// Through a connection of its own, so that it can run beside the thread that writes: inside the commit path it would
-/// double the time of the slowest commits.
+/// This uses a connection of its own and can run beside the writer thread. Inside the commit path it would double the
+/// time of the slowest commits.
 fn checkpoint(path: &Path) -> rusqlite::Result<()> {
     let conn = connect(path)?;
     conn.query_row("PRAGMA wal_checkpoint(PASSIVE)", (), |_| Ok(()))
 }
 
-/// How far a database's WAL has grown, as its connection sees it, and how much of that was moved into the database.
+/// The size of a database's WAL, as its connection sees it, and how much of it was moved into the database.
 #[derive(Debug)]
 pub(crate) struct WalGauge {
     path: PathBuf,
     pages: AtomicU32,
-    /// How many pages it had when it was checkpointed last.
+    /// How many pages the WAL had at the last checkpoint.
     checkpointed: AtomicU32,
     is_claimed: AtomicBool,
     has_failed: AtomicBool,
 }
 
 impl WalGauge {
-    /// Measures the WAL of `conn` at each of its commits.
+    /// Measures the WAL of `conn` at each commit.
     pub(crate) fn on(conn: &mut Connection, path: &Path) -> rusqlite::Result<Arc<Self>> {
         let gauge = Arc::new(Self {
             path: path.to_owned(),
@@ -159,7 +159,7 @@ impl WalGauge {
         conn.wal_hook(Some(move |_: &mut Wal, pages: i32| {
             let pages = u32::try_from(pages).unwrap_or_default();
             if pages < told.pages.swap(pages, Ordering::Relaxed) {
-                // All of it was in the database, and it began again from its start.
+                // All of the WAL was in the database, and SQLite started over at its beginning.
                 told.checkpointed.store(0, Ordering::Relaxed);
             }
             Ok(())
@@ -167,12 +167,12 @@ impl WalGauge {
         Ok(gauge)
     }
 
-    /// Checkpoints the database, on this thread, if there is enough to do.
+    /// Checkpoints the database on this thread, if there is enough to do.
     pub(crate) fn checkpoint_if_due(&self) -> rusqlite::Result<()> {
         if self.is_due() { self.checkpoint() } else { Ok(()) }
     }
 
-    /// Checkpoints the database, on this thread.
+    /// Checkpoints the database on this thread.
     pub(crate) fn checkpoint(&self) -> rusqlite::Result<()> {
         self.checkpointed.store(self.pages.load(Ordering::Relaxed), Ordering::Relaxed);
         let result = checkpoint(&self.path);
@@ -182,8 +182,8 @@ impl WalGauge {
         result
     }
 
-    /// Whether a checkpoint could not sync. It may have been the one to learn that what somebody else has written is not
-    /// on the disk.
+    /// Returns whether a checkpoint failed to sync. It may be the only one to learn that data written by somebody else
+    /// is not on the disk.
     pub(crate) fn has_failed(&self) -> bool {
         self.has_failed.load(Ordering::Acquire)
     }
@@ -192,13 +192,13 @@ impl WalGauge {
         &self.path
     }
 
-    /// Whether so much was written since the last checkpoint that the next is worth its fsyncs.
+    /// Returns whether enough was written since the last checkpoint to make the next one worth its fsyncs.
     fn is_due(&self) -> bool {
         let (pages, checkpointed) = (self.pages.load(Ordering::Relaxed), self.checkpointed.load(Ordering::Relaxed));
         pages.saturating_sub(checkpointed) >= CHECKPOINT_PAGES
     }
 
-    /// True once when it is time to checkpoint, and then not before a [release](Self::release).
+    /// Returns true once when a checkpoint is due, and then false until a [release](Self::release).
     pub(crate) fn claim(&self) -> bool {
         self.is_due() && !self.is_claimed.swap(true, Ordering::Relaxed)
     }
@@ -207,16 +207,17 @@ impl WalGauge {
         self.is_claimed.store(false, Ordering::Relaxed);
     }
 
-    /// Waits until no other thread checkpoints the database, and keeps it so. SQLite finds a WAL by its name, so a
-    /// checkpoint that runs while the file is replaced would take the new one's WAL for the old one's.
+    /// Waits until no other thread checkpoints the database, and prevents further checkpoints. SQLite finds a WAL by
+    /// its name, so a checkpoint that runs while the file is replaced would mistake the new file's WAL for the old
+    /// one's.
     pub(crate) fn retire(&self) {
         while self.is_claimed.swap(true, Ordering::Relaxed) {
             std::thread::sleep(Duration::from_millis(1));
         }
     }
 
-    /// Whether the WAL has grown so far that its writer has to pause for a checkpoint, so that it can begin again from
-    /// its start.
+    /// Returns whether the WAL has grown so large that its writer has to pause for a checkpoint. After the checkpoint,
+    /// the WAL can start over at its beginning.
     pub(crate) fn is_overdue(&self) -> bool {
         self.is_due() && self.pages.load(Ordering::Relaxed) >= OVERDUE_PAGES
     }

@@ -1,4 +1,4 @@
-//! Export and import: a store's events as lines of JSON, written beside the thread that writes, and read in again.
+//! Export and import of a store's events as lines of JSON. The export runs beside the thread that writes.
 
 use std::collections::HashSet;
 use std::io::{self, Write};
@@ -21,10 +21,10 @@ use super::store::Store;
 use crate::limits::engine::readers::{EXPORT_BYTES, EXPORT_EVENTS, MAX_LINE};
 use crate::limits::engine::writer::MOST_TOGETHER;
 
-/// What is read at a time.
+/// How much is read at a time.
 const PORTION: PageSize = PageSize { events: EXPORT_EVENTS, bytes: EXPORT_BYTES };
 
-/// One line of an export: an event, and where it stands.
+/// One line of an export: an event and its place.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct Line {
     /// Its place in the log; null while it waits for one.
@@ -37,7 +37,7 @@ pub struct Line {
     /// The bytes of its payload as a JSON string; null when it is empty.
     #[serde(default)]
     pub args: Option<Box<RawValue>>,
-    /// The device that brought it to the log; null while it waits.
+    /// The device that added it to the log; null while it waits.
     #[serde(default)]
     pub origin: Option<Device>,
     /// Why the authority refused it, if it did.
@@ -52,14 +52,14 @@ impl Line {
         Self { seq, id: event.id, name: event.name.as_str().to_owned(), args, origin, set_aside }
     }
 
-    /// The event on this line.
+    /// Returns the event on this line.
     ///
     /// # Errors
     ///
-    /// When its name or payload is not one that an event may have.
+    /// Fails if an event can't have that name or payload.
     pub fn event(&self) -> Result<Envelope, Malformed> {
         let name: EventName = self.name.parse()?;
-        // A payload stands here as a string that holds its bytes; one that was written by hand may stand as it is.
+        // An exported payload is a string that holds its bytes. A payload written by hand may be plain JSON.
         let args: Args = match self.args.as_ref().map(|raw| raw.get()) {
             None => Args::EMPTY,
             Some(raw) if raw.starts_with('"') => {
@@ -72,13 +72,13 @@ impl Line {
     }
 }
 
-/// Writes every event of the store to `out`, one a line: the log in its order, then what is pending, then what was set
-/// aside. Gives how many there were. Each event that was there at the beginning is there, also while others come in and
-/// pending ones get their place in the log.
+/// Writes every event of the store to `out`, one per line: the log in order, then the pending events, then those set
+/// aside. Returns their number. The export has every event that was there at its beginning, even while others come in
+/// and pending ones get their place in the log.
 ///
 /// # Errors
 ///
-/// When the store can't be read, or `out` can't be written.
+/// Fails if the store can't be read, or `out` can't be written.
 pub fn export(files: &Files, out: &mut dyn Write) -> Result<u64, Fault> {
     let mut count = 0;
     let mut put = |line: Line| {
@@ -89,12 +89,13 @@ pub fn export(files: &Files, out: &mut dyn Write) -> Result<u64, Fault> {
     let mut pending = HashSet::new();
     let mut damaged = 0;
     loop {
-        // A pending event may be on its way into the log, so each look at the outbox is one at the log's end, too.
+        // A pending event may move into the log meanwhile. So read the outbox only from a snapshot whose log has been
+        // read to its end.
         let log = Eventlog::snapshot(&files.eventlog())?;
         let begin = after;
         let mut lines = Vec::new();
         while lines.len() < PORTION.events {
-            // An interval between two checkpoints, as a rule: what is altered in one makes the others no suspects.
+            // Usually one interval between two checkpoints. So an altered event casts no doubt on other intervals.
             let last = log.entries_end(after, CHECKPOINT_EVERY)?;
             let Some(last) = last else { break };
             let is_sound = log.is_sound(after, last)?;
@@ -137,7 +138,8 @@ pub fn export(files: &Files, out: &mut dyn Write) -> Result<u64, Fault> {
 }
 
 impl Rescued {
-    /// What is written out of an event that isn't in the log, if there is anything left. Counts what was not stored so.
+    /// Returns the line for an event that isn't in the log, if anything is left of it. Counts it in `damaged` if it
+    /// isn't what was stored.
     fn line(self, damaged: &mut u64) -> Option<Line> {
         *damaged += u64::from(!self.is_as_stored);
         let why = if self.is_as_stored { self.why } else { Some(ALTERED.to_owned()) };
@@ -145,15 +147,15 @@ impl Rescued {
     }
 }
 
-/// Why an event that the disk may have changed is set aside when it is imported elsewhere: nobody is to take it for what was
-/// said.
+/// The reason for setting aside an event that the disk may have changed, when it is imported elsewhere. Nobody should
+/// take it for what was said.
 const ALTERED: &str = "the disk changed it, or one of its neighbours: it may not be what was stored";
 
-/// Writes the events that the authority refused to `out`, as [`export`] does.
+/// Writes the events that the authority refused to `out`, in the same form as [`export`].
 ///
 /// # Errors
 ///
-/// As [`export`].
+/// The same as for [`export`].
 pub fn export_set_aside(files: &Files, out: &mut dyn Write) -> Result<(), Fault> {
     for (event, why) in set_aside(files)? {
         put(out, &Line::new(None, &event, None, Some(why)))?;
@@ -161,11 +163,11 @@ pub fn export_set_aside(files: &Files, out: &mut dyn Write) -> Result<(), Fault>
     out.flush().doing("write", Path::new("the export"))
 }
 
-/// The events that the authority refused, each with the reason, oldest first.
+/// Returns the events that the authority refused, each with the reason, oldest first.
 ///
 /// # Errors
 ///
-/// When the store can't be read.
+/// Fails if the store can't be read.
 pub fn set_aside(files: &Files) -> Result<Vec<(Envelope, String)>, Fault> {
     Ok(Eventlog::snapshot(&files.eventlog())?.all_set_aside()?)
 }
@@ -175,16 +177,16 @@ fn put(out: &mut dyn Write, line: &Line) -> Result<(), Fault> {
     written.doing("write", Path::new("the export"))
 }
 
-/// What an import did.
+/// The result of an import.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Imported {
-    /// Events that are stored now.
+    /// Events that the import stored.
     pub(crate) added: u64,
     /// Events that were stored before.
     pub(crate) known: u64,
 }
 
-/// Why an import stopped. What came before that line is stored; importing again adds nothing twice.
+/// Why an import stopped. Everything before that line is stored. Importing again adds nothing twice.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ImportError {
     #[error("line {0}: {1}")]
@@ -203,7 +205,7 @@ pub(crate) async fn import(
     input: impl AsyncRead + Unpin,
 ) -> Result<Imported, ImportError> {
     let mut input = BufReader::new(input);
-    // Where nothing can be read, the lines say so.
+    // If the input can't be read, reading its lines reports it.
     if let Some(why) = input.fill_buf().await.ok().and_then(other_than_text) {
         return Err(ImportError::Line(1, why.to_owned()));
     }
@@ -211,7 +213,7 @@ pub(crate) async fn import(
     add_all(store, device, lines).await
 }
 
-/// What the beginning of a file shows it to be, when that isn't text in UTF-8.
+/// Says what a file is, if its beginning shows that it isn't text in UTF-8.
 fn other_than_text(start: &[u8]) -> Option<&'static str> {
     match start {
         [0x1f, 0x8b, ..] => Some("this is compressed with gzip; unpack it first, as with `gunzip --stdout FILE`"),
@@ -256,7 +258,7 @@ async fn add_all(
         }
     }
     batch.flush(store, &mut imported).await?;
-    // Without an event there was nothing that could fail.
+    // Without any event, nothing could have failed so far.
     if imported == Imported::default()
         && let Health::Failed(why) = store.healthy().await
     {
@@ -265,10 +267,10 @@ async fn add_all(
     Ok(imported)
 }
 
-/// The event on a line, if there is one.
+/// Parses the event on a line, if there is one.
 fn parsed(line: Result<String, LinesCodecError>) -> Result<Option<(Envelope, Line)>, String> {
     let line = line.map_err(|why| why.to_string())?;
-    // Some editors begin a text with a byte-order mark.
+    // Some editors put a byte-order mark at the beginning of a text.
     let line = line.trim_start_matches('\u{feff}').trim();
     if line.is_empty() {
         return Ok(None);
@@ -331,7 +333,7 @@ mod tests {
             let Ok(line) = line else { return outcome(&line) };
             let event = line.event();
             if let Ok(event) = &event {
-                // What comes in goes out as it was, and comes in again.
+                // An imported event is exported unchanged, and can be imported again.
                 let again = Line::new(line.seq, event, line.origin.clone(), line.set_aside.clone());
                 let again = serde_json::to_string(&again).expect("a line");
                 assert!(!again.contains('\n'));

@@ -1,6 +1,6 @@
-//! Verifying a store beside the thread that writes to it: all of it is read, and compared with what was stored.
+//! Verifies a store beside the thread that writes to it. Reads all of it, and compares it with what was stored.
 //!
-//! A snapshot takes the state first and the eventlog second, so that the eventlog it sees is never behind the state.
+//! The state is read first and the eventlog second, so the eventlog is never behind the state.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -18,18 +18,18 @@ use super::setup::{Files, Setup};
 use super::state::{self, Committed, State};
 use super::witness;
 
-/// What a look at the whole store found.
+/// The result of verifying a store.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Report {
     /// How many events the log has.
     pub events: u64,
-    /// How many events wait for a place in it.
+    /// How many events wait for a place in the log.
     pub pending: u64,
     /// The last event of the log.
     pub head: Seq,
-    /// Of the log, up to `head`.
+    /// The digest of the log up to `head`.
     pub log_digest: Digest,
-    /// Of a state rebuilt from the log, up to the committed state's cursor.
+    /// The digest of a state rebuilt from the log up to the committed state's cursor.
     pub state_digest: Digest,
     /// What is wrong. Empty when all is well.
     pub problems: Vec<String>,
@@ -37,18 +37,18 @@ pub struct Report {
     pub notes: Vec<String>,
 }
 
-/// Reads everything: compares the log with its digests, and the state with one rebuilt from the log.
+/// Reads the whole store. Compares the log with its digests, and the state with one rebuilt from the log.
 ///
-/// In the rebuilt state, a SELECT without ORDER BY gives its rows in reverse. So a materializer that depends on an order
-/// it doesn't ask for gives itself away.
+/// During the rebuild, a SELECT without ORDER BY returns its rows in reverse. This exposes a materializer that depends
+/// on an order it doesn't ask for.
 ///
 /// # Errors
 ///
-/// When the store can't be read at all; what is wrong inside it is in the [`Report`].
+/// Fails if the store can't be read at all. Problems inside the store are in the [`Report`].
 pub fn verify(files: &Files, setup: &Setup) -> Result<Report, Fault> {
     let Setup { schema, executable, .. } = setup;
     let mut report = Report::default();
-    // Read the witness and the state first. Somebody may be adding to the eventlog, and it must not seem to be behind.
+    // Read the witness and the state first. Somebody may be adding to the eventlog, which must not seem to be behind.
     let testimony = witness::testimony(&files.witness());
     let committed = if files.state().exists() {
         match state::committed(&files.state()) {
@@ -101,7 +101,7 @@ pub fn verify(files: &Files, setup: &Setup) -> Result<Report, Fault> {
 const REBUILD: &str = "No event is lost: stop likewise and delete the file state.db of this store, and it is rebuilt \
                        at the next start";
 
-/// Why the state is probably not the one that follows from the log, and what to do.
+/// Says why the state probably isn't the one that follows from the log, and what to do.
 fn difference(files: &Files, log: &Eventlog, schema: &Arc<Schema>, found: &Committed) -> Result<String, Fault> {
     let replay = |order| replayed(log, schema, found.cursor.seq, order);
     let (one, other, reversed) = (replay(Order::Natural)?, replay(Order::Natural)?, replay(Order::Reversed)?);
@@ -120,7 +120,7 @@ fn difference(files: &Files, log: &Eventlog, schema: &Arc<Schema>, found: &Commi
              round differs in {tables}. Add ORDER BY to its SELECTs"
         ));
     }
-    // The state may have gone on meanwhile, and says nothing then about where it differed.
+    // The state may have advanced meanwhile. Then its tables don't show where it differed.
     let (cursor, tables) = state::committed_tables(&files.state())?;
     let place =
         if cursor == found.cursor { differing(&one.table_digests()?, &tables) } else { "its tables".to_owned() };
@@ -131,7 +131,7 @@ fn difference(files: &Files, log: &Eventlog, schema: &Arc<Schema>, found: &Commi
     ))
 }
 
-/// The names of the tables that two states differ in.
+/// Returns the names of the tables in which two states differ.
 fn differing(one: &TableDigests, other: &TableDigests) -> String {
     let names: BTreeSet<&String> = one.keys().chain(other.keys()).collect();
     let differing = names.into_iter().filter(|name| one.get(*name) != other.get(*name));
@@ -139,7 +139,7 @@ fn differing(one: &TableDigests, other: &TableDigests) -> String {
     if names.len() == 1 { format!("the table {}", names[0]) } else { format!("the tables {}", names.join(", ")) }
 }
 
-/// Hashes the whole log, compares it with each digest that was stored on the way, and says what is wrong.
+/// Hashes the whole log, compares it with each stored digest on the way, and returns what is wrong.
 pub(super) fn check_log(log: &Eventlog) -> Result<Vec<String>, LogFault> {
     let lines = log.integrity_check()?.into_iter();
     let mut problems: Vec<String> = lines.map(|line| format!("the eventlog is damaged: {line}")).collect();
@@ -158,14 +158,14 @@ pub(super) fn check_log(log: &Eventlog) -> Result<Vec<String>, LogFault> {
     Ok(problems)
 }
 
-/// In which order a SELECT without ORDER BY gives its rows.
+/// The order in which a SELECT without ORDER BY returns its rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Order {
     Natural,
     Reversed,
 }
 
-/// A state that is made from the log up to `until`.
+/// Builds a state from the log up to `until`.
 fn replayed(log: &Eventlog, schema: &Arc<Schema>, until: Seq, order: Order) -> Result<State, Fault> {
     let mut enders = Enders::new();
     loop {

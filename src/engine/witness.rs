@@ -1,8 +1,8 @@
 //! The witness: a small file that remembers how far the eventlog had come.
 //!
-//! Events that wait for a place in the log are never in `state.db` on disk, so the state's cursor can't tell that they
-//! are missing. This file can. It is written after each commit and never synced: it may be behind the eventlog after a
-//! power cut, but not ahead of it, and a torn one counts as none.
+//! Pending events are never in `state.db` on disk, so the state's cursor can't show that they are missing. This file
+//! can. It is written after each commit and never synced. After a power cut it may be behind the eventlog, but never
+//! ahead of it. A torn witness counts as none.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -18,15 +18,16 @@ pub(crate) struct Testimony {
     pub(crate) generation: Generation,
     /// The last event of the log.
     pub(crate) seq: Seq,
-    /// The highest number that the outbox has ever given.
+    /// The highest number that the outbox has ever assigned.
     pub(crate) n: i64,
-    /// How many transactions have changed it. The others stand still while pending events only leave, and SQLite takes
-    /// a newer database under an older WAL, in which they are still there, for sound.
+    /// How many transactions have changed the eventlog. The other fields don't change while pending events only leave.
+    /// SQLite accepts a newer database with an older WAL, in which those events are still there. This number shows
+    /// that.
     pub(crate) commits: u64,
 }
 
 impl Testimony {
-    /// What `self`, an eventlog, has lost if `earlier` is true of its past.
+    /// Returns what the eventlog at `self` has lost, if it had come as far as `earlier` before.
     pub(crate) fn lacks(self, earlier: Self) -> Option<String> {
         if self.generation < earlier.generation {
             return Some(format!(
@@ -46,7 +47,7 @@ impl Testimony {
         None
     }
 
-    /// One line of fixed width, so that each write covers the one before.
+    /// Returns one line of fixed width. So each write covers the previous one.
     fn to_line(self) -> String {
         let body = format!("{:020} {:020} {:020} {:020}", self.generation.0, self.seq.0, self.n, self.commits);
         format!("{body} {}\n", check(&body))
@@ -66,7 +67,7 @@ impl Testimony {
     }
 }
 
-/// What the witness at `path` says, if there is one and it says something.
+/// Returns what the witness at `path` says, if it exists and is valid.
 pub(crate) fn testimony(path: &Path) -> Option<Testimony> {
     std::fs::read_to_string(path).ok().as_deref().and_then(Testimony::from_line)
 }
@@ -84,7 +85,7 @@ pub(crate) struct Witness {
 }
 
 impl Witness {
-    /// Opens the witness, and gives what it says, if it says something.
+    /// Opens the witness, and returns what it says, if it is valid.
     pub(crate) fn open(path: &Path) -> Result<(Self, Option<Testimony>), Fault> {
         let file = open_private_file(path)?;
         let mut bytes = Vec::new();
@@ -93,7 +94,7 @@ impl Witness {
         Ok((Self { file, path: path.to_owned(), last: said.unwrap_or_default() }, said))
     }
 
-    /// Writes down how far the eventlog has come.
+    /// Records how far the eventlog has come.
     pub(crate) fn write(&mut self, now: Testimony) -> Result<(), Fault> {
         if now == self.last {
             return Ok(());

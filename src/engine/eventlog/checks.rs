@@ -1,9 +1,10 @@
-//! Checking old events against their digests before anybody relies on them. Opening looks at the end of the log alone,
-//! and a disk may have changed the rest.
+//! Checks old events against their digests before anybody relies on them. Opening checks only the end of the log, and
+//! the disk may have changed the rest.
 //!
-//! An interval between two checkpoints is hashed once a process before anything of it is served, and all of them in the
-//! background, in portions. With that goes the index by which an id is recognized: one that it has lost would count a
-//! second time, and no digest of the log can see that. What this process appends itself is not read again.
+//! Each process hashes an interval between two checkpoints once, before it serves any event of that interval. It also
+//! hashes all intervals in the background, in portions. The background check covers the index that finds an event by
+//! its id, too: an event that the index has lost would be counted a second time, and no digest of the log can show
+//! that. Events that this process appends itself are not read again.
 
 use std::collections::BTreeSet;
 
@@ -17,28 +18,29 @@ use crate::engine::place::{Generation, LogId, Seq};
 /// Whether there is more to check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Progress {
-    /// Not all was looked at.
+    /// Some events are still unchecked.
     More,
-    /// All that was there when the store was opened is what was stored.
+    /// Everything that was there when the store was opened is what was stored.
     Done,
 }
 
-/// What was found to be right in this process.
+/// What this process has checked and found right.
 #[derive(Debug, Default)]
 pub(crate) struct Checked {
-    /// The intervals of the log, by the checkpoints at which they end.
+    /// The intervals of the log, each by the checkpoint at its end.
     intervals: BTreeSet<Seq>,
-    /// The checkpoint from which on the log is known: opening hashed what is behind it, and the rest was written since.
+    /// The checkpoint after which the log is known to be right. Opening hashed the events that followed it, and the
+    /// rest was written since.
     known_from: Seq,
-    /// Where the log ended at opening. The index has other pages than the log, so it is looked at up to here.
+    /// The end of the log at opening. The index is on other pages than the log, so it is checked up to here.
     opened_at: Seq,
-    /// The same for the outbox, whose rows were hashed at opening.
+    /// The end of the outbox at opening. Its rows were hashed then.
     opened_at_n: i64,
-    /// Which eventlog it is, and how many transactions had changed it.
+    /// Which eventlog was checked, and how many transactions had changed it.
     of: (Option<LogId>, Generation, u64),
-    /// How far the background has come in the log,
+    /// How far the background check has come in the log.
     swept: Option<Sweep>,
-    /// and in the outbox.
+    /// How far the background check has come in the outbox.
     swept_n: i64,
 }
 
@@ -46,17 +48,18 @@ pub(crate) struct Checked {
 #[derive(Debug, Clone, Copy)]
 struct Sweep {
     at: Checkpoint,
-    /// The end of the interval, unless that is the last one.
+    /// The end of the interval, unless it is the last interval.
     end: Option<Checkpoint>,
 }
 
 impl Checked {
-    /// Nothing yet, of a log whose last checkpoint is at `known_from`.
+    /// Returns the state before any check, for a log whose last checkpoint is at `known_from`.
     pub(super) fn nothing(known_from: Seq, opened_at: Seq, opened_at_n: i64) -> Self {
         Self { known_from, opened_at, opened_at_n, swept_n: i64::MIN, ..Self::default() }
     }
 
-    /// Forgets what comes after a place, because it is taken out of the log. What is before it was hashed for that.
+    /// Forgets everything after a place, because those events are taken out of the log. Taking them out hashed the part
+    /// before the place.
     pub(super) fn forget_after(&mut self, place: Checkpoint, last_checkpoint: Seq) {
         self.intervals.split_off(&place.seq.next());
         self.known_from = self.known_from.min(last_checkpoint);
@@ -91,7 +94,8 @@ impl Eventlog {
         Ok(())
     }
 
-    /// Whether the events after `after` and up to `until` are those that were stored. For a caller that reads on either way.
+    /// Returns whether the events after `after` and up to `until` are those that were stored. For callers that read on
+    /// in either case.
     pub(crate) fn is_sound(&self, after: Seq, until: Seq) -> Result<bool> {
         let known_from = self.checked.borrow().known_from;
         match self.ensure(after, until) {
@@ -101,8 +105,8 @@ impl Eventlog {
         }
     }
 
-    /// Looks at the next events, `most` of them, as far as they were there at opening: whether they are those that were
-    /// stored, and whether each is found under its id.
+    /// Checks up to `most` of the next events that were there at opening. Fails unless they are those that were stored
+    /// and each is found under its id.
     pub(crate) fn check_some(&self, most: usize) -> Result<Progress> {
         let looked_at = self.check_log(most)?;
         if looked_at == 0 && self.check_outbox(most)? == 0 {
@@ -111,13 +115,13 @@ impl Eventlog {
         Ok(Progress::More)
     }
 
-    /// What was found to be right so far, for the next replica of the same files in this process.
+    /// Takes what was found right so far, for the next replica of the same files in this process.
     pub(crate) fn take_checked(&self) -> Checked {
         let Tip { whose, generation, commits, .. } = *self.tip();
         Checked { of: (whose.log_id(), generation, commits), ..self.checked.take() }
     }
 
-    /// Goes on where an earlier one left off, unless the files were replaced by others in between.
+    /// Continues where an earlier check stopped, unless the files were replaced in between.
     pub(crate) fn go_on_checking(&self, earlier: Checked) -> Result<()> {
         let Tip { whose, generation, commits, .. } = *self.tip();
         let (log, generation_then, commits_then) = earlier.of;
@@ -201,7 +205,7 @@ impl Eventlog {
         Ok(looked_at)
     }
 
-    /// The first point after `seq` whose digest is stored.
+    /// Returns the first point after `seq` whose digest is stored.
     fn checkpoint_after(&self, seq: Seq) -> Result<Option<Checkpoint>> {
         let sql = "SELECT seq, digest, length FROM checkpoint WHERE seq > ?1 ORDER BY seq LIMIT 1";
         first(&mut *self.conn.prepare_cached(sql)?, [seq.to_sql()], read_checkpoint)

@@ -1,4 +1,5 @@
-//! The digests that show whether the eventlog holds what was stored: a chain over the log, a sum over what waits.
+//! The digests that show whether the eventlog holds what was stored: a chain over the log, and a sum over the events
+//! outside it.
 
 use rusqlite::{Row, params};
 
@@ -9,7 +10,7 @@ use super::{Eventlog, Result, Tip, damaged, first};
 use crate::engine::error::{Fault, LogFault};
 use crate::engine::place::{Digest, Seq};
 
-/// How many events stand between two checkpoints of the log's digest: what opening a store hashes at most.
+/// How many events are between two checkpoints of the log's digest. Opening a store hashes at most this many.
 pub(crate) const CHECKPOINT_EVERY: u64 = 1_024;
 
 /// A point of the log whose digest is stored.
@@ -21,7 +22,7 @@ pub(crate) struct Checkpoint {
 }
 
 impl Eventlog {
-    /// The last point at or before `seq` whose digest is stored.
+    /// Returns the last point at or before `seq` whose digest is stored.
     pub(crate) fn checkpoint_before(&self, seq: Seq) -> Result<Checkpoint> {
         let sql = "SELECT seq, digest, length FROM
                        (SELECT * FROM checkpoint WHERE seq <= ?1 UNION ALL SELECT * FROM base WHERE seq <= ?1)
@@ -30,7 +31,8 @@ impl Eventlog {
         Ok(row.unwrap_or(Checkpoint { seq: Seq::START, digest: Digest::EMPTY, length: 0 }))
     }
 
-    /// The first stored point that is at least `events` events behind the place with `length` events, or the end.
+    /// Returns the first checkpoint after `seq` that is at least `events` events past the last one at or before `seq`.
+    /// Returns the end of the log if there is none.
     pub(crate) fn milestone_after(&self, seq: Seq, events: u64) -> Result<Checkpoint> {
         let from = self.checkpoint_before(seq)?.length;
         let sql = "SELECT seq, digest, length FROM checkpoint WHERE seq > ?1 AND length >= ?2 ORDER BY seq LIMIT 1";
@@ -43,13 +45,13 @@ impl Eventlog {
         Ok(found.unwrap_or(Checkpoint { seq: head, digest, length }))
     }
 
-    /// Where the log begins.
+    /// Returns the point where the log begins.
     pub(crate) fn base(&self) -> Result<Checkpoint> {
         let row = first(&mut self.conn.prepare("SELECT seq, digest, length FROM base")?, (), read_checkpoint)?;
         Ok(row.unwrap_or(Checkpoint { seq: Seq::START, digest: Digest::EMPTY, length: 0 }))
     }
 
-    /// Every stored point.
+    /// Returns every checkpoint.
     pub(crate) fn checkpoints(&self) -> Result<Vec<Checkpoint>> {
         self.conn
             .prepare("SELECT seq, digest, length FROM checkpoint ORDER BY seq")?
@@ -57,7 +59,7 @@ impl Eventlog {
             .collect()
     }
 
-    /// The digest of the log up to `seq`, whether or not an event stands there.
+    /// Returns the digest of the log up to `seq`, whether or not there is an event at `seq`.
     pub(crate) fn digest_at(&self, seq: Seq) -> Result<Digest> {
         if seq >= self.tip.head {
             return Ok(self.tip.digest);
@@ -65,8 +67,8 @@ impl Eventlog {
         Ok(self.walk(self.checkpoint_before(seq)?, Some(seq))?.digest)
     }
 
-    /// Points of the log with their digests, from its end to its beginning. Those near the end stand at distances that
-    /// double, and cost one walk together; the others are points whose digests are stored.
+    /// Returns points of the log with their digests, from the end to the beginning. Near the end, the distances double,
+    /// and all these points together cost one walk. The others are points whose digests are stored.
     pub(crate) fn points(&self) -> Result<Vec<(Seq, Digest)>> {
         let head = self.tip.head;
         let back = |distance: u64| Seq(head.0.saturating_sub(distance));
@@ -89,7 +91,7 @@ impl Eventlog {
         Ok(points)
     }
 
-    /// Hashes on from a known point, to `until` or to the end.
+    /// Continues hashing from a known point, up to `until` or to the end.
     pub(crate) fn walk(&self, from: Checkpoint, until: Option<Seq>) -> Result<Checkpoint> {
         let mut point = from;
         let sql = "SELECT seq, id, name, args, origin FROM log WHERE seq > ?1 AND seq <= ?2 ORDER BY seq";
@@ -111,20 +113,20 @@ impl Eventlog {
         Ok(())
     }
 
-    /// SQLite's own check of the file's structure: what is wrong, line by line.
+    /// Runs SQLite's own check of the file's structure. Returns what is wrong, line by line.
     pub(crate) fn integrity_check(&self) -> Result<Vec<String>> {
         let lines: Vec<String> =
             self.conn.prepare("PRAGMA integrity_check")?.query_map((), |row| row.get(0))?.collect::<Result<_, _>>()?;
         Ok(lines.into_iter().filter(|line| line != "ok").collect())
     }
 
-    /// Whether the digest of the whole log is the one that was stored with its last event.
+    /// Returns whether the digest of the whole log is the one that was stored with its last event.
     pub(super) fn ends_as_stored(&self) -> Result<bool> {
         let stored: Vec<u8> = meta(&self.conn, "digests")?.unwrap_or_default();
         Ok(self.format < HASHED || stored.get(..32) == Some(&self.tip.digest.0))
     }
 
-    /// What is not as it was stored: at the end of the log, in the outbox, and among what was set aside.
+    /// Returns what differs from what was stored: at the end of the log, in the outbox, and among the events set aside.
     pub(crate) fn check_waiting(&self) -> Result<Vec<String>> {
         if self.format < HASHED {
             return Ok(Vec::new());

@@ -1,4 +1,4 @@
-//! The file `eventlog.db`: its format, its tables, and how it is opened, made and brought up to date.
+//! The file `eventlog.db`: its format, its tables, and how it is opened, created and upgraded.
 
 use std::cell::RefCell;
 use std::fs::File;
@@ -19,7 +19,7 @@ use crate::engine::place::{Digest, Generation, LogId, Seq};
 use crate::engine::storage::{Beside, WalGauge, connect, set_up};
 use crate::limits::engine::eventlog::HASHED_AT_ONCE;
 
-/// The format of the tables below. Higher ones are left alone.
+/// The format of the tables below. Files of a higher format are left alone.
 pub(super) const FORMAT: i64 = 2;
 
 /// The first format whose rows have hashes.
@@ -62,14 +62,14 @@ pub(super) const TABLES: &str = "
     CREATE TABLE base (seq INTEGER PRIMARY KEY, digest BLOB NOT NULL, length INTEGER NOT NULL) STRICT;
 ";
 
-/// Gives tables of a format without hashes a column where they would stand.
+/// Adds an empty hash column to the tables of a format without hashes.
 pub(super) const HASHLESS: &str = "
     CREATE TEMP VIEW outbox AS SELECT *, NULL AS hash FROM main.outbox;
     CREATE TEMP VIEW set_aside AS SELECT *, NULL AS hash FROM main.set_aside;
 ";
 
 impl Eventlog {
-    /// Opens the eventlog at `path`. Where there is none, makes an empty one of our own if it `may_create` one.
+    /// Opens the eventlog at `path`. If there is none and it `may_create` one, creates an empty one of our own.
     pub(crate) fn open(path: &Path, may_create: bool, alone: &Alone) -> Result<Self> {
         let mut found = None;
         if path.try_exists().doing("look at", path)? {
@@ -91,7 +91,7 @@ impl Eventlog {
         Self::over(Link::Writes(conn), Some(wal))
     }
 
-    /// Opens an existing eventlog for reading, beside the one that writes to it in this process: a snapshot as of now.
+    /// Opens a snapshot of an existing eventlog as of now. It reads beside this process's writing connection.
     pub(crate) fn snapshot(path: &Path) -> Result<Self> {
         let Some(conn) = look(path)? else { return Err(lost()) };
         conn.execute_batch("BEGIN")?;
@@ -120,10 +120,10 @@ impl Eventlog {
         let format = conn.query_row("PRAGMA user_version", (), |row| row.get(0))?;
         if let Link::Reads(conn) = &conn {
             if format < HASHED {
-                // The file stays as it is, and looks as if it had hashes.
+                // The file stays unchanged but can be read as if it had hashes.
                 conn.execute_batch(HASHLESS)?;
             }
-            // The views come first: even a view in memory can't be made afterwards.
+            // Create the views first. Afterwards not even a temporary view can be created.
             conn.only_read()?;
         }
         let mut log = Self { conn, wal, tip, saved: None, names, origins, format, checked: RefCell::default() };
@@ -134,7 +134,7 @@ impl Eventlog {
         Ok(log)
     }
 
-    /// Upgrades an older format to the present one, wholly or not at all.
+    /// Upgrades an older format to the current one, completely or not at all.
     pub(crate) fn upgrade(&mut self) -> Result<()> {
         if self.format >= FORMAT {
             return Ok(());
@@ -162,15 +162,15 @@ impl Eventlog {
         }
         self.conn.execute_batch(&format!("PRAGMA user_version = {FORMAT}"))?;
         self.format = FORMAT;
-        // The upgrade is a change, even if there was nothing to hash.
+        // The upgrade counts as a change, even if there was nothing to hash.
         self.saved = None;
         self.commit()
     }
 }
 
-/// Refuses a file of a later format as the file itself says it, so that not even its WAL is touched.
+/// Refuses a file of a later format. Reads the file's header directly, so not even its WAL is touched.
 pub(crate) fn refuse_newer_header(path: &Path) -> Result<(), Fault> {
-    // Where SQLite's file format has `user_version` and `application_id`: <https://sqlite.org/fileformat2.html>.
+    // SQLite's file format has `user_version` and `application_id` here: <https://sqlite.org/fileformat2.html>.
     let mut header = [0; 72];
     let read = File::open(path).and_then(|mut file| file.read_exact(&mut header));
     match read {
@@ -185,7 +185,7 @@ pub(crate) fn refuse_newer_header(path: &Path) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Connects to the eventlog at `path` for reading, unless there is nothing in it, or nothing at all.
+/// Connects to the eventlog at `path` for reading. Returns `None` if the file is missing or empty.
 pub(crate) fn look(path: &Path) -> Result<Option<Beside>> {
     if !path.try_exists().doing("look at", path)? {
         return Ok(None);
@@ -194,8 +194,8 @@ pub(crate) fn look(path: &Path) -> Result<Option<Beside>> {
     Ok(if refuse_newer(&conn, path)? { None } else { Some(conn) })
 }
 
-/// Refuses a file of a later format, or of another program, before anything is written to it. Says whether there is
-/// nothing in it yet: older versions made it in steps, and may have been interrupted.
+/// Refuses a file of a later format, or of another program, before anything is written to it. Returns whether the file
+/// is still empty: older versions created it in steps and may have been interrupted.
 pub(super) fn refuse_newer(conn: &Connection, path: &Path) -> Result<bool> {
     let pragma = |name: &str| conn.query_row(&format!("PRAGMA {name}"), (), |row| row.get::<_, i64>(0));
     let found = pragma("user_version")?;
@@ -209,12 +209,12 @@ pub(super) fn refuse_newer(conn: &Connection, path: &Path) -> Result<bool> {
     Ok(tables == 0)
 }
 
-/// Says that there is nothing where events were.
+/// Returns the fault for an eventlog that had events and is missing or empty.
 pub(super) fn lost() -> LogFault {
     Fault::LostTail("eventlog.db is missing or empty, and had events".to_owned()).into()
 }
 
-/// Makes the tables of an empty eventlog of our own.
+/// Creates the tables of an empty eventlog of our own.
 pub(super) fn create(conn: Connection) -> Result<()> {
     conn.execute_batch("BEGIN IMMEDIATE")?;
     conn.execute_batch(TABLES)?;

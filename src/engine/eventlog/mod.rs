@@ -1,4 +1,4 @@
-//! The eventlog: the log and the outbox of one store in `eventlog.db`, the source of truth.
+//! The eventlog: one store's log and outbox, in `eventlog.db`. It is the source of truth.
 
 mod checks;
 mod digests;
@@ -35,24 +35,24 @@ use crate::limits::engine::event::MAX_ARGS;
 
 type Result<T, E = LogFault> = result::Result<T, E>;
 
-/// Whose log the eventlog's log is.
+/// The owner of the log in an eventlog.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Whose {
-    /// Ours: this instance is the authority, and what is committed here gets its seq at once.
+    /// The log is ours. This instance is the authority, and an event committed here gets its seq at once.
     Own(LogId),
-    /// An upstream's, which gives out the seqs. Its log's id is known once it was met.
+    /// The log is an upstream's, which assigns the seqs. Its id is known after the first contact.
     Upstream(Option<LogId>),
 }
 
 impl Default for Whose {
-    /// Of a log that isn't there yet.
+    /// Returns the owner of a log that doesn't exist yet.
     fn default() -> Self {
         Self::Upstream(None)
     }
 }
 
 impl Whose {
-    /// The log's id, if it is known.
+    /// Returns the log's id, if it is known.
     pub fn log_id(self) -> Option<LogId> {
         match self {
             Self::Own(id) => Some(id),
@@ -61,35 +61,35 @@ impl Whose {
     }
 }
 
-/// What the eventlog knows about its own end. Kept in memory, and restored when a transaction is rolled back.
+/// What the eventlog knows about its own end. It is kept in memory and restored when a transaction is rolled back.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Tip {
     /// The last event of the log.
     pub(crate) head: Seq,
-    /// Of the whole log.
+    /// The digest of the whole log.
     pub(crate) digest: Digest,
     /// How many events the log has.
     pub(crate) length: u64,
     pub(crate) generation: Generation,
     pub(crate) whose: Whose,
-    /// How far the upstream's log was pulled.
+    /// The last place of the upstream's log that was pulled.
     pub(crate) pulled: Seq,
     /// How many events wait in the outbox.
     pub(crate) pending: u64,
-    /// The highest number that the outbox has ever given.
+    /// The highest number that the outbox has ever assigned.
     pub(crate) n: i64,
     /// How many events are set aside.
     pub(crate) set_aside: u64,
     /// How many transactions have changed anything.
     pub(crate) commits: u64,
-    /// Of the rows of the outbox.
+    /// The sum over the outbox's rows.
     pub(crate) outbox_tally: Tally,
-    /// Of the rows of what was set aside.
+    /// The sum over the rows set aside.
     pub(crate) set_aside_tally: Tally,
 }
 
 impl Tip {
-    /// The number of events in a table outside of the log, and the sum of their hashes.
+    /// Returns the number of events in a table outside the log, and the sum of their hashes.
     fn waiting(&mut self, which: Waiting) -> (&mut u64, &mut Tally) {
         match which {
             Waiting::Pending => (&mut self.pending, &mut self.outbox_tally),
@@ -97,20 +97,20 @@ impl Tip {
         }
     }
 
-    /// Stored with each commit. By these, opening can tell whether the end of the log, the outbox and what was set aside
-    /// are as they were left.
+    /// Returns the digests that are stored with each commit. They show at opening whether the end of the log, the
+    /// outbox and the events set aside are unchanged.
     fn digests(&self) -> Vec<u8> {
         [self.digest.0, self.outbox_tally.to_bytes(), self.set_aside_tally.to_bytes()].concat()
     }
 }
 
-/// What was in memory when a part of a transaction began.
+/// The in-memory values at the start of a part of a transaction.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Mark {
     tip: Tip,
-    /// The last number that a name had.
+    /// The highest number of a name.
     name: i64,
-    /// The last number that an origin had.
+    /// The highest number of an origin.
     origin: i64,
 }
 
@@ -118,20 +118,20 @@ pub(crate) struct Eventlog {
     pub(super) conn: Link,
     wal: Option<Arc<WalGauge>>,
     tip: Tip,
-    /// The tip as the transaction found it.
+    /// The tip at the start of the transaction.
     saved: Option<Tip>,
     names: Interned,
     origins: Interned,
-    /// As the file has it.
+    /// The format of the file.
     format: i64,
     pub(super) checked: RefCell<Checked>,
 }
 
-/// How an eventlog is connected to its file.
+/// An eventlog's connection to its file.
 pub(super) enum Link {
-    /// As the one that writes.
+    /// The connection that writes.
     Writes(Connection),
-    /// Beside it.
+    /// A connection that reads beside the writing one.
     Reads(Beside),
 }
 
@@ -146,12 +146,12 @@ impl Deref for Link {
 }
 
 impl Eventlog {
-    /// Has SQLite move the WAL into the file when this is closed. Only for an orderly end.
+    /// Makes SQLite move the WAL into the file when this is closed. Call it only for an orderly end.
     pub(crate) fn close_in_order(&self) -> Result<()> {
         Ok(checkpoint_on_close(&self.conn, true)?)
     }
 
-    /// What is known about the end.
+    /// Returns what is known about the end.
     pub(crate) fn tip(&self) -> &Tip {
         &self.tip
     }
@@ -171,7 +171,7 @@ impl Eventlog {
         Ok(())
     }
 
-    /// Makes the transaction durable: after this returns, its events survive a power cut.
+    /// Makes the transaction durable. Once this has returned, its events survive a power cut.
     pub(crate) fn commit(&mut self) -> Result<()> {
         if self.saved != Some(self.tip) {
             self.tip.commits += 1;
@@ -182,13 +182,13 @@ impl Eventlog {
         Ok(())
     }
 
-    /// Starts a part of the transaction that can be [undone](Self::undo) alone.
+    /// Starts a part of the transaction that can be [undone](Self::undo) on its own.
     pub(crate) fn mark(&mut self) -> Result<Mark> {
         self.conn.prepare_cached("SAVEPOINT mark")?.execute(())?;
         Ok(Mark { tip: self.tip, name: self.names.last(), origin: self.origins.last() })
     }
 
-    /// Ends the part that began with the last mark, and keeps it.
+    /// Ends the part that began at the last mark, and keeps it.
     pub(crate) fn keep(&mut self) -> Result<()> {
         self.conn.prepare_cached("RELEASE mark")?.execute(())?;
         Ok(())
@@ -203,24 +203,24 @@ impl Eventlog {
         Ok(())
     }
 
-    /// How many different names events have.
+    /// Returns how many different names events have.
     pub(crate) fn names(&self) -> usize {
         self.names.ids.len()
     }
 
-    /// Whether an event of that name is here, or was.
+    /// Returns whether an event of that name is here, or ever was.
     pub(crate) fn has_name(&self, name: &str) -> bool {
         self.names.ids.contains_key(name)
     }
 
-    /// Tries a durable write as large as an event, and removes it again.
+    /// Tries a durable write as large as the largest payload, and removes it again.
     pub(crate) fn try_write(&mut self) -> Result<()> {
         set_meta(&self.conn, "room", vec![0; MAX_ARGS])?;
         self.conn.execute("DELETE FROM meta WHERE key = 'room'", ())?;
         Ok(())
     }
 
-    /// Records whose log this is from now on.
+    /// Records who owns the log from now on.
     pub(crate) fn set_whose(&mut self, whose: Whose) -> Result<()> {
         let (kind, id) = match whose {
             Whose::Own(id) => ("own", Some(id)),
@@ -232,7 +232,7 @@ impl Eventlog {
         Ok(())
     }
 
-    /// Records how far the upstream's log was pulled.
+    /// Records the last place of the upstream's log that was pulled.
     pub(crate) fn set_pulled(&mut self, seq: Seq) -> Result<()> {
         set_meta(&self.conn, "pulled", seq.to_sql())?;
         self.tip.pulled = seq;
@@ -242,14 +242,14 @@ impl Eventlog {
 
 impl Drop for Eventlog {
     fn drop(&mut self) {
-        // The next step may be to write its WAL again.
+        // The WAL may be rewritten next.
         if let Some(wal) = &self.wal {
             wal.retire();
         }
     }
 }
 
-/// The first row that `statement` gives, as `read` reads it, if it gives one.
+/// Returns the first row of `statement`, read by `read`, if there is one.
 fn first<T>(
     statement: &mut Statement<'_>,
     params: impl Params,
@@ -258,7 +258,7 @@ fn first<T>(
     statement.query(params)?.next()?.map(read).transpose()
 }
 
-/// Says that the eventlog holds something other than what was stored.
+/// Returns the fault for an eventlog that holds something other than what was stored.
 fn damaged(what: String) -> LogFault {
     Fault::Damaged(what).into()
 }

@@ -30,7 +30,7 @@ impl Interned {
         self.texts.insert(id, text);
     }
 
-    /// The highest number.
+    /// Returns the highest number.
     pub(super) fn last(&self) -> i64 {
         self.texts.last_key_value().map_or(0, |(id, _)| *id)
     }
@@ -42,7 +42,7 @@ impl Interned {
         }
     }
 
-    /// The number of `text`, given now if it has none yet.
+    /// Returns the number of `text`, and assigns one if it has none yet.
     pub(super) fn intern(&mut self, conn: &Connection, insert: &str, text: &str) -> Result<i64> {
         if let Some(id) = self.ids.get(text) {
             return Ok(*id);

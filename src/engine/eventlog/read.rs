@@ -1,4 +1,4 @@
-//! What is read from the eventlog: where an id is, and events in their order, a bounded part at a time.
+//! Reads of the eventlog: where an id is, and events in order, in parts of bounded size.
 
 use std::sync::Arc;
 
@@ -12,20 +12,20 @@ use crate::engine::event::{Args, Device, Envelope, EventId, EventName, EventRef}
 use crate::engine::place::{Entry, Seq};
 use crate::limits::engine::eventlog::{BYTES, EVENTS};
 
-/// How much is read from the eventlog at a time, so that memory stays bounded however long it is.
+/// How much is read from the eventlog at a time. This bounds memory, however long the eventlog is.
 #[derive(Debug, Clone, Copy)]
 pub struct PageSize {
-    /// Events.
+    /// The most events.
     pub events: usize,
-    /// Bytes of their names and payloads. A page has one event at least, however large that is.
+    /// The most bytes of their names and payloads. A page has at least one event, however large that is.
     pub bytes: usize,
 }
 
 impl PageSize {
-    /// The default: small enough to hold in memory, large enough that the number of reads doesn't matter.
+    /// The default. It is small enough to hold in memory, and large enough that the number of reads doesn't matter.
     pub(crate) const PORTION: Self = Self { events: EVENTS, bytes: BYTES };
 
-    /// So many events, however large.
+    /// Returns a size of that many events, however large they are.
     pub const fn events(events: usize) -> Self {
         Self { events, bytes: usize::MAX }
     }
@@ -51,7 +51,7 @@ impl PageSize {
 pub(crate) enum Waiting {
     /// The outbox.
     Pending,
-    /// Those that the authority refused.
+    /// The events that the authority refused.
     SetAside,
 }
 
@@ -65,7 +65,7 @@ impl Waiting {
         }
     }
 
-    /// Reads the table's rows as n, id, name, args, why, hash.
+    /// Returns the SQL that reads the table's rows as n, id, name, args, why, hash.
     pub(super) fn select(self) -> &'static str {
         match self {
             Self::Pending => "SELECT n, id, name, args, '', hash FROM outbox",
@@ -77,15 +77,15 @@ impl Waiting {
 /// What is left of an event that isn't in the log.
 pub(crate) struct Rescued {
     pub(crate) n: i64,
-    /// None where there is nothing left to read.
+    /// `None` if nothing readable is left.
     pub(crate) event: Option<Envelope>,
     /// Why it was set aside, if it was.
     pub(crate) why: Option<String>,
-    /// Whether it is what was stored.
+    /// Whether it is still what was stored.
     pub(crate) is_as_stored: bool,
 }
 
-/// Where the eventlog has an event.
+/// The place of an event in the eventlog.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Found {
     /// In the log.
@@ -96,7 +96,7 @@ pub(crate) enum Found {
     SetAside(Content),
 }
 
-/// What must be equal for two events of one id to be the same.
+/// The parts that must be equal for two events with the same id to be the same event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Content {
     pub(crate) name: EventName,
@@ -121,7 +121,7 @@ impl Content {
 }
 
 impl Eventlog {
-    /// Where `id` is, if it is anywhere. The log comes first, then the outbox.
+    /// Returns where the event `id` is, if it is anywhere. Looks in the log first, then in the outbox.
     pub(crate) fn find(&self, id: EventId) -> Result<Option<Found>> {
         let key = [id.as_bytes()];
         let in_log = |row: &Row<'_>| {
@@ -149,7 +149,7 @@ impl Eventlog {
         Ok(None)
     }
 
-    /// The events of the log after `after`, as many as fit into `size`.
+    /// Returns the events of the log after `after`, as many as fit into `size`.
     pub(crate) fn entries(&self, after: Seq, size: PageSize) -> Result<Vec<Entry>> {
         let sql = "SELECT seq, id, name, args, origin FROM log WHERE seq > ?1 ORDER BY seq LIMIT ?2";
         let mut statement = self.conn.prepare_cached(sql)?;
@@ -158,7 +158,7 @@ impl Eventlog {
         size.fill(rows, |entry| &entry.event)
     }
 
-    /// The place of the last of the next `most` events after `after`, if there is one.
+    /// Returns the place of the last of the next `most` events after `after`, if there are any.
     pub(crate) fn entries_end(&self, after: Seq, most: u64) -> Result<Option<Seq>> {
         let sql = "SELECT max(seq) FROM (SELECT seq FROM log WHERE seq > ?1 ORDER BY seq LIMIT ?2)";
         let last: Option<i64> =
@@ -166,8 +166,8 @@ impl Eventlog {
         Ok(last.map(Seq::from_sql))
     }
 
-    /// Shows `each` up to `most` events of the log after `after`, to rescue what is left: `None` where nothing can be read
-    /// any more. Gives the place of the last, if there was one.
+    /// Calls `each` with up to `most` events of the log after `after`, to rescue what is left. Passes `None` for an
+    /// event that can't be read any more. Returns the place of the last event, if there was one.
     pub(crate) fn each_entry<E: From<LogFault>>(
         &self,
         after: Seq,
@@ -181,7 +181,8 @@ impl Eventlog {
         Ok(last.map(Seq::from_sql))
     }
 
-    /// Shows `each` up to `most` events of the log after `after` and up to `until`, in order, without copying them. Gives the place of the last, if there was one. An error of `each` ends it.
+    /// Calls `each` with up to `most` events of the log after `after` and up to `until`, in order, without copying
+    /// them. Stops when `each` fails. Returns the place of the last event, if there was one.
     pub(crate) fn each_in_log<E: From<LogFault>>(
         &self,
         after: Seq,
@@ -195,7 +196,7 @@ impl Eventlog {
         Ok(last.map(Seq::from_sql))
     }
 
-    /// As [`each_in_log`](Self::each_in_log), of the events of the outbox whose number is above `after`.
+    /// Does the same as [`each_in_log`](Self::each_in_log) for the events of the outbox whose number is above `after`.
     pub(crate) fn each_pending<E: From<LogFault>>(
         &self,
         after: i64,
@@ -206,7 +207,7 @@ impl Eventlog {
         self.each(sql, params![after, most], |row| each(&self.waiting(row)?.1))
     }
 
-    /// Shows `each` the rows of a query that begin with a place, and gives the last one's.
+    /// Calls `each` with the rows of a query whose first column is a place or number. Returns that of the last row.
     pub(super) fn each<E: From<LogFault>>(
         &self,
         sql: &str,
@@ -223,7 +224,7 @@ impl Eventlog {
         Ok(last)
     }
 
-    /// The events of the outbox whose number is above `after`, with their numbers, as many as fit into `size`.
+    /// Returns the events of the outbox whose number is above `after`, with their numbers, as many as fit into `size`.
     pub(crate) fn pending(&self, after: i64, size: PageSize) -> Result<Vec<(i64, Envelope)>> {
         let sql = "SELECT n, id, name, args, '', hash FROM outbox WHERE n > ?1 ORDER BY n LIMIT ?2";
         let mut statement = self.conn.prepare_cached(sql)?;
@@ -232,7 +233,7 @@ impl Eventlog {
         size.fill(rows, |(_, event)| event)
     }
 
-    /// The events that were set aside first, as many as fit into `size`.
+    /// Returns the events that were set aside first, as many as fit into `size`.
     pub(crate) fn set_aside_first(&self, size: PageSize) -> Result<Vec<Envelope>> {
         let sql = "SELECT n, id, name, args, why, hash FROM set_aside ORDER BY n LIMIT ?1";
         let mut statement = self.conn.prepare_cached(sql)?;
@@ -240,7 +241,7 @@ impl Eventlog {
         size.fill(rows, |event| event)
     }
 
-    /// Why the event `id` was set aside, if it was.
+    /// Returns why the event `id` was set aside, if it was.
     pub(crate) fn why_set_aside(&self, id: EventId) -> Result<Option<String>> {
         if self.tip.set_aside == 0 {
             return Ok(None);
@@ -250,15 +251,15 @@ impl Eventlog {
         first(&mut *self.conn.prepare_cached(sql)?, [id.as_bytes()], why)
     }
 
-    /// The events set aside, each with the reason, oldest first.
+    /// Returns the events set aside, each with the reason, oldest first.
     pub(crate) fn all_set_aside(&self) -> Result<Vec<(Envelope, String)>> {
         let sql = "SELECT n, id, name, args, why, hash FROM set_aside ORDER BY n";
         let event = |row: &Row<'_>| Ok((self.pending_row(row)?.1, row.get(4)?));
         self.conn.prepare_cached(sql)?.query_and_then((), event)?.collect()
     }
 
-    /// What a table of events outside the log holds above the number `after`, as much as fits into `size`: to rescue what
-    /// is left of it.
+    /// Returns the events above the number `after` in a table outside the log, as many as fit into `size`. Serves to
+    /// rescue what is left of the table.
     pub(crate) fn rescue(&self, which: Waiting, after: i64, size: PageSize) -> Result<Vec<Rescued>> {
         let sql = format!("{} WHERE n > ?1 ORDER BY n LIMIT ?2", which.select());
         let mut statement = self.conn.prepare_cached(&sql)?;
@@ -288,13 +289,13 @@ impl Eventlog {
         Ok(Entry { seq: Seq::from_sql(row.get(0)?), event: self.envelope(row, 1)?, origin })
     }
 
-    /// A row of the log, whose columns are seq, id, name and args.
+    /// Reads a row of the log, whose columns are seq, id, name and args.
     fn log_event<'r>(&'r self, row: &'r Row<'_>) -> Result<EventRef<'r>> {
         Ok(EventRef { id: id(row, 1)?, name: self.names.text(row.get(2)?)?, args: row.get_ref(3)?.as_str_or_null()? })
     }
 
-    /// A row of the outbox or of what was set aside, whose columns are n, id, name, args, why and hash. An error when it
-    /// isn't what was stored.
+    /// Reads a row of the outbox or of the events set aside, whose columns are n, id, name, args, why and hash. Fails
+    /// if the row isn't what was stored.
     pub(super) fn waiting<'r>(&'r self, row: &'r Row<'_>) -> Result<(i64, EventRef<'r>, RowHash)> {
         let read = || {
             let (n, bytes) = (row.get(0)?, row.get_ref(1)?.as_blob()?);
@@ -312,7 +313,7 @@ impl Eventlog {
         }
     }
 
-    /// As [`waiting`](Self::waiting), with the event on its own.
+    /// Reads the same row as [`waiting`](Self::waiting), but returns an event that owns its text.
     pub(super) fn pending_row(&self, row: &Row<'_>) -> Result<(i64, Envelope)> {
         let (n, event, _) = self.waiting(row)?;
         let name = self.names.text(row.get(2)?)?;

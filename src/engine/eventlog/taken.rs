@@ -1,27 +1,27 @@
-//! How far back the log was cut, each time that events were taken back out of it.
+//! A record of how far back the log was cut each time events were taken back out of it.
 //!
-//! A reader who stopped at some place comes back with the generation of that time. From this it learns which of the places
-//! that it has seen are still what they were.
+//! A reader that stopped at some place comes back with the generation of that time. This record tells it which of the
+//! places it has seen are still what they were.
 
 use super::file::{meta, set_meta};
 use super::{Eventlog, Result};
 use crate::engine::place::{Generation, Seq};
 use crate::limits::engine::eventlog::CUTS;
 
-/// The cuts that still matter, of a range of generations without a gap. A cut that went as far back as an earlier one takes
-/// its place.
+/// The cuts that still matter, over a range of generations without gaps. A cut that goes at least as far back as an
+/// earlier one replaces it.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Cuts {
-    /// The generation before the first of them.
+    /// The oldest generation of the range, before the first cut.
     since: u64,
-    /// The generation after the last.
+    /// The generation after the last cut.
     until: u64,
-    /// The generation that began with each cut, and the place after which events were taken back.
+    /// For each cut, the generation that began with it and the place after which events were taken back.
     cuts: Vec<(u64, u64)>,
 }
 
 impl Cuts {
-    /// The text that this is stored as, or nothing if it is no such text.
+    /// Parses the stored text. Returns `None` if it isn't such a text.
     fn parse(text: &str) -> Option<Self> {
         let mut parts = text.split(' ');
         let pair = |part: &str| {
@@ -37,10 +37,10 @@ impl Cuts {
         pairs.map(|(one, other)| format!("{one}:{other}")).collect::<Vec<_>>().join(" ")
     }
 
-    /// Events after `after` are taken back, and `generation` ends with that.
+    /// Records that events after `after` are taken back, which ends `generation`.
     fn cut(&mut self, generation: u64, after: u64) {
         if self.until != generation {
-            // A version that keeps no account of it was here.
+            // A version of the program that keeps no such record was here.
             *self = Self { since: generation, until: generation, cuts: Vec::new() };
         }
         self.until += 1;
@@ -52,7 +52,8 @@ impl Cuts {
         }
     }
 
-    /// Up to where the log of `generation` is as it was then, if it is `now` the one after the last cut.
+    /// Returns the place up to which the log is what it was in `generation`. `now` is the current generation. Returns 0
+    /// if it isn't the one after the last cut, or if `generation` is before the range.
     fn kept(&self, generation: u64, now: u64) -> u64 {
         if self.until != now || generation < self.since {
             return 0;
@@ -63,14 +64,15 @@ impl Cuts {
 }
 
 impl Eventlog {
-    /// Remembers that the events after `after` are taken back, before the generation is raised.
+    /// Records that the events after `after` are taken back. Has to run before the generation is raised.
     pub(super) fn remember_cut(&self, after: Seq) -> Result<()> {
         let mut cuts = self.cuts()?;
         cuts.cut(self.tip.generation.0, after.0);
         set_meta(&self.conn, "cuts", cuts.text())
     }
 
-    /// Up to where the log is what it was when it had this generation. What came after that was taken back since.
+    /// Returns the place up to which the log is what it was in that generation. Whatever came after it was taken back
+    /// since.
     pub(crate) fn kept_since(&self, generation: Generation) -> Result<Seq> {
         let now = self.tip.generation;
         if generation == now {

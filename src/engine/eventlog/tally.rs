@@ -1,18 +1,19 @@
-//! A digest of rows that come and go: of those in the outbox, and of those set aside.
+//! A digest of rows that come and go: those in the outbox, and those set aside.
 //!
-//! The log grows at its end alone, so a chain of hashes covers it. What is pending leaves from anywhere and comes back to
-//! the front, and to hash all that stays each time would be quadratic. So each row is hashed with its number, and the
-//! digest of all is the sum of these hashes modulo 2^256 (Bellare and Micciancio's AdHash): a row is added or taken away
-//! by itself, and a row that is changed, missing, doubled or in another place leaves a sum that doesn't fit. That is
-//! proof against a disk's mistakes. It doesn't stop an attacker who searches for rows with the same sum: who can write to
-//! the file can write another sum beside it.
+//! The log grows only at its end, so a chain of hashes covers it. Pending events leave from anywhere and come back at
+//! the front. Re-hashing all that remain each time would be quadratic. So each row is hashed with its number, and the
+//! digest is the sum of these hashes modulo 2^256 (Bellare and Micciancio's AdHash). A row can be added or removed by
+//! itself. A row that is changed, missing, duplicated or in another place leaves a sum that doesn't match.
+//!
+//! The sum detects a disk's mistakes. It doesn't stop an attacker who searches for rows with the same sum: anybody who
+//! can write to the file can also replace the stored sum.
 
 /// The sum of the hashes of rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Tally([u64; 4]);
 
 impl Tally {
-    /// As many bytes as it is stored in.
+    /// The number of bytes in which it is stored.
     pub(crate) const BYTES: usize = 32;
 
     /// Adds a row.
@@ -25,7 +26,7 @@ impl Tally {
         }
     }
 
-    /// Takes a row away that was added before.
+    /// Removes a row that was added before.
     pub(crate) fn take(&mut self, row: RowHash) {
         let mut borrow = false;
         for (sum, part) in self.0.iter_mut().zip(row.0) {
@@ -35,7 +36,7 @@ impl Tally {
         }
     }
 
-    /// As it was stored; of no rows, if these are not its bytes.
+    /// Reads a stored sum. Returns the sum of no rows if the number of bytes is wrong.
     pub(crate) fn from_slice(bytes: &[u8]) -> Self {
         bytes.try_into().map(|bytes: [u8; Self::BYTES]| Self(parts(&bytes))).unwrap_or_default()
     }
@@ -52,8 +53,8 @@ impl Tally {
 pub(crate) struct RowHash([u64; 4]);
 
 impl RowHash {
-    /// BLAKE3 over the row's number, the event's id, name and payload, and why it was set aside, if it was. Each text is
-    /// preceded by its length in bytes, as 32-bit little-endian numbers are.
+    /// Hashes a row with BLAKE3: its number, the event's id, name and payload, and why it was set aside, if it was.
+    /// Each field after the number is preceded by its length in bytes, as a 32-bit little-endian number.
     pub(crate) fn of(n: i64, id: &[u8], name: &str, args: Option<&str>, why: &str) -> Self {
         let mut bytes = Vec::with_capacity(256);
         bytes.extend_from_slice(&n.to_le_bytes());
@@ -65,7 +66,8 @@ impl RowHash {
         Self(parts(blake3::hash(&bytes).as_bytes()))
     }
 
-    /// The part of it that stands in the row itself, so that a row shows alone whether it is as it was stored.
+    /// Returns the part of the hash that is stored in the row itself. With it, a row shows by itself whether it is
+    /// unchanged.
     pub(crate) fn short(self) -> i64 {
         self.0[0].cast_signed()
     }
@@ -127,7 +129,7 @@ mod tests {
         assert_ne!(RowHash::of(1, &[1; 16], "a", Some("b"), ""), RowHash::of(1, &[1; 16], "a", None, "b"));
     }
 
-    /// It stands in every eventlog with something pending.
+    /// The hash is stored in every eventlog that has pending events.
     #[test]
     fn the_hash_of_a_row_is_fixed() {
         let row = RowHash::of(7, &[7; 16], "NoteAdded", Some(r#"{"text":"hi"}"#), "");

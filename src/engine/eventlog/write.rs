@@ -1,4 +1,4 @@
-//! What changes the eventlog: events come in, get their place, go back to the outbox, or are set aside.
+//! Writes to the eventlog: events come in, get their place, go back to the outbox, or are set aside.
 
 use rusqlite::{CachedStatement, Connection, Row, params};
 
@@ -12,13 +12,13 @@ use crate::engine::event::{Device, Envelope};
 use crate::engine::place::Seq;
 
 impl Eventlog {
-    /// Puts `event` at the end of the log, as `seq`. False when the log has its id already; then nothing changed.
+    /// Appends `event` to the log as `seq`. Returns false, and changes nothing, if the log already has its id.
     pub(crate) fn append(&mut self, seq: Seq, event: &Envelope, origin: &Device) -> Result<bool> {
         self.appender()?.append(seq, event, origin)
     }
 
-    /// Puts `events` at the end of the log, in the next places. Gives the place of each, or `None` where the log has its
-    /// id already.
+    /// Appends `events` to the log, in the next places. Returns the place of each, or `None` if the log already has its
+    /// id.
     pub(crate) fn append_all(&mut self, events: &[(&Envelope, &Device)]) -> Result<Vec<Option<Seq>>> {
         let mut appender = self.appender()?;
         let append = |(event, origin): &(&Envelope, &Device)| {
@@ -36,7 +36,7 @@ impl Eventlog {
         Ok(Appender { insert: conn.prepare_cached(sql)?, conn, tip, names, origins })
     }
 
-    /// Puts `event` at the end of the outbox. False when the outbox has its id already.
+    /// Puts `event` at the end of the outbox. Returns false if the outbox already has its id.
     pub(crate) fn push(&mut self, event: &Envelope) -> Result<bool> {
         let name = self.names.intern(&self.conn, "INSERT INTO name (text) VALUES (?1)", event.name.as_str())?;
         let (n, args) = (self.tip.n + 1, event.args.as_text());
@@ -53,7 +53,7 @@ impl Eventlog {
         Ok(true)
     }
 
-    /// Takes the event with number `n` out of the outbox.
+    /// Removes the event with number `n` from the outbox.
     pub(crate) fn remove_pending(&mut self, n: i64) -> Result<()> {
         let sql = "DELETE FROM outbox WHERE n = ?1 RETURNING n, id, name, args, '', hash";
         let hash = |row: &Row<'_>| self.waiting(row).map(|(_, _, hash)| hash);
@@ -64,8 +64,8 @@ impl Eventlog {
         Ok(())
     }
 
-    /// Keeps `event` among those that the authority refused. One that is there already stays as it is; another that has
-    /// its id, and came off worse against a third, is kept beside it.
+    /// Keeps `event` among those that the authority refused. If it is there already, it stays as it is. Another event
+    /// with the same id, which lost against a third, is kept beside it.
     pub(crate) fn set_aside(&mut self, event: &Envelope, why: &str) -> Result<()> {
         let name = self.names.intern(&self.conn, "INSERT INTO name (text) VALUES (?1)", event.name.as_str())?;
         let sql = "SELECT coalesce(max(n), 0) + 1 FROM set_aside";
@@ -81,7 +81,7 @@ impl Eventlog {
         Ok(())
     }
 
-    /// Takes `event` out of those set aside, if it is among them. Another with its id stays.
+    /// Removes `event` from those set aside, if it is among them. Another event with its id stays.
     pub(crate) fn remove_set_aside(&mut self, event: &Envelope) -> Result<()> {
         let Some(name) = self.names.ids.get(event.name.as_str()) else { return Ok(()) };
         let sql = "DELETE FROM set_aside WHERE id = ?1 AND name = ?2 AND args IS ?3
@@ -95,13 +95,13 @@ impl Eventlog {
         Ok(())
     }
 
-    /// Takes every event of the log after `after` back to the front of the outbox, in log order, under the same ids,
-    /// and raises the generation: the state may hold what the log no longer does.
+    /// Moves every event of the log after `after` back to the front of the outbox, in log order, under the same ids.
+    /// Raises the generation, because the state may contain events that the log no longer has.
     pub(crate) fn take_back(&mut self, after: Seq) -> Result<()> {
         let from = self.walk(self.checkpoint_before(after)?, Some(after))?;
         let taken = self.tip.length - from.length;
         let first: Option<i64> = self.conn.query_row("SELECT min(n) FROM outbox", (), |row| row.get(0))?;
-        // Numbers below every one that the outbox gave or gives, so that what is newer stays behind.
+        // Use numbers below all that the outbox has assigned or will assign, so newer events stay behind these.
         let mut n = first.unwrap_or(1).min(1) - i64::try_from(taken).expect("BUG: a log of 2^63 events");
         let mut point = from;
         {
@@ -120,7 +120,7 @@ impl Eventlog {
             }
         }
         if point.digest != self.tip.digest {
-            // What has been changed would get a hash of its own now, and nothing could tell any more.
+            // A changed event would get a hash of its own now, and nothing could show the change any more.
             return Err(damaged(format!("of the events after {after} some are not those that were stored")));
         }
         self.conn.execute("DELETE FROM log WHERE seq > ?1", [after.to_sql()])?;
@@ -140,7 +140,7 @@ impl Eventlog {
         Ok(())
     }
 
-    /// Gives every event of the outbox its place at the end of the log, in order.
+    /// Moves every event of the outbox to the end of the log, in order.
     pub(crate) fn place_pending(&mut self, origin: &Device) -> Result<()> {
         loop {
             let page = self.pending(i64::MIN, PageSize::PORTION)?;
@@ -155,8 +155,8 @@ impl Eventlog {
     }
 }
 
-/// The end of the log while events are added to it. It holds the statement that adds one: fetching it for each event
-/// takes a tenth of the time.
+/// The end of the log while events are appended. It holds the INSERT statement, because fetching it again for each
+/// event takes a tenth of the time.
 struct Appender<'a> {
     insert: CachedStatement<'a>,
     conn: &'a Connection,
@@ -166,7 +166,7 @@ struct Appender<'a> {
 }
 
 impl Appender<'_> {
-    /// As [`Eventlog::append`].
+    /// Does the same as [`Eventlog::append`].
     fn append(&mut self, seq: Seq, event: &Envelope, origin: &Device) -> Result<bool> {
         let Self { insert, conn, tip, names, origins } = self;
         debug_assert!(seq > tip.head, "BUG: {seq} is not behind {}", tip.head);
