@@ -1,6 +1,8 @@
-//! What SQL may do here, and what it touches: SQLite asks about everything a statement is going to do when it is prepared.
+//! Decides what SQL may do, and notes what it touches. SQLite asks about everything a statement is going to do when the
+//! statement is prepared.
 //!
-//! The answers keep materializers and queries to what is deterministic, and tell which tables a statement reads and writes.
+//! The answers restrict materializers and queries to deterministic operations. They also tell which tables a statement
+//! reads and writes.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
@@ -10,12 +12,12 @@ use rusqlite::hooks::{AuthAction, AuthContext, Authorization};
 use super::changes::Tables;
 use crate::limits::engine::sql::{QUERY_STEPS, STEPS_AT_ONCE};
 
-/// Tables of the engine in `state.db`; nobody else may make, read or write one whose name begins so.
+/// The prefix of the engine's tables in `state.db`. No one else may create, read or write a table with this prefix.
 pub(crate) const OWN_PREFIX: &str = "likewise_";
 
-/// What a materializer or a query may call: pure functions of their arguments. SQLite's own marking is of no use here,
-/// as it calls `datetime` deterministic. Left out on purpose: everything about time, chance, the connection, and the
-/// transcendental functions, which differ between C libraries.
+/// The functions that a materializer or a query may call: pure functions of their arguments. SQLite's own marking
+/// doesn't help, because it calls `datetime` deterministic. Deliberately left out: everything about time, randomness
+/// and the connection, and the transcendental functions, which differ between C libraries.
 const FUNCTIONS: &[&str] = &[
     "->",
     "->>",
@@ -97,7 +99,7 @@ const FUNCTIONS: &[&str] = &[
     "upper",
 ];
 
-/// SQLite's functions about dates and time.
+/// SQLite's date and time functions.
 const DATES: &[&str] = &[
     "current_date",
     "current_time",
@@ -116,7 +118,7 @@ const DATES: &[&str] = &[
 pub(crate) struct Touched {
     pub(crate) reads: Tables,
     pub(crate) writes: Tables,
-    /// Those it writes in a way that SQLite's update hook doesn't tell row by row.
+    /// Those it writes in a way that SQLite's update hook doesn't report row by row.
     pub(crate) whole: Tables,
 }
 
@@ -124,35 +126,35 @@ pub(crate) struct Touched {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(crate) enum Mode {
-    /// The engine's own: anything.
+    /// The engine's own. They may do anything.
     Engine = 0,
     /// The schema's script.
     Schema = 1,
-    /// A materializer's: reads and writes rows of the schema's tables.
+    /// A materializer's. They read and write rows of the schema's tables.
     Materialize = 2,
-    /// A query's: reads them.
+    /// A query's. They read those rows.
     Query = 3,
 }
 
-/// What the authorizer looks at and writes down. Shared with SQLite's callback, which is why it locks; nobody contends.
+/// The authorizer's inputs and notes. They are shared with SQLite's callback, hence the lock. There is no contention.
 pub(super) struct Gate {
     pub(super) mode: AtomicU8,
     pub(super) notes: Mutex<Notes>,
-    /// What the query that runs may still take, in units of [`STEPS_AT_ONCE`].
+    /// The steps that the running query may still take, in units of [`STEPS_AT_ONCE`].
     steps_left: AtomicU32,
-    /// What queries took since somebody asked last, in the same units.
+    /// The steps that queries took since the last [`take_steps`](Self::take_steps), in the same units.
     steps_taken: AtomicU32,
 }
 
 #[derive(Default)]
 pub(super) struct Notes {
-    /// The schema's tables and views, each at the place that stands for it in [`Tables`].
+    /// The schema's tables and views, each at its place in [`Tables`].
     pub(super) tables: Vec<String>,
-    /// What else SQLite has rows of: its modules, each of which may be read as a table.
+    /// SQLite's modules. Each may be read as a table.
     pub(super) modules: Vec<String>,
-    /// Of each of the tables, the column that is another name for the row's number.
+    /// For each table, the column that is another name for the rowid.
     pub(super) row_columns: Vec<Option<String>>,
-    /// Tables whose rows can change without a word from SQLite's update hook.
+    /// Tables whose rows can change without a call of SQLite's update hook.
     pub(super) silent: Tables,
     pub(super) touched: Touched,
     pub(super) refused: Option<String>,
@@ -168,12 +170,12 @@ impl Gate {
         }
     }
 
-    /// Lets the next query take as many steps as one may.
+    /// Resets the step limit for the next query.
     pub(super) fn allow_steps(&self) {
         self.steps_left.store(QUERY_STEPS / STEPS_AT_ONCE, Ordering::Relaxed);
     }
 
-    /// Counts [`STEPS_AT_ONCE`] steps, and says whether the statement has to end. Only queries are counted.
+    /// Counts [`STEPS_AT_ONCE`] steps, and returns whether the statement has to end. Only queries are counted.
     pub(super) fn must_end(&self) -> bool {
         if self.mode() != Mode::Query {
             return false;
@@ -192,12 +194,12 @@ impl Gate {
         }
     }
 
-    /// How many steps queries took since the last call.
+    /// Returns how many steps queries took since the last call.
     pub(super) fn take_steps(&self) -> u32 {
         self.steps_taken.swap(0, Ordering::Relaxed).saturating_mul(STEPS_AT_ONCE)
     }
 
-    /// What was written down since the last call.
+    /// Returns the notes since the last call.
     pub(super) fn take_notes(&self) -> (Touched, Option<String>) {
         let mut notes = self.notes.lock().expect("BUG: the authorizer panicked");
         (std::mem::take(&mut notes.touched), notes.refused.take())
@@ -210,7 +212,8 @@ impl Gate {
         }
         let mut notes = self.notes.lock().expect("BUG: the authorizer panicked");
         match notes.judge(mode, context) {
-            // To this answer SQLite deletes each row by itself, also where it would empty the table at once and tell no row.
+            // This answer makes SQLite delete each row individually. Otherwise it may empty the whole table at once and
+            // report no row.
             Ok(()) if matches!(context.action, AuthAction::Delete { .. }) => Authorization::Ignore,
             Ok(()) => Authorization::Allow,
             Err(why) => {
@@ -229,8 +232,8 @@ impl Notes {
         let writes = mode != Mode::Query;
         match context.action {
             AuthAction::Select | AuthAction::Recursive => Ok(()),
-            // Also the name of a common table expression, where only the number of its rows counts. What it reads itself
-            // is asked about as well.
+            // This may also be the name of a common table expression of which only the number of rows counts. SQLite
+            // asks separately about the tables that the expression reads.
             AuthAction::Read { table_name, column_name: "" } if mode != Mode::Schema && self.is_free(table_name) => {
                 Ok(())
             }
@@ -273,20 +276,20 @@ impl Notes {
                 }
                 Ok(())
             }
-            // CREATE INDEX fills the index it makes.
+            // CREATE INDEX fills the index it creates.
             AuthAction::Reindex { .. } if mode == Mode::Schema => Ok(()),
             other => Err(format!("{} can't be used here: {}", describe(&other), allowed_in(mode))),
         }
     }
 
-    /// Whether nothing in the database has this name, and nothing that SQLite itself offers.
+    /// Returns whether neither the database nor SQLite itself uses this name.
     fn is_free(&self, name: &str) -> bool {
         let name = name.to_ascii_lowercase();
         let is_own = [OWN_PREFIX, "sqlite_", "pragma_", "json_"].iter().any(|prefix| name.starts_with(prefix));
         !is_own && !self.tables.iter().chain(&self.modules).any(|taken| taken.eq_ignore_ascii_case(&name))
     }
 
-    /// Whether rows get other numbers. The update hook tells only the new ones.
+    /// Returns whether rows get new rowids. The update hook reports only the new ones.
     fn moves_rows(&self, action: &AuthAction<'_>) -> bool {
         let AuthAction::Update { table_name, column_name } = action else { return false };
         let place = self.tables.iter().position(|table| table.eq_ignore_ascii_case(table_name));
@@ -296,20 +299,20 @@ impl Notes {
 
     fn table(&self, mode: Mode, name: &str) -> Result<Tables, String> {
         if mode == Mode::Schema {
-            // The tables are not known before the script has run; SQLite's catalogue is what it writes to.
+            // The tables are not known before the script has run. The script writes to SQLite's catalogue.
             return if name.to_ascii_lowercase().starts_with(OWN_PREFIX) {
                 Err(format!("the table {name} is the engine's own"))
             } else {
                 Ok(Tables::NONE)
             };
         }
-        // Mostly SQLite gives the name that the table has, but sometimes as the statement spells it.
+        // SQLite usually passes the table's own name, but sometimes passes it as the statement spells it.
         let index = self.tables.iter().position(|table| table.eq_ignore_ascii_case(name));
         index.map(Tables::nth).ok_or_else(|| format!("the table {name} is not one of the schema's"))
     }
 }
 
-/// What to use in place of a function that isn't allowed, as the end of a sentence.
+/// Returns what to use instead of a forbidden function, as the end of a sentence.
 fn instead_of(function: &str) -> &'static str {
     let function = function.to_ascii_lowercase();
     if DATES.contains(&&*function) {

@@ -1,4 +1,4 @@
-//! Batches: several events under one id, which travel, are stored and take effect as one.
+//! Batches: several events under one id. They travel, are stored and take effect as one.
 
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -9,19 +9,19 @@ use super::event::{Args, Envelope, Event, EventId, EventName};
 /// The name under which several events travel as one; see [`Batch`]. The prefix `likewise.` is the engine's own.
 pub(crate) const BATCH: &str = "likewise.batch";
 
-/// Names the rule by which the events of a batch get their ids. Part of a schema's fingerprint.
+/// The name of the rule that gives the events of a batch their ids. Part of a schema's fingerprint.
 pub(crate) const BATCH_IDS: &str = "likewise batch ids 1";
 
-/// Several events that are committed together: applied wholly or not at all, here and everywhere.
+/// Several events that are committed together. They are applied all or not at all, on every replica.
 ///
-/// A batch is one event whose payload is the list, so log, outbox and wire know nothing of it. Each event in it has an
-/// id of its own all the same, which follows from the batch's: see [`Receipt::ids`](super::Receipt::ids).
+/// A batch is one event whose payload is the list, so the log, the outbox and the wire format know nothing of it.
+/// Still, each event in it has its own id, derived from the batch's: see [`Receipt::ids`](super::Receipt::ids).
 #[derive(Debug, Default)]
 pub struct Batch {
     items: Vec<BatchItem>,
 }
 
-/// One event inside a batch, as it stands in the batch's payload.
+/// One event of a batch, as stored in the batch's payload.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct BatchItem {
@@ -31,16 +31,16 @@ pub(crate) struct BatchItem {
 }
 
 impl Batch {
-    /// A batch without events yet.
+    /// Creates a batch without events.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Adds `event` behind those already here.
+    /// Adds `event` at the end.
     ///
     /// # Errors
     ///
-    /// As [`Envelope::new`].
+    /// The same as for [`Envelope::new`].
     pub fn with<E: Event>(mut self, event: &E) -> Result<Self, Malformed> {
         let name = EventName::of::<E>()?.as_str().to_owned();
         let args = match Args::of(event)?.as_text() {
@@ -55,7 +55,7 @@ impl Batch {
     ///
     /// # Errors
     ///
-    /// When it is empty, or too large for one event.
+    /// If the batch is empty, or too large for one event.
     pub fn seal(self, id: EventId) -> Result<Envelope, Malformed> {
         if self.items.is_empty() {
             return Err(Malformed::Batch("it is empty".to_owned()));
@@ -66,7 +66,7 @@ impl Batch {
 }
 
 impl Envelope {
-    /// How many events it has: one, unless it is a batch.
+    /// Returns how many events it has: one, unless it is a batch.
     pub(crate) fn events(&self) -> usize {
         match self.name.as_str() {
             BATCH => unseal(self.args.as_text()).map_or(1, |items| items.len()),
@@ -76,11 +76,11 @@ impl Envelope {
 }
 
 impl EventId {
-    /// The id of the `nth` event of a batch that has this id, counted from 0.
+    /// Returns the id of the `nth` event of a batch that has this id, counted from 0.
     ///
-    /// The first keeps the batch's id. Each later one has the batch's time, and in place of chance a hash of the batch's
-    /// id and its own index. So it is the same on every replica, and takes no bytes anywhere. Replicas with another rule
-    /// would make other states of the same log: a change of it is a change of [`BATCH_IDS`].
+    /// The first event has the batch's id. Each later one has the batch's time and, instead of random bits, a hash of
+    /// the batch's id and the event's index. So it is the same on every replica, and takes up no bytes. Replicas with
+    /// another rule would derive other states from the same log, so a change of the rule is a change of [`BATCH_IDS`].
     pub(crate) fn nth_of_batch(self, nth: usize) -> Self {
         if nth == 0 {
             return self;
@@ -93,7 +93,7 @@ impl EventId {
     }
 }
 
-/// The events inside the payload of a batch.
+/// Returns the events inside the payload of a batch.
 pub(crate) fn unseal(text: Option<&str>) -> Result<Vec<BatchItem>, Malformed> {
     let items: Vec<BatchItem> =
         serde_json::from_str(text.unwrap_or("[]")).map_err(|why| Malformed::Batch(why.to_string()))?;

@@ -1,11 +1,11 @@
-//! What was written to the state: the tables, and as far as that is known for certain, the rows.
+//! What was written to the state: the tables and, where known for certain, the rows.
 
 use std::collections::{HashMap, HashSet};
 use std::ops::{BitOr, BitOrAssign};
 
 use crate::limits::engine::live::WRITTEN_ROWS;
 
-/// A set of a schema's tables. The tables from the 64th on share one place, which costs at most a needless re-run.
+/// A set of a schema's tables. The tables from the 64th on share one place. That costs at most a needless re-run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Tables(pub(super) u64);
 
@@ -17,7 +17,7 @@ impl Tables {
         Self(1 << index.min(63))
     }
 
-    /// The place of the only table in the set, unless it may stand for several.
+    /// Returns the place of the only table in the set, unless that place may stand for several tables.
     pub(super) fn only(self) -> Option<usize> {
         let place = self.0.trailing_zeros() as usize;
         (self.0.count_ones() == 1 && place < 63).then_some(place)
@@ -41,7 +41,8 @@ impl BitOrAssign for Tables {
     }
 }
 
-/// The tables that statements wrote, and those of them that may have other rows than were told one by one.
+/// The tables that statements wrote. In those in `whole`, other rows may have changed than the ones reported one by
+/// one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Written {
     pub(super) tables: Tables,
@@ -59,12 +60,12 @@ impl BitOr for Written {
     }
 }
 
-/// What commits, and what was undone, have changed.
+/// What commits and undone transactions have changed.
 #[derive(Debug, Default)]
 pub(crate) struct Changes {
     /// The tables that were written.
     pub(super) tables: Tables,
-    /// Those of them of which any row may have changed.
+    /// Those of them in which any row may have changed.
     pub(super) whole: Tables,
     /// The rows that were written, by the place of their table.
     pub(super) rows: HashMap<usize, HashSet<i64>>,
@@ -75,19 +76,19 @@ impl Changes {
         Written { tables: self.tables, whole: self.whole }
     }
 
-    /// Something in `tables` changed: the rows that are told, and no others.
+    /// Adds `tables`. Only the rows reported one by one changed in them.
     pub(super) fn add_tables(&mut self, tables: Tables) {
         self.tables |= tables;
     }
 
-    /// Any row of `tables` may have changed.
+    /// Adds `tables`, in which any row may have changed.
     pub(super) fn add_whole(&mut self, tables: Tables) {
         self.tables |= tables;
         self.whole |= tables;
         self.rows.retain(|place, _| !tables.touches(Tables::nth(*place)));
     }
 
-    /// The row `row` of the table at `place` was written.
+    /// Adds the written row `row` of the table at `place`.
     pub(super) fn add_row(&mut self, place: usize, row: i64) {
         let table = Tables::nth(place);
         self.tables |= table;
@@ -101,7 +102,7 @@ impl Changes {
         }
     }
 
-    /// Both changes.
+    /// Adds the changes in `other`.
     pub(super) fn add(&mut self, other: &Self) {
         self.tables |= other.tables;
         self.add_whole(other.whole);

@@ -1,4 +1,4 @@
-//! What the tables of a state hold: their digests, and their rows for people to read.
+//! The contents of a state's tables: their digests, and their rows for people to read.
 
 use std::collections::BTreeMap;
 
@@ -7,10 +7,10 @@ use rusqlite::{Connection, Row};
 
 use super::place::Digest;
 
-/// The digest of each of a schema's tables, by its name.
+/// The digest of each of a schema's tables, by table name.
 pub(crate) type TableDigests = BTreeMap<String, Digest>;
-/// The digest of all tables that aren't the engine's: of their names, and of each row with its rowid, in the order of
-/// their keys. It depends on what the tables hold, not on where SQLite put it.
+/// Returns the digest of all tables that aren't the engine's. It covers their names and each row with its rowid, in key
+/// order. It depends on what the tables hold, not on where SQLite put it.
 pub(super) fn digest_of(conn: &Connection) -> rusqlite::Result<Digest> {
     let mut hasher = blake3::Hasher::new();
     for table in tables_of(conn)? {
@@ -19,7 +19,7 @@ pub(super) fn digest_of(conn: &Connection) -> rusqlite::Result<Digest> {
     Ok(Digest(*hasher.finalize().as_bytes()))
 }
 
-/// The digest of each of these tables.
+/// Returns the digest of each of these tables.
 pub(super) fn table_digests(conn: &Connection) -> rusqlite::Result<TableDigests> {
     let digest = |table: Table| {
         let mut hasher = blake3::Hasher::new();
@@ -35,7 +35,7 @@ struct Table {
 }
 
 impl Table {
-    /// The statement that reads all of it: each row with its rowid, in the order of their keys.
+    /// Returns the statement that reads the whole table: each row with its rowid, in key order.
     fn select(&self, conn: &Connection) -> rusqlite::Result<String> {
         let name = &self.name;
         let quoted = name.replace('"', "\"\"");
@@ -55,7 +55,7 @@ impl Table {
 }
 
 fn tables_of(conn: &Connection) -> rusqlite::Result<Vec<Table>> {
-    // `sqlite_sequence` decides about future rowids, so it is content too.
+    // `sqlite_sequence` determines future rowids, so it is content too.
     let sql = "SELECT name, wr FROM pragma_table_list
                WHERE schema = 'main' AND type = 'table' AND name NOT LIKE 'likewise~_%' ESCAPE '~'
                  AND (name NOT LIKE 'sqlite~_%' ESCAPE '~' OR name = 'sqlite_sequence')
@@ -84,14 +84,14 @@ fn feed_table(hasher: &mut blake3::Hasher, conn: &Connection, table: &Table) -> 
     Ok(())
 }
 
-/// The rows of each of a schema's tables, by its name: for people to read, each as `column=value, …`.
+/// The rows of each of a schema's tables, by table name. For people to read: each row is `column=value, …`.
 pub(crate) type TableRows = BTreeMap<String, Vec<String>>;
 
 pub(super) fn table_rows(conn: &Connection) -> rusqlite::Result<TableRows> {
     let rows = |table: Table| {
         let mut statement = conn.prepare(&table.select(conn)?)?;
         let columns: Vec<String> = statement.column_names().map(str::to_owned).collect();
-        // An INTEGER PRIMARY KEY is the rowid under a name of its own.
+        // An INTEGER PRIMARY KEY is another name for the rowid.
         let named_twice = usize::from(columns[1..].contains(&columns[0]));
         let line = |row: &Row<'_>| {
             let value = |(place, column): (usize, &String)| {

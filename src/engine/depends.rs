@@ -1,8 +1,8 @@
-//! What the answer to a query depends on: tables, or the rows of one table that have one key.
+//! What the answer to a query depends on: whole tables, or the rows of one table that have one key.
 //!
-//! A commit tells the numbers of the rows that it wrote. An answer by key has changed only if it was made of one of these
-//! rows, or if one of them has its key now. So a commit is looked up among the watched keys, and those who watch other
-//! keys cost it nothing.
+//! A commit reports the rowids of the rows it wrote. An answer by key has changed only if it used one of these rows, or
+//! if one of them has its key now. So a commit is looked up among the watched keys, and watchers of other keys cost it
+//! nothing.
 
 use std::hash::{Hash, Hasher};
 use std::sync::Arc;
@@ -18,18 +18,18 @@ use crate::limits::engine::live::ROWS_OF_A_KEY;
 /// What the answer to a query depends on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Depends {
-    /// Whatever is in these tables.
+    /// All rows of these tables.
     Tables(Tables),
     /// The rows of one table whose `column` is `key`.
     Rows {
         column: Arc<KeyColumn>,
         key: Key,
-        /// The numbers of the rows that have the key now.
+        /// The rowids of the rows that have the key now.
         rows: Vec<i64>,
     },
 }
 
-/// A value by which rows are looked up, of a kind that SQLite compares byte by byte.
+/// A lookup value, of a kind that SQLite compares byte by byte.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum Key {
     Integer(i64),
@@ -40,10 +40,10 @@ pub(super) enum Key {
 /// A column by which queries look rows up.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct KeyColumn {
-    /// The place of its table.
+    /// The place of its table in [`Tables`].
     pub(super) table: usize,
     name: String,
-    /// The rows of a key, and the key of a row.
+    /// The statements that read the rows of a key, and the key of a row.
     rows_of: String,
     key_of: String,
 }
@@ -55,17 +55,17 @@ impl Hash for KeyColumn {
     }
 }
 
-/// A way to look rows up by a key, learned from a query's text once.
+/// A lookup of rows by a key, learned once from a query's text.
 #[derive(Debug)]
 pub(super) struct KeyLookup {
     column: Arc<KeyColumn>,
     affinity: Affinity,
-    /// The place of the parameter that is the key.
+    /// The index of the parameter that is the key.
     param: usize,
 }
 
 impl Depends {
-    /// What the answer to `sql` depends on, which reads the tables `reads`.
+    /// Returns what the answer to `sql` depends on, given that it reads the tables `reads`.
     pub(super) fn of(sandbox: &Sandbox, sql: &'static str, params: &[Value], reads: Tables) -> rusqlite::Result<Self> {
         let lookup = sandbox.key_lookup(sql, || KeyLookup::of(sandbox, sql, reads))?;
         let by_key = lookup.map_or(Ok(None), |lookup| lookup.depends(sandbox, params))?;
@@ -74,9 +74,9 @@ impl Depends {
 }
 
 impl KeyLookup {
-    /// What `sql` looks up, if that is all it does, and it reads the tables `reads`.
+    /// Returns what `sql` looks up, if that is all it does and it reads the tables `reads`.
     fn of(sandbox: &Sandbox, sql: &str, reads: Tables) -> rusqlite::Result<Option<Self>> {
-        // The authorizer has seen all that is read. So it doesn't matter what else the text may say.
+        // The authorizer has seen everything that is read. So the rest of the text doesn't matter.
         let Some(place) = reads.only() else { return Ok(None) };
         let Some(lookup) = Lookup::in_sql(sql) else { return Ok(None) };
         let Some(table) = sandbox.table_with_rows(place) else { return Ok(None) };
@@ -94,7 +94,8 @@ impl KeyLookup {
         Ok(Some(Self { column, affinity, param: lookup.param }))
     }
 
-    /// The rows that have the key among `params` now, unless they are too many, or it is no key of that column.
+    /// Returns the rows that now have the key in `params`, unless they are too many or the value is no key of that
+    /// column.
     fn depends(&self, sandbox: &Sandbox, params: &[Value]) -> rusqlite::Result<Option<Depends>> {
         let Some(value) = params.get(self.param) else { return Ok(None) };
         let key = match (self.affinity, value) {
@@ -114,7 +115,7 @@ impl KeyColumn {
         statement.query_map([key], |row| row.get(0))?.collect()
     }
 
-    /// The key that `row` has now.
+    /// Returns the current key of `row`.
     pub(super) fn key_of(&self, sandbox: &Sandbox, row: i64) -> rusqlite::Result<Option<Key>> {
         let mut statement = sandbox.engine().prepare_cached(&self.key_of)?;
         let value = statement.query_row([row], |row| row.get::<_, Value>(0)).optional()?;
@@ -127,7 +128,7 @@ impl KeyColumn {
     }
 }
 
-/// What a column turns values into, for those columns whose values of one kind are equal only if they are the same.
+/// What a column converts values to. Only for columns where values of one kind are equal only if they are identical.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Affinity {
     Integer,
@@ -135,8 +136,8 @@ enum Affinity {
     Blob,
 }
 
-/// How the column of `table` spells its name, and its affinity, after the rules of <https://sqlite.org/datatype3.html>.
-/// `None` if values of it may be equal without being the same.
+/// Returns the spelling of the column's name in `table`, and its affinity by the rules of
+/// <https://sqlite.org/datatype3.html>. Returns `None` if its values may be equal without being identical.
 fn affinity(sandbox: &Sandbox, table: &str, column: &str) -> rusqlite::Result<Option<(String, Affinity)>> {
     let conn = sandbox.engine();
     let sql = "SELECT name, upper(type) FROM pragma_table_xinfo(?1) WHERE name = ?2 COLLATE NOCASE";
@@ -152,7 +153,7 @@ fn affinity(sandbox: &Sandbox, table: &str, column: &str) -> rusqlite::Result<Op
     } else {
         return Ok(None);
     };
-    // A collation may stand at the column, and then says when two texts are the same.
+    // The column may have a collation, which decides when two texts are equal.
     let sql = "SELECT sql FROM sqlite_schema WHERE type = 'table' AND name = ?1 COLLATE NOCASE";
     let definition: String = conn.prepare_cached(sql)?.query_row([table], |row| row.get(0))?;
     Ok((!super::lookup::says(&definition, "COLLATE")).then_some((name, affinity)))

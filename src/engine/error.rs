@@ -1,11 +1,12 @@
-//! Every error of the engine, each by whose fault it is.
+//! All errors of the engine, grouped by whose fault they are.
 //!
-//! - The caller's: [`Malformed`] and its kin say what is not an event, a store or a place.
+//! - The caller's: [`Malformed`] says why something is not an event, a store or a place.
 //! - The event's: [`DbError`] says why a statement of a materializer or a query failed.
-//! - The machine's: [`Fault`] stops a store, and [`NotOurs`] a directory or file.
+//! - The machine's: [`Fault`] stops a store. [`NotOurs`] rejects a directory or file.
 //!
-//! [`Error`] is what the users of a store see of all of these. [`is_of_machine`] draws the line on which the promise
-//! "same log, same state" stands: an event's fault skips the event, alike on every replica; the machine's never does.
+//! Users of a store see all of these as [`Error`]. The promise "same log, same state" rests on the line that
+//! [`is_of_machine`] draws: a fault of the event skips the event, alike on every replica. A fault of the machine never
+//! does.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -43,16 +44,16 @@ pub enum Malformed {
     /// A payload above [`MAX_ARGS`].
     #[error("the payload has {0} bytes, more than the {MAX_ARGS} an event may have")]
     TooLarge(usize),
-    /// A batch without events, or with something in it that isn't one.
+    /// A batch that is empty, or that contains something other than events.
     #[error("not a batch of events: {0}")]
     Batch(String),
     /// Not a name that a store may have.
     #[error("`{0}` is not a store: its name has 1 to 63 characters, a to z, 0 to 9 and -, and doesn't begin with -")]
     Store(String),
-    /// Not a cursor that a stream of events gave.
+    /// Not a cursor from a stream of events.
     #[error("`{0}` is not a cursor of events: use one that was given with an event, or `start`")]
     Cursor(String),
-    /// A number that no log counts up to.
+    /// A number too large for a seq.
     #[error("{0} is no seq: a log ends before 2^62")]
     Seq(u64),
 }
@@ -67,30 +68,30 @@ pub enum Error {
     /// The event can't be applied, so it was not stored.
     #[error("the event was refused: {0}")]
     Refused(String),
-    /// The hub refused the event, which is kept apart: the hub's reason.
+    /// The hub refused the event, which is set aside. Holds the hub's reason.
     #[error("the hub refused the event, which is set aside: {0}")]
     SetAside(String),
-    /// Another event has this id already.
+    /// Another event already has this id.
     #[error("the id {0} belongs to another event, which stays; use a new id")]
     Conflict(EventId),
-    /// More events wait than the queue holds; none of this one was stored.
+    /// More events are waiting than the queue holds. This event was not stored.
     #[error("too many events are waiting to be stored; try again in a moment")]
     Overloaded,
-    /// The store can't be used at present: what is wrong and what to do.
+    /// The store can't be used at present. Holds what is wrong and what to do.
     #[error("{0}")]
     Unavailable(Arc<str>),
-    /// There are as many stores as there may be.
+    /// The limit on the number of stores is reached.
     #[error("there are {0} stores already, which is the limit; use one of them")]
     TooManyStores(u64),
-    /// Visitors have made as many new stores as they may, and can make the next after this long.
+    /// Visitors have made as many new stores as they may. They can make the next one after this time.
     #[error(
         "visitors have made as many new stores in the last hour as they may; use one that exists, or come back later"
     )]
     TooManyNewStores(Duration),
-    /// More stores are in use than may be open at a time.
+    /// More stores are in use than may be open at the same time.
     #[error("too many stores are in use at the same time; try again in a moment")]
     TooManyOpen,
-    /// The store's log is its own, so there is no other that it could adopt.
+    /// The store's log is its own, so there is no other log to adopt.
     #[error(
         "this store follows no hub: its log is its own. Start likewise with --upstream, and it moves to that hub's log by \
          itself"
@@ -124,37 +125,37 @@ impl From<&Fault> for Error {
 
 /// Why a materializer or a query failed.
 ///
-/// `?` turns any error of yours into one: of SQLite, of parsing, of any crate. That is why it isn't a
-/// [`std::error::Error`] itself. A [`Fault`] or an [`Error`] made of it is.
+/// `?` converts any error of yours into one: from SQLite, from parsing, from any crate. That is why it isn't a
+/// [`std::error::Error`] itself. A [`Fault`] or an [`Error`] made from it is one.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum DbError {
     /// A materializer says that its event has no effect; see [`DbError::refuse`].
     Refused(String),
-    /// The statement does something that is not deterministic, or reaches for what isn't its own.
+    /// The statement does something that is not deterministic, or accesses something that isn't the schema's.
     Forbidden(String),
-    /// The query takes more steps than one may: its text.
+    /// The query takes more steps than allowed. Holds its text.
     TooManySteps(Box<str>),
-    /// After an error that ended the transaction, or that was the machine's, nothing more may run.
+    /// Nothing more may run, because an earlier error ended the transaction or was the machine's.
     Stopped,
-    /// SQLite's own answer.
+    /// An error from SQLite.
     Sqlite {
-        /// What it says.
+        /// The error.
         source: rusqlite::Error,
-        /// Of which statement, if that is known.
+        /// The statement, if it is known.
         sql: Option<Box<str>>,
     },
-    /// An error of the author's own code.
+    /// An error from the author's own code.
     Other(Box<dyn StdError + Send + Sync>),
 }
 
 impl DbError {
-    /// For materializers: this event has no effect, and `why` says so to the person who caused it.
+    /// Refuses the event, for materializers: it has no effect, and `why` explains that to the person who caused it.
     pub fn refuse(why: impl Into<String>) -> Self {
         Self::Refused(why.into())
     }
 
-    /// Names the statement that failed, unless it is named already.
+    /// Adds the statement that failed, unless it has one already.
     pub(crate) fn of_statement(self, text: &str) -> Self {
         match self {
             Self::Sqlite { source, sql: None } => Self::Sqlite { source, sql: Some(text.into()) },
@@ -162,7 +163,7 @@ impl DbError {
         }
     }
 
-    /// Names the event whose materializer failed, unless the words are the materializer's own, for people.
+    /// Adds the name of the event whose materializer failed, unless the text is the materializer's own, for people.
     pub(crate) fn of_event(self, name: &str) -> Self {
         match self {
             Self::Refused(_) | Self::Stopped => self,
@@ -172,8 +173,8 @@ impl DbError {
         }
     }
 
-    /// Whether a query that ran failed because of how it is written, whatever the rows: its parameters, or what reads its
-    /// columns.
+    /// Returns whether a query failed because of how it is written, whatever the rows: its parameters, or the code that
+    /// reads its columns.
     pub(crate) fn is_of_author(&self) -> bool {
         use rusqlite::Error as Cause;
         let Self::Sqlite { source, .. } = self else { return false };
@@ -186,7 +187,7 @@ impl DbError {
         )
     }
 
-    /// SQLite's answer, if it is the machine's fault.
+    /// Returns SQLite's error if it is the machine's fault.
     pub(crate) fn of_machine(self) -> Result<rusqlite::Error, Self> {
         match self {
             Self::Sqlite { source, .. } if is_of_machine(&source) => Ok(source),
@@ -206,7 +207,7 @@ impl fmt::Display for DbError {
                 one_line(sql)
             ),
             Self::Stopped => f.write_str("an earlier error stopped this materializer"),
-            // It would repeat the statement as a whole.
+            // SQLite's own text would repeat the whole statement.
             Self::Sqlite { source: rusqlite::Error::SqlInputError { msg, sql, .. }, .. } => {
                 write!(f, "{msg}, in the statement `{}`", one_line(sql))
             }
@@ -233,7 +234,7 @@ impl From<DbError> for Box<dyn StdError + Send + Sync> {
     }
 }
 
-/// As much of a statement as it takes to recognize it in a message.
+/// Returns enough of a statement to recognize it in a message.
 pub(crate) fn one_line(sql: &str) -> String {
     let mut line = sql.split_whitespace().collect::<Vec<_>>().join(" ");
     if let Some((end, _)) = line.char_indices().nth(LONGEST_QUOTE) {
@@ -243,9 +244,9 @@ pub(crate) fn one_line(sql: &str) -> String {
     line
 }
 
-/// Whether the machine failed rather than the event. The same event may well succeed later or elsewhere.
+/// Returns whether the machine failed rather than the event. The same event may succeed later or elsewhere.
 ///
-/// The faults of events are a closed list. Whatever isn't on it is the machine's: skipping an event because of a full
+/// The faults of events are a closed list. Everything else is the machine's fault: skipping an event because of a full
 /// disk would make replicas differ.
 pub(crate) fn is_of_machine(error: &rusqlite::Error) -> bool {
     use rusqlite::ffi;
@@ -260,31 +261,31 @@ pub(crate) fn is_of_machine(error: &rusqlite::Error) -> bool {
     error.sqlite_error().is_some_and(|code| !of_event.contains(&(code.extended_code & 0xff)))
 }
 
-/// Whether `error` says that the file itself is damaged.
+/// Returns whether `error` says that the file itself is damaged.
 pub(crate) fn is_damage(error: &rusqlite::Error) -> bool {
     matches!(error.sqlite_error_code(), Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase))
 }
 
-/// What stops a store. None of these is an event's fault, and none of them loses what was acknowledged.
+/// A fault that stops a store. None of these is an event's fault, and none loses acknowledged events.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Fault {
     /// The operating system refused something.
     #[error("cannot {doing} {}: {source}{}", path.display(), make_room(source))]
     Io {
-        /// What was attempted.
+        /// The attempted operation.
         doing: &'static str,
-        /// On which file or directory.
+        /// The file or directory.
         path: PathBuf,
-        /// The system's answer.
+        /// The system's error.
         source: io::Error,
     },
     /// SQLite failed, and the event is not to blame.
     #[error("{database}: {source}{}", what_to_do(source))]
     Sqlite {
-        /// Which of the store's databases.
+        /// The database it comes from.
         database: Database,
-        /// SQLite's answer.
+        /// SQLite's error.
         source: rusqlite::Error,
     },
     /// The eventlog holds something that can't be right.
@@ -294,7 +295,7 @@ pub enum Fault {
          still be read"
     )]
     Damaged(String),
-    /// The eventlog ends before events that it is known to have held.
+    /// The eventlog ends before events that it provably held.
     #[error(
         "the eventlog has lost its end: {0}. Nothing was changed. If eventlog.db-wal was moved or an older file was put \
          in its place, put the right one back; otherwise restore a backup. To go on with what is left, delete the \
@@ -317,23 +318,23 @@ pub enum Fault {
         /// The newest that this program can read.
         known: i64,
     },
-    /// The file is a database of something else.
+    /// The file is another program's database.
     #[error("{} is not an eventlog of likewise: nothing was changed. Move it away, or choose another directory with --data", .0.display())]
     Foreign(PathBuf),
     /// The program was linked with an SQLite that can corrupt our files.
     #[error("SQLite {0} can corrupt a database in WAL mode; likewise needs 3.51.3 or newer")]
     OldSqlite(&'static str),
-    /// SQLite didn't take a setting, so nothing can be promised.
+    /// SQLite didn't accept a setting, so nothing can be guaranteed.
     #[error("{}: asked SQLite for {wanted}, and it says {found}", path.display())]
     Pragma {
         /// The file.
         path: PathBuf,
-        /// The setting that was asked for.
+        /// The requested setting.
         wanted: &'static str,
-        /// The setting that it has.
+        /// The actual setting.
         found: String,
     },
-    /// Another process has the directory of the stores.
+    /// Another process holds the directory of the stores.
     #[error(
         "the stores in {} are in use by {}. Stop that, or open stores in another directory", dir.display(),
         pid.map_or_else(|| "another process".to_owned(), |pid| format!("the process {pid}"))
@@ -341,7 +342,7 @@ pub enum Fault {
     InUse {
         /// The directory.
         dir: PathBuf,
-        /// The process, if it has said so yet.
+        /// The process, if it has recorded its id yet.
         pid: Option<u32>,
     },
     /// The schema itself breaks a rule.
@@ -350,7 +351,7 @@ pub enum Fault {
     /// An earlier fault has stopped the store.
     #[error("an earlier fault stopped this store; it has to be opened again")]
     Stopped,
-    /// A checkpoint could not sync, so nobody knows what is on the disk.
+    /// A checkpoint could not sync, so the content of the disk is unknown.
     #[error(
         "a checkpoint of {} could not be synced, so the store is opened again. The disk may be failing: look into the \
          system's log", .0.display()
@@ -381,12 +382,12 @@ impl From<DbError> for Fault {
 pub enum Database {
     /// The truth: log and outbox.
     Eventlog,
-    /// What follows from it.
+    /// The state derived from it.
     State,
 }
 
 impl Database {
-    /// The name of its file.
+    /// Returns the name of its file.
     pub fn file_name(self) -> &'static str {
         match self {
             Self::Eventlog => "eventlog.db",
@@ -401,7 +402,7 @@ impl fmt::Display for Database {
     }
 }
 
-/// A [`Fault`] met in the eventlog. Its own type, so that `?` on an error of SQLite says which database it came from.
+/// A [`Fault`] in the eventlog. It is its own type so `?` on an SQLite error records which database it came from.
 #[derive(Debug)]
 pub(crate) struct LogFault(pub(crate) Fault);
 
@@ -429,7 +430,7 @@ impl From<LogFault> for Fault {
     }
 }
 
-/// A [`Fault`] met in the state, as [`LogFault`] is one met in the eventlog.
+/// A [`Fault`] in the state, as [`LogFault`] is one in the eventlog.
 #[derive(Debug)]
 pub(crate) struct StateFault(pub(crate) Fault);
 
@@ -465,7 +466,7 @@ impl From<StateFault> for Error {
 
 impl Fault {
     pub(crate) fn eventlog(source: rusqlite::Error) -> Self {
-        // An answer that isn't SQLite's own says that a value can't be what was stored.
+        // An error that isn't SQLite's own means that a value can't be what was stored.
         if is_damage(&source) || source.sqlite_error().is_none() {
             return Self::Damaged(source.to_string());
         }
@@ -476,7 +477,7 @@ impl Fault {
         Self::Sqlite { database: Database::State, source }
     }
 
-    /// What SQLite says of `database`.
+    /// Converts an SQLite error in `database`.
     pub(crate) fn sqlite(database: Database, source: rusqlite::Error) -> Self {
         match database {
             Database::Eventlog => Self::eventlog(source),
@@ -484,8 +485,8 @@ impl Fault {
         }
     }
 
-    /// Whether only a write failed, for lack of room or because the disk refused it. Every sync succeeded then, so what SQLite
-    /// has committed is on the disk. After any other fault nobody knows.
+    /// Returns whether only a write failed, because there was no room or the disk refused it. Every sync succeeded
+    /// then, so everything SQLite has committed is on the disk. After any other fault, that is unknown.
     pub(crate) fn leaves_synced(&self) -> bool {
         use rusqlite::ffi::{SQLITE_FULL, SQLITE_IOERR_WRITE};
         match self {
@@ -496,13 +497,13 @@ impl Fault {
         }
     }
 
-    /// Whether the damage is in `state.db`, which only costs the time to rebuild it.
+    /// Returns whether the damage is in `state.db`. It then costs only the time to rebuild it.
     pub(crate) fn is_damaged_state(&self) -> bool {
         matches!(self, Self::Sqlite { database: Database::State, source } if is_damage(source) || !is_of_machine(source))
     }
 }
 
-/// What to do when the system is out of room.
+/// Returns what to do if the system is out of room.
 fn make_room(error: &io::Error) -> &'static str {
     match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ". Make room on the disk",
@@ -510,7 +511,7 @@ fn make_room(error: &io::Error) -> &'static str {
     }
 }
 
-/// SQLite says "disk I/O error" of most things that go wrong on a full disk.
+/// Returns what to do about an SQLite error. SQLite says "disk I/O error" for most failures on a full disk.
 fn what_to_do(error: &rusqlite::Error) -> &'static str {
     match error.sqlite_error_code() {
         Some(ErrorCode::DiskFull | ErrorCode::SystemIoFailure) => {
@@ -523,7 +524,7 @@ fn what_to_do(error: &rusqlite::Error) -> &'static str {
     }
 }
 
-/// Turns the operating system's errors into ours.
+/// Converts the operating system's errors into ours.
 pub(crate) trait IoContext<T> {
     fn doing(self, doing: &'static str, path: &Path) -> Result<T, Fault>;
 }
@@ -534,48 +535,48 @@ impl<T> IoContext<T> for io::Result<T> {
     }
 }
 
-/// Whether a sync failed, after which the page cache holds what the disk doesn't.
+/// Returns whether a sync failed. After that, the page cache holds data that the disk doesn't.
 pub(super) fn is_failed_sync(error: &rusqlite::Error) -> bool {
     use rusqlite::ffi::{SQLITE_IOERR, SQLITE_IOERR_WRITE};
     let is_io = |code: &rusqlite::ffi::Error| code.extended_code & 0xff == SQLITE_IOERR;
     error.sqlite_error().is_some_and(|code| is_io(code) && code.extended_code != SQLITE_IOERR_WRITE)
 }
 
-/// Why a directory or a file is left alone.
+/// Why a directory or a file is not used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum NotOurs {
-    /// A link, which could lead us anywhere.
+    /// A symbolic link, which could lead anywhere.
     #[error(
         "{path} is a symbolic link, and likewise follows no symbolic links inside a data directory: they could lead it to \
          any other file. Put what it leads to in its place", path = .0.display()
     )]
     Link(PathBuf),
-    /// A pipe, a device, a directory where a file should be.
+    /// A pipe, a device, or a directory where a file should be.
     #[error("{} is not {wanted}. Move it away", path.display())]
     Kind {
-        /// What was looked at.
+        /// The path that was checked.
         path: PathBuf,
         /// What it should be.
         wanted: &'static str,
     },
-    /// It is another user's.
+    /// It belongs to another user.
     #[error(
         "{path} belongs to the user {owner}, and likewise acts as the user {us}. A data directory and all in it have to \
          belong to one user: give it to them with `chown -R USER DIRECTORY`, and run likewise as them", path = path.display()
     )]
     Owner {
-        /// What was looked at.
+        /// The path that was checked.
         path: PathBuf,
-        /// Whose it is.
+        /// Its owner.
         owner: u32,
-        /// Who we are.
+        /// The user we run as.
         us: u32,
     },
-    /// Every user may replace what is in it.
+    /// Every user may change its content.
     #[error("every user may change what is in {path}. Take that away with `chmod o-w {path}`", path = .0.display())]
     Open(PathBuf),
-    /// It has a second name, and would change under that, too.
+    /// It has a second name, and a write would change the file under that name too.
     #[error(
         "{path} has another name elsewhere (a hard link), and what is written to one would change both. Make it a file of its \
          own: copy it, and put the copy in its place", path = .0.display()

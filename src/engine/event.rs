@@ -1,6 +1,6 @@
-//! What an event is: an id, a name and a payload, and the rules each of them keeps.
+//! Defines an event: an id, a name and a payload, and the rules for each.
 //!
-//! Raw strings stop here: an [`Envelope`] is one that may be stored.
+//! Raw strings are checked here: an [`Envelope`] is an event that may be stored.
 
 use std::fmt;
 use std::iter;
@@ -20,7 +20,7 @@ use super::error::Malformed;
 use crate::limits::engine::event::{MAX_ARGS, MAX_DEVICE, MAX_NAME};
 use crate::{clock, random};
 
-/// A type of event. Its values are immutable facts; the payload is what `serde` makes of the value.
+/// A type of event. Its values are immutable facts. The payload is the value as `serde` writes it.
 ///
 /// ```
 /// # use likewise::engine::Event;
@@ -37,42 +37,42 @@ use crate::{clock, random};
     note = "give it `impl Event for {Self} {{ const NAME: &'static str = \"…\"; }}`, and derive serde's `Serialize` and `Deserialize`"
 )]
 pub trait Event: Serialize + DeserializeOwned {
-    /// The name under which events of this type are stored, for ever: renaming the type is free, changing this is not.
-    /// ASCII letters, digits and `_ . : / -`, at most [`MAX_NAME`] bytes.
+    /// The name under which events of this type are stored, forever. The type can be renamed freely, but this name
+    /// can't change. ASCII letters, digits and `_ . : / -`, at most [`MAX_NAME`] bytes.
     const NAME: &'static str;
 }
 
-/// Identifies an event at every hop, for ever: a UUIDv7 (RFC 9562, section 5.7), minted where the event happened.
+/// Identifies an event everywhere, forever: a UUIDv7 (RFC 9562, section 5.7), minted where the event happened.
 ///
-/// A page with JavaScript mints it at the click. A page without posts the id that it was drawn with, so the event is as old
+/// A page with JavaScript mints it at the click. A page without posts the id it was drawn with, so the event is as old
 /// as the page.
 ///
-/// Ids sort by time, and those of one millisecond by chance. `ORDER BY id` gives the same rows in the same order on every
-/// device, so it serves for lists. It is not the order of the log, which is the order of arrival.
+/// Ids sort by time, and randomly within a millisecond. `ORDER BY id` gives the same order on every device, so it suits
+/// lists. It is not the order of the log, which is the order of arrival.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct EventId(Uuid);
 
 impl EventId {
-    /// A new id from the system's clock and random source.
+    /// Creates a new id from the system's clock and random source.
     pub fn now() -> Self {
-        // Only chance tells two ids apart, because any clock may stand still.
+        // Only the random bits tell two ids apart, because any clock may stand still.
         Self::from_parts(clock::unix_millis(), random::bytes())
     }
 
-    /// The id of an event that happened `millis` after the Unix epoch, told apart from others by `random`.
+    /// Creates the id of an event that happened `millis` after the Unix epoch. `random` distinguishes it from others.
     pub fn from_parts(millis: u64, random: [u8; 10]) -> Self {
         Self(uuid::Builder::from_unix_timestamp_millis(millis, &random).into_uuid())
     }
 
-    /// When the id was minted, in milliseconds since the Unix epoch, as the clock of that device had it. It is for people:
+    /// Returns when the id was minted, in milliseconds since the Unix epoch by that device's clock. It is for people:
     /// clocks are wrong, and the log isn't ordered by it.
     pub fn millis(self) -> u64 {
         let bytes = self.0.as_bytes();
         bytes[..6].iter().fold(0, |millis, byte| millis << 8 | u64::from(*byte))
     }
 
-    /// The sixteen bytes that are stored and hashed.
+    /// Returns the sixteen bytes that are stored and hashed.
     pub fn as_bytes(&self) -> &[u8; 16] {
         self.0.as_bytes()
     }
@@ -93,7 +93,7 @@ impl EventId {
 impl FromStr for EventId {
     type Err = Malformed;
 
-    /// Accepts the hyphenated form alone, so that an id has one spelling (letter case aside).
+    /// Accepts only the hyphenated form. So an id has one spelling, apart from letter case.
     fn from_str(text: &str) -> Result<Self, Malformed> {
         let hyphenated = text.len() == 36;
         let uuid = Uuid::try_parse(text).ok().filter(|_| hyphenated);
@@ -114,7 +114,7 @@ impl From<EventId> for String {
     }
 }
 
-/// As text, the same as [`Display`](fmt::Display) gives, for columns of type TEXT.
+/// Stores the id as the text that [`Display`](fmt::Display) gives, for columns of type TEXT.
 impl ToSql for EventId {
     fn to_sql(&self) -> rusqlite::Result<ToSqlOutput<'_>> {
         Ok(self.to_string().into())
@@ -139,27 +139,27 @@ impl fmt::Debug for EventId {
     }
 }
 
-/// The name of a type of events, as stored.
+/// The name of a type of event, as stored.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct EventName(Arc<str>);
 
 impl EventName {
-    /// The name as text.
+    /// Returns the name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// The name of `E`.
+    /// Returns the name of `E`.
     ///
     /// # Errors
     ///
-    /// When [`Event::NAME`] isn't one that an event may have.
+    /// If [`Event::NAME`] isn't a valid event name.
     pub fn of<E: Event>() -> Result<Self, Malformed> {
         Self::check(E::NAME)?;
         Ok(Self(E::NAME.into()))
     }
 
-    /// A name that was checked before it was stored.
+    /// Wraps a name that was checked before it was stored.
     pub(crate) fn stored(name: Arc<str>) -> Self {
         Self(name)
     }
@@ -184,8 +184,8 @@ impl FromStr for EventName {
 
 /// The payload of an event: nothing, or JSON text that is kept byte for byte.
 ///
-/// No payload, `null` and `{}` are one and the same empty payload, which takes no bytes. Raw control characters are
-/// refused even between tokens, so that a payload is always one line and can't break a frame it travels in.
+/// No payload, `null` and `{}` are the same empty payload, which takes no bytes. Raw control characters are refused
+/// even between tokens. So a payload is always one line and can't break the frame it travels in.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Args(Option<Box<str>>);
 
@@ -193,21 +193,21 @@ impl Args {
     /// The empty payload.
     pub const EMPTY: Self = Self(None);
 
-    /// The payload of `event`.
+    /// Returns the payload of `event`.
     ///
     /// # Errors
     ///
-    /// When `serde` can't make JSON of it, or the JSON is too large.
+    /// If `serde` can't serialize it to JSON, or the JSON is too large.
     pub fn of<E: Event>(event: &E) -> Result<Self, Malformed> {
         serde_json::to_string(event).map_err(|why| Malformed::Args(why.to_string()))?.parse()
     }
 
-    /// A payload that was checked before it was stored.
+    /// Wraps a payload that was checked before it was stored.
     pub(crate) fn stored(text: Option<&str>) -> Self {
         Self(text.map(Into::into))
     }
 
-    /// The JSON text, or `None` for the empty payload.
+    /// Returns the JSON text, or `None` for the empty payload.
     pub fn as_text(&self) -> Option<&str> {
         self.0.as_deref()
     }
@@ -230,31 +230,31 @@ impl FromStr for Args {
     }
 }
 
-/// Reads a payload back into its event. `text` is what [`Args::as_text`] gave.
+/// Reads a payload back into its event. `text` comes from [`Args::as_text`].
 pub(crate) fn decode<E: Event>(text: Option<&str>) -> Result<E, serde_json::Error> {
     match text {
         Some(text) => serde_json::from_str(text),
-        // A struct takes a map without entries, which spares it the parser. Types of other shapes read `{}` or `null`.
+        // A struct deserializes from an empty map, which avoids the parser. Types of other shapes read `{}` or `null`.
         None => E::deserialize(MapDeserializer::new(iter::empty::<(&str, ())>()))
             .or_else(|_: serde_json::Error| serde_json::from_str("{}"))
             .or_else(|_| serde_json::from_str("null")),
     }
 }
 
-/// The name of the device that brought an event to its log. A stamp of the log, not part of the event.
+/// The name of the device that brought an event to its log. The log adds it; it is not part of the event.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct Device(Arc<str>);
 
 impl Device {
-    /// The name as text.
+    /// Returns the name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 }
 
 impl Device {
-    /// A name that was checked before it was stored.
+    /// Wraps a name that was checked before it was stored.
     pub(crate) fn stored(name: Arc<str>) -> Self {
         Self(name)
     }
@@ -283,7 +283,7 @@ impl From<Device> for String {
     }
 }
 
-/// An event as it is stored and carried: what is equal here is the same event everywhere.
+/// An event as it is stored and carried. Equal envelopes are the same event everywhere.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Envelope {
     /// The one identity of the event.
@@ -294,7 +294,7 @@ pub struct Envelope {
     pub args: Args,
 }
 
-/// An event as a materializer meets it, wherever its text stands.
+/// An event as a materializer gets it, borrowed from wherever its text is.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct EventRef<'a> {
     pub(crate) id: EventId,
@@ -303,12 +303,12 @@ pub(crate) struct EventRef<'a> {
 }
 
 impl Envelope {
-    /// The event without its ownership.
+    /// Borrows the event.
     pub(crate) fn borrowed(&self) -> EventRef<'_> {
         EventRef { id: self.id, name: self.name.as_str(), args: self.args.as_text() }
     }
 
-    /// Whether its name and payload, which were read from somewhere, are such as an event may have.
+    /// Returns whether its name and payload, which were read from somewhere, are valid for an event.
     pub(crate) fn is_well_formed(&self) -> bool {
         let args = self.args.as_text().unwrap_or_default().parse::<Args>();
         EventName::check(self.name.as_str()).is_ok() && args.as_ref() == Ok(&self.args)
@@ -318,13 +318,13 @@ impl Envelope {
     ///
     /// # Errors
     ///
-    /// As [`Args::of`] and [`EventName::of`].
+    /// The same as for [`Args::of`] and [`EventName::of`].
     pub fn new<E: Event>(id: EventId, event: &E) -> Result<Self, Malformed> {
         Ok(Self { id, name: EventName::of::<E>()?, args: Args::of(event)? })
     }
 }
 
-/// Enough of a bad input to recognize it by in a message.
+/// Returns enough of a bad input to recognize it in a message.
 fn excerpt(text: &str) -> String {
     let mut short: String = text.chars().take(60).collect();
     if short.len() < text.len() {

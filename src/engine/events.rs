@@ -1,7 +1,7 @@
-//! The events of a store as a stream: first those of its log, in order, and then each as it comes.
+//! The events of a store as a stream: first those in its log, in order, then each new one as it arrives.
 //!
-//! A reader asks for a page at a time and waits in between, so a slow one holds nothing up. It keeps a cursor, with which
-//! it goes on after a restart.
+//! A reader asks for a page at a time and waits in between, so a slow reader holds nothing up. It keeps a cursor, to
+//! continue from after a restart.
 
 use std::collections::{HashSet, VecDeque};
 use std::fmt;
@@ -19,13 +19,13 @@ use super::replica::Replica;
 use super::store::Store;
 use crate::limits::engine::readers::{STREAM_BYTES, STREAM_EVENTS};
 
-/// What a reader gets at a time from the store's thread.
+/// The events that a reader gets at a time from the store's thread.
 const PAGE: PageSize = PageSize { events: STREAM_EVENTS, bytes: STREAM_BYTES };
 
-/// How far somebody has read the events of a store. Text of the form `LOG:GENERATION:SEQ`, to be kept for the next time.
+/// How far a reader has read the events of a store. Its text form is `LOG:GENERATION:SEQ`, to keep for the next time.
 ///
-/// A place in a log can be taken back, when its hub was restored from a backup, and the log may be another one. So a
-/// cursor says of which log it is, and of which generation of it.
+/// A place in a log can be taken back if its hub was restored from a backup. The log may also be another one. So a
+/// cursor names its log and the log's generation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct EventCursor {
@@ -35,10 +35,10 @@ pub struct EventCursor {
 }
 
 impl EventCursor {
-    /// Before the first event.
+    /// The cursor before the first event.
     pub const START: Self = Self { log: None, generation: Generation(0), seq: Seq::START };
 
-    /// The place of the last event before the cursor.
+    /// Returns the place of the last event before the cursor.
     pub fn seq(&self) -> Seq {
         self.seq
     }
@@ -85,27 +85,27 @@ impl TryFrom<String> for EventCursor {
     }
 }
 
-/// Something new about the events of a store.
+/// News about the events of a store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Told {
-    /// An event has its place in the log. Whoever has dealt with it keeps the cursor.
+    /// An event has its place in the log. Keep the cursor once the event is dealt with.
     Confirmed {
         /// The event, its place and its origin.
         entry: Entry,
-        /// Where to go on after it.
+        /// Where to continue after it.
         cursor: EventCursor,
     },
-    /// What comes after this place is no longer in the log, because it was restored from a backup or is another log now.
-    /// The events are not lost: they are pending again, and may be confirmed once more at another place.
+    /// The events after this place are no longer in the log: it was restored from a backup, or is another log now. The
+    /// events are not lost. They are pending again, and may be confirmed again at another place.
     TakenBack {
-        /// Where to go on.
+        /// Where to continue.
         to: EventCursor,
     },
-    /// An event was committed here, and has no place in the log yet. Only for those who
+    /// An event was committed here and has no place in the log yet. Told only to readers who
     /// [asked](Events::with_pending).
     Pending(Envelope),
-    /// An event of this store was refused by the hub, and is kept apart. Only for those who
+    /// The hub refused an event of this store, which is set aside. Told only to readers who
     /// [asked](Events::with_pending).
     SetAside {
         /// The event.
@@ -115,7 +115,7 @@ pub enum Told {
     },
 }
 
-/// The events of a store after a cursor, and each newer one.
+/// The events of a store after a cursor, then each newer one.
 ///
 /// ```
 /// # use likewise::engine::{Error, EventCursor, Store, Told};
@@ -138,12 +138,12 @@ pub struct Events {
     ready: VecDeque<Told>,
 }
 
-/// What was told of the events that have no place.
+/// What a reader was told about the events without a place.
 #[derive(Debug, Clone)]
 struct Marks {
-    /// The last of the outbox.
+    /// The number of the last outbox event that was told.
     n: i64,
-    /// What was set aside, and the sum of all that was when it was looked at last.
+    /// The set-aside events that were told, and their tally at the last look.
     set_aside: HashSet<EventId>,
     tally: Tally,
 }
@@ -155,28 +155,28 @@ impl Default for Marks {
 }
 
 impl Store {
-    /// The events of the log after `after`, in order, and then each newer one as it gets its place.
+    /// Returns the events of the log after `after`, in order, then each newer one as it gets its place.
     ///
-    /// For what follows from events outside of the store: mail, hooks, exports. It is told at least once: whoever stops
-    /// between dealing with an event and keeping its cursor is told again.
+    /// Use it for effects outside the store: mail, hooks, exports. Delivery is at least once: a reader that stops after
+    /// dealing with an event, but before keeping its cursor, is told again.
     pub fn events(&self, after: EventCursor) -> Events {
         Events { store: self.clone(), health: self.health(), after, pending: None, ready: VecDeque::new() }
     }
 }
 
 impl Events {
-    /// Tells the events that have no place yet as well: first all that wait and all that are set aside now.
+    /// Also tells the events that have no place yet, beginning with all that are pending or set aside now.
     #[must_use]
     pub fn with_pending(self) -> Self {
         Self { pending: Some(Marks::default()), ..self }
     }
 
-    /// The next thing that there is to tell, as soon as there is one. May be dropped and called again without missing
-    /// anything.
+    /// Waits for the next piece of news and returns it. Cancel safe: the call can be dropped and repeated without
+    /// missing anything.
     ///
     /// # Errors
     ///
-    /// When the store can't be read, or is closed. Unless it is closed, a later call tries again.
+    /// If the store can't be read, or is closed. Unless it is closed, a later call tries again.
     pub async fn next(&mut self) -> Result<Told, Error> {
         loop {
             if let Some(told) = self.ready.pop_front() {
@@ -196,7 +196,7 @@ impl Events {
     }
 }
 
-/// What a look found, and where the next one begins.
+/// The result of a look, and where the next one begins.
 struct Look {
     told: VecDeque<Told>,
     after: EventCursor,
@@ -223,7 +223,7 @@ impl Replica {
             told.push_back(Told::Confirmed { entry, cursor: after });
         }
         let pending = match pending {
-            // First what is in the log.
+            // Events in the log come first.
             Some(marks) if after.seq == tip.head => Some(self.told_pending(marks, &mut told)?),
             other => other,
         };
@@ -257,7 +257,7 @@ mod tests {
 
     const PATIENCE: Duration = Duration::from_secs(180);
 
-    /// Stores of likes, which have their own log or follow an upstream.
+    /// Stores of likes that have their own log or follow an upstream.
     struct Shelf {
         _dir: tempfile::TempDir,
         stores: Stores,
@@ -316,7 +316,7 @@ mod tests {
         store.with(move |replica| replica.take_back(after, Whose::Upstream(LogId::parse(LOG)))).await.unwrap();
     }
 
-    /// Waits for the next thing that is told.
+    /// Waits for the next piece of news.
     async fn next(events: &mut Events) -> Told {
         tokio::time::timeout(PATIENCE, events.next())
             .await
@@ -410,7 +410,7 @@ mod tests {
         let ids = |told: &Told| confirmed(told).1.event.id;
         assert_eq!(ids(&next(&mut events).await), id(7));
         assert_eq!(ids(&next(&mut events).await), id(2));
-        // One that had read no further than what stayed needs not go back.
+        // A reader that has read only events that stayed needn't go back.
         let mut behind = store.events(cursors[1]);
         assert_eq!(ids(&next(&mut behind).await), id(7));
         for cursor in &cursors[2..] {
@@ -418,7 +418,7 @@ mod tests {
             assert_eq!(next(&mut ahead).await, Told::TakenBack { to });
             assert_eq!(ids(&next(&mut ahead).await), id(7));
         }
-        // Another log altogether.
+        // Now move to another log.
         store.adopt().await.unwrap();
         let Told::TakenBack { to } = next(&mut events).await else { panic!("nothing was taken back") };
         assert_eq!(to.seq(), Seq::START);

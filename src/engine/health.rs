@@ -1,8 +1,8 @@
-//! How a store is, as its thread tells those who use it.
+//! The health of a store, as its thread reports it to the store's users.
 
 use super::replica::Standing;
 
-/// How a store is.
+/// The health of a store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Health {
     /// Nobody has looked yet.
@@ -11,14 +11,14 @@ pub enum Health {
     Absent,
     /// It works.
     Open(Standing),
-    /// It can be read, but stores nothing at present: why, and what to do.
+    /// It can be read, but stores nothing at present. Holds the reason and what to do.
     ReadOnly(Standing, String),
-    /// It can't be used at present: why, and what to do.
+    /// It can't be used at present. Holds the reason and what to do.
     Failed(String),
 }
 
 impl Health {
-    /// Where the store stands, if that is known.
+    /// Returns where the store stands, if that is known.
     pub fn standing(&self) -> Option<&Standing> {
         match self {
             Self::Open(standing) | Self::ReadOnly(standing, _) => Some(standing),
@@ -26,7 +26,7 @@ impl Health {
         }
     }
 
-    /// Why nothing can be stored, if that is so.
+    /// Returns why nothing can be stored, if that is so.
     pub fn trouble(&self) -> Option<&str> {
         match self {
             Self::ReadOnly(_, why) | Self::Failed(why) => Some(why),

@@ -1,19 +1,19 @@
 //! Recognizes queries that look rows of one table up by a key: `SELECT … FROM t WHERE k = ?1 …`.
 //!
-//! The answer to such a query depends on the rows whose `k` has that value, and on no others. So a commit that wrote
-//! other rows of the table can't have changed it. Whatever isn't recognized is only run more often than it need be, so
-//! this looks for a plain form and gives up on everything else.
+//! The answer to such a query depends only on the rows whose `k` has that value. So a commit that wrote other rows of
+//! the table can't have changed it. A query that isn't recognized is only run more often than necessary. So this looks
+//! for a plain form and gives up on everything else.
 
-/// What a query looks up: the rows of `table` whose `column` equals a parameter.
+/// A query's lookup: the rows of `table` whose `column` equals a parameter.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Lookup<'a> {
     pub(super) table: &'a str,
     pub(super) column: &'a str,
-    /// The place of the parameter, from 0.
+    /// The index of the parameter, from 0.
     pub(super) param: usize,
 }
 
-/// A piece of SQL.
+/// A token of SQL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Token<'a> {
     /// A name or a keyword, without quotes.
@@ -24,7 +24,7 @@ enum Token<'a> {
     Param(Option<usize>),
     /// A literal.
     Literal,
-    /// Any other sign.
+    /// Any other character.
     Sign(char),
 }
 
@@ -45,19 +45,19 @@ impl<'a> Token<'a> {
     }
 }
 
-/// With one of these, rows of the answer may come from elsewhere than from the one table.
+/// With one of these keywords, rows of the answer may come from outside the one table.
 const ELSEWHERE: [&str; 6] = ["WITH", "UNION", "EXCEPT", "INTERSECT", "JOIN", "VALUES"];
 
-/// What may follow the conditions of a query.
+/// The keywords that may follow the conditions of a query.
 const AFTER_WHERE: [&str; 4] = ["GROUP", "ORDER", "LIMIT", "WINDOW"];
 
 impl<'a> Lookup<'a> {
-    /// What `sql` looks up, if that is all it does.
+    /// Returns what `sql` looks up, if that is all it does.
     pub(super) fn in_sql(sql: &'a str) -> Option<Self> {
         let tokens = tokens(sql)?;
         let (first, rest) = tokens.split_first()?;
         let goes_elsewhere = |token: &Token<'_>| token.is("SELECT") || token.is_any(&ELSEWHERE);
-        // `IN` may name a table, the same one too.
+        // `IN` may name a table, even the same one.
         let is_in_table = |pair: &[Token<'_>]| pair[0].is("IN") && pair[1] != Token::Sign('(');
         if !first.is("SELECT") || rest.iter().any(goes_elsewhere) || rest.windows(2).any(is_in_table) {
             return None;
@@ -89,7 +89,7 @@ impl<'a> Lookup<'a> {
         if !ends || has_or {
             return None;
         }
-        // A parameter without a number has the one after the largest so far.
+        // A parameter without a number gets the one after the largest so far.
         let before = &tokens[..tokens.len() - rest.len() - 1];
         let earlier = before.iter().filter(|token| matches!(token, Token::Param(_))).count();
         let param = match number {
@@ -101,7 +101,7 @@ impl<'a> Lookup<'a> {
     }
 }
 
-/// The tokens that stand in no parentheses, with their places.
+/// Returns the tokens outside parentheses, with their indexes.
 fn outside_parentheses<'t, 'a>(tokens: &'t [Token<'a>]) -> impl Iterator<Item = (usize, Token<'a>)> + 't {
     let mut depth = 0_usize;
     tokens.iter().copied().enumerate().filter(move |(_, token)| {
@@ -114,13 +114,13 @@ fn outside_parentheses<'t, 'a>(tokens: &'t [Token<'a>]) -> impl Iterator<Item = 
     })
 }
 
-/// Whether `sql` has the word `keyword` in it, other than in a literal or a comment. True as well for text that can't be
-/// read.
+/// Returns whether `sql` contains the word `keyword` outside literals and comments. Also true for text that can't be
+/// tokenized.
 pub(super) fn says(sql: &str, keyword: &str) -> bool {
     tokens(sql).is_none_or(|tokens| tokens.iter().any(|token| token.is(keyword)))
 }
 
-/// Splits SQL into tokens. `None` for what isn't understood.
+/// Splits SQL into tokens. Returns `None` for text that isn't understood.
 fn tokens(sql: &str) -> Option<Vec<Token<'_>>> {
     let mut tokens = Vec::new();
     let mut rest = sql.trim_end().trim_end_matches(';');
@@ -142,7 +142,7 @@ fn tokens(sql: &str) -> Option<Vec<Token<'_>>> {
             '"' | '`' => {
                 let length = quoted(rest, first)?;
                 let name = &rest[1..length - 1];
-                // A name with its own quote in it would have to be unescaped.
+                // A name that contains its own quote would have to be unescaped.
                 (if name.contains(first) { return None } else { Token::Name(name) }, length)
             }
             '[' => {
@@ -154,7 +154,7 @@ fn tokens(sql: &str) -> Option<Vec<Token<'_>>> {
                 let number = if digits == 0 { None } else { Some(rest[1..=digits].parse().ok()?) };
                 (Token::Param(number), 1 + digits)
             }
-            // Parameters by name have no place of their own here.
+            // Named parameters have no index here.
             ':' | '@' | '$' => return None,
             _ if first.is_ascii_digit() => {
                 let is_of_number = |byte: &u8| byte.is_ascii_alphanumeric() || *byte == b'.' || *byte == b'_';
@@ -165,7 +165,7 @@ fn tokens(sql: &str) -> Option<Vec<Token<'_>>> {
                 let length = end.unwrap_or(rest.len());
                 (Token::Word(&rest[..length]), length)
             }
-            // A second sign of equality means the same as one.
+            // A double equals sign means the same as a single one.
             '=' if rest.starts_with("==") => (Token::Sign('='), 2),
             _ => (Token::Sign(first), first.len_utf8()),
         };
@@ -175,7 +175,8 @@ fn tokens(sql: &str) -> Option<Vec<Token<'_>>> {
     Some(tokens)
 }
 
-/// The length of the quoted text at the start of `text`, with both its quotes. A doubled quote stands for one inside.
+/// Returns the length of the quoted text at the start of `text`, including both quotes. A doubled quote stands for one
+/// inside.
 fn quoted(text: &str, quote: char) -> Option<usize> {
     let mut end = 1;
     loop {

@@ -1,8 +1,8 @@
-//! Materializing: an event goes through its materializer into the state.
+//! Materializes events: runs each through its materializer into the state.
 //!
-//! Read it from the bottom of the path to its top: [`Db`] is what a materializer sees; [`Schema::apply`] runs one and
-//! says whose fault a failure is; [`State`] applies events one by one, together, or as they stand in an eventlog, and
-//! undoes exactly what failed.
+//! Read the path from the bottom up. [`Db`] is what a materializer sees. [`Schema::apply`] runs one and says whose
+//! fault a failure is. [`State`] applies events one by one, together, or as an eventlog holds them, and undoes exactly
+//! the ones that failed.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -34,14 +34,15 @@ pub struct Db<'a> {
     statements: Statements<'a>,
     id: Cell<EventId>,
     touched: &'a Cell<Written>,
-    /// Set by the first error after which nothing may run any more. Boxed, because it is looked at after each event.
+    /// The first error after which nothing more may run. Boxed, because it is looked at after each event.
     stopped: RefCell<Option<Box<Failure>>>,
     /// The first statement that could not be prepared, and why.
     unprepared: RefCell<Option<(Box<str>, String)>>,
 }
 
 impl<'a> Db<'a> {
-    /// For the materializers of many events, one after the other. Adds the tables they write to `touched`.
+    /// Creates a `Db` for the materializers of many events, one after the other. Adds the tables they write to
+    /// `touched`.
     pub(crate) fn new(sandbox: &'a Sandbox, touched: &'a Cell<Written>) -> Self {
         let nobody = Cell::new(EventId::from_parts(0, [0; 10]));
         Self {
@@ -53,7 +54,7 @@ impl<'a> Db<'a> {
         }
     }
 
-    /// Runs a materializer for a made-up event with this id, and forgets what stopped it.
+    /// Runs a materializer for a made-up event with this id, and forgets the error that stopped it.
     pub(super) fn at<R>(&self, id: EventId, run: impl FnOnce() -> R) -> R {
         self.id.set(id);
         let result = run();
@@ -61,38 +62,39 @@ impl<'a> Db<'a> {
         result
     }
 
-    /// The first statement since the last call that could not be prepared, and why.
+    /// Returns the first statement since the last call that could not be prepared, and why.
     pub(super) fn take_unprepared(&self) -> Option<(Box<str>, String)> {
         self.unprepared.take()
     }
 
-    /// The id of the event: unique wherever it was made, and so a good key. Each event of a batch has its own.
+    /// Returns the id of the event. It is unique across devices, so it makes a good key. Each event of a batch has its
+    /// own.
     pub fn id(&self) -> EventId {
         self.id.get()
     }
 
-    /// When the event happened, in milliseconds since the Unix epoch, as its device's clock had it: the time of its
-    /// [id](EventId). Without JavaScript that is when the page was drawn.
+    /// Returns when the event happened, in milliseconds since the Unix epoch by its device's clock. It is the time of
+    /// its [id](EventId). Without JavaScript, that is when the page was drawn.
     pub fn millis(&self) -> u64 {
         self.id().millis()
     }
 
-    /// Runs one INSERT, UPDATE or DELETE, and gives the number of rows that it changed.
+    /// Runs one INSERT, UPDATE or DELETE, and returns the number of rows it changed.
     ///
     /// # Errors
     ///
-    /// SQLite's own, and [`DbError::Forbidden`] for a statement that a materializer may not use. Return it with `?`:
-    /// the event is then refused, or skipped where it is in a log already.
+    /// SQLite's errors, and [`DbError::Forbidden`] for a statement that a materializer may not use. Return it with `?`:
+    /// the event is then refused, or skipped if it is already in a log.
     pub fn execute(&self, sql: &str, params: impl Params) -> Result<usize, DbError> {
         self.attempt(sql, |statement| Ok(statement.execute(params)?))
     }
 
-    /// All rows of a SELECT, each as `map` reads it, where `?` works on any error. Without ORDER BY their order is
-    /// SQLite's whim.
+    /// Returns all rows of a SELECT, each as `map` reads it. `?` works on any error in `map`. Without ORDER BY, SQLite
+    /// may return the rows in any order.
     ///
     /// # Errors
     ///
-    /// As [`execute`](Self::execute).
+    /// The same as for [`execute`](Self::execute).
     pub fn rows<T>(
         &self,
         sql: &str,
@@ -102,11 +104,11 @@ impl<'a> Db<'a> {
         self.attempt(sql, |statement| statement.query_and_then(params, map)?.collect())
     }
 
-    /// The first row of a SELECT as `map` reads it, if it has one.
+    /// Returns the first row of a SELECT as `map` reads it, if there is one.
     ///
     /// # Errors
     ///
-    /// As [`execute`](Self::execute).
+    /// The same as for [`execute`](Self::execute).
     pub fn first<T>(
         &self,
         sql: &str,
@@ -116,7 +118,7 @@ impl<'a> Db<'a> {
         self.attempt(sql, |statement| statement.query(params)?.next()?.map(map).transpose())
     }
 
-    /// Runs one statement, unless an earlier error forbids it, and notes an error that forbids the next.
+    /// Runs one statement, unless an earlier error forbids it. Notes an error that forbids further statements.
     fn attempt<T>(&self, sql: &str, run: impl FnOnce(&mut Statement<'a>) -> Result<T, DbError>) -> Result<T, DbError> {
         if self.stopped.borrow().is_some() {
             return Err(DbError::Stopped);
@@ -124,7 +126,7 @@ impl<'a> Db<'a> {
         let ready = self.statements.ready(sql);
         let is_prepared = ready.is_ok();
         let result = ready.and_then(|ready| {
-            // Also a statement that gives rows may write, by RETURNING.
+            // A statement that returns rows may also write, through RETURNING.
             let touched = ready.touched();
             let written = Written { tables: touched.writes, whole: touched.whole };
             self.touched.set(self.touched.get() | written);
@@ -151,16 +153,16 @@ impl<'a> Db<'a> {
     }
 }
 
-/// What a materializer makes its event of.
+/// The source of a materializer's event.
 pub(crate) enum Payload<'a> {
-    /// What [`Args::as_text`](super::Args::as_text) gave.
+    /// The stored payload, as [`Args::as_text`](super::Args::as_text) returns it.
     Stored(Option<&'a str>),
-    /// Nothing real.
+    /// A made-up payload, for the rehearsal.
     MadeUp(MadeUp),
 }
 
 impl Payload<'_> {
-    /// The event; `None` where none can be made up.
+    /// Returns the event, or `None` if none can be made up.
     pub(super) fn event<E: Event>(self) -> Option<Result<E, DbError>> {
         match self {
             Self::Stored(args) => {
@@ -172,25 +174,25 @@ impl Payload<'_> {
     }
 }
 
-/// What became of an event in the state.
+/// The effect of an event on the state.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Effect {
-    /// Its changes are made.
+    /// Its changes were made.
     Applied,
-    /// Nothing here knows its name; a later version of the program may.
+    /// Nothing here knows its name. A later version of the program may.
     Unknown,
-    /// It can't be applied, here or anywhere: the reason.
+    /// It can't be applied, here or anywhere. Holds the reason.
     Skipped(String),
 }
 
-/// Why a materializer failed. What it did before is still in the transaction.
+/// Why a materializer failed. Its earlier changes are still in the transaction.
 #[derive(Debug)]
 pub(crate) enum Failure {
     /// The event's own fault.
     Event(String),
-    /// The event's own fault, and SQLite has ended the transaction over it.
+    /// The event's own fault, and SQLite ended the transaction over it.
     Ended(String),
-    /// The machine's: nothing may be concluded about the event.
+    /// The machine's fault. It says nothing about the event.
     Machine(rusqlite::Error),
 }
 
@@ -205,7 +207,7 @@ impl Schema {
             let why = format!("its materializer panicked: {}", panic_message(&*panic));
             Err(DbError::Other(why.into()).of_event(event.name))
         });
-        // What the materializer returns does not decide alone: it may have swallowed an error.
+        // Don't rely on the materializer's result alone: it may have swallowed an error.
         if let Some(failure) = db.stopped.take() {
             return Err(match *failure {
                 Failure::Ended(why) => Failure::Ended(DbError::Other(why.into()).of_event(event.name).to_string()),
@@ -224,7 +226,7 @@ impl Schema {
             return materializer(Payload::Stored(args), db).map(|()| Effect::Applied).map_err(|why| why.of_event(name));
         }
         let items = batch::unseal(args).map_err(|why| DbError::refuse(why.to_string()))?;
-        // Wholly or not at all: with one unknown event the batch waits for the upgrade as a whole.
+        // A batch is all or nothing. With one unknown event, the whole batch waits for the upgrade.
         if items.iter().any(|item| !self.materializers.contains_key(item.name.as_str())) {
             return Ok(Effect::Unknown);
         }
@@ -242,16 +244,16 @@ impl Schema {
 /// What to do with an event that can't be applied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum OnFault {
-    /// Refuse it: it isn't stored anywhere yet, and leaves no trace.
+    /// Refuse it. It isn't stored anywhere yet, and leaves no trace.
     Refuse,
-    /// Skip it and note that: it is in an eventlog.
+    /// Skip it and record that. It is already in an eventlog.
     Skip,
 }
 
 /// Why applying events stopped.
 #[derive(Debug)]
 pub(crate) enum Stop {
-    /// This event ended the transaction. All of it has to be done again without the event.
+    /// This event ended the transaction. The transaction has to be redone without it.
     Ended(EventId, String),
     /// The machine failed.
     Fault(Fault),
@@ -272,9 +274,9 @@ impl From<StateFault> for Stop {
 /// Why one event among others wasn't applied.
 #[derive(Debug)]
 pub(crate) enum Halt {
-    /// It failed. The caller undoes the others, and applies all of them one by one.
+    /// The event failed. The caller undoes the others and applies all of them one by one.
     Undo,
-    /// As for an event alone.
+    /// The same reasons as for a single event.
     Stop(Stop),
 }
 
@@ -290,30 +292,31 @@ impl From<Stop> for Halt {
     }
 }
 
-/// What is done with each event that is read from an eventlog.
+/// A function called with each event read from an eventlog.
 pub(crate) type Each<'a> = dyn FnMut(&EventRef<'_>) -> Result<(), Halt> + 'a;
 
-/// Events that are known to end the transaction they run in, with the reason.
+/// Events known to end the transaction they run in, with the reason.
 pub(crate) type Enders = HashMap<EventId, String>;
 
 impl State {
-    /// Applies events under the last mark, and says what became of each. When one fails, the caller undoes the mark.
+    /// Applies events under the last mark and returns the effect of each. If one fails, the caller undoes the mark.
     pub(crate) fn apply_together(&self, events: &[&Envelope], on_fault: OnFault) -> Result<Vec<Effect>, Halt> {
         let db = Db::new(&self.sandbox, &self.touched);
         let none = Enders::new();
         events.iter().map(|event| self.apply_among(&db, &event.borrowed(), on_fault, &none)).collect()
     }
 
-    /// Applies one event inside the open transaction. When it fails, its changes are undone.
+    /// Applies one event inside the open transaction. If it fails, its changes are undone.
     pub(crate) fn apply_alone(&self, event: &Envelope, on_fault: OnFault) -> Result<Effect, Stop> {
         self.apply_marked(&Db::new(&self.sandbox, &self.touched), &event.borrowed(), on_fault, &Enders::new())
     }
 
-    /// Applies events of an eventlog inside the open transaction, and passes over those that can't be applied. `read`
-    /// shows its function the events after a place, [`CHUNK`](crate::limits::engine::replica::CHUNK) at most, and gives the place of the last.
+    /// Applies events of an eventlog inside the open transaction, and skips those that can't be applied. `read` calls
+    /// the function with the events after a place, at most [`CHUNK`](crate::limits::engine::replica::CHUNK) of them,
+    /// and returns the place of the last.
     ///
-    /// Faults are rare, so many events share a mark; when one of them fails, its chunk is read and applied again one by
-    /// one, so that the fault hits only the event that has it.
+    /// Faults are rare, so many events share a mark. If one of them fails, the chunk is read and applied again one by
+    /// one, and only the faulty event is skipped.
     pub(crate) fn replay<P: Copy>(
         &self,
         after: P,
@@ -349,7 +352,7 @@ impl State {
         }
     }
 
-    /// Applies one event under a mark of its own.
+    /// Applies one event under its own mark.
     fn apply_marked(
         &self,
         db: &Db<'_>,
@@ -371,7 +374,7 @@ impl State {
         }
     }
 
-    /// Applies one event among others, which the caller undoes when it fails.
+    /// Applies one event of several. If it fails, the caller undoes them all.
     fn apply_among(
         &self,
         db: &Db<'_>,
@@ -382,7 +385,7 @@ impl State {
         self.materialize(db, event, on_fault, enders)?.map_err(|_| Halt::Undo)
     }
 
-    /// Runs the materializer. The inner error is the event's fault, with its changes still in the transaction.
+    /// Runs the materializer. The inner error is the event's own fault. Its changes are still in the transaction then.
     fn materialize(
         &self,
         db: &Db<'_>,
@@ -408,7 +411,7 @@ impl State {
         }
     }
 
-    /// Notes that an event has no effect: why, or `None` when nothing here knows its name.
+    /// Records that an event has no effect. `why` is the reason, or `None` if nothing here knows its name.
     fn skip(&self, event: &EventRef<'_>, why: Option<&str>, on_fault: OnFault) -> rusqlite::Result<()> {
         if on_fault == OnFault::Refuse {
             return Ok(());
@@ -422,9 +425,9 @@ impl State {
         Ok(())
     }
 
-    /// Tells of an event without effect, once a kind: there may be as many of them as events.
+    /// Logs an event without effect, once per kind. There may be as many of them as there are events.
     fn tell(&self, event: &EventRef<'_>, why: Option<&str>) {
-        // What is replayed in memory is replayed to be compared.
+        // A state in memory is only replayed for comparison, so it logs nothing.
         let Some(wal) = self.wal() else { return };
         let kind = if why.is_some() { Kind::Faulty } else { Kind::Unknown };
         let mut told = self.told.borrow_mut();

@@ -1,4 +1,4 @@
-//! Places in a log: how far something has come, and of which log.
+//! Places in a log: how far something has come, and in which log.
 
 use std::fmt;
 
@@ -8,7 +8,8 @@ use uuid::Uuid;
 use super::error::Malformed;
 use super::event::{Device, Envelope};
 
-/// The place of an event in its log, given by the authority. Grows; may have gaps. Zero stands before the first event.
+/// The place of an event in its log, assigned by the authority. Seqs only grow, and may have gaps. Zero is before the
+/// first event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
 #[serde(try_from = "u64")]
 pub struct Seq(pub u64);
@@ -16,21 +17,21 @@ pub struct Seq(pub u64);
 impl TryFrom<u64> for Seq {
     type Error = Malformed;
     fn try_from(number: u64) -> Result<Self, Malformed> {
-        // Far enough below 2^63, which SQLite counts up to, that a log can go on from any of them.
+        // This is far enough below 2^63, SQLite's limit, that a log can continue from any seq.
         if number < 1 << 62 { Ok(Self(number)) } else { Err(Malformed::Seq(number)) }
     }
 }
 
 impl Seq {
-    /// Before every event.
+    /// The place before every event.
     pub const START: Self = Self(0);
 
-    /// The next place without a gap.
+    /// Returns the next place, without a gap.
     pub fn next(self) -> Self {
         Self(self.0 + 1)
     }
 
-    /// As SQLite has it. A log that counts past 2^63 does not exist.
+    /// Converts the seq for SQLite. No log counts past 2^63.
     pub(crate) fn to_sql(self) -> i64 {
         i64::try_from(self.0).expect("BUG: a seq above 2^63")
     }
@@ -46,17 +47,17 @@ impl fmt::Display for Seq {
     }
 }
 
-/// Counts how often this eventlog took events back out of its log. A state made from another generation than its
-/// eventlog's may hold what the log no longer does.
+/// Counts how often this eventlog took events back out of its log. A state of another generation than its eventlog may
+/// hold events that the log no longer does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize)]
 pub struct Generation(pub u64);
 
-/// Tells one log from every other, however alike their events.
+/// Identifies a log, even among logs with the same events.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct LogId(Uuid);
 
 impl LogId {
-    /// A new, random one.
+    /// Creates a new, random id.
     pub fn random() -> Self {
         Self(Uuid::new_v4())
     }
@@ -72,19 +73,19 @@ impl fmt::Display for LogId {
     }
 }
 
-/// A digest of a log up to some place, or of a state.
+/// The digest of a log up to some place, or of a state.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Digest(pub [u8; 32]);
 
 impl Digest {
-    /// Of a log without events.
+    /// The digest of a log without events.
     pub const EMPTY: Self = Self([0; 32]);
 
-    /// The digest of the log that is one event longer.
+    /// Returns the digest of the log with one more event.
     ///
-    /// A chain: BLAKE3 over the digest so far and then the event's id, name, payload and origin, each preceded by
-    /// its length in bytes as a 32-bit little-endian number (the empty payload has length zero). The seq is not
-    /// covered: it is a place, and other authorities may number the same events otherwise.
+    /// The digests form a chain: BLAKE3 over the digest so far, then the event's id, name, payload and origin. Each of
+    /// these is preceded by its length in bytes as a 32-bit little-endian number; the empty payload has length zero.
+    /// The seq is not covered: it is a place, and another authority may number the same events differently.
     pub fn extended(self, id: &[u8; 16], name: &str, args: Option<&str>, origin: &str) -> Self {
         // Hashing short input in one piece takes half the time of feeding it in parts.
         let mut bytes = Vec::with_capacity(256);
@@ -128,21 +129,21 @@ impl fmt::Debug for Digest {
     }
 }
 
-/// How far something has come in a log, and what it has seen on the way.
+/// How far something has come in a log, and what it has seen so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Cursor {
-    /// Of the eventlog it was made from.
+    /// The generation of the eventlog it was made from.
     pub generation: Generation,
     /// The last event seen.
     pub seq: Seq,
-    /// Of the log up to there.
+    /// The digest of the log up to there.
     pub digest: Digest,
 }
 
 /// An event with its place in a log.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {
-    /// Where it stands.
+    /// Its place in the log.
     pub seq: Seq,
     /// The event itself.
     pub event: Envelope,
@@ -154,7 +155,7 @@ pub struct Entry {
 mod tests {
     use super::*;
 
-    /// The bytes under the digest are part of the format: a change here is a change of every log on disk.
+    /// The bytes under the digest are part of the format. A change here changes every log on disk.
     #[test]
     fn digest_of_a_log_is_fixed() {
         let id = |n| *crate::engine::EventId::from_parts(n, [n as u8; 10]).as_bytes();

@@ -1,4 +1,4 @@
-//! Queries: what a page asks of the state, and is told again whenever a commit touched it.
+//! Queries: a page asks them of the state, and gets a new answer whenever a commit touches it.
 
 use std::any::TypeId;
 use std::fmt;
@@ -15,14 +15,13 @@ use super::error::{DbError, one_line};
 use super::materialize::panic_message;
 use super::sandbox::Sandbox;
 
-/// A question to the state whose answer is a `T`.
+/// A query of the state, with an answer of type `T`.
 ///
-/// It only reads, and may call the same functions as a materializer. Two queries are the same when their text, their
-/// parameters and the function that reads their rows are the same. The engine runs each once a change, however many
-/// watch it.
+/// It only reads, and may call the same functions as a materializer. Two queries are the same if they have the same
+/// text, parameters and row-reading function. The engine runs each query once per change, however many watch it.
 ///
-/// It runs on the thread that stores, so there is an end to how many steps it may take: about what it takes to read a few
-/// million rows. A query that takes more fails, and needs an index or a LIMIT.
+/// It runs on the thread that stores events, so its number of steps is limited: to about what reading a few million
+/// rows takes. A query that takes more fails, and needs an index or a LIMIT.
 ///
 /// ```
 /// # use likewise::engine::{EventId, Query};
@@ -41,7 +40,7 @@ use super::sandbox::Sandbox;
 pub struct Query<T> {
     sql: &'static str,
     params: Vec<Value>,
-    /// Why a parameter can't be bound, if one can't. Running the query says so.
+    /// Why a parameter can't be bound, if that is so. Running the query then fails with it.
     unbound: Option<String>,
     read: Arc<Reader<T>>,
     mapper: usize,
@@ -49,10 +48,10 @@ pub struct Query<T> {
 
 type Reader<T> = dyn Fn(&mut Rows<'_>) -> Result<T, DbError> + Send + Sync;
 
-/// Reads one row; `?` works on any error.
+/// Reads one row. `?` works on any error.
 type Mapper<R> = fn(&Row<'_>) -> Result<R, DbError>;
 
-/// What makes two queries the same.
+/// The identity of a query: equal keys mean the same query.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct QueryKey {
     sql: &'static str,
@@ -85,7 +84,7 @@ impl From<&Value> for Param {
 }
 
 impl<T: FromSql + 'static> Query<T> {
-    /// The first column of the first row of `sql`. A query that finds no row fails.
+    /// Asks for the first column of the first row of `sql`. A query that finds no row fails.
     pub fn first(sql: &'static str) -> Self {
         let read = |rows: &mut Rows<'_>| match rows.next()? {
             Some(row) => Ok(row.get(0)?),
@@ -96,8 +95,8 @@ impl<T: FromSql + 'static> Query<T> {
 }
 
 impl<R: 'static> Query<Vec<R>> {
-    /// All rows of `sql`, in its order, each as `map` reads it. Without ORDER BY the order is SQLite's whim, and may
-    /// differ between replicas.
+    /// Asks for all rows of `sql`, in its order, each as `map` reads it. Without ORDER BY, SQLite may return the rows
+    /// in any order, and replicas may differ.
     pub fn rows(sql: &'static str, map: Mapper<R>) -> Self {
         let read = move |rows: &mut Rows<'_>| {
             let mut answer = Vec::new();
@@ -111,14 +110,15 @@ impl<R: 'static> Query<Vec<R>> {
 }
 
 impl<R: 'static> Query<Option<R>> {
-    /// The first row of `sql` as `map` reads it, if there is one.
+    /// Asks for the first row of `sql` as `map` reads it, if there is one.
     pub fn optional(sql: &'static str, map: Mapper<R>) -> Self {
         Self::new(sql, move |rows| rows.next()?.map(map).transpose(), map as usize)
     }
 }
 
 impl<T: 'static> Query<T> {
-    /// The first row of `sql` as `map` reads it. A query that finds no row fails; see [`optional`](Query::optional).
+    /// Asks for the first row of `sql` as `map` reads it. A query that finds no row fails; see
+    /// [`optional`](Query::optional).
     pub fn row(sql: &'static str, map: Mapper<T>) -> Self {
         let read = move |rows: &mut Rows<'_>| match rows.next()? {
             Some(row) => map(row),
@@ -135,9 +135,9 @@ impl<T: 'static> Query<T> {
         Self { sql, params: Vec::new(), unbound: None, read: Arc::new(read), mapper }
     }
 
-    /// Binds `value` to the next parameter, the first time to `?1`.
+    /// Binds `value` to the next parameter, starting with `?1`.
     ///
-    /// A value without a form in SQLite, such as an integer above 2^63, makes the query fail when it is run.
+    /// A value that SQLite can't represent, such as an integer above 2^63, makes the query fail when it runs.
     #[must_use]
     pub fn bind(mut self, value: impl ToSql) -> Self {
         match to_value(&value) {
@@ -151,7 +151,8 @@ impl<T: 'static> Query<T> {
         self
     }
 
-    /// A short text that stands for the query and its bound values: equal ones have the same. Nothing when it has none.
+    /// Returns a short text that identifies the query and its bound values. Equal queries have the same text. Returns
+    /// `None` for a query without bound values.
     pub(crate) fn fingerprint(&self) -> Option<String> {
         if self.params.is_empty() {
             return None;
@@ -188,12 +189,12 @@ impl<T: 'static> Query<T> {
         }
     }
 
-    /// Its text and its parameters.
+    /// Returns its text and its parameters.
     pub(super) fn parts(&self) -> (&str, &[Value]) {
         (self.sql, &self.params)
     }
 
-    /// Reads the rows of an answer. The author's own code does that, and a panic in it costs nothing but this answer.
+    /// Reads the rows of an answer. This runs the author's own code. A panic in it costs only this answer.
     pub(super) fn read_rows(&self, rows: &mut Rows<'_>) -> Result<T, DbError> {
         self.check_bound()?;
         let answer = catch_unwind(AssertUnwindSafe(|| (self.read)(rows)));
@@ -203,18 +204,18 @@ impl<T: 'static> Query<T> {
         answer.map_err(panicked)?
     }
 
-    /// What the answer depends on, if it reads the tables `reads`.
+    /// Returns what the answer depends on, given that the query reads the tables `reads`.
     pub(super) fn depends(&self, sandbox: &Sandbox, reads: Tables) -> rusqlite::Result<Depends> {
         Depends::of(sandbox, self.sql, &self.params, reads)
     }
 
-    /// Finds out whether SQLite can prepare the query, without running it.
+    /// Checks that SQLite can prepare the query, without running it.
     pub(super) fn prepare(&self, sandbox: &Sandbox) -> Result<(), DbError> {
         let prepared = sandbox.within(Mode::Query, || sandbox.prepare(Mode::Query, self.sql).map(drop));
         prepared.map_err(|error| error.of_statement(self.sql))
     }
 
-    /// Runs the query, and says which tables it read.
+    /// Runs the query, and returns which tables it read.
     pub(crate) fn run(&self, sandbox: &Sandbox) -> Result<(T, Tables), DbError> {
         self.check_bound()?;
         let run = || {
@@ -226,7 +227,7 @@ impl<T: 'static> Query<T> {
     }
 }
 
-/// `value` in a form that can be compared and hashed.
+/// Converts `value` to a form that can be compared and hashed.
 fn to_value(value: &impl ToSql) -> Result<Value, DbError> {
     Ok(match value.to_sql()? {
         ToSqlOutput::Borrowed(ValueRef::Integer(value)) => Value::Integer(value),

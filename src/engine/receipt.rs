@@ -1,4 +1,4 @@
-//! What says that an event is stored, and can wait until it has its place in the log.
+//! Receipts: they confirm that an event is stored, and can wait until it has its place in the log.
 
 use super::error::{Error, Fault};
 use super::event::EventId;
@@ -7,17 +7,17 @@ use super::place::Seq;
 use super::replica::Replica;
 use super::store::Store;
 
-/// Says that an event is stored: on disk, and applied.
+/// Confirms that an event is stored: on disk and applied.
 #[derive(Debug, Clone)]
 #[non_exhaustive]
 pub struct Receipt {
-    /// The event's id; of a batch, the first event's.
+    /// The event's id. For a batch, it is the first event's.
     pub id: EventId,
     /// How many events it has: one, unless it is a batch.
     pub events: usize,
-    /// Its place in the log, unless an upstream has yet to give it one.
+    /// Its place in the log, unless an upstream has yet to assign one.
     pub seq: Option<Seq>,
-    /// False when it was stored before.
+    /// False if it was stored before.
     pub is_new: bool,
     pub(super) store: Store,
 }
@@ -32,12 +32,12 @@ impl PartialEq for Receipt {
 impl Eq for Receipt {}
 
 impl Receipt {
-    /// Waits until the event has its place in the log, and gives that. For a store that follows a hub this may take until
-    /// there is a network again.
+    /// Waits until the event has its place in the log, and returns the place. In a store that follows a hub, this may
+    /// take until the network is back.
     ///
     /// # Errors
     ///
-    /// [`Error::SetAside`] when the hub refused the event, and those of a store that can't be read.
+    /// [`Error::SetAside`] if the hub refused the event, and the errors of a store that can't be read.
     pub async fn confirmed(&self) -> Result<Seq, Error> {
         let (id, mut health) = (self.id, self.store.health());
         loop {
@@ -50,25 +50,25 @@ impl Receipt {
         }
     }
 
-    /// The id of each event, in order: what [`Db::id`](super::Db::id) gave their materializers.
+    /// Returns the id of each event, in order: the ids that [`Db::id`](super::Db::id) gave their materializers.
     pub fn ids(&self) -> impl Iterator<Item = EventId> + use<> {
         let id = self.id;
         (0..self.events).map(move |nth| id.nth_of_batch(nth))
     }
 }
 
-/// What became of an event that is stored.
+/// The outcome of a stored event.
 enum Placed {
     /// It has its place in the log.
     At(Seq),
-    /// The hub refused it, and said why.
+    /// The hub refused it. Holds the hub's reason.
     SetAside(String),
 }
 
 impl Replica {
-    /// What became of the event `id`. Nothing, as long as it is pending.
+    /// Returns the outcome of the event `id`, or `None` while it is pending.
     fn place_of(&mut self, id: EventId) -> Result<Option<Placed>, Fault> {
-        // First, for the log may hold another event of that id.
+        // Look here first, because the log may hold another event with that id.
         if let Some(why) = self.log().why_set_aside(id)? {
             return Ok(Some(Placed::SetAside(why)));
         }

@@ -1,8 +1,9 @@
-//! The rehearsal: when an app starts, each materializer runs on made-up events, so that SQL that SQLite can't even prepare
-//! is found then, and not when somebody's first event is refused.
+//! The rehearsal runs each materializer on made-up events when an app starts. It finds SQL that SQLite can't even
+//! prepare, before somebody's first event is refused for it.
 //!
-//! Only errors of preparing count. A made-up event may well be one that the materializer refuses, or that a constraint
-//! does, and much isn't reached at all. What is reached is rolled back. Before that, queries can be tried on it.
+//! Only errors in preparing count. A made-up event may well be one that the materializer or a constraint refuses, and
+//! much of the code isn't reached at all. Each change is rolled back in the end. Before that, queries can be tried on
+//! it.
 
 use std::cell::Cell;
 use std::fmt;
@@ -20,25 +21,25 @@ use super::sandbox::Sandbox;
 use super::schema::Schema;
 use crate::limits::engine::rehearsal::{BOTTOM, DEEPEST, ROUNDS};
 
-/// The state in a rehearsal, for queries to be tried on.
+/// The state in a rehearsal, to try queries on.
 pub(crate) struct Rehearsed<'a> {
     schema: &'a Schema,
     sandbox: &'a Sandbox,
-    /// Whether no event was applied yet, so that it is the state of every new store.
+    /// Whether no event has been applied yet. The state is then that of every new store.
     pub(crate) is_empty: bool,
 }
 
 impl Rehearsed<'_> {
-    /// Whether events of that name have a materializer.
+    /// Returns whether events of that name have a materializer.
     pub(crate) fn knows(&self, name: &str) -> bool {
         self.schema.knows(name)
     }
 
-    /// Runs `query`. The inner error is about the rows that are there: with others there may be an answer.
+    /// Runs `query`. The inner error depends on the rows: with other rows there may be an answer.
     ///
     /// # Errors
     ///
-    /// When the query can't be right, whatever the rows.
+    /// If the query fails whatever the rows.
     pub(crate) fn answer<T: 'static>(&self, query: &Query<T>) -> Result<Result<T, DbError>, DbError> {
         query.prepare(self.sandbox)?;
         match query.run(self.sandbox) {
@@ -54,7 +55,7 @@ impl Schema {
     ///
     /// # Errors
     ///
-    /// The first statement that can't be prepared, with the event whose materializer has it; and those of `look`.
+    /// The first statement that can't be prepared, with the event of its materializer. Also the errors of `look`.
     pub(super) fn rehearse<E: From<Fault>>(
         &self,
         sandbox: &Sandbox,
@@ -73,7 +74,7 @@ impl Schema {
                 let is_done =
                     db.at(id(round), || catch_unwind(AssertUnwindSafe(materialize)).is_ok_and(|result| result.is_ok()));
                 if let Some((sql, why)) = db.take_unprepared()
-                    // A statement made of the payload is none that a real event would make.
+                    // No real event would produce a statement that is built from the made-up payload.
                     && !sql.contains(&id(round).to_string())
                 {
                     let why = format!(
@@ -95,13 +96,13 @@ impl Schema {
     }
 }
 
-/// The id of the events of a round. Their time is 1970, which no real event has.
+/// Returns the id of the events of a round. Its time is 1970, which no real event has.
 fn id(round: u32) -> EventId {
     EventId::from_parts(0, [round as u8; 10])
 }
 
-/// Yields a value of whatever type is asked for. Texts are the id of the round, so that they read as ids too, and name
-/// what another made-up event has made.
+/// Deserializes into a value of any type. Texts are the id of the round. So they parse as ids too, and refer to the
+/// rows that other made-up events have made.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct MadeUp {
     round: u32,
@@ -113,13 +114,13 @@ impl MadeUp {
         if self.depth < BOTTOM { Ok(Self { depth: self.depth + 1, ..self }) } else { Err(Unreachable) }
     }
 
-    /// How many elements a list of any length has.
+    /// Returns how many elements a list has if its type sets no length.
     fn length(self) -> usize {
         usize::from(self.depth < DEEPEST)
     }
 }
 
-/// Says that no value of a type can be made up.
+/// The error if no value of a type can be made up.
 #[derive(Debug)]
 pub(crate) struct Unreachable;
 
@@ -243,7 +244,7 @@ impl<'de> Deserializer<'de> for MadeUp {
         self.deserialize_str(visitor)
     }
 
-    /// Something that says itself what it is, such as any JSON.
+    /// Yields a unit for self-describing types, such as any JSON value.
     fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Unreachable> {
         visitor.visit_unit()
     }
@@ -302,7 +303,7 @@ impl<'de> de::MapAccess<'de> for Fields {
     }
 }
 
-/// One variant of an enum, with what it holds.
+/// One variant of an enum, with its content.
 struct Variant {
     of: MadeUp,
     index: u32,

@@ -1,7 +1,7 @@
-//! A query for another process: its question as text, and the answer as rows.
+//! A query from another process: the question as text, and the answer as rows.
 //!
-//! Only the process that has a store can open its databases, so another one sends the question and gets the rows. What the
-//! author wrote to read rows then runs where the query was made.
+//! Only the process that holds a store can open its databases. So another process sends the question and gets the rows.
+//! The author's row-reading code then runs in the process that made the query.
 
 use rusqlite::types::Value;
 use rusqlite::{Connection, params_from_iter};
@@ -12,7 +12,7 @@ use super::error::DbError;
 use super::query::Query;
 use super::sandbox::Sandbox;
 
-/// A question to the state of a store.
+/// A question about the state of a store.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Question {
     sql: String,
@@ -26,14 +26,14 @@ pub(crate) struct Answer {
     rows: Vec<Vec<Cell>>,
 }
 
-/// A value of SQLite's, kept bit for bit.
+/// An SQLite value, kept bit for bit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 enum Cell {
     #[serde(rename = "n")]
     Null,
     #[serde(rename = "i")]
     Integer(i64),
-    /// The bits of a number, since JSON has no infinity.
+    /// The bits of a number, because JSON has no infinity.
     #[serde(rename = "r")]
     Real(u64),
     #[serde(rename = "t")]
@@ -67,13 +67,13 @@ impl From<Cell> for Value {
 }
 
 impl Question {
-    /// What `query` asks.
+    /// Creates the question that `query` asks.
     pub(crate) fn of<T: 'static>(query: &Query<T>) -> Self {
         let (sql, params) = query.parts();
         Self { sql: sql.to_owned(), params: params.iter().cloned().map(Cell::from).collect() }
     }
 
-    /// Asks it of a state. It may do what any query may, and no more.
+    /// Runs the question on a state. It may do what any query may, and no more.
     pub(super) fn ask(self, sandbox: &Sandbox) -> Result<Answer, DbError> {
         sandbox.query(&self.sql, || {
             let (mut statement, _) = sandbox.prepare(Mode::Query, &self.sql)?;
@@ -90,13 +90,13 @@ impl Question {
 }
 
 impl Answer {
-    /// What `query`, whose answer this is, makes of the rows.
+    /// Reads the rows as `query` does. This has to be its answer.
     ///
-    /// Only SQLite can make rows that the author's code reads, so these go through a database in memory.
+    /// Only SQLite can make rows that the author's code can read, so these go through a database in memory.
     ///
     /// # Errors
     ///
-    /// When the author's code can't read them, or they are no answer to `query`.
+    /// If the author's code can't read the rows, or they don't answer `query`.
     pub(crate) fn read<T: 'static>(self, query: &Query<T>) -> Result<T, DbError> {
         let Self { columns, rows } = self;
         if columns.is_empty() || rows.iter().any(|row| row.len() != columns.len()) {
@@ -105,7 +105,7 @@ impl Answer {
         let list =
             |of: fn((usize, &String)) -> String| columns.iter().enumerate().map(of).collect::<Vec<_>>().join(", ");
         let conn = Connection::open_in_memory()?;
-        // Columns without a type change no value.
+        // Columns without a type leave values unchanged.
         conn.execute_batch(&format!("BEGIN; CREATE TABLE answer ({})", list(|(n, _)| format!("c{n}"))))?;
         let mut insert =
             conn.prepare(&format!("INSERT INTO answer VALUES ({})", list(|(n, _)| format!("?{}", n + 1))))?;
@@ -132,7 +132,7 @@ mod tests {
         );
         let state = State::in_memory(&schema.into()).expect("a state");
         type Row = (i64, f64, String, Vec<u8>, Option<i64>, i64);
-        // Two columns of one name, and one whose name has a quote in it.
+        // Two columns have the same name, and one has a quote in its name.
         let query: Query<Vec<Row>> =
             Query::rows("SELECT id, r, s AS \"a\"\"b\", b, n, id FROM t WHERE id < ?1 ORDER BY id", |row| {
                 Ok((row.get(0)?, row.get("r")?, row.get("a\"b")?, row.get(3)?, row.get("n")?, row.get(5)?))

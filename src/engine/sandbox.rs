@@ -1,9 +1,9 @@
 //! The connection that the author's SQL runs on.
 //!
-//! SQLite asks its authorizer about everything a statement is going to do when the statement is prepared. One
-//! authorizer a connection is installed once, for good (installing one expires every prepared statement), and it
-//! looks at what the engine is doing right now. It serves two purposes: it keeps materializers and queries to what is
-//! deterministic, and it tells which tables a statement reads and writes.
+//! When a statement is prepared, SQLite asks its authorizer about everything the statement is going to do. Installing
+//! an authorizer expires every prepared statement, so each connection gets one for good. That authorizer looks at what
+//! the engine is doing right now. It serves two purposes: it restricts materializers and queries to deterministic
+//! operations, and it reports which tables a statement reads and writes.
 
 use std::cell::{RefCell, RefMut};
 use std::collections::HashMap;
@@ -22,18 +22,18 @@ use super::error::{DbError, one_line};
 use super::lookup::says;
 use crate::limits::engine::sql::{AT_HAND, STATEMENTS, STEPS_AT_ONCE};
 
-/// A connection whose statements are checked, each in the role it plays.
+/// A connection whose statements are checked, each in its role.
 ///
-/// What the engine itself prepares here must not be reachable from outside: a statement is only taken from the cache
-/// when its text has passed the check in the same role before.
+/// Code outside must not reach the statements that the engine itself prepares here. So a statement is taken from the
+/// cache only if its text has passed the check in the same role.
 pub(crate) struct Sandbox {
     conn: Connection,
     gate: Arc<Gate>,
     verdicts: [RefCell<HashMap<Box<str>, Touched>>; 2],
-    /// The rows written since they were last taken, while somebody wants to know them.
+    /// The rows written since they were last taken, while somebody asks for them.
     rows: Arc<Mutex<Changes>>,
     is_recording: bool,
-    /// Which queries look rows up by a key, by their text.
+    /// The queries that look rows up by a key, by query text.
     lookups: RefCell<HashMap<&'static str, Option<Arc<KeyLookup>>>>,
 }
 
@@ -55,20 +55,20 @@ impl Sandbox {
         })
     }
 
-    /// The connection, for the engine's own statements.
+    /// Returns the connection, for the engine's own statements.
     pub(crate) fn engine(&self) -> &Connection {
         debug_assert_eq!(self.gate.mode(), Mode::Engine, "BUG: the engine speaks in another's role");
         &self.conn
     }
 
-    /// Whether no transaction is open.
+    /// Returns whether no transaction is open.
     pub(crate) fn is_autocommit(&self) -> bool {
         self.conn.is_autocommit()
     }
 
-    /// Runs `act` in the role `mode`. Statements that SQLite prepares again meanwhile are checked again.
+    /// Runs `act` in the role `mode`. Statements that SQLite re-prepares meanwhile are checked again.
     pub(crate) fn within<R>(&self, mode: Mode, act: impl FnOnce() -> R) -> R {
-        /// Gives the role back, also when a materializer panics.
+        /// Restores the engine's role, even if a materializer panics.
         struct Back<'a>(&'a AtomicU8);
         impl Drop for Back<'_> {
             fn drop(&mut self) {
@@ -80,8 +80,8 @@ impl Sandbox {
         act()
     }
 
-    /// Runs a query in its role. One that takes more steps than a query may is ended; that costs nothing but its answer: a
-    /// statement that only reads leaves an open transaction as it was.
+    /// Runs a query in its role. A query that exceeds its step limit is interrupted. That costs only its answer,
+    /// because a statement that only reads leaves an open transaction as it was.
     pub(crate) fn query<R>(&self, sql: &str, act: impl FnOnce() -> Result<R, DbError>) -> Result<R, DbError> {
         self.gate.allow_steps();
         self.within(Mode::Query, act).map_err(|error| match error {
@@ -92,23 +92,23 @@ impl Sandbox {
         })
     }
 
-    /// How many steps queries took since the last call.
+    /// Returns how many steps queries took since the last call.
     pub(crate) fn take_steps(&self) -> u32 {
         self.gate.take_steps()
     }
 
-    /// Learns which tables and views the schema made.
+    /// Learns which tables and views the schema has created.
     pub(crate) fn learn_tables(&self) -> rusqlite::Result<()> {
         let texts = |sql| self.conn.prepare(sql)?.query_map((), |row| row.get(0))?.collect::<Result<Vec<String>, _>>();
         let own = |name: &String| !name.starts_with(OWN_PREFIX) && !name.starts_with("sqlite_");
         let names = texts("SELECT name FROM sqlite_schema WHERE type IN ('table', 'view') ORDER BY name")?;
         let tables: Vec<String> = names.into_iter().filter(own).collect();
-        // The one column of the primary key, if it is an integer, is another name for the row's number.
+        // If the primary key is a single integer column, that column is another name for the rowid.
         let sql = "SELECT max(name) FROM pragma_table_info(?1) WHERE pk > 0
                    HAVING count(*) = 1 AND upper(max(type)) = 'INTEGER'";
         let row_column = |table: &String| self.conn.query_row(sql, [table], |row| row.get(0)).optional();
         let row_columns: Vec<Option<String>> = tables.iter().map(row_column).collect::<Result<_, _>>()?;
-        // The update hook says nothing of views and of tables without row numbers. `rowid` may be a column like any other.
+        // The update hook doesn't report views and tables without a rowid. `rowid` may also be an ordinary column.
         let mut silent = Tables::NONE;
         let unnumbered = texts(
             "SELECT name FROM pragma_table_list AS t
@@ -120,7 +120,7 @@ impl Sandbox {
                 silent |= Tables::nth(place);
             }
         }
-        // Nor does it speak of a row that another one replaces.
+        // Nor does it report a row that another one replaces.
         let definitions = texts("SELECT sql FROM sqlite_schema WHERE sql IS NOT NULL")?;
         if definitions.iter().any(|sql| says(sql, "REPLACE")) {
             silent = Tables::ALL;
@@ -131,7 +131,7 @@ impl Sandbox {
         Ok(())
     }
 
-    /// From now on remembers which rows are written, or no longer does. It costs a few percent of each write.
+    /// Starts or stops recording which rows are written. Recording costs a few percent of each write.
     pub(crate) fn record_rows(&mut self, is_wanted: bool) -> rusqlite::Result<()> {
         if is_wanted == self.is_recording {
             return Ok(());
@@ -148,29 +148,29 @@ impl Sandbox {
         Ok(())
     }
 
-    /// Whether the rows that are written are remembered.
+    /// Returns whether written rows are recorded.
     pub(crate) fn is_recording(&self) -> bool {
         self.is_recording
     }
 
-    /// Has rows told once more that were undone.
+    /// Has rows reported again whose changes were undone.
     pub(crate) fn add_rows(&self, undone: &Changes) {
         self.rows.lock().expect("BUG: remembering a row panicked").add(undone);
     }
 
-    /// The rows that were written since the last call.
+    /// Returns the rows written since the last call.
     pub(crate) fn take_rows(&self) -> Changes {
         std::mem::take(&mut *self.rows.lock().expect("BUG: remembering a row panicked"))
     }
 
-    /// The name of the table at `place`, if all changes of its rows are told by their numbers.
+    /// Returns the name of the table at `place`, if all changes of its rows are reported by rowid.
     pub(super) fn table_with_rows(&self, place: usize) -> Option<String> {
         let notes = self.gate.notes.lock().expect("BUG: the authorizer panicked");
         let is_told = !notes.silent.touches(Tables::nth(place));
         notes.tables.get(place).filter(|_| is_told).cloned()
     }
 
-    /// How the query `sql` looks rows up by a key, if it does. `learn` finds out, the first time.
+    /// Returns how the query `sql` looks rows up by a key, if it does. `learn` finds out the first time.
     pub(super) fn key_lookup(
         &self,
         sql: &'static str,
@@ -193,7 +193,7 @@ impl Sandbox {
         self.within(Mode::Schema, || self.told_why(|conn| conn.execute_batch(sql))).map(drop)
     }
 
-    /// Checks `sql` in the role `mode`, once, and prepares it. To be called [within](Self::within) that role.
+    /// Prepares `sql`, and checks it in the role `mode` the first time. Call it [within](Self::within) that role.
     pub(crate) fn prepare(&self, mode: Mode, sql: &str) -> Result<(CachedStatement<'_>, Touched), DbError> {
         let verdicts = &self.verdicts[usize::from(mode == Mode::Query)];
         let known = verdicts.borrow().get(sql).copied();
@@ -224,13 +224,13 @@ impl Sandbox {
         Ok((self.conn.prepare_cached(sql)?, touched))
     }
 
-    /// Statements of materializers, to be held while many events are applied.
+    /// Returns a holder of materializer statements, to keep while many events are applied.
     pub(crate) fn statements(&self) -> Statements<'_> {
         Statements { sandbox: self, ready: RefCell::default() }
     }
 
-    /// Has SQLite prepare something, and joins its answer with the authorizer's notes. Earlier notes are dropped: they are
-    /// about statements that SQLite prepared again while they ran.
+    /// Has SQLite prepare something, and combines its answer with the authorizer's notes. Earlier notes are dropped:
+    /// they are about statements that SQLite re-prepared while they ran.
     fn told_why<'a, T>(
         &'a self,
         prepare: impl FnOnce(&'a Connection) -> rusqlite::Result<T>,
@@ -246,14 +246,14 @@ impl Sandbox {
     }
 }
 
-/// Statements of materializers that stay at hand from one event to the next. Fetching one from the connection's cache and
+/// Materializer statements that are kept from one event to the next. Fetching one from the connection's cache and
 /// putting it back takes as long as running it.
 pub(crate) struct Statements<'a> {
     sandbox: &'a Sandbox,
     ready: RefCell<Vec<Rc<Ready<'a>>>>,
 }
 
-/// A statement of a materializer, prepared.
+/// A prepared statement of a materializer.
 pub(crate) struct Ready<'a> {
     sql: Box<str>,
     touched: Touched,
@@ -271,7 +271,7 @@ impl<'a> Statements<'a> {
         let known = self.ready.borrow().iter().find(|ready| *ready.sql == *sql).map(Rc::clone);
         match known {
             Some(ready) if ready.statement.try_borrow_mut().is_ok() => Ok(ready),
-            // Not known yet, or running: a mapper may run the same statement once more for each row.
+            // It is not known yet, or is running: a mapper may run the same statement again for each row.
             _ => {
                 let (statement, touched) = self.sandbox.prepare(Mode::Materialize, sql)?;
                 Ok(Rc::new(Ready { sql: sql.into(), touched, statement: RefCell::new(statement) }))
@@ -279,10 +279,10 @@ impl<'a> Statements<'a> {
         }
     }
 
-    /// Keeps a statement at hand, unless it or enough others are.
+    /// Keeps a statement for reuse, unless it is kept already or enough others are.
     pub(crate) fn keep(&self, ready: Rc<Ready<'a>>) {
         if Rc::strong_count(&ready) > 1 {
-            // It came from here.
+            // It is one of those kept here.
             return;
         }
         let mut all = self.ready.borrow_mut();

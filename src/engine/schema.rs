@@ -12,7 +12,7 @@ use super::rehearsal::Rehearsed;
 use super::sandbox::Sandbox;
 use super::storage::open_in_memory;
 
-/// What events mean: tables, and for each type of event the function that turns one into changes of them.
+/// What events mean: the tables, and for each type of event the function that applies it to them.
 ///
 /// ```
 /// # use likewise::engine::{Event, Schema};
@@ -35,29 +35,29 @@ pub struct Schema {
 type Materializer = Box<dyn Fn(Payload<'_>, &Db<'_>) -> Result<(), DbError> + Send + Sync>;
 
 impl Schema {
-    /// A schema whose empty state is what `sql` makes: CREATE TABLE, INDEX, VIEW or TRIGGER, and the first rows.
+    /// Creates a schema whose empty state is made by `sql`: CREATE TABLE, INDEX, VIEW or TRIGGER, and the first rows.
     pub fn new(sql: &'static str) -> Self {
         Self { sql, version: 0, materializers: BTreeMap::new() }
     }
 
-    /// Sets the author's version. Raise it when a materializer changes its meaning while tables and names of events
-    /// stay: replicas compare their states only when their schemas have the same version.
+    /// Sets the author's version. Raise it when the meaning of a materializer changes but the tables and event names
+    /// stay the same. Replicas compare their states only if their schemas have the same version.
     #[must_use]
     pub fn version(mut self, version: u32) -> Self {
         self.version = version;
         self
     }
 
-    /// Adds the materializer of the events of type `E`.
+    /// Adds the materializer for events of type `E`.
     ///
-    /// It must be a function of the event, its id and time, and the state. [`Db`] offers nothing else, and the author must
-    /// not reach for more: no clock, no file, no static variable. It also runs on made-up events when the app starts; see
-    /// [`check`](Self::check).
+    /// It must be a pure function of the event, its id and time, and the state. [`Db`] offers nothing else, and the
+    /// author must not use anything else: no clock, no file, no static variable. It also runs on made-up events when
+    /// the app starts; see [`check`](Self::check).
     ///
     /// # Panics
     ///
-    /// When `E` has a name that no event may have, or has a materializer already: mistakes of the program's author
-    /// that show at its first start.
+    /// If `E` has an invalid event name, or already has a materializer. Both are mistakes of the program's author, and
+    /// show at its first start.
     #[must_use]
     pub fn on<E, R, F>(mut self, materializer: F) -> Self
     where
@@ -76,22 +76,22 @@ impl Schema {
         self
     }
 
-    /// Makes an empty state in memory, to show that the script runs and keeps the rules, and runs each materializer there
-    /// on made-up events. Opening [`Stores`](super::Stores) does this first.
+    /// Creates an empty state in memory to verify that the script runs and keeps the rules. Then runs each materializer
+    /// on made-up events there. Opening [`Stores`](super::Stores) does this first.
     ///
     /// # Errors
     ///
-    /// What is wrong with the script, or with a statement of a materializer that SQLite can't prepare.
+    /// What is wrong with the script, or with a materializer's statement that SQLite can't prepare.
     pub fn check(&self) -> Result<(), Fault> {
         self.rehearsed(|_| Ok(()))
     }
 
-    /// As [`check`](Self::check). Meanwhile `look` sees the state, first empty and then after each made-up event that was
-    /// applied.
+    /// Works like [`check`](Self::check), and shows `look` the state: first empty, then after each made-up event that
+    /// was applied.
     ///
     /// # Errors
     ///
-    /// As [`check`](Self::check), and those of `look`.
+    /// The same as for [`check`](Self::check), and the errors of `look`.
     pub(crate) fn rehearsed<E: From<Fault>>(
         &self,
         mut look: impl FnMut(&Rehearsed<'_>) -> Result<(), E>,
@@ -101,9 +101,9 @@ impl Schema {
         self.rehearse(&sandbox, &mut look)
     }
 
-    /// Replicas with the same fingerprint may compare the digests of their states. It covers the tables, the names of the
-    /// events, the author's version, SQLite's version and the rule for ids in a batch. It can't see the bodies of the
-    /// materializers.
+    /// Returns the fingerprint. Replicas with the same fingerprint may compare the digests of their states. It covers
+    /// the tables, the event names, the author's version, SQLite's version and the rule for ids in a batch. It can't
+    /// cover the bodies of the materializers.
     pub fn fingerprint(&self) -> String {
         let mut hasher = blake3::Hasher::new();
         let version = self.version.to_string();
@@ -115,12 +115,12 @@ impl Schema {
         hasher.finalize().to_hex()[..32].to_owned()
     }
 
-    /// Whether events of that name have a materializer.
+    /// Returns whether events of that name have a materializer.
     pub(crate) fn knows(&self, name: &str) -> bool {
         name == BATCH || self.materializers.contains_key(name)
     }
 
-    /// Makes the tables of an empty state.
+    /// Creates the tables of an empty state.
     pub(crate) fn create(&self, sandbox: &Sandbox) -> Result<(), DbError> {
         sandbox.run_script(self.sql)?;
         sandbox.learn_tables()?;
@@ -136,7 +136,7 @@ impl fmt::Debug for Schema {
     }
 }
 
-/// A deferred constraint fails at COMMIT, when it is too late to blame an event.
+/// Refuses deferred constraints. They fail at COMMIT, when it is too late to tell which event is at fault.
 fn refuse_deferred(sandbox: &Sandbox) -> Result<(), DbError> {
     let scripts: Vec<String> = sandbox
         .engine()
@@ -155,7 +155,7 @@ fn refuse_deferred(sandbox: &Sandbox) -> Result<(), DbError> {
     }
 }
 
-/// The words of a statement in capitals, without what is quoted or a comment.
+/// Returns the words of a statement in capitals, without quoted text and comments.
 fn bare_words(sql: &str) -> Vec<String> {
     let mut words = Vec::new();
     let mut rest = sql;
@@ -164,7 +164,7 @@ fn bare_words(sql: &str) -> Vec<String> {
         let length = match first {
             '-' if rest.starts_with("--") => after("\n", 2),
             '/' if rest.starts_with("/*") => after("*/", 2),
-            // A doubled quote reads as the end of one string and the start of the next, which comes to the same.
+            // A doubled quote reads as the end of one string and the start of the next, with the same result.
             '\'' | '"' | '`' => after(&first.to_string(), 1),
             '[' => after("]", 1),
             _ => {
@@ -181,7 +181,7 @@ fn bare_words(sql: &str) -> Vec<String> {
     words
 }
 
-/// SQLite asks the authorizer about everything but the default values of columns, so those are asked about here.
+/// Checks the default values of columns. SQLite asks the authorizer about everything except these.
 fn check_defaults(sandbox: &Sandbox) -> Result<(), DbError> {
     let defaults: Vec<String> = sandbox
         .engine()
@@ -251,7 +251,7 @@ mod tests {
         const NAME: &'static str = "Happened";
     }
 
-    /// What becomes of one event on an empty state, and the tables it touches.
+    /// Returns the outcome of one event on an empty state, and the tables it touches.
     fn happen(schema: &Schema) -> (Result<Effect, Failure>, Tables) {
         let sandbox = Sandbox::new(open_in_memory().unwrap()).unwrap();
         schema.create(&sandbox).unwrap();

@@ -1,7 +1,7 @@
-//! The state: tables that materializers derive from the eventlog, in `state.db` or in memory. Disposable.
+//! The state: the tables that materializers derive from the eventlog, in `state.db` or in memory. It is disposable.
 //!
-//! The caller decides when a transaction is open. An authority opens one a commit; a replica with an upstream keeps one
-//! open that holds what is pending.
+//! The caller decides when a transaction is open. An authority opens one per commit. A replica with an upstream keeps
+//! one open that holds the pending events.
 
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeSet;
@@ -40,9 +40,9 @@ const TABLES: &str = "
     CREATE TABLE likewise_skipped (id BLOB PRIMARY KEY, why TEXT) STRICT, WITHOUT ROWID;
 ";
 
-/// What opening finds in `state.db`.
+/// The result of opening `state.db`.
 pub(crate) struct Loaded {
-    /// How far it claims to have come, if that can be read.
+    /// The cursor that the file claims, if it can be read.
     pub(crate) cursor: Option<Cursor>,
     /// The state, or why it has to be rebuilt.
     pub(crate) state: Result<State, String>,
@@ -51,32 +51,33 @@ pub(crate) struct Loaded {
 pub(crate) struct State {
     pub(super) sandbox: Sandbox,
     pub(super) schema: Arc<Schema>,
-    /// As the last commit left it.
+    /// As of the last commit.
     cursor: Cursor,
-    /// What was written since it was [taken](Self::take_changes) last.
+    /// What was written since the last [`take_changes`](Self::take_changes).
     pub(super) touched: Cell<Written>,
-    /// What the open transaction wrote and [`take_changes`](Self::take_changes) has told. Undoing it changes that again.
+    /// What the open transaction wrote and [`take_changes`](Self::take_changes) has reported. Undoing the transaction
+    /// changes it again.
     taken: RefCell<Changes>,
     wal: Option<Arc<WalGauge>>,
     pub(super) skipped: RefCell<Counts>,
-    /// The kinds of events without effect that were logged.
+    /// The kinds of events without effect that have been logged.
     pub(super) told: RefCell<BTreeSet<(String, Kind)>>,
 }
 
-/// How many events have no effect. Counted as they come, because the table that names them may be as long as the log.
-/// Rolled back with the transaction.
+/// How many events have no effect. They are counted as they come, because the table that lists them may be as long as
+/// the log. The counts are rolled back with the transaction.
 #[derive(Debug, Default)]
 pub(super) struct Counts {
-    /// Including the open transaction: events with a fault, and events whose name nothing here knows.
+    /// Including the open transaction: the number of faulty events, and of events with an unknown name.
     pub(super) now: (u64, u64),
-    /// As the last commit left it.
+    /// As of the last commit.
     committed: (u64, u64),
-    /// As it was at the beginning of each open part of the transaction.
+    /// The counts at the beginning of each open part of the transaction.
     marks: Vec<(u64, u64)>,
 }
 
 impl Counts {
-    /// Reads the whole table, once.
+    /// Counts the whole table, once.
     fn load(conn: &Connection) -> rusqlite::Result<Self> {
         let sql = "SELECT count(why), count(*) - count(why) FROM likewise_skipped";
         let counted = conn.query_row(sql, (), |row| Ok((row.get(0)?, row.get(1)?)))?;
@@ -85,13 +86,13 @@ impl Counts {
 }
 
 impl State {
-    /// The state of an empty log, in memory.
+    /// Creates the state of an empty log, in memory.
     pub(crate) fn in_memory(schema: &Arc<Schema>) -> Result<Self> {
         let sandbox = Self::create(open_in_memory()?, schema, "", Generation(0))?;
         Ok(Self::over(sandbox, None, schema, Cursor::default(), Counts::default()))
     }
 
-    /// A new state of an empty log in a file. Replaces whatever is there.
+    /// Creates the state of an empty log in a file. Replaces whatever is there.
     pub(crate) fn new(
         path: &Path,
         schema: &Arc<Schema>,
@@ -144,7 +145,7 @@ impl State {
         let row = conn.query_row("SELECT * FROM likewise_cursor", (), read_cursor);
         let (cursor, maker_found, schema_found) = match row {
             Ok(row) => row,
-            // SQLite found no such row, table or database. Whatever the file is, it isn't a state.
+            // SQLite found no such row, table or database. So the file isn't a state.
             Err(error) if is_damage(&error) || !is_of_machine(&error) => {
                 return Ok(unusable("it is damaged"));
             }
@@ -156,7 +157,8 @@ impl State {
                 state: Err("another version of the program made it".to_owned()),
             });
         }
-        // A flipped bit in the header's format version reads as a file of the future, not to be written to.
+        // If a bit of the header's format version is flipped, SQLite takes the file for a newer format and opens it
+        // read-only.
         if conn.is_readonly("main")? || !is_sound(&conn)? {
             return Ok(Loaded { cursor: Some(cursor), state: Err("it is damaged".to_owned()) });
         }
@@ -191,22 +193,22 @@ impl State {
         self.wal.as_ref()
     }
 
-    /// Moves the WAL into the file if it is long.
+    /// Checkpoints the WAL into the file if it is long.
     pub(crate) fn checkpoint_if_due(&self) -> Result<()> {
         Ok(self.wal.as_ref().map_or(Ok(()), |wal| wal.checkpoint_if_due())?)
     }
 
-    /// Has SQLite move the WAL into the file when this is closed. Only for an orderly end.
+    /// Has SQLite checkpoint the WAL when this is closed. Only for an orderly shutdown.
     pub(crate) fn close_in_order(&self) -> Result<()> {
         Ok(checkpoint_on_close(self.sandbox.engine(), true)?)
     }
 
-    /// How far the committed state has come.
+    /// Returns how far the committed state has come.
     pub(crate) fn cursor(&self) -> Cursor {
         self.cursor
     }
 
-    /// Whether a transaction is open.
+    /// Returns whether a transaction is open.
     pub(crate) fn is_open(&self) -> bool {
         !self.sandbox.is_autocommit()
     }
@@ -215,7 +217,7 @@ impl State {
         self.run("BEGIN IMMEDIATE")
     }
 
-    /// Commits what was applied, together with the cursor.
+    /// Commits the applied events together with the cursor.
     pub(crate) fn commit(&mut self, cursor: Cursor) -> Result<()> {
         let sql = "UPDATE likewise_cursor SET generation = ?1, seq = ?2, digest = ?3";
         let values = params![cursor.generation.0, cursor.seq.to_sql(), cursor.digest.0];
@@ -242,7 +244,7 @@ impl State {
         if self.sandbox.is_autocommit() { Ok(()) } else { self.run("ROLLBACK") }
     }
 
-    /// Starts a part of the transaction that can be [undone](Self::undo) alone.
+    /// Starts a part of the transaction that can be [undone](Self::undo) by itself.
     pub(crate) fn mark(&self) -> Result<()> {
         self.run("SAVEPOINT mark")?;
         let mut skipped = self.skipped.borrow_mut();
@@ -251,14 +253,14 @@ impl State {
         Ok(())
     }
 
-    /// Ends the part that began with the last mark, and keeps it.
+    /// Ends the part that began at the last mark, and keeps it.
     pub(crate) fn keep(&self) -> Result<()> {
         self.run("RELEASE mark")?;
         self.skipped.borrow_mut().marks.pop();
         Ok(())
     }
 
-    /// Ends the part that began with the last mark, and undoes it.
+    /// Ends the part that began at the last mark, and undoes it.
     pub(crate) fn undo(&self) -> Result<()> {
         self.run("ROLLBACK TO mark")?;
         self.run("RELEASE mark")?;
@@ -267,20 +269,20 @@ impl State {
         Ok(())
     }
 
-    /// How many events were skipped for a fault, and how many because nothing here knows their name.
+    /// Returns how many events were skipped for a fault, and how many because nothing here knows their name.
     pub(crate) fn count_skipped(&self) -> (u64, u64) {
         self.skipped.borrow().now
     }
 
-    /// Why the event `id` can't be applied, if it can't.
+    /// Returns why the event `id` can't be applied, if that is so.
     pub(crate) fn why_skipped(&self, id: EventId) -> Result<Option<String>> {
         let sql = "SELECT why FROM likewise_skipped WHERE id = ?1";
         let why = self.sandbox.engine().query_row(sql, [id.as_bytes()], |row| row.get(0)).optional();
         Ok(why?.flatten())
     }
 
-    /// The events that have no effect, those with the newest ids first, `most` of them: why each was skipped, or `None`
-    /// where nothing here knows its name.
+    /// Returns up to `most` events that have no effect, newest ids first. Each comes with the reason why it was
+    /// skipped, or `None` if nothing here knows its name.
     pub(crate) fn skipped(&self, most: usize) -> Result<Vec<(EventId, Option<String>)>> {
         let sql = "SELECT id, why FROM likewise_skipped ORDER BY id DESC LIMIT ?1";
         let mut statement = self.sandbox.engine().prepare_cached(sql)?;
@@ -292,23 +294,23 @@ impl State {
         Ok(skipped.collect::<rusqlite::Result<_>>()?)
     }
 
-    /// Answers a query, with what is in the open transaction.
+    /// Answers a query, including changes in the open transaction.
     pub(crate) fn read<T: 'static>(&self, query: &Query<T>) -> Result<T, DbError> {
         query.run(&self.sandbox).map(|(answer, _)| answer)
     }
 
-    /// Answers a query, and says what the answer depends on.
+    /// Answers a query, and returns what the answer depends on.
     pub(super) fn read_to_watch<T: 'static>(&self, query: &Query<T>) -> Result<(T, Depends), DbError> {
         let (answer, reads) = query.run(&self.sandbox)?;
         Ok((answer, query.depends(&self.sandbox, reads)?))
     }
 
-    /// The value that `row` has in `column` now, if there is such a row, and queries can look up such a value.
+    /// Returns the current value of `column` in `row`, if there is such a row and queries can look up such a value.
     pub(super) fn key_of(&self, column: &KeyColumn, row: i64) -> rusqlite::Result<Option<Key>> {
         column.key_of(&self.sandbox, row)
     }
 
-    /// How many steps queries took since the last call.
+    /// Returns how many steps queries took since the last call.
     pub(super) fn take_steps(&self) -> u32 {
         self.sandbox.take_steps()
     }
@@ -318,7 +320,7 @@ impl State {
         question.ask(&self.sandbox)
     }
 
-    /// What was written since the last call, and what was written before it and is undone now.
+    /// Returns what was written since the last call, and what was written earlier but has been undone since.
     pub(crate) fn take_changes(&self) -> Changes {
         let Written { tables, whole } = self.touched.take();
         let mut changes = self.sandbox.take_rows();
@@ -330,12 +332,12 @@ impl State {
         changes
     }
 
-    /// Makes every query count as touched.
+    /// Marks every query as touched.
     pub(crate) fn touch_all(&self) {
         self.touched.set(Written::ALL);
     }
 
-    /// Tells written rows one by one from now on, or only their tables.
+    /// Sets whether written rows are reported one by one from now on, or only their tables.
     pub(crate) fn record_rows(&mut self, is_wanted: bool) -> rusqlite::Result<()> {
         if is_wanted != self.sandbox.is_recording() {
             let Written { tables, .. } = self.touched.get();
@@ -344,23 +346,23 @@ impl State {
         self.sandbox.record_rows(is_wanted)
     }
 
-    /// The digest of what the tables hold, with what is in the open transaction.
+    /// Returns the digest of the tables' contents, including the open transaction.
     pub(crate) fn digest(&self) -> Result<Digest> {
         Ok(digest_of(self.sandbox.engine())?)
     }
 
-    /// The digest of each table, with what is in the open transaction.
+    /// Returns the digest of each table, including the open transaction.
     pub(crate) fn table_digests(&self) -> Result<TableDigests> {
         Ok(table_digests(self.sandbox.engine())?)
     }
 
-    /// The rows of each table as text, with what is in the open transaction.
+    /// Returns the rows of each table as text, including the open transaction.
     pub(crate) fn table_rows(&self) -> Result<TableRows> {
         Ok(table_rows(self.sandbox.engine())?)
     }
 
-    /// Makes SQLite reverse the order of rows wherever a statement doesn't ask for one. A materializer that relies on such
-    /// an order gives itself away.
+    /// Makes SQLite reverse the order of rows in statements that don't ask for an order. This exposes a materializer
+    /// that relies on such an order.
     pub(crate) fn reverse_unordered(&self) -> Result<()> {
         self.sandbox.engine().execute_batch("PRAGMA reverse_unordered_selects = 1")?;
         Ok(())
@@ -374,14 +376,14 @@ impl State {
 
 impl Drop for State {
     fn drop(&mut self) {
-        // The next step may be to replace its file.
+        // The next step may replace the file.
         if let Some(wal) = &self.wal {
             wal.retire();
         }
     }
 }
 
-/// What a file holds as its committed state.
+/// The committed state in a file.
 #[derive(Debug)]
 pub(crate) struct Committed {
     pub(crate) cursor: Cursor,
@@ -391,13 +393,13 @@ pub(crate) struct Committed {
 }
 
 impl Committed {
-    /// Whether this program would go on with that state rather than rebuild it.
+    /// Returns whether this program would continue with that state rather than rebuild it.
     pub(crate) fn is_made_by(&self, schema: &Schema, executable: &str) -> bool {
         self.made_by == made_by(executable) && self.schema == schema.fingerprint()
     }
 }
 
-/// The digest of each table of the state at `path`, and how far it has come, read as [`committed`] reads.
+/// Returns how far the state at `path` has come, and the digest of each of its tables. Reads it as [`committed`] does.
 pub(crate) fn committed_tables(path: &Path) -> Result<(Cursor, TableDigests)> {
     let conn = Beside::open(path)?;
     conn.only_read()?;
@@ -406,7 +408,7 @@ pub(crate) fn committed_tables(path: &Path) -> Result<(Cursor, TableDigests)> {
     Ok((cursor, table_digests(&conn)?))
 }
 
-/// Reads the state at `path` beside the thread of this process that writes to it. Waits while it is being rebuilt.
+/// Reads the state at `path` alongside the thread of this process that writes to it. Waits while it is being rebuilt.
 pub(crate) fn committed(path: &Path) -> Result<Committed> {
     let conn = Beside::open(path)?;
     conn.only_read()?;
@@ -421,7 +423,8 @@ fn read_cursor(row: &Row<'_>) -> rusqlite::Result<(Cursor, String, String)> {
     Ok((cursor, row.get("made_by")?, row.get("schema")?))
 }
 
-/// Who makes a state: this executable and this SQLite. No fingerprint of a schema can see the body of a closure.
+/// Returns what makes a state: this executable and this SQLite. A schema's fingerprint can't cover the bodies of
+/// closures.
 fn made_by(executable: &str) -> String {
     let source: &str = rusqlite::version();
     format!("{executable} sqlite {source}")

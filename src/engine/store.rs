@@ -1,4 +1,4 @@
-//! The handle of a store, for everything above the engine: cheap, cloneable, async.
+//! The handle of a store, for everything above the engine. It is cheap, cloneable and async.
 
 use std::fmt;
 use std::str::FromStr;
@@ -27,7 +27,7 @@ use super::writer::{Act, Stored, Work};
 pub struct StoreId(Arc<str>);
 
 impl StoreId {
-    /// The name as text.
+    /// Returns the name as text.
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -50,15 +50,15 @@ impl fmt::Display for StoreId {
     }
 }
 
-/// A handle of one store. Cloning is cheap; the store stays open as long as a handle is used.
+/// A handle of one store. Cloning is cheap. The store stays open while a handle exists.
 #[derive(Clone)]
 pub struct Store {
     pub(super) inner: Arc<Inner>,
-    /// Opens the store in this handle's name, so that whoever has it can't make more stores than they may.
+    /// Opens the store on behalf of this handle. It limits how many stores the handle's user can make.
     opener: Option<Arc<Opener>>,
 }
 
-/// Opens a store for an event, as [`Store::begin`] does, if it may.
+/// Opens a store for an event, as [`Store::begin`] does, if that is allowed.
 type Opener = dyn Fn(&Store) -> Result<(), Error> + Send + Sync;
 
 pub(super) struct Inner {
@@ -69,20 +69,20 @@ pub(super) struct Inner {
     pub(super) health: watch::Receiver<Health>,
     /// Work for the store's thread. A store without events has no thread, however many watch it.
     pub(super) queue: OnceLock<mpsc::Sender<Work>>,
-    /// There until the store is opened, or all stores are closed. Code that answers in place of the thread holds the lock, so
-    /// its answer can't come after one of the thread's.
+    /// Present until the store is opened, or all stores are closed. Code that answers in place of the thread holds the
+    /// lock, so its answer can't come after one from the thread.
     pub(super) unopened: Mutex<Option<Unopened>>,
     pub(super) stores: Weak<Shared>,
 }
 
-/// What the thread of a store gets when it starts.
+/// What a store's thread gets when it starts.
 pub(super) struct Unopened {
     pub(super) tell_health: watch::Sender<Health>,
 }
 
 impl Inner {
     pub(super) fn unopened(&self) -> MutexGuard<'_, Option<Unopened>> {
-        // A query that panics leaves nothing half done.
+        // A query that panics leaves no partial change.
         self.unopened.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -92,12 +92,12 @@ impl Store {
         Self { inner, opener: None }
     }
 
-    /// This handle, which has to ask `opener` before it can make the store.
+    /// Returns this handle, which now has to ask `opener` before it can create the store.
     pub(crate) fn opened_by(self, opener: impl Fn(&Self) -> Result<(), Error> + Send + Sync + 'static) -> Self {
         Self { opener: Some(Arc::new(opener)), ..self }
     }
 
-    /// Commits an event that happened now: on disk and applied when this returns.
+    /// Commits an event that happened now. It is on disk and applied when this returns.
     ///
     /// ```
     /// # use likewise::engine::{Error, Store};
@@ -111,17 +111,17 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// See [`Error`]. After [`Error::Unavailable`] it is not known whether the event is stored.
+    /// See [`Error`]. After [`Error::Unavailable`], it is not known whether the event is stored.
     pub async fn commit<E: Event>(&self, event: E) -> Result<Receipt, Error> {
         self.commit_envelope(Envelope::new(EventId::now(), &event)?).await
     }
 
-    /// As [`commit`](Self::commit), for an event that has an id already. Repeating it is always safe: one id counts
-    /// once, however often it comes.
+    /// Works like [`commit`](Self::commit), for an event that already has an id. Repeating it is always safe: one id
+    /// counts once, however often it comes.
     ///
     /// # Errors
     ///
-    /// As [`commit`](Self::commit).
+    /// The same as for [`commit`](Self::commit).
     pub async fn commit_envelope(&self, event: Envelope) -> Result<Receipt, Error> {
         let (id, events) = (event.id, event.events());
         let (reply, stored) = oneshot::channel();
@@ -133,26 +133,26 @@ impl Store {
         Ok(Receipt { id, events, seq, is_new, store: self.clone() })
     }
 
-    /// Adds events that happened elsewhere, with the devices they come from. They are not judged: one that can't be
-    /// applied is stored and skipped.
+    /// Adds events that happened elsewhere, with the devices they come from. They are not judged: an event that can't
+    /// be applied is stored and skipped.
     ///
     /// # Errors
     ///
-    /// As [`commit`](Self::commit); then none or all of them are stored.
+    /// The same as for [`commit`](Self::commit). Either none or all of them are stored then.
     pub async fn add(&self, events: Vec<(Envelope, Device)>) -> Result<Vec<Outcome>, Error> {
         self.with(move |replica| replica.add(&events)).await
     }
 
-    /// Keeps an event that its authority refused, and the reason.
+    /// Sets aside an event that its authority refused, with the reason.
     ///
     /// # Errors
     ///
-    /// As [`commit`](Self::commit).
+    /// The same as for [`commit`](Self::commit).
     pub async fn set_aside(&self, event: Envelope, why: String) -> Result<Outcome, Error> {
         self.with(move |replica| replica.set_aside(&event, &why)).await
     }
 
-    /// The events that have no effect, and why: those with the newest ids first, up to
+    /// Returns the events that have no effect, and why. The newest ids come first, up to
     /// [`MOST_SKIPPED`](super::MOST_SKIPPED) of them.
     ///
     /// # Errors
@@ -162,12 +162,12 @@ impl Store {
         Ok(self.look(|replica| replica.skipped()).await?.unwrap_or_default())
     }
 
-    /// Moves the store to the log that its upstream has now. Everything goes back to the outbox, to be pushed there. Nothing
-    /// is lost: what the other log has already is recognized by its id.
+    /// Moves the store to the log that its upstream has now. All events go back to the outbox, to be pushed there.
+    /// Nothing is lost: events that the other log already has are recognized by their ids.
     ///
     /// # Errors
     ///
-    /// As [`commit`](Self::commit), and [`Error::OwnLog`].
+    /// The same as for [`commit`](Self::commit), and [`Error::OwnLog`].
     pub async fn adopt(&self) -> Result<Standing, Error> {
         let adopted = self.with(|replica| {
             if let Whose::Own(_) = replica.standing()?.whose {
@@ -179,11 +179,11 @@ impl Store {
         adopted.await?.ok_or(Error::OwnLog)
     }
 
-    /// Makes this instance the authority of the store's log. What is pending gets its place at the end.
+    /// Makes this instance the authority of the store's log. Pending events get their places at its end.
     ///
     /// # Errors
     ///
-    /// As [`commit`](Self::commit).
+    /// The same as for [`commit`](Self::commit).
     pub async fn promote(&self) -> Result<Standing, Error> {
         self.with(|replica| {
             replica.promote()?;
@@ -196,12 +196,12 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// As [`commit`](Self::commit).
+    /// The same as for [`commit`](Self::commit).
     pub async fn retry_set_aside(&self) -> Result<usize, Error> {
         self.with(|replica| replica.retry_set_aside(EventId::now)).await
     }
 
-    /// The cursor and the digest of a state without events.
+    /// Returns the cursor and the digest of a state without events.
     ///
     /// # Errors
     ///
@@ -210,7 +210,7 @@ impl Store {
         Ok((Cursor::default(), State::in_memory(&self.inner.schema)?.digest()?))
     }
 
-    /// The answers to `query`: the present one, and every newer one.
+    /// Watches `query`: returns its answers, the present one and every newer one.
     pub fn watch<T>(&self, query: Query<T>) -> Watch<T>
     where
         T: Clone + PartialEq + Send + Sync + 'static,
@@ -231,16 +231,16 @@ impl Store {
             return;
         }
         if let Some(queue) = self.inner.queue.get() {
-            // With a full queue the thread is busy, and answers queries after its next commit anyway.
+            // If the queue is full, the thread is busy, and answers queries after its next commit anyway.
             drop(queue.try_send(Work::Refresh));
         }
     }
 
-    /// The present answer to `query`.
+    /// Returns the present answer to `query`.
     ///
     /// # Errors
     ///
-    /// When the query or the store fails.
+    /// If the query or the store fails.
     pub async fn read<T>(&self, query: Query<T>) -> Result<T, Error>
     where
         T: Clone + PartialEq + Send + Sync + 'static,
@@ -248,11 +248,11 @@ impl Store {
         self.watch(query).next().await
     }
 
-    /// The present answer to a question from another process.
+    /// Returns the present answer to a question from another process.
     ///
     /// # Errors
     ///
-    /// As [`read`](Self::read).
+    /// The same as for [`read`](Self::read).
     pub(crate) async fn answer(&self, question: Question) -> Result<RemoteAnswer, Error> {
         let schema = Arc::clone(&self.inner.schema);
         let answer = self.look_if_any(move |replica| match replica {
@@ -262,23 +262,23 @@ impl Store {
         answer.await?.map_err(|error| Error::Query(error.to_string()))
     }
 
-    /// Changes whenever something about the store was told: answers to queries, or its health. While it is borrowed, nothing
-    /// is told, so a holder sees all that a commit changed, or none of it.
+    /// Returns a counter that changes whenever the store told something: answers to queries, or its health. While it is
+    /// borrowed, nothing is told. So a holder sees all changes of a commit, or none.
     pub(crate) fn rounds(&self) -> watch::Receiver<u64> {
         self.inner.live.rounds()
     }
 
-    /// Replicas with the same fingerprint may compare their states.
+    /// Returns the schema's fingerprint. Replicas with the same fingerprint may compare their states.
     pub(crate) fn schema_fingerprint(&self) -> String {
         self.inner.schema.fingerprint()
     }
 
-    /// The store's health, now and from now on.
+    /// Returns the store's health, now and as it changes.
     pub fn health(&self) -> watch::Receiver<Health> {
         self.inner.health.clone()
     }
 
-    /// The store's health, once it is known. Asking makes a failed store try again.
+    /// Returns the store's health, once it is known. Asking makes a failed store retry.
     pub async fn healthy(&self) -> Health {
         let mut health = self.health();
         if health.borrow().trouble().is_some() {
@@ -290,17 +290,18 @@ impl Store {
         }
     }
 
-    /// The store's name.
+    /// Returns the store's name.
     pub fn id(&self) -> &StoreId {
         &self.inner.id
     }
 
-    /// The store's files, which need not exist.
+    /// Returns the store's files, which need not exist.
     pub fn files(&self) -> &Files {
         &self.inner.files
     }
 
-    /// Runs `act` on the store's thread, which makes the store if need be. A fault closes the replica, to be opened again.
+    /// Runs `act` on the store's thread, which creates the store if needed. A fault closes the replica, which is then
+    /// opened again.
     pub(crate) async fn with<R: Send + 'static>(
         &self,
         act: impl FnOnce(&mut Replica) -> Result<R, Fault> + Send + 'static,
@@ -308,7 +309,7 @@ impl Store {
         self.ask(self.queue()?, Work::With, |replica| replica.map(act).transpose()).await?.ok_or(Error::Closed)
     }
 
-    /// Runs `act` on the store's thread if the store has events; otherwise gives nothing, and makes nothing.
+    /// Runs `act` on the store's thread if the store has events. Otherwise returns `None`, and creates nothing.
     pub(crate) async fn look<R: Send + 'static>(
         &self,
         act: impl FnOnce(&mut Replica) -> Result<R, Fault> + Send + 'static,
@@ -316,7 +317,7 @@ impl Store {
         self.look_if_any(|replica| replica.map(act).transpose()).await
     }
 
-    /// Runs `act` on the store's thread, with the replica if the store has events, and makes nothing.
+    /// Runs `act` on the store's thread, with the replica if the store has events. Creates nothing.
     pub(crate) async fn look_if_any<R: Send + 'static>(
         &self,
         act: impl FnOnce(Option<&mut Replica>) -> Result<R, Fault> + Send + 'static,
@@ -324,22 +325,22 @@ impl Store {
         match self.inner.queue.get() {
             Some(queue) => self.ask(queue, Work::Look, act).await,
             None if self.inner.unopened().is_some() => act(None).map_err(|fault| Error::from(&fault)),
-            // Opened at this moment, or closed for good.
+            // The store was opened just now, or is closed for good.
             None => self.ask(self.inner.queue.get().ok_or(Error::Closed)?, Work::Look, act).await,
         }
     }
 
-    /// Whether the store has no events, as far as is known.
+    /// Returns whether the store has no events, as far as is known.
     pub(crate) fn is_absent(&self) -> bool {
         matches!(*self.inner.health.borrow(), Health::Absent)
     }
 
-    /// Opens the store for an event, if it isn't open, and leaves `spare` to others. True when this call has opened a store
-    /// without events.
+    /// Opens the store for an event, if it isn't open, and leaves `spare` to others. Returns true if this call opened a
+    /// store without events.
     ///
     /// # Errors
     ///
-    /// When there is no room.
+    /// If there is no room.
     pub(crate) fn begin(&self, spare: Spare) -> Result<bool, Error> {
         if self.inner.queue.get().is_some() {
             return Ok(false);
@@ -377,7 +378,7 @@ impl Store {
         answer.await.map_err(|_| self.unanswered())?
     }
 
-    /// Why the thread dropped something without an answer.
+    /// Returns why the thread dropped a request without an answer.
     fn unanswered(&self) -> Error {
         if self.inner.queue.get().is_none_or(mpsc::Sender::is_closed) {
             return Error::Closed;
@@ -393,7 +394,7 @@ impl fmt::Debug for Store {
     }
 }
 
-/// The answers to a query: the present one, then each newer one. A slow reader misses those in between.
+/// The answers to a query: the present one, then each newer one. A slow reader misses the ones in between.
 pub struct Watch<T> {
     answers: watch::Receiver<Answer<T>>,
     /// Keeps the store open.
@@ -406,19 +407,19 @@ impl<T: Clone> Watch<T> {
         Self { answers, _store: store }
     }
 
-    /// Waits until there is an answer. The newest can then be taken, even if it was taken before.
+    /// Waits until there is an answer. The newest one can then be taken, even if it was taken before.
     pub(crate) async fn answered(&mut self) -> Result<(), Error> {
         self.answers.wait_for(Option::is_some).await.map(drop).map_err(|_| Error::Closed)?;
         self.answers.mark_changed();
         Ok(())
     }
 
-    /// Whether there is an answer, taken or not.
+    /// Returns whether there is an answer, taken or not.
     pub(crate) fn is_answered(&self) -> bool {
         self.answers.borrow().is_some()
     }
 
-    /// The newest answer, unless it was taken before.
+    /// Takes the newest answer, unless it was taken before.
     pub(crate) fn take(&mut self) -> Option<Result<T, Error>> {
         match self.answers.has_changed() {
             Ok(false) => None,
@@ -427,11 +428,11 @@ impl<T: Clone> Watch<T> {
         }
     }
 
-    /// The present answer at the first call; afterwards the newest one, once it differs from the last. Cancel safe.
+    /// Returns the present answer at the first call. Later calls wait for one that differs from the last. Cancel safe.
     ///
     /// # Errors
     ///
-    /// When the query or the store fails. A later call waits until that has changed.
+    /// If the query or the store fails. A later call waits until that has changed.
     pub async fn next(&mut self) -> Result<T, Error> {
         loop {
             self.answers.changed().await.map_err(|_| Error::Closed)?;

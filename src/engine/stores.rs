@@ -21,10 +21,10 @@ use super::store::{Inner, Store, StoreId, Unopened};
 use super::writer::{Common, Work, Writer, start_checkpoints};
 use crate::limits::engine::stores::{ABSENT, IDLE, OPEN, QUEUE, STORES, SWEEP_EVERY};
 
-/// The bounds of what stores may use.
+/// The limits on what stores may use.
 #[derive(Debug, Clone, Copy)]
 pub struct StoreLimits {
-    /// How many events may wait to be stored, a store.
+    /// How many events may wait to be stored, per store.
     pub queue: usize,
     /// How many stores there may be.
     pub stores: u64,
@@ -40,12 +40,12 @@ impl Default for StoreLimits {
     }
 }
 
-/// How much of the room for stores a caller has to leave to others.
+/// How much of the limits a caller has to leave to others.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Spare {
-    /// Of the stores that there may be.
+    /// Out of the stores that there may be.
     pub(crate) stores: u64,
-    /// Of those that may be in use at the same time.
+    /// Out of those that may be in use at the same time.
     pub(crate) open: usize,
 }
 
@@ -59,7 +59,7 @@ pub(super) struct Shared {
     dir: PathBuf,
     limits: StoreLimits,
     common: Arc<Common>,
-    /// The state that all stores without events share. Made at the first look at one.
+    /// The state shared by all stores without events. Created at the first look at one.
     empty: Mutex<Option<State>>,
     open: Mutex<OpenStores>,
 }
@@ -67,11 +67,11 @@ pub(super) struct Shared {
 #[derive(Default)]
 pub(super) struct OpenStores {
     stores: HashMap<StoreId, OpenStore>,
-    /// The stores without events that are being watched. All watchers share one, and so learn of its first event.
+    /// The stores without events that are being watched. All watchers share one, and so they learn of its first event.
     absent: HashMap<StoreId, Weak<Inner>>,
     /// How many of those were left after the last sweep.
     absent_after_sweep: usize,
-    /// Changes with each change of a store. Kept while somebody listens, also when the store is closed.
+    /// Changes with each change of a store. Kept while somebody listens, even if the store is closed.
     news: HashMap<StoreId, watch::Sender<u64>>,
     /// Threads that are closing their store. Opening it again waits for them.
     closing: HashMap<StoreId, JoinHandle<()>>,
@@ -86,29 +86,30 @@ struct OpenStore {
 }
 
 impl Stores {
-    /// The stores under `dir`, each in a directory of its name. Nothing is made before a store has its first event.
+    /// Opens the stores under `dir`, each in a directory of its name. Nothing is created before a store has its first
+    /// event.
     ///
-    /// One process at a time has the directory, from here to [`close`](Self::close).
+    /// Only one process at a time holds the directory, from here to [`close`](Self::close).
     ///
     /// # Errors
     ///
-    /// When the schema breaks a rule, `dir` can't be read, or another process has it ([`Fault::InUse`]).
+    /// If the schema breaks a rule, `dir` can't be read, or another process holds it ([`Fault::InUse`]).
     pub fn open(dir: &Path, setup: Setup, limits: StoreLimits) -> Result<Self, Fault> {
         Self::checked(dir, setup, limits, false)
     }
 
-    /// As [`open`](Self::open), for stores whose authority is an upstream. One whose log is its own is taken back to its
-    /// outbox, to be pushed.
+    /// Works like [`open`](Self::open), for stores whose authority is an upstream. If a store's log is its own, its
+    /// events go back to the outbox, to be pushed.
     ///
     /// # Errors
     ///
-    /// As [`open`](Self::open).
+    /// The same as for [`open`](Self::open).
     pub fn following(dir: &Path, setup: Setup, limits: StoreLimits) -> Result<Self, Fault> {
         Self::checked(dir, setup, limits, true)
     }
 
-    /// As [`open`](Self::open) or, if they are to `follow` an upstream, [`following`](Self::following), for a caller
-    /// that has checked the schema, and whose own lock keeps other processes out.
+    /// Works like [`open`](Self::open) or, if they are to `follow` an upstream, like [`following`](Self::following).
+    /// For a caller that has checked the schema, and whose own lock keeps other processes out.
     pub(crate) fn in_locked(dir: &Path, setup: Setup, limits: StoreLimits, follow: bool) -> Result<Self, Fault> {
         Self::new(dir, setup, limits, follow, Guard::Caller)
     }
@@ -135,21 +136,21 @@ impl Stores {
         Ok(Self { shared: Arc::new(Shared { dir: dir.to_owned(), limits, common, empty, open }) })
     }
 
-    /// The store `id`, opened if it has events. One without events works too: it shows an empty state, and costs nothing
-    /// until its first event.
+    /// Returns the store `id`, opened if it has events. A store without events works too: it shows an empty state, and
+    /// costs nothing until its first event.
     ///
     /// # Errors
     ///
-    /// When too many stores are in use, or all are being closed.
+    /// If too many stores are in use, or all are being closed.
     pub fn get(&self, id: &StoreId) -> Result<Store, Error> {
         self.get_leaving(id, Spare::default())
     }
 
-    /// As [`get`](Self::get), for a caller that has to leave `spare` to others.
+    /// Works like [`get`](Self::get), for a caller that has to leave `spare` to others.
     ///
     /// # Errors
     ///
-    /// As [`get`](Self::get).
+    /// The same as for [`get`](Self::get).
     pub(crate) fn get_leaving(&self, id: &StoreId, spare: Spare) -> Result<Store, Error> {
         let mut open = self.shared.lock();
         if open.is_closed {
@@ -192,52 +193,52 @@ impl Stores {
         Ok(Store::new(inner))
     }
 
-    /// The store `id`, if it is open already. Doesn't count as using it.
+    /// Returns the store `id` if it is already open. This doesn't count as using it.
     pub(crate) fn opened(&self, id: &StoreId) -> Option<Store> {
         self.shared.lock().stores.get(id).map(|known| known.store.clone())
     }
 
-    /// Whether unused stores should be closed, because so many are open.
+    /// Returns whether unused stores should be closed because so many are open.
     pub(crate) fn are_crowded(&self) -> bool {
         self.shared.lock().stores.len() >= self.shared.limits.open.div_ceil(2)
     }
 
-    /// Changes whenever something about the store is new. Unlike a handle, it doesn't keep the store open.
+    /// Returns a counter that changes with each change of the store. Unlike a handle, it doesn't keep the store open.
     pub(crate) fn news(&self, id: &StoreId) -> watch::Receiver<u64> {
         self.shared.lock().news(id).subscribe()
     }
 
-    /// The schema of all of them.
+    /// Returns the schema that all the stores share.
     pub(crate) fn schema(&self) -> Arc<Schema> {
         Arc::clone(&self.shared.common.setup.schema)
     }
 
-    /// The bounds of what the stores may use.
+    /// Returns the limits on what the stores may use.
     pub(crate) fn limits(&self) -> StoreLimits {
         self.shared.limits
     }
 
-    /// Closes the stores that nobody has used for a while. Call it every [`SWEEP_EVERY`]: a store that a look has opened
-    /// would otherwise stay open until the next look.
+    /// Closes the stores that nobody has used for a while. Call it every [`SWEEP_EVERY`]. Otherwise a store opened by a
+    /// look stays open until the next look.
     pub(crate) fn close_idle(&self) {
         self.shared.lock().sweep(Instant::now(), self.shared.limits.idle);
     }
 
-    /// The files of the store `id`, which need not exist.
+    /// Returns the files of the store `id`, which need not exist.
     pub fn files(&self, id: &StoreId) -> Files {
         Files::in_dir(self.shared.dir.join(id.as_str()))
     }
 
-    /// The names of the stores on disk, in order.
+    /// Returns the names of the stores on disk, in order.
     ///
     /// # Errors
     ///
-    /// When the directory can't be read.
+    /// If the directory can't be read.
     pub fn list(&self) -> Result<Vec<StoreId>, Fault> {
         stores_in(&self.shared.dir)
     }
 
-    /// Lets every store finish its work, and closes it. This blocks, so async code calls it in `spawn_blocking`.
+    /// Lets every store finish its work, then closes it. This blocks, so async code calls it in `spawn_blocking`.
     pub fn close(&self) {
         let (stores, absent, closing) = {
             let mut open = self.shared.lock();
@@ -264,7 +265,8 @@ impl Shared {
         self.open.lock().expect("BUG: opening a store panicked")
     }
 
-    /// Starts the thread of a store, unless it has one. Leaves `spare` to others. True when the store has no events yet.
+    /// Starts the thread of a store, unless it has one. Leaves `spare` to others. Returns true if the store has no
+    /// events yet.
     pub(super) fn start(&self, open: &mut OpenStores, inner: &Arc<Inner>, spare: Spare) -> Result<bool, Error> {
         let mut unopened = inner.unopened();
         if inner.queue.get().is_some() {
@@ -282,7 +284,7 @@ impl Shared {
             return Err(Error::TooManyOpen);
         }
         let is_absent = matches!(*inner.health.borrow(), Health::Absent);
-        // The thread itself counts when it makes the files. This only saves a thread where there is no room.
+        // The thread itself counts when it creates the files. This check only saves a thread when there is no room.
         let most = self.limits.stores.saturating_sub(spare.stores);
         if is_absent && self.common.count.load(Ordering::Relaxed) >= most {
             return Err(Error::TooManyStores(most));
@@ -316,7 +318,7 @@ impl Shared {
 
     /// Runs the queries of a store without events.
     pub(super) fn answer_empty(&self, live: &Live) {
-        // Somebody else may have made stores since this process looked.
+        // Another process may have made stores since this one looked.
         if let Err(fault) = self.common.guard.claim() {
             return live.fail(&Error::from(&fault));
         }
@@ -355,18 +357,18 @@ impl OpenStores {
         self.sweep_absent();
     }
 
-    /// Forgets the stores without events that nobody watches any more.
+    /// Forgets the stores without events that nobody watches anymore.
     fn sweep_absent(&mut self) {
         self.absent.retain(|_, inner| inner.strong_count() > 0);
         self.absent_after_sweep = self.absent.len();
     }
 }
 
-/// The names of the stores under `dir`, in order, whether or not a process has them open.
+/// Returns the names of the stores under `dir`, in order, whether or not a process has them open.
 ///
 /// # Errors
 ///
-/// When the directory can't be read.
+/// If the directory can't be read.
 pub fn stores_in(dir: &Path) -> Result<Vec<StoreId>, Fault> {
     let entries = match fs::read_dir(dir) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),

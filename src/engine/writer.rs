@@ -1,4 +1,4 @@
-//! The one thread that owns a store's replica: it takes work from a bounded queue and commits what waits together.
+//! The one thread that owns a store's replica. It takes work from a bounded queue, and commits waiting events together.
 
 use std::collections::HashMap;
 use std::ops::ControlFlow;
@@ -27,48 +27,48 @@ use crate::limits::engine::writer::{CHECKED_TOGETHER, LOOK_EVERY, MOST_TOGETHER,
 /// The receipt of a stored event.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Stored {
-    /// Its place in the log, unless an upstream has yet to give it one.
+    /// Its place in the log, unless an upstream has yet to assign one.
     pub(super) seq: Option<Seq>,
-    /// False when it was stored before.
+    /// False if it was stored before.
     pub(super) is_new: bool,
 }
 
-/// What a store's thread is asked to do.
+/// A request to a store's thread.
 pub(crate) enum Work {
-    /// Commit an event, together with others that wait.
+    /// Commit an event, together with others that are waiting.
     Commit(Envelope, oneshot::Sender<Result<Stored, Error>>),
-    /// Run code on the replica. Makes the store if it has no events yet.
+    /// Run code on the replica. Creates the store if it has no events yet.
     With(Act),
     /// Run code on the replica, if there is one.
     Look(Act),
-    /// Answer new queries, and try a failed store again.
+    /// Answer new queries, and retry a failed store.
     Refresh,
-    /// Finish what came before, and end.
+    /// Finish the earlier work, and end.
     Close,
 }
 
-/// Code to run on a replica. It gets `None` where the store has no events, and an error where it can't be opened. A fault
+/// Code to run on a replica. It gets `None` if the store has no events, and an error if it can't be opened. A fault
 /// closes the replica. The [`Answer`] tells the caller how it went.
 pub(crate) type Act = Box<dyn FnOnce(Result<Option<&mut Replica>, Error>) -> (Result<(), Fault>, Answer) + Send>;
 
-/// Answers the caller. It is called after the watchers were told, so a caller who reads after the answer finds the change.
+/// Answers the caller. It runs after the watchers were told, so a caller who reads after the answer sees the change.
 pub(crate) type Answer = Box<dyn FnOnce() + Send>;
 
-/// What the thread has in its hands.
+/// What the thread holds.
 enum Held {
-    /// No files yet, only the state of an empty log to read from. Files come with the first event.
+    /// There are no files yet, only the state of an empty log to read from. Files are created with the first event.
     Absent(Box<State>),
     Open(Box<Replica>),
-    /// The store can't be opened: why, and since when.
+    /// The store can't be opened. Holds the reason, and since when.
     Failed(Error, Instant),
 }
 
-/// Whether the store takes writes. One that doesn't can still be read.
+/// Whether the store accepts writes. If it doesn't, it can still be read.
 enum Writes {
     Taken,
-    /// The last one failed: why, and when. Another is tried after [`RETRY_AFTER`].
+    /// The last write failed. Holds the reason, and when. Another is tried after [`RETRY_AFTER`].
     Failed(Error, Instant),
-    /// The eventlog is damaged. Nothing is added: it might have to be left behind with the rest.
+    /// The eventlog is damaged. Nothing is added, because a new event might have to be abandoned with the rest.
     Ended(Error),
 }
 
@@ -80,7 +80,7 @@ impl Writes {
         }
     }
 
-    /// Whether the next write may be tried.
+    /// Returns whether the next write may be tried.
     fn may_be_tried(&self) -> bool {
         match self {
             Self::Taken => true,
@@ -93,26 +93,26 @@ impl Writes {
 /// What this thread knows of the files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Disk {
-    /// There were none yet.
+    /// There have been no files yet.
     Empty,
-    /// There were some, so it is a fault if they go missing. Some of what they hold may not be on the disk.
+    /// There have been files, so it is a fault if they go missing. Some of their content may not be on the disk.
     Seen,
-    /// Everything in them is on the disk: this thread synced them at opening, and no sync has failed since.
+    /// All of their content is on the disk: this thread synced them at opening, and no sync has failed since.
     Durable,
 }
 
-/// What the stores of one directory share.
+/// The data shared by the stores of one directory.
 pub(crate) struct Common {
     pub(crate) setup: Setup,
     /// Whether an upstream is the authority of every store.
     pub(crate) follows: bool,
-    /// What keeps other processes out.
+    /// Keeps other processes out.
     pub(crate) guard: Guard,
     /// How many stores there are on disk.
     pub(crate) count: AtomicU64,
-    /// How many there may be.
+    /// The most stores there may be.
     pub(crate) max: u64,
-    /// What was checked of stores that are closed for now.
+    /// The checks done on stores that are closed for now.
     pub(crate) checked: Mutex<HashMap<PathBuf, Checked>>,
     /// The thread that checkpoints.
     pub(crate) checkpoints: std::sync::mpsc::Sender<Arc<WalGauge>>,
@@ -132,7 +132,7 @@ pub(crate) struct Writer {
     /// Where the store stood when it could last be read.
     standing: Option<Standing>,
     looked: Instant,
-    /// Whether the background has checked all that was there at opening.
+    /// Whether the background checks have covered everything that was there at opening.
     is_checked: bool,
 }
 
@@ -162,7 +162,7 @@ impl Writer {
         }
     }
 
-    /// Works until every handle of the store is gone, or somebody closes it.
+    /// Works until every handle of the store is dropped, or the store is closed.
     pub(crate) fn run(mut self) {
         self.unless_panicked(|writer| {
             writer.open();
@@ -181,8 +181,8 @@ impl Writer {
         self.remember_checks();
     }
 
-    /// Runs `act`, and survives a panic in it. A bug of ours costs the answers to what was being done; the store is opened
-    /// again.
+    /// Runs `act`, and survives a panic in it. A bug of ours costs only the answers to the work in progress. The store
+    /// is opened again.
     fn unless_panicked<T>(&mut self, act: impl FnOnce(&mut Self) -> T) -> Option<T> {
         match catch_unwind(AssertUnwindSafe(|| act(self))) {
             Ok(value) => Some(value),
@@ -200,7 +200,7 @@ impl Writer {
         }
     }
 
-    /// Waits for work. While there is none, it runs queries that had to wait, and checks old events, a few at a time.
+    /// Waits for work. While there is none, runs queries that had to wait, and checks old events, a few at a time.
     fn next(&mut self) -> Option<Work> {
         loop {
             match self.queue.try_recv() {
@@ -212,7 +212,7 @@ impl Writer {
         }
     }
 
-    /// Does some of what can wait. False when there is nothing.
+    /// Does some of the work that can wait. Returns false if there is none.
     fn go_on(&mut self) -> bool {
         if !matches!(self.held, Held::Failed(..)) && self.live.has_more() {
             self.publish();
@@ -221,7 +221,7 @@ impl Writer {
         self.check_some()
     }
 
-    /// Checks some old events. False when there are none left to check.
+    /// Checks some old events. Returns false if none are left to check.
     fn check_some(&mut self) -> bool {
         let Held::Open(replica) = &mut self.held else { return false };
         if self.is_checked || self.writes.trouble().is_some() {
@@ -238,7 +238,7 @@ impl Writer {
         false
     }
 
-    /// Keeps what was checked for the next thread of this store.
+    /// Saves the checks done for the next thread of this store.
     fn remember_checks(&self) {
         if let Held::Open(replica) = &self.held
             && self.writes.trouble().is_none()
@@ -248,7 +248,7 @@ impl Writer {
         }
     }
 
-    /// Serves `first`, together with the commits that wait behind it.
+    /// Serves `first`, together with the commits waiting behind it.
     fn serve(&mut self, first: Work) -> ControlFlow<()> {
         let mut events = Vec::new();
         let mut replies = Vec::new();
@@ -262,7 +262,7 @@ impl Writer {
             let results = self.commit(&events);
             self.publish();
             for (reply, result) in replies.into_iter().zip(results) {
-                // The caller may be gone. The event is stored all the same.
+                // The caller may be gone. The event is stored anyway.
                 drop(reply.send(result));
             }
         }
@@ -282,7 +282,7 @@ impl Writer {
     fn commit(&mut self, events: &[Envelope]) -> Vec<Result<Stored, Error>> {
         let result = match self.replica() {
             Ok(replica) => replica.commit(events).map_err(|fault| self.recover(&fault)),
-            // It failed a moment ago and is left alone for a while. Asking doesn't make that longer.
+            // The store failed a moment ago and is not retried for a while. Asking doesn't prolong that.
             Err(error) => Err(error),
         };
         match result {
@@ -314,7 +314,7 @@ impl Writer {
         answer();
     }
 
-    /// The replica. Opens it again if it failed a while ago, and makes it if there is none yet.
+    /// Returns the replica. Reopens it if it failed a while ago, and creates it if there is none yet.
     fn replica(&mut self) -> Result<&mut Replica, Error> {
         self.reopen();
         if let Some(error) = self.writes.trouble().filter(|_| !self.writes.may_be_tried()) {
@@ -338,7 +338,7 @@ impl Writer {
         }
     }
 
-    /// Tries again to open a store that failed a while ago, or to write to one that can only be read.
+    /// Retries opening a store that failed a while ago, or writing to one that can only be read.
     fn reopen(&mut self) {
         if matches!(&self.held, Held::Failed(_, since) if since.elapsed() >= RETRY_AFTER) {
             self.open();
@@ -354,7 +354,7 @@ impl Writer {
         }
     }
 
-    /// Opens the store again after `fault`. What it holds can then be read, say while the disk is full.
+    /// Reopens the store after `fault`. It can then be read, for example while the disk is full.
     fn recover(&mut self, fault: &Fault) -> Error {
         self.doubt_after(fault);
         let error = Error::from(fault);
@@ -367,16 +367,16 @@ impl Writer {
         error
     }
 
-    /// Notes that the disk may lack something, unless `fault` rules that out.
+    /// Notes that the disk may lack some data, unless `fault` rules that out.
     fn doubt_after(&mut self, fault: &Fault) {
         if self.disk == Disk::Durable && !fault.leaves_synced() {
             self.disk = Disk::Seen;
         }
     }
 
-    /// Opens what is on disk, or an empty state where nothing is.
+    /// Opens the files on disk, or an empty state if there are none.
     fn open(&mut self) {
-        // The old replica closes its files first.
+        // Drop the old replica first, so it closes its files.
         self.held = Held::Failed(Error::Closed, Instant::now());
         self.is_checked = false;
         let exists = self.files.exist();
@@ -395,7 +395,7 @@ impl Writer {
         match opened {
             Ok(mut held) => {
                 if let Held::Open(replica) = &mut held {
-                    // Watchers may have an answer from before.
+                    // Watchers may have an older answer.
                     replica.state().touch_all();
                 }
                 self.held = held;
@@ -426,7 +426,7 @@ impl Writer {
         opened
     }
 
-    /// Makes the files of a store that gets its first event.
+    /// Creates the files of a store that gets its first event.
     fn create(&mut self) -> Result<(), Error> {
         let common = Arc::clone(&self.common);
         let Common { count, max, .. } = &*common;
@@ -462,7 +462,7 @@ impl Writer {
         self.held = Held::Failed(error, Instant::now());
     }
 
-    /// Tells everybody what changed.
+    /// Tells all watchers what changed.
     fn publish(&mut self) {
         let news = match &mut self.held {
             Held::Absent(state) => self.live.refresh(state),
@@ -502,7 +502,7 @@ impl Writer {
         self.live.tell(news, tell_health);
     }
 
-    /// The health of a store that can't be opened. The answers that are known can still be read.
+    /// Returns the health of a store that can't be opened. The known answers can still be read.
     fn failed(&self, error: &Error) -> Health {
         match &self.standing {
             Some(standing) => Health::ReadOnly(standing.clone(), error.to_string()),
@@ -510,12 +510,13 @@ impl Writer {
         }
     }
 
-    /// Has the WALs moved into their databases, by another thread while that keeps up.
+    /// Has the WALs checkpointed into their databases, by another thread as long as it keeps up.
     fn checkpoint(&self) {
         let Held::Open(replica) = &self.held else { return };
         for gauge in replica.wals() {
             if gauge.is_overdue() && !replica.is_writing(gauge) {
-                // Commits came faster than the other thread could follow. Nothing is written while this runs.
+                // Commits came faster than the other thread could follow. Checkpoint here: nothing is written
+                // meanwhile.
                 if let Err(error) = gauge.checkpoint() {
                     tracing::warn!(path = %gauge.path().display(), %error, "cannot checkpoint");
                 }
@@ -528,12 +529,12 @@ impl Writer {
 
 impl Drop for Writer {
     fn drop(&mut self) {
-        // Watchers would wait for ever: the store's handles keep its queries alive.
+        // Without this, watchers would wait forever, because the store's handles keep its queries alive.
         self.live.close();
     }
 }
 
-/// Starts the thread that checkpoints for all stores. It ends when the last sender is gone.
+/// Starts the thread that checkpoints for all stores. The thread ends when the last sender is dropped.
 pub(crate) fn start_checkpoints() -> std::io::Result<std::sync::mpsc::Sender<Arc<WalGauge>>> {
     let (sender, receiver) = std::sync::mpsc::channel::<Arc<WalGauge>>();
     std::thread::Builder::new().name("checkpoints".to_owned()).spawn(move || {

@@ -1,4 +1,4 @@
-//! An upstream's log as it comes in, and what is said of ours to an upstream or a device.
+//! Takes in an upstream's log, and describes our log to an upstream or a device.
 
 use super::{Replica, View};
 use crate::engine::error::{Fault, LogFault};
@@ -6,44 +6,44 @@ use crate::engine::eventlog::{Found, PageSize, Tip};
 use crate::engine::place::{Digest, Entry, Generation, LogId, Seq};
 use crate::limits::engine::replica::{PUT_BACK, SETTLE_EVERY};
 
-/// The next event alone.
+/// Only the next event.
 const ONE: PageSize = PageSize { events: 1, bytes: 0 };
 
 /// Where a replica stands in its upstream's log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Position {
-    /// When this changes, so does everything else here.
+    /// When the generation changes, all the other fields change too.
     pub generation: Generation,
-    /// The upstream's log, if it was met before.
+    /// The upstream's log, if this replica has met it before.
     pub log: Option<LogId>,
-    /// How far it was pulled.
+    /// How far the log was pulled.
     pub after: Seq,
-    /// Of our log up to there.
+    /// The digest of our log up to there.
     pub digest: Digest,
 }
 
-/// A part of an upstream's log, in its order.
+/// A part of an upstream's log, in log order.
 #[derive(Debug, Clone)]
 pub struct Page {
     /// The events.
     pub entries: Vec<Entry>,
     /// Where the next page begins.
     pub next: Seq,
-    /// Whether the upstream has more events waiting already.
+    /// Whether the upstream already has more events.
     pub more: bool,
 }
 
 impl Replica {
-    /// Takes in a page of the upstream's log. Arriving here is what confirms a pending event.
+    /// Takes in a page of the upstream's log. A pending event is confirmed by arriving here.
     ///
-    /// The log may go [ahead](Self::is_behind) of what queries see: re-applying the outbox after every page would be
-    /// quadratic. It is re-applied after as many arrivals as are pending, or at once when few are pending and no more
-    /// pages wait. A caller that stops pulling, or has waited long enough, calls
+    /// The log may get [ahead](Self::is_behind) of what queries see, because re-applying the outbox after every page
+    /// would be quadratic. The outbox is re-applied once as many events have arrived as are pending. It is re-applied
+    /// at once if few are pending and no more pages wait. A caller that stops pulling, or has waited long enough, calls
     /// [`settle_arrivals`](Self::settle_arrivals).
     ///
     /// # Errors
     ///
-    /// A fault of the machine; the page is to be pulled again.
+    /// A fault of the machine. Pull the page again then.
     pub fn arrive(&mut self, page: &Page) -> Result<(), Fault> {
         self.unless_broken(|replica| replica.try_arrive(page))
     }
@@ -67,13 +67,13 @@ impl Replica {
             return self.settle_if_due(page.more);
         }
         if is_ours_in_order {
-            // The open transaction has applied just these events, in this order.
+            // The open transaction has already applied exactly these events, in this order.
             self.unsettled += added;
             if now.pending == 0 {
                 return self.commit_state();
             }
-            // Settling re-applies all that is pending. With a million pending, settling every 10,000 would do that a
-            // hundred times; and opening applies what is pending in any case.
+            // Settling re-applies all pending events. With a million pending, settling every 10,000 would do that a
+            // hundred times. Opening applies the pending events in any case.
             let most = SETTLE_EVERY.max(now.pending);
             return if self.unsettled >= most { self.try_settle() } else { Ok(()) };
         }
@@ -82,7 +82,7 @@ impl Replica {
         self.settle_if_due(page.more)
     }
 
-    /// Shows queries what has arrived, if that is worth re-applying all that is pending.
+    /// Shows the arrived events to queries, if that is worth re-applying all pending events.
     pub(super) fn settle_if_due(&mut self, more: bool) -> Result<(), Fault> {
         let View::Behind { lag } = self.view else { return Ok(()) };
         let pending = self.log.tip().pending;
@@ -90,13 +90,13 @@ impl Replica {
         if is_due || pending == 0 || !more && pending <= PUT_BACK { self.try_settle() } else { Ok(()) }
     }
 
-    /// Puts one event of the upstream's log into ours. True when it was the next of our own pending ones, so that the
-    /// open transaction has it already.
+    /// Adds one event of the upstream's log to ours. Returns true if the open transaction has it already, as it was the
+    /// next of our own pending events.
     pub(super) fn admit(&mut self, entry: &Entry) -> Result<bool, LogFault> {
         let tip = *self.log.tip();
         let event = &entry.event;
         if entry.seq <= tip.head {
-            // It came before.
+            // It has arrived before.
             return Ok(true);
         }
         let found = if tip.pending > 0 || tip.set_aside > 0 { self.log.find(event.id)? } else { None };
@@ -121,7 +121,7 @@ impl Replica {
         Ok(is_next || !added)
     }
 
-    /// How far the upstream's log was pulled, and the digest of our log up to there.
+    /// Returns how far the upstream's log was pulled, and the digest of our log up to there.
     ///
     /// # Errors
     ///
@@ -131,7 +131,7 @@ impl Replica {
         Ok(Position { generation, log: whose.log_id(), after: pulled, digest: self.digest_at(pulled)? })
     }
 
-    /// Whether the log up to `after` is the one that has this digest.
+    /// Returns whether the log up to `after` has this digest.
     ///
     /// # Errors
     ///
@@ -140,8 +140,8 @@ impl Replica {
         Ok(after <= self.log.tip().head && self.digest_at(after)? == digest)
     }
 
-    /// Points of the log with their digests, from its end to its beginning: close together at first, then ever sparser,
-    /// so that another replica finds one that both share not much before the place where they part.
+    /// Returns points of the log with their digests, from its end to its beginning. They are close together at first,
+    /// then ever sparser. So another replica finds a shared point not far before the place where the logs diverge.
     ///
     /// # Errors
     ///
@@ -150,7 +150,7 @@ impl Replica {
         Ok(self.log.points()?)
     }
 
-    /// The last of `points` that this log shares; its beginning, if no other.
+    /// Returns the last of `points` that this log shares, or the beginning of the log if it shares none.
     ///
     /// # Errors
     ///

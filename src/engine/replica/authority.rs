@@ -1,4 +1,4 @@
-//! Whose log it is, and what happens when that changes: events are taken back, get places of their own, or are set aside.
+//! The authority of the log, and changes of it. Such a change takes events back, gives them places, or sets them aside.
 
 use super::Replica;
 use super::write::Outcome;
@@ -11,12 +11,12 @@ use crate::engine::setup::Setup;
 use crate::engine::state::State;
 
 impl Replica {
-    /// Begins to follow an upstream: a log of our own goes back to the outbox, to be pushed. Does nothing if the log is an
-    /// upstream's already.
+    /// Begins to follow an upstream. Moves a log of our own back to the outbox, to be pushed. Does nothing if the log
+    /// is already an upstream's.
     ///
     /// # Errors
     ///
-    /// As [`take_back`](Self::take_back).
+    /// The same as for [`take_back`](Self::take_back).
     pub fn follow(&mut self) -> Result<(), Fault> {
         match self.log.tip().whose {
             Whose::Own(_) => self.take_back(Seq::START, Whose::Upstream(None)),
@@ -24,7 +24,7 @@ impl Replica {
         }
     }
 
-    /// Records which log the upstream has, at the first meeting.
+    /// Records which log the upstream has, when first meeting it.
     ///
     /// # Errors
     ///
@@ -36,13 +36,13 @@ impl Replica {
         self.change(|own| own.set_whose(Whose::Upstream(Some(log))))
     }
 
-    /// Takes everything in the log after `after` back to the front of the outbox, for a log whose authority is `whose`
-    /// from now on. No event is lost: those taken back are pending again, under the same ids. When the log is our own
-    /// from now on, nobody else gives places out, and everything pending gets its own at once.
+    /// Takes all events of the log after `after` back to the front of the outbox. `whose` is the authority of the log
+    /// from now on. No event is lost: those taken back are pending again, under the same ids. If the log becomes our
+    /// own, no one else assigns places, so every pending event gets its place at once.
     ///
     /// # Errors
     ///
-    /// A fault of the machine. A crash between the eventlog's commit and the new state is mended by opening.
+    /// A fault of the machine. If a crash comes between the eventlog's commit and the new state, opening repairs it.
     pub fn take_back(&mut self, after: Seq, whose: Whose) -> Result<(), Fault> {
         self.unless_broken(|replica| replica.try_take_back(after, whose))
     }
@@ -61,7 +61,7 @@ impl Replica {
 
     /// Rebuilds the state from the log.
     pub(super) fn rebuild(&mut self) -> Result<(), Fault> {
-        // The old connection has to close the file first.
+        // Replace the old connection first, because it has to close the file.
         self.state = State::in_memory(&self.setup.schema)?;
         let alone = Alone::in_dir(self.files.dir())?;
         let Setup { schema, executable, .. } = &self.setup;
@@ -73,7 +73,7 @@ impl Replica {
         Ok(())
     }
 
-    /// Makes this replica the authority of the log: what is pending gets its place at the end.
+    /// Makes this replica the authority of the log. Pending events get their places at its end.
     ///
     /// # Errors
     ///
@@ -88,7 +88,7 @@ impl Replica {
         self.settle()
     }
 
-    /// Sets aside pending events that the upstream refuses. Each is kept with the reason, and loses its effect.
+    /// Sets aside pending events that the upstream refuses. Each is kept with the reason and loses its effect.
     ///
     /// # Errors
     ///
@@ -106,8 +106,8 @@ impl Replica {
         self.settle()
     }
 
-    /// Keeps an event among those set aside, with the reason, unless this very event is here. Another one may have its id:
-    /// that is how most come to be set aside.
+    /// Adds an event to those set aside, with the reason, unless this very event is stored already. Another event may
+    /// have its id: that is why most events are set aside.
     ///
     /// # Errors
     ///
@@ -124,8 +124,8 @@ impl Replica {
         Ok(if is_new { Outcome::Stored(None) } else { Outcome::Known(None) })
     }
 
-    /// Commits the events that were set aside once more. One whose id belongs to another event by now gets an id from
-    /// `new_id`. Returns how many there were.
+    /// Commits the set-aside events again and returns how many there were. An event whose id now belongs to another
+    /// event gets a new id from `new_id`.
     ///
     /// # Errors
     ///
@@ -155,7 +155,7 @@ impl Replica {
         Ok(count)
     }
 
-    /// The events set aside, each with the reason, oldest first.
+    /// Returns the set-aside events, each with the reason, oldest first.
     ///
     /// # Errors
     ///
@@ -164,8 +164,8 @@ impl Replica {
         Ok(self.log.all_set_aside()?)
     }
 
-    /// Changes the eventlog alone, durably, unless an earlier fault left log and state apart. Where that changes what the
-    /// state has to be, the caller [settles](Self::settle) it.
+    /// Changes only the eventlog, durably, unless an earlier fault left the log and the state out of step. If the state
+    /// has to change as well, the caller [settles](Self::settle) it.
     pub(super) fn change(&mut self, change: impl FnOnce(&mut Eventlog) -> Result<(), LogFault>) -> Result<(), Fault> {
         self.unless_broken(|replica| replica.transact(change))
     }

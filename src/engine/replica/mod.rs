@@ -1,14 +1,15 @@
-//! One device's copy of a store: an eventlog and the state that follows from it.
+//! One device's copy of a store: an eventlog and the state derived from it.
 //!
-//! Plain synchronous code, without threads, clock or network: a test can drive a hundred of them by a seed. After a
-//! [`Fault`] a replica changes nothing any more; drop it and open it again. What it acknowledged is in its eventlog.
+//! The code is synchronous and uses no threads, clock or network, so a test can drive a hundred replicas from one seed.
+//! After a [`Fault`], a replica makes no more changes: drop it and open it again. Everything it acknowledged is in its
+//! eventlog.
 //!
 //! Two rules hold at every point where the process may die:
 //!
-//! - The eventlog commits before the state does, so the state on disk is behind the eventlog or level with it, never
-//!   ahead; [opening](Replica::open) applies what is missing.
-//! - The state on disk holds confirmed events alone. Pending ones are applied in a transaction on it that stays open,
-//!   and reads go through it. Rolling that back is how pending events leave the state, and SQLite does it.
+//! - The eventlog commits before the state. So the state on disk is behind the eventlog or level with it, but never
+//!   ahead. [Opening](Replica::open) applies the missing events.
+//! - The state on disk holds only confirmed events. Pending events are applied on top of it in a transaction that stays
+//!   open, and reads go through that transaction. To remove pending events from the state, SQLite rolls it back.
 
 mod arrive;
 mod authority;
@@ -45,43 +46,44 @@ pub struct Replica {
     log: Eventlog,
     state: State,
     witness: Witness,
-    /// How many confirmed events only the state's open transaction holds, not yet its file.
+    /// The number of confirmed events that are in the state's open transaction but not yet in its file.
     unsettled: u64,
     view: View,
     identity: Option<Vec<FileId>>,
 }
 
-/// What queries see of the eventlog.
+/// How much of the eventlog queries see.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum View {
-    /// All of it: the open transaction holds log and outbox.
+    /// All of it: the open transaction holds the log and the outbox.
     Level,
-    /// All but the last `lag` events that arrived: the outbox has yet to be put back on top of them.
+    /// All but the last `lag` events that arrived. The outbox has yet to be re-applied on top of them.
     Behind { lag: u64 },
-    /// Unknown. A fault came in the middle of something, so nothing more is done.
+    /// Unknown. A fault interrupted a change, so the replica does nothing more.
     Broken,
 }
 
 impl Replica {
-    /// Opens the store in `files`, or makes an empty one whose log is its own. Makes durable what it finds, applies what a
-    /// crash left to be applied, and rebuilds the state when it is missing, damaged or another program's.
+    /// Opens the store in `files`, or creates an empty one with a log of its own. Syncs the files it finds and applies
+    /// the events that a crash left unapplied. Rebuilds the state if it is missing, damaged or made by another program.
     ///
-    /// The caller makes sure that a directory has one replica, in all processes together.
+    /// The caller ensures that each directory has only one replica, across all processes.
     ///
     /// # Errors
     ///
-    /// What keeps the store from being opened; nothing was changed then. [`Fault::LostTail`] says that the eventlog
-    /// provably held more once.
+    /// Whatever keeps the store from being opened. Nothing was changed then. [`Fault::LostTail`] means that the
+    /// eventlog provably held more events before.
     pub fn open(files: Files, setup: Setup) -> Result<Self, Fault> {
         Self::open_found(files, setup, false)
     }
 
-    /// As [`open`](Self::open). If `is_synced`, this process made the files durable before, and no sync has failed since.
-    /// They aren't written again then, so a store stays readable on a full disk.
+    /// Works like [`open`](Self::open). `is_synced` says that this process has already synced the files and that no
+    /// sync has failed since. They aren't written again then, so a store stays readable on a full disk.
     pub(crate) fn open_found(files: Files, setup: Setup, is_synced: bool) -> Result<Self, Fault> {
         check_sqlite()?;
         files.check()?;
-        // The witness and the state come after the eventlog's first transaction. Where they are, there was an eventlog.
+        // The witness and the state are created after the eventlog's first transaction. If they exist, there was an
+        // eventlog.
         let may_create = !files.witness().exists() && !files.state().exists();
         create_private_dir(files.dir())?;
         let alone = Alone::in_dir(files.dir())?;
@@ -124,8 +126,8 @@ impl Replica {
         Ok(replica)
     }
 
-    /// Runs `act`, unless an earlier fault left log and state apart. To go on from there would commit a state that lacks
-    /// events below its cursor.
+    /// Runs `act`, unless an earlier fault left the log and the state out of step. Continuing from there would commit a
+    /// state that lacks events below its cursor.
     fn unless_broken<T>(&mut self, act: impl FnOnce(&mut Self) -> Result<T, Fault>) -> Result<T, Fault> {
         if self.view == View::Broken {
             return Err(Fault::Stopped);
@@ -147,12 +149,13 @@ impl Replica {
     ///
     /// # Errors
     ///
-    /// Of the query, or of SQLite.
+    /// An error of the query or of SQLite.
     pub fn query<T: 'static>(&self, query: &Query<T>) -> Result<T, DbError> {
         self.state.read(query)
     }
 
-    /// The events of the log after `after`, as many as fit into `size`: those that were stored, or none.
+    /// Returns the events of the log after `after`, as many as fit into `size`. They are verified to be the events that
+    /// were stored; otherwise this fails.
     ///
     /// # Errors
     ///
@@ -165,18 +168,18 @@ impl Replica {
         Ok(entries)
     }
 
-    /// What was checked so far, for the next replica of the same files in this process. Call it before closing.
+    /// Returns what was checked so far, for the next replica of the same files in this process. Call it before closing.
     pub(crate) fn take_checked(&self) -> Checked {
         self.log.take_checked()
     }
 
-    /// Goes on with the checks where an earlier replica of the same files left off, in this process.
+    /// Resumes the checks where an earlier replica of the same files in this process left off.
     pub(crate) fn go_on_checking(&mut self, earlier: Checked) -> Result<(), Fault> {
         Ok(self.log.go_on_checking(earlier)?)
     }
 
-    /// Looks at some of the events that were there at opening, `most` of them: whether they are what was stored, and
-    /// whether each is found under its id. Opening itself looks only at the end of the log and at what is pending.
+    /// Checks up to `most` of the events that were there at opening: that each is what was stored, and that it is found
+    /// under its id. Opening itself checks only the end of the log and the pending events.
     ///
     /// # Errors
     ///
@@ -185,7 +188,7 @@ impl Replica {
         self.unless_broken(|replica| Ok(replica.log.check_some(most)?))
     }
 
-    /// The events of the outbox whose number is above `after`, with their numbers, as many as fit into `size`.
+    /// Returns the events of the outbox with a number above `after`, with their numbers, as many as fit into `size`.
     ///
     /// # Errors
     ///
@@ -194,35 +197,36 @@ impl Replica {
         Ok(self.log.pending(after, size)?)
     }
 
-    /// How many different names the events of the eventlog have.
+    /// Returns how many different event names the eventlog holds.
     pub(crate) fn names(&self) -> usize {
         self.log.names()
     }
 
-    /// Whether an event of that name is nothing new: one was here before, or the schema knows it.
+    /// Returns whether this event name is known: the eventlog has held one, or the schema knows it.
     pub(crate) fn has_name(&self, name: &str) -> bool {
         self.log.has_name(name) || self.setup.schema.knows(name)
     }
 
-    /// The digest of the log up to `seq`.
+    /// Returns the digest of the log up to `seq`.
     ///
     /// # Errors
     ///
     /// A fault of the machine.
     pub fn digest_at(&self, seq: Seq) -> Result<Digest, Fault> {
-        // Between two checkpoints it is made from the events themselves.
+        // Between two checkpoints the digest is computed from the events themselves.
         if Seq::START < seq && seq < self.log.tip().head {
             self.log.ensure(Seq(seq.0 - 1), seq)?;
         }
         Ok(self.log.digest_at(seq)?)
     }
 
-    /// Tries whether the machine takes writes again, after it didn't.
+    /// Tries whether the machine accepts writes again after a failure.
     pub(crate) fn probe(&mut self) -> Result<(), Fault> {
         Ok(self.log.try_write()?)
     }
 
-    /// Fails when the files are no longer those that were opened, so that nothing is acknowledged into the void.
+    /// Fails if the files are no longer the ones that were opened. Without this check, events could be acknowledged
+    /// into files that are gone.
     ///
     /// # Errors
     ///
@@ -245,12 +249,12 @@ impl Replica {
         &mut self.state
     }
 
-    /// The WALs of both databases.
+    /// Returns the WALs of both databases.
     pub(crate) fn wals(&self) -> impl Iterator<Item = &Arc<WalGauge>> {
         self.log.wal().into_iter().chain(self.state.wal())
     }
 
-    /// Whether a transaction is open on the database of `wal`, so that its WAL can't be emptied.
+    /// Returns whether a transaction is open on the database of `wal`. Its WAL can't be emptied then.
     pub(crate) fn is_writing(&self, wal: &Arc<WalGauge>) -> bool {
         self.state.is_open() && self.state.wal().is_some_and(|own| Arc::ptr_eq(own, wal))
     }
@@ -258,7 +262,7 @@ impl Replica {
 
 impl Drop for Replica {
     fn drop(&mut self) {
-        // After a fault only the WALs are known to be right, so they stay as they are.
+        // After a fault only the WALs are known to be right, so they are left as they are.
         if self.view != View::Broken {
             let (log, state) = (self.log.close_in_order(), self.state.close_in_order());
             for closed in [log.map_err(Fault::from), state.map_err(Fault::from)] {
@@ -270,7 +274,7 @@ impl Drop for Replica {
     }
 }
 
-/// Fails when the state has seen what the eventlog does not hold.
+/// Fails if the state has seen events that the eventlog doesn't hold.
 fn check_cursor(log: &Eventlog, cursor: Cursor) -> Result<(), Fault> {
     let Tip { head, generation, .. } = *log.tip();
     if cursor.generation > generation {
@@ -283,7 +287,7 @@ fn check_cursor(log: &Eventlog, cursor: Cursor) -> Result<(), Fault> {
         return Err(Fault::LostTail(format!("it ends at {head}, and its state has come to {}", cursor.seq)));
     }
     if cursor.seq > Seq::START {
-        // Whatever the disk has changed is no lost end.
+        // Report a change made by the disk as damage, not as a lost tail.
         log.ensure(Seq(cursor.seq.0 - 1), cursor.seq)?;
     }
     if log.digest_at(cursor.seq)? != cursor.digest {
@@ -295,7 +299,7 @@ fn check_cursor(log: &Eventlog, cursor: Cursor) -> Result<(), Fault> {
     Ok(())
 }
 
-/// What tells a file from another that stands at the same path later.
+/// Distinguishes a file from another one that later takes the same path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct FileId(u64, u64);
 

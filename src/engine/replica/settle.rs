@@ -1,4 +1,4 @@
-//! Making the state level with the eventlog: what is confirmed is committed, and what is pending is applied on top of it.
+//! Brings the state level with the eventlog: commits confirmed events, and applies pending events on top.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
@@ -11,8 +11,8 @@ use crate::engine::state::State;
 use crate::limits::engine::replica::{CHUNK, PER_COMMIT};
 
 impl Replica {
-    /// Brings the committed state level with the log, and applies the pending events on top. On a full disk the state can
-    /// still be read: what can't be committed is applied in the open transaction, too.
+    /// Brings the committed state level with the log, and applies the pending events on top. On a full disk the state
+    /// can still be read: events that can't be committed are applied in the open transaction too.
     ///
     /// # Errors
     ///
@@ -29,8 +29,8 @@ impl Replica {
         if self.log.tip().pending > 0 || !is_level { self.restore(&mut Enders::new()) } else { Ok(()) }
     }
 
-    /// Applies what the log has after the state's cursor, and commits it. No transaction may be open. False when there is no
-    /// room on the disk to commit all of it.
+    /// Applies the events of the log after the state's cursor, and commits them. No transaction may be open. Returns
+    /// false if the disk has no room to commit all of them.
     pub(super) fn catch_up(&mut self) -> Result<bool, Fault> {
         let Tip { head, generation, length, .. } = *self.log.tip();
         let is_long = self.log.milestone_after(self.state.cursor().seq, PER_COMMIT)?.seq < head;
@@ -53,7 +53,7 @@ impl Replica {
                 committed => committed?,
             }
             if is_long {
-                // Telling people is a courtesy. A panic in it must not cost the store.
+                // Reporting progress is a courtesy. A panic in it must not cost the store.
                 let tell = || (self.setup.progress)(milestone.length, length);
                 drop(catch_unwind(AssertUnwindSafe(tell)));
                 self.state.checkpoint_if_due()?;
@@ -62,8 +62,8 @@ impl Replica {
         Ok(true)
     }
 
-    /// Begins the state's transaction again and applies, without committing, all that the eventlog has after the state's
-    /// cursor: first the log, then the outbox. Skips `enders`, and adds those that it finds.
+    /// Restarts the state's transaction and applies all events after the state's cursor without committing: first the
+    /// log, then the outbox. Skips `enders`, and adds those that it finds.
     pub(super) fn restore(&mut self, enders: &mut Enders) -> Result<(), Fault> {
         loop {
             self.state.rollback()?;
@@ -86,7 +86,7 @@ impl Replica {
         self.state.replay(i64::MIN, enders, |after, each| self.log.each_pending(after, CHUNK, each))
     }
 
-    /// Commits the state's open transaction as what the whole log amounts to.
+    /// Commits the state's open transaction as the state of the whole log.
     pub(super) fn commit_state(&mut self) -> Result<(), Fault> {
         let Tip { head, digest, generation, .. } = *self.log.tip();
         self.state.commit(Cursor { generation, seq: head, digest })?;
@@ -94,7 +94,7 @@ impl Replica {
         Ok(())
     }
 
-    /// Shows queries what [`arrive`](Self::arrive) left for later.
+    /// Shows queries the events that [`arrive`](Self::arrive) left for later.
     ///
     /// # Errors
     ///
@@ -103,13 +103,13 @@ impl Replica {
         if self.is_behind() { self.settle() } else { Ok(()) }
     }
 
-    /// Whether events have arrived that queries don't see yet.
+    /// Returns whether events have arrived that queries don't see yet.
     pub fn is_behind(&self) -> bool {
         matches!(self.view, View::Behind { .. })
     }
 }
 
-/// Applies, inside the open transaction of `state`, what comes in `log` after its cursor and up to `until`.
+/// Applies the events of `log` after the cursor of `state`, up to `until`, inside its open transaction.
 pub(crate) fn replay_log(log: &Eventlog, state: &State, until: Seq, enders: &Enders) -> Result<(), Stop> {
     state.replay(state.cursor().seq, enders, |after, each| log.each_in_log(after, until, CHUNK, each))
 }

@@ -1,4 +1,4 @@
-//! Where a replica stands: how far it has come, what waits, and what has no effect.
+//! Where a replica stands: how far it has come, which events wait, and which have no effect.
 
 use serde::{Deserialize, Serialize};
 
@@ -15,9 +15,9 @@ use crate::limits::engine::replica::MOST_SKIPPED;
 /// Where a replica stands.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Standing {
-    /// Whose log it holds.
+    /// The authority of its log.
     pub whose: Whose,
-    /// How often events were taken back out of it.
+    /// How often events were taken back out of the log.
     pub generation: Generation,
     /// The last event of the log.
     pub head: Seq,
@@ -25,7 +25,7 @@ pub struct Standing {
     pub length: u64,
     /// How far the committed state has come.
     pub cursor: Seq,
-    /// How many events wait for a place in the log.
+    /// How many events are waiting for a place in the log.
     pub pending: u64,
     /// How many events the authority refused.
     pub set_aside: u64,
@@ -42,7 +42,7 @@ pub struct Skipped {
     pub id: EventId,
     /// Its name.
     pub name: String,
-    /// Why it has none.
+    /// Why it has no effect.
     pub why: NoEffect,
 }
 
@@ -51,14 +51,14 @@ pub struct Skipped {
 #[serde(rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum NoEffect {
-    /// Nothing here knows its name. It takes effect when a program that does opens the store.
+    /// Nothing here knows its name. It takes effect once a program that knows it opens the store.
     UnknownName,
-    /// It can't be applied, here or anywhere: the reason.
+    /// It can't be applied, here or anywhere. Holds the reason.
     Failed(String),
 }
 
 impl Replica {
-    /// The digest of the state, with what is pending.
+    /// Returns the digest of the state, including pending events.
     ///
     /// # Errors
     ///
@@ -67,12 +67,12 @@ impl Replica {
         Ok(self.state.digest()?)
     }
 
-    /// The rows of the state's tables as text, with what is pending.
+    /// Returns the rows of the state's tables as text, including pending events.
     pub(crate) fn table_rows(&self) -> Result<TableRows, Fault> {
         Ok(self.state.table_rows()?)
     }
 
-    /// Why the event `id` can't be applied, if it can't.
+    /// Returns why the event `id` can't be applied, if that is so.
     ///
     /// # Errors
     ///
@@ -81,7 +81,7 @@ impl Replica {
         Ok(self.state.why_skipped(id)?)
     }
 
-    /// The events that have no effect, and why: those with the newest ids first, up to [`MOST_SKIPPED`] of them.
+    /// Returns the events that have no effect, and why. The newest ids come first, up to [`MOST_SKIPPED`] of them.
     ///
     /// # Errors
     ///
@@ -95,7 +95,7 @@ impl Replica {
         skipped.filter_map(Result::transpose).collect()
     }
 
-    /// Where this replica stands.
+    /// Returns where this replica stands.
     ///
     /// # Errors
     ///
@@ -108,7 +108,8 @@ impl Replica {
     }
 }
 
-/// The cursor and the digest of the state that is committed in `files`, read beside the thread that writes to it.
+/// Returns the cursor and the digest of the committed state in `files`. Reads it alongside the thread that writes to
+/// it.
 ///
 /// # Errors
 ///

@@ -1,4 +1,4 @@
-//! Writing: events from a person or a device are stored and applied together, and each gets an answer of its own.
+//! Writes events from a person or a device. They are stored and applied together, and each gets its own answer.
 
 use super::Replica;
 use crate::engine::error::Fault;
@@ -7,40 +7,39 @@ use crate::engine::eventlog::{Found, Tip, Whose};
 use crate::engine::materialize::{Effect, Enders, Halt, OnFault, Stop};
 use crate::engine::place::Seq;
 
-/// What became of an event that was to be stored.
+/// The outcome of storing an event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// It is stored now; with its seq, unless an upstream has yet to give it one.
+    /// It is stored now. Holds its seq, unless an upstream has yet to assign one.
     Stored(Option<Seq>),
-    /// It was stored before.
+    /// It was already stored.
     Known(Option<Seq>),
-    /// Its id is taken by an event with another name or payload, which stays.
+    /// Its id belongs to an event with another name or payload. That event stays.
     Conflict,
-    /// It can't be applied, and was not stored: the reason.
+    /// It can't be applied and was not stored. Holds the reason.
     Refused(String),
 }
 
 impl Replica {
-    /// Commits events that happened here: durable and applied when this returns, except for those it refuses.
+    /// Commits events that happened here. They are durable and applied when this returns, except those it refuses.
     ///
-    /// Each event is judged on its own; together they cost one fsync.
+    /// Each event is judged on its own. Together they cost one fsync.
     ///
     /// # Errors
     ///
-    /// A fault of the machine, after which nothing is known about any of `events`: they may be stored or not, and are
-    /// to be committed again under the same ids.
+    /// A fault of the machine. Each of `events` may or may not be stored then. Commit them again under the same ids.
     pub fn commit(&mut self, events: &[Envelope]) -> Result<Vec<Outcome>, Fault> {
         let device = self.setup.device.clone();
         let batch: Vec<_> = events.iter().map(|event| (event, &device)).collect();
         self.write(&batch, OnFault::Refuse)
     }
 
-    /// Adds events that happened elsewhere, in this order, each with the device it comes from. They are not judged: one
-    /// that can't be applied is stored and skipped, as it is on every other replica.
+    /// Adds events that happened elsewhere, in this order, each with the device it comes from. They are not judged: an
+    /// event that can't be applied is stored and skipped, as on every other replica.
     ///
     /// # Errors
     ///
-    /// As [`commit`](Self::commit).
+    /// The same as for [`commit`](Self::commit).
     pub fn add(&mut self, events: &[(Envelope, Device)]) -> Result<Vec<Outcome>, Fault> {
         let batch: Vec<_> = events.iter().map(|(event, origin)| (event, origin)).collect();
         self.write(&batch, OnFault::Skip)
@@ -75,7 +74,7 @@ impl Replica {
         Ok(outcomes)
     }
 
-    /// Stores and applies the whole batch, or nothing of it: `None` says that an event needs a closer look.
+    /// Stores and applies the whole batch or none of it. Returns `None` if the events have to be looked at one by one.
     pub(super) fn write_together(
         &mut self,
         batch: &[(&Envelope, &Device)],
@@ -106,8 +105,9 @@ impl Replica {
         }
     }
 
-    /// Stores and applies one event of a batch in which something is wrong. Earlier events of it that end the transaction
-    /// are in `enders`, so that each costs one re-application of the others, and not one for every event behind it.
+    /// Stores and applies one event of a batch that has a faulty event. `enders` holds the earlier events of the batch
+    /// that end the transaction. Each of them then costs one re-application of the others, not one for every event
+    /// behind it.
     pub(super) fn write_alone(
         &mut self,
         event: &Envelope,
@@ -151,7 +151,7 @@ impl Replica {
         }
     }
 
-    /// Puts each event where it belongs in the eventlog, unless its id is there.
+    /// Puts each event in its place in the eventlog, unless its id is there already.
     pub(super) fn store(&mut self, batch: &[(&Envelope, &Device)]) -> Result<Vec<Outcome>, Fault> {
         let Tip { whose, set_aside, .. } = *self.log.tip();
         let places = match whose {
@@ -183,7 +183,8 @@ impl Replica {
         }
     }
 
-    /// What is said of an event whose id belongs to another, unless it was the disk that made another of it.
+    /// Returns the outcome for an event whose id belongs to another one. Fails if the disk has changed the stored
+    /// event.
     pub(super) fn conflict(&self, found: &Found) -> Result<Outcome, Fault> {
         if let Found::Log(seq, _) = found {
             self.log.ensure(Seq(seq.0 - 1), *seq)?;
