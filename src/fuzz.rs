@@ -1,8 +1,8 @@
-//! Mutated input for every decoder that a stranger reaches, on the stable compiler: each decoder's own tests hand their
-//! check to [`fuzz`], which tries what is in `tests/fuzz/corpus/<decoder>/` and then what it makes of that.
+//! Fuzzing on the stable compiler, for every decoder that a stranger can reach. Each decoder's own tests pass a check
+//! to [`fuzz`], which tries the inputs in `tests/fuzz/corpus/<decoder>/` and then mutations of them.
 //!
-//! The same input in each run; other input with `LIKEWISE_SEED`, and for so long as `LIKEWISE_FUZZ_SECONDS` says. An input
-//! that fails is written to the corpus, where it stays and is tried first from then on.
+//! Each run tries the same inputs. `LIKEWISE_SEED` gives other inputs, and `LIKEWISE_FUZZ_SECONDS` sets how long a run
+//! lasts. An input that fails is written to the corpus, where it stays and is tried first from then on.
 
 use std::any::Any;
 use std::collections::HashSet;
@@ -10,16 +10,16 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-/// How many inputs are made in a run without a time of its own.
+/// How many inputs are made in a run without a set time.
 const ROUNDS: usize = 3_000;
 
-/// How long an input becomes at most. Above the bounds of most decoders, so that these are met.
+/// The longest input, in bytes. It is above the bounds of most decoders, so those are tested.
 const LONGEST: usize = 80 << 10;
 
-/// How many inputs of an outcome of their own are kept to go on from.
+/// How many inputs with a new outcome are kept for further mutation.
 const KEPT: usize = 1_000;
 
-/// What decoders of all kinds trip over.
+/// Words that decoders of all kinds trip over.
 const WORDS: &[&str] = &[
     "",
     "0",
@@ -60,8 +60,8 @@ const WORDS: &[&str] = &[
     "\t",
 ];
 
-/// Tries `check` with the inputs of `decoder`. It fails by a panic, and tells otherwise what came out: inputs of another
-/// outcome are worth going on from. `words` are those that this decoder in particular knows.
+/// Runs `check` on the inputs of `decoder`. The check fails by a panic, and otherwise returns the outcome. An input
+/// with a new outcome is worth mutating further. `words` are those that this decoder in particular knows.
 pub(crate) fn fuzz(decoder: &str, words: &[&str], check: impl FnMut(&[u8]) -> String) {
     let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/fuzz/corpus").join(decoder);
     let nothing = || format!("{} has to hold an input that is right, at least", dir.display());
@@ -78,10 +78,10 @@ pub(crate) fn fuzz(decoder: &str, words: &[&str], check: impl FnMut(&[u8]) -> St
     }
 }
 
-/// What panics.
+/// An input that panics, and its panic.
 type Failure = (Vec<u8>, Box<dyn Any + Send>);
 
-/// An input on which `check` panics, if one is found: of the corpus, or of what becomes of it.
+/// Looks for an input on which `check` panics, in the corpus and among its mutations.
 fn find(corpus: Vec<Vec<u8>>, words: &[&str], mut check: impl FnMut(&[u8]) -> String) -> Option<Failure> {
     let words: Vec<_> = words.iter().chain(WORDS).map(|word| word.as_bytes()).collect();
     let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
@@ -96,7 +96,7 @@ fn find(corpus: Vec<Vec<u8>>, words: &[&str], mut check: impl FnMut(&[u8]) -> St
         let input = if round < known { pool[round].clone() } else { random.mutated(&pool, &words) };
         match catch_unwind(AssertUnwindSafe(|| check(&input))) {
             Ok(outcome) => {
-                // Positions and numbers in words make no outcome of its own.
+                // Positions and numbers in a message don't make a new outcome.
                 let outcome: String = outcome.chars().filter(|c| !c.is_ascii_digit()).take(60).collect();
                 if outcomes.insert(outcome) && pool.len() < KEPT && round >= known {
                     pool.push(input);
@@ -108,7 +108,7 @@ fn find(corpus: Vec<Vec<u8>>, words: &[&str], mut check: impl FnMut(&[u8]) -> St
     None
 }
 
-/// A small generator, so that a failure can be repeated from its seed.
+/// A small random generator with a seed, so a failure can be repeated.
 pub(crate) struct Random(pub(crate) u64);
 
 impl Random {
@@ -119,7 +119,7 @@ impl Random {
         self.0
     }
 
-    /// Less than `end`, or 0.
+    /// Returns a number below `end`, or 0 if `end` is 0.
     pub(crate) fn below(&mut self, end: usize) -> usize {
         usize::try_from(self.next() % end.max(1) as u64).expect("it came from a usize")
     }
@@ -129,7 +129,7 @@ impl Random {
         start..start + self.below((input.len() - start).min(64) + 1)
     }
 
-    /// One of the pool, changed in one to six places.
+    /// Returns an input of the pool, changed in one to six places.
     fn mutated(&mut self, pool: &[Vec<u8>], words: &[&[u8]]) -> Vec<u8> {
         let mut input = pool[self.below(pool.len())].clone();
         for _ in 0..=self.below(6) {
@@ -147,7 +147,7 @@ impl Random {
                     input.splice(part.end..part.end, copy);
                 }
                 4 => {
-                    // Much of the same: deep, long, many.
+                    // Repeat a part many times: deep nesting, long text, many items.
                     let copy = input[part.clone()].repeat(1 << self.below(14));
                     input.splice(part.end..part.end, copy.into_iter().take(LONGEST));
                 }
@@ -157,7 +157,7 @@ impl Random {
                     input.splice(part, piece);
                 }
                 6 => {
-                    // A number, or a word of hexadecimal digits, becomes another.
+                    // Replace a number, or a word of hexadecimal digits, with another word.
                     let is_in = |byte: &u8| byte.is_ascii_hexdigit();
                     let end = part.start + input[part.start..].iter().take_while(|byte| is_in(byte)).count();
                     let word = words[self.below(words.len())];
@@ -178,18 +178,18 @@ impl Random {
     }
 }
 
-/// The input as text, and as it would be without what is no UTF-8: decoders of text are handed nothing else.
+/// Converts the input to text, and replaces what isn't UTF-8. Decoders of text get nothing else.
 pub(crate) fn text(input: &[u8]) -> String {
     String::from_utf8_lossy(input).into_owned()
 }
 
-/// The outcome of a decoder that gives a value or says why not.
+/// Returns the outcome of a decoder that gives a value or says why not.
 pub(crate) fn outcome<T, E: std::fmt::Display>(result: &Result<T, E>) -> String {
     match result {
         Ok(_) => "right".to_owned(),
         Err(why) => {
             let why = why.to_string();
-            // What is cited of the input differs each time.
+            // The quoted parts of the input differ each time.
             why.split('`').step_by(2).collect()
         }
     }
@@ -199,7 +199,7 @@ pub(crate) fn outcome<T, E: std::fmt::Display>(result: &Result<T, E>) -> String 
 mod tests {
     use super::*;
 
-    /// What finds nothing proves something only if it finds what is there.
+    /// A fuzzer that finds nothing proves something only if it finds the faults that are there.
     #[test]
     fn faults_that_were_put_there_are_found() {
         let corpus = || vec![br#"{"seq":9,"name":"NoteAdded"}"#.to_vec()];

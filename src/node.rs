@@ -23,22 +23,23 @@ use crate::web::{AllowedHost, BasePath};
 /// How an app runs. [`Options::default`] is what the program does without flags.
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// The data directory, which is made if it is missing. Without one, this platform's place for the app's data.
+    /// The data directory, which is created if it is missing. By default, this platform's place for the app's data.
     pub data: Option<PathBuf>,
-    /// The name of this device, which the log shows with its events. Without one, the host's name.
+    /// The name of this device, which the log shows with its events. By default, the host's name.
     pub device: Option<Device>,
     /// The hub to sync with, if any.
     pub upstream: Option<UpstreamOptions>,
     /// How long a store that the hub refuses waits before it tries again.
     pub retry_halted: Duration,
-    /// The names besides the loopback ones under which a server answers, for sync and `/healthz`.
+    /// The names, besides the loopback names, under which a server answers requests for sync and `/healthz`.
     pub allow_hosts: Vec<AllowedHost>,
     /// The path of a site under which a server has all of its addresses. A proxy in front passes it on unchanged.
     pub base_path: BasePath,
     /// Whether a server shows the page under those names, too. Anyone who can reach it can then post.
     pub public: bool,
-    /// Whether a server shows the page under loopback names although `allow_hosts` gives others. Such a server is expected
-    /// behind a proxy, and to it everybody who asks a proxy on this machine for such a name would be its owner.
+    /// Whether a server shows the page under loopback names even though `allow_hosts` gives others. Such a server is
+    /// expected behind a proxy. If a proxy on this machine passes a loopback name on, everybody who asks it for that
+    /// name counts as the owner.
     pub local_page: bool,
 }
 
@@ -57,7 +58,7 @@ impl Default for Options {
     }
 }
 
-/// Why an app can't run, or why one of its stores can't be had: what happened, and what to do next.
+/// Why an app can't run, or why one of its stores isn't available: what happened, and what to do next.
 pub struct NodeError(anyhow::Error);
 
 impl fmt::Display for NodeError {
@@ -94,7 +95,7 @@ pub struct Node {
     pub(crate) shutdown: CancellationToken,
     /// The stores that somebody asked for by name.
     named: Arc<Mutex<BTreeSet<StoreId>>>,
-    /// `None` once the node is closed. The lock goes with it, so it goes after the stores are closed.
+    /// `None` once the node is closed. It holds the lock, so it is dropped after the stores are closed.
     dir: Option<DataDir>,
 }
 
@@ -119,8 +120,7 @@ impl Node {
         Ok(Self { stores, clients, device, shutdown, named, dir: Some(dir) })
     }
 
-    /// The store `name`, which the node keeps in sync from now on. A store without events costs nothing until its first
-    /// event.
+    /// Returns the store `name`, and keeps it in sync from now on. A store costs nothing until its first event.
     ///
     /// # Errors
     ///
@@ -139,21 +139,21 @@ impl Node {
     /// Stores everything that was committed, closes the stores, and releases the data directory.
     pub async fn close(mut self) {
         let closed = self.close_in_background();
-        // Without an answer it is closed all the same: the thread panicked.
+        // No answer means that the thread panicked. The node is closed all the same.
         drop(closed.await);
     }
 
-    /// The data directory.
+    /// Returns the data directory.
     pub(crate) fn dir(&self) -> &DataDir {
         self.dir.as_ref().expect("BUG: a node is used after it was closed")
     }
 
-    /// The data directory, to change what its lock says.
+    /// Returns the data directory, to change what its lock file says.
     pub(crate) fn dir_mut(&mut self) -> &mut DataDir {
         self.dir.as_mut().expect("BUG: a node is used after it was closed")
     }
 
-    /// Closes on a thread of its own: closing waits for the stores' threads, and async code may not wait.
+    /// Closes the node on a thread of its own: closing waits for the stores' threads, and async code must not wait.
     fn close_in_background(&mut self) -> tokio::sync::oneshot::Receiver<()> {
         self.shutdown.cancel();
         let (tell, closed) = tokio::sync::oneshot::channel();
@@ -181,8 +181,8 @@ impl fmt::Debug for Node {
     }
 }
 
-/// The stores of an app in the data directory `dir`, which the caller has locked. With `follow` they follow an
-/// upstream; without it they are what their eventlogs say.
+/// Opens the stores of an app in the data directory `dir`, which the caller has locked. With `follow`, they follow an
+/// upstream. Without it, they are what their eventlogs say.
 pub(crate) fn open_stores(
     dir: &DataDir,
     schema: Schema,
@@ -196,7 +196,7 @@ pub(crate) fn open_stores(
     Ok(Stores::in_locked(&dir, setup, limits, follow)?)
 }
 
-/// This machine's name, or the program's name if that can't be the name of a device.
+/// Returns this machine's name, or the program's name if the machine's can't be the name of a device.
 pub(crate) fn host_name(app: &App) -> Device {
     #[cfg(unix)]
     let name = rustix::system::uname().nodename().to_str().map(str::to_owned).ok();
@@ -223,7 +223,7 @@ async fn attend(stores: Stores, clients: Clients, named: Arc<Mutex<BTreeSet<Stor
     }
 }
 
-/// What a node needs checked or taken before anything else happens.
+/// What a node must check or take before anything else happens.
 pub(crate) struct Base {
     pub(crate) dir: DataDir,
     upstream: Option<Upstream>,
@@ -254,11 +254,11 @@ pub(crate) fn show_progress(done: u64, total: u64) {
     }
 }
 
-/// An error with its causes, without those that its text already names.
+/// Formats an error with its causes, without those that its text already names.
 pub(crate) fn in_full(error: &anyhow::Error) -> String {
     let mut text = error.to_string();
     for cause in error.chain().skip(1).map(ToString::to_string) {
-        // SQLite's innermost cause repeats, after a number, what is already said. After an advice it would only
+        // SQLite's innermost cause is a number and a repetition of what is already said. After advice, it would only
         // confuse.
         let words =
             cause.strip_prefix("Error code ").and_then(|cause| cause.split_once(": ")).map_or(&*cause, |it| it.1);

@@ -1,17 +1,17 @@
 //! Random bytes from the system.
 
-/// `N` random bytes, good enough for secrets.
+/// Returns `N` random bytes, good enough for secrets.
 ///
 /// # Panics
 ///
-/// When the system has none, which happens to no system that got as far as to start a program.
+/// When the system has none. No system that can start a program gets into that state.
 pub(crate) fn bytes<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
     getrandom::fill(&mut bytes).expect("the system gives no random bytes");
     bytes
 }
 
-/// `N` random bytes in hexadecimal: the text of a secret of `8 * N` bits.
+/// Returns `N` random bytes in hexadecimal: the text of a secret of `8 * N` bits.
 pub(crate) fn hex<const N: usize>() -> String {
     use std::fmt::Write as _;
     let mut text = String::with_capacity(2 * N);
@@ -21,7 +21,7 @@ pub(crate) fn hex<const N: usize>() -> String {
     text
 }
 
-/// A number from 0 to 1.
+/// Returns a random number from 0 to 1.
 pub(crate) fn fraction() -> f64 {
     f64::from(u32::from_le_bytes(bytes())) / f64::from(u32::MAX)
 }

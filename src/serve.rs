@@ -29,8 +29,8 @@ pub(crate) struct Server {
 }
 
 impl Server {
-    /// Opens the stores, and prepares to serve them on `listener`. If the store without a prefix in its routes can't be
-    /// used, that is an error now, rather than a page that says so later.
+    /// Opens the stores, and prepares to serve them on `listener`. If the store whose routes have no prefix can't be
+    /// used, this fails now, rather than serving a page that says so later.
     pub(crate) async fn prepare(
         app: &App,
         role: Role,
@@ -117,7 +117,7 @@ impl Server {
     }
 }
 
-/// What the key of a data directory and its tokens for reading open.
+/// Returns what the key of a data directory and its tokens for reading open.
 fn passes(key: &str, tokens: Tokens) -> Passes {
     let key = key.as_bytes().to_owned();
     Passes::new(move |shown| {
@@ -128,7 +128,7 @@ fn passes(key: &str, tokens: Tokens) -> Passes {
     })
 }
 
-/// Where a program on this machine reaches a server that listens on `address`.
+/// Returns where a program on this machine reaches a server that listens on `address`.
 fn reachable(mut address: SocketAddr) -> SocketAddr {
     if address.ip().is_unspecified() {
         address.set_ip(match address {

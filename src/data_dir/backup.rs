@@ -1,4 +1,4 @@
-//! A copy of a whole data directory, made by the process that has it.
+//! Copies a whole data directory, in the process that holds it.
 
 use std::fs;
 use std::path::Path;
@@ -10,17 +10,18 @@ use crate::engine::{self, StoreId};
 use crate::sync::TokenFile;
 use crate::sync::tokens::{read, replace};
 
-/// Copies all stores and the tokens of the data directory `data` to the new or empty directory `to`, and gives how many
-/// stores there were. When it fails, nothing is left at `to`.
+/// Copies all stores and the tokens of the data directory `data` to the new or empty directory `to`, and returns the
+/// number of stores. If it fails, nothing is left at `to`.
 pub(crate) fn backup(data: &Path, to: &Path) -> anyhow::Result<usize> {
     let mut stores = engine::stores_in(&DataDir::stores(data))?;
-    // A store that can't be looked at stays in: copying it says what is wrong.
+    // A store that can't be inspected stays in the list: copying it says what is wrong.
     stores.retain(|store| !engine::is_blank(&DataDir::files(data, store)).unwrap_or(false));
     // A hub without events yet may have tokens.
     if stores.is_empty() && TokenFile::in_dir(data).list()?.is_empty() {
         bail!("there is no data in {}; name the directory with --data", data.display());
     }
-    // Part of a copy looks like a whole one with fewer events, so it stands apart until all of it is there.
+    // A partial copy looks like a complete one with fewer events, so it stays in a directory of its own until it is
+    // complete.
     let part = to.join("incomplete");
     let is_new = !to.exists();
     if !is_new {
@@ -37,7 +38,7 @@ pub(crate) fn backup(data: &Path, to: &Path) -> anyhow::Result<usize> {
     Ok(stores.len())
 }
 
-/// Makes sure that `to` is empty. What a killed backup left there is removed.
+/// Makes sure that `to` is empty. Removes what a killed backup left there.
 fn make_room(to: &Path, part: &Path) -> anyhow::Result<()> {
     for entry in fs::read_dir(to).with_context(|| format!("cannot read {}", to.display()))? {
         if entry.with_context(|| format!("cannot read {}", to.display()))?.path() != part {
@@ -50,14 +51,14 @@ fn make_room(to: &Path, part: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Copies everything that a backup has to the new directory `to`, durably.
+/// Copies everything that belongs in a backup to the new directory `to`, durably.
 fn copy_all(data: &Path, stores: &[StoreId], to: &Path) -> anyhow::Result<()> {
     engine::create_private_dir(to)?;
     for store in stores {
         engine::backup(&DataDir::files(data, store), &DataDir::files(to, store))
             .with_context(|| format!("the store {store} was not copied"))?;
     }
-    // A hub that is restored goes on with the same devices, and knows the same visitors.
+    // A restored hub goes on with the same devices, and recognizes the same visitors.
     TokenFile::in_dir(data).copy_to(to)?;
     let (from, copy) = (DataDir::visitor_key(data), DataDir::visitor_key(to));
     read(&from)?.map_or(Ok(()), |key| replace(&copy, &key))

@@ -1,7 +1,7 @@
-//! The data directory: where it is, and who has it.
+//! The data directory: where it is, and which process holds it.
 //!
-//! One process at a time has it, by a lock on the file `lock`. The file also says which process that is and how to reach
-//! it. A second process can then say who is in the way, and a command can ask the first instead.
+//! One process at a time holds it, with a lock on the file `lock`. The file also says which process that is and how to
+//! reach it. A second process can then say who is in the way, and a command can ask the first process instead.
 
 mod backup;
 
@@ -17,18 +17,18 @@ pub(crate) use backup::backup;
 use crate::engine::{Access, Files, StoreId, check_dir, create_private_dir, exists, open_private_file, open_to_read};
 use crate::limits::app::LONGEST_PATH;
 
-/// Where this machine's user has the data of the program `name`, unless `--data` names another directory.
+/// Returns the directory where this user has the data of the program `name`, unless `--data` names another one.
 pub(crate) fn default_path(name: &str) -> anyhow::Result<PathBuf> {
     let dirs = directories::ProjectDirs::from("", "", name);
     let dirs = dirs.context("this user has no home directory to keep data in; name a directory with --data DIR")?;
     Ok(dirs.data_dir().to_owned())
 }
 
-/// Where the data directory `path` is, whether or not it exists yet: its path from the root, with no link in it. The user
-/// may name it by a link; nothing below it is one.
+/// Returns the absolute path of the data directory `path`, without links, whether or not it exists yet. The user may
+/// name the directory by a link, but nothing below it is one.
 ///
-/// So every later question is about the same directory, however it was named and wherever this process goes. And SQLite
-/// can't take such a path for a URI.
+/// Every later access is then to the same directory, however it was named and wherever this process goes. SQLite also
+/// can't mistake an absolute path for a URI.
 pub(crate) fn locate(path: &Path) -> anyhow::Result<PathBuf> {
     let absolute = std::path::absolute(path)?;
     #[cfg(unix)]
@@ -43,12 +43,12 @@ pub(crate) fn locate(path: &Path) -> anyhow::Result<PathBuf> {
     Ok(absolute)
 }
 
-/// The words before the reason why the directory `path` can't be used.
+/// Returns the text that precedes the reason why the directory `path` can't be used.
 pub(crate) fn unusable(path: &Path) -> String {
     format!("{} can't be used for data; name another directory with --data", path.display())
 }
 
-/// The path with the links in it followed, as far as it leads to something.
+/// Follows the links in the path, as far as the path exists.
 #[cfg(unix)]
 fn without_links(path: &Path) -> anyhow::Result<PathBuf> {
     use std::fs;
@@ -74,18 +74,19 @@ fn without_links(path: &Path) -> anyhow::Result<PathBuf> {
     Ok(found)
 }
 
-/// Who has a data directory.
+/// The process that holds a data directory.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(crate) struct Holder {
     /// Its process id.
     pub(crate) pid: u32,
-    /// Where it listens, such as `http://127.0.0.1:3000`. `None` before it listens, and for commands, which never do.
+    /// The address that it listens on, such as `http://127.0.0.1:3000`. `None` before it listens, and for commands,
+    /// which never do.
     pub(crate) address: Option<String>,
-    /// What a command on this machine shows to be let into `/control`. Only the owner of the data can read the file.
+    /// The key that lets a command on this machine into `/control`. Only the owner of the data can read the file.
     pub(crate) key: String,
 }
 
-/// A data directory that this process has, until it drops this or ends in any way.
+/// A data directory that this process holds, until this is dropped or the process ends in any way.
 #[derive(Debug)]
 pub(crate) struct DataDir {
     path: PathBuf,
@@ -93,26 +94,26 @@ pub(crate) struct DataDir {
     holder: Holder,
 }
 
-/// A data directory that nobody has, and that this process can only read. If it has a lock, processes that could write wait
-/// until this is dropped.
+/// A data directory that nobody holds and that this process can only read. If it has a lock file, processes that could
+/// write wait until this is dropped.
 #[derive(Debug)]
 pub(crate) struct Reading {
     _lock: Option<File>,
 }
 
-/// A data directory, free or not.
+/// The result of a claim to a data directory.
 #[derive(Debug)]
 pub(crate) enum Claim {
-    /// It is ours now.
+    /// This process holds it now.
     Ours(DataDir),
-    /// Another process has it. `None` when it hasn't said yet which it is.
+    /// Another process holds it. `None` if that process hasn't said yet which one it is.
     Taken(Option<Holder>),
-    /// Nobody has it, and this process can't write there: it is on read-only media, or nobody has the right to write.
+    /// Nobody holds it, and this process can't write there: it is on read-only media, or nobody has the right to write.
     ReadOnly(#[allow(dead_code, reason = "its use is to be dropped")] Reading),
 }
 
 impl DataDir {
-    /// Refuses an existing directory at `path` that is another user's, or that another user could swap for another one.
+    /// Refuses an existing directory at `path` that belongs to another user, or that another user could replace.
     pub(crate) fn check(path: &Path) -> anyhow::Result<()> {
         for dir in [path, &Self::stores(path)] {
             if exists(dir)? {
@@ -122,7 +123,7 @@ impl DataDir {
         Ok(())
     }
 
-    /// Makes the directory if need be, and takes it if it is free.
+    /// Creates the directory if needed, and takes it if it is free.
     pub(crate) fn claim(path: &Path) -> anyhow::Result<Claim> {
         let unusable = || unusable(path);
         Self::check(path).with_context(unusable)?;
@@ -132,7 +133,7 @@ impl DataDir {
             return match lock.as_ref().map(File::try_lock_shared) {
                 None | Some(Ok(())) => Ok(Claim::ReadOnly(Reading { _lock: lock })),
                 Some(Err(TryLockError::WouldBlock)) => Self::taken(&lock_path, lock),
-                // Nobody writes to media that have no locks.
+                // Media without locks have no writers.
                 Some(Err(TryLockError::Error(_))) => Ok(Claim::ReadOnly(Reading { _lock: None })),
             };
         }
@@ -165,13 +166,13 @@ impl DataDir {
         Ok(Claim::Taken(serde_json::from_slice(&text).ok()))
     }
 
-    /// Whether anybody has ever used the directory at `path`, or put a copy there. Claiming it would make it, and a look
-    /// should make nothing.
+    /// Returns whether anybody has ever used the directory at `path`, or put a copy there. A claim would create the
+    /// directory, and a look should create nothing.
     pub(crate) fn is_used(path: &Path) -> anyhow::Result<bool> {
         Ok(exists(&path.join("lock"))? || exists(&Self::stores(path))?)
     }
 
-    /// As [`claim`](Self::claim), but anything other than having it is an error.
+    /// Claims the directory like [`claim`](Self::claim), but fails unless this process holds it then.
     pub(crate) fn take(path: &Path) -> anyhow::Result<Self> {
         match Self::claim(path)? {
             Claim::Ours(dir) => Ok(dir),
@@ -196,33 +197,33 @@ impl DataDir {
         write(&mut self.lock).with_context(|| format!("cannot write {}", self.path.join("lock").display()))
     }
 
-    /// Where it is.
+    /// Returns its path.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The key that lets commands into `/control`.
+    /// Returns the key that lets commands into `/control`.
     pub(crate) fn key(&self) -> &str {
         &self.holder.key
     }
 
-    /// The file of the key that visitors are hashed with.
+    /// Returns the path of the key with which visitors are hashed.
     pub(crate) fn visitor_key(data: &Path) -> PathBuf {
         data.join("visitor.key")
     }
 
-    /// The directory of all stores in the data directory at `path`.
+    /// Returns the directory of all stores in the data directory at `path`.
     pub(crate) fn stores(path: &Path) -> PathBuf {
         path.join("stores")
     }
 
-    /// The files of one store in the data directory at `path`.
+    /// Returns the files of one store in the data directory at `path`.
     pub(crate) fn files(path: &Path, store: &StoreId) -> Files {
         Files::in_dir(Self::stores(path).join(store.as_str()))
     }
 }
 
-/// Says that nothing can be changed in the directory, and what can be done about it.
+/// Says that nothing can be changed in the directory, and what to do about it.
 pub(crate) fn read_only(path: &Path) -> String {
     format!(
         "{} can only be read: it is on read-only media, or nobody may write to it. Copy it to where you can write, and name the copy with --data",
@@ -230,7 +231,7 @@ pub(crate) fn read_only(path: &Path) -> String {
     )
 }
 
-/// Says who has the directory, and what can be done about it.
+/// Says who holds the directory, and what to do about it.
 fn taken(path: &Path, holder: Option<&Holder>) -> String {
     let path = path.display();
     match holder {

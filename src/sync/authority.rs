@@ -1,7 +1,7 @@
-//! What a hub decides: on the replica that has its log, without network, clock or thread.
+//! The decisions of a hub, on the replica that has its log, without network, clock or thread.
 //!
-//! The authority orders, and does not judge. It refuses an event only for what it is, and a client only for what it
-//! believes about the log.
+//! The authority orders events, and does not judge them. It refuses an event only for what it is, and a client only for
+//! what it believes about the log.
 
 use std::collections::BTreeSet;
 
@@ -20,7 +20,7 @@ pub enum Refusal {
     WrongLog,
     /// It was restarted since the client pulled.
     PullFirst,
-    /// More events at once than a push may have: how many.
+    /// The push has more events than a push may have. Holds their number.
     TooMany(usize),
     /// Its log and the client's differ.
     Diverged {
@@ -69,11 +69,11 @@ pub enum NextPage {
     Page(WirePage),
     /// Nothing for now: the client has all of the log.
     Level,
-    /// Nothing any more: this is no longer the log that the pull began with, so the client has to start over.
+    /// The pull is over: this is no longer the log that it began with, so the client has to start over.
     Over,
 }
 
-/// What a pull begins with.
+/// The state of the hub's log when a pull begins.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Start {
     /// None while the store has no events.
@@ -83,8 +83,8 @@ pub struct Start {
 }
 
 impl Start {
-    /// Checks that what the client has is the beginning of the hub's log: the log it knows, how far it has pulled, and its
-    /// digest up to there. There is no replica while the store has no events.
+    /// Checks that the client has the beginning of the hub's log. The client says which log it knows, how far it has
+    /// pulled, and its digest up to there. There is no replica while the store has no events.
     ///
     /// # Errors
     ///
@@ -108,12 +108,12 @@ impl Start {
         Ok(Self { log: Some(log), generation, head })
     }
 
-    /// What the hub says first.
+    /// Returns the hub's first message.
     pub fn hello(&self, run: &str) -> Hello {
         Hello { log: self.log, run: run.to_owned(), head: self.head }
     }
 
-    /// What comes after `after`.
+    /// Returns what comes after `after`.
     ///
     /// # Errors
     ///
@@ -122,7 +122,7 @@ impl Start {
         self.page_of(replica, after, PAGE)
     }
 
-    /// As [`page`](Self::page), with no more than `size`.
+    /// Returns the same as [`page`](Self::page), but no more than `size`.
     ///
     /// # Errors
     ///
@@ -133,7 +133,7 @@ impl Start {
         if self.log.is_some_and(|known| known != log || self.generation != generation) {
             return Ok(NextPage::Over);
         }
-        // A store that was made since then begins with whatever log it has.
+        // If the store was made after the pull began, the pull continues with its log.
         *self = Self { log: Some(log), generation, ..*self };
         let entries = replica.entries(after, size)?;
         let page = entries.last().map(|last| WirePage::new(log, &entries, last.seq, last.seq < head));
@@ -141,7 +141,8 @@ impl Start {
     }
 }
 
-/// The id of a log that is the replica's own, and the one that the client knows, if it knows one.
+/// Returns the id of the log. Fails unless the log is the replica's own and the one that the client knows, if it knows
+/// one.
 fn own(whose: Whose, known: Option<LogId>) -> Result<LogId, Refusal> {
     match whose {
         Whose::Upstream(_) => Err(Refusal::NotAHub),
@@ -155,7 +156,7 @@ fn own(whose: Whose, known: Option<LogId>) -> Result<LogId, Refusal> {
 pub struct Incoming {
     known: Option<LogId>,
     events: Vec<(Envelope, Device)>,
-    /// The answer for each that isn't an event, and a gap for each that is.
+    /// The answer for each item that isn't an event, and `None` for each that is.
     answers: Vec<Option<PushedEvent>>,
 }
 
@@ -164,7 +165,7 @@ impl Incoming {
     ///
     /// # Errors
     ///
-    /// What to tell the client. Nothing of it is stored.
+    /// The refusal for the client. Nothing of the push is stored.
     pub fn check(push: Push, run: &str, device: &Device) -> Result<Self, Refusal> {
         if push.events.len() > PAGE.events {
             return Err(Refusal::TooMany(push.events.len()));
@@ -185,23 +186,23 @@ impl Incoming {
         Ok(incoming)
     }
 
-    /// Whether storing it needs a log. A log is made with the first event.
+    /// Returns whether storing it needs a log. A log is made with the first event.
     pub fn needs_log(&self) -> bool {
         !self.events.is_empty() && self.known.is_none()
     }
 
-    /// How many different names its events have.
+    /// Returns how many different names its events have.
     pub(crate) fn names(&self) -> usize {
         self.events.iter().map(|(event, _)| event.name.as_str()).collect::<BTreeSet<_>>().len()
     }
 
-    /// Adds the events to the log in their order, in one transaction, and says what became of each. Repeating it is always
-    /// safe. There is no replica while the store has no events, and then only what [needs none](Self::needs_log) is
-    /// answered.
+    /// Adds the events to the log in order, in one transaction, and returns the outcome of each. Repeating it is always
+    /// safe. There is no replica while the store has no events. Then only a push that [needs no log](Self::needs_log)
+    /// is answered.
     ///
     /// # Errors
     ///
-    /// When the hub has another log, or the machine fails. Nothing of it is stored then.
+    /// When the hub has another log, or the machine fails. Nothing of the push is stored then.
     pub fn store(self, replica: Option<&mut Replica>) -> Result<Pushed, AuthorityError> {
         let Self { known, events, answers } = self;
         let (log, outcomes) = match replica {

@@ -1,4 +1,4 @@
-//! When a link tries again: waits that grow, and what makes them short.
+//! When a link tries again: the waits grow, and some events cut them short.
 
 use std::time::Duration;
 
@@ -8,14 +8,14 @@ use tokio::time::sleep;
 use crate::limits::sync::client::{FEW, LONGEST_WAIT, SHORTEST_WAIT, WANTED};
 use crate::random;
 
-/// Waits that grow and differ, so a hub that comes back doesn't meet everybody at once.
+/// Waits that grow and vary, so a hub that comes back doesn't meet everybody at once.
 #[derive(Default)]
 pub(super) struct Backoff {
     attempts: u32,
 }
 
 impl Backoff {
-    /// The next wait of one among so many stores: random between half and the whole of a bound that doubles ("equal
+    /// Returns the next wait for one of this many stores: random between half and all of a bound that doubles ("equal
     /// jitter").
     pub(super) fn next(&mut self, stores: usize) -> Duration {
         let crowd = u32::try_from(stores / FEW).unwrap_or(u32::MAX).max(1);

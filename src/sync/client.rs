@@ -1,4 +1,5 @@
-//! The client: keeps stores level with their upstream, each by a [`Client`] of its own, for as long as that makes sense.
+//! The client: keeps stores level with their upstream for as long as that makes sense. Each store has a [`Client`] of
+//! its own.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -29,7 +30,7 @@ pub(crate) enum LinkState {
 }
 
 impl LinkState {
-    /// As the status spells it.
+    /// Returns its spelling in the status.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::None => "none",
@@ -46,11 +47,11 @@ impl LinkState {
 pub(crate) struct LinkStatus {
     pub(crate) url: Option<Arc<str>>,
     pub(crate) state: LinkState,
-    /// The hub's code, when it halted the store.
+    /// The hub's code, if the hub halted the store.
     pub(crate) code: Option<&'static str>,
     /// Why it is not online.
     pub(crate) error: Option<String>,
-    /// When it came into this state, in milliseconds since the Unix epoch.
+    /// When it entered this state, in milliseconds since the Unix epoch.
     pub(crate) since: Option<u64>,
 }
 
@@ -84,7 +85,7 @@ pub(super) struct Link {
     lane: usize,
 }
 
-/// When somebody used a store.
+/// When a store was last used.
 pub(super) struct Usage {
     pub(super) last: Mutex<Instant>,
     pub(super) again: Notify,
@@ -102,13 +103,13 @@ impl Clients {
         Self { shared: Arc::new(Shared { stores, upstream, retry_halted, shutdown, links, none, found }) }
     }
 
-    /// Whether there is an upstream.
+    /// Returns whether there is an upstream.
     pub(crate) fn follow(&self) -> bool {
         self.shared.upstream.is_some()
     }
 
-    /// Keeps `store`, which somebody is using, level with the upstream, and returns how that goes. Doesn't begin to when
-    /// `most` others are kept level already.
+    /// Keeps `store`, which somebody is using, level with the upstream, and returns the status of its link. Doesn't
+    /// start if `most` other stores are already kept level.
     pub(crate) fn attend(&self, store: &Store, most: usize) -> watch::Receiver<LinkStatus> {
         let Some(upstream) = &self.shared.upstream else { return self.shared.none.subscribe() };
         if most < usize::MAX && self.count() >= most && self.status(store.id()).is_none() {
@@ -122,7 +123,7 @@ impl Clients {
         links.get(id).map(|link| link.status.clone())
     }
 
-    /// The link of a store that was used last at `used`.
+    /// Returns the link of a store that was last used at `used`. Creates the link if needed.
     fn link(&self, upstream: &Upstream, store: &Store, used: Instant) -> watch::Receiver<LinkStatus> {
         let mut links = self.shared.links.lock().expect("BUG: attending to a store panicked");
         if let Some(link) = links.get(store.id()) {
@@ -158,8 +159,8 @@ impl Clients {
         self.shared.links.lock().expect("BUG: attending to a store panicked").len()
     }
 
-    /// Keeps `first` level from the start, and every store in which an earlier process left something to push, whether or
-    /// not anybody visits them.
+    /// Keeps `first` level from the start. Does the same for every store in which an earlier process left something to
+    /// push, whether or not anybody visits it.
     pub(crate) async fn resume(self, first: StoreId) {
         let Shared { stores, upstream, .. } = &*self.shared;
         let Some(upstream) = upstream else { return };
@@ -188,7 +189,7 @@ mod tests {
     use crate::engine::{Setup, StoreLimits};
     use crate::likes::{self, LikeAdded};
 
-    /// Clients of a hub that isn't there.
+    /// Creates clients of a hub that isn't there.
     fn clients(dir: &std::path::Path, open: usize) -> Clients {
         let setup = Setup {
             schema: Arc::new(likes::schema()),

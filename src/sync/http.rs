@@ -1,4 +1,4 @@
-//! An upstream that is a hub, reached over HTTP: how requests are made, and what their answers mean.
+//! An upstream hub, reached over HTTP: how requests are made, and what the answers mean.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -24,7 +24,7 @@ use crate::limits::sync::http::{
     ANSWER, CONNECT, KEEP, KEEPALIVE, MAX_ANSWER, MAX_PROBLEM, MAX_UNDER_WAY, STORES_IN_A_LANE,
 };
 
-/// A hub, and how to be let in.
+/// The address of a hub, and how to be let in.
 #[derive(Debug, Clone)]
 pub struct UpstreamOptions {
     /// Its address, such as `https://likes.example.org`, with its base path if it has one.
@@ -38,14 +38,14 @@ pub struct UpstreamOptions {
 /// Where a device's token comes from.
 #[derive(Clone)]
 pub enum TokenSource {
-    /// A file, read again for every connection, so that a new token needs no restart.
+    /// A file. It is read again for every connection, so a new token needs no restart.
     File(PathBuf),
     /// The token itself.
     Given(String),
 }
 
 impl fmt::Display for TokenSource {
-    /// Where it comes from; never the token itself.
+    /// Writes where the token comes from, never the token itself.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::File(path) => write!(f, "what is in {}", path.display()),
@@ -87,10 +87,10 @@ pub(crate) struct Upstream {
     token: TokenSource,
     /// Makes the requests, with connections of its own.
     client: reqwest::Client,
-    /// The clients of all lanes, made when they are needed first.
+    /// The clients of all lanes, created when first needed.
     lanes: Arc<Mutex<Vec<reqwest::Client>>>,
     tls: ClientConfig,
-    /// What its answers may hold together.
+    /// The memory that its answers may hold together.
     ration: Arc<Ration>,
 }
 
@@ -115,7 +115,7 @@ impl Upstream {
         Ok(Self { url, token: options.token, client, lanes, tls, ration: Ration::new(MAX_UNDER_WAY) })
     }
 
-    /// The lane for one store more, beside those that are in these lanes.
+    /// Returns the lane for one more store, given the lanes of the others.
     pub(crate) fn lane_beside(taken: impl Iterator<Item = usize>) -> usize {
         let mut stores = Vec::new();
         for lane in taken {
@@ -125,28 +125,28 @@ impl Upstream {
         stores.iter().position(|stores| *stores < STORES_IN_A_LANE).unwrap_or(stores.len())
     }
 
-    /// The same upstream, reached through the connections of this lane.
+    /// Returns the same upstream, reached through the connections of this lane.
     pub(crate) fn in_lane(&self, lane: usize) -> Self {
         let mut lanes = self.lanes.lock().expect("BUG: making a client panicked");
         while lanes.len() <= lane {
-            // As it was made before, it can be made again; if not, the lane is shared.
+            // A client was made before, so it can be made again. If not, this lane shares the first one.
             let client = client(&self.url, &self.tls).unwrap_or_else(|_| self.client.clone());
             lanes.push(client);
         }
         Self { client: lanes[lane].clone(), ..self.clone() }
     }
 
-    /// Where it is, without a slash at the end.
+    /// Returns its address, without a slash at the end.
     pub(crate) fn url(&self) -> &str {
         self.url.as_str().trim_end_matches('/')
     }
 
-    /// What its answers may hold together.
+    /// Returns the memory that its answers may hold together.
     pub(crate) fn ration(&self) -> &Arc<Ration> {
         &self.ration
     }
 
-    /// What would have to change for a refused token to be tried again at once.
+    /// Returns a stamp of the token. When the stamp changes, a refused token is tried again at once.
     pub(crate) fn token_stamp(&self) -> Option<std::time::SystemTime> {
         match &self.token {
             TokenSource::File(path) => std::fs::metadata(path).and_then(|meta| meta.modified()).ok(),
@@ -154,7 +154,7 @@ impl Upstream {
         }
     }
 
-    /// Begins to pull what comes after `position`.
+    /// Starts to pull what comes after `position`.
     pub(crate) async fn pull(
         &self,
         store: &StoreId,
@@ -180,7 +180,7 @@ impl Upstream {
         let request = self.client.post(self.events_url(store)).bearer_auth(self.token()?).json(push).timeout(ANSWER);
         let answer = match request.send().await {
             Ok(answer) => answer,
-            // On a slow link less may get through in time.
+            // On a slow link, a smaller push may get through in time.
             Err(error) if error.is_timeout() && !error.is_connect() => return Ok(PushAnswer::TooMuch(offline(error))),
             Err(error) => return Err(offline(error)),
         };
@@ -202,7 +202,7 @@ impl Upstream {
         url
     }
 
-    /// What a request needs before it can go out.
+    /// Returns the token for a request, if a request can go out.
     fn token(&self) -> Result<String, End> {
         if self.url.scheme() == "https" && clock::is_before_epoch() {
             let why = "the clock of this machine stands before 1970, when no certificate was valid; set it";
@@ -211,20 +211,20 @@ impl Upstream {
         self.token.read().map_err(|error| End::Halted(code::UNAUTHORIZED, format!("{error:#}")))
     }
 
-    /// The answer if it is one of success, and otherwise what it means.
+    /// Returns the answer if it is a success, and otherwise what it means.
     async fn accepted(&self, answer: Response) -> Result<Response, End> {
         let status = answer.status();
         if status == StatusCode::OK { Ok(answer) } else { Err(self.meaning(status, self.problem(answer).await?)) }
     }
 
-    /// The problem that an answer carries, if it carries one.
+    /// Reads the problem that an answer carries, if it carries one.
     async fn problem(&self, answer: Response) -> Result<Option<Problem>, End> {
         let kind = answer.headers().get(header::CONTENT_TYPE);
         let is_problem = kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/problem+json"));
         if is_problem { self.read(answer, MAX_PROBLEM).await } else { Ok(None) }
     }
 
-    /// What the body of an answer says, if it is understood; no more than `most` bytes of it are read.
+    /// Reads the body of an answer, up to `most` bytes. Returns `None` if it isn't understood.
     async fn read<T: DeserializeOwned>(&self, mut answer: Response, most: usize) -> Result<Option<T>, End> {
         let too_long = || End::Offline(format!("{} gave an answer that is too long for a hub's", self.url()));
         let mut portion = self.ration.portion();
@@ -239,7 +239,7 @@ impl Upstream {
         Ok(serde_json::from_slice(&text).ok())
     }
 
-    /// What an answer means that is none of success. Only a problem that carries one of our own codes is a hub's word; a
+    /// Returns what an unsuccessful answer means. Only a problem with one of our own codes is a hub's word. A captive
     /// portal's 403 or a proxy's 502 is not.
     fn meaning(&self, status: StatusCode, problem: Option<Problem>) -> End {
         let other = || End::Offline(format!("{} answered {status}", self.url()));
@@ -251,7 +251,7 @@ impl Upstream {
             code => match halting.into_iter().find(|halting| *halting == code) {
                 Some(code) => End::Halted(code, detail),
                 None if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS => End::Offline(detail),
-                // The hub's guard: it doesn't answer to the name that we call it by, or isn't under this path.
+                // This is the hub's guard. The hub doesn't answer to the name that we use, or isn't under this path.
                 None if matches!(status, StatusCode::FORBIDDEN | StatusCode::NOT_FOUND) => End::Offline(detail),
                 None => other(),
             },
@@ -259,7 +259,7 @@ impl Upstream {
     }
 }
 
-/// The address of a hub, if `text` is one that the token may be sent to: over TLS, or to this machine.
+/// Parses the address of a hub, if the token may be sent there: over TLS, or to this machine.
 fn checked(text: &str) -> anyhow::Result<Url> {
     let text = text.trim_end_matches('/');
     let url = Url::parse(text)
@@ -285,7 +285,7 @@ fn checked(text: &str) -> anyhow::Result<Url> {
     Ok(url)
 }
 
-/// Whether only this machine has that address.
+/// Returns whether only this machine has that address.
 fn is_local(url: &Url) -> bool {
     match url.host() {
         Some(url::Host::Domain(name)) => name.eq_ignore_ascii_case("localhost"),
@@ -297,7 +297,7 @@ fn is_local(url: &Url) -> bool {
 
 fn client(url: &Url, tls: &ClientConfig) -> reqwest::Result<reqwest::Client> {
     let mut builder = reqwest::Client::builder()
-        // Nobody but the hub itself is ever shown the token, wherever an answer points to.
+        // Only the hub itself is ever shown the token, wherever an answer points.
         .redirect(redirect::Policy::none())
         .connect_timeout(CONNECT)
         .pool_idle_timeout(KEEP)
@@ -318,7 +318,7 @@ struct Problem {
     checkpoints: Vec<Point>,
 }
 
-/// What went wrong on the way, down to its cause; without the URL, which the status shows anyway.
+/// Describes what went wrong on the way, down to its cause. Omits the URL, which the status shows anyway.
 fn offline(error: reqwest::Error) -> End {
     let error = error.without_url();
     let mut text = error.to_string();

@@ -1,5 +1,5 @@
-//! The link of one store to its upstream: one session after the other. What to do is decided by a [`Session`]; here it is
-//! done, with a network, a clock and a store.
+//! The link of one store to its upstream: one session after the other. A [`Session`] decides what to do. The link does
+//! it, with a network, a clock and a store.
 
 use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -51,11 +51,11 @@ impl Client {
         }
     }
 
-    /// Runs one session after the other, until nobody uses the store and nothing waits to be pushed. True when the store was
-    /// closed instead.
+    /// Runs one session after the other, until nobody uses the store and nothing waits to be pushed. Returns true if
+    /// the store was closed instead.
     async fn keep_level(&mut self) -> bool {
         let mut backoff = Backoff::default();
-        // How many sessions in a row ended with a reason for the next one to go better.
+        // How many sessions in a row ended for a reason that lets the next one go better.
         let mut hopeful = 0;
         loop {
             let (began, before, terms) = (Instant::now(), self.standing(), self.terms());
@@ -66,7 +66,7 @@ impl Client {
                         end = self.session(&store) => end,
                         () = self.idle() => return false,
                     };
-                    // The last pages may have gone ahead of what queries see.
+                    // Queries may still lag behind the last pages.
                     drop(store.look(|replica| replica.settle_arrivals()).await);
                     match end {
                         End::Diverged(points) => self.repair(&store, points).await,
@@ -75,7 +75,7 @@ impl Client {
                 }
                 Err(error) => here(&error),
             };
-            // A session that lasted, or did all there was to do, ends the row of failures before it.
+            // A session that lasted, or that did all there was to do, ends the series of failures before it.
             let now = self.standing();
             if began.elapsed() > LONGEST_WAIT || now.head > before.head && now.pending == 0 {
                 backoff = Backoff::default();
@@ -112,13 +112,13 @@ impl Client {
         }
     }
 
-    /// One pull stream, with pushes beside it.
+    /// Runs one pull stream, with pushes beside it.
     async fn session(&self, store: &Store) -> End {
         let position = match store.look(|replica| replica.position()).await {
             Ok(position) => position,
             Err(error) => return here(&error),
         };
-        // An offline or halted store stays so until it is known to be online.
+        // An offline or halted store keeps that state until it is known to be online.
         if self.status.borrow().state == LinkState::Online {
             self.tell(LinkState::Connecting, None, None);
         }
@@ -189,7 +189,7 @@ impl Client {
         }
     }
 
-    /// Logs what the hub refuses, and what has no effect there.
+    /// Logs the events that the hub refuses, and those that have no effect there.
     fn log(&self, outgoing: &Outgoing, answer: &PushAnswer) {
         let PushAnswer::Pushed(pushed) = answer else { return };
         let store = self.id.as_str();
@@ -213,7 +213,7 @@ impl Client {
         }
     }
 
-    /// Brings our log and the hub's together again, unless that has happened too often.
+    /// Reconciles our log with the hub's, unless that has happened too often.
     async fn repair(&mut self, store: &Store, points: Vec<Point>) -> End {
         if !self.repairs.spend() {
             let why =
@@ -237,7 +237,7 @@ impl Client {
         }
     }
 
-    /// Returns when the terms are no longer these, so a halted store may be able to go on.
+    /// Returns when the terms have changed, so a halted store may be able to go on.
     async fn mended(&self, terms: Terms) {
         loop {
             sleep(LOOK_EVERY).await;
@@ -247,7 +247,7 @@ impl Client {
         }
     }
 
-    /// The terms on which the hub is asked now.
+    /// Returns the terms on which the hub is asked now.
     fn terms(&self) -> Terms {
         // The store is open while somebody adopts another log.
         let health = self.clients.shared.stores.opened(&self.id).map(|store| store.health());
@@ -269,17 +269,17 @@ impl Client {
             Health::Absent => true,
             health => health.standing().is_some_and(|standing| standing.pending == 0),
         };
-        // One receiver is in the list of links; another is an open page's.
+        // One receiver is in the list of links. Any other belongs to an open page.
         is_level && used.elapsed() > patience && self.status.receiver_count() <= 1
     }
 
-    /// Where the store was last known to stand.
+    /// Returns the last known standing of the store.
     fn standing(&self) -> Standing {
         standing(&self.health)
     }
 
     fn tell(&self, state: LinkState, code: Option<&'static str>, error: Option<String>) {
-        // Most errors are told in the hub's own words.
+        // Most errors are in the hub's own words.
         let error = error.map(|why| words(&why));
         self.status.send_if_modified(|status| {
             if status.state == state && status.code == code && status.error == error {
@@ -333,7 +333,7 @@ async fn pull(
     let mut others = Allowance::new(NO_PAGES, NO_PAGE_EVERY);
     // How many pings came since the last page while the hub owed one.
     let mut owing = 0;
-    // When to show pages what has arrived, and how long to wait before the next time.
+    // When to show open pages what has arrived, and how long to wait before the next time.
     let (mut due_at, mut pause) = (None, SEEN_AFTER);
     loop {
         let next = match due_at {
@@ -379,7 +379,7 @@ async fn pull(
             if !others.spend() {
                 return End::Offline("the hub sends page after page that brings nothing".to_owned());
             }
-            // An empty page makes no store.
+            // An empty page creates no store.
             store.look(arrive).await.map(|arrived| arrived.unwrap_or((Ok(()), false)))
         } else {
             owing = 0;
@@ -396,7 +396,7 @@ async fn pull(
     }
 }
 
-/// Lets pages see what has arrived, and says how long to wait before the next time.
+/// Lets open pages see what has arrived, and returns how long to wait before the next time.
 async fn show(store: &Store) -> Duration {
     let begun = Instant::now();
     drop(store.look(|replica| replica.settle_arrivals()).await);
@@ -407,7 +407,7 @@ fn standing(health: &watch::Receiver<Health>) -> Standing {
     health.borrow().standing().cloned().unwrap_or_default()
 }
 
-/// Ends the session after a fault on this side. The store itself says what is wrong with it.
+/// Returns the end of a session after a fault on this side. The store itself says what is wrong with it.
 fn here(error: &Error) -> End {
     match error {
         Error::Closed => End::Closed,
@@ -419,8 +419,8 @@ fn silent() -> End {
     End::Offline(silence())
 }
 
-/// Ends a session in which the hub's first words never came, though a hub says them at once. A proxy that gathers the
-/// stream keeps them; nginx keeps the head of the answer, too.
+/// Returns the end of a session in which the hub's first message never came, though a hub sends it at once. A proxy
+/// that buffers the stream keeps it. nginx even keeps the head of the answer.
 fn held_back(what: &str, upstream: &Upstream) -> End {
     End::Offline(format!(
         "{} {what}: a proxy in front of the hub may hold the stream back. Let it obey the header X-Accel-Buffering, or turn \
@@ -433,7 +433,7 @@ fn silence() -> String {
     format!("the hub said nothing for {} seconds", SILENCE.as_secs())
 }
 
-/// The stream until it is silent for too long. Bytes count, not events: on a slow link a page takes its time.
+/// Returns the stream until it is silent for too long. Bytes count, not events: on a slow link a page takes its time.
 fn unless_silent(
     bytes: impl Stream<Item = std::io::Result<Bytes>> + Unpin + Send + 'static,
 ) -> impl Stream<Item = std::io::Result<Bytes>> + Unpin + Send + 'static {

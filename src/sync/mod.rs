@@ -1,8 +1,8 @@
 //! The sync floor: what a hub serves, and the client that follows one.
 //!
-//! The authority orders and does not judge, so a push can't come too late and two clients can't block each other. What
-//! confirms an event is its arrival in the log through the pull; the answer to a push only says that it need not be
-//! sent again for now.
+//! The authority orders events and does not judge them, so a push can't come too late and two clients can't block each
+//! other. An event is confirmed when it arrives in the log through the pull. The answer to a push only says that the
+//! event need not be sent again for now.
 
 mod authority;
 #[cfg(feature = "app")]

@@ -1,6 +1,6 @@
 //! What goes over the wire between a hub and its clients: the bodies of requests, answers and stream events.
 //!
-//! `docs/wire.md` describes the protocol for those who write another client; its tests fix the bytes.
+//! `docs/wire.md` describes the protocol for authors of other clients. Its tests fix the bytes.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -29,7 +29,7 @@ pub(crate) mod code {
     pub(crate) const UNAUTHORIZED: &str = "unauthorized";
     /// The hub takes no more stores.
     pub(crate) const TOO_MANY_STORES: &str = "too-many-stores";
-    /// More events at once than a push may have.
+    /// The push has more events than a push may have.
     pub(crate) const TOO_LARGE: &str = "body-too-large";
 }
 
@@ -84,7 +84,7 @@ pub struct Push {
     pub log: Option<LogId>,
     /// The hub's run, as the pull stream said it.
     pub run: String,
-    /// In the order in which they are to be appended.
+    /// The events, in the order in which to append them.
     pub events: Vec<WireEvent>,
 }
 
@@ -93,16 +93,16 @@ pub struct Push {
 pub struct Pushed {
     /// The hub's log; null while the store has no events.
     pub log: Option<LogId>,
-    /// For each event, in their order.
+    /// The outcome of each event, in the order of the push.
     #[serde(deserialize_with = "at_most::<{ PAGE.events }, _, _>")]
     pub events: Vec<PushedEvent>,
 }
 
-/// What became of a pushed event.
+/// The outcome of a pushed event.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(untagged, try_from = "FlatAnswer")]
 pub enum PushedEvent {
-    /// It is in the log, just now or since long ago.
+    /// It is in the log: stored just now, or earlier.
     Stored {
         /// Its place.
         seq: Seq,
@@ -119,7 +119,7 @@ pub enum PushedEvent {
     },
 }
 
-/// What became of a pushed event, as it is read: without a copy of what nobody knows.
+/// The outcome of a pushed event, as it is read: without copying unknown fields.
 #[derive(Deserialize)]
 struct FlatAnswer {
     seq: Option<Seq>,
@@ -144,7 +144,7 @@ impl TryFrom<FlatAnswer> for PushedEvent {
 pub struct Hello {
     /// The hub's log; null while the store has no events.
     pub log: Option<LogId>,
-    /// The hub's run, a new one whenever it starts.
+    /// The hub's run, a new one with every start.
     pub run: String,
     /// The last event of the log.
     pub head: Seq,
@@ -155,12 +155,12 @@ pub struct Hello {
 pub struct WirePage {
     /// The hub's log.
     pub log: LogId,
-    /// In the order of their places.
+    /// The events, in the order of their places.
     #[serde(deserialize_with = "at_most::<{ PAGE.events }, _, _>")]
     pub events: Vec<WireEntry>,
     /// Where the next page begins.
     pub next: Seq,
-    /// Whether the next page is there already.
+    /// Whether the next page is already there.
     pub more: bool,
 }
 
@@ -177,8 +177,8 @@ pub struct WireEntry {
     pub origin: Device,
 }
 
-/// An event with its place, as it is read: without a copy of what nobody knows, which `flatten` would make, at twenty times
-/// its size.
+/// An event with its place, as it is read: without copying unknown fields. `flatten` would copy them, at twenty times
+/// their size.
 #[derive(Deserialize)]
 struct FlatEntry {
     seq: Seq,
@@ -196,7 +196,7 @@ impl From<FlatEntry> for WireEntry {
 }
 
 impl Hello {
-    /// What is wrong with it, if it can't be a hub's.
+    /// Returns what is wrong with it, if it can't be a hub's.
     pub(super) fn fault(&self) -> Option<&'static str> {
         let is_run =
             !self.run.is_empty() && self.run.len() <= MAX_RUN && self.run.bytes().all(|b| b.is_ascii_graphic());
@@ -206,7 +206,7 @@ impl Hello {
 }
 
 impl WirePage {
-    /// What is wrong with it, if it can't be what comes after `reached` in a log: places only go up.
+    /// Returns what is wrong with it, if it can't follow `reached` in a log: places only go up.
     pub(super) fn fault(&self, reached: Seq) -> Option<&'static str> {
         let mut last = reached;
         for entry in &self.events {
@@ -230,7 +230,7 @@ impl WirePage {
         Self { log, events: entries.iter().map(wire).collect(), next, more }
     }
 
-    /// The page as the engine takes it.
+    /// Converts the page to the engine's form.
     pub(crate) fn into_page(self) -> Result<Page, Malformed> {
         let entry = |wire: WireEntry| Ok(Entry { seq: wire.seq, event: wire.event.try_into()?, origin: wire.origin });
         let entries = self.events.into_iter().map(entry).collect::<Result<_, Malformed>>()?;
@@ -243,16 +243,16 @@ impl WirePage {
 pub struct Point {
     /// The place.
     pub seq: Seq,
-    /// Of the log up to there.
+    /// The digest of the log up to there.
     pub digest: Digest,
 }
 
-/// The points in a problem, which are few.
+/// Reads the points in a problem, of which there are few.
 pub(super) fn points<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Point>, D::Error> {
     at_most::<MAX_POINTS, _, _>(deserializer)
 }
 
-/// A list of `N` at most. The first one more is an error, before there is memory for the rest.
+/// Reads a list of at most `N` items. One more is an error, before memory is taken for the rest.
 fn at_most<'de, const N: usize, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
 where
     D: Deserializer<'de>,
@@ -280,8 +280,8 @@ where
     deserializer.deserialize_seq(List::<N, T>(PhantomData))
 }
 
-/// What somebody else says, as far as it is kept, logged or shown: not long, on one line, and without characters that
-/// turn the rest of the line around or hide in it.
+/// Makes somebody else's text safe to keep, log or show: short, on one line, and without characters that reverse the
+/// rest of the line or hide in it.
 pub(super) fn words(text: &str) -> String {
     let is_hidden = |c: char| {
         c.is_control()

@@ -1,5 +1,5 @@
-//! How much memory all of a hub's answers may take together, and how often it may ask for something costly. A bound for
-//! each stream alone would add up to five hundred times as much.
+//! Limits how much memory all of a hub's answers take together, and how often a hub may ask for something costly. A
+//! limit for each stream alone would add up to five hundred times as much.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -9,13 +9,13 @@ use crate::limits::sync::http::FREE;
 
 use tokio::time::Instant;
 
-/// Memory that many share.
+/// Memory that many answers share.
 #[derive(Debug)]
 pub(crate) struct Ration {
     left: AtomicUsize,
 }
 
-/// More is under way at once than there is memory for.
+/// The answers under way need more memory than there is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the hub sends more at once than is held here; it is asked again in a moment")]
 pub(crate) struct TooMuch;
@@ -28,20 +28,20 @@ pub(crate) struct Portion {
 }
 
 impl Ration {
-    /// A ration of this many bytes.
+    /// Creates a ration of this many bytes.
     pub(crate) fn new(bytes: usize) -> Arc<Self> {
         Arc::new(Self { left: AtomicUsize::new(bytes) })
     }
 
-    /// A portion of it that holds nothing yet.
+    /// Creates an empty portion of it.
     pub(crate) fn portion(self: &Arc<Self>) -> Portion {
         Portion { ration: Arc::clone(self), taken: 0 }
     }
 }
 
 impl Portion {
-    /// Makes it large enough for an answer of this many bytes. It never waits: a portion that waited would hold what the
-    /// others wait for.
+    /// Grows the portion to hold an answer of this many bytes. It never waits: a portion that waited would hold the
+    /// memory that the others wait for.
     pub(crate) fn grow_to(&mut self, bytes: usize) -> Result<(), TooMuch> {
         let more = bytes.saturating_sub(FREE).saturating_sub(self.taken);
         let take = |left: usize| left.checked_sub(more);
@@ -50,7 +50,7 @@ impl Portion {
         Ok(())
     }
 
-    /// Gives all of it away and leaves an empty one.
+    /// Returns all of it, and leaves an empty portion.
     pub(crate) fn split(&mut self) -> Self {
         let empty = self.ration.portion();
         std::mem::replace(self, empty)
@@ -63,23 +63,23 @@ impl Drop for Portion {
     }
 }
 
-/// What may happen a few times at once, and then only once in a while.
+/// A limit on something that may happen a few times at once, and then only once in a while.
 #[derive(Debug)]
 pub(crate) struct Allowance {
     most: u32,
     every: Duration,
     left: u32,
-    /// When it began to grow.
+    /// When it began to refill.
     since: Instant,
 }
 
 impl Allowance {
-    /// `most` times at once, and once more after each `every`.
+    /// Allows `most` times at once, and once more after each `every`.
     pub(crate) fn new(most: u32, every: Duration) -> Self {
         Self { most, every, left: most, since: Instant::now() }
     }
 
-    /// Whether it may happen now. If so, that uses one time up.
+    /// Returns whether it may happen now. If so, uses up one time.
     pub(crate) fn spend(&mut self) -> bool {
         while self.left < self.most && self.since.elapsed() >= self.every {
             self.since += self.every;

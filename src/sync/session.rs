@@ -1,7 +1,7 @@
-//! A session of a client with its upstream: what it decides, on a replica, without network, clock or thread.
+//! A client's session with its upstream: its decisions, on a replica, without network, clock or thread.
 //!
-//! A session is one pull stream. What the client believes it has pushed is remembered for that stream only. So a hub that
-//! was replaced under us is noticed before anything of ours reaches it out of order.
+//! A session is one pull stream. The client remembers what it has pushed for that stream only. So it notices a replaced
+//! hub before anything of ours reaches that hub out of order.
 
 use super::protocol::{self, Hello, PAGE, Point, Push, Pushed, PushedEvent, WireEvent, WirePage, words};
 use crate::engine::{EventId, Fault, Generation, LogId, PageSize, Position, Replica, Seq, Standing};
@@ -10,13 +10,14 @@ use crate::limits::sync::session::{BEFORE_GROWTH, IN_VAIN, REFUSED_TOGETHER};
 /// Why a session ended, or can't begin.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum End {
-    /// The network, a proxy, a captive portal or a hub in trouble. The hub has said nothing about us.
+    /// The network, a proxy or a captive portal is in the way, or the hub is in trouble. The hub has said nothing about
+    /// us.
     Offline(String),
-    /// The hub refuses us until somebody acts: its code, and why.
+    /// The hub refuses us until somebody acts. Holds its code and the reason.
     Halted(&'static str, String),
-    /// What this session knows of the hub or of our log is out of date: pull before pushing anything more.
+    /// The session's knowledge of the hub or of our log is out of date. Pull before pushing anything more.
     PullFirst,
-    /// The hub's log and ours differ. These are points of the hub's.
+    /// The hub's log and ours differ. These are points of the hub's log.
     Diverged(Vec<Point>),
     /// The store was closed here.
     Closed,
@@ -56,28 +57,29 @@ pub fn ended<T>(result: Result<T, SessionError>) -> Result<Result<T, End>, Fault
 /// Events that are pushed together.
 #[derive(Debug)]
 pub struct Outgoing {
-    /// What is sent.
+    /// The body to send.
     pub push: Push,
     ids: Vec<EventId>,
-    /// The number of the last of them in the outbox.
+    /// The number of the last of these events in the outbox.
     last: i64,
 }
 
 impl Outgoing {
-    /// The ids of the events, in their order.
+    /// Returns the ids of the events, in order.
     pub fn ids(&self) -> &[EventId] {
         &self.ids
     }
 }
 
-/// What came of a push.
+/// The outcome of a push.
 #[derive(Debug)]
 pub enum PushAnswer {
     /// The hub's answer.
     Pushed(Pushed),
-    /// No answer came in time, or something on the way takes less at once. If it can't be less, the session ends so.
+    /// No answer came in time, or something on the way takes less at once. If the push can't be smaller, the session
+    /// ends with this.
     TooMuch(End),
-    /// The hub itself says that it is too large.
+    /// The hub itself says that the push is too large.
     TooLarge,
 }
 
@@ -90,26 +92,26 @@ pub struct Session {
     log: Option<LogId>,
     /// The end of the hub's log when the session began. Nothing is pushed until everything up to here is pulled.
     target: Seq,
-    /// How far the hub's log is pulled, as the replica has it.
+    /// How far the replica has pulled the hub's log.
     pulled: Seq,
-    /// How far the hub's pages have come. Pages at the end that bring nothing aren't worth a write.
+    /// How far the hub's pages have come. Pages at the end that bring nothing aren't worth a write to the replica.
     reached: Seq,
     /// How many pages in a row brought nothing.
     in_vain: u32,
-    /// The number of the last event of the outbox that was pushed and answered.
+    /// The outbox number of the last event that was pushed and answered.
     pushed: i64,
     /// How much is pushed at once.
     size: PageSize,
     /// How many pushes of that size got through.
     got_through: u32,
-    /// What the hub refused and is still pending.
+    /// The events that the hub refused and that are still pending.
     refused: Vec<(EventId, String)>,
     /// The generation of our eventlog, if there is one.
     generation: Option<Generation>,
 }
 
 impl Session {
-    /// Begins a session with what the hub says first. The replica stands at `position`, if it exists yet.
+    /// Starts a session with the hub's first message. The replica is at `position`, if it exists yet.
     ///
     /// # Errors
     ///
@@ -138,7 +140,8 @@ impl Session {
         })
     }
 
-    /// Whether events were taken back out of the replica's log, so it is no longer what the session is about.
+    /// Returns whether events were taken back out of the replica's log. Then the session is about a log that no longer
+    /// exists.
     fn is_over(&mut self, replica: &Replica) -> Result<bool, Fault> {
         let Position { generation, after, .. } = replica.position()?;
         // A store made during this session starts with the generation it has then.
@@ -160,7 +163,7 @@ impl Session {
         let page = page.into_page().map_err(|why| not_understood(&why))?;
         self.check_is_on(replica)?;
         let brought = if page.entries.is_empty() {
-            // The next page's events are stored together with where it begins.
+            // If more pages follow, the next one stores its events together with its starting point.
             if !page.more {
                 replica.settle_arrivals()?;
             }
@@ -182,8 +185,8 @@ impl Session {
         Ok(self.put_aside(replica, false)?)
     }
 
-    /// Whether the hub owes something: pages up to the head it named, or a place in its log for events it has taken. An
-    /// honest hub sends them before it says anything else.
+    /// Returns whether the hub owes something: pages up to the head it named, or a place in its log for events it has
+    /// taken. An honest hub sends them before anything else.
     ///
     /// # Errors
     ///
@@ -196,8 +199,8 @@ impl Session {
         Ok(first.first().is_some_and(|(first, _)| *first <= self.pushed))
     }
 
-    /// The next push: what is pending, in order, once everything is pulled that the hub had when the session began. There is
-    /// one push at a time: [give its answer back](Self::answer) before asking for the next.
+    /// Returns the next push: the pending events in order, once everything is pulled that the hub had when the session
+    /// began. There is one push at a time: [pass in its answer](Self::answer) before asking for the next.
     ///
     /// # Errors
     ///
@@ -217,7 +220,7 @@ impl Session {
         Ok(Some(Outgoing { push, last: *last, ids: page.iter().map(|(_, event)| event.id).collect() }))
     }
 
-    /// Takes in the answer to a push. What the hub refuses is set aside.
+    /// Takes in the answer to a push. Sets aside what the hub refuses.
     ///
     /// # Errors
     ///
@@ -262,8 +265,9 @@ impl Session {
         Ok(self.put_aside(replica, false)?)
     }
 
-    /// Sets aside what the hub refused, once there is nothing more to push, or once it is much. If each refusal were written
-    /// at once, a hub that refuses one event of each push would have everything pending re-applied each time.
+    /// Sets aside what the hub refused, once nothing more is left to push or many refusals have gathered. Suppose each
+    /// refusal were written at once: a hub that refuses one event of each push would then cause everything pending to
+    /// be re-applied each time.
     fn put_aside(&mut self, replica: &mut Replica, is_over: bool) -> Result<(), Fault> {
         if self.refused.is_empty() {
             return Ok(());
@@ -275,7 +279,7 @@ impl Session {
         Ok(())
     }
 
-    /// Ends the session: writes down what it has learned, and lets queries see everything that arrived.
+    /// Ends the session: stores what it has learned, and lets queries see everything that arrived.
     ///
     /// # Errors
     ///
@@ -300,10 +304,10 @@ impl Session {
     }
 }
 
-/// Takes back what comes after the last of the hub's `points` that both logs share, to be pushed again. All clients that
-/// hold those events do the same, and their ids make them one again. Returns the first and the last place taken back.
-/// Does nothing when the hub's own points say that its log is ours: the hub contradicts itself, and taking back nothing
-/// changes nothing.
+/// Takes back what comes after the last of the hub's `points` that both logs share. It will be pushed again. All
+/// clients that hold those events do the same, and the ids remove the duplicates. Returns the first and the last place
+/// taken back. Does nothing if the hub's own points say that its log is ours: the hub contradicts itself, and taking
+/// back nothing changes nothing.
 ///
 /// # Errors
 ///
@@ -323,13 +327,13 @@ pub(super) fn not_understood(why: &dyn std::fmt::Display) -> End {
     End::Offline(format!("what the hub sent is not understood: {why}"))
 }
 
-/// The end of a session whose hub says what can't be true.
+/// Returns the end of a session whose hub says something that can't be true.
 fn no_hubs(why: &str) -> End {
     End::Offline(format!("the hub sent what no hub does: {why}"))
 }
 
 impl PushedEvent {
-    /// Why the hub refuses the event, if it does.
+    /// Returns why the hub refuses the event, if it does.
     fn refusal(self) -> Option<String> {
         match self {
             Self::Stored { .. } => None,

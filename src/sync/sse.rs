@@ -1,8 +1,9 @@
-//! Server-sent events, as both ends of a pull stream need them: one `data` line an event, and a bound on all of it.
-//! The format: <https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream>.
+//! Server-sent events for both ends of a pull stream: one `data` line per event, and a bound on everything. The format:
+//! <https://html.spec.whatwg.org/multipage/server-sent-events.html#parsing-an-event-stream>.
 //!
-//! Whoever answers instead of a hub, or a hub that means ill, can make the reader hold one event at most, wait no longer
-//! than for a link of some bytes a second, and take no more than its share of what all streams may hold together.
+//! The reader may face a hostile hub, or something else that answers in its place. Even then it holds at most one
+//! event, waits no longer than for a link of a few bytes a second, and takes no more than its share of the memory of
+//! all streams.
 
 use std::io;
 use std::sync::Arc;
@@ -20,17 +21,17 @@ use crate::limits::sync::sse::{KEPT, LONG, MAX_EVENT, SLOWEST};
 pub(crate) struct SseEvent {
     pub(crate) event: String,
     pub(crate) data: String,
-    /// The memory that it takes, until it was dealt with.
+    /// The memory that it takes until it is handled.
     pub(crate) portion: Portion,
 }
 
-/// The bytes of an event. JSON has no raw line breaks, so its data is one line.
+/// Returns the bytes of an event. JSON has no raw line breaks, so its data is one line.
 pub(crate) fn frame(event: &str, data: &impl Serialize) -> Bytes {
     let data = serde_json::to_string(data).expect("BUG: what is sent is JSON");
     format!("event: {event}\ndata: {data}\n\n").into()
 }
 
-/// Why a stream can't be read on.
+/// Why a stream can't be read any further.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 enum Fault {
     #[error("an event is longer than the {} MiB that a hub's has at most", MAX_EVENT >> 20)]
@@ -39,7 +40,7 @@ enum Fault {
     NotText,
 }
 
-/// The events in a stream of bytes. Ends with the first error.
+/// Returns the events in a stream of bytes. The result ends with the first error.
 pub(crate) fn events<B>(
     bytes: B,
     ration: &Arc<Ration>,
@@ -60,7 +61,7 @@ where
 
 struct Reader<B> {
     bytes: B,
-    /// What came and was not looked at yet.
+    /// The bytes that have arrived but are not parsed yet.
     chunk: Bytes,
     parser: Parser,
     portion: Portion,
@@ -92,19 +93,19 @@ impl<B: Stream<Item = io::Result<Bytes>> + Unpin> Reader<B> {
     }
 }
 
-/// What was read of an event so far.
+/// The part of an event that was read so far.
 #[derive(Debug, Default)]
 struct Parser {
     /// A line without its end.
     line: Vec<u8>,
     event: String,
     data: String,
-    /// How many bytes came since the last event.
+    /// How many bytes have come since the last event.
     size: usize,
 }
 
 impl Parser {
-    /// Takes bytes until an event is whole: its name and its data.
+    /// Takes bytes until an event is complete, and returns its name and data.
     fn take(&mut self, bytes: &mut Bytes) -> Result<Option<(String, String)>, Fault> {
         while !bytes.is_empty() {
             let end = bytes.iter().position(|byte| *byte == b'\n');
@@ -215,7 +216,7 @@ mod tests {
         }
     }
 
-    /// What the parser makes of `input`, handed to it in pieces of up to `most` bytes.
+    /// Parses `input` in pieces of up to `most` bytes.
     fn parsed(input: &[u8], most: usize) -> (Vec<(String, String)>, Option<Fault>) {
         let (mut parser, mut random, mut events) = (Parser::default(), Random(input.len() as u64 | 1), Vec::new());
         let mut rest = input;

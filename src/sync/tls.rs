@@ -1,5 +1,5 @@
-//! TLS for requests, set up explicitly. A provider for the whole process would be the choice of the program that this is a
-//! part of, and the clients of other libraries in it would get it as well.
+//! TLS for requests, with its own crypto provider. A provider for the whole process is the host program's choice, and
+//! the clients of its other libraries would get it, too.
 
 use std::sync::Arc;
 
@@ -7,15 +7,15 @@ use rustls::pki_types::CertificateDer;
 use rustls::{ClientConfig, RootCertStore, crypto};
 use rustls_platform_verifier::Verifier;
 
-/// Whose certificates a server may have.
+/// The authorities that are trusted to certify a server.
 pub(crate) enum Trust {
-    /// Nobody's: for requests without TLS, for which a machine needs no certificate authorities.
+    /// None, for requests without TLS. A machine needs no certificate authorities for those.
     Nobody,
-    /// The system's, and these authorities' besides.
+    /// The system's authorities and these.
     SystemAnd(Vec<CertificateDer<'static>>),
 }
 
-/// What a client needs to make requests under this trust.
+/// Returns the configuration of a client with this trust.
 ///
 /// # Errors
 ///
@@ -31,7 +31,7 @@ pub(crate) fn tls(trust: Trust) -> Result<ClientConfig, rustls::Error> {
         }
     };
     let mut config = builder.with_no_client_auth();
-    // HTTP/2 where the other side can: all stores then share one connection.
+    // Use HTTP/2 if the other side can: all stores then share one connection.
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(config)
 }

@@ -48,8 +48,8 @@ impl Purpose {
         *self == Self::Sync
     }
 
-    /// The hash of a token for this purpose. Versions that don't know of purposes hash as for sync, so to them a token for
-    /// reading opens nothing.
+    /// Hashes a token for this purpose. Versions that don't know of purposes hash as for sync, so a token for reading
+    /// opens nothing there.
     fn hash(self, token: &str) -> String {
         let hash = match self {
             Self::Sync => blake3::hash(token.as_bytes()),
@@ -74,7 +74,7 @@ impl TokenFile {
         self.dir.join("tokens.json")
     }
 
-    /// All tokens, in the order in which they were added.
+    /// Returns all tokens, in the order in which they were added.
     pub(crate) fn list(&self) -> anyhow::Result<Vec<Token>> {
         let path = self.path();
         match read(&path)? {
@@ -83,7 +83,7 @@ impl TokenFile {
         }
     }
 
-    /// Makes a token for `device`, and gives the token itself, which is nowhere else.
+    /// Makes a token for `device`, and returns the token itself, which is kept nowhere else.
     pub(crate) fn add(&self, device: Device, purpose: Purpose) -> anyhow::Result<String> {
         self.change(|tokens| {
             if tokens.iter().any(|token| token.device == device) {
@@ -111,7 +111,7 @@ impl TokenFile {
         })
     }
 
-    /// Makes durable what is found: whoever wrote it may not have come to that, and a device that was let in would be
+    /// Makes the file durable as it is. Its writer may not have got that far, and a device that was let in would be
     /// locked out after a power cut.
     pub(crate) fn secure(&self) -> anyhow::Result<()> {
         if self.list()?.is_empty() { Ok(()) } else { self.change(|_| Ok(())) }
@@ -126,7 +126,7 @@ impl TokenFile {
         replace(&Self::in_dir(dir).path(), &serde_json::to_vec_pretty(&tokens)?)
     }
 
-    /// Changes the file, under a lock that other commands wait for; others see the old file or the new one.
+    /// Changes the file, under a lock that other commands wait for. Readers see either the old file or the new one.
     fn change<T>(&self, change: impl FnOnce(&mut Vec<Token>) -> anyhow::Result<T>) -> anyhow::Result<T> {
         let lock = open_private_file(&self.dir.join("tokens.lock"))?;
         lock.lock().context("cannot lock the tokens")?;
@@ -137,7 +137,7 @@ impl TokenFile {
     }
 }
 
-/// What is in a file of ours, if it is there.
+/// Reads one of our own files, if it exists.
 pub(crate) fn read(path: &Path) -> anyhow::Result<Option<Vec<u8>>> {
     let Some(mut file) = open_to_read(path)? else { return Ok(None) };
     let mut bytes = Vec::new();
@@ -146,7 +146,7 @@ pub(crate) fn read(path: &Path) -> anyhow::Result<Option<Vec<u8>>> {
     Ok(Some(bytes.strip_prefix(b"\xef\xbb\xbf").map(<[u8]>::to_vec).unwrap_or(bytes)))
 }
 
-/// Puts `bytes` in the place of a file, wholly or not at all.
+/// Replaces the content of a file with `bytes`, completely or not at all.
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
     let new = path.with_extension("new");
     let write = |mut file: File| {
@@ -172,10 +172,10 @@ struct Shared {
     last: Mutex<LastLook>,
 }
 
-/// What became of the last look at the file.
+/// The result of the last look at the file.
 #[derive(Default)]
 struct LastLook {
-    /// When the file was changed, and how long it was then.
+    /// When the file was last changed, and its length then.
     stamp: Option<Stamp>,
     /// Why it couldn't be read.
     trouble: Option<String>,
@@ -184,7 +184,7 @@ struct LastLook {
 type Stamp = (Option<SystemTime>, u64);
 
 impl Tokens {
-    /// Reads the file, and goes on to look for changes until `shutdown`.
+    /// Reads the file, and keeps looking for changes until `shutdown`.
     pub(crate) fn follow(file: TokenFile, shutdown: CancellationToken) -> anyhow::Result<Self> {
         let list = watch::channel(Vec::new()).0;
         file.secure()?;
@@ -202,30 +202,31 @@ impl Tokens {
         Ok(Self { shared })
     }
 
-    /// The token that was shown, if it is one of ours for this purpose. Takes as long for a wrong one as for a right one.
+    /// Returns the token that was shown, if it is one of ours for this purpose. A wrong token takes as long as a right
+    /// one.
     pub(crate) fn find(&self, shown: &[u8], purpose: Purpose) -> Option<Token> {
         let shown = std::str::from_utf8(shown).ok().filter(|text| text.len() <= MAX_TOKEN).unwrap_or_default();
         let shown = purpose.hash(shown);
         self.shared.find(&shown).or_else(|| {
-            // Whoever shows a token that was added a moment ago would otherwise be told to go away, and do so.
+            // Without this look, a device whose token was added a moment ago would be told to go away, and would do so.
             self.shared.look();
             self.shared.find(&shown)
         })
     }
 
-    /// Whether `token` is still valid by the file as it is now.
+    /// Returns whether `token` is still valid according to the file as it is now.
     pub(crate) fn is_still_valid(&self, token: &Token) -> bool {
         self.shared.look();
         self.is_valid(token)
     }
 
-    /// Why the list may not be the one in the file.
+    /// Returns why the list may differ from the one in the file.
     pub(crate) fn trouble(&self) -> Option<String> {
         self.shared.look();
         self.shared.lock().trouble.clone()
     }
 
-    /// Whether `token` is still valid.
+    /// Returns whether `token` is still valid.
     pub(crate) fn is_valid(&self, token: &Token) -> bool {
         self.shared.list.borrow().contains(token)
     }
@@ -239,12 +240,12 @@ impl Tokens {
 }
 
 impl Shared {
-    /// Reads the file again if it was changed. If it can't be read, the tokens that are known stay valid: a slip in a file
-    /// locks nobody out. But the trouble is told, because a token that was revoked in it is still valid, too.
+    /// Reads the file again if it has changed. If it can't be read, the known tokens stay valid, so a slip in the file
+    /// locks nobody out. But the trouble is reported, because a token that was revoked in the file stays valid, too.
     fn look(&self) {
         let mut last = self.lock();
         let now = fs::symlink_metadata(self.file.path()).ok().map(|meta| (meta.modified().ok(), meta.len()));
-        // What keeps it from being read may be mended without a change of its text: its owner, say.
+        // The cause of the trouble, such as the file's owner, may be fixed without a change of its text.
         if now == last.stamp && last.trouble.is_none() {
             return;
         }
@@ -284,7 +285,7 @@ impl Shared {
     }
 }
 
-/// In milliseconds since the Unix epoch.
+/// Returns the time in milliseconds since the Unix epoch.
 pub(crate) fn now() -> u64 {
     clock::unix_millis()
 }
@@ -301,14 +302,14 @@ pub(crate) struct Seen {
 }
 
 impl Seen {
-    /// What is known about each device, as the hub wrote it down last.
+    /// Reads what the hub last recorded about each device.
     pub(crate) fn read(dir: &Path) -> BTreeMap<String, Self> {
-        // A courtesy to people; nothing depends on it, so a damaged file counts as none.
+        // This is a courtesy to people. Nothing depends on it, so a damaged file counts as none.
         let text = read(&dir.join("devices.json")).ok().flatten();
         text.and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default()
     }
 
-    /// Writes down what is known about each device.
+    /// Records what is known about each device.
     pub(crate) fn write(dir: &Path, devices: &BTreeMap<String, Self>) -> anyhow::Result<()> {
         replace(&dir.join("devices.json"), &serde_json::to_vec_pretty(devices)?)
     }

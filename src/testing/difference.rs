@@ -1,7 +1,8 @@
-//! Finding out why two states of one log differ: which event it was, and what it wrote.
+//! Finds out why two states of one log differ: which event made the difference, and what it wrote.
 //!
-//! The log is replayed on fresh stores, event by event. Two plain replays that differ show a materializer that isn't
-//! deterministic. A plain one and one in which SQLite reverses every order that isn't asked for show a missing ORDER BY.
+//! The log is replayed on fresh stores, event by event. If two plain replays differ, a materializer isn't
+//! deterministic. If a plain replay differs from one in which SQLite reverses every unspecified order, an ORDER BY is
+//! missing.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
@@ -13,26 +14,26 @@ use super::cluster::{WORKS, open};
 use super::scratch::Scratch;
 use crate::engine::{Entry, Outcome, Replica, TableRows};
 
-/// How often a log is replayed to find a difference that came up by chance.
+/// How often to replay a log to find a difference that came up by chance.
 const TRIES: usize = 20;
 
-/// After this time every clock of seconds shows another one, wherever its seconds begin.
+/// After this time, any clock that counts seconds shows a new value, wherever its seconds begin.
 const SECOND: Duration = Duration::from_millis(1_010);
 
-/// How many tables, and how many rows of each, a message shows. One difference is enough to find its reason.
+/// The most tables that a message shows, and the most rows of each. One difference is enough to find its cause.
 const SHOWN: usize = 3;
 
-/// How much of a row or payload a message shows, in characters.
+/// The most characters of a row or payload that a message shows.
 const LONGEST: usize = 200;
 
-/// In which order a SELECT without ORDER BY gives its rows.
+/// The order in which a SELECT without ORDER BY returns its rows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Order {
     Natural,
     Reversed,
 }
 
-/// A store that was told the events of a log, in its order, from nothing.
+/// A fresh store to which the events of a log were added in log order.
 pub(super) struct Replay {
     pub(super) replica: Replica,
     _scratch: Scratch,
@@ -48,7 +49,7 @@ impl Replay {
         Self { replica, _scratch: scratch }
     }
 
-    /// All of `log`.
+    /// Replays all of `log`.
     pub(super) fn of(simulation: &Simulation, log: &[Entry], order: Order) -> Self {
         let mut replay = Self::begin(simulation, order);
         replay.add(log);
@@ -63,7 +64,7 @@ impl Replay {
     }
 }
 
-/// What the tables hold after each event of a log.
+/// The contents of the tables after each event of a log.
 pub(super) struct Trace(Vec<TableRows>);
 
 impl Trace {
@@ -76,13 +77,13 @@ impl Trace {
         Self(log.iter().map(step).collect())
     }
 
-    /// The first place in the log after which the two differ.
+    /// Returns the first place in the log after which the two differ.
     fn parts_from(&self, other: &Self) -> Option<usize> {
         self.0.iter().zip(&other.0).position(|(one, other)| one != other)
     }
 }
 
-/// Panics when two stores that hold the same events have different states. `log` is these events in order.
+/// Panics when two stores that hold the same events have different states. `log` holds those events in order.
 pub(super) fn compare(simulation: &Simulation, log: &[Entry], one: (&str, &Replica), other: (&str, &Replica)) {
     let ((one_name, one), (other_name, other)) = (one, other);
     if one.state_digest().expect(WORKS) == other.state_digest().expect(WORKS) {
@@ -109,13 +110,13 @@ pub(super) fn compare(simulation: &Simulation, log: &[Entry], one: (&str, &Repli
     );
 }
 
-/// Panics when a replay with the rows the other way round comes to another state than `plain` has.
+/// Panics when a replay with reversed rows ends in a different state than `plain`.
 pub(super) fn check_order(simulation: &Simulation, log: &[Entry], plain: &Replica) {
     let reversed = Replay::of(simulation, log, Order::Reversed);
     compare(simulation, log, ("a plain replay", plain), ("one with rows in reverse", &reversed.replica));
 }
 
-/// What is to be said when two plain replays differ.
+/// Describes how two plain replays differ, if they do.
 pub(super) fn not_deterministic(log: &[Entry], one: &Trace, other: &Trace) -> Option<String> {
     let (name, where_it_is) = first_difference(log, ("one replay", one), ("another", other))?;
     Some(format!(
@@ -124,7 +125,7 @@ pub(super) fn not_deterministic(log: &[Entry], one: &Trace, other: &Trace) -> Op
     ))
 }
 
-/// What is to be said when a replay with the rows the other way round differs.
+/// Describes how a replay with reversed rows differs from a plain one, if it does.
 fn depends_on_order(log: &[Entry], plain: &Trace, reversed: &Trace) -> Option<String> {
     let (name, where_it_is) = first_difference(log, ("a plain replay", plain), ("in reverse", reversed))?;
     Some(format!(
@@ -133,7 +134,8 @@ fn depends_on_order(log: &[Entry], plain: &Trace, reversed: &Trace) -> Option<St
     ))
 }
 
-/// The first event after which two replays of `log` differ: its name, and words about it and the rows.
+/// Finds the first event after which two replays of `log` differ. Returns its name, and a description of it and the
+/// rows.
 fn first_difference<'l>(log: &'l [Entry], one: (&str, &Trace), other: (&str, &Trace)) -> Option<(&'l str, String)> {
     let ((one_name, one), (other_name, other)) = (one, other);
     let place = one.parts_from(other)?;
@@ -141,12 +143,12 @@ fn first_difference<'l>(log: &'l [Entry], one: (&str, &Trace), other: (&str, &Tr
     Some((log[place].event.name.as_str(), format!("after {}.{rows}", event(log, place))))
 }
 
-/// Waits until a second has passed since `then`: what two replays in a row don't show, two with a second between them do.
+/// Waits until a second has passed since `then`. Two replays a second apart can differ where two in a row agree.
 pub(super) fn wait_for_a_second_since(then: Instant) {
     thread::sleep(SECOND.saturating_sub(then.elapsed()));
 }
 
-/// Names the event at a place of the log.
+/// Describes the event at a place of the log.
 fn event(log: &[Entry], place: usize) -> String {
     let event = &log[place].event;
     let payload = match event.args.as_text() {
@@ -156,7 +158,7 @@ fn event(log: &[Entry], place: usize) -> String {
     format!("event {} of {}, `{}` {}{payload}", place + 1, log.len(), event.name.as_str(), event.id)
 }
 
-/// The rows that two states don't share, by table.
+/// Describes the rows that two states don't share, by table.
 fn rows(one: &TableRows, other: &TableRows, names: &[String; 2]) -> String {
     let tables: BTreeSet<&String> = one.keys().chain(other.keys()).collect();
     let differing: Vec<_> = tables.into_iter().filter(|table| one.get(*table) != other.get(*table)).collect();

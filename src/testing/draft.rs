@@ -2,8 +2,8 @@
 
 use crate::engine::{Batch, Envelope, Event, EventId, Malformed};
 
-/// An event of any type that has no id yet. Made with `into()` from an event or a [`Batch`], or from an [`Envelope`], which
-/// keeps its id.
+/// An event of any type, usually without an id. `into()` makes one from an event or a [`Batch`], or from an
+/// [`Envelope`], which keeps its id.
 pub struct Draft(Kind);
 
 enum Kind {
@@ -12,7 +12,7 @@ enum Kind {
 }
 
 impl Draft {
-    /// The event, under an id from `id` unless it has one.
+    /// Seals the event under an id from `id`, unless it already has one.
     pub(super) fn seal(self, id: impl FnOnce() -> EventId) -> Result<Envelope, Malformed> {
         match self.0 {
             Kind::Unsealed(seal) => seal(id()),

@@ -1,6 +1,7 @@
-//! Tests for authors: your schema and your events on simulated devices, which crash, go offline, are cloned and restored.
+//! Tests for authors. They run your schema and events on simulated devices that crash, go offline, are cloned and are
+//! restored.
 //!
-//! A materializer has to do the same on every device. [`converges`] shows when one doesn't, and says which event it was:
+//! A materializer must do the same on every device. When one doesn't, [`converges`] fails and names the event:
 //!
 //! ```
 //! use likewise::engine::{Event, Schema};
@@ -22,7 +23,7 @@
 //! converges(schema, |rng| Said { word: (*rng.pick(&["yes", "no"])).to_owned() }.into(), seeds);
 //! ```
 //!
-//! An event that speaks of another takes its id from [`Rng::earlier`].
+//! An event that refers to another gets that event's id from [`Rng::earlier`].
 
 mod cluster;
 mod difference;
@@ -49,31 +50,32 @@ use difference::{Order, Trace, not_deterministic, wait_for_a_second_since};
 pub use draft::Draft;
 pub use rng::Rng;
 
-/// The variable that names one seed to run.
+/// The environment variable that selects one seed to run.
 const ONE_SEED: &str = "LIKEWISE_SEED";
 
-/// The variable that says how many seeds to run.
+/// The environment variable that sets how many seeds to run.
 const SEEDS: &str = "LIKEWISE_SEEDS";
 
-/// So many refusals of a type of event, without one that was taken, are no chance.
+/// When a type of event is refused this often and never accepted, that is no coincidence.
 const MANY: u64 = 20;
 
-/// Tells one story for each of `seeds`: a hub and some devices, which commit what `events` makes, sync, crash, lose power,
-/// go offline, are cloned, and are restored from backups. In the end everything works again, and all have to have the same
-/// log and the same state. So has a state that is rebuilt from the log, also one in which each SELECT without ORDER BY gives
-/// its rows in reverse.
+/// Runs one story for each of `seeds`. In a story, a hub and some devices commit events that `events` makes. They sync,
+/// crash, lose power, go offline, are cloned, and are restored from backups. In the end everything works again, and all
+/// of them must have the same log and the same state. A state rebuilt from the log must be the same, too, even if each
+/// SELECT without ORDER BY returns its rows in reverse.
 ///
-/// A hundred seeds take some seconds, and show most mistakes. `LIKEWISE_SEED=7` runs that seed alone, and
-/// `LIKEWISE_SEEDS=10000` so many from 0, whatever `seeds` is.
+/// A hundred seeds take a few seconds and show most mistakes. `LIKEWISE_SEED=7` runs that seed alone, and
+/// `LIKEWISE_SEEDS=10000` runs that many seeds from 0. Both override `seeds`.
 ///
-/// Events may be refused: that is the materializer's way to say no. But a type of event that is refused each time proves
-/// nothing, so that counts as a failure.
+/// Events may be refused: that is how a materializer says no. But a type of event that is always refused proves
+/// nothing, so it counts as a failure.
 ///
-/// It can't see what is the same on all simulated devices and not on real ones: a setting, a file, the day.
+/// It can't detect a dependency on something that all simulated devices share and real ones don't: a setting, a file,
+/// the date.
 ///
 /// # Panics
 ///
-/// When something differs. The message has the seed, the event after which states differ, and the rows.
+/// When something differs. The message contains the seed, the event after which the states differ, and the rows.
 pub fn converges(
     schema: impl Fn() -> Schema + Send + Sync + 'static,
     events: impl Fn(&mut Rng) -> Draft + Send + Sync + 'static,
@@ -91,20 +93,21 @@ pub fn converges(
 
 type Check = Box<dyn Fn(&Replica, &Path) + Send + Sync>;
 
-/// What is simulated. [`converges`] is all that most tests need; this one also takes what has to hold in between.
+/// A simulation with its checks. [`converges`] is all that most tests need. This also takes checks that must hold
+/// between steps.
 pub struct Simulation {
     schema: Box<dyn Fn() -> Schema + Send + Sync>,
     events: Box<dyn Fn(&mut Rng) -> Draft + Send + Sync>,
-    /// What holds after each step.
+    /// The checks that must hold after each step.
     always: Vec<Check>,
-    /// What doesn't hold between the pages of a pull.
+    /// The checks that need not hold between the pages of a pull.
     at_rest: Vec<Check>,
     faults: Option<Faults>,
     is_wanted: fn(u64) -> bool,
 }
 
 impl Simulation {
-    /// A simulation of what [`converges`] takes.
+    /// Creates a simulation from the schema and events that [`converges`] takes.
     pub fn new(
         schema: impl Fn() -> Schema + Send + Sync + 'static,
         events: impl Fn(&mut Rng) -> Draft + Send + Sync + 'static,
@@ -119,22 +122,23 @@ impl Simulation {
         }
     }
 
-    /// Adds a check that panics when something doesn't hold for a device, or for the hub, whose files are in that directory.
-    /// It runs after every step in which the device isn't in the middle of a pull.
+    /// Adds a check, which panics when something doesn't hold. It gets the replica of a device or of the hub, and the
+    /// directory with its files. It runs after every step, except in the middle of a pull.
     #[must_use]
     pub fn holds(mut self, check: impl Fn(&Replica, &Path) + Send + Sync + 'static) -> Self {
         self.at_rest.push(Box::new(check));
         self
     }
 
-    /// As [`holds`](Self::holds), also in the middle of a pull. Queries lag behind the log then.
+    /// Adds a check like [`holds`](Self::holds), but it also runs in the middle of a pull. Queries lag behind the log
+    /// then.
     #[must_use]
     pub fn always_holds(mut self, check: impl Fn(&Replica, &Path) + Send + Sync + 'static) -> Self {
         self.always.push(Box::new(check));
         self
     }
 
-    /// Has machines fail in the middle of a write.
+    /// Makes machines fail in the middle of a write.
     #[doc(hidden)]
     #[must_use]
     pub fn faults(mut self, faults: Faults) -> Self {
@@ -142,7 +146,7 @@ impl Simulation {
         self
     }
 
-    /// Passes over the other seeds.
+    /// Skips the seeds that aren't wanted.
     #[doc(hidden)]
     #[must_use]
     pub fn only(mut self, is_wanted: fn(u64) -> bool) -> Self {
@@ -150,12 +154,12 @@ impl Simulation {
         self
     }
 
-    /// Tells one story for each of `seeds`, on as many threads as the machine runs at once.
+    /// Runs one story for each of `seeds`, on as many threads as the machine runs at once.
     ///
     /// # Panics
     ///
-    /// When something doesn't hold, with the first of the seeds that were found to show it. Also when the schema has a
-    /// mistake that can be known without events.
+    /// When something doesn't hold. The message names the lowest failing seed that was found. Also when the schema has
+    /// a mistake that shows without events.
     pub fn run(&self, seeds: Range<u64>) {
         self.tell(seeds);
     }
@@ -186,7 +190,7 @@ impl Simulation {
     }
 }
 
-/// The seeds to run: those of the test, unless the person who runs it wants others.
+/// Returns the seeds to run: those of the test, unless the environment asks for others.
 fn asked_for(seeds: Range<u64>) -> Range<u64> {
     let number = |name: &str| {
         let text = std::env::var(name).ok()?;
@@ -199,7 +203,8 @@ fn asked_for(seeds: Range<u64>) -> Range<u64> {
     }
 }
 
-/// What to type to see one seed of the running test again. The harness names a test's thread after the test.
+/// Returns the command that runs one seed of the running test again. The test harness names a test's thread after the
+/// test.
 fn command(seed: u64) -> String {
     let thread = thread::current();
     let test = thread.name().filter(|name| *name != "main").map_or(String::new(), |name| format!(" {name}"));
@@ -215,7 +220,7 @@ struct Run<'s> {
     found: Mutex<Found>,
 }
 
-/// What the stories have shown.
+/// The results of the stories so far.
 #[derive(Default)]
 struct Found {
     /// The lowest seed that failed, and why.
@@ -265,8 +270,8 @@ impl Run<'_> {
     }
 }
 
-/// A replay from the beginning of a run, which is repeated at its end. Two replays in a row agree with each other when they
-/// use a clock of seconds.
+/// A replay made at the beginning of a run and repeated at its end. Two replays in a row would agree even if they use a
+/// clock that counts seconds.
 struct Earliest {
     seed: u64,
     log: Vec<Entry>,
@@ -280,7 +285,7 @@ impl Earliest {
         Self { seed, log, trace, replayed: Instant::now() }
     }
 
-    /// Replays it once more, a second later, and gives its seed and what differs.
+    /// Replays it once more, at least a second later. Returns its seed and what differs, if anything does.
     fn repeat(&self, simulation: &Simulation) -> Option<(u64, String)> {
         wait_for_a_second_since(self.replayed);
         let again = Trace::of(simulation, &self.log, Order::Natural);
@@ -288,16 +293,16 @@ impl Earliest {
     }
 }
 
-/// How a machine is made to fail. Only a test can do that: it needs a system that refuses syncs, and materializers that
-/// know when to fail.
+/// The ways to make a machine fail. Only a test can provide them: they need a system that refuses syncs, and
+/// materializers that know when to fail.
 #[doc(hidden)]
 #[derive(Clone, Copy)]
 pub struct Faults {
-    /// Runs something while these syncs fail. It gives whether it failed.
+    /// Runs a function while these syncs fail. The function returns whether it failed.
     pub while_syncs_fail: fn(&Syncs, &mut (dyn FnMut() -> bool + Send)),
-    /// Makes the machine fail in the materializer after the next so many, with one of SQLite's codes.
+    /// Lets this many materializers run, then makes the machine fail in the next one, with one of SQLite's error codes.
     pub fail_after: fn(u32, i32),
-    /// Mends the machine. True when it hadn't failed yet.
+    /// Repairs the machine. Returns true if it hadn't failed yet.
     pub mend: fn() -> bool,
 }
 
@@ -309,6 +314,6 @@ pub enum Syncs {
     All,
     /// Those of this file.
     Of(PathBuf),
-    /// Those of everything else.
+    /// All except those of this file.
     AllBut(PathBuf),
 }

@@ -1,23 +1,23 @@
-//! Choices that look random and follow from a seed, so that a failure can be seen again.
+//! Random-looking choices that follow from a seed, so a failure can be repeated.
 
 use crate::engine::{Envelope, EventId};
 
-/// A source of choices: the same seed gives the same ones on every machine.
+/// A source of choices. The same seed gives the same choices on every machine.
 #[derive(Debug, Clone)]
 pub struct Rng {
     state: u64,
-    /// The ids of the events that were made with it.
+    /// The ids of the events made so far.
     earlier: Vec<EventId>,
 }
 
 impl Rng {
-    /// A source whose choices follow from `seed`.
+    /// Creates a source whose choices follow from `seed`.
     pub fn new(seed: u64) -> Self {
         Self { state: seed, earlier: Vec::new() }
     }
 
-    /// Any number.
-    // `SplitMix64`: small, and the same everywhere and for ever.
+    /// Returns any number.
+    // `SplitMix64` is small, and gives the same output on every machine and in every version.
     #[expect(clippy::should_implement_trait, reason = "an endless iterator would offer a lot that nobody means")]
     pub fn next(&mut self) -> u64 {
         self.state = self.state.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -27,7 +27,7 @@ impl Rng {
         z ^ (z >> 31)
     }
 
-    /// A number below `end`.
+    /// Returns a number below `end`.
     ///
     /// # Panics
     ///
@@ -36,12 +36,12 @@ impl Rng {
         usize::try_from(self.next() % end as u64).expect("BUG: a number below a size")
     }
 
-    /// True `percent` times in a hundred.
+    /// Returns true `percent` times in a hundred.
     pub fn chance(&mut self, percent: u64) -> bool {
         self.next() % 100 < percent
     }
 
-    /// One of `from`.
+    /// Returns one of `from`.
     ///
     /// # Panics
     ///
@@ -50,8 +50,8 @@ impl Rng {
         &from[self.below(from.len())]
     }
 
-    /// The id of an event that the simulation made before, for events that speak of others: the to-do that is done. Before
-    /// there is any, an id that no event has.
+    /// Returns the id of an event that the simulation made earlier, for events that refer to others, such as one that
+    /// completes a to-do. Before there are any, returns an id that no event has.
     pub fn earlier(&mut self) -> EventId {
         if self.earlier.is_empty() {
             return self.new_id();
@@ -60,14 +60,14 @@ impl Rng {
         self.earlier[nth]
     }
 
-    /// A new id. Its time says nothing about when it was made, as on devices whose clocks are wrong.
+    /// Makes a new id. Its timestamp says nothing about when it was made, as on devices whose clocks are wrong.
     pub fn new_id(&mut self) -> EventId {
         let mut random = [0; 10];
         random[..8].copy_from_slice(&self.next().to_le_bytes());
         EventId::from_parts(self.next() >> 17, random)
     }
 
-    /// Makes the ids of an event part of those that [`earlier`](Self::earlier) gives.
+    /// Adds the ids of an event to those that [`earlier`](Self::earlier) returns.
     pub(super) fn remember(&mut self, event: &Envelope) {
         self.earlier.extend((0..event.events()).map(|nth| event.id.nth_of_batch(nth)));
     }

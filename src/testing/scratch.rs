@@ -1,17 +1,18 @@
 //! Directories for simulated machines.
 //!
-//! Written here, because the library has no other use for a crate of temporary directories without the feature `app`.
+//! Written by hand, because without the feature `app` the library has no other use for a crate of temporary
+//! directories.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::random;
 
-/// A directory that goes away with this value.
+/// A directory that is deleted when this value is dropped.
 pub(super) struct Scratch(PathBuf);
 
 impl Scratch {
-    /// A new one, in memory where there is such a thing: what is simulated never loses power.
+    /// Creates a directory, in memory if possible: simulated machines never really lose power.
     pub(super) fn new() -> Self {
         let name = format!("likewise-test-{}", random::hex::<8>());
         let make = |parent: &Path| fs::create_dir(parent.join(&name)).map(|()| Self(parent.join(&name)));
@@ -35,12 +36,12 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        // What stays behind is only in the way.
+        // A leftover directory is untidy but harmless.
         drop(fs::remove_dir_all(&self.0));
     }
 }
 
-/// Copies a store as a process that is killed leaves it: while it is open.
+/// Copies a store while it is open, which is how a killed process leaves it.
 pub(super) fn copy_dir(from: &Path, to: &Path) {
     let copy = || {
         fs::create_dir_all(to)?;

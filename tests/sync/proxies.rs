@@ -1,4 +1,4 @@
-//! A hub behind the proxies that people have, set up as `docs/proxies.md` says.
+//! A hub behind common proxies, set up as `docs/proxies.md` says.
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -19,7 +19,7 @@ use crate::common::{PATIENCE, wait_for};
 use crate::support::Node;
 use crate::tls::Authority;
 
-/// The name in the recipes. The tests have it lead to this machine.
+/// The name in the recipes. The tests resolve it to this machine.
 const NAME: &str = "likes.example.org";
 
 /// A proxy with a configuration, and how to run it.
@@ -31,7 +31,7 @@ enum Kind {
 }
 
 impl Kind {
-    /// The program, and Debian's package of it.
+    /// Returns the name of the program, which is also the name of Debian's package.
     fn program(self) -> &'static str {
         match self {
             Self::Nginx => "nginx",
@@ -40,7 +40,7 @@ impl Kind {
         }
     }
 
-    /// Its recipe in the documentation, after this heading.
+    /// Returns its recipe in the documentation, after this heading.
     fn recipe(self, heading: &str) -> String {
         let fence = match self {
             Self::Nginx => "```nginx\n",
@@ -53,7 +53,7 @@ impl Kind {
         recipe.split_once("```").expect("its end").0.to_owned()
     }
 
-    /// What surrounds the recipe on a machine that has nothing else, and what names this test's files.
+    /// Completes the recipe for a machine that has nothing else, with the paths of this test's files.
     fn configuration(self, recipe: &str, dir: &Path, port: u16) -> String {
         let dir = dir.display();
         match self {
@@ -72,7 +72,7 @@ impl Kind {
     }
 
     fn command(self, file: &Path) -> Command {
-        // Debian keeps servers where only root looks by default.
+        // Debian installs servers in directories that are only on root's PATH by default.
         let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
         let mut command = Command::new(self.program());
         command.env("PATH", path).env("HOME", file.parent().expect("its directory"));
@@ -105,7 +105,7 @@ impl Running {
         let file = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();
         file("chain.pem", &chain);
         file("key.pem", &key);
-        // HAProxy wants both in one.
+        // HAProxy wants both in one file.
         file("both.pem", &format!("{chain}{key}"));
         let at = |name: &str| dir.path().join(name).display().to_string();
         let port = free_port();
@@ -123,7 +123,7 @@ impl Running {
         running
     }
 
-    /// Ends it if it runs, and starts it once more on the same port.
+    /// Stops it if it runs, and starts it again on the same port.
     fn restart(&mut self) {
         self.stop();
         let program = self.kind.program();
@@ -149,12 +149,12 @@ impl Running {
         format!("https://{NAME}:{}", self.port)
     }
 
-    /// Where the hub is.
+    /// Returns the address of the hub.
     fn site(&self) -> String {
         format!("{}{}", self.origin(), self.base)
     }
 
-    /// A browser, as far as the proxy sees one.
+    /// Creates a client that looks like a browser to the proxy.
     fn browser(&self, version: Version) -> Client {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(self.authority.pem.as_bytes()).unwrap()).unwrap();
@@ -172,7 +172,7 @@ impl Running {
         client.build().unwrap()
     }
 
-    /// A device that syncs with `hub` through the proxy; not started.
+    /// Prepares a device that syncs with `hub` through the proxy, without starting it.
     fn device(&self, hub: &Node) -> Node {
         let mut device = Node::prepared("phone", &self.site(), hub);
         let roots = device.file("roots.pem");
@@ -182,7 +182,7 @@ impl Running {
         device
     }
 
-    /// Opens the page's stream, and reads on until it has brought `text`.
+    /// Reads the page's stream until it has brought `text`.
     async fn read_until(stream: &mut Response, text: &str) {
         let mut heard = String::new();
         while !heard.contains(text) {
@@ -241,7 +241,7 @@ fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-/// Leads connections to [`NAME`] to this machine: a proxy of the other kind, which takes a browser or device to any host.
+/// Starts a forward proxy that leads connections to [`NAME`] to this machine, and returns its address.
 fn door_to_this_machine() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -269,7 +269,7 @@ fn carry(mut client: TcpStream) -> std::io::Result<()> {
     server.shutdown(std::net::Shutdown::Both)
 }
 
-/// A hub that strangers may ask under [`NAME`].
+/// Starts a hub that strangers may ask under [`NAME`].
 fn hub() -> Node {
     let mut hub = Node::stopped_hub();
     hub.flag("--allow-host", NAME);
@@ -279,20 +279,20 @@ fn hub() -> Node {
     hub
 }
 
-/// What the hub says to its owner.
+/// Returns the count that the hub tells its owner.
 fn count(hub: &Node) -> u64 {
     let status: Value = serde_json::from_str(&hub.run(&["status", "--json"])).unwrap();
     status["count"].as_u64().unwrap()
 }
 
-/// All that people do through a proxy, and a restart of either side.
+/// Does all that people do through a proxy, and restarts each side.
 fn works(kind: Kind, change: impl Fn(String) -> String) {
     let hub = hub();
     let proxy = Running::start(kind, hub.url(), change);
     works_through(hub, proxy);
 }
 
-/// The same under a path, by the recipe for that.
+/// Does the same under a path, with the recipe for that.
 fn works_under_a_path(kind: Kind) {
     let mut hub = hub();
     hub.stop();
@@ -387,7 +387,7 @@ fn trust_70_nginx_without_the_host_line_opens_nothing_and_is_told_what_it_lacks(
         }
     }
     drop(hub);
-    // A program that nobody told of a proxy: HTTP/1.0 gives nginx away.
+    // Nobody told this program of a proxy. HTTP/1.0 gives nginx away.
     let mut lone = Node::stopped_hub();
     lone.start();
     let proxy =
@@ -396,7 +396,7 @@ fn trust_70_nginx_without_the_host_line_opens_nothing_and_is_told_what_it_lacks(
     assert_eq!(answer.status(), StatusCode::FORBIDDEN);
 }
 
-/// nginx is told to ignore what the hub asks for. It keeps even the head of the answer.
+/// nginx is told to ignore what the hub asks for. It holds back even the head of the answer.
 #[test]
 fn trust_71_a_device_behind_nginx_that_gathers_streams_is_told_what_to_change() {
     let hub = hub();

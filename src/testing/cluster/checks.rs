@@ -1,4 +1,4 @@
-//! What has to hold: after each step for the one that took it, and in the end for all together.
+//! The invariants: after each step for the node that took it, and at the end for all nodes together.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -8,7 +8,7 @@ use crate::engine::{Entry, Envelope, EventId, PageSize, Replica, Seq, Whose};
 use crate::testing::difference::{Order, Replay, check_order, compare};
 
 impl Cluster<'_> {
-    /// What holds for a node after every step.
+    /// Checks what must hold for a node after every step.
     pub(super) fn look_at(&mut self, at: usize) {
         let node = &mut self.nodes[at];
         let Some(replica) = &node.replica else { return };
@@ -37,7 +37,7 @@ impl Cluster<'_> {
         checks.for_each(|check| check(replica, &self.authority_dir));
     }
 
-    /// Everything works from now on; then everybody has to agree, soon.
+    /// Makes everything work again. Then all nodes must soon agree.
     pub(super) fn heal(&mut self) {
         for at in 0..self.nodes.len() {
             self.nodes[at].is_cut_off = false;
@@ -53,7 +53,7 @@ impl Cluster<'_> {
                 self.deliver_delayed();
             }
             for at in 0..self.nodes.len() {
-                // What is lost on the way is pushed again: each try gets through with more than even odds.
+                // A lost push is repeated. Each try gets through with better than even odds.
                 let mut tries = 0;
                 loop {
                     if !self.connect(at) {
@@ -105,7 +105,7 @@ impl Cluster<'_> {
             assert_eq!(log_of(&replica), log.iter().map(on_the_wire).collect::<Vec<_>>(), "node {at}");
             compare(self.simulation, &log, (&name(at), &replica), ("the hub", &hub));
             set_aside.extend(set_aside_of(&replica));
-            // Rebuilt, it is the same.
+            // The rebuilt state is the same.
             drop(replica);
             fs::remove_file(self.nodes[at].dir.join("state.db")).expect(WORKS);
             let replica = open(self.simulation, &self.nodes[at].dir).expect(WORKS);
@@ -122,7 +122,7 @@ impl Cluster<'_> {
     }
 }
 
-/// How messages call a device.
+/// Returns the name of a device in messages.
 fn name(at: usize) -> String {
     format!("device {at}")
 }
@@ -140,19 +140,19 @@ fn set_aside_of(replica: &Replica) -> Vec<Envelope> {
     replica.all_set_aside().expect(WORKS).into_iter().map(|(event, _)| event).collect()
 }
 
-/// The ids of the log and behind them those of the outbox.
+/// Returns the ids of the log, followed by those of the outbox.
 pub(super) fn ids_of(replica: &Replica) -> Vec<EventId> {
     let log = log_of(replica).into_iter().map(|entry| entry.event.id);
     log.chain(outbox_of(replica).into_iter().map(|event| event.id)).collect()
 }
 
-/// All that a replica holds, wherever.
+/// Returns every event that a replica holds: in its log, in its outbox, or set aside.
 pub(super) fn all_of(replica: &Replica) -> Vec<Envelope> {
     let log = log_of(replica).into_iter().map(|entry| entry.event);
     log.chain(outbox_of(replica)).chain(set_aside_of(replica)).collect()
 }
 
-/// Panics unless every event of a replica is in one place, and the counts say so.
+/// Panics unless every event of a replica is in exactly one place and the counts agree.
 #[doc(hidden)]
 pub fn check_places(replica: &Replica) {
     let (log, outbox) = (log_of(replica), outbox_of(replica));

@@ -9,7 +9,7 @@ use crate::engine::{Envelope, Seq, Whose};
 use crate::testing::scratch::copy_dir;
 
 impl Cluster<'_> {
-    /// Somebody copies a data directory, and both go on.
+    /// Copies a node's data directory. Both copies go on.
     pub(super) fn clone_node(&mut self, at: usize) {
         if self.nodes.len() >= 5 {
             return;
@@ -23,7 +23,7 @@ impl Cluster<'_> {
         self.look_at(self.nodes.len() - 1);
     }
 
-    /// A node is set up anew from a copy of another, older or empty: what only it held is gone.
+    /// Replaces a node with a copy of another one, or with an empty one. Events that only this node held are gone.
     pub(super) fn restore_node(&mut self, at: usize) {
         let dir = self.new_dir();
         let from = self.rng.below(self.nodes.len());
@@ -37,7 +37,7 @@ impl Cluster<'_> {
         let node = &mut self.nodes[at];
         node.replica = None;
         fs::remove_dir_all(&node.dir).expect(WORKS);
-        // Its new life has nothing of the earlier one.
+        // The new node remembers nothing of the old one.
         *node = Node { is_cut_off: node.is_cut_off, ..Node::new(dir, replica) };
         self.forget_what_nobody_holds();
     }
@@ -48,7 +48,7 @@ impl Cluster<'_> {
         self.backups.push(dir);
     }
 
-    /// Kills the authority and starts it, on its own files or on others.
+    /// Kills the authority and restarts it, on its own files or on others.
     pub(super) fn restart_authority(&mut self, from: Option<PathBuf>) {
         let next = self.new_dir();
         copy_dir(from.as_ref().unwrap_or(&self.authority_dir), &next);
@@ -70,7 +70,7 @@ impl Cluster<'_> {
         self.forget_what_nobody_holds();
     }
 
-    /// Somebody deletes the authority's data, and starts it anew: another log, which its clients have to adopt.
+    /// Deletes the authority's data and starts it again. It then has another log, which its clients have to adopt.
     pub(super) fn recreate_authority(&mut self) {
         self.authority_earlier = None;
         self.authority = None;
@@ -81,7 +81,7 @@ impl Cluster<'_> {
         self.forget_what_nobody_holds();
     }
 
-    /// The person at a node says that another log is meant to be its hub's from now on.
+    /// Makes a node accept another log as its hub's, as the person using it would.
     pub(super) fn adopt(&mut self, at: usize) {
         let replica = self.replica(at);
         let before = ids_of(replica);

@@ -1,4 +1,4 @@
-//! What machines do wrong: processes are killed, the power is cut, syncs and writes fail.
+//! Machine failures: processes are killed, the power is cut, syncs and writes fail.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use crate::testing::scratch::copy_dir;
 use crate::testing::{Faults, Rng, Syncs};
 
 impl Cluster<'_> {
-    /// Kills the process of a node, and mostly starts it again.
+    /// Kills the process of a node, and usually restarts it.
     pub(super) fn crash(&mut self, at: usize) {
         let next = self.new_dir();
         let stays_down = self.rng.chance(30);
@@ -30,7 +30,7 @@ impl Cluster<'_> {
         }
     }
 
-    /// The power of a node is cut while it writes something, of which nobody hears whether it was stored.
+    /// Cuts the power of a node during a write. Nobody learns whether the write was stored.
     pub(super) fn cut_power(&mut self, at: usize) {
         if self.nodes[at].replica.is_none() {
             return;
@@ -57,7 +57,7 @@ impl Cluster<'_> {
         }
     }
 
-    /// What a node, which is up, writes next. It has no stream then, and may be between two pages.
+    /// Chooses the next write of a node that is up. Afterwards the node has no stream, and may be between two pages.
     pub(super) fn choose_deed(&mut self, at: usize) -> Deed {
         let page = self.next_page(at);
         match (self.rng.below(5), page) {
@@ -71,8 +71,9 @@ impl Cluster<'_> {
         }
     }
 
-    /// Notes what came of events that were committed at a node, and at no other. Some may have been stored without an
-    /// answer before. Those come first: what was refused next to them is judged again, and stands behind them if it passes.
+    /// Records the outcomes of events that were committed at one node only. Some may have been stored earlier, without
+    /// an answer. Those come first in the order. An event refused next to them is judged again, and comes after them if
+    /// it passes.
     pub(super) fn acknowledge(&mut self, at: usize, events: &[Envelope], outcomes: &[Outcome]) {
         let kept = events.iter().zip(outcomes).filter(|(_, outcome)| is_kept(outcome));
         let (known, new): (Vec<_>, Vec<_>) = kept.partition(|(_, outcome)| matches!(outcome, Outcome::Known(_)));
@@ -82,8 +83,9 @@ impl Cluster<'_> {
         }
     }
 
-    /// Syncs fail while a node writes something. Then the process opens the store again: with all that it wrote, as the
-    /// page cache still has it; without some of it, because that was forgotten; or after a power cut on top of it.
+    /// Makes syncs fail while a node writes. Then the process opens the store again, in one of three states: with all
+    /// that it wrote, as the page cache still has it; without some of it, because the cache lost it; or after a power
+    /// cut on top of that.
     pub(super) fn failed_sync(&mut self, at: usize, faults: Faults) {
         if self.nodes[at].replica.is_none() {
             return;
@@ -107,7 +109,7 @@ impl Cluster<'_> {
         let Deed::Commit(events) = deed else { return };
         match result {
             Ok(outcomes) => self.acknowledge(at, &events, &outcomes),
-            // Whoever got no answer posts the same again.
+            // A client that got no answer posts the same events again.
             Err(_) if self.rng.chance(50) => {
                 self.look_at(at);
                 let outcomes = self.replica(at).commit(&events).expect(WORKS);
@@ -117,7 +119,7 @@ impl Cluster<'_> {
         }
     }
 
-    /// The same at the authority, while a node pushes to it or it commits events of its own.
+    /// Makes syncs fail at the authority, while a node pushes to it or it commits events of its own.
     pub(super) fn failed_sync_at_authority(&mut self, at: usize, faults: Faults) {
         let outgoing = if self.connect(at) { self.next_push(at) } else { None };
         let events = self.some_events();
@@ -148,11 +150,12 @@ impl Cluster<'_> {
         self.authority = None;
         drop(self.open_on_bad_disk(&left, faults));
         self.restart_authority(Some(left));
-        // Whatever the network does, a process that has ended ends its streams.
+        // A process that has ended ends its streams, whatever the network does.
         self.drop_stream(at);
     }
 
-    /// Mostly the syncs of the eventlog of the store in `dir` fail, and otherwise those of whatever else is made.
+    /// Chooses which syncs fail for the store in `dir`: usually those of the eventlog, otherwise all of them or those
+    /// of all other files.
     pub(super) fn choose_syncs(&mut self, dir: &Path) -> Syncs {
         let wal = dir.join("eventlog.db-wal");
         match self.rng.below(4) {
@@ -162,7 +165,8 @@ impl Cluster<'_> {
         }
     }
 
-    /// What is there to be opened again after such syncs have failed between `before` and `after`.
+    /// Creates the files that are left after such syncs have failed between `before` and `after`, and returns their
+    /// directory.
     pub(super) fn leave_after_failed_sync(
         &mut self,
         which: &Syncs,
@@ -181,7 +185,7 @@ impl Cluster<'_> {
         left
     }
 
-    /// Opens the store in `dir`, perhaps after a first try whose syncs fail, too.
+    /// Opens the store in `dir`, perhaps after a first attempt whose syncs fail, too.
     pub(super) fn open_on_bad_disk(&mut self, dir: &Path, faults: Faults) -> Replica {
         if self.rng.chance(30) {
             let opened = while_syncs_fail(faults, &Syncs::All, || open(self.simulation, dir));
@@ -190,7 +194,7 @@ impl Cluster<'_> {
         open(self.simulation, dir).expect(WORKS)
     }
 
-    /// The stream of a node, if it has one, with the page that would come next. The node is without it then.
+    /// Takes away a node's stream, if it has one, and returns it with the page that would come next.
     pub(super) fn next_page(&mut self, at: usize) -> Option<(Stream, WirePage)> {
         if !self.connect(at) {
             return None;
@@ -201,7 +205,7 @@ impl Cluster<'_> {
         Some((stream, page))
     }
 
-    /// The same at the authority.
+    /// Cuts the power of the authority during a write.
     pub(super) fn cut_power_of_authority(&mut self) {
         let (before, after, left) = (self.new_dir(), self.new_dir(), self.new_dir());
         copy_dir(&self.authority_dir, &before);
@@ -221,7 +225,7 @@ impl Cluster<'_> {
         }
     }
 
-    /// The machine fails in the middle of something; then the process starts anew.
+    /// Makes the machine of a node fail in the middle of a write. Then the process restarts.
     pub(super) fn machine_fault(&mut self, at: usize, faults: Faults) {
         if self.nodes[at].replica.is_none() {
             return;
@@ -236,7 +240,7 @@ impl Cluster<'_> {
         if let (Deed::Commit(events), Ok(outcomes)) = (deed, result) {
             self.acknowledge(at, &events, &outcomes);
         }
-        // A fault is the end of the process, and what else happened is as good a moment for it.
+        // A fault ends the process. If there was none, this is as good a moment to end it.
         self.nodes[at].is_between_pages = false;
         self.crash(at);
         if self.nodes[at].replica.is_none() {
@@ -244,7 +248,7 @@ impl Cluster<'_> {
         }
     }
 
-    /// The same at the authority.
+    /// Makes the machine of the authority fail in the middle of a write. Then the process restarts.
     pub(super) fn machine_fault_at_authority(&mut self, faults: Faults) {
         let events = [self.new_event(), self.new_event(), self.new_event()];
         let is_pushed = self.rng.chance(50);
@@ -265,11 +269,11 @@ impl Cluster<'_> {
     }
 }
 
-/// Makes of a store's files, as they were before a write and after it, what a power cut may leave in `left`: the eventlog
-/// with all that it had synced, and of what it was writing any of its sectors; the state and the witness, which are never
-/// synced with a commit, as they were before the write, or `earlier`. Neither is ever ahead of the eventlog, which they
-/// follow only when it is synced. What opening finds counts as synced from then on: that it sees to that is shown by the
-/// recorder's tests, for nothing here can.
+/// Writes to `left` what a power cut may leave of a store, given its files before and after a write. The eventlog keeps
+/// everything that it had synced, and any of the sectors that it was writing. The state and the witness are never
+/// synced with a commit, so they are as they were before the write, or as in `earlier`. Neither is ever ahead of the
+/// eventlog, which they follow only once it is synced. Whatever opening finds counts as synced from then on. Nothing
+/// here can show that opening makes sure of that; the recorder's tests do.
 pub(super) fn leave_after_power_cut(rng: &mut Rng, before: &Path, after: &Path, earlier: Option<&Path>, left: &Path) {
     fs::create_dir_all(left).expect(WORKS);
     fs::copy(before.join("eventlog.db"), left.join("eventlog.db")).expect(WORKS);
@@ -284,7 +288,7 @@ pub(super) fn leave_after_power_cut(rng: &mut Rng, before: &Path, after: &Path, 
             match kind {
                 0 => break,
                 1 if rng.chance(10) => break,
-                // Behind it the file has grown, and this was never written.
+                // The file has grown beyond this sector, but the sector was never written.
                 2 if rng.chance(30) => wal.resize(synced + nth * 512 + sector.len(), 0),
                 _ => wal.extend_from_slice(sector),
             }
@@ -304,7 +308,7 @@ pub(super) fn leave_after_power_cut(rng: &mut Rng, before: &Path, after: &Path, 
     fs::write(left.join("witness"), &witness[..end]).expect(WORKS);
 }
 
-/// Does something while these syncs fail.
+/// Runs `act` while these syncs fail.
 fn while_syncs_fail<T: Send>(
     faults: Faults,
     which: &Syncs,

@@ -1,7 +1,7 @@
-//! One hub and some devices over a bad network, driven by a seed: the same seed, the same story.
+//! A hub and some devices on a bad network, driven by a seed. The same seed gives the same story.
 //!
-//! Here is what there is, and which steps a story has. [`network`] has pulls and pushes, [`faults`] what machines do wrong,
-//! [`copies`] what people do with files, and [`checks`] what has to hold.
+//! This file has the nodes and the steps of a story. [`network`] has pulls and pushes, [`faults`] has machine failures,
+//! [`copies`] has what people do with files, and [`checks`] has the invariants.
 
 mod checks;
 mod copies;
@@ -19,40 +19,40 @@ use super::{Rng, Simulation};
 use crate::engine::{Device, Entry, Envelope, EventId, Fault, Files, Outcome, Replica, Seq, Setup, Whose};
 use crate::sync::{Push, Session, Start, WirePage, ended};
 
-/// How many steps a story has before everything works again: enough for each kind of step, and short to read.
+/// How many steps a story has before everything works again: enough for each kind of step, and few enough to read.
 const STEPS: usize = 60;
 
-/// Why a story goes on where it expects something.
+/// The message of every `expect` in a story.
 pub(super) const WORKS: &str = "a simulated machine fails only where it is made to";
 
-/// What a story that ended well has come to.
+/// The result of a story that ended well.
 pub(super) struct Story {
     /// The hub's log.
     pub(super) log: Vec<Entry>,
-    /// What became of the events where they were committed first.
+    /// The outcomes of the events at the node that committed them first.
     pub(super) tally: Tally,
 }
 
-/// What became of events, by their names.
+/// The outcomes of events, by name.
 pub(super) type Tally = BTreeMap<String, Tried>;
 
-/// What became of the events of one name.
+/// The outcomes of the events with one name.
 #[derive(Default)]
 pub(super) struct Tried {
     pub(super) taken: u64,
     pub(super) refused: u64,
-    /// Why the last was refused.
+    /// Why the last of them was refused.
     pub(super) why: String,
 }
 
 /// One pull stream.
 struct Stream {
-    /// The authority's run that it speaks to.
+    /// The run of the authority at the other end.
     run: u64,
     session: Session,
-    /// What the authority remembers of it.
+    /// What the authority remembers of the stream.
     start: Start,
-    /// How far it has sent its log.
+    /// How far the authority has sent its log.
     sent: Seq,
 }
 
@@ -62,13 +62,13 @@ struct Node {
     replica: Option<Replica>,
     stream: Option<Stream>,
     is_cut_off: bool,
-    /// Whether the last page said that more are waiting, so that queries lag behind the log.
+    /// Whether the last page announced another one. Queries lag behind the log then.
     is_between_pages: bool,
-    /// What it has to hold, in whatever place: all it ever held.
+    /// All events that it has ever held. It must still hold each of them somewhere.
     held: Vec<Envelope>,
-    /// What was committed here and nowhere else, in that order.
+    /// The events committed here and nowhere else, in commit order.
     committed: Vec<EventId>,
-    /// What it had earlier, of which a power cut may leave what was never synced.
+    /// An earlier copy of its files. After a power cut, files that were never synced may be back in this state.
     earlier: Option<PathBuf>,
 }
 
@@ -87,7 +87,7 @@ impl Node {
     }
 }
 
-/// Something that a node writes.
+/// A write by a node.
 enum Deed {
     Commit([Envelope; 2]),
     Arrive(Box<Stream>, WirePage),
@@ -96,7 +96,7 @@ enum Deed {
 }
 
 impl Deed {
-    /// Does it, and gives what became of the events to be committed.
+    /// Performs the write, and returns the outcomes of the committed events.
     fn run(&mut self, replica: &mut Replica) -> Result<Vec<Outcome>, Fault> {
         match self {
             Self::Commit(events) => return replica.commit(events.as_slice()),
@@ -125,15 +125,15 @@ pub(super) struct Cluster<'s> {
     authority: Option<Replica>,
     authority_dir: PathBuf,
     authority_earlier: Option<PathBuf>,
-    /// New whenever the authority starts.
+    /// The authority's run, a new one with every start.
     run: u64,
     backups: Vec<PathBuf>,
     nodes: Vec<Node>,
-    /// Copies of pushes that the network delivers some time, or never.
+    /// Copies of pushes that the network delivers later, or never.
     delayed: Vec<Letter>,
-    /// The places on the wire are this many times the authority's own, so that there are gaps.
+    /// The places on the wire are this many times the authority's own. That makes gaps.
     stride: u64,
-    /// What was acknowledged and no restored backup has undone.
+    /// The acknowledged events that no restored backup has undone.
     acknowledged: Vec<Envelope>,
     tally: Tally,
 }
@@ -185,7 +185,7 @@ impl<'s> Cluster<'s> {
     fn add_node(&mut self) {
         let dir = self.new_dir();
         let mut replica = open(self.simulation, &dir).expect(WORKS);
-        // Some have worked alone before they were given an upstream.
+        // Some nodes worked alone before they got an upstream.
         let events = self.some_events();
         let outcomes = replica.commit(&events).expect(WORKS);
         let alone: Vec<_> = events.into_iter().zip(outcomes).filter(|(_, outcome)| is_kept(outcome)).collect();
@@ -200,7 +200,7 @@ impl<'s> Cluster<'s> {
         (0..self.rng.below(4)).map(|_| self.new_event()).collect()
     }
 
-    /// An event of the author's.
+    /// Makes one of the author's events.
     fn new_event(&mut self) -> Envelope {
         let draft = (self.simulation.events)(&mut self.rng);
         let event = draft.seal(|| self.rng.new_id());
@@ -238,7 +238,7 @@ impl<'s> Cluster<'s> {
         self.look_at(at);
     }
 
-    /// Commits at a node: mostly new events, now and then one again, or another one under a known id.
+    /// Commits at a node: mostly new events, sometimes a known event again, or another event under a known id.
     fn commit(&mut self, at: usize) {
         let mut events = self.some_events();
         if self.rng.chance(20) && !self.acknowledged.is_empty() {
@@ -247,7 +247,7 @@ impl<'s> Cluster<'s> {
                 let other = self.new_event();
                 known = Envelope { id: known.id, ..other };
             }
-            // Where it stands is another's business from now on.
+            // Another node may commit it now, so its order is no longer checked.
             self.nodes.iter_mut().for_each(|node| node.committed.retain(|id| *id != known.id));
             events.push(known);
         }

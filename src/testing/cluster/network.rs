@@ -1,4 +1,4 @@
-//! What goes over the network: pulls and pushes, which get lost, come late, and come twice.
+//! The network: pulls and pushes, which get lost, arrive late, or arrive twice.
 
 use super::checks::ids_of;
 use super::{Cluster, Letter, Stream, WORKS, device, run_id};
@@ -9,8 +9,7 @@ use crate::sync::{
 };
 
 impl Cluster<'_> {
-    /// The authority's log as it stands on the wire after a place there, with gaps, and here and there an event for the
-    /// second time.
+    /// Returns the authority's log after a place, as the wire shows it: with gaps, and with some events repeated.
     pub(super) fn wire(&mut self, start: &mut Start, after: Seq, limit: usize) -> NextPage {
         let stride = self.stride;
         let mut page = match start.page(self.authority(), Seq(after.0 / stride)).expect(WORKS) {
@@ -34,8 +33,8 @@ impl Cluster<'_> {
         NextPage::Page(page)
     }
 
-    /// Has a stream to the run that the authority is in, made now if need be: says hello, and repairs what diverged.
-    /// False when the node stays without.
+    /// Makes sure that the node has a stream to the authority's current run. A new stream says hello and repairs a
+    /// diverged log. Returns false if the node stays without one.
     pub(super) fn connect(&mut self, at: usize) -> bool {
         if self.nodes[at].is_cut_off || self.nodes[at].replica.is_none() {
             self.drop_stream(at);
@@ -58,7 +57,7 @@ impl Cluster<'_> {
                     return true;
                 }
                 Err(Refusal::Diverged { points, .. }) => self.repair(at, points),
-                // The authority was made anew: it has to be adopted.
+                // The authority was recreated, so the node has to adopt its log.
                 Err(Refusal::WrongLog) => return false,
                 Err(other) => panic!("{other:?}"),
             }
@@ -106,7 +105,7 @@ impl Cluster<'_> {
         }
     }
 
-    /// Pulls one page. True when there was none, or the stream is over.
+    /// Pulls one page. Returns true if there was none, or if the stream is over.
     pub(super) fn pull_page(&mut self, at: usize, limit: usize) -> bool {
         let Some(mut stream) = self.nodes[at].stream.take() else { return true };
         let page = match self.wire(&mut stream.start, stream.sent, limit) {
@@ -142,7 +141,8 @@ impl Cluster<'_> {
         }
     }
 
-    /// Pushes what comes next, or as much of it as passes. False when there is nothing, or no answer came.
+    /// Pushes the next events, or as many of them as get through. Returns false if there are none, or if no answer
+    /// came.
     pub(super) fn push_some(&mut self, at: usize, limit: usize) -> bool {
         let Some(mut outgoing) = self.next_push(at) else { return false };
         while outgoing.ids().len() > limit {
@@ -151,7 +151,7 @@ impl Cluster<'_> {
                 _ => PushAnswer::TooMuch(End::Offline("too slow".to_owned())),
             };
             if self.rng.chance(30) {
-                // It came too late to be answered in time.
+                // The push arrives, but too late for an answer in time.
                 self.delayed.push(Letter { from: at, push: outgoing.push.clone() });
             }
             assert_eq!(self.answer(at, &outgoing, too_much), Ok(()), "it can be less");
@@ -159,7 +159,7 @@ impl Cluster<'_> {
         }
         let letter = Letter { from: at, push: outgoing.push.clone() };
         match self.rng.below(10) {
-            // Lost on its way, or late, perhaps after its own repetition.
+            // Lost on the way, or late, perhaps later than its own repetition.
             0 => return self.hears_nothing(at),
             1 => {
                 self.delayed.push(letter);
@@ -170,7 +170,7 @@ impl Cluster<'_> {
                 self.deliver(letter).expect("the stream is of this run");
                 return self.hears_nothing(at);
             }
-            // Twice, and once more some time.
+            // Arrives twice now, and once more later.
             3 => {
                 self.deliver(letter.clone()).expect("the stream is of this run");
                 self.delayed.push(letter.clone());
@@ -183,7 +183,7 @@ impl Cluster<'_> {
         true
     }
 
-    /// No answer comes to a push: mostly the session ends with it.
+    /// Handles a push that gets no answer: usually the session ends with it.
     pub(super) fn hears_nothing(&mut self, at: usize) -> bool {
         if self.rng.chance(70) {
             self.drop_stream(at);

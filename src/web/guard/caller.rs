@@ -1,4 +1,4 @@
-//! Who sends a request, and what of the program is open to them.
+//! Who sends a request, and what they may see of the program.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -14,12 +14,12 @@ use crate::web::Role;
 use crate::web::problem::{Problem, storeless};
 use crate::web::shares::Who;
 
-/// Who sent a request, and what of the program they may see.
+/// The sender of a request. It decides what of the program they may see.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Caller {
     /// The owner of the data, or somebody on their machine.
     Owner,
-    /// A program that watches over this one, with a token for that.
+    /// A program that monitors this one, with a token for that.
     Watcher,
     /// Anybody else.
     Visitor,
@@ -41,7 +41,7 @@ impl Caller {
     }
 }
 
-/// How much of itself the program shows to whoever sent a request.
+/// How much of itself the program shows to the sender of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Sees {
     /// What its owner sees.
@@ -54,7 +54,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Sees {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
-        // A request that didn't come by the guard is a stranger's.
+        // A request that didn't pass the guard is a stranger's.
         Ok(parts.extensions.get().copied().unwrap_or(Self::ThePage))
     }
 }
@@ -62,13 +62,13 @@ impl<S: Send + Sync> FromRequestParts<S> for Sees {
 /// What a bearer token opens besides sync.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Pass {
-    /// All: it is the key that only the owner of the data can read.
+    /// Everything: this is the key that only the owner of the data can read.
     Owner,
     /// `/status` and `/metrics`.
     Watcher,
 }
 
-/// Tells what a bearer token opens.
+/// Looks up what a bearer token opens.
 #[derive(Clone)]
 pub(crate) struct Passes(Arc<PassOf>);
 
@@ -79,12 +79,12 @@ impl Passes {
         Self(Arc::new(of))
     }
 
-    /// No token opens anything.
+    /// Creates passes under which no token opens anything.
     pub(super) fn none() -> Self {
         Self::new(|_| None)
     }
 
-    /// What the token of a request opens.
+    /// Returns what the token of a request opens.
     pub(super) fn of(&self, request: &Request) -> Option<Pass> {
         let mut shown = request.headers().get_all(header::AUTHORIZATION).iter();
         let shown = shown.next().filter(|_| shown.next().is_none())?;
@@ -98,23 +98,23 @@ impl fmt::Debug for Passes {
     }
 }
 
-/// Who sends a request, if they may reach what it asks for.
+/// Returns who sends a request, if they may reach what it asks for.
 pub(super) fn caller(policy: &Policy, request: &Request) -> Result<Caller, Problem> {
     let path = request.uri().path();
     let route = storeless(path);
     let is_watched = matches!(route, "/status" | "/metrics");
-    // A hub has nothing to show but its status and the health of its stores; what isn't there needs no protection.
+    // A hub shows only its status and the health of its stores. What isn't there needs no protection.
     let is_nothing = policy.role == Role::Hub && !is_watched && route != HEALTH;
     let is_for_everybody = path.starts_with("/sync/") || path == HEALTH || is_nothing;
     match addressed_as(policy, request)? {
         AddressedAs::HealthCheck => Ok(Caller::Visitor),
         AddressedAs::Loopback => {
-            // A proxy on this machine connects from it, too, and may leave out every sign of itself. So under a loopback
-            // name nobody is taken for the owner where a proxy is to be expected.
+            // A proxy on this machine connects from it, too, and may leave no sign of itself. So where a proxy is
+            // expected, nobody under a loopback name counts as the owner.
             if policy.allow_hosts.is_empty() || policy.local_page || policy.passes.of(request) == Some(Pass::Owner) {
                 return Ok(Caller::Owner);
             }
-            // What `/control/` needs is the key, which is looked at next.
+            // `/control/` needs the key, which is checked next.
             if is_for_everybody || path.starts_with("/control/") {
                 return Ok(Caller::Visitor);
             }

@@ -42,7 +42,7 @@ impl fmt::Display for AllowedHost {
 }
 
 impl Policy {
-    /// Whether `--allow-host` gives that name, with that port.
+    /// Returns whether `--allow-host` gives that name, with that port.
     pub(super) fn allows(&self, authority: &Authority) -> bool {
         self.allow_hosts.iter().any(|allowed| allowed.covers(authority))
     }
@@ -58,19 +58,20 @@ impl AllowedHost {
 #[derive(Clone, Copy, Debug)]
 pub(in crate::web) struct ReachedAt(pub(in crate::web) SocketAddr);
 
-/// By which name a client asks for us, and from where.
+/// The name by which a client asks for us, and where it asks from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum AddressedAs {
     /// By a program on this machine, under a loopback name.
     Loopback,
     /// Under a name that `--allow-host` gives.
     Allowed,
-    /// Under no name that means anything, by what only asks whether we are alive.
+    /// Under no meaningful name, by something that only asks whether we are alive.
     HealthCheck,
 }
 
-/// The name under which the client knows us. A page that rebinds its own domain to a loopback address passes every
-/// same-origin check of the browser, but it can't send a loopback name. A client elsewhere that sends one is lying.
+/// Returns the name under which the client knows us. A page that rebinds its own domain to a loopback address passes
+/// every same-origin check of the browser, but it can't send a loopback name. A client elsewhere that sends one is
+/// lying.
 pub(super) fn addressed_as(policy: &Policy, request: &Request) -> Result<AddressedAs, Problem> {
     let mut hosts = request.headers().get_all(header::HOST).iter();
     let host = match (hosts.next(), hosts.next()) {
@@ -111,7 +112,7 @@ fn recognize(policy: &Policy, request: &Request, host: &[u8]) -> Result<Addresse
         if policy.allows(&authority) {
             return Ok(AddressedAs::Allowed);
         }
-        // Load balancers and containers ask an address.
+        // Load balancers and containers ask under an address.
         if authority.host.is_address_of_a_machine() && is_health_check(request) {
             return Ok(AddressedAs::HealthCheck);
         }
@@ -128,9 +129,9 @@ fn is_health_check(request: &Request) -> bool {
     request.method().is_safe() && request.uri().path() == HEALTH
 }
 
-/// What gives away that a proxy passes a request on: a header that only proxies add, or the old version of HTTP that some
-/// of them speak to what is behind them. Under a loopback name this means that the proxy leaves out the name that was asked
-/// for, so a stranger would count as somebody on this machine.
+/// Returns the sign that a proxy passed a request on, if there is one: a header that only proxies add, or the old
+/// version of HTTP that some of them speak to their backend. Under a loopback name, this means that the proxy drops the
+/// name that was asked for. A stranger would then count as somebody on this machine.
 fn sign_of_a_proxy(request: &Request) -> Option<String> {
     let is_sign = |name: &str| matches!(name, "forwarded" | "via" | "x-real-ip") || name.starts_with("x-forwarded-");
     let header = request.headers().keys().find(|name| is_sign(name.as_str()));
@@ -147,9 +148,9 @@ fn unnamed_by_proxy(sign: &str) -> Problem {
     )
 }
 
-/// Whether the connection comes from this machine. A `Host` is only a claim. A program that connects from this machine
-/// to one of its network addresses comes from that same address. Nobody else can, because answers to that address never
-/// leave the machine.
+/// Returns whether the connection comes from this machine. A `Host` is only a claim. A program that connects from this
+/// machine to one of its network addresses comes from that same address. Nobody else can, because answers to that
+/// address never leave the machine.
 fn is_local(request: &Request) -> bool {
     let extensions = request.extensions();
     let (Some(ConnectInfo(peer)), Some(ReachedAt(own))) =
@@ -177,7 +178,7 @@ pub(super) enum Host {
 }
 
 impl Authority {
-    /// `None` for everything that isn't exactly a host with an optional port: userinfo, a dot at the end, spaces.
+    /// Parses a host with an optional port. Returns `None` for everything else: userinfo, a dot at the end, spaces.
     pub(super) fn parse(text: &str) -> Option<Self> {
         let (host, port) = match text.strip_prefix('[') {
             Some(rest) => {
@@ -233,7 +234,7 @@ impl Host {
     }
 }
 
-/// `1` to `65535`, without sign or leading zeros.
+/// Parses a port from `1` to `65535`, without sign or leading zeros.
 fn parse_port(digits: &str) -> Option<u16> {
     let port: u16 = digits.parse().ok()?;
     (port != 0 && port.to_string() == digits).then_some(port)

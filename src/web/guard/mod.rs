@@ -1,5 +1,6 @@
-//! Who may talk to us, and how much. Every website that its user opens can reach a server on a loopback address, and so
-//! can every host on the network once it listens wider. What is refused here never reaches a route.
+//! Decides who may talk to us, and how much. Every website that the user opens can reach a server on a loopback
+//! address. So can every host on the network once the server listens wider. A request that is refused here never
+//! reaches a route.
 
 mod body;
 mod caller;
@@ -35,29 +36,29 @@ use crate::limits::web::guard::{
 /// What the guard lets through.
 #[derive(Clone)]
 pub(crate) struct Policy {
-    /// The names besides the loopback ones under which this server answers.
+    /// The names, besides the loopback names, under which this server answers.
     pub(crate) allow_hosts: Vec<AllowedHost>,
     pub(crate) role: Role,
-    /// Whether those names open pages, too, and not only the sync routes and `/healthz`.
+    /// Whether those names also open pages, and not only the sync routes and `/healthz`.
     pub(crate) public: bool,
-    /// Whether pages are served under loopback names although `allow_hosts` gives others.
+    /// Whether pages are served under loopback names even though `allow_hosts` gives others.
     pub(crate) local_page: bool,
-    /// What a bearer token opens besides sync, whose routes look at tokens themselves.
+    /// What a bearer token opens besides sync. The sync routes check tokens themselves.
     pub(crate) passes: Passes,
     /// The longest URI, in bytes.
     pub(crate) uri_bytes: usize,
     /// The largest sum of names and values of the headers, in bytes.
     pub(crate) head_bytes: usize,
-    /// Bodies of every route that `bodies` doesn't name: forms, and what an app's own routes take.
+    /// The rule for bodies of every route that `bodies` doesn't name: forms, and the app's own routes.
     pub(crate) form: BodyRule,
-    /// Bodies of routes by the beginning of their path, below the base path; the first that fits holds.
+    /// The rules for bodies by the beginning of the path, below the base path. The first match applies.
     pub(crate) bodies: Vec<(&'static str, BodyRule)>,
     /// The app: its forms, and what its error pages look like.
     pub(crate) face: Arc<Face>,
 }
 
 impl Policy {
-    /// What an app with this `face` lets through, under loopback names alone.
+    /// Returns what an app with this `face` lets through, under loopback names alone.
     pub(crate) fn of(face: &Arc<Face>) -> Self {
         Self {
             allow_hosts: Vec::new(),
@@ -79,9 +80,10 @@ impl Policy {
 
 /// Puts the guard around all routes, fallbacks and errors of `router`.
 ///
-/// From the outside in: the base path stripped; security headers on every answer; errors rendered as problems; panics
-/// caught; `Host`, reach, size and encoding of the request; cross-site requests; the body's limits. Needs `ConnectInfo<SocketAddr>` and
-/// [`ReachedAt`] in the extensions of each request: without them nobody counts as local.
+/// From the outside in, the guard strips the base path; adds security headers to every answer; renders errors as
+/// problems; catches panics; checks the `Host`, reach, size and encoding of the request; refuses cross-site requests;
+/// and limits the body. It needs `ConnectInfo<SocketAddr>` and [`ReachedAt`] in the extensions of each request: without
+/// them nobody counts as local.
 pub(crate) fn protect(router: Router, policy: Policy) -> Router {
     let guard = Arc::new(Guard {
         policy,
@@ -119,8 +121,8 @@ struct Guard {
     headers: HeaderMap,
 }
 
-/// The outermost step: every answer that leaves is rendered and has the security headers, whatever happens further in.
-/// From here on, a request has the path that it would have without a base path.
+/// Runs the outermost step. Every answer that leaves is rendered and has the security headers, whatever happens further
+/// in. From here on, a request has the path that it would have without a base path.
 async fn admit(State(guard): State<Arc<Guard>>, mut request: Request, next: Next) -> Response {
     let face = &guard.policy.face;
     let elsewhere = match face.base_path.place(request.uri()) {
@@ -128,7 +130,7 @@ async fn admit(State(guard): State<Arc<Guard>>, mut request: Request, next: Next
             *request.uri_mut() = uri;
             None
         }
-        // Load balancers may know the machine and not the site.
+        // A load balancer may know the machine and not the site.
         Place::Outside if request.uri().path() == HEALTH => None,
         Place::Door => {
             let query = request.uri().query().map(|query| format!("?{query}")).unwrap_or_default();
@@ -159,8 +161,8 @@ async fn admit(State(guard): State<Arc<Guard>>, mut request: Request, next: Next
     answer
 }
 
-/// The answer to a request for an address that isn't under the base path. Its code differs from that of a missing form, for
-/// which a page lets its other posts pass.
+/// Returns the answer to a request for an address that isn't under the base path. Its code differs from that of a
+/// missing form: after a missing form, a page still lets its other posts pass.
 fn outside(face: &Face) -> Problem {
     Problem::new(
         StatusCode::NOT_FOUND,
@@ -171,17 +173,18 @@ fn outside(face: &Face) -> Problem {
     )
 }
 
-/// Whether a request is one of a command's, without the key that goes with it. This is known before anything of the body is
-/// read, or a store opened.
+/// Returns whether a request is a command's and lacks the key. This is known before any of the body is read or a store
+/// is opened.
 fn lacks_the_key(policy: &Policy, request: &Request) -> bool {
     request.uri().path().starts_with("/control/") && policy.passes.of(request) != Some(Pass::Owner)
 }
 
-/// Where the program says whether it can store anything.
+/// The path at which the program says whether it can store anything.
 const HEALTH: &str = "/healthz";
 
-/// Everything that the head of a request alone decides. `Host` comes first: until it is known to be ours, nothing else
-/// of the request means anything. Says who sent it, as far as that is known before a token of sync is looked at.
+/// Checks everything that the head of a request alone decides. `Host` comes first: until it is known to be ours,
+/// nothing else in the request means anything. Returns the sender, as far as it is known before a sync token is
+/// checked.
 fn check(policy: &Policy, request: &Request) -> Result<Caller, Problem> {
     let caller = caller(policy, request)?;
     if request.uri().path_and_query().is_some_and(|uri| uri.as_str().len() > policy.uri_bytes) {
@@ -211,8 +214,8 @@ fn check(policy: &Policy, request: &Request) -> Result<Caller, Problem> {
     Ok(caller)
 }
 
-/// Whether a request does what no other site may do: change something, read something, or hold a stream open. Browsers
-/// let any site send such a request.
+/// Returns whether a request does what no other site may do: change something, read something, or hold a stream open.
+/// Browsers let any site send such a request.
 fn is_guarded(request: &Request) -> bool {
     let path = storeless(request.uri().path());
     !request.method().is_safe()
@@ -227,7 +230,7 @@ impl Policy {
         self.bodies.iter().find(|(prefix, _)| path.starts_with(prefix)).map_or(self.form, |(_, rule)| *rule)
     }
 
-    /// Whether one of the app's forms posts to `path`.
+    /// Returns whether one of the app's forms posts to `path`.
     fn is_form(&self, path: &str) -> bool {
         storeless(path).strip_prefix('/').is_some_and(|name| self.face.forms.iter().any(|form| form.name == name))
     }

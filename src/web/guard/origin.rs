@@ -1,4 +1,4 @@
-//! Whether another website sent a request.
+//! Checks whether another website sent a request.
 
 use axum::http::header::{self, HeaderMap, HeaderName, HeaderValue};
 
@@ -8,8 +8,8 @@ use crate::web::problem::Problem;
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
-/// Refuses a request whose headers name another site, or can't be those of a browser that asks for a page of ours.
-/// Programs send none of them.
+/// Refuses a request whose headers name another site, or can't come from a browser that asks for a page of ours.
+/// Programs send none of these headers.
 pub(super) fn check(policy: &Policy, headers: &HeaderMap) -> Result<(), Problem> {
     let (site, origin) = (one_at_most(headers, &SEC_FETCH_SITE), one_at_most(headers, &header::ORIGIN));
     let (Ok(site), Ok(origin)) = (site, origin) else { return Err(cross_site()) };
@@ -22,8 +22,8 @@ pub(super) fn check(policy: &Policy, headers: &HeaderMap) -> Result<(), Problem>
     if asked.as_bytes().eq_ignore_ascii_case(host) {
         return Ok(());
     }
-    // A proxy that passes the name on without its port makes our own origin look like another. The browser knows better,
-    // but it is only asked about names that are ours.
+    // A proxy that passes the name on without its port makes our own origin look foreign. The browser knows better, but
+    // it is believed only about names that are ours.
     let Some(page) = Authority::parse(asked).filter(|page| policy.allows(page)) else { return Err(cross_site()) };
     if site.is_some_and(|site| site == "same-origin") {
         return Ok(());
@@ -54,17 +54,17 @@ fn port_lost(origin: &HeaderValue, host: &[u8]) -> Problem {
     )
 }
 
-/// The value of a header that may be there once.
+/// Returns the value of a header that may appear once.
 fn one_at_most<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a HeaderValue>, Doubled> {
     let mut values = headers.get_all(name).iter();
     let value = values.next();
     if values.next().is_some() { Err(Doubled) } else { Ok(value) }
 }
 
-/// A header that may be there once is there twice.
+/// A header that may appear once appears twice.
 struct Doubled;
 
-/// What an origin names: its host and port.
+/// Returns the host and port that an origin names.
 fn authority_of(origin: &HeaderValue) -> Option<&str> {
     let origin = origin.to_str().ok()?;
     origin.strip_prefix("http://").or_else(|| origin.strip_prefix("https://"))

@@ -1,5 +1,5 @@
-//! The live stream as other people's libraries read it: the same fragments, framed in their conventions. So a page can follow
-//! a store with htmx, Datastar or Turbo instead of the common script.
+//! The live stream for other people's libraries: the same fragments, framed in their conventions. A page can then
+//! follow a store with htmx, Datastar or Turbo instead of the common script.
 
 use std::fmt::Write as _;
 
@@ -19,10 +19,10 @@ pub(super) enum Dialect {
 }
 
 impl Dialect {
-    /// How many there are beside [`Own`](Self::Own).
+    /// How many dialects there are besides [`Own`](Self::Own).
     pub(super) const OTHERS: usize = 3;
 
-    /// The dialect that `GET /live?as=` calls `name`.
+    /// Returns the dialect that `GET /live?as=` calls `name`.
     pub(super) fn named(name: &str) -> Option<Self> {
         match name {
             "htmx" => Some(Self::Htmx),
@@ -32,7 +32,7 @@ impl Dialect {
         }
     }
 
-    /// Its place among the others.
+    /// Returns its place among the other dialects.
     pub(super) fn place(self) -> Option<usize> {
         match self {
             Self::Own => None,
@@ -42,7 +42,7 @@ impl Dialect {
         }
     }
 
-    /// Frames a fragment anew that is framed in our own way.
+    /// Converts a fragment from our own framing to this dialect's.
     pub(super) fn reframe(self, own: &Bytes) -> Bytes {
         let text = std::str::from_utf8(own).expect("BUG: a frame is text");
         let mut lines = text.lines();
@@ -66,7 +66,7 @@ impl Dialect {
     }
 }
 
-/// The data of a message, and its end. Each line begins with `word`.
+/// Formats the data of a message, and its end. Each line begins with `word`.
 fn message<'a>(word: &str, lines: impl Iterator<Item = &'a str>) -> String {
     let mut text = String::new();
     for line in lines {

@@ -37,7 +37,7 @@ struct StatusFragment {
     status: StatusLine,
 }
 
-/// The status line as a fragment.
+/// Draws the status line as a fragment.
 pub(crate) fn status_fragment(status: StatusLine) -> Result<Html, String> {
     Ok(STATUS.wrap(&StatusFragment { status }.into_html()?))
 }
@@ -51,7 +51,7 @@ pub(crate) fn drawn(key: &FragmentKey, draw: Box<Draw>, with: Render) -> Result<
     drawn.unwrap_or_else(|_| Err("it panicked".to_owned())).map(|html| key.wrap(&html))
 }
 
-/// The answer when there are too many pages, or too many stores or queries on them.
+/// Returns the answer when there are too many pages, or too many stores or queries on them.
 fn too_many() -> Problem {
     Problem::unavailable(
         "too-many-streams",
@@ -61,8 +61,8 @@ fn too_many() -> Problem {
     )
 }
 
-/// `GET /live`, with the parameters of one page, or with one `live=` for the parameters of each of several pages. With `as=`,
-/// the stream of one page in another library's convention.
+/// Answers `GET /live`. The query has the parameters of one page, or one `live=` with the parameters of each of several
+/// pages. With `as=`, the stream of one page is in another library's convention.
 pub(crate) async fn live(
     State(app): State<App>,
     RawQuery(query): RawQuery,
@@ -91,12 +91,12 @@ pub(crate) async fn live(
     Ok((STREAM_HEADERS, body).into_response())
 }
 
-/// The version of what the other end still has of an earlier stream, if it says so.
+/// Returns the version that the client still has from an earlier stream, if it says so.
 fn known(headers: &HeaderMap) -> Option<Version> {
     headers.get("last-event-id")?.to_str().ok()?.parse().ok()
 }
 
-/// The fragments of the pages that a stream serves, and how they are framed.
+/// Returns the fragments of the pages that a stream serves, and how they are framed.
 fn asked(face: &Face, query: &str) -> Result<(Dialect, Vec<Box<dyn Asked>>), Problem> {
     let malformed = |detail: String| Problem::bad_request("malformed-parameter", detail, "Reload the page.");
     let (dialect, query) = dialect(query)?;
@@ -112,7 +112,7 @@ fn asked(face: &Face, query: &str) -> Result<(Dialect, Vec<Box<dyn Asked>>), Pro
         return Ok((dialect, asked));
     }
     if dialect != Dialect::Own {
-        // Each fragment is one element of the page there, whatever its parameters.
+        // In the other dialects, each fragment is one element of the page, whatever its parameters.
         return Err(malformed(
             "A stream with `as` serves one page, and this asks for pages with `live`, too.".to_owned(),
         ));
@@ -121,7 +121,7 @@ fn asked(face: &Face, query: &str) -> Result<(Dialect, Vec<Box<dyn Asked>>), Pro
     Ok((dialect, sets.iter().filter_map(|set| face.ask(&Params::new(set)).ok()).flatten().collect()))
 }
 
-/// The dialect that `query` asks for with `as`, and the rest of `query`.
+/// Returns the dialect that `query` asks for with `as`, and the rest of `query`.
 fn dialect(query: &str) -> Result<(Dialect, String), Problem> {
     let mut dialect = Dialect::Own;
     let mut rest = Vec::new();
@@ -142,14 +142,14 @@ fn dialect(query: &str) -> Result<(Dialect, String), Problem> {
     Ok((dialect, rest.join("&")))
 }
 
-/// Ends the fragments of one commit: a page puts all of them in place at once. `current` says that nothing has changed
-/// since the version that the other end knows.
+/// Returns the event that ends the fragments of one commit: a page puts all of them in place at once. `current` says
+/// that nothing has changed since the version that the client knows.
 fn closing(event: &str, version: Version, retry: Option<f64>) -> Bytes {
     let retry = retry.map(|millis| format!("retry: {millis:.0}\n")).unwrap_or_default();
     format!("event: {event}\nid: {version}\n{retry}data: ok\n\n").into()
 }
 
-/// How long a browser's own `EventSource` is to wait before it connects again, in milliseconds.
+/// Returns how long a browser's own `EventSource` should wait before it reconnects, in milliseconds.
 fn retry() -> f64 {
     let (least, most) = RETRY;
     least + (most - least) * random::fraction()
@@ -167,9 +167,9 @@ struct LiveStream {
     frames: watch::Receiver<Frames>,
     /// For each of its fragments, the slot among the frames and the version that was sent last.
     sent: Vec<(usize, u64)>,
-    /// The rest of what one commit changed.
+    /// The changes of one commit that are still to be sent.
     waiting: VecDeque<Bytes>,
-    /// What has to be said with the first commit, until it was.
+    /// What to say with the first commit. `None` once that is said.
     first: Option<First>,
     alive: Interval,
     shutdown: CancellationToken,
@@ -178,9 +178,9 @@ struct LiveStream {
     _open: super::metrics::OpenStream,
 }
 
-/// What a stream has to know until it says something.
+/// What a stream needs to know until it first says something.
 struct First {
-    /// What the other end still has of an earlier stream.
+    /// The version that the client still has from an earlier stream.
     known: Option<Version>,
 }
 

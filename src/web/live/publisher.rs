@@ -33,7 +33,7 @@ struct Frame {
     version: u64,
     bytes: Bytes,
     digest: u64,
-    /// The same in the other dialects, each once the first stream of its kind has asked.
+    /// The same in the other dialects. Each is made when the first stream of its kind asks for it.
     others: [OnceLock<Bytes>; Dialect::OTHERS],
 }
 
@@ -46,7 +46,7 @@ impl Frame {
     }
 }
 
-/// What a stream has sent, as one number. It is made of the text alone, so it means the same after a restart.
+/// What a stream has sent, as one number. It depends on the text alone, so it means the same after a restart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Version(u64);
 
@@ -70,7 +70,7 @@ fn digest(bytes: &[u8]) -> u64 {
 }
 
 impl Frames {
-    /// The frame in `slot`, if it is newer than the version `sent`. Sets `sent` to its version.
+    /// Returns the frame in `slot`, if it is newer than the version `sent`. Sets `sent` to its version.
     pub(super) fn newer(&self, slot: usize, dialect: Dialect, sent: &mut u64) -> Option<Bytes> {
         let frame = self.0.get(slot).filter(|frame| frame.version > *sent)?;
         *sent = frame.version;
@@ -89,7 +89,7 @@ impl Frames {
         is_new
     }
 
-    /// The version of what stands in `slots`. Frames name their fragments, so their order doesn't matter.
+    /// Returns the version of the frames in `slots`. Frames name their fragments, so their order doesn't matter.
     pub(super) fn version(&self, slots: impl Iterator<Item = usize>) -> Version {
         Version(slots.filter_map(|slot| self.0.get(slot)).fold(0, |sum, frame| sum.wrapping_add(frame.digest)))
     }
@@ -157,13 +157,13 @@ pub(super) struct Following {
 }
 
 impl Following {
-    /// Without a publisher.
+    /// Creates a value without a publisher.
     #[cfg(test)]
     pub(super) fn none() -> Self {
         Self { interests: Arc::default(), keys: Vec::new(), slots: Vec::new() }
     }
 
-    /// The fragments' slots among the frames.
+    /// Returns the fragments' slots among the frames.
     pub(super) fn slots(&self) -> &[usize] {
         &self.slots
     }
@@ -223,8 +223,8 @@ impl Pages {
         self.stores.lock().expect("BUG: subscribing panicked")
     }
 
-    /// The frames of `store`, kept up to date while anybody holds them. The first page takes the store's place among
-    /// those that pages keep open, from its sender's share.
+    /// Returns the frames of `store`, which are kept up to date while anybody holds them. The first page takes a place
+    /// for the store among those that pages keep open, from its sender's share.
     pub(super) fn subscribe(
         &self,
         app: &Services,
@@ -345,7 +345,7 @@ impl Publisher {
         self.pages.lock().remove(self.store.id());
     }
 
-    /// Follows what streams newly ask for, and drops what none follows any more.
+    /// Follows the fragments that streams newly ask for, and drops those that no stream follows any more.
     fn look_at_interests(&mut self) {
         let mut table = self.channel.interests.lock();
         let Table { slots, free, fresh } = &mut *table;
@@ -371,8 +371,8 @@ impl Publisher {
         }
     }
 
-    /// The news, at a moment between two commits. `None` while an answer is still missing: a page gets all of its
-    /// fragments at once.
+    /// Returns the news at a moment between two commits. `None` while an answer is still missing: a page gets all of
+    /// its fragments at once.
     fn news(
         &mut self,
         rounds: &mut watch::Receiver<u64>,
@@ -421,7 +421,7 @@ impl Publisher {
     }
 }
 
-/// The pause after an update: the more pages it woke, the longer.
+/// Returns the pause after an update. The more pages the update woke, the longer the pause.
 pub(super) fn pause(pages: usize) -> Duration {
     let crowd = u32::try_from(pages).unwrap_or(CROWD).min(CROWD);
     SHORTEST_PAUSE + (LONGEST_PAUSE - SHORTEST_PAUSE) * crowd / CROWD

@@ -11,7 +11,7 @@ use crate::web::metrics::Metrics;
 use crate::web::tests::{app, ask};
 use crate::web::{Shares, Who};
 
-/// A stream of the fragment in the first slot, and of the status in the second.
+/// Creates a stream of the fragment in the first slot, and of the status in the second.
 fn stream(frames: watch::Receiver<Frames>, shutdown: &CancellationToken) -> LiveStream {
     LiveStream {
         dialect: Dialect::Own,
@@ -31,13 +31,13 @@ fn html(text: impl std::fmt::Display) -> Html {
     Html::trusted(text.to_string())
 }
 
-/// The text of frames without the lines that give them ids.
+/// Returns the text of frames without the lines with their ids.
 fn without_ids(frames: &[u8]) -> String {
     let text = String::from_utf8(frames.to_vec()).expect("text");
     text.split_inclusive('\n').filter(|line| !line.starts_with("id: ")).collect()
 }
 
-/// All that a stream has to say about one update.
+/// Returns everything that a stream sends for one update.
 async fn update(stream: &mut LiveStream) -> String {
     let mut all = Vec::new();
     loop {

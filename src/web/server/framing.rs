@@ -1,14 +1,14 @@
-//! Where each request on a connection begins and ends, read before the parser sees a byte of it.
+//! Finds where each request on a connection begins and ends, before the parser sees a byte of it.
 //!
-//! A proxy that ends a request elsewhere than we do can be made to pass a stranger's request off as part of another. So
-//! whatever can be read in two ways is refused: a line that ends without a carriage return, a line that continues in
-//! the next, two lengths, a length together with chunks, a transfer encoding other than `chunked`. We spoil the byte
-//! that ends the offending line. The parser then answers 400 and closes, as it does with anything that isn't HTTP.
+//! If a proxy and we disagree about where a request ends, a stranger's request can be passed off as part of another. So
+//! anything ambiguous is refused: a line that ends without a carriage return, a line that continues in the next, two
+//! lengths, a length together with chunks, a transfer encoding other than `chunked`. We spoil the byte that ends the
+//! offending line. The parser then answers 400 and closes, as it does with anything that isn't HTTP.
 
-/// As much of a line as it takes to recognize a header that gives the length of the body.
+/// The bytes of a line that are enough to recognize a header with the length of the body.
 const LINE: usize = 64;
 
-/// A byte that is in no head and no chunk size, so every parser refuses it.
+/// A byte that is valid in no head and no chunk size, so every parser refuses it.
 const SPOILED: u8 = 0;
 
 /// What comes next on a connection.
@@ -62,22 +62,22 @@ impl Framing {
         }
     }
 
-    /// The bytes of a head that isn't complete yet.
+    /// Returns the number of bytes of a head that isn't complete yet.
     pub(super) fn head_bytes(&self) -> usize {
         self.head_bytes
     }
 
-    /// How many requests have begun: their first line has arrived. Empty lines before it don't count.
+    /// Returns how many requests have begun: their first line has arrived. Empty lines before it don't count.
     pub(super) fn heads(&self) -> u64 {
         self.heads
     }
 
-    /// Whether everything that was begun is complete.
+    /// Returns whether everything that has begun is complete.
     pub(super) fn is_between_requests(&self) -> bool {
         self.head_bytes == 0 && matches!(self.place, Place::Head(_))
     }
 
-    /// Follows the next bytes, and spoils them where they can be read in two ways.
+    /// Follows the next bytes, and spoils them where they are ambiguous.
     pub(super) fn pass(&mut self, bytes: &mut [u8]) {
         let mut at = 0;
         while at < bytes.len() {
@@ -99,7 +99,7 @@ impl Framing {
         }
     }
 
-    /// The next byte of a line.
+    /// Takes the next byte of a line.
     fn take(&mut self, byte: &mut u8) {
         if let Place::Head(_) = self.place {
             self.head_bytes += 1;
@@ -126,7 +126,7 @@ impl Framing {
         }
     }
 
-    /// What comes after the line that has just ended, or nothing if that can be read in two ways.
+    /// Returns what comes after the line that has just ended, or `None` if that is ambiguous.
     fn after_line(&mut self) -> Option<Place> {
         let length = self.line_length - 1;
         let known = &self.line[..length.min(LINE)];
@@ -167,8 +167,8 @@ impl Framing {
     }
 }
 
-/// What a line of a head says about the length of the body, if anything. The outer `None` means that it can be read in
-/// two ways.
+/// Returns what a line of a head says about the length of the body, if anything. The outer `None` means that the line
+/// is ambiguous.
 fn body_length(line: &[u8], is_whole: bool) -> Option<Option<Length>> {
     if line.first().is_some_and(|byte| matches!(byte, b' ' | b'\t')) {
         return None;
@@ -193,7 +193,7 @@ mod tests {
 
     const POST: &str = "POST /likes HTTP/1.1\r\nHost: localhost\r\n";
 
-    /// The result for `text`, cut into pieces of every size.
+    /// Returns the result for `text`, cut into pieces of every size.
     fn passed(text: &str) -> (String, Framing) {
         let whole = in_pieces(text, text.len().max(1));
         for size in 1..8 {

@@ -1,7 +1,7 @@
-//! The connections that keep us waiting for their peer. When room is needed, those that have waited longest make it.
+//! The connections that keep us waiting for their peer. When room is needed, those that have waited longest go.
 //!
-//! Refusing newcomers when all places are taken would leave the places to peers that hold them in silence. So a
-//! connection is sure of its place only while we are the ones who work on it.
+//! Refusing newcomers when all places are taken would leave the places to silent peers. So a connection is sure of its
+//! place only while we are working on it.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -47,7 +47,7 @@ impl Lobby {
         Self { shared: Arc::new(Shared { start: Instant::now(), heads, queues: Mutex::default() }) }
     }
 
-    /// A connection that was just opened, and so keeps us waiting.
+    /// Adds a connection that was just opened. It keeps us waiting at first.
     pub(super) fn enter(&self, is_local: bool) -> Connection {
         let connection = Connection {
             inner: Arc::new(Inner {
@@ -122,9 +122,9 @@ impl Connection {
         }
     }
 
-    /// A request arrived. It counts as being answered until the returned value is dropped.
+    /// Records that a request arrived. It counts as being answered until the returned value is dropped.
     pub(super) fn answer(&self) -> Answering {
-        // The deadline of the answer before doesn't concern this one.
+        // The deadline of the previous answer doesn't apply to this one.
         self.inner.take_by.store(u64::MAX, Ordering::Relaxed);
         self.change(|state| state.is_answering = true);
         Answering(self.clone())
@@ -154,7 +154,7 @@ impl Connection {
         }
     }
 
-    /// Whether the peer takes nothing at present.
+    /// Records whether the peer takes nothing at present.
     pub(super) fn is_stalled(&self, is_stalled: bool) {
         self.change(|state| state.is_stalled = is_stalled);
     }
@@ -165,7 +165,7 @@ impl Connection {
         self.inner.take_by.store(u64::try_from(by).unwrap_or(u64::MAX), Ordering::Relaxed);
     }
 
-    /// How much of that time is left.
+    /// Returns how much of that time is left.
     pub(super) fn time_to_take(&self) -> Duration {
         let by = Duration::from_millis(self.inner.take_by.load(Ordering::Relaxed));
         by.saturating_sub(self.inner.shared.start.elapsed())

@@ -94,13 +94,13 @@ async fn closing_time(shutdown: CancellationToken, limits: Limits) {
 
 fn http1_with(limits: Limits) -> http1::Builder {
     let mut http = http1::Builder::new();
-    // To hyper this includes the time before a head begins; the socket bounds the head itself.
+    // For hyper, this includes the time before a head begins. The socket bounds the head itself.
     let at_most = limits.idle + limits.header_read;
     http.timer(TokioTimer::new()).header_read_timeout(at_most).max_buf_size(limits.buffer_bytes);
     http
 }
 
-/// One connection, from its acceptance to its end.
+/// Serves one connection, from its acceptance to its end.
 async fn converse(
     stream: TcpStream,
     peer: SocketAddr,
@@ -206,8 +206,9 @@ struct AcceptErrors {
 }
 
 impl AcceptErrors {
-    /// A connection that died in the queue costs nothing. Anything else, such as running out of file descriptors, takes
-    /// time to pass. A pause this short still lets an honest peer in as soon as it does.
+    /// Pauses after an error, if that helps. A connection that died in the queue costs nothing. Anything else, such as
+    /// running out of file descriptors, takes time to pass. A pause this short still lets an honest peer in as soon as
+    /// it does.
     async fn pause_after(&mut self, error: &io::Error) {
         use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
 

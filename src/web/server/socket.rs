@@ -14,7 +14,7 @@ use super::framing::Framing;
 use super::lobby::Connection;
 use crate::limits::web::server::SEND_BUFFER;
 
-/// What a connection is told before its first byte.
+/// Sets up a connection before its first byte.
 pub(super) fn set_up(stream: &TcpStream, limits: Limits) -> io::Result<()> {
     #[cfg(target_os = "linux")]
     {
@@ -34,7 +34,7 @@ pub(super) struct Socket {
     write_stall: Duration,
     linger: Duration,
     header_read: Duration,
-    /// Runs while the head of a request is not whole, and until the first one begins.
+    /// Runs while the head of a request is incomplete, and until the first one begins.
     head: Option<Pin<Box<Sleep>>>,
     /// Runs while a write has to wait.
     stalled: Option<Pin<Box<Sleep>>>,
@@ -58,7 +58,7 @@ impl Socket {
         }
     }
 
-    /// Whether no head is on its way, after at least one was.
+    /// Returns whether no head is on its way, after at least one was.
     fn rests(&self) -> bool {
         self.framing.heads() > 0 && self.framing.head_bytes() == 0
     }
