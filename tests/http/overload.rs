@@ -146,6 +146,9 @@ fn trust_64_with_few_descriptors_a_like_gets_in() {
         })
         .collect();
     let silent: Vec<_> = (0..load(300)).map(|_| server.connect()).collect();
+    // While every place is one whose request is just being answered, the door says "in a moment".
+    let like = || server.post("/likes", &format!("id={}", new_id()));
+    wait_for("the requests for streams to be answered", || (like().status == 303).then_some(()));
     for round in 0..20 {
         server.serves_its_owner(if round % 2 == 0 { "" } else { "/s/other" });
     }
