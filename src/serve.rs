@@ -90,7 +90,6 @@ impl Server {
             clients: node.clients.clone(),
             data: dir.path().to_owned(),
             hub: Hub::new(tokens.clone(), dir.path().to_owned(), shutdown.clone()),
-            control_key: dir.key().into(),
             shutdown,
         });
         let routes = match role {

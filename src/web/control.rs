@@ -1,5 +1,5 @@
-//! The routes through which commands on this machine ask the process that has the data directory. The key is in the
-//! lock file, which only the owner of the data can read.
+//! The routes through which commands on this machine ask the process that has the data directory. They show the key in the
+//! lock file, which only the owner of the data can read. The guard has looked at it before anything here runs.
 
 use std::io::{self, BufWriter, Write};
 use std::path::PathBuf;
@@ -7,9 +7,8 @@ use std::path::PathBuf;
 use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
-use axum::http::{HeaderMap, StatusCode, header};
+use axum::http::StatusCode;
 use futures_util::{TryStreamExt, stream};
-use subtle::ConstantTimeEq;
 use tokio::sync::mpsc;
 use tokio_util::io::StreamReader;
 
@@ -21,11 +20,9 @@ use crate::limits::web::control::{PIECE, PIECES};
 /// `POST /control/v1/{store}/import`
 pub(crate) async fn import_route(
     State(app): State<App>,
-    headers: HeaderMap,
     Opened { store, .. }: Opened,
     body: Body,
 ) -> Result<Json<Imported>, Problem> {
-    authorize(&app, &headers)?;
     let input = StreamReader::new(body.into_data_stream().map_err(std::io::Error::other));
     let imported = import(&store, &app.device, input).await.map_err(|error| match error {
         ImportError::Line(..) => Problem::bad_request("malformed-import", sentence(error), AFTER_IMPORT),
@@ -62,23 +59,18 @@ impl Exported {
 }
 
 /// `GET /control/v1/{store}/export`
-pub(crate) async fn export(State(app): State<App>, headers: HeaderMap, asked: AskedStore) -> Result<Body, Problem> {
-    write_out(&app, &headers, &asked, Exported::All).await
+pub(crate) async fn export(State(app): State<App>, asked: AskedStore) -> Result<Body, Problem> {
+    write_out(&app, &asked, Exported::All).await
 }
 
 /// `GET /control/v1/{store}/set-aside`
-pub(crate) async fn export_set_aside(
-    State(app): State<App>,
-    headers: HeaderMap,
-    asked: AskedStore,
-) -> Result<Body, Problem> {
-    write_out(&app, &headers, &asked, Exported::SetAside).await
+pub(crate) async fn export_set_aside(State(app): State<App>, asked: AskedStore) -> Result<Body, Problem> {
+    write_out(&app, &asked, Exported::SetAside).await
 }
 
 /// Streams a store's events into the body of an answer, as fast as the client reads them. Works even where the store
 /// itself can't be opened: it writes what can be read.
-async fn write_out(app: &App, headers: &HeaderMap, asked: &AskedStore, which: Exported) -> Result<Body, Problem> {
-    authorize(app, headers)?;
+async fn write_out(app: &App, asked: &AskedStore, which: Exported) -> Result<Body, Problem> {
     let files = existing(app, asked).await?;
     let (sender, receiver) = mpsc::channel(PIECES);
     tokio::task::spawn_blocking(move || {
@@ -109,12 +101,7 @@ impl Write for Pieces {
 }
 
 /// `POST /control/v1/{store}/verify`
-pub(crate) async fn verify(
-    State(app): State<App>,
-    headers: HeaderMap,
-    asked: AskedStore,
-) -> Result<Json<Report>, Problem> {
-    authorize(&app, &headers)?;
+pub(crate) async fn verify(State(app): State<App>, asked: AskedStore) -> Result<Json<Report>, Problem> {
     let files = existing(&app, &asked).await?;
     let (schema, device) = (app.stores.schema(), app.device.clone());
     let verify = move || {
@@ -142,8 +129,7 @@ async fn existing(app: &App, asked: &AskedStore) -> Result<Files, Problem> {
 }
 
 /// `POST /control/v1/tokens`: reads the tokens again, and answers when what was changed there holds.
-pub(crate) async fn tokens(State(app): State<App>, headers: HeaderMap) -> Result<StatusCode, Problem> {
-    authorize(&app, &headers)?;
+pub(crate) async fn tokens(State(app): State<App>) -> Result<StatusCode, Problem> {
     match app.hub.trouble() {
         None => Ok(StatusCode::NO_CONTENT),
         Some(why) => Err(tokens_unknown(&why)),
@@ -156,8 +142,7 @@ pub(super) fn tokens_unknown(why: &str) -> Problem {
 }
 
 /// `POST /control/v1/backup`, with the directory of the copy as the body: a path from the root, byte for byte.
-pub(crate) async fn backup(State(app): State<App>, headers: HeaderMap, body: Bytes) -> Result<Json<usize>, Problem> {
-    authorize(&app, &headers)?;
+pub(crate) async fn backup(State(app): State<App>, body: Bytes) -> Result<Json<usize>, Problem> {
     let to = path(body).filter(|to| to.is_absolute()).ok_or_else(|| {
         let detail = "The body is not the path of a directory, from the root.";
         Problem::bad_request("malformed-backup", detail, format!("Use `{} backup TO`.", app.face.name))
@@ -181,12 +166,7 @@ fn path(bytes: Bytes) -> Option<PathBuf> {
 }
 
 /// `POST /control/v1/{store}/adopt`
-pub(crate) async fn adopt(
-    State(app): State<App>,
-    headers: HeaderMap,
-    Opened { store, .. }: Opened,
-) -> Result<Json<Standing>, Problem> {
-    authorize(&app, &headers)?;
+pub(crate) async fn adopt(State(app): State<App>, Opened { store, .. }: Opened) -> Result<Json<Standing>, Problem> {
     if !app.clients.follow() {
         return Err(Problem::conflict(
             "no-upstream",
@@ -198,12 +178,7 @@ pub(crate) async fn adopt(
 }
 
 /// `POST /control/v1/{store}/promote`
-pub(crate) async fn promote(
-    State(app): State<App>,
-    headers: HeaderMap,
-    Opened { store, .. }: Opened,
-) -> Result<Json<Standing>, Problem> {
-    authorize(&app, &headers)?;
+pub(crate) async fn promote(State(app): State<App>, Opened { store, .. }: Opened) -> Result<Json<Standing>, Problem> {
     if app.clients.follow() {
         return Err(Problem::conflict(
             "follows-a-hub",
@@ -215,22 +190,10 @@ pub(crate) async fn promote(
 }
 
 /// `POST /control/v1/{store}/set-aside/retry`
-pub(crate) async fn retry_set_aside(
-    State(app): State<App>,
-    headers: HeaderMap,
-    Opened { store, .. }: Opened,
-) -> Result<Json<usize>, Problem> {
-    authorize(&app, &headers)?;
+pub(crate) async fn retry_set_aside(Opened { store, .. }: Opened) -> Result<Json<usize>, Problem> {
     Ok(Json(store.retry_set_aside().await?))
 }
 
 /// The advice after an [`ImportError`].
 pub(crate) const AFTER_IMPORT: &str =
     "What stood before it is stored. Mend the cause and import again: nothing is added twice.";
-
-/// Refuses a request that doesn't show the key of the data directory.
-pub(super) fn authorize(app: &App, headers: &HeaderMap) -> Result<(), Problem> {
-    let shown = headers.get(header::AUTHORIZATION).map(|value| value.as_bytes()).unwrap_or_default();
-    let expected = format!("Bearer {}", app.control_key);
-    if bool::from(shown.ct_eq(expected.as_bytes())) { Ok(()) } else { Err(StatusCode::UNAUTHORIZED.into()) }
-}

@@ -77,7 +77,6 @@ pub(crate) struct Services {
     pub(crate) hub: Hub,
     /// Tells visitors apart for apps that ask who posts.
     pub(crate) visitors: VisitorKey,
-    pub(crate) control_key: Arc<str>,
     pub(crate) metrics: metrics::Metrics,
     pub(crate) shutdown: CancellationToken,
 }

@@ -41,7 +41,6 @@ fn serving(app: crate::App, dir: &Path, schema: Schema, limits: StoreLimits, max
         shares: Shares::new(max_streams, limits),
         clients: Clients::new(stores, None, Duration::ZERO, shutdown.clone()),
         hub: Hub::new(tokens, dir.to_owned(), shutdown.clone()),
-        control_key: "key".into(),
         shutdown,
     })
 }
