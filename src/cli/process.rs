@@ -41,29 +41,37 @@ impl Process {
     /// A request that only the owner of the data may make.
     pub(super) fn request(&self, method: Method, what: &str) -> anyhow::Result<RequestBuilder> {
         let url = format!("{}/control/v1/{what}", self.address);
-        Ok(as_local(working_client()?.request(method, url)).bearer_auth(&self.holder.key))
+        Ok(self.as_owner(working_client()?.request(method, url)))
+    }
+
+    /// Shows the process that its owner asks. It is asked under a loopback name, because it may listen on an address under
+    /// which it doesn't answer.
+    pub(super) fn as_owner(&self, request: RequestBuilder) -> RequestBuilder {
+        request.header(HOST, "localhost").bearer_auth(&self.holder.key)
     }
 
     /// Has the process do `what`, where there is no more to say.
     pub(super) async fn tell(&self, what: &str) -> anyhow::Result<()> {
-        let request = self.request(Method::POST, what)?;
-        let answer = request.send().await.map_err(|error| unanswered(error, &self.address, self.name))?;
+        let answer = self.send(self.request(Method::POST, what)?).await?;
         understood(answer, &self.address).await.map(drop)
     }
 
     /// The answer as JSON.
     pub(super) async fn answer<T: DeserializeOwned>(&self, request: RequestBuilder) -> anyhow::Result<T> {
-        let answer = request.send().await.map_err(|error| unanswered(error, &self.address, self.name))?;
-        json(understood(answer, &self.address).await?).await
+        json(understood(self.send(request).await?, &self.address).await?).await
     }
 
     /// The answer about a store; `None` if there is no such store.
     pub(super) async fn answer_about_store(&self, request: RequestBuilder) -> anyhow::Result<Option<Response>> {
-        let answer = request.send().await.map_err(|error| unanswered(error, &self.address, self.name))?;
+        let answer = self.send(request).await?;
         if answer.status() == StatusCode::NOT_FOUND {
             return Ok(None);
         }
         understood(answer, &self.address).await.map(Some)
+    }
+
+    async fn send(&self, request: RequestBuilder) -> anyhow::Result<Response> {
+        request.send().await.map_err(|error| unanswered(error, &self.address, self.name))
     }
 }
 
@@ -83,11 +91,6 @@ pub(super) fn http_client(url: &str) -> anyhow::Result<Client> {
 fn working_client() -> anyhow::Result<Client> {
     let client = Client::builder().no_proxy().tls_backend_preconfigured(tls(Trust::Nobody)?);
     client.build().context("cannot make requests")
-}
-
-/// Asks under a loopback name, because the process may listen on an address under which it doesn't answer.
-pub(super) fn as_local(request: RequestBuilder) -> RequestBuilder {
-    request.header(HOST, "localhost")
 }
 
 /// Why there is no answer from `url`.

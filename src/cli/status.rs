@@ -7,19 +7,14 @@ use std::process::ExitCode;
 use anyhow::Context;
 use reqwest::{Method, RequestBuilder};
 
-use super::process::{Process, as_local, http_client, unanswered, understood};
+use super::process::{http_client, unanswered, understood};
 use super::target::{Access, Target, access_to_all};
 use crate::app::App;
-use crate::engine::{NoEffect, Skipped};
+use crate::engine::{Error, NoEffect, Skipped, Store};
 use crate::limits::app::KINDS;
 use crate::node::host_name;
 use crate::sync::LinkStatus;
 use crate::web::{self, Digests, StatusReport};
-
-/// Asks as the owner of the data that a process serves.
-pub(super) fn as_owner_of(process: &Process) -> impl Fn(RequestBuilder) -> RequestBuilder {
-    |request| as_local(request).bearer_auth(&process.holder.key)
-}
 
 /// How a status is shown.
 #[derive(Clone, Copy)]
@@ -38,14 +33,13 @@ pub(super) async fn status(at: &Target<'_>, url: Option<String>, shown: Shown) -
         Some(url) => (ask(at, &url, true, |request| request).await?, Vec::new()),
         None => match access_to_all(at.app, at.data)? {
             Access::Asked(process) => {
-                let report = ask(at, &process.address, true, as_owner_of(&process)).await?;
+                let report = ask(at, &process.address, true, |request| process.as_owner(request)).await?;
                 let request = process.request(Method::GET, &format!("{}/skipped", at.store))?;
                 (report, process.answer(request).await?)
             }
             Access::Here(here) => {
                 let report = at.open(&here.dir, async |store| -> anyhow::Result<_> {
-                    let device = host_name(at.app);
-                    let mut report = StatusReport::of(at.app.face(), store, &device, &LinkStatus::none()).await?;
+                    let mut report = report_of(at.app, store).await?;
                     report.digests = Some(web::digests(store)?);
                     Ok((report, store.skipped().await?))
                 });
@@ -62,6 +56,11 @@ pub(super) async fn status(at: &Target<'_>, url: Option<String>, shown: Shown) -
         show(&mut out, at.app, &report, digests, &skipped)?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The status of a store that this command has opened.
+pub(super) async fn report_of(app: &App, store: &Store) -> Result<StatusReport, Error> {
+    StatusReport::of(app.face(), store, &host_name(app), &LinkStatus::none()).await
 }
 
 /// The status that the program at `url` answers.

@@ -4,31 +4,34 @@ use std::io::{self, Write};
 use std::path::Path;
 use std::process::ExitCode;
 
-use super::status::{as_owner_of, ask};
-use super::target::{Access, Target, access_to_all};
+use super::status::{ask, report_of};
+use super::target::{Access, Target, access_to_all, open_all};
 use crate::app::App;
 use crate::data_dir::DataDir;
 use crate::engine;
-use crate::node::host_name;
-use crate::sync::LinkStatus;
 use crate::web::StatusReport;
 
 pub(super) async fn stores(app: &App, data: &Path, json: bool) -> anyhow::Result<ExitCode> {
-    let access = access_to_all(app, data)?;
-    let mut reports = Vec::new();
-    for store in engine::stores_in(&DataDir::stores(data))? {
-        let at = Target { app, data, store };
-        reports.push(match &access {
-            Access::Asked(process) => ask(&at, &process.address, false, as_owner_of(process)).await?,
-            Access::Here(here) => {
-                let device = host_name(app);
-                let report = at.open(&here.dir, async |store| {
-                    StatusReport::of(app.face(), store, &device, &LinkStatus::none()).await
-                });
-                report.await?
+    let reports = match access_to_all(app, data)? {
+        Access::Asked(process) => {
+            let mut reports = Vec::new();
+            for store in engine::stores_in(&DataDir::stores(data))? {
+                let at = Target { app, data, store };
+                reports.push(ask(&at, &process.address, false, |request| process.as_owner(request)).await?);
             }
-        });
-    }
+            reports
+        }
+        Access::Here(here) => {
+            let all = open_all(app, &here.dir, async |stores| -> anyhow::Result<_> {
+                let mut reports = Vec::new();
+                for id in stores.list()? {
+                    reports.push(report_of(app, &stores.get(&id)?).await?);
+                }
+                Ok(reports)
+            });
+            all.await?
+        }
+    };
     let mut out = io::stdout().lock();
     if json {
         serde_json::to_writer_pretty(&mut out, &reports)?;

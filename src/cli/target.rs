@@ -13,7 +13,7 @@ use tempfile::TempDir;
 use super::process::Process;
 use crate::app::App;
 use crate::data_dir::{self, Claim, DataDir, read_only};
-use crate::engine::{self, Files, Store, StoreId, StoreLimits};
+use crate::engine::{self, Files, Store, StoreId, StoreLimits, Stores};
 use crate::node::{host_name, open_stores, show_progress};
 use crate::sync::TokenFile;
 
@@ -104,14 +104,7 @@ impl Target<'_> {
         dir: &DataDir,
         act: impl AsyncFnOnce(&Store) -> Result<T, E>,
     ) -> anyhow::Result<T> {
-        let schema = self.app.schema();
-        let stores = open_stores(dir, schema, &host_name(self.app), StoreLimits::default(), false, show_progress)?;
-        let result = match stores.get(&self.store) {
-            Ok(store) => act(&store).await.map_err(Into::into),
-            Err(error) => Err(error.into()),
-        };
-        tokio::task::spawn_blocking(move || stores.close()).await.context("cannot close the stores")?;
-        result
+        open_all(self.app, dir, async |stores| act(&stores.get(&self.store)?).await.map_err(Into::into)).await
     }
 
     /// Fails unless the store has files.
@@ -154,6 +147,22 @@ impl Target<'_> {
         let there = if known.is_empty() { String::new() } else { format!(" (there are {})", known.join(", ")) };
         format!("there is no store {store} in {data}{there}; name the directory with --data, the store with --store")
     }
+}
+
+/// Opens the stores in `dir` for as long as `act` takes.
+///
+/// # Errors
+///
+/// When they can't be opened, or `act` fails.
+pub(super) async fn open_all<T>(
+    app: &App,
+    dir: &DataDir,
+    act: impl AsyncFnOnce(&Stores) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    let stores = open_stores(dir, app.schema(), &host_name(app), StoreLimits::default(), false, show_progress)?;
+    let result = act(&stores).await;
+    tokio::task::spawn_blocking(move || stores.close()).await.context("cannot close the stores")?;
+    result
 }
 
 /// Access to all stores of a data directory.
