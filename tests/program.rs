@@ -15,7 +15,7 @@ use likewise::sync::{TokenSource, UpstreamOptions};
 use likewise::{App, BoxError, Context, Html, Node, Options};
 use serde::{Deserialize, Serialize};
 
-use common::{Server, data_dir, errors, printed, wait_for};
+use common::{Server, code_block, data_dir, errors, printed, wait_for};
 
 /// The program that `docs/tutorial.md` leads to.
 #[allow(dead_code, unused_imports, clippy::items_after_test_module, reason = "its own tests don't run here")]
@@ -220,9 +220,7 @@ fn a_new_version_is_tried_on_a_copy_of_the_data() {
         printed(run(data.path(), &["add", title]));
     }
     let _server = serve(data.path());
-    let document = include_str!("../docs/evolution.md");
-    let (_, block) = document.split_once("```sh\n").expect("the commands");
-    let (block, _) = block.split_once("\n```").expect("their end");
+    let block = code_block(include_str!("../docs/evolution.md"), "", "sh");
     let mut said = String::new();
     for line in block.lines().map(|line| line.split(" #").next().unwrap_or_default().trim()) {
         let (first, arguments) = line.split_once(' ').expect("a command");

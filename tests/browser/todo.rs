@@ -1,13 +1,11 @@
 //! The example app in the browser: to-dos, with parameters, several fragments, and forms inside them.
 
-use std::net::TcpListener;
-
 use likewise::Options;
 use likewise::sync::{TokenSource, UpstreamOptions};
-use tokio::sync::oneshot;
+use tempfile::TempDir;
 
 use crate::chromium::{Browser, ENTER, Tab};
-use crate::common::{Server, data_dir};
+use crate::common::{Server, data_dir, served};
 use crate::look::picture_every_size;
 use crate::sync::token;
 
@@ -17,12 +15,11 @@ mod app;
 /// The titles of the open to-dos, in the order of the page.
 const TITLES: &str = "[...document.querySelectorAll('#open summary')].map((title) => title.textContent.trim()).join()";
 
-/// The app, served until this goes out of scope.
+/// The app, served on data of its own until this goes out of scope.
 struct Served {
     url: String,
-    end: Option<oneshot::Sender<()>>,
-    thread: Option<std::thread::JoinHandle<()>>,
-    _data: tempfile::TempDir,
+    _app: served::Served,
+    _data: TempDir,
 }
 
 impl Served {
@@ -33,19 +30,9 @@ impl Served {
     /// As a device of a hub, or alone.
     fn start_with(upstream: Option<UpstreamOptions>) -> Self {
         let data = data_dir();
-        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-        let url = format!("http://{}", listener.local_addr().expect("its address"));
-        listener.set_nonblocking(true).expect("a socket for Tokio");
         let options = Options { data: Some(data.path().to_owned()), upstream, ..Options::default() };
-        let (end, ends) = oneshot::channel();
-        let thread = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-            runtime.block_on(async {
-                let listener = tokio::net::TcpListener::from_std(listener).expect("a socket of Tokio's");
-                app::app().serve(options, listener, async { drop(ends.await) }).await.expect("it serves");
-            });
-        });
-        Self { url, end: Some(end), thread: Some(thread), _data: data }
+        let app = served::Served::start(app::app(), options);
+        Self { url: app.url.clone(), _app: app, _data: data }
     }
 
     /// Adds to-dos as a program would, in this order.
@@ -56,14 +43,6 @@ impl Served {
             let answer = request.content_type("application/x-www-form-urlencoded").send(body);
             assert_eq!(answer.expect("it is added").status(), 204);
         }
-    }
-}
-
-impl Drop for Served {
-    fn drop(&mut self) {
-        drop(self.end.take());
-        let ended = self.thread.take().map(std::thread::JoinHandle::join);
-        assert!(std::thread::panicking() || matches!(ended, Some(Ok(()))), "the app ended badly");
     }
 }
 

@@ -1,16 +1,13 @@
 //! Pages that follow the live stream with other people's libraries, as `docs/tools.md` shows them.
 
-use std::net::TcpListener;
-use std::path::Path;
-
 use likewise::engine::{Event, Query, Schema};
 use likewise::{App, Html, Options, Page};
 use maud::html;
 use serde::{Deserialize, Serialize};
-use tokio::sync::oneshot;
 
 use crate::chromium::{Browser, ENTER};
-use crate::common::data_dir;
+use crate::common::served::Served;
+use crate::common::{code_block, data_dir};
 
 #[derive(Serialize, Deserialize)]
 struct NoteAdded {
@@ -31,10 +28,7 @@ fn notes() -> Query<Vec<(u64, String)>> {
 
 /// The page in the documentation under `heading`, with what the program fills in.
 fn drawn(heading: &str, page: &Page) -> Html {
-    let text = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/tools.md")).unwrap();
-    let (_, text) = text.split_once(&format!("\n## {heading}\n")).expect("a part");
-    let (_, text) = text.split_once("```html\n").expect("a page");
-    let (mut rest, _) = text.split_once("\n```").expect("its end");
+    let mut rest = code_block(include_str!("../../docs/tools.md"), &format!("\n## {heading}\n"), "html");
     let mut html = String::new();
     while let Some((before, after)) = rest.split_once("{{ page.") {
         let (call, after) = after.split_once(" }}").expect("the end of a placeholder");
@@ -71,26 +65,17 @@ fn follows(heading: &'static str, files: &[(&'static str, &'static [u8])], morph
         app = app.asset(name, "text/javascript", *bytes);
     }
     let data = data_dir();
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    let url = format!("http://{}", listener.local_addr().expect("its address"));
-    listener.set_nonblocking(true).expect("a socket for Tokio");
     let options = Options { data: Some(data.path().to_owned()), ..Options::default() };
-    let (end, ends) = oneshot::channel::<()>();
-    let served = std::thread::spawn(move || {
-        let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-        runtime.block_on(async {
-            let listener = tokio::net::TcpListener::from_std(listener).expect("a socket of Tokio's");
-            app.serve(options, listener, async { drop(ends.await) }).await.expect("it serves");
-        });
-    });
+    let served = Served::start(app, options);
+    let url = &served.url;
 
     let browser = Browser::launch();
     // The style of Turbo's progress bar, which the content security policy forbids.
     browser.may_complain("installStylesheetElement");
     // Windows, because Turbo may draw messages in the wrong order when its page is hidden between them.
     let [other, tab] = [browser.window(), browser.window()];
-    other.go(&url);
-    tab.go(&url);
+    other.go(url);
+    tab.go(url);
     let texts = "[...document.querySelectorAll('#live-notes li')].map((note) => note.textContent).join()";
     let until = |expected: &str| {
         for tab in [&other, &tab] {
@@ -115,8 +100,6 @@ fn follows(heading: &'static str, files: &[(&'static str, &'static [u8])], morph
     assert_eq!(other.eval("document.querySelector('#note-1').isSeen === true"), morphs, "whether it was replaced");
     assert_eq!(tab.text("#live-status .now"), "Saved on this device");
     drop(browser);
-    drop(end);
-    served.join().expect("it ends well");
 }
 
 #[test]

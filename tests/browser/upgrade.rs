@@ -1,16 +1,15 @@
 //! Pages that are open while their program is replaced by a newer one, as `docs/evolution.md` tells authors.
 
-use std::net::TcpListener;
 use std::path::Path;
 
 use likewise::engine::{Event, Query, Schema};
 use likewise::{App, Html, Options, Page};
 use maud::{Markup, html};
 use serde::{Deserialize, Serialize};
-use tokio::sync::oneshot;
 
 use crate::chromium::{Browser, ENTER, Tab};
-use crate::common::{data_dir, wait_for};
+use crate::common::data_dir;
+use crate::common::served::Served;
 
 #[derive(Serialize, Deserialize)]
 struct ItemAdded {
@@ -85,42 +84,9 @@ fn document(page: &Page, rest: Markup) -> Markup {
     } } }
 }
 
-/// A version of the app, served until this is dropped.
-struct Served {
-    port: u16,
-    end: Option<oneshot::Sender<()>>,
-    thread: Option<std::thread::JoinHandle<()>>,
-}
-
-impl Served {
-    /// Serves `app` on `port`, or on a free one if that is 0.
-    fn start(app: App, data: &Path, port: u16) -> Self {
-        // The one before may not be gone yet.
-        let listener = wait_for("the port", || TcpListener::bind(("127.0.0.1", port)).ok());
-        let port = listener.local_addr().expect("its address").port();
-        listener.set_nonblocking(true).expect("a socket for Tokio");
-        let options = Options { data: Some(data.to_owned()), ..Options::default() };
-        let (end, ends) = oneshot::channel();
-        let thread = std::thread::spawn(move || {
-            let runtime = tokio::runtime::Runtime::new().expect("a runtime");
-            runtime.block_on(async {
-                let listener = tokio::net::TcpListener::from_std(listener).expect("a socket of Tokio's");
-                app.serve(options, listener, async { drop(ends.await) }).await.expect("it serves");
-            });
-        });
-        Self { port, end: Some(end), thread: Some(thread) }
-    }
-
-    fn url(&self) -> String {
-        format!("http://127.0.0.1:{}", self.port)
-    }
-}
-
-impl Drop for Served {
-    fn drop(&mut self) {
-        drop(self.end.take());
-        drop(self.thread.take().map(std::thread::JoinHandle::join));
-    }
+/// Serves a version of the app on `port`, or on a free one if that is 0.
+fn serve(app: App, data: &Path, port: u16) -> Served {
+    Served::start_on(port, app, Options { data: Some(data.to_owned()), ..Options::default() })
 }
 
 fn submit(tab: &Tab<'_>, field: &str, text: &str) {
@@ -144,8 +110,8 @@ const JOT: &str = "form[action$=jot] input";
 #[test]
 fn an_open_page_outlives_an_update_of_its_program() {
     let data = data_dir();
-    let served = Served::start(old(), data.path(), 0);
-    let (port, url) = (served.port, served.url());
+    let served = serve(old(), data.path(), 0);
+    let (port, url) = (served.port, served.url.clone());
     let browser = Browser::launch();
     browser.network_may_fail();
     let tab = browser.open(&url);
@@ -153,7 +119,7 @@ fn an_open_page_outlives_an_update_of_its_program() {
     submit(&tab, ADD, "milk");
     until_titles(&tab, "milk");
     drop(served);
-    let served = Served::start(new(), data.path(), port);
+    let served = serve(new(), data.path(), port);
     tab.to_front();
     tab.until_live();
 
@@ -185,7 +151,7 @@ fn an_open_page_outlives_an_update_of_its_program() {
     until_titles(&tab, "milk,bread,eggs,salt,rice");
     // It arrives once there is a form of that name again.
     drop(served);
-    let _served = Served::start(old(), data.path(), port);
+    let _served = serve(old(), data.path(), port);
     tab.to_front();
     until_titles(&tab, "milk,bread,eggs,salt,rice,tea");
     tab.until_sent();

@@ -1,6 +1,8 @@
 //! Shared by the tests of the whole program: the real binary on a free port, with its own data.
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
 
+pub mod served;
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Output, Stdio};
@@ -212,4 +214,11 @@ pub fn wait_for<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
         assert!(start.elapsed() < PATIENCE, "waited {PATIENCE:?} for {what}");
         std::thread::sleep(Duration::from_millis(10));
     }
+}
+
+/// The first code block in `language` after `heading` in a document, without its fences.
+pub fn code_block<'a>(document: &'a str, heading: &str, language: &str) -> &'a str {
+    let (_, text) = document.split_once(heading).unwrap_or_else(|| panic!("no {heading:?}"));
+    let (_, text) = text.split_once(&format!("```{language}\n")).unwrap_or_else(|| panic!("no block in {language}"));
+    text.split_once("\n```").expect("the end of the block").0
 }

@@ -7,9 +7,9 @@ use likewise::sync::{TokenSource, UpstreamOptions};
 use likewise::{App, Html, Node, Options};
 use serde::{Deserialize, Serialize};
 use tokio::runtime::Runtime;
-use tokio::sync::oneshot;
 
 use crate::client::{Answer, agent, new_id};
+use crate::common::served::Served;
 use crate::common::{Server, data_dir, printed, run, wait_for};
 
 /// Last year's program.
@@ -113,25 +113,11 @@ mod new {
     }
 }
 
-/// An app, served until this is dropped.
-struct Served {
-    url: String,
-    end: Option<oneshot::Sender<()>>,
-    serving: Option<tokio::task::JoinHandle<Result<(), likewise::NodeError>>>,
-    runtime: Runtime,
+fn serve(app: App, data: &Path) -> Served {
+    Served::start(app, Options { data: Some(data.to_owned()), ..Options::default() })
 }
 
 impl Served {
-    fn start(app: App, data: &Path) -> Self {
-        let runtime = Runtime::new().unwrap();
-        let options = Options { data: Some(data.to_owned()), ..Options::default() };
-        let listener = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
-        let (end, ends) = oneshot::channel::<()>();
-        let serving = runtime.spawn(async move { app.serve(options, listener, async { drop(ends.await) }).await });
-        Self { url, end: Some(end), serving: Some(serving), runtime }
-    }
-
     fn post(&self, form: &str, accept: &str, fields: &str) -> Answer {
         let request = agent().post(format!("{}/{form}", self.url)).header("accept", accept);
         let request = request.header("content-type", "application/x-www-form-urlencoded");
@@ -140,15 +126,6 @@ impl Served {
 
     fn status(&self) -> serde_json::Value {
         Answer::of(agent().get(format!("{}/status", self.url)).call().unwrap()).json()
-    }
-}
-
-impl Drop for Served {
-    fn drop(&mut self) {
-        drop(self.end.take());
-        if let Some(serving) = self.serving.take() {
-            drop(self.runtime.block_on(serving));
-        }
     }
 }
 
@@ -285,8 +262,8 @@ fn digests(app: &App, device: &Device) -> String {
 fn a_page_of_before_posts_to_the_new_program() {
     let data = data_dir();
     let form = format!("id={}&title=milk", new_id());
-    drop(Served::start(old::app(), data.path()));
-    let served = Served::start(new::app(), data.path());
+    drop(serve(old::app(), data.path()));
+    let served = serve(new::app(), data.path());
     let stored = served.post("add", "text/html", &form);
     assert_eq!(stored.status, 303, "what is missing has a default: {stored:?}");
     assert_eq!(served.status()["todos"], 1);
@@ -304,7 +281,7 @@ fn a_page_of_before_posts_to_the_new_program() {
     drop(served);
 
     // The way back, with a field that the old program doesn't know.
-    let served = Served::start(old::app(), data.path());
+    let served = serve(old::app(), data.path());
     assert_eq!(served.post("add", "text/html", "title=bread&urgent=true").status, 303);
     assert_eq!(served.status()["todos"], 2);
 }

@@ -15,7 +15,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
-use crate::common::{PATIENCE, wait_for};
+use crate::common::{PATIENCE, code_block, wait_for};
 use crate::support::Node;
 use crate::tls::Authority;
 
@@ -42,15 +42,12 @@ impl Kind {
 
     /// Returns its recipe in the documentation, after this heading.
     fn recipe(self, heading: &str) -> String {
-        let fence = match self {
-            Self::Nginx => "```nginx\n",
-            Self::Caddy => "```caddyfile\n",
-            Self::Haproxy => "```haproxy\n",
+        let language = match self {
+            Self::Nginx => "nginx",
+            Self::Caddy => "caddyfile",
+            Self::Haproxy => "haproxy",
         };
-        let text = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/proxies.md")).unwrap();
-        let (_, text) = text.split_once(heading).expect("a heading");
-        let (_, recipe) = text.split_once(fence).expect("a recipe");
-        recipe.split_once("```").expect("its end").0.to_owned()
+        code_block(include_str!("../../docs/proxies.md"), heading, language).to_owned() + "\n"
     }
 
     /// Completes the recipe for a machine that has nothing else, with the paths of this test's files.
