@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::extract::{Extension, FromRef, FromRequestParts, Query, State};
+use axum::http::StatusCode;
 use axum::http::request::Parts;
-use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
 use serde::Deserialize;
@@ -18,6 +18,7 @@ use tokio::sync::watch;
 use tokio::time::{Interval, MissedTickBehavior, interval_at};
 use tokio_util::sync::CancellationToken;
 
+use super::guard::bearer_token;
 use super::{App, Connection, Lease, Opened, Problem, Received, STREAM_HEADERS, Who};
 use crate::engine::{Device, Digest, LogId, PageSize, Replica, Seq, Spare, StoreId, Stores};
 use crate::limits::sync::stream::{PING_EVERY, SILENCE};
@@ -163,11 +164,7 @@ where
         if app.clients.follow() {
             return Err(not_a_hub("This program follows a hub itself, so it is none."));
         }
-        let mut shown = parts.headers.get_all(header::AUTHORIZATION).iter();
-        let shown = shown.next().filter(|_| shown.next().is_none()).map(|value| value.as_bytes());
-        let token = shown
-            .and_then(|value| value.strip_prefix(b"Bearer "))
-            .and_then(|token| app.hub.tokens.find(token, Purpose::Sync));
+        let token = bearer_token(&parts.headers).and_then(|token| app.hub.tokens.find(token, Purpose::Sync));
         let token = token.ok_or(StatusCode::UNAUTHORIZED)?;
         parts.extensions.insert(Who::Token(token.device.clone()));
         Ok(Self(token))

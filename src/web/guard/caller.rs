@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use axum::extract::{FromRequestParts, Request};
-use axum::http::header;
+use axum::http::header::{self, HeaderMap};
 use axum::http::request::Parts;
 
 use super::host::{AddressedAs, addressed_as};
@@ -86,10 +86,15 @@ impl Passes {
 
     /// Returns what the token of a request opens.
     pub(super) fn of(&self, request: &Request) -> Option<Pass> {
-        let mut shown = request.headers().get_all(header::AUTHORIZATION).iter();
-        let shown = shown.next().filter(|_| shown.next().is_none())?;
-        (self.0)(shown.as_bytes().strip_prefix(b"Bearer ")?)
+        (self.0)(bearer_token(request.headers())?)
     }
+}
+
+/// Returns the token that a request shows, if it shows exactly one.
+pub(in crate::web) fn bearer_token(headers: &HeaderMap) -> Option<&[u8]> {
+    let mut shown = headers.get_all(header::AUTHORIZATION).iter();
+    let shown = shown.next().filter(|_| shown.next().is_none())?;
+    shown.as_bytes().strip_prefix(b"Bearer ")
 }
 
 impl fmt::Debug for Passes {

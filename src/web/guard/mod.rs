@@ -21,6 +21,7 @@ use tower::ServiceBuilder;
 
 use self::body::bound_body;
 pub(crate) use self::body::{BodyRule, Patience};
+pub(super) use self::caller::bearer_token;
 use self::caller::caller;
 pub(crate) use self::caller::{Caller, Pass, Passes, Sees};
 pub use self::host::AllowedHost;
