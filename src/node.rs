@@ -18,7 +18,7 @@ use crate::engine::{Device, Schema, Setup, Store, StoreId, StoreLimits, Stores};
 use crate::limits::app::{ATTEND_EVERY, RETRY_HALTED};
 use crate::limits::engine::stores::SWEEP_EVERY;
 use crate::sync::{Clients, Upstream, UpstreamOptions};
-use crate::web::{AllowedHost, BasePath};
+use crate::web::{AllowedHost, BasePath, TrustedProxy};
 
 /// How an app runs. [`Options::default`] is what the program does without flags.
 #[derive(Debug, Clone)]
@@ -41,6 +41,9 @@ pub struct Options {
     /// expected behind a proxy. If a proxy on this machine passes a loopback name on, everybody who asks it for that
     /// name counts as the owner.
     pub local_page: bool,
+    /// The proxies that say in `X-Forwarded-For` for whom they ask, so that limits count each client by itself. Nobody
+    /// counts as the owner for connecting from one of these addresses.
+    pub behind_proxies: Vec<TrustedProxy>,
 }
 
 impl Default for Options {
@@ -54,6 +57,7 @@ impl Default for Options {
             base_path: BasePath::default(),
             public: false,
             local_page: false,
+            behind_proxies: Vec::new(),
         }
     }
 }

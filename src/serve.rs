@@ -101,6 +101,7 @@ impl Server {
             role,
             public: options.public,
             local_page: options.local_page,
+            proxies: options.behind_proxies,
             passes: passes(dir.key(), tokens),
             ..Policy::of(&face)
         };

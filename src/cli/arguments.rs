@@ -18,7 +18,7 @@ use crate::app::{App, AppCommand, AppError};
 use crate::data_dir;
 use crate::engine::{Device, StoreId};
 use crate::limits::app::RETRY_HALTED;
-use crate::web::{AllowedHost, BasePath};
+use crate::web::{AllowedHost, BasePath, TrustedProxy};
 
 /// What a command line asks for.
 pub(super) struct Asked {
@@ -237,6 +237,10 @@ pub(super) struct ListenArgs {
     /// this machine that passes such names on
     #[arg(long, env = "LOCAL_PAGE", value_parser = BoolishValueParser::new())]
     pub(super) local_page: bool,
+    /// Address of a proxy, or network of proxies, that says in X-Forwarded-For for whom it asks, so that limits count each
+    /// client by itself (repeatable)
+    #[arg(long, value_name = "ADDRESS", env = "BEHIND_PROXY", value_delimiter = ',')]
+    pub(super) behind_proxy: Vec<TrustedProxy>,
     /// Path of a site, such as /{app}, under which everything is. A proxy in front has to pass the path on unchanged
     #[arg(long, value_name = "/PATH", env = "BASE_PATH")]
     pub(super) base_path: Option<BasePath>,
@@ -277,12 +281,13 @@ fn host_and_port(text: &str) -> Result<String, &'static str> {
 }
 
 /// The flags that may stand without a command.
-const SERVE_FLAGS: [&str; 11] = [
+const SERVE_FLAGS: [&str; 12] = [
     "listen",
     "device",
     "allow_host",
     "public",
     "local_page",
+    "behind_proxy",
     "base_path",
     "upstream",
     "token_file",

@@ -88,12 +88,13 @@ fn bind_one(address: SocketAddr) -> io::Result<TcpListener> {
 
 /// How to run on the data in `data`, without a hub.
 fn options(data: &Path, listen: &ListenArgs) -> Options {
-    let ListenArgs { device, allow_host, local_page, base_path, .. } = listen.clone();
+    let ListenArgs { device, allow_host, local_page, behind_proxy, base_path, .. } = listen.clone();
     Options {
         data: Some(data.to_owned()),
         device,
         allow_hosts: allow_host,
         local_page,
+        behind_proxies: behind_proxy,
         base_path: base_path.unwrap_or_default(),
         ..Options::default()
     }

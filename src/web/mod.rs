@@ -40,7 +40,7 @@ use crate::sync::Clients;
 pub use base_path::BasePath;
 pub(crate) use control::{AFTER_IMPORT, Exported};
 pub(crate) use face::Face;
-pub use guard::AllowedHost;
+pub use guard::{AllowedHost, TrustedProxy};
 pub(crate) use guard::{Pass, Passes, Policy, Sees, protect};
 pub use html::{Html, IntoHtml};
 pub(crate) use hub::Hub;

@@ -8,6 +8,7 @@ use axum::extract::{FromRequestParts, Request};
 use axum::http::header::{self, HeaderMap};
 use axum::http::request::Parts;
 
+use super::client::is_proxied;
 use super::host::{AddressedAs, addressed_as};
 use super::{HEALTH, Policy};
 use crate::web::Role;
@@ -116,7 +117,8 @@ pub(super) fn caller(policy: &Policy, request: &Request) -> Result<Caller, Probl
         AddressedAs::Loopback => {
             // A proxy on this machine connects from it, too, and may leave no sign of itself. So where a proxy is
             // expected, nobody under a loopback name counts as the owner.
-            if policy.allow_hosts.is_empty() || policy.local_page || policy.passes.of(request) == Some(Pass::Owner) {
+            let expects_proxy = !policy.allow_hosts.is_empty() || is_proxied(&policy.proxies, request);
+            if !expects_proxy || policy.local_page || policy.passes.of(request) == Some(Pass::Owner) {
                 return Ok(Caller::Owner);
             }
             // `/control/` needs the key, which is checked next.
@@ -125,8 +127,8 @@ pub(super) fn caller(policy: &Policy, request: &Request) -> Result<Caller, Probl
             }
             Err(Problem::forbidden(
                 "no-local-page",
-                "Because this program has an --allow-host, it shows nothing under this machine's own names: a proxy in front \
-                 of it would let everybody in.",
+                "This program expects a proxy in front of it (--allow-host, --behind-proxy), so it shows nothing under this \
+                 machine's own names: the proxy would let everybody in.",
                 "If no proxy passes these names on, start the program with `--local-page`.",
             ))
         }

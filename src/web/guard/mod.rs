@@ -4,6 +4,7 @@
 
 mod body;
 mod caller;
+mod client;
 mod host;
 mod origin;
 
@@ -24,6 +25,8 @@ pub(crate) use self::body::{BodyRule, Patience};
 pub(super) use self::caller::bearer_token;
 use self::caller::caller;
 pub(crate) use self::caller::{Caller, Pass, Passes, Sees};
+use self::client::ClientAddress;
+pub use self::client::TrustedProxy;
 pub use self::host::AllowedHost;
 pub(super) use self::host::ReachedAt;
 use super::Role;
@@ -44,6 +47,8 @@ pub(crate) struct Policy {
     pub(crate) public: bool,
     /// Whether pages are served under loopback names even though `allow_hosts` gives others.
     pub(crate) local_page: bool,
+    /// The proxies that say for whom they ask.
+    pub(crate) proxies: Vec<TrustedProxy>,
     /// What a bearer token opens besides sync. The sync routes check tokens themselves.
     pub(crate) passes: Passes,
     /// The longest URI, in bytes.
@@ -67,6 +72,7 @@ impl Policy {
             role: Role::App,
             public: false,
             local_page: false,
+            proxies: Vec::new(),
             passes: Passes::none(),
             uri_bytes: URI_BYTES,
             head_bytes: HEAD_BYTES,
@@ -149,6 +155,9 @@ async fn admit(State(guard): State<Arc<Guard>>, mut request: Request, next: Next
         Ok(caller) => {
             request.extensions_mut().insert(caller.who());
             request.extensions_mut().insert(caller.sees());
+            if let Some(client) = ClientAddress::of(&guard.policy.proxies, &request) {
+                request.extensions_mut().insert(client);
+            }
             AssertUnwindSafe(next.run(request)).catch_unwind().await.unwrap_or_else(|_| {
                 // The panic hook has already printed the message and its place.
                 Problem::internal(format_args!("{method} {} panicked", uri.path())).into_response()

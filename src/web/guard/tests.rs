@@ -418,6 +418,22 @@ async fn trust_70_with_an_allowed_host_loopback_names_open_sync_and_what_shows_t
 }
 
 #[tokio::test]
+async fn trust_70_nobody_is_the_owner_for_asking_through_a_named_proxy() {
+    let named = Policy { proxies: vec!["127.0.0.1".parse().expect("an address")], ..Policy::default() };
+    let behind = Site::new(named.clone());
+    for (method, path) in ROUTES {
+        let is_open = path.starts_with("/sync/") || path == "/healthz" || path.starts_with("/control/");
+        let ask = |peer: &str| request_between(peer, "127.0.0.1:3000", method, path, &[("host", "localhost")]);
+        assert_eq!(behind.answer(ask("127.0.0.1:50000")).await.status() != StatusCode::FORBIDDEN, is_open, "{path}");
+        assert_ne!(behind.answer(ask("[::1]:50000")).await.status(), StatusCode::FORBIDDEN, "{path}");
+    }
+    let with_key = request("GET", "/status", &[("host", "localhost"), KEY]);
+    assert_eq!(behind.answer(with_key).await.status(), StatusCode::OK);
+    let local = Site::new(Policy { local_page: true, ..named });
+    assert_eq!(local.answer(request("GET", "/", &[("host", "localhost")])).await.status(), StatusCode::OK);
+}
+
+#[tokio::test]
 async fn trust_70_a_proxy_that_leaves_the_name_out_opens_nothing() {
     let lone = Site::new(Policy::default());
     let local = behind_a_proxy(true, true);

@@ -1,0 +1,141 @@
+//! For whom a request is made, where a proxy makes it.
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::str::FromStr;
+
+use axum::extract::{ConnectInfo, Request};
+use axum::http::HeaderMap;
+use ipnet::IpNet;
+
+/// A value of `--behind-proxy`: the address of a proxy that says for whom it asks, or a network of such proxies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TrustedProxy(IpNet);
+
+/// The value of `--behind-proxy` isn't an address.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{0:?} is not the address of a proxy: write the one from which it connects, like `127.0.0.1`, `fd00::2`, or a network \
+     like `10.0.0.0/8`; no name, no port"
+)]
+pub struct InvalidProxy(String);
+
+impl FromStr for TrustedProxy {
+    type Err = InvalidProxy;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let one = || text.parse::<IpAddr>().map(|address| IpNet::from(address.to_canonical()));
+        one().or_else(|_| text.parse()).map(Self).map_err(|_| InvalidProxy(text.to_owned()))
+    }
+}
+
+impl fmt::Display for TrustedProxy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0.prefix_len() == self.0.max_prefix_len() {
+            true => write!(f, "{}", self.0.addr()),
+            false => write!(f, "{}", self.0),
+        }
+    }
+}
+
+/// The address of the client that a request comes from, which limits by client go by. Every request that passes the guard
+/// carries it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::web) struct ClientAddress(pub(in crate::web) IpAddr);
+
+impl ClientAddress {
+    /// Returns the peer of the connection. If that is one of the `proxies`, it returns the last address in
+    /// `X-Forwarded-For` that isn't: each proxy adds the peer that it saw at the end, and everything before an address
+    /// that no trusted proxy added is the client's own claim.
+    ///
+    /// `Forwarded` (RFC 7239) doesn't count. A proxy that writes only one of the two passes on what a client wrote into
+    /// the other.
+    pub(super) fn of(proxies: &[TrustedProxy], request: &Request) -> Option<Self> {
+        let mut client = peer(request)?;
+        let claims = claims(request.headers());
+        let mut claims = claims.iter().rev();
+        while is_one_of(proxies, client) {
+            // A proxy that says nothing, or nothing that makes sense, asks for itself.
+            let Some(Some(address)) = claims.next() else { break };
+            client = *address;
+        }
+        Some(Self(client))
+    }
+}
+
+/// Returns whether the connection comes from one of the `proxies`.
+pub(super) fn is_proxied(proxies: &[TrustedProxy], request: &Request) -> bool {
+    peer(request).is_some_and(|peer| is_one_of(proxies, peer))
+}
+
+fn peer(request: &Request) -> Option<IpAddr> {
+    request.extensions().get().map(|ConnectInfo(peer): &ConnectInfo<SocketAddr>| peer.ip().to_canonical())
+}
+
+fn is_one_of(proxies: &[TrustedProxy], address: IpAddr) -> bool {
+    proxies.iter().any(|proxy| proxy.0.contains(&address))
+}
+
+/// The addresses in all `X-Forwarded-For` headers, in order; `None` for what isn't one. Some proxies add a port.
+fn claims(headers: &HeaderMap) -> Vec<Option<IpAddr>> {
+    let address = |text: &str| {
+        let address = text.parse().or_else(|_| text.parse().map(|with_port: SocketAddr| with_port.ip()));
+        address.ok().map(|address| address.to_canonical())
+    };
+    let values = headers.get_all("x-forwarded-for").iter();
+    values.flat_map(|value| value.to_str().unwrap_or("?").split(',').map(|part| address(part.trim()))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::body::Body;
+
+    use super::*;
+
+    fn client(proxies: &[&str], peer: &str, forwarded_for: &[&str]) -> String {
+        let proxies: Vec<_> = proxies.iter().map(|proxy| proxy.parse().expect("a proxy")).collect();
+        let mut request = Request::new(Body::empty());
+        for value in forwarded_for {
+            request.headers_mut().append("x-forwarded-for", value.parse().expect("a header"));
+        }
+        request.headers_mut().insert("forwarded", "for=203.0.113.66".parse().expect("a header"));
+        request.extensions_mut().insert(ConnectInfo(SocketAddr::new(peer.parse().expect("an address"), 50_000)));
+        ClientAddress::of(&proxies, &request).expect("a peer").0.to_string()
+    }
+
+    #[test]
+    fn only_a_named_proxy_says_for_whom_it_asks() {
+        assert_eq!(client(&[], "127.0.0.1", &["198.51.100.7"]), "127.0.0.1");
+        assert_eq!(client(&["127.0.0.1"], "127.0.0.1", &["198.51.100.7"]), "198.51.100.7");
+        assert_eq!(client(&["127.0.0.1"], "192.0.2.9", &["198.51.100.7"]), "192.0.2.9");
+        assert_eq!(client(&["127.0.0.1"], "::ffff:127.0.0.1", &["::ffff:198.51.100.7"]), "198.51.100.7");
+        assert_eq!(client(&["10.0.0.0/8", "fd00::/16"], "10.1.2.3", &["2001:db8::7"]), "2001:db8::7");
+    }
+
+    #[test]
+    fn what_a_client_claims_about_itself_does_not_count() {
+        let ours = ["127.0.0.1", "10.0.0.0/8"];
+        assert_eq!(client(&ours, "127.0.0.1", &["203.0.113.66, 198.51.100.7"]), "198.51.100.7");
+        assert_eq!(client(&ours, "127.0.0.1", &["203.0.113.66", "198.51.100.7, 10.0.0.2"]), "198.51.100.7");
+        assert_eq!(client(&ours, "127.0.0.1", &["127.0.0.1, 198.51.100.7:4711,10.0.0.2"]), "198.51.100.7");
+        // Whoever asked the last proxy of ours is known by nothing but that proxy.
+        for odd in ["", "unknown", "198.51.100.7, _hidden", "\u{e9}"] {
+            assert_eq!(client(&ours, "127.0.0.1", &[odd]), "127.0.0.1", "{odd:?}");
+        }
+        assert_eq!(client(&ours, "127.0.0.1", &["nonsense, 10.0.0.2"]), "10.0.0.2");
+        assert_eq!(client(&ours, "127.0.0.1", &[]), "127.0.0.1");
+        assert_eq!(client(&ours, "127.0.0.1", &["10.0.0.2, 10.0.0.3"]), "10.0.0.2");
+    }
+
+    #[test]
+    fn a_proxy_is_an_address_or_a_network() {
+        for (text, shown) in [("127.0.0.1", "127.0.0.1"), ("10.0.0.0/8", "10.0.0.0/8"), ("::ffff:10.0.0.1", "10.0.0.1")]
+        {
+            assert_eq!(text.parse::<TrustedProxy>().expect("a proxy").to_string(), shown);
+        }
+        for wrong in ["", "localhost", "127.0.0.1:80", "10.0.0.0/33", "10.0.0.0/", "*", "[::1]"] {
+            let why = wrong.parse::<TrustedProxy>().expect_err(wrong).to_string();
+            assert!(why.contains("not the address of a proxy"), "{why}");
+        }
+    }
+}
