@@ -517,6 +517,10 @@ fn what_to_do(error: &rusqlite::Error) -> &'static str {
         Some(ErrorCode::DiskFull | ErrorCode::SystemIoFailure) => {
             ". The disk may be full or failing: make room on it, or look into the system's log"
         }
+        // To open a database, SQLite makes files beside it.
+        Some(ErrorCode::CannotOpen) => {
+            ". The disk may be full, or files can't be made in its directory: make room, or look at who may write there"
+        }
         Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
             ". Another program has it open: end that, and this goes on by itself"
         }
@@ -582,4 +586,20 @@ pub enum NotOurs {
          own: copy it, and put the copy in its place", path = .0.display()
     )]
     Shared(PathBuf),
+}
+
+#[cfg(test)]
+mod tests {
+    use rusqlite::ffi;
+
+    use super::*;
+
+    #[test]
+    fn trust_61_each_error_that_a_full_disk_causes_says_that_it_may_be_full() {
+        for code in [ffi::SQLITE_FULL, ffi::SQLITE_IOERR_WRITE, ffi::SQLITE_IOERR_SHMSIZE, ffi::SQLITE_CANTOPEN] {
+            let error = rusqlite::Error::SqliteFailure(ffi::Error::new(code), None);
+            let said = Fault::sqlite(Database::Eventlog, error).to_string();
+            assert!(said.contains("The disk may be full"), "{said}");
+        }
+    }
 }
