@@ -164,9 +164,20 @@ impl Page {
         self.parts.status.clone()
     }
 
-    /// A line for messages of the script.
+    /// A line for messages of the script. The script also has screen readers say them.
     pub fn message(&self) -> Html {
-        Html::trusted("<p id=\"message\" class=\"message\" role=\"status\" data-message></p>")
+        Html::trusted("<p id=\"message\" class=\"message\" data-message></p>")
+    }
+
+    /// The page's `<title>`: `title`, and before it the summary that a fragment gives in an attribute, as in
+    /// `<p data-summary="42 likes">`. The script keeps the title up to date, and has screen readers say the summary, at most
+    /// every few seconds.
+    pub fn title(&self, title: &str) -> Html {
+        let title = Html::text(title);
+        let fragments = &self.parts.render.face.fragments;
+        let summary = fragments.iter().find_map(|fragment| summary(self.parts.fragments.get(fragment.name)?.as_str()));
+        let before = summary.map(|summary| format!("{summary} · ")).unwrap_or_default();
+        Html::trusted(format!("<title data-title=\"{title}\">{before}{title}</title>"))
     }
 
     /// Where the form `name` posts to.
@@ -216,6 +227,12 @@ impl fmt::Debug for Page {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Page").field("store", &self.parts.store).finish_non_exhaustive()
     }
+}
+
+/// Returns the summary that a fragment gives, still escaped.
+fn summary(fragment: &str) -> Option<&str> {
+    let (_, rest) = fragment.split_once(" data-summary=\"")?;
+    rest.split_once('"').map(|(summary, _)| summary).filter(|summary| !summary.is_empty())
 }
 
 /// `GET /`

@@ -318,6 +318,13 @@ impl Tab<'_> {
         self.prefers("prefers-color-scheme", if dark { "dark" } else { "light" });
     }
 
+    /// Sets the language of the user, in pages from now on.
+    pub(crate) fn speaks(&self, language: &str) {
+        let agent = self.eval("navigator.userAgent");
+        let agent = json!({ "userAgent": agent, "acceptLanguage": language });
+        self.call("Emulation.setUserAgentOverride", agent);
+    }
+
     /// Sets a preference of the user, as media queries see it.
     pub(crate) fn prefers(&self, name: &str, value: &str) {
         self.call("Emulation.setEmulatedMedia", json!({ "features": [{ "name": name, "value": value }] }));
