@@ -325,9 +325,15 @@ impl Tab<'_> {
         self.call("Emulation.setUserAgentOverride", agent);
     }
 
-    /// Sets a preference of the user, as media queries see it.
+    /// Sets a preference of the user, as media queries see it, and takes back those set before.
     pub(crate) fn prefers(&self, name: &str, value: &str) {
-        self.call("Emulation.setEmulatedMedia", json!({ "features": [{ "name": name, "value": value }] }));
+        self.prefers_all(&[(name, value)]);
+    }
+
+    /// Sets several preferences of the user.
+    pub(crate) fn prefers_all(&self, features: &[(&str, &str)]) {
+        let features: Vec<_> = features.iter().map(|(name, value)| json!({ "name": name, "value": value })).collect();
+        self.call("Emulation.setEmulatedMedia", json!({ "features": features }));
     }
 
     /// Stops this tab's pages from running JavaScript from now on.
