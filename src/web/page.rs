@@ -14,7 +14,8 @@ use super::face::{Answers, Draw, Face, FragmentKey};
 use super::problem::Problem;
 use super::status::StatusLine;
 use super::typed::{self, Filled};
-use super::{App, AskedStore, Html, IntoHtml as _, Opened, Params, Services, live};
+use super::views::{View, links};
+use super::{App, AskedStore, Html, IntoHtml as _, Opened, Params, Sees, Services, live};
 use crate::engine::{Error, EventId, Store};
 
 /// What fragments and pages are drawn with: the addresses of the store's forms and files, and the ids of forms.
@@ -120,6 +121,7 @@ struct Parts {
     params: Params,
     fragments: HashMap<&'static str, Html>,
     status: Html,
+    views: Html,
     render: Render,
 }
 
@@ -138,9 +140,14 @@ impl Page {
         params: Params,
         fragments: HashMap<&'static str, Html>,
         status: Html,
+        sees: Sees,
         render: Render,
     ) -> Self {
-        Self { parts: Arc::new(Parts { store, params, fragments, status, render }) }
+        let views = match sees {
+            Sees::All => links(&render.face, &render.base, View::Page),
+            Sees::ThePage => Html::default(),
+        };
+        Self { parts: Arc::new(Parts { store, params, fragments, status, views, render }) }
     }
 
     /// What belongs in the page's `<head>`: character set, viewport, the common style and script.
@@ -162,6 +169,12 @@ impl Page {
     /// The line that says how the store is and whether it is in sync. The script keeps it up to date.
     pub fn status(&self) -> Html {
         self.parts.status.clone()
+    }
+
+    /// Links to the program's own views of the store: its history and the other stores. Nothing for strangers, who may not
+    /// see these.
+    pub fn views(&self) -> Html {
+        self.parts.views.clone()
     }
 
     /// A line for messages of the script. The script also has screen readers say them.
@@ -242,13 +255,14 @@ fn summary(fragment: &str) -> Option<&str> {
 /// for nothing.
 pub(crate) async fn page(
     State(app): State<App>,
+    sees: Sees,
     Opened { asked, store, link, .. }: Opened,
     RawQuery(query): RawQuery,
 ) -> Result<Response, Problem> {
     let params = Params::new(query.as_deref().unwrap_or_default());
     let health = store.healthy().await;
     let status = StatusLine::of(&app.face, &health, &link.borrow(), asked.base());
-    let page = draw(&app, &store, asked.base(), status, params).await?;
+    let page = draw(&app, &store, asked.base(), status, sees, params).await?;
     let (html, page) = page;
     if query.is_some() && !page.parts.params.are_read() {
         return Ok(Redirect::to(&asked.home()).into_response());
@@ -270,7 +284,7 @@ pub(crate) async fn fields(
 ) -> BTreeMap<String, Filled> {
     let (path, query) = address.split_once('?').unwrap_or((address, ""));
     let params = Params::new(if path == asked.home() { query } else { "" });
-    match draw(app, store, asked.base(), StatusLine::default(), params).await {
+    match draw(app, store, asked.base(), StatusLine::default(), Sees::ThePage, params).await {
         Ok((html, _)) => typed::fields(html.as_str(), action),
         Err(_) => BTreeMap::new(),
     }
@@ -281,6 +295,7 @@ async fn draw(
     store: &Store,
     base: &str,
     status: StatusLine,
+    sees: Sees,
     params: Params,
 ) -> Result<(Html, Page), Problem> {
     let malformed = |why: super::Refusal| {
@@ -308,7 +323,7 @@ async fn draw(
     }
     let status = live::status_fragment(status).map_err(Problem::internal)?;
     let store = store.id().as_str().to_owned();
-    let page = Page::new(store, params, fragments, status, render);
+    let page = Page::new(store, params, fragments, status, sees, render);
     let html = app.face.draw(&page).map_err(Problem::internal)?;
     Ok((html, page))
 }
