@@ -16,7 +16,10 @@ use crate::node::{Base, Node, Options};
 use crate::sync::{Purpose, TokenFile, Tokens};
 use crate::web::live::Pages;
 use crate::web::metrics::Metrics;
-use crate::web::{self, BasePath, Hub, Pass, Passes, Policy, Role, Services, Shares, VisitorKey};
+use crate::web::{
+    self, BasePath, Browsers, Hub, PairingCookie, Pairings, Pass, Passes, Policy, PublicUrl, Role, Services, Shares,
+    VisitorKey,
+};
 
 /// A node with a server in front of it, ready to serve.
 pub(crate) struct Server {
@@ -61,12 +64,16 @@ impl Server {
         }
         let bound = listener.local_addr().context("cannot learn the address that is listened on")?;
         let address = reachable(bound);
+        let public_url = public_url(options.public_url, bound, &options.base_path)?;
+        // Whoever names the server's own address doesn't have to repeat its name.
+        let mut allow_hosts = options.allow_hosts;
+        allow_hosts.extend(public_url.as_ref().and_then(PublicUrl::host).filter(|host| !allow_hosts.contains(host)));
         let face = Arc::new(app.face().under(options.base_path));
         node.dir_mut().announce(&format!("http://{address}{}", face.base_path))?;
         if face.base_path != BasePath::default() {
             tracing::info!("all addresses are under http://{address}{}", face.base_path.home());
         }
-        if options.allow_hosts.is_empty() && !bound.ip().to_canonical().is_loopback() {
+        if allow_hosts.is_empty() && !bound.ip().to_canonical().is_loopback() {
             let page = match role {
                 Role::App => "; to let them open the page, add --public",
                 Role::Hub => "",
@@ -79,7 +86,9 @@ impl Server {
         }
         let dir = node.dir();
         let tokens = Tokens::follow(TokenFile::in_dir(dir.path()), shutdown.clone())?;
+        let cookie = PairingCookie::new(&face, public_url.as_ref());
         let services = Arc::new(Services {
+            pairings: Pairings::new(dir.path(), public_url, cookie.clone()),
             metrics: Metrics::new(&face),
             visitors: VisitorKey::in_dir(dir.path()),
             face: Arc::clone(&face),
@@ -97,12 +106,13 @@ impl Server {
             Role::Hub => web::hub_routes(services),
         };
         let policy = Policy {
-            allow_hosts: options.allow_hosts,
+            allow_hosts,
             role,
             public: options.public,
             local_page: options.local_page,
             proxies: options.behind_proxies,
-            passes: passes(dir.key(), tokens),
+            passes: passes(dir.key(), tokens.clone()),
+            browsers: Some(Browsers { tokens, cookie }),
             ..Policy::of(&face)
         };
         let router = web::protect(routes, policy);
@@ -126,6 +136,17 @@ fn passes(key: &str, tokens: Tokens) -> Passes {
         }
         tokens.find(shown, Purpose::Read).map(|_| Pass::Watcher)
     })
+}
+
+/// Returns where others reach a server that listens on `bound`, if that is known. Without an address that its owner gives,
+/// only this machine reaches it for certain.
+fn public_url(given: Option<PublicUrl>, bound: SocketAddr, base: &BasePath) -> anyhow::Result<Option<PublicUrl>> {
+    let own = || bound.ip().to_canonical().is_loopback().then(|| format!("http://{bound}").parse()).transpose();
+    let url = match given {
+        Some(url) => Some(url),
+        None => own().context("BUG: an address that is none")?,
+    };
+    url.map(|url| url.under(base)).transpose()
 }
 
 /// Returns where a program on this machine reaches a server that listens on `address`.

@@ -17,4 +17,5 @@ mod hub;
 mod odd;
 mod overload;
 mod owners;
+mod pairing;
 mod serving;
