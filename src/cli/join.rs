@@ -3,12 +3,15 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use anyhow::bail;
+use anyhow::{Context, bail};
+use reqwest::Method;
 
+use super::process::Process;
 use crate::app::App;
-use crate::data_dir::{Claim, DataDir};
+use crate::data_dir::{self, Claim, DataDir};
 use crate::engine;
 use crate::sync::{Link, Purpose, TokenFile, joined};
+use crate::web::Followed;
 
 pub(super) async fn join(
     app: &App,
@@ -29,12 +32,19 @@ pub(super) async fn join(
             link.hub()
         );
     }
-    // Held meanwhile, unless a process has it.
-    let claim = DataDir::claim(data)?;
-    if let Claim::ReadOnly(_) = claim {
-        bail!(crate::data_dir::read_only(data));
-    }
     engine::create_private_dir(data)?;
+    // Held meanwhile, unless a process has it.
+    let process = match DataDir::claim(data)? {
+        Claim::Taken(holder) => Holder::Process(Process::new(app, data, holder)?),
+        Claim::Ours(dir) => Holder::Us(dir),
+        Claim::ReadOnly(_) => bail!(data_dir::read_only(data)),
+    };
+    if let Holder::Process(process) = &process {
+        let followed: anyhow::Result<Followed> = process.answer(process.request(Method::GET, "joined")?).await;
+        followed.with_context(|| {
+            format!("the process that serves {} can't follow a hub; stop it first. It says", data.display())
+        })?;
+    }
     let devices = TokenFile::in_dir(data).list()?;
     let called = link.join(data, root_certificate).await?;
     eprintln!("joined {} as {called}; `{name}` alone syncs with it from now on", link.hub());
@@ -45,8 +55,20 @@ pub(super) async fn join(
             link.hub()
         );
     }
-    if let Claim::Taken(_) = claim {
-        eprintln!("{name} is running on {}; stop it and start it again to sync", data.display());
+    if let Holder::Process(process) = &process {
+        let Followed { url } = process.answer(process.request(Method::POST, "joined")?).await?;
+        match url.filter(|url| url != link.hub()) {
+            None => eprintln!("the running process syncs with it now"),
+            Some(other) => {
+                eprintln!("the running process follows {other}, as it was told; start it again without --upstream")
+            }
+        }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Who has the data directory.
+enum Holder {
+    Process(Process),
+    Us(#[allow(dead_code, reason = "its use is to be dropped")] DataDir),
 }

@@ -3,6 +3,7 @@
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::Path;
+use std::pin::pin;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -15,7 +16,7 @@ use crate::app::App;
 use crate::limits::app::SHUTDOWN;
 use crate::limits::web::server::BACKLOG;
 use crate::node::{Options, base};
-use crate::serve::Server;
+use crate::serve::{self, Server, twin};
 use crate::sync::{TokenSource, UpstreamOptions, joined};
 use crate::web::Role;
 
@@ -49,22 +50,24 @@ async fn run(app: &App, role: Role, listen: &str, options: Options) -> anyhow::R
         )
     })?;
     let shutdown = CancellationToken::new();
-    let server = Server::prepare(app, role, options, base, listener, shutdown.clone()).await?;
+    let listener = listener.into_std().context("cannot listen")?;
+    let first = twin(&listener)?;
+    let server = Server::prepare(app, role, options.clone(), base, first, shutdown.child_token()).await?;
     // This comes before the ready line, after which a signal may come at any time.
     let signals = Signals::listen().context("cannot wait for signals")?;
     tokio::spawn(end_at_signal(signals, shutdown.clone()));
     writeln!(io::stdout(), "listening on http://{}", server.address).context("cannot write to standard output")?;
     tracing::info!("the data is in {data}");
-    let mut running = tokio::spawn(server.run());
+    let mut running = pin!(serve::run(app, role, options, server, listener, shutdown.clone()));
     tokio::select! {
         ended = &mut running => {
-            ended.context("the server failed")?;
+            ended?;
             return Ok(ExitCode::SUCCESS);
         }
         () = shutdown.cancelled() => {}
     }
     match tokio::time::timeout(SHUTDOWN, running).await {
-        Ok(ended) => ended.context("the server failed")?,
+        Ok(ended) => ended?,
         Err(_) => tracing::warn!("not everything ended within {SHUTDOWN:?}; what was acknowledged is stored"),
     }
     Ok(ExitCode::SUCCESS)

@@ -145,6 +145,27 @@ pub(crate) async fn pairing(State(app): State<App>) -> Result<Json<PairingAt>, P
     Ok(Json(PairingAt { public_url: app.pairings.public_url.as_ref().map(ToString::to_string) }))
 }
 
+/// The hub that a process follows.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Followed {
+    pub(crate) url: Option<String>,
+}
+
+/// `GET /control/v1/joined`: which hub this process follows, for a command that joins its directory to one.
+pub(crate) async fn followed(State(app): State<App>) -> Json<Followed> {
+    Json(Followed { url: app.clients.hub().map(str::to_owned) })
+}
+
+/// `POST /control/v1/joined`: the directory was joined to a hub. A process that follows none begins anew, and then follows
+/// it. Any other looks at its token again by itself.
+pub(crate) async fn joined(state: State<App>) -> Json<Followed> {
+    if !state.clients.follow() {
+        state.anew.cancel();
+        state.shutdown.cancel();
+    }
+    followed(state).await
+}
+
 /// Where others reach a hub.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct PairingAt {

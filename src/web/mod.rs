@@ -41,7 +41,7 @@ use crate::engine::{Device, Stores};
 use crate::sync::Clients;
 
 pub use base_path::BasePath;
-pub(crate) use control::{AFTER_IMPORT, Exported, PairingAt};
+pub(crate) use control::{AFTER_IMPORT, Exported, Followed, PairingAt};
 pub(crate) use face::Face;
 pub use guard::{AllowedHost, TrustedProxy};
 pub(crate) use guard::{Browsers, PairingCookie, Pass, Passes, Policy, Sees, protect};
@@ -86,6 +86,8 @@ pub(crate) struct Services {
     pub(crate) visitors: VisitorKey,
     pub(crate) metrics: metrics::Metrics,
     pub(crate) shutdown: CancellationToken,
+    /// Says, before the shutdown, that the server is to begin anew afterwards.
+    pub(crate) anew: CancellationToken,
 }
 
 /// Headers of every event stream. A proxy must neither gather it into larger pieces (nginx, and what follows its lead, read
@@ -139,6 +141,7 @@ fn joined(app: App) -> Router {
         .route("/static/{file}", get(assets::unversioned))
         .route("/favicon.ico", get(assets::favicon))
         .route("/pair", get(pair::page).post(pair::redeem))
+        .route("/control/v1/joined", get(control::followed).post(control::joined))
         .merge(for_devices_and_commands())
         .with_state(app)
 }

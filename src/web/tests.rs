@@ -44,6 +44,7 @@ fn serving(app: crate::App, dir: &Path, schema: Schema, limits: StoreLimits, max
         clients: Clients::new(stores, None, Duration::ZERO, shutdown.clone()),
         hub: Hub::new(tokens, dir.to_owned(), shutdown.clone()),
         shutdown,
+        anew: CancellationToken::new(),
     })
 }
 

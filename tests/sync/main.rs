@@ -10,6 +10,7 @@ mod damage;
 mod doors;
 mod faults;
 mod http2;
+mod joining;
 mod liars;
 mod logs;
 mod masses;
