@@ -14,6 +14,7 @@ mod likewise;
 mod live;
 mod look;
 mod offline;
+mod pairing;
 mod plain;
 mod stage;
 mod stores;

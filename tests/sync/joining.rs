@@ -3,10 +3,11 @@
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::Output;
 
+use crate::common::authority::Authority;
 use crate::common::wait_for;
 use crate::proxy::{Mode, Proxy};
 use crate::support::{Node, hub_behind_proxy, wait_until_level};
-use crate::tls::{Authority, Terminator};
+use crate::tls::Terminator;
 
 /// A link of `hub` for `name`, which leads through `address` if that is another than the hub's own.
 fn link(hub: &Node, name: &str, address: Option<&str>) -> String {
