@@ -100,7 +100,11 @@ pub(super) async fn token(app: &App, data: &Path, command: TokenCommand) -> anyh
             let seen = Seen::read(data);
             let tokens = file.list()?;
             if tokens.is_empty() {
-                eprintln!("there are no devices in {}; `{name} pair NAME` makes a link for one", data.display());
+                eprintln!(
+                    "there are no devices in {}; `{name} pair NAME` makes a link for one, and \
+                     `{name} token add NAME` a token",
+                    data.display()
+                );
             }
             for token in tokens {
                 let device = token.device.as_str();
