@@ -203,7 +203,7 @@ fn as_browser(token: Token, route: &str) -> Result<Caller, Problem> {
 }
 
 fn is_owners(route: &str) -> bool {
-    matches!(route, "/metrics" | "/adopt")
+    matches!(route, "/metrics" | "/adopt" | "/history" | "/stores")
 }
 
 fn owner_only() -> Problem {
