@@ -48,7 +48,7 @@ pub(super) async fn pair(app: &App, data: &Path, name: Device, asked: Asked) -> 
     );
     eprintln!("Without the link: open {url}/pair and type {}", invitation.code);
     if url.is_local() {
-        eprintln!("It works on this machine alone. For other machines and phones: {}", two_ways(app_name));
+        eprintln!("It works on this machine alone, because phones and other machines need TLS. {}", two_ways(app_name));
     }
     Ok(ExitCode::SUCCESS)
 }

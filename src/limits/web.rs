@@ -233,9 +233,10 @@ pub(crate) mod control {
     pub(crate) const PIECES: usize = 4;
 }
 
-/// Guesses at the code of a pairing, which has 40 bits. All clients together have 1,000 tries in ten minutes, so against 64
-/// codes that are good at the same time a guesser's chance is 1,000 · 64 / 2^40, one in 17 million. One client alone has
-/// one in 1.7 billion. The secret in a link has 128 bits, so it isn't counted how often somebody guesses at that.
+/// Guesses at the code of a pairing, which has 40 bits. A code is good for ten minutes, so it sees two windows at most, with
+/// 2,000 tries of all clients together. While 64 codes are good, a guesser's chance at any of them is 2,000 · 64 / 2^40, one
+/// in 8 million; while one is, one in 500 million. One client alone has a hundredth of that. The secret in a link has 128
+/// bits, so nobody counts guesses at that.
 pub(crate) mod guesses {
     use super::Duration;
 
