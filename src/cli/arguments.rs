@@ -18,7 +18,7 @@ use crate::app::{App, AppCommand, AppError};
 use crate::data_dir;
 use crate::engine::{Device, StoreId};
 use crate::limits::app::RETRY_HALTED;
-use crate::web::{AllowedHost, BasePath, TrustedProxy};
+use crate::web::{AllowedHost, BasePath, PublicUrl, TrustedProxy};
 
 /// What a command line asks for.
 pub(super) struct Asked {
@@ -122,10 +122,37 @@ pub(super) enum Cli {
         #[command(flatten)]
         store: StoreArgs,
     },
-    /// Manage the devices that may sync with this hub
+    /// Manage the devices and browsers that may use this hub
     Token {
         #[command(subcommand)]
         command: TokenCommand,
+    },
+    /// Make a link that pairs a browser or another machine with this hub, and print it
+    ///
+    /// The link is good once, within ten minutes. Opened in a browser, it shows this hub's page there from then on. Given to
+    /// `{app} join` on another machine, it lets that machine sync. Opening it uses nothing up: only the button on the page
+    /// that it leads to does. Standard output gets the link alone; the QR code, a short code to type instead of the link, and
+    /// words for people go to standard error.
+    Pair {
+        /// Name of the device or browser, which the log shows with its {events}
+        name: Device,
+        /// Address under which others reach this hub, such as https://hub.example.org [default: what the running hub says]
+        #[arg(long, value_name = "URL", env = "PUBLIC_URL")]
+        public_url: Option<PublicUrl>,
+        /// Draw the QR code even if standard output is no terminal
+        #[arg(long)]
+        qr: bool,
+    },
+    /// Make this data directory a device of the hub that a link of `pair` names
+    ///
+    /// From then on `{app}` alone syncs with that hub: its address and this device's token are kept in the data directory.
+    /// What is in the directory already is brought along.
+    Join {
+        /// The link, in quotes
+        link: String,
+        /// Certificates in PEM form to trust for the hub, besides the system's; they are kept, too
+        #[arg(long, value_name = "FILE", env = "ROOT_CERTIFICATE")]
+        root_certificate: Option<PathBuf>,
     },
     /// Move a store to the log that its hub has now, after the hub was replaced
     ///
@@ -140,7 +167,8 @@ pub(super) enum Cli {
     },
     /// Make this instance the authority of a store's log, when its hub is gone for good
     ///
-    /// Stop {app} and start it without --upstream first. Other devices can then follow this one.
+    /// Stop {app} first, and start it without --upstream afterwards. Other devices can then follow this one. A directory that
+    /// was joined to a hub leaves it, so promote its other stores, too.
     Promote {
         #[command(flatten)]
         store: StoreArgs,
@@ -156,6 +184,8 @@ pub(super) enum Cli {
         command: SetAsideCommand,
     },
     /// Copy all stores and device tokens to a new directory, even while they are in use
+    ///
+    /// The copy of a device doesn't have its token for the hub, because copies go to other disks: join the hub again with it.
     ///
     /// To go back to a backup, stop {app} and start it with `--data` naming the copy, or replace the data directory
     /// with the copy. A hub then has the tokens of that time again, so revoke again those that were revoked since.
@@ -189,11 +219,11 @@ pub(super) enum TokenCommand {
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
     },
-    /// Show the devices, when each was last seen, and how far it has pulled
+    /// Show devices, browsers and readers, when each was last seen, and how far it has pulled
     List,
-    /// Stop a device from syncing
+    /// Stop a device from syncing, or a browser from seeing the page
     Revoke {
-        /// Name of the device
+        /// Name of the device or browser
         name: Device,
     },
 }
@@ -244,6 +274,10 @@ pub(super) struct ListenArgs {
     /// Path of a site, such as /{app}, under which everything is. A proxy in front has to pass the path on unchanged
     #[arg(long, value_name = "/PATH", env = "BASE_PATH")]
     pub(super) base_path: Option<BasePath>,
+    /// Address under which others reach this server, such as https://hub.example.org: what the links of `pair` begin with.
+    /// Its name needs no --allow-host [default: the address of --listen, if only this machine has it]
+    #[arg(long, value_name = "URL", env = "PUBLIC_URL")]
+    pub(super) public_url: Option<PublicUrl>,
 }
 
 #[derive(Args)]
@@ -281,7 +315,8 @@ fn host_and_port(text: &str) -> Result<String, &'static str> {
 }
 
 /// The flags that may stand without a command.
-const SERVE_FLAGS: [&str; 12] = [
+const SERVE_FLAGS: [&str; 13] = [
+    "public_url",
     "listen",
     "device",
     "allow_host",
@@ -324,8 +359,9 @@ pub(super) fn parse(app: &App, line: impl IntoIterator<Item = OsString>) -> Resu
     if let Cli::Serve(args) = &asked
         && args.public
         && args.listen.allow_host.is_empty()
+        && args.listen.public_url.as_ref().and_then(PublicUrl::host).is_none()
     {
-        let message = "--public is about the names of --allow-host, and none is given";
+        let message = "--public is about the names of --allow-host and --public-url, and none is given";
         return Err(command.error(ErrorKind::MissingRequiredArgument, message));
     }
     Ok(Asked { data: top.data.data, command: Command::Common(asked) })
