@@ -18,7 +18,7 @@ use crate::engine::{Device, Schema, Setup, Store, StoreId, StoreLimits, Stores};
 use crate::limits::app::{ATTEND_EVERY, RETRY_HALTED};
 use crate::limits::engine::stores::SWEEP_EVERY;
 use crate::sync::{Clients, Upstream, UpstreamOptions};
-use crate::web::{AllowedHost, BasePath, TrustedProxy};
+use crate::web::{AllowedHost, BasePath, EmbeddingSite, TrustedProxy};
 
 /// How an app runs. [`Options::default`] is what the program does without flags.
 #[derive(Debug, Clone)]
@@ -44,6 +44,8 @@ pub struct Options {
     /// The proxies that say in `X-Forwarded-For` for whom they ask, so that limits count each client by itself. Nobody
     /// counts as the owner for connecting from one of these addresses.
     pub behind_proxies: Vec<TrustedProxy>,
+    /// The sites whose pages may embed what the app counts, see [`App::embed`]. Nothing else opens to them.
+    pub embed: Vec<EmbeddingSite>,
 }
 
 impl Default for Options {
@@ -58,6 +60,7 @@ impl Default for Options {
             public: false,
             local_page: false,
             behind_proxies: Vec::new(),
+            embed: Vec::new(),
         }
     }
 }

@@ -14,9 +14,10 @@ use crate::engine::{Health, StoreLimits};
 use crate::limits::web::live::STREAMS;
 use crate::node::{Base, Node, Options};
 use crate::sync::{Purpose, TokenFile, Tokens};
+use crate::web::embed::Embedding;
 use crate::web::live::Pages;
 use crate::web::metrics::Metrics;
-use crate::web::{self, BasePath, Hub, Pass, Passes, Policy, Role, Services, Shares, VisitorKey};
+use crate::web::{self, BasePath, Hub, Pass, Passes, Policy, Role, Services, Shares, Sites, VisitorKey};
 
 /// A node with a server in front of it, ready to serve.
 pub(crate) struct Server {
@@ -51,6 +52,9 @@ impl Server {
         listener: TcpListener,
         shutdown: CancellationToken,
     ) -> anyhow::Result<Self> {
+        if !options.embed.is_empty() && (role == Role::Hub || app.face().embed.is_none()) {
+            bail!("{} has nothing that other sites could embed; leave --embed out", app.name());
+        }
         let open_files = web::raise_open_file_limit();
         let limits = web::Limits::default().within_open_files(open_files);
         stores.open = web::stores_within_open_files(stores.open, open_files);
@@ -79,7 +83,11 @@ impl Server {
         }
         let dir = node.dir();
         let tokens = Tokens::follow(TokenFile::in_dir(dir.path()), shutdown.clone())?;
+        let sites = Sites(options.embed);
+        let embed = |embed| Embedding::new(embed, sites.clone(), node.stores.clone(), dir.path(), shutdown.clone());
+        let embedding = face.embed.clone().map(embed).transpose()?;
         let services = Arc::new(Services {
+            embedding,
             metrics: Metrics::new(&face),
             visitors: VisitorKey::in_dir(dir.path()),
             face: Arc::clone(&face),
@@ -102,6 +110,7 @@ impl Server {
             public: options.public,
             local_page: options.local_page,
             proxies: options.behind_proxies,
+            sites,
             passes: passes(dir.key(), tokens),
             ..Policy::of(&face)
         };

@@ -18,7 +18,7 @@ use crate::app::{App, AppCommand, AppError};
 use crate::data_dir;
 use crate::engine::{Device, StoreId};
 use crate::limits::app::RETRY_HALTED;
-use crate::web::{AllowedHost, BasePath, TrustedProxy};
+use crate::web::{AllowedHost, BasePath, EmbeddingSite, TrustedProxy};
 
 /// What a command line asks for.
 pub(super) struct Asked {
@@ -92,6 +92,11 @@ pub(super) enum Cli {
         /// Print JSON: an array of what `status --json` prints, without digests
         #[arg(long)]
         json: bool,
+    },
+    /// List, add and close the items that other sites embed, and import their counts
+    Items {
+        #[command(subcommand)]
+        command: ItemsCommand,
     },
     /// Say whether an event can be stored: exits with 0 if so, for containers and supervisors
     ///
@@ -199,6 +204,40 @@ pub(super) enum TokenCommand {
 }
 
 #[derive(Subcommand)]
+pub(super) enum ItemsCommand {
+    /// Show the items with their counts, and which of them visitors may like
+    List {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Put items on the list: visitors may then like them whatever the limits on new ones, and while the list is closed
+    Add {
+        /// Names, as the buttons have them in `item`
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
+    },
+    /// Take items off the list; what they have stays
+    Remove {
+        /// Names, as the buttons have them in `item`
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
+    },
+    /// Let visitors like only what is on the list: what there is now, and what is added
+    Close,
+    /// Let visitors like anything, which makes an item of it
+    Open,
+    /// Add counts from elsewhere, a line `NAME,COUNT` for each item, from standard input
+    ///
+    /// Importing again adds nothing twice; of a higher count it adds the difference.
+    Import {
+        /// Where the counts come from; counts from another source are added to these
+        #[arg(long, value_name = "NAME")]
+        source: String,
+    },
+}
+
+#[derive(Subcommand)]
 pub(super) enum SetAsideCommand {
     /// List them, with the reasons
     List,
@@ -268,6 +307,10 @@ pub(super) struct ServeArgs {
     /// Serve the page under the names of --allow-host, too: anyone who can reach this server can then post
     #[arg(long, env = "PUBLIC", value_parser = BoolishValueParser::new())]
     pub(super) public: bool,
+    /// Origin of a site, such as https://blog.example.org, whose pages may embed a button under this machine's names or those
+    /// of --allow-host (repeatable)
+    #[arg(long, value_name = "ORIGIN", env = "EMBED", value_delimiter = ',')]
+    pub(super) embed: Vec<EmbeddingSite>,
 }
 
 /// Checks the form of an address to listen on. The resolver would say little about it.
@@ -281,11 +324,12 @@ fn host_and_port(text: &str) -> Result<String, &'static str> {
 }
 
 /// The flags that may stand without a command.
-const SERVE_FLAGS: [&str; 12] = [
+const SERVE_FLAGS: [&str; 13] = [
     "listen",
     "device",
     "allow_host",
     "public",
+    "embed",
     "local_page",
     "behind_proxy",
     "base_path",

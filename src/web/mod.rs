@@ -3,6 +3,7 @@
 pub(crate) mod assets;
 mod base_path;
 mod control;
+pub(crate) mod embed;
 pub(crate) mod face;
 mod fields;
 mod form;
@@ -39,9 +40,9 @@ use crate::sync::Clients;
 
 pub use base_path::BasePath;
 pub(crate) use control::{AFTER_IMPORT, Exported};
-pub(crate) use face::Face;
-pub use guard::{AllowedHost, TrustedProxy};
-pub(crate) use guard::{Pass, Passes, Policy, Sees, protect};
+pub(crate) use face::{Embed, Face};
+pub use guard::{AllowedHost, EmbeddingSite, TrustedProxy};
+pub(crate) use guard::{Pass, Passes, Policy, Sees, Sites, protect};
 pub use html::{Html, IntoHtml};
 pub(crate) use hub::Hub;
 pub use page::{Page, Render};
@@ -77,6 +78,8 @@ pub(crate) struct Services {
     pub(crate) hub: Hub,
     /// Tells visitors apart for apps that ask who posts.
     pub(crate) visitors: VisitorKey,
+    /// What other sites embed, if the app has that.
+    pub(crate) embedding: Option<embed::Embedding>,
     pub(crate) metrics: metrics::Metrics,
     pub(crate) shutdown: CancellationToken,
 }
@@ -131,6 +134,7 @@ fn joined(app: App) -> Router {
         .route("/static/{version}/{file}", get(assets::asset))
         .route("/static/{file}", get(assets::unversioned))
         .route("/favicon.ico", get(assets::favicon))
+        .merge(embed::routes(&app))
         .merge(for_devices_and_commands())
         .with_state(app)
 }
@@ -157,6 +161,8 @@ fn for_devices_and_commands() -> Router<App> {
     Router::new()
         .route("/sync/v1/{store}/events", get(hub::pull).post(hub::push))
         .route("/control/v1/backup", post(control::backup))
+        .route("/control/v1/items", get(embed::items).post(embed::change_items))
+        .route("/control/v1/item-counts", post(embed::import_route))
         .route("/control/v1/tokens", post(control::tokens))
         .route("/control/v1/{store}/export", get(control::export))
         .route("/control/v1/{store}/import", post(control::import_route))

@@ -31,6 +31,7 @@ fn serving(app: crate::App, dir: &Path, schema: Schema, limits: StoreLimits, max
     let shutdown = CancellationToken::new();
     let tokens = Tokens::follow(TokenFile::in_dir(dir), shutdown.clone()).expect("tokens");
     App::new(Services {
+        embedding: None,
         metrics: metrics::Metrics::new(&face),
         visitors: VisitorKey::in_dir(dir),
         face,

@@ -112,6 +112,7 @@ pub(super) fn caller(policy: &Policy, request: &Request) -> Result<Caller, Probl
     // A hub shows only its status and the health of its stores. What isn't there needs no protection.
     let is_nothing = policy.role == Role::Hub && !is_watched && route != HEALTH;
     let is_for_everybody = path.starts_with("/sync/") || path == HEALTH || is_nothing;
+    let is_embedded = policy.embedded(path).is_some();
     match addressed_as(policy, request)? {
         AddressedAs::HealthCheck => Ok(Caller::Visitor),
         AddressedAs::Loopback => {
@@ -119,7 +120,8 @@ pub(super) fn caller(policy: &Policy, request: &Request) -> Result<Caller, Probl
             // expected, nobody under a loopback name counts as the owner.
             let expects_proxy = !policy.allow_hosts.is_empty() || is_proxied(&policy.proxies, request);
             if !expects_proxy || policy.local_page || policy.passes.of(request) == Some(Pass::Owner) {
-                return Ok(Caller::Owner);
+                // On their own machine, too, people who like something on a site are its visitors.
+                return Ok(if is_embedded { Caller::Visitor } else { Caller::Owner });
             }
             // `/control/` needs the key, which is checked next.
             if is_for_everybody || path.starts_with("/control/") {
@@ -142,6 +144,9 @@ pub(super) fn caller(policy: &Policy, request: &Request) -> Result<Caller, Probl
             }
             if is_watched && policy.passes.of(request) == Some(Pass::Watcher) {
                 return Ok(Caller::Watcher);
+            }
+            if is_embedded {
+                return Ok(Caller::Visitor);
             }
             if !is_for_everybody && !policy.public {
                 let (detail, advice) = match policy.role {
