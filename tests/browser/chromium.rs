@@ -31,7 +31,7 @@ const FLAGS: [&str; 12] = [
     "--disable-component-update",
     "--no-first-run",
     "--window-size=1000,800",
-    "--host-resolver-rules=MAP evil.example 127.0.0.1, MAP hub.example 127.0.0.1",
+    "--host-resolver-rules=MAP *.example 127.0.0.1",
 ];
 
 /// A browser with its own profile. When it goes out of scope, it must not have complained about anything.
@@ -46,6 +46,11 @@ pub(crate) struct Browser {
 impl Browser {
     /// Starts one, when it is this test's turn.
     pub(crate) fn launch() -> Self {
+        Self::launch_trusting(&[])
+    }
+
+    /// Starts one in which these sites have what others have only over TLS.
+    pub(crate) fn launch_trusting(sites: &[&str]) -> Self {
         let turn = Turn::take();
         let profile = tempfile::tempdir().expect("a directory for the browser's profile");
         let log = profile.path().join("stderr");
@@ -54,6 +59,7 @@ impl Browser {
         let mut process = Command::new("sh")
             .args(["-c", "exec \"$@\" 3<&0 4>&1 </dev/null >/dev/null", "sh", program()])
             .args(FLAGS)
+            .arg(format!("--unsafely-treat-insecure-origin-as-secure={}", sites.join(",")))
             .arg(format!("--user-data-dir={}", profile.path().join("profile").display()))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -318,9 +324,22 @@ impl Tab<'_> {
         self.prefers("prefers-color-scheme", if dark { "dark" } else { "light" });
     }
 
-    /// Sets a preference of the user, as media queries see it.
+    /// Sets the language of the user, in pages from now on.
+    pub(crate) fn speaks(&self, language: &str) {
+        let agent = self.eval("navigator.userAgent");
+        let agent = json!({ "userAgent": agent, "acceptLanguage": language });
+        self.call("Emulation.setUserAgentOverride", agent);
+    }
+
+    /// Sets a preference of the user, as media queries see it, and takes back those set before.
     pub(crate) fn prefers(&self, name: &str, value: &str) {
-        self.call("Emulation.setEmulatedMedia", json!({ "features": [{ "name": name, "value": value }] }));
+        self.prefers_all(&[(name, value)]);
+    }
+
+    /// Sets several preferences of the user.
+    pub(crate) fn prefers_all(&self, features: &[(&str, &str)]) {
+        let features: Vec<_> = features.iter().map(|(name, value)| json!({ "name": name, "value": value })).collect();
+        self.call("Emulation.setEmulatedMedia", json!({ "features": features }));
     }
 
     /// Stops this tab's pages from running JavaScript from now on.

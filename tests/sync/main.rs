@@ -9,6 +9,7 @@ mod base_path;
 mod damage;
 mod doors;
 mod faults;
+mod history;
 mod http2;
 mod liars;
 mod logs;

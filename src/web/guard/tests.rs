@@ -321,7 +321,7 @@ async fn loopback_names_open_everything_to_local_peers_only() {
 }
 
 #[tokio::test]
-async fn a_peer_with_our_own_address_is_local_and_still_has_to_name_a_loopback_host() {
+async fn a_peer_with_our_own_address_is_local_if_it_shows_the_key_and_names_a_loopback_host() {
     let site = Site::new(Policy::default());
     for (peer, own, host, status) in [
         ("192.0.2.2:5000", "192.0.2.2:3000", "localhost", StatusCode::OK),
@@ -333,8 +333,11 @@ async fn a_peer_with_our_own_address_is_local_and_still_has_to_name_a_loopback_h
         ("192.0.2.2:5000", "192.0.2.2:3000", "evil.example", StatusCode::FORBIDDEN),
     ] {
         for path in ["/status", "/control/import"] {
-            let answer = site.answer(request_between(peer, own, "GET", path, &[("host", host)])).await;
+            let answer = site.answer(request_between(peer, own, "GET", path, &[("host", host), KEY])).await;
             assert_eq!(answer.status(), status, "{path} {host} {peer} {own}");
+            // What forwards a container's port connects from there, for everybody.
+            let anybody = request_between(peer, own, "GET", path, &[("host", host), WATCH]);
+            assert_eq!(site.answer(anybody).await.status(), StatusCode::FORBIDDEN, "{path} {host} {peer} {own}");
         }
     }
 }
@@ -450,6 +453,13 @@ async fn trust_70_a_proxy_that_leaves_the_name_out_opens_nothing() {
         }
         assert_eq!(site.handled(), 0);
     }
+    // Unless the owner says that there is no proxy. A header says otherwise.
+    let without = Site::new(Policy { local_page: true, ..Policy::default() });
+    for (headers, expected) in [(&[][..], StatusCode::OK), (&[("via", "1.0 nginx")], StatusCode::FORBIDDEN)] {
+        let mut old = request("GET", "/", &[&[("host", "127.0.0.1:3000")], headers].concat());
+        *old.version_mut() = Version::HTTP_10;
+        assert_eq!(without.answer(old).await.status(), expected, "{headers:?}");
+    }
     // Under a name of ours a proxy may say what it likes.
     let mut named = request("GET", "/", &[("host", "hub.example"), ("via", "1.0 nginx"), ("x-forwarded-for", "x")]);
     *named.version_mut() = Version::HTTP_10;
@@ -463,7 +473,7 @@ async fn strangers_see_what_is_on_the_page_and_watchers_see_more() {
         let headers = [&[("host", "hub.example")], shown].concat();
         site.answer(request_from("10.0.0.9:1", "GET", path, &headers)).await
     };
-    for path in ["/metrics", "/s/work/metrics", "/adopt", "/s/work/adopt"] {
+    for path in ["/metrics", "/s/work/metrics", "/adopt", "/s/work/adopt", "/history", "/s/work/history", "/stores"] {
         let answer = ask(&open, path, &[]).await;
         assert_eq!(answer.status(), StatusCode::FORBIDDEN, "{path}");
         assert!(text(answer).await.contains("for the owner"), "{path}");
