@@ -111,8 +111,10 @@ impl World {
 }
 
 fn serve(data: &Path, sites: &Sites, port: u16) -> Server {
-    let (listen, blog, shop) = (format!("127.0.0.1:{port}"), sites.origin("blog.example"), sites.origin("shop.example"));
-    let flags = ["--listen", &listen, "--allow-host", "hub.example", "--local-page", "--embed", &blog, "--embed", &shop];
+    let (listen, blog, shop) =
+        (format!("127.0.0.1:{port}"), sites.origin("blog.example"), sites.origin("shop.example"));
+    let flags =
+        ["--listen", &listen, "--allow-host", "hub.example", "--local-page", "--embed", &blog, "--embed", &shop];
     Server::start_with(data, &flags)
 }
 
@@ -151,7 +153,7 @@ fn trust_33_two_sites_have_a_live_button_and_a_third_has_none() {
     blog.shows("1");
     assert_eq!(blog.button("it.button.ariaPressed"), "false", "another site's visitor");
     let evil = browser.open(&world.sites.origin("evil.example"));
-    evil.until("document.querySelector('likewise-button')?.button");
+    evil.until("!!document.querySelector('likewise-button')?.button");
     evil.click_button();
     evil.until("document.querySelector('likewise-button').status.textContent.startsWith('No connection')");
     assert_eq!(evil.text("likewise-button"), "");
@@ -159,7 +161,8 @@ fn trust_33_two_sites_have_a_live_button_and_a_third_has_none() {
     blog.click_button();
     shop.shows("2");
     assert_eq!(stored(server.data(), "item-my-post").len(), 2);
-    let cookies = blog.call("Network.getCookies", json!({ "urls": [world.blog("/"), format!("http://hub.example:{}", world.port)] }));
+    let cookies = blog
+        .call("Network.getCookies", json!({ "urls": [world.blog("/"), format!("http://hub.example:{}", world.port)] }));
     assert_eq!(cookies["cookies"], json!([]));
 }
 
@@ -176,7 +179,10 @@ fn a_visitor_likes_once_and_where_it_is_wanted_often() {
     tab.click_button();
     tab.shows("1");
     tab.until_stored();
-    assert_eq!(tab.button("[it.button.ariaPressed, it.status.textContent, it.button.title].join()"), "true,You liked this.,You liked this.");
+    assert_eq!(
+        tab.button("[it.button.ariaPressed, it.status.textContent, it.button.title].join()"),
+        "true,You liked this.,You liked this."
+    );
     tab.go(&world.blog("/"));
     tab.shows("1");
     tab.until("document.querySelector('likewise-button').button.ariaPressed === 'true'");
@@ -314,8 +320,10 @@ fn without_a_name_an_item_is_the_canonical_address_of_the_page() {
     world.sites.page("/canonical", &(world.script() + canonical), body);
     world.sites.page("/plain", &world.script(), body);
     let browser = world.browser();
-    for (path, item) in [("/canonical?x", "blog.example.org/2026/hello%2Cworld".to_owned()), ("/plain?x#y", world.blog("/plain")[7..].to_owned())]
-    {
+    for (path, item) in [
+        ("/canonical?x", "blog.example.org/2026/hello%2Cworld".to_owned()),
+        ("/plain?x#y", world.blog("/plain")[7..].to_owned()),
+    ] {
         let tab = browser.open(&world.blog(path));
         tab.shows("0");
         assert_eq!(tab.button("it.item"), item);
@@ -335,7 +343,8 @@ fn nothing_moves_when_the_script_and_the_counts_come() {
     let watch = "<script>window.shifts = [];
         new PerformanceObserver((list) => shifts.push(...list.getEntries().map(({ value }) => value)))
           .observe({ type: 'layout-shift', buffered: true });</script>";
-    for (path, body) in [("/", "<likewise-button item=my-post></likewise-button>"), ("/form", &*snippet)] {
+    let bare = "<likewise-button item=my-post></likewise-button>";
+    for (path, body, count) in [("/", bare, "0"), ("/form", &*snippet, "1")] {
         // The script comes when the page has long been drawn.
         let late = format!(
             "<script>addEventListener('load', () => setTimeout(() => {{
@@ -351,7 +360,7 @@ fn nothing_moves_when_the_script_and_the_counts_come() {
         let tab = browser.open(&world.blog(path));
         tab.until("document.querySelector('b') && performance.getEntriesByType('paint').length > 0");
         let before = (tab.place("likewise-button"), tab.place("b"));
-        tab.shows("0");
+        tab.shows(count);
         assert_eq!((tab.place("likewise-button"), tab.place("b")), before, "{path}");
         tab.eval("new Promise((painted) => requestAnimationFrame(() => requestAnimationFrame(painted)))");
         tab.click_button();
@@ -397,7 +406,11 @@ fn counts_are_written_as_the_page_writes_numbers() {
     let _server = world.serve();
     world.sites.page("/", &world.script(), "<likewise-button item=my-post></likewise-button>");
     world.sites.page("/de", &world.script(), "<main lang=de><likewise-button item=my-post></likewise-button></main>");
-    world.sites.page("/odd", &world.script(), "<main lang='no-such_language'><likewise-button item=my-post></likewise-button></main>");
+    world.sites.page(
+        "/odd",
+        &world.script(),
+        "<main lang='no-such_language'><likewise-button item=my-post></likewise-button></main>",
+    );
     let browser = world.browser();
     let tab = browser.open(&world.blog("/"));
     tab.shows("1.2K");

@@ -187,7 +187,7 @@ async fn admit(State(guard): State<Arc<Guard>>, mut request: Request, next: Next
         answer.headers_mut().insert(name, value.clone());
     }
     if let Some(route) = embedded {
-        sites::open(&guard.policy, route, origin.as_ref(), answer.headers_mut());
+        sites::open(&guard.policy, route, origin.as_ref(), &mut answer);
     }
     answer
 }

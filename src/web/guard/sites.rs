@@ -7,7 +7,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use axum::extract::Request;
-use axum::http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use axum::http::header::{self, HeaderName, HeaderValue};
 use axum::http::{Method, StatusCode};
 use axum::response::{IntoResponse, Response};
 use url::Url;
@@ -141,8 +141,15 @@ pub(super) fn preflight(request: &Request) -> Option<Response> {
 }
 
 /// Lets the pages of the sites read an answer, errors included.
-pub(super) fn open(policy: &Policy, route: Embedded, origin: Option<&HeaderValue>, answer: &mut HeaderMap) {
+pub(super) fn open(policy: &Policy, route: Embedded, origin: Option<&HeaderValue>, answer: &mut Response) {
     const RESOURCE_POLICY: HeaderName = HeaderName::from_static("cross-origin-resource-policy");
+    const OPENER_POLICY: HeaderName = HeaderName::from_static("cross-origin-opener-policy");
+    let is_way_back = answer.status().is_redirection();
+    let answer = answer.headers_mut();
+    if is_way_back {
+        // The site's page would lose the page that opened it.
+        answer.remove(OPENER_POLICY);
+    }
     // A cache must not give one site the answer for another.
     answer.append(header::VARY, HeaderValue::from_static("origin"));
     if let Some(origin) = origin.filter(|origin| policy.sites.have(origin.as_bytes())) {
