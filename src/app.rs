@@ -18,7 +18,7 @@ use crate::cli::{self, Context};
 use crate::engine::{Event, Fault, Query, Schema, StoreId, StoreLimits};
 use crate::limits::app::{MAX_APP_NAME, MAX_NAME};
 use crate::node::{Node, NodeError, Options, base};
-use crate::serve::Server;
+use crate::serve::{self, Server, twin};
 use crate::web::assets::{self, Asset};
 use crate::web::face::{Embed, Face, Figure, Form, Fragment, Nouns};
 use crate::web::{Flaw, IntoHtml, Page, Params, Refusal, Rehearsal, Render, Role, Visitor};
@@ -449,15 +449,16 @@ impl App {
         self.check().map_err(anyhow::Error::from)?;
         let base = base(self, &options)?;
         let token = CancellationToken::new();
-        let server = Server::prepare(self, Role::App, options, base, listener, token.clone()).await?;
+        let listener = listener.into_std().map_err(anyhow::Error::from)?;
+        let first = twin(&listener)?;
+        let server = Server::prepare(self, Role::App, options.clone(), base, first, token.child_token()).await?;
         let _ends_with_this = token.clone().drop_guard();
         let end = token.clone();
         tokio::spawn(async move {
-            token.run_until_cancelled(shutdown).await;
+            end.run_until_cancelled(shutdown).await;
             end.cancel();
         });
-        server.run().await;
-        Ok(())
+        Ok(serve::run(self, Role::App, options, server, listener, token).await?)
     }
 
     /// Says what is wrong with the app, as far as that can be known before it runs. It writes nothing and needs no server, so

@@ -161,7 +161,8 @@ pub use cli::Context;
 pub use node::{Node, NodeError, Options};
 #[cfg(feature = "app")]
 pub use web::{
-    AllowedHost, BasePath, EmbeddingSite, Html, IntoHtml, Page, Params, Refusal, Render, TrustedProxy, Visitor,
+    AllowedHost, BasePath, EmbeddingSite, Html, IntoHtml, Page, Params, PublicUrl, Refusal, Render, TrustedProxy,
+    Visitor,
 };
 
 /// The code in the documents is run with the tests. The tutorial's is that of an example.

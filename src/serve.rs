@@ -1,7 +1,9 @@
 //! A node with a server in front of it.
 
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
+use std::time::Instant;
 
 use anyhow::{Context, anyhow, bail};
 use axum::Router;
@@ -11,13 +13,17 @@ use tokio_util::sync::CancellationToken;
 
 use crate::app::App;
 use crate::engine::{Health, StoreLimits};
+use crate::limits::app::TAKEN_AGAIN;
 use crate::limits::web::live::STREAMS;
-use crate::node::{Base, Node, Options};
+use crate::node::{Base, Node, Options, base};
 use crate::sync::{Purpose, TokenFile, Tokens};
 use crate::web::embed::Embedding;
 use crate::web::live::Pages;
 use crate::web::metrics::Metrics;
-use crate::web::{self, BasePath, Hub, Pass, Passes, Policy, Role, Services, Shares, Sites, VisitorKey};
+use crate::web::{
+    self, BasePath, Browsers, Hub, PairingCookie, Pairings, Pass, Passes, Policy, PublicUrl, Role, Services, Shares,
+    Sites, VisitorKey,
+};
 
 /// A node with a server in front of it, ready to serve.
 pub(crate) struct Server {
@@ -27,6 +33,15 @@ pub(crate) struct Server {
     listener: TcpListener,
     /// Where programs on this machine reach it.
     pub(crate) address: SocketAddr,
+    anew: CancellationToken,
+}
+
+/// How a server ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ended {
+    ForGood,
+    /// Its data directory was joined to a hub. A new server in its place follows that hub.
+    ToBeginAnew,
 }
 
 impl Server {
@@ -65,12 +80,16 @@ impl Server {
         }
         let bound = listener.local_addr().context("cannot learn the address that is listened on")?;
         let address = reachable(bound);
+        let public_url = public_url(options.public_url, bound, &options.base_path)?;
+        // Whoever names the server's own address doesn't have to repeat its name.
+        let mut allow_hosts = options.allow_hosts;
+        allow_hosts.extend(public_url.as_ref().and_then(PublicUrl::host).filter(|host| !allow_hosts.contains(host)));
         let face = Arc::new(app.face().under(options.base_path));
         node.dir_mut().announce(&format!("http://{address}{}", face.base_path))?;
         if face.base_path != BasePath::default() {
             tracing::info!("all addresses are under http://{address}{}", face.base_path.home());
         }
-        if options.allow_hosts.is_empty() && !bound.ip().to_canonical().is_loopback() {
+        if allow_hosts.is_empty() && !bound.ip().to_canonical().is_loopback() {
             let page = match role {
                 Role::App => "; to let them open the page, add --public",
                 Role::Hub => "",
@@ -86,8 +105,11 @@ impl Server {
         let sites = Sites(options.embed);
         let embed = |embed| Embedding::new(embed, sites.clone(), node.stores.clone(), dir.path(), shutdown.clone());
         let embedding = face.embed.clone().map(embed).transpose()?;
+        let anew = CancellationToken::new();
+        let cookie = PairingCookie::new(&face, public_url.as_ref());
         let services = Arc::new(Services {
             embedding,
+            pairings: Pairings::new(dir.path(), public_url, cookie.clone()),
             metrics: Metrics::new(&face),
             visitors: VisitorKey::in_dir(dir.path()),
             face: Arc::clone(&face),
@@ -99,31 +121,87 @@ impl Server {
             data: dir.path().to_owned(),
             hub: Hub::new(tokens.clone(), dir.path().to_owned(), shutdown.clone()),
             shutdown,
+            anew: anew.clone(),
         });
         let routes = match role {
             Role::App => web::routes(services).map_err(|why| anyhow!("the app's own routes: {why}"))?,
             Role::Hub => web::hub_routes(services),
         };
         let policy = Policy {
-            allow_hosts: options.allow_hosts,
+            allow_hosts,
             role,
             public: options.public,
             local_page: options.local_page,
             proxies: options.behind_proxies,
             sites,
-            passes: passes(dir.key(), tokens),
+            passes: passes(dir.key(), tokens.clone()),
+            browsers: Some(Browsers { tokens, cookie }),
             ..Policy::of(&face)
         };
         let router = web::protect(routes, policy);
-        Ok(Self { node, router, limits, listener, address })
+        Ok(Self { node, router, limits, listener, address, anew })
     }
 
     /// Serves until the shutdown that [`prepare`](Self::prepare) was given, then lets requests and stores finish.
-    pub(crate) async fn run(self) {
-        let Self { node, router, limits, listener, .. } = self;
+    pub(crate) async fn run(self) -> Ended {
+        let Self { node, router, limits, listener, anew, .. } = self;
         web::serve(listener, router, limits, node.shutdown.clone()).await;
         node.close().await;
+        if anew.is_cancelled() { Ended::ToBeginAnew } else { Ended::ForGood }
     }
+}
+
+/// Runs `server` until `shutdown`, and a new one in its place, on the same listener, each time that it is to begin anew. The
+/// server was prepared with a child of `shutdown`.
+///
+/// # Errors
+///
+/// When there can be no new one.
+pub(crate) async fn run(
+    app: &App,
+    role: Role,
+    options: Options,
+    mut server: Server,
+    listener: std::net::TcpListener,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let mut listener = Some(listener);
+    loop {
+        let mut running = pin!(server.run());
+        let ended = tokio::select! {
+            ended = &mut running => ended,
+            () = shutdown.cancelled() => {
+                // Whoever connects from now on is refused, rather than left waiting.
+                drop(listener.take());
+                running.await
+            }
+        };
+        let Some(listener) = listener.as_ref().filter(|_| ended == Ended::ToBeginAnew) else { return Ok(()) };
+        tracing::info!("the data directory was joined to a hub; following it");
+        let base = base_soon(app, &options).await?;
+        let child = shutdown.child_token();
+        server = Server::prepare(app, role, options.clone(), base, twin(listener)?, child).await?;
+    }
+}
+
+/// Takes the data directory again. A command may have it for a moment.
+async fn base_soon(app: &App, options: &Options) -> anyhow::Result<Base> {
+    let start = Instant::now();
+    loop {
+        match base(app, options) {
+            Err(_) if start.elapsed() < TAKEN_AGAIN => tokio::time::sleep(TAKEN_AGAIN / 100).await,
+            result => return result,
+        }
+    }
+}
+
+/// A second handle of a listener, for a server that lets go of its own when it ends.
+///
+/// # Errors
+///
+/// When the system allows no more.
+pub(crate) fn twin(listener: &std::net::TcpListener) -> anyhow::Result<TcpListener> {
+    listener.try_clone().and_then(TcpListener::from_std).context("cannot keep listening")
 }
 
 /// Returns what the key of a data directory and its tokens for reading open.
@@ -135,6 +213,17 @@ fn passes(key: &str, tokens: Tokens) -> Passes {
         }
         tokens.find(shown, Purpose::Read).map(|_| Pass::Watcher)
     })
+}
+
+/// Returns where others reach a server that listens on `bound`, if that is known. Without an address that its owner gives,
+/// only this machine reaches it for certain.
+fn public_url(given: Option<PublicUrl>, bound: SocketAddr, base: &BasePath) -> anyhow::Result<Option<PublicUrl>> {
+    let own = || bound.ip().to_canonical().is_loopback().then(|| format!("http://{bound}").parse()).transpose();
+    let url = match given {
+        Some(url) => Some(url),
+        None => own().context("BUG: an address that is none")?,
+    };
+    url.map(|url| url.under(base)).transpose()
 }
 
 /// Returns where a program on this machine reaches a server that listens on `address`.
@@ -150,11 +239,10 @@ fn reachable(mut address: SocketAddr) -> SocketAddr {
 
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, Instant};
+    use std::time::Duration;
 
     use super::*;
     use crate::likes::LikeAdded;
-    use crate::node::base;
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn trust_66_stores_that_nobody_uses_are_closed_though_nobody_asks_for_anything() {

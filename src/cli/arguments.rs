@@ -18,7 +18,7 @@ use crate::app::{App, AppCommand, AppError};
 use crate::data_dir;
 use crate::engine::{Device, StoreId};
 use crate::limits::app::RETRY_HALTED;
-use crate::web::{AllowedHost, BasePath, EmbeddingSite, TrustedProxy};
+use crate::web::{AllowedHost, BasePath, EmbeddingSite, PublicUrl, TrustedProxy};
 
 /// What a command line asks for.
 pub(super) struct Asked {
@@ -127,10 +127,37 @@ pub(super) enum Cli {
         #[command(flatten)]
         store: StoreArgs,
     },
-    /// Manage the devices that may sync with this hub
+    /// Manage the devices and browsers that may use this hub
     Token {
         #[command(subcommand)]
         command: TokenCommand,
+    },
+    /// Make a link that pairs a browser or another machine with this hub, and print it
+    ///
+    /// The link is good once, within ten minutes. Opened in a browser, it shows this hub's page there from then on. Given to
+    /// `{app} join` on another machine, it lets that machine sync. Opening it uses nothing up: only the button on the page
+    /// that it leads to does. Standard output gets the link alone; the QR code, a short code to type instead of the link, and
+    /// words for people go to standard error.
+    Pair {
+        /// Name of the device or browser, which the log shows with its {events}
+        name: Device,
+        /// Address under which others reach this hub, such as https://hub.example.org [default: what the running hub says]
+        #[arg(long, value_name = "URL", env = "PUBLIC_URL")]
+        public_url: Option<PublicUrl>,
+        /// Draw the QR code even if standard output is no terminal
+        #[arg(long)]
+        qr: bool,
+    },
+    /// Make this data directory a device of the hub that a link of `pair` names
+    ///
+    /// From then on `{app}` alone syncs with that hub: its address and this device's token are kept in the data directory.
+    /// What is in the directory already is brought along.
+    Join {
+        /// The link, in quotes
+        link: String,
+        /// Certificates in PEM form to trust for the hub, besides the system's; they are kept, too
+        #[arg(long, value_name = "FILE", env = "ROOT_CERTIFICATE")]
+        root_certificate: Option<PathBuf>,
     },
     /// Move a store to the log that its hub has now, after the hub was replaced
     ///
@@ -145,7 +172,8 @@ pub(super) enum Cli {
     },
     /// Make this instance the authority of a store's log, when its hub is gone for good
     ///
-    /// Stop {app} and start it without --upstream first. Other devices can then follow this one.
+    /// Stop {app} first, and start it without --upstream afterwards. Other devices can then follow this one. A directory that
+    /// was joined to a hub leaves it, so promote its other stores, too.
     Promote {
         #[command(flatten)]
         store: StoreArgs,
@@ -161,6 +189,8 @@ pub(super) enum Cli {
         command: SetAsideCommand,
     },
     /// Copy all stores and device tokens to a new directory, even while they are in use
+    ///
+    /// The copy of a device doesn't have its token for the hub, because copies go to other disks: join the hub again with it.
     ///
     /// To go back to a backup, stop {app} and start it with `--data` naming the copy, or replace the data directory
     /// with the copy. A hub then has the tokens of that time again, so revoke again those that were revoked since.
@@ -194,24 +224,24 @@ pub(super) enum TokenCommand {
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
     },
-    /// Show the devices, when each was last seen, and how far it has pulled
+    /// Show devices, browsers and readers, when each was last seen, and how far it has pulled
     List,
-    /// Stop a device from syncing
+    /// Stop a device from syncing, or a browser from seeing the page
     Revoke {
-        /// Name of the device
+        /// Name of the device or browser
         name: Device,
     },
 }
 
 #[derive(Subcommand)]
 pub(super) enum ItemsCommand {
-    /// Show the items with their counts, and which of them visitors may like
+    /// Show the items with their counts, and which of them take {events}
     List {
         /// Print JSON
         #[arg(long)]
         json: bool,
     },
-    /// Put items on the list: visitors may then like them whatever the limits on new ones, and while the list is closed
+    /// Put items on the list: they take {events} whatever the limits on new items, and while the list is closed
     Add {
         /// Names, as the buttons have them in `item`
         #[arg(required = true, value_name = "NAME")]
@@ -223,9 +253,9 @@ pub(super) enum ItemsCommand {
         #[arg(required = true, value_name = "NAME")]
         names: Vec<String>,
     },
-    /// Let visitors like only what is on the list: what there is now, and what is added
+    /// Take {events} only for what is on the list: what there is now, and what is added
     Close,
-    /// Let visitors like anything, which makes an item of it
+    /// Take {events} for anything, which makes an item of it
     Open,
     /// Add counts from elsewhere, a line `NAME,COUNT` for each item, from standard input
     ///
@@ -283,6 +313,10 @@ pub(super) struct ListenArgs {
     /// Path of a site, such as /{app}, under which everything is. A proxy in front has to pass the path on unchanged
     #[arg(long, value_name = "/PATH", env = "BASE_PATH")]
     pub(super) base_path: Option<BasePath>,
+    /// Address under which others reach this server, such as https://hub.example.org: what the links of `pair` begin with.
+    /// Its name needs no --allow-host [default: the address of --listen, if only this machine has it]
+    #[arg(long, value_name = "URL", env = "PUBLIC_URL")]
+    pub(super) public_url: Option<PublicUrl>,
 }
 
 #[derive(Args)]
@@ -324,7 +358,8 @@ fn host_and_port(text: &str) -> Result<String, &'static str> {
 }
 
 /// The flags that may stand without a command.
-const SERVE_FLAGS: [&str; 13] = [
+const SERVE_FLAGS: [&str; 14] = [
+    "public_url",
     "listen",
     "device",
     "allow_host",
@@ -368,8 +403,9 @@ pub(super) fn parse(app: &App, line: impl IntoIterator<Item = OsString>) -> Resu
     if let Cli::Serve(args) = &asked
         && args.public
         && args.listen.allow_host.is_empty()
+        && args.listen.public_url.as_ref().and_then(PublicUrl::host).is_none()
     {
-        let message = "--public is about the names of --allow-host, and none is given";
+        let message = "--public is about the names of --allow-host and --public-url, and none is given";
         return Err(command.error(ErrorKind::MissingRequiredArgument, message));
     }
     Ok(Asked { data: top.data.data, command: Command::Common(asked) })

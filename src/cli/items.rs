@@ -54,9 +54,10 @@ async fn list(app: &App, data: &Path, embed: &Embed, json: bool) -> anyhow::Resu
         let name = item.as_deref().unwrap_or(store);
         writeln!(out, "{name}\t{count}\t{}", if *open { "open" } else { "closed" })?;
     }
+    let many = app.face().nouns.many;
     match report.door {
-        Door::Open => eprintln!("visitors may like anything; `{} items close` keeps them to this list", app.name()),
-        Door::Closed => eprintln!("visitors may like what is open here; `{} items add` adds to it", app.name()),
+        Door::Open => eprintln!("anything takes {many}; `{} items close` keeps to this list", app.name()),
+        Door::Closed => eprintln!("only what is open here takes {many}; `{} items add` adds to it", app.name()),
     }
     if let Some(proxy) = report.unnamed_proxy {
         eprintln!("all visitors behind the proxy at {proxy} count as one; start with --behind-proxy {proxy}");

@@ -80,9 +80,12 @@ mod tests {
     use crate::engine::{Envelope, EventId, Replica, Setup, Store, StoreLimits, Stores};
     use crate::likes::{self, LikeAdded};
 
+    type Counts<T> = Vec<(T, u64)>;
+
     const DAY: u64 = 86_400_000;
 
-    fn of(store: &Store) -> (Vec<(String, u64)>, Vec<(i32, u64)>, u64, u64) {
+    /// The history of a store: its devices, its days, and how many events have no day or wait.
+    fn of(store: &Store) -> (Counts<String>, Counts<i32>, u64, u64) {
         let day = |millis: u64| i32::try_from(millis / DAY).ok().filter(|day| *day > 0);
         let History { devices, days, undated, pending, .. } = store.history(day).expect("a history");
         let mut devices: Vec<_> =

@@ -10,7 +10,7 @@ use std::time::Instant;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::error::{Error, Fault};
-use super::event::Envelope;
+use super::event::{Device, Envelope};
 use super::eventlog::{Checked, Progress};
 use super::health::Health;
 use super::live::{Live, News};
@@ -35,8 +35,8 @@ pub(super) struct Stored {
 
 /// A request to a store's thread.
 pub(crate) enum Work {
-    /// Commit an event, together with others that are waiting.
-    Commit(Envelope, oneshot::Sender<Result<Stored, Error>>),
+    /// Commit an event, together with others that are waiting. The name is its origin, unless that is this device.
+    Commit(Envelope, Option<Device>, oneshot::Sender<Result<Stored, Error>>),
     /// Run code on the replica. Creates the store if it has no events yet.
     With(Act),
     /// Run code on the replica, if there is one.
@@ -256,8 +256,8 @@ impl Writer {
         let mut events = Vec::new();
         let mut replies = Vec::new();
         let mut next = Some(first);
-        while let Some(Work::Commit(event, reply)) = next {
-            events.push(event);
+        while let Some(Work::Commit(event, origin, reply)) = next {
+            events.push((event, origin));
             replies.push(reply);
             next = if events.len() < MOST_TOGETHER { self.queue.try_recv().ok() } else { None };
         }
@@ -282,16 +282,16 @@ impl Writer {
         ControlFlow::Continue(())
     }
 
-    fn commit(&mut self, events: &[Envelope]) -> Vec<Result<Stored, Error>> {
+    fn commit(&mut self, events: &[(Envelope, Option<Device>)]) -> Vec<Result<Stored, Error>> {
         let result = match self.replica() {
-            Ok(replica) => replica.commit(events).map_err(|fault| self.recover(&fault)),
+            Ok(replica) => replica.commit_from(events).map_err(|fault| self.recover(&fault)),
             // The store failed a moment ago and is not retried for a while. Asking doesn't prolong that.
             Err(error) => Err(error),
         };
         match result {
             Ok(outcomes) => {
                 self.writes = Writes::Taken;
-                let receipt = |(outcome, event): (Outcome, &Envelope)| match outcome {
+                let receipt = |(outcome, (event, _)): (Outcome, &(Envelope, _))| match outcome {
                     Outcome::Stored(seq) => Ok(Stored { seq, is_new: true }),
                     Outcome::Known(seq) => Ok(Stored { seq, is_new: false }),
                     Outcome::Conflict => Err(Error::Conflict(event.id)),

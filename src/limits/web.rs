@@ -143,8 +143,8 @@ pub(crate) mod shares {
     /// client that reads nothing keeps what it was sent until it is disconnected.
     pub(crate) const PAGES: Quota = Quota { total: 64 << 20, kept: [0, 64 << 20, 0], a_token: 8 << 20 };
 
-    /// New stores of all visitors together: this many at once, and then this many an hour. Anyone who can post can make one,
-    /// and a store is for good.
+    /// New stores of all visitors together, or of one browser that an app's own routes let in: this many at once, and then
+    /// this many an hour. Anyone who can post can make one, and a store is for good.
     pub(crate) const VISITORS_STORES: Rate = Rate { burst: 100.0, per_second: 100.0 / 3_600.0 };
 
     /// The part of all stores that one token can have made: one in this many.
@@ -297,6 +297,29 @@ pub(crate) mod embed {
 
     /// The most that an import can bring for one item. More is a typing error, and would take hours.
     pub(crate) const MOST_IMPORTED: u64 = 10_000_000;
+}
+
+/// Guesses at the code of a pairing, which has 40 bits. A code is good for ten minutes, so it sees two windows at most, with
+/// 2,000 tries of all clients together. While 64 codes are good, a guesser's chance at any of them is 2,000 · 64 / 2^40, one
+/// in 8 million; while one is, one in 500 million. One client alone has a hundredth of that. The secret in a link has 128
+/// bits, so nobody counts guesses at that.
+pub(crate) mod guesses {
+    use super::Duration;
+
+    /// After this time, everybody has all tries again.
+    pub(crate) const WINDOW: Duration = Duration::from_secs(600);
+
+    /// Tries of one client. A person who mistypes needs a few. IPv6 addresses count by /64.
+    pub(crate) const OF_A_CLIENT: u32 = 10;
+
+    /// Tries of all clients together. When they are used up, links go on working.
+    pub(crate) const OF_ALL: u32 = 1_000;
+}
+
+/// The cookie of a paired browser.
+pub(crate) mod browser {
+    /// How long a browser keeps it after it last opened the page, in seconds: 400 days, the most that browsers allow.
+    pub(crate) const KEPT: u32 = 400 * 24 * 60 * 60;
 }
 
 /// Who brought events, and when.

@@ -96,7 +96,7 @@ fn malformed_id(detail: String) -> Problem {
 }
 
 /// The fields of a form, and apart from them those named `id`.
-fn read(nouns: &Nouns, headers: &HeaderMap, body: &[u8]) -> Result<(Fields, Vec<String>), Problem> {
+pub(super) fn read(nouns: &Nouns, headers: &HeaderMap, body: &[u8]) -> Result<(Fields, Vec<String>), Problem> {
     if body.is_empty() {
         return Ok(Default::default());
     }

@@ -3,6 +3,7 @@
 pub(crate) mod assets;
 mod base_path;
 mod control;
+mod cookies;
 pub(crate) mod embed;
 pub(crate) mod face;
 mod fields;
@@ -14,8 +15,10 @@ mod hub;
 pub(crate) mod live;
 pub(crate) mod metrics;
 mod page;
+mod pair;
 mod params;
 mod problem;
+mod public_url;
 mod received;
 mod rehearsal;
 mod remote;
@@ -42,15 +45,17 @@ use crate::engine::{Device, Stores};
 use crate::sync::Clients;
 
 pub use base_path::BasePath;
-pub(crate) use control::{AFTER_IMPORT, Exported};
+pub(crate) use control::{AFTER_IMPORT, Exported, Followed, PairingAt};
 pub(crate) use face::{Embed, Face};
 pub use guard::{AllowedHost, EmbeddingSite, TrustedProxy};
-pub(crate) use guard::{Pass, Passes, Policy, Sees, Sites, protect};
+pub(crate) use guard::{Browsers, PairingCookie, Pass, Passes, Policy, Sees, Sites, protect};
 pub use html::{Html, IntoHtml};
 pub(crate) use hub::Hub;
 pub use page::{Page, Render};
+pub(crate) use pair::Pairings;
 pub use params::{Params, Refusal};
 pub(crate) use problem::{Problem, sentence};
+pub use public_url::PublicUrl;
 pub(crate) use received::Received;
 pub(crate) use rehearsal::{Flaw, Rehearsal};
 pub(crate) use remote::Committed;
@@ -79,12 +84,16 @@ pub(crate) struct Services {
     pub(crate) clients: Clients,
     /// Lets other instances sync with this one.
     pub(crate) hub: Hub,
+    /// Lets browsers and devices pair with this instance.
+    pub(crate) pairings: Pairings,
     /// Tells visitors apart for apps that ask who posts.
     pub(crate) visitors: VisitorKey,
     /// What other sites embed, if the app has that.
     pub(crate) embedding: Option<embed::Embedding>,
     pub(crate) metrics: metrics::Metrics,
     pub(crate) shutdown: CancellationToken,
+    /// Says, before the shutdown, that the server is to begin anew afterwards.
+    pub(crate) anew: CancellationToken,
 }
 
 /// Headers of every event stream. A proxy must neither gather it into larger pieces (nginx, and what follows its lead, read
@@ -142,6 +151,8 @@ fn joined(app: App) -> Router {
         .route("/static/{file}", get(assets::unversioned))
         .route("/favicon.ico", get(assets::favicon))
         .merge(embed::routes(&app))
+        .route("/pair", get(pair::page).post(pair::redeem))
+        .route("/control/v1/joined", get(control::followed).post(control::joined))
         .merge(for_devices_and_commands())
         .with_state(app)
 }
@@ -151,6 +162,7 @@ pub(crate) fn hub_routes(app: App) -> Router {
     Router::new()
         .merge(how_it_is())
         .nest("/s/{store}", how_it_is())
+        .route("/pair", get(hub::no_page).post(pair::redeem_for_devices))
         .merge(for_devices_and_commands())
         .fallback(hub::no_page)
         .with_state(app)
@@ -171,6 +183,7 @@ fn for_devices_and_commands() -> Router<App> {
         .route("/control/v1/items", get(embed::items).post(embed::change_items))
         .route("/control/v1/item-counts", post(embed::import_route))
         .route("/control/v1/tokens", post(control::tokens))
+        .route("/control/v1/pairing", get(control::pairing))
         .route("/control/v1/{store}/export", get(control::export))
         .route("/control/v1/{store}/import", post(control::import_route))
         .route("/control/v1/{store}/verify", post(control::verify))

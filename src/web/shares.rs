@@ -22,7 +22,7 @@ use crate::limits::web::{
 pub(crate) enum Who {
     /// Somebody on this machine, under a loopback name.
     Owner,
-    /// A device with a valid token.
+    /// A device or a browser with a valid token.
     Token(Device),
     /// Anybody else.
     Visitor,
@@ -34,6 +34,14 @@ impl Who {
             Self::Owner => 0,
             Self::Token(_) => 1,
             Self::Visitor => 2,
+        }
+    }
+
+    /// The name that the log shows with what they post, if it isn't this instance's own.
+    pub(crate) fn named(&self) -> Option<Device> {
+        match self {
+            Self::Token(device) => Some(device.clone()),
+            Self::Owner | Self::Visitor => None,
         }
     }
 
@@ -247,7 +255,7 @@ impl Shares {
         let streams = Quota { total: streams, kept: [part, 2 * part, part], a_token: part.max(1) };
         // Less than all the room, so that requests and pulls find some. They need a store only for a moment.
         let total = limits.open - limits.open / 8;
-        let held = Quota { total, kept: [total / 4, 0, total / 4], a_token: 0 };
+        let held = Quota { total, kept: [total / 4, 0, total / 4], a_token: total / 4 };
         Self {
             streams: Pool::new(streams),
             held: Pool::new(held),

@@ -19,7 +19,7 @@ use crate::common::{PATIENCE, wait_for};
 /// How many browsers run at once. Each has a handful of processes, and shares the machine with the programs under test.
 const AT_ONCE: usize = 2;
 
-const FLAGS: [&str; 12] = [
+const FLAGS: [&str; 13] = [
     "--headless=new",
     "--remote-debugging-pipe",
     "--no-sandbox", // it can't have one as root, and sees only our own pages
@@ -31,7 +31,9 @@ const FLAGS: [&str; 12] = [
     "--disable-component-update",
     "--no-first-run",
     "--window-size=1000,800",
-    "--host-resolver-rules=MAP *.example 127.0.0.1",
+    "--host-resolver-rules=MAP *.example 127.0.0.1, MAP likes.example.org 127.0.0.1",
+    // The certificates of the tests are their own.
+    "--ignore-certificate-errors",
 ];
 
 /// A browser with its own profile. When it goes out of scope, it must not have complained about anything.

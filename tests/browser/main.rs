@@ -16,6 +16,7 @@ mod live;
 mod look;
 mod numbers;
 mod offline;
+mod pairing;
 mod plain;
 mod stage;
 mod stores;

@@ -19,5 +19,6 @@ mod hub;
 mod odd;
 mod overload;
 mod owners;
+mod pairing;
 mod serving;
 mod stores;

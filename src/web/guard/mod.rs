@@ -3,6 +3,7 @@
 //! reaches a route.
 
 mod body;
+mod browser;
 mod caller;
 mod client;
 mod host;
@@ -23,6 +24,8 @@ use tower::ServiceBuilder;
 
 use self::body::bound_body;
 pub(crate) use self::body::{BodyRule, Patience};
+use self::browser::with_cookie;
+pub(crate) use self::browser::{Browsers, PairingCookie};
 pub(super) use self::caller::bearer_token;
 use self::caller::caller;
 pub(crate) use self::caller::{Caller, Pass, Passes, Sees};
@@ -57,6 +60,8 @@ pub(crate) struct Policy {
     pub(crate) sites: Sites,
     /// What a bearer token opens besides sync. The sync routes check tokens themselves.
     pub(crate) passes: Passes,
+    /// Recognizes paired browsers.
+    pub(crate) browsers: Option<Browsers>,
     /// The longest URI, in bytes.
     pub(crate) uri_bytes: usize,
     /// The largest sum of names and values of the headers, in bytes.
@@ -81,6 +86,7 @@ impl Policy {
             proxies: Vec::new(),
             sites: Sites::default(),
             passes: Passes::none(),
+            browsers: None,
             uri_bytes: URI_BYTES,
             head_bytes: HEAD_BYTES,
             form: BodyRule { max_bytes: Some(face.form_bytes), patience: Patience::Total(FORM_PATIENCE) },
@@ -136,6 +142,23 @@ struct Guard {
     headers: HeaderMap,
 }
 
+impl Guard {
+    /// Returns the cookie that a paired browser is to keep longer, because it opens a page.
+    fn renewed(&self, caller: &Caller, request: &Request) -> Option<HeaderValue> {
+        let opens_page = request.method() == Method::GET && storeless(request.uri().path()) == "/";
+        let browsers = self.policy.browsers.as_ref().filter(|_| opens_page && matches!(caller, Caller::Browser(_)))?;
+        browsers.renewed(request.headers())
+    }
+
+    /// Ends what a paired browser listens to when its token is revoked.
+    fn until_revoked(&self, caller: Caller, answer: Response) -> Response {
+        match (caller, &self.policy.browsers) {
+            (Caller::Browser(token), Some(browsers)) => browsers.until_revoked(token, answer),
+            _ => answer,
+        }
+    }
+}
+
 /// Runs the outermost step. Every answer that leaves is rendered and has the security headers, whatever happens further
 /// in. From here on, a request has the path that it would have without a base path.
 async fn admit(State(guard): State<Arc<Guard>>, mut request: Request, next: Next) -> Response {
@@ -176,10 +199,12 @@ async fn admit(State(guard): State<Arc<Guard>>, mut request: Request, next: Next
             if let Some(client) = ClientAddress::of(&guard.policy.proxies, &request) {
                 request.extensions_mut().insert(client);
             }
-            AssertUnwindSafe(next.run(request)).catch_unwind().await.unwrap_or_else(|_| {
+            let renewed = guard.renewed(&caller, &request);
+            let answer = AssertUnwindSafe(next.run(request)).catch_unwind().await.unwrap_or_else(|_| {
                 // The panic hook has already printed the message and its place.
                 Problem::internal(format_args!("{method} {} panicked", uri.path())).into_response()
-            })
+            });
+            with_cookie(guard.until_revoked(caller, answer), renewed)
         }
     };
     let mut answer = problem::render(face, &method, &uri, asks_for_json, answer);
@@ -225,6 +250,9 @@ fn lacks_the_key(policy: &Policy, request: &Request) -> bool {
 
 /// The path at which the program says whether it can store anything.
 const HEALTH: &str = "/healthz";
+
+/// The path of the page behind a pairing link, and of what its button posts.
+const PAIR: &str = "/pair";
 
 /// Checks everything that the head of a request alone decides. `Host` comes first: until it is known to be ours,
 /// nothing else in the request means anything. Returns the sender, as far as it is known before a sync token is
