@@ -18,7 +18,7 @@ use crate::engine::{Device, Schema, Setup, Store, StoreId, StoreLimits, Stores};
 use crate::limits::app::{ATTEND_EVERY, RETRY_HALTED};
 use crate::limits::engine::stores::SWEEP_EVERY;
 use crate::sync::{Clients, Upstream, UpstreamOptions, joined};
-use crate::web::{AllowedHost, BasePath, PublicUrl, TrustedProxy};
+use crate::web::{AllowedHost, BasePath, EmbeddingSite, PublicUrl, TrustedProxy};
 
 /// How an app runs. [`Options::default`] is what the program does without flags.
 #[derive(Debug, Clone)]
@@ -48,6 +48,8 @@ pub struct Options {
     /// The proxies that say in `X-Forwarded-For` for whom they ask, so that limits count each client by itself. Nobody
     /// counts as the owner for connecting from one of these addresses.
     pub behind_proxies: Vec<TrustedProxy>,
+    /// The sites whose pages may embed what the app counts, see [`App::embed`]. Nothing else opens to them.
+    pub embed: Vec<EmbeddingSite>,
 }
 
 impl Default for Options {
@@ -63,6 +65,7 @@ impl Default for Options {
             public: false,
             local_page: false,
             behind_proxies: Vec::new(),
+            embed: Vec::new(),
         }
     }
 }

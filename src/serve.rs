@@ -17,11 +17,12 @@ use crate::limits::app::TAKEN_AGAIN;
 use crate::limits::web::live::STREAMS;
 use crate::node::{Base, Node, Options, base};
 use crate::sync::{Purpose, TokenFile, Tokens};
+use crate::web::embed::Embedding;
 use crate::web::live::Pages;
 use crate::web::metrics::Metrics;
 use crate::web::{
     self, BasePath, Browsers, Hub, PairingCookie, Pairings, Pass, Passes, Policy, PublicUrl, Role, Services, Shares,
-    VisitorKey,
+    Sites, VisitorKey,
 };
 
 /// A node with a server in front of it, ready to serve.
@@ -66,6 +67,9 @@ impl Server {
         listener: TcpListener,
         shutdown: CancellationToken,
     ) -> anyhow::Result<Self> {
+        if !options.embed.is_empty() && (role == Role::Hub || app.face().embed.is_none()) {
+            bail!("{} has nothing that other sites could embed; leave --embed out", app.name());
+        }
         let open_files = web::raise_open_file_limit();
         let limits = web::Limits::default().within_open_files(open_files);
         stores.open = web::stores_within_open_files(stores.open, open_files);
@@ -98,9 +102,13 @@ impl Server {
         }
         let dir = node.dir();
         let tokens = Tokens::follow(TokenFile::in_dir(dir.path()), shutdown.clone())?;
+        let sites = Sites(options.embed);
+        let embed = |embed| Embedding::new(embed, sites.clone(), node.stores.clone(), dir.path(), shutdown.clone());
+        let embedding = face.embed.clone().map(embed).transpose()?;
         let anew = CancellationToken::new();
         let cookie = PairingCookie::new(&face, public_url.as_ref());
         let services = Arc::new(Services {
+            embedding,
             pairings: Pairings::new(dir.path(), public_url, cookie.clone()),
             metrics: Metrics::new(&face),
             visitors: VisitorKey::in_dir(dir.path()),
@@ -125,6 +133,7 @@ impl Server {
             public: options.public,
             local_page: options.local_page,
             proxies: options.behind_proxies,
+            sites,
             passes: passes(dir.key(), tokens.clone()),
             browsers: Some(Browsers { tokens, cookie }),
             ..Policy::of(&face)

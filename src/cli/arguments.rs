@@ -18,7 +18,7 @@ use crate::app::{App, AppCommand, AppError};
 use crate::data_dir;
 use crate::engine::{Device, StoreId};
 use crate::limits::app::RETRY_HALTED;
-use crate::web::{AllowedHost, BasePath, PublicUrl, TrustedProxy};
+use crate::web::{AllowedHost, BasePath, EmbeddingSite, PublicUrl, TrustedProxy};
 
 /// What a command line asks for.
 pub(super) struct Asked {
@@ -92,6 +92,11 @@ pub(super) enum Cli {
         /// Print JSON: an array of what `status --json` prints, without digests
         #[arg(long)]
         json: bool,
+    },
+    /// List, add and close the items that other sites embed, and import their counts
+    Items {
+        #[command(subcommand)]
+        command: ItemsCommand,
     },
     /// Say whether an event can be stored: exits with 0 if so, for containers and supervisors
     ///
@@ -229,6 +234,40 @@ pub(super) enum TokenCommand {
 }
 
 #[derive(Subcommand)]
+pub(super) enum ItemsCommand {
+    /// Show the items with their counts, and which of them take {events}
+    List {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Put items on the list: they take {events} whatever the limits on new items, and while the list is closed
+    Add {
+        /// Names, as the buttons have them in `item`
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
+    },
+    /// Take items off the list; what they have stays
+    Remove {
+        /// Names, as the buttons have them in `item`
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
+    },
+    /// Take {events} only for what is on the list: what there is now, and what is added
+    Close,
+    /// Take {events} for anything, which makes an item of it
+    Open,
+    /// Add counts from elsewhere, a line `NAME,COUNT` for each item, from standard input
+    ///
+    /// Importing again adds nothing twice; of a higher count it adds the difference.
+    Import {
+        /// Where the counts come from; counts from another source are added to these
+        #[arg(long, value_name = "NAME")]
+        source: String,
+    },
+}
+
+#[derive(Subcommand)]
 pub(super) enum SetAsideCommand {
     /// List them, with the reasons
     List,
@@ -302,6 +341,10 @@ pub(super) struct ServeArgs {
     /// Serve the page under the names of --allow-host, too: anyone who can reach this server can then post
     #[arg(long, env = "PUBLIC", value_parser = BoolishValueParser::new())]
     pub(super) public: bool,
+    /// Origin of a site, such as https://blog.example.org, whose pages may embed a button under this machine's names or those
+    /// of --allow-host (repeatable)
+    #[arg(long, value_name = "ORIGIN", env = "EMBED", value_delimiter = ',')]
+    pub(super) embed: Vec<EmbeddingSite>,
 }
 
 /// Checks the form of an address to listen on. The resolver would say little about it.
@@ -315,12 +358,13 @@ fn host_and_port(text: &str) -> Result<String, &'static str> {
 }
 
 /// The flags that may stand without a command.
-const SERVE_FLAGS: [&str; 13] = [
+const SERVE_FLAGS: [&str; 14] = [
     "public_url",
     "listen",
     "device",
     "allow_host",
     "public",
+    "embed",
     "local_page",
     "behind_proxy",
     "base_path",

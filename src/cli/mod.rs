@@ -3,6 +3,7 @@
 mod arguments;
 mod context;
 mod health;
+mod items;
 mod join;
 mod log;
 mod manual;
@@ -135,6 +136,7 @@ async fn obey(app: &App, asked: Asked, data: &Path) -> anyhow::Result<ExitCode> 
             status::status(&at(store.store), url, status::Shown { json, digests }).await
         }
         Cli::Stores { json } => stores::stores(app, data, json).await,
+        Cli::Items { command } => items::items(app, data, command).await,
         Cli::Health { store } => health::health(&at(store.store)).await,
         Cli::Verify { store } => verify::verify(&at(store.store)).await,
         Cli::Export { store } => transfer::export(&at(store.store), Exported::All).await,

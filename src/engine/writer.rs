@@ -1,10 +1,9 @@
 //! The one thread that owns a store's replica. It takes work from a bounded queue, and commits waiting events together.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
@@ -22,6 +21,7 @@ use super::replica::{Outcome, Replica, Standing};
 use super::setup::{Files, Setup};
 use super::state::State;
 use super::storage::WalGauge;
+use super::store::StoreId;
 use crate::limits::engine::writer::{CHECKED_TOGETHER, LOOK_EVERY, MOST_TOGETHER, RETRY_AFTER};
 
 /// The receipt of a stored event.
@@ -108,8 +108,8 @@ pub(crate) struct Common {
     pub(crate) follows: bool,
     /// Keeps other processes out.
     pub(crate) guard: Guard,
-    /// How many stores there are on disk.
-    pub(crate) count: AtomicU64,
+    /// The stores that have files, or are about to get them.
+    pub(crate) existing: watch::Sender<HashSet<StoreId>>,
     /// The most stores there may be.
     pub(crate) max: u64,
     /// The checks done on stores that are closed for now.
@@ -119,6 +119,7 @@ pub(crate) struct Common {
 }
 
 pub(crate) struct Writer {
+    id: StoreId,
     files: Files,
     common: Arc<Common>,
     queue: mpsc::Receiver<Work>,
@@ -138,6 +139,7 @@ pub(crate) struct Writer {
 
 impl Writer {
     pub(crate) fn new(
+        id: StoreId,
         files: Files,
         common: Arc<Common>,
         queue: mpsc::Receiver<Work>,
@@ -147,6 +149,7 @@ impl Writer {
     ) -> Self {
         let held = Held::Failed(Error::Closed, Instant::now());
         Self {
+            id,
             files,
             common,
             queue,
@@ -429,9 +432,14 @@ impl Writer {
     /// Creates the files of a store that gets its first event.
     fn create(&mut self) -> Result<(), Error> {
         let common = Arc::clone(&self.common);
-        let Common { count, max, .. } = &*common;
-        let may = |stores: u64| (stores < *max).then_some(stores + 1);
-        if count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, may).is_err() {
+        let Common { existing, max, .. } = &*common;
+        let mut fits = true;
+        existing.send_if_modified(|all| {
+            // Somebody may have removed the files of a store that was there.
+            fits = all.contains(&self.id) || (all.len() as u64) < *max;
+            fits && all.insert(self.id.clone())
+        });
+        if !fits {
             return Err(Error::TooManyStores(*max));
         }
         match self.open_replica() {
@@ -441,7 +449,7 @@ impl Writer {
             }
             Err(fault) => {
                 if !self.files.exist() {
-                    common.count.fetch_sub(1, Ordering::Relaxed);
+                    existing.send_if_modified(|all| all.remove(&self.id));
                 }
                 let error = Error::from(&fault);
                 self.fail(error.clone());

@@ -62,7 +62,8 @@ impl Asset {
     }
 }
 
-fn gzip(bytes: &[u8]) -> Option<Bytes> {
+/// `bytes` in gzip. Nothing if that saves too little.
+pub(crate) fn gzip(bytes: &[u8]) -> Option<Bytes> {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
     encoder.write_all(bytes).ok()?;
     let gzipped = encoder.finish().ok()?;
@@ -156,7 +157,7 @@ pub(crate) async fn asset(
 
 /// Whether a request takes gzip, and likes the file as it is no better
 /// (<https://www.rfc-editor.org/rfc/rfc9110#field.accept-encoding>).
-fn prefers_gzip(headers: &HeaderMap) -> bool {
+pub(crate) fn prefers_gzip(headers: &HeaderMap) -> bool {
     let (mut gzip, mut identity, mut others) = (None, None, 0.0);
     let values = headers.get_all(header::ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok());
     for item in values.flat_map(|value| value.split(',')) {

@@ -17,7 +17,7 @@ use crate::sync::code;
 
 /// Tells a script which event is stored. An answer without it comes from somebody else, such as the login page of a
 /// network.
-const STORED: HeaderName = HeaderName::from_static("likewise-stored");
+pub(crate) const STORED: HeaderName = HeaderName::from_static("likewise-stored");
 
 /// `POST /{form}`
 ///

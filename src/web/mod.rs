@@ -4,6 +4,7 @@ pub(crate) mod assets;
 mod base_path;
 mod control;
 mod cookies;
+pub(crate) mod embed;
 pub(crate) mod face;
 mod fields;
 mod form;
@@ -45,9 +46,9 @@ use crate::sync::Clients;
 
 pub use base_path::BasePath;
 pub(crate) use control::{AFTER_IMPORT, Exported, Followed, PairingAt};
-pub(crate) use face::Face;
-pub use guard::{AllowedHost, TrustedProxy};
-pub(crate) use guard::{Browsers, PairingCookie, Pass, Passes, Policy, Sees, protect};
+pub(crate) use face::{Embed, Face};
+pub use guard::{AllowedHost, EmbeddingSite, TrustedProxy};
+pub(crate) use guard::{Browsers, PairingCookie, Pass, Passes, Policy, Sees, Sites, protect};
 pub use html::{Html, IntoHtml};
 pub(crate) use hub::Hub;
 pub use page::{Page, Render};
@@ -87,6 +88,8 @@ pub(crate) struct Services {
     pub(crate) pairings: Pairings,
     /// Tells visitors apart for apps that ask who posts.
     pub(crate) visitors: VisitorKey,
+    /// What other sites embed, if the app has that.
+    pub(crate) embedding: Option<embed::Embedding>,
     pub(crate) metrics: metrics::Metrics,
     pub(crate) shutdown: CancellationToken,
     /// Says, before the shutdown, that the server is to begin anew afterwards.
@@ -147,6 +150,7 @@ fn joined(app: App) -> Router {
         .route("/static/{version}/{file}", get(assets::asset))
         .route("/static/{file}", get(assets::unversioned))
         .route("/favicon.ico", get(assets::favicon))
+        .merge(embed::routes(&app))
         .route("/pair", get(pair::page).post(pair::redeem))
         .route("/control/v1/joined", get(control::followed).post(control::joined))
         .merge(for_devices_and_commands())
@@ -176,6 +180,8 @@ fn for_devices_and_commands() -> Router<App> {
     Router::new()
         .route("/sync/v1/{store}/events", get(hub::pull).post(hub::push))
         .route("/control/v1/backup", post(control::backup))
+        .route("/control/v1/items", get(embed::items).post(embed::change_items))
+        .route("/control/v1/item-counts", post(embed::import_route))
         .route("/control/v1/tokens", post(control::tokens))
         .route("/control/v1/pairing", get(control::pairing))
         .route("/control/v1/{store}/export", get(control::export))

@@ -32,6 +32,7 @@ fn serving(app: crate::App, dir: &Path, schema: Schema, limits: StoreLimits, max
     let tokens = Tokens::follow(TokenFile::in_dir(dir), shutdown.clone()).expect("tokens");
     let cookie = PairingCookie::new(&face, None);
     App::new(Services {
+        embedding: None,
         pairings: Pairings::new(dir, None, cookie),
         metrics: metrics::Metrics::new(&face),
         visitors: VisitorKey::in_dir(dir),

@@ -6,6 +6,7 @@ mod common;
 mod access;
 mod base_path;
 mod chromium;
+mod embed;
 mod errors;
 mod firefox;
 mod forms;

@@ -10,6 +10,7 @@ mod commands;
 mod contract;
 mod crash;
 mod directory;
+mod embed;
 mod evolution;
 mod guard;
 mod history;

@@ -121,7 +121,8 @@ pub(super) fn caller(policy: &Policy, request: &Request) -> Result<Caller, Probl
     // A hub shows only its status and the health of its stores. What isn't there needs no protection.
     let is_nothing = policy.role == Role::Hub && !is_watched && route != HEALTH;
     let is_for_everybody = path.starts_with("/sync/") || path == HEALTH || is_nothing || is_for_pairing;
-    let browser = paired(policy, request);
+    let is_embedded = policy.embedded(path).is_some();
+    let browser = paired(policy, request).filter(|_| !is_embedded);
     match addressed_as(policy, request)? {
         AddressedAs::HealthCheck => Ok(Caller::Visitor),
         AddressedAs::Loopback => {
@@ -133,7 +134,8 @@ pub(super) fn caller(policy: &Policy, request: &Request) -> Result<Caller, Probl
                 return as_browser(token, route);
             }
             if !expects_proxy || policy.local_page || shows_key {
-                return Ok(Caller::Owner);
+                // On their own machine, too, people who like something on a site are its visitors.
+                return Ok(if is_embedded { Caller::Visitor } else { Caller::Owner });
             }
             // `/control/` needs the key, which is checked next.
             if is_for_everybody || path.starts_with("/control/") {
@@ -156,6 +158,9 @@ pub(super) fn caller(policy: &Policy, request: &Request) -> Result<Caller, Probl
             }
             if is_watched && policy.passes.of(request) == Some(Pass::Watcher) {
                 return Ok(Caller::Watcher);
+            }
+            if is_embedded {
+                return Ok(Caller::Visitor);
             }
             if let Some(token) = browser {
                 return as_browser(token, route);

@@ -8,6 +8,7 @@ mod caller;
 mod client;
 mod host;
 mod origin;
+mod sites;
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -32,10 +33,13 @@ pub(super) use self::client::ClientAddress;
 pub use self::client::TrustedProxy;
 pub use self::host::AllowedHost;
 pub(super) use self::host::ReachedAt;
+pub use self::sites::EmbeddingSite;
+pub(crate) use self::sites::Sites;
 use super::Role;
 use super::base_path::Place;
 use super::face::Face;
 use super::problem::{self, Problem, storeless};
+use crate::limits::web::embed;
 use crate::limits::web::guard::{
     CONTROL_PATIENCE, FORM_PATIENCE, HEAD_BYTES, SYNC_BODY_BYTES, SYNC_PATIENCE, URI_BYTES,
 };
@@ -52,6 +56,8 @@ pub(crate) struct Policy {
     pub(crate) local_page: bool,
     /// The proxies that say for whom they ask.
     pub(crate) proxies: Vec<TrustedProxy>,
+    /// The sites whose pages may embed what is counted here.
+    pub(crate) sites: Sites,
     /// What a bearer token opens besides sync. The sync routes check tokens themselves.
     pub(crate) passes: Passes,
     /// Recognizes paired browsers.
@@ -78,6 +84,7 @@ impl Policy {
             public: false,
             local_page: false,
             proxies: Vec::new(),
+            sites: Sites::default(),
             passes: Passes::none(),
             browsers: None,
             uri_bytes: URI_BYTES,
@@ -85,6 +92,7 @@ impl Policy {
             form: BodyRule { max_bytes: Some(face.form_bytes), patience: Patience::Total(FORM_PATIENCE) },
             bodies: vec![
                 ("/sync/", BodyRule { max_bytes: Some(SYNC_BODY_BYTES), patience: Patience::Idle(SYNC_PATIENCE) }),
+                ("/embed/", BodyRule { max_bytes: Some(embed::FORM_BYTES), patience: Patience::Total(FORM_PATIENCE) }),
                 ("/control/", BodyRule { max_bytes: None, patience: Patience::Idle(CONTROL_PATIENCE) }),
             ],
         }
@@ -170,10 +178,20 @@ async fn admit(State(guard): State<Arc<Guard>>, mut request: Request, next: Next
     };
     let method = request.method().clone();
     let uri = request.uri().clone();
-    let asks_for_json = guard.policy.role == Role::Hub || problem::asks_for_json(request.headers());
+    let embedded = guard.policy.embedded(uri.path());
+    let origin = request.headers().get(header::ORIGIN).cloned();
+    let asks_for_json = guard.policy.role == Role::Hub
+        || problem::asks_for_json(request.headers())
+        || embedded.is_some() && !is_navigation(request.headers());
     let answer = match check(&guard.policy, &request) {
         Err(problem) => problem.into_response(),
         Ok(_) if let Some(answer) = elsewhere => answer,
+        Ok(_)
+            if embedded.is_some()
+                && let Some(answer) = sites::preflight(&request) =>
+        {
+            answer
+        }
         Ok(_) if lacks_the_key(&guard.policy, &request) => Problem::from(StatusCode::UNAUTHORIZED).into_response(),
         Ok(caller) => {
             request.extensions_mut().insert(caller.who());
@@ -193,8 +211,24 @@ async fn admit(State(guard): State<Arc<Guard>>, mut request: Request, next: Next
     for (name, value) in &guard.headers {
         answer.headers_mut().insert(name, value.clone());
     }
+    if let Some(route) = embedded {
+        sites::open(&guard.policy, route, origin.as_ref(), &mut answer);
+    }
     answer
 }
+
+/// Returns whether a browser goes to an address, and shows a person the answer. Scripts, pictures and programs don't.
+fn is_navigation(headers: &HeaderMap) -> bool {
+    let accepts_pages = || {
+        let accepted = headers.get_all(header::ACCEPT).iter();
+        accepted.filter_map(|value| value.to_str().ok()).any(|value| value.contains("text/html"))
+    };
+    // Older browsers say only what they take.
+    headers.get(SEC_FETCH_MODE).map_or_else(accepts_pages, |mode| mode == "navigate")
+}
+
+/// How a browser uses an answer.
+pub(super) const SEC_FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
 
 /// Returns the answer to a request for an address that isn't under the base path. Its code differs from that of a
 /// missing form: after a missing form, a page still lets its other posts pass.
@@ -246,7 +280,9 @@ fn check(policy: &Policy, request: &Request) -> Result<Caller, Problem> {
             "Send it as it is, without Content-Encoding.",
         ));
     }
-    if is_guarded(request) {
+    if let Some(route) = policy.embedded(request.uri().path()) {
+        sites::check(policy, route, request)?;
+    } else if is_guarded(request) {
         origin::check(policy, request.headers())?;
     }
     Ok(caller)
