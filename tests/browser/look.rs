@@ -127,6 +127,10 @@ fn history_and_stores_fit_every_window_in_light_and_dark() {
         tab.shown_as(390, 844, false);
         fits(tab, &format!("{name} from right to left"));
         picture(tab, &format!("{name}-rtl"));
+        if name == "history" {
+            let (today, bar) = (tab.place(".ends span:last-child"), tab.place("g g:last-child .bar"));
+            assert!(today[0] <= bar[0] && bar[0] + bar[2] <= today[0] + today[2], "{today:?} is not below {bar:?}");
+        }
         tab.eval("document.documentElement.dir = ''");
         tab.prefers_all(&[("forced-colors", "active"), ("prefers-color-scheme", "dark")]);
         picture(tab, &format!("{name}-forced-colors"));
