@@ -198,7 +198,7 @@ fn a_visitor_likes_once_and_where_it_is_wanted_often() {
 }
 
 #[test]
-fn trust_17_a_click_without_a_connection_is_kept_over_a_reload_and_stored_once() {
+fn trust_69_a_click_without_a_connection_is_kept_over_a_reload_and_stored_once() {
     let (world, server) = World::new();
     world.sites.page("/", &world.script(), "<likewise-button item=my-post></likewise-button>");
     let browser = world.browser();
