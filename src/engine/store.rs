@@ -318,8 +318,7 @@ impl Store {
         }
         // If this fails half-way, the next call starts over.
         let mut counted = std::mem::take(&mut *kept);
-        counted.read_on(&self.inner.files, &mut day).map_err(|fault| Error::from(&fault))?;
-        let history = counted.history.clone();
+        let history = counted.read_on(&self.inner.files, &mut day).map_err(|fault| Error::from(&fault))?;
         *kept = counted;
         Ok(history)
     }

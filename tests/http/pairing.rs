@@ -145,6 +145,12 @@ fn a_paired_browser_sees_the_page_and_its_likes_carry_its_name() {
     assert_eq!((status.status, status.json()["count"].as_u64()), (200, Some(1)));
     assert_eq!(status.json().get("device"), None, "what is on the page, and no more");
 
+    let page = get(&server, "/", &cookie);
+    assert!(page.body.contains("<a href=\"/history\">History</a>"), "{}", page.body);
+    let history = get(&server, "/s/work/history", &cookie);
+    assert!(history.body.contains("</b> from <bdi>phone</bdi>"), "{}", history.body);
+    let stores = get(&server, "/stores", &cookie);
+    assert!(stores.body.contains("<a href=\"/s/work/\">work</a>"), "{}", stores.body);
     for path in ["/metrics", "/control/v1/likes/export"] {
         assert_eq!(get(&server, path, &cookie).status, 403, "{path}");
     }

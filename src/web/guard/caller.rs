@@ -41,7 +41,8 @@ impl Caller {
     pub(super) fn sees(&self) -> Sees {
         match self {
             Self::Owner | Self::Watcher => Sees::All,
-            Self::Browser(_) | Self::Visitor => Sees::ThePage,
+            Self::Browser(_) => Sees::TheViews,
+            Self::Visitor => Sees::ThePage,
         }
     }
 }
@@ -51,6 +52,8 @@ impl Caller {
 pub(crate) enum Sees {
     /// What its owner sees.
     All,
+    /// Its page, and the program's own views: who brought what, and all stores.
+    TheViews,
     /// What is on its page.
     ThePage,
 }
@@ -186,7 +189,7 @@ pub(super) fn caller(policy: &Policy, request: &Request) -> Result<Caller, Probl
                 };
                 return Err(Problem::forbidden("not-public", detail, advice));
             }
-            if is_owners(route) {
+            if is_owners(route) || is_view(route) {
                 return Err(owner_only());
             }
             Ok(Caller::Visitor)
@@ -208,7 +211,12 @@ fn as_browser(token: Token, route: &str) -> Result<Caller, Problem> {
 }
 
 fn is_owners(route: &str) -> bool {
-    matches!(route, "/metrics" | "/adopt" | "/history" | "/stores")
+    matches!(route, "/metrics" | "/adopt")
+}
+
+/// Returns whether a route is a view for those whom the owner has let in.
+fn is_view(route: &str) -> bool {
+    matches!(route, "/history" | "/stores")
 }
 
 fn owner_only() -> Problem {

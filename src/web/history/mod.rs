@@ -1,4 +1,4 @@
-//! Who brought a store's events, and when: the second view of a store, for its owner alone.
+//! Who brought a store's events, and when: the second view of a store. Strangers don't see it.
 
 mod chart;
 mod days;
