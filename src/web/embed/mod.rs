@@ -454,6 +454,6 @@ fn live(app: &App, items: Vec<Item>, form: live::Form, client: Client) -> Result
     let of_all = app.shares.streams.lend(&Who::Visitor, 1).map_err(|_| {
         Problem::unavailable(CODE, "As many pages are open as this server can keep up to date.", ADVICE, 30)
     })?;
-    let place = live::Place { _of_all: of_all, _of_client: of_client, _open: app.metrics.stream_opened() };
-    Ok(live::answer(&embedding.board, items, form, place, app.shutdown.clone()))
+    let taken = live::Taken { _of_all: of_all, _of_client: of_client, _open: app.metrics.stream_opened() };
+    Ok(live::answer(&embedding.board, items, form, taken, app.shutdown.clone()))
 }
