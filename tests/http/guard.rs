@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use crate::client::{Answer, listing, new_id};
 use crate::common::{Server, data_dir, errors, printed, run, run_with, wait_for};
 
-const ROUTES: [(&str, &str); 18] = [
+const ROUTES: [(&str, &str); 21] = [
     ("GET", "/"),
     ("POST", "/likes"),
     ("GET", "/live"),
@@ -24,6 +24,9 @@ const ROUTES: [(&str, &str); 18] = [
     ("GET", "/static/likewise.js"),
     ("GET", "/favicon.ico"),
     ("POST", "/control/v1/likes/import"),
+    ("GET", "/embed.js"),
+    ("POST", "/embed/v1/a/likes"),
+    ("GET", "/embed/v1/a/live"),
     ("GET", "/nothing"),
 ];
 

@@ -29,8 +29,8 @@ pub(crate) use self::browser::{Browsers, PairingCookie};
 pub(super) use self::caller::bearer_token;
 use self::caller::caller;
 pub(crate) use self::caller::{Caller, Pass, Passes, Sees};
-pub(super) use self::client::ClientAddress;
 pub use self::client::TrustedProxy;
+pub(super) use self::client::{ClientAddress, UnnamedProxy};
 pub use self::host::AllowedHost;
 pub(super) use self::host::ReachedAt;
 pub use self::sites::EmbeddingSite;
@@ -198,6 +198,9 @@ async fn admit(State(guard): State<Arc<Guard>>, mut request: Request, next: Next
             request.extensions_mut().insert(caller.sees());
             if let Some(client) = ClientAddress::of(&guard.policy.proxies, &request) {
                 request.extensions_mut().insert(client);
+            }
+            if let Some(proxy) = UnnamedProxy::of(&guard.policy.proxies, &request) {
+                request.extensions_mut().insert(proxy);
             }
             let renewed = guard.renewed(&caller, &request);
             let answer = AssertUnwindSafe(next.run(request)).catch_unwind().await.unwrap_or_else(|_| {
