@@ -11,6 +11,7 @@ mod errors;
 mod firefox;
 mod forms;
 mod impostor;
+mod kept;
 mod likewise;
 mod live;
 mod look;
