@@ -130,6 +130,7 @@ pub(crate) fn routes(app: App) -> Result<Router, String> {
 fn joined(app: App) -> Router {
     let mut of_a_store = how_it_is()
         .route("/adopt", post(form::adopt))
+        .route("/sync-now", post(form::sync_now))
         .route("/live", get(live::live))
         .route("/history", get(history::history));
     of_a_store = of_a_store.route("/manifest.webmanifest", get(install::manifest));

@@ -20,6 +20,7 @@ mod offline;
 mod pairing;
 mod plain;
 mod stage;
+mod status;
 mod stores;
 mod stories;
 mod sync;
