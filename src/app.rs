@@ -56,9 +56,10 @@ const OWN_COMMANDS: [&str; 19] = [
 ];
 
 /// Fields of `/status` and metrics of the program, beside which figures stand.
-const TAKEN_FROM_FIGURES: [&str; 15] = [
+const TAKEN_FROM_FIGURES: [&str; 37] = [
     "store",
     "device",
+    "version",
     "head",
     "cursor",
     "pending",
@@ -72,6 +73,27 @@ const TAKEN_FROM_FIGURES: [&str; 15] = [
     "state_digest",
     "digest_seq",
     "streams",
+    "devices",
+    "devices_connected",
+    "devices_refused",
+    "pulls",
+    "build",
+    "start_time",
+    "commit_duration",
+    "fsync_duration",
+    "healthy",
+    "stores",
+    "stores_open",
+    "stores_failing",
+    "events_pending",
+    "events_set_aside",
+    "events_skipped",
+    "events_unknown",
+    "queue_length",
+    "queue_longest",
+    "queue_limit",
+    "upstream_stores",
+    "upstream_last_sync_timestamp",
 ];
 
 /// A program of its own around a schema.

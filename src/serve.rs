@@ -80,7 +80,8 @@ impl Server {
         let dir = node.dir();
         let tokens = Tokens::follow(TokenFile::in_dir(dir.path()), shutdown.clone())?;
         let services = Arc::new(Services {
-            metrics: Metrics::new(&face),
+            metrics: Metrics::new(&face, app.version_text(), &node.stores),
+            version: app.version_text(),
             visitors: VisitorKey::in_dir(dir.path()),
             face: Arc::clone(&face),
             stores: node.stores.clone(),

@@ -60,7 +60,7 @@ pub(super) async fn status(at: &Target<'_>, url: Option<String>, shown: Shown) -
 
 /// The status of a store that this command has opened.
 pub(super) async fn report_of(app: &App, store: &Store) -> Result<StatusReport, Error> {
-    StatusReport::of(app.face(), store, &host_name(app), &LinkStatus::none()).await
+    StatusReport::of(app.face(), store, &host_name(app), app.version_text(), &LinkStatus::none()).await
 }
 
 /// The status that the program at `url` answers.
@@ -89,8 +89,11 @@ fn show(
     without_effect: &[Skipped],
 ) -> io::Result<()> {
     let name = app.name();
-    let StatusReport { store, device, head, cursor, pending, set_aside, skipped, unknown, log, .. } = report;
+    let StatusReport { store, device, version, head, cursor, pending, set_aside, skipped, unknown, log, .. } = report;
     writeln!(out, "store      {store} on {device}", device = device.as_str())?;
+    if !version.is_empty() {
+        writeln!(out, "version    {version}")?;
+    }
     for (figure, number) in &report.figures {
         // A count without a name of its own counts events.
         let label = if figure == "count" { app.face().nouns.many } else { figure };

@@ -147,8 +147,9 @@ impl Client {
             Err(end) => return end,
         };
         self.tell(LinkState::Online, None, None);
+        self.clients.hear();
         let end = tokio::select! {
-            end = pull(store, events, &running) => end,
+            end = pull(store, events, &running, &self.clients) => end,
             end = self.push(store, &running) => end,
         };
         let session = running.session;
@@ -329,6 +330,7 @@ async fn pull(
     store: &Store,
     mut events: impl Stream<Item = std::io::Result<sse::SseEvent>> + Unpin,
     running: &Running,
+    clients: &Clients,
 ) -> End {
     let mut others = Allowance::new(NO_PAGES, NO_PAGE_EVERY);
     // How many pings came since the last page while the hub owed one.
@@ -352,6 +354,7 @@ async fn pull(
             Some(Err(error)) => return End::Offline(format!("the stream broke: {error}")),
             Some(Ok(event)) => event,
         };
+        clients.hear();
         let session = Arc::clone(&running.session);
         if event.event != "page" {
             if !others.spend() {

@@ -78,6 +78,8 @@ pub(crate) struct Services {
     /// Tells visitors apart for apps that ask who posts.
     pub(crate) visitors: VisitorKey,
     pub(crate) metrics: metrics::Metrics,
+    /// The version that the program shows.
+    pub(crate) version: &'static str,
     pub(crate) shutdown: CancellationToken,
 }
 

@@ -20,6 +20,9 @@ use crate::sync::{LinkState, LinkStatus, code};
 pub(crate) struct StatusReport {
     pub(crate) store: String,
     pub(crate) device: Device,
+    /// The program's version; empty from one that is too old to say it.
+    #[serde(default)]
+    pub(crate) version: String,
     /// The app's figures, by name.
     #[serde(flatten, deserialize_with = "figures_alone")]
     pub(crate) figures: Map<String, Value>,
@@ -82,7 +85,13 @@ fn figures_alone<'de, D: Deserializer<'de>>(fields: D) -> Result<Map<String, Val
 
 impl StatusReport {
     /// The status of `store`, without digests.
-    pub(crate) async fn of(face: &Face, store: &Store, device: &Device, link: &LinkStatus) -> Result<Self, Error> {
+    pub(crate) async fn of(
+        face: &Face,
+        store: &Store,
+        device: &Device,
+        version: &str,
+        link: &LinkStatus,
+    ) -> Result<Self, Error> {
         let health = store.healthy().await;
         if let Health::Failed(why) = health {
             return Err(Error::Unavailable(why.into()));
@@ -93,6 +102,7 @@ impl StatusReport {
         Ok(Self {
             store: store.id().to_string(),
             device: device.clone(),
+            version: version.to_owned(),
             head: at(|standing| standing.head.0),
             cursor: at(|standing| standing.cursor.0),
             pending: at(|standing| standing.pending),
@@ -158,7 +168,7 @@ pub(crate) async fn status(
 ) -> Result<Response, Problem> {
     let link = link.borrow().clone();
     let no_store = [(header::CACHE_CONTROL, "no-store")];
-    let mut report = StatusReport::of(&app.face, &store, &app.device, &link).await?;
+    let mut report = StatusReport::of(&app.face, &store, &app.device, app.version, &link).await?;
     if sees == Sees::ThePage {
         return Ok((no_store, Json(PublicStatus::from(report))).into_response());
     }
@@ -281,6 +291,7 @@ mod tests {
         let report = StatusReport {
             store: "likes".to_owned(),
             device: "here".parse().expect("a name"),
+            version: "1.2.3".to_owned(),
             figures: Map::from_iter([("count".to_owned(), 7.into())]),
             head: 7,
             cursor: 7,

@@ -25,7 +25,7 @@ pub(crate) use self::body::{BodyRule, Patience};
 pub(super) use self::caller::bearer_token;
 use self::caller::caller;
 pub(crate) use self::caller::{Caller, Pass, Passes, Sees};
-use self::client::ClientAddress;
+pub(super) use self::client::ClientAddress;
 pub use self::client::TrustedProxy;
 pub use self::host::AllowedHost;
 pub(super) use self::host::ReachedAt;
