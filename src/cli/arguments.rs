@@ -14,6 +14,7 @@ use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
+use super::logging::LogFormat;
 use crate::app::{App, AppCommand, AppError};
 use crate::data_dir;
 use crate::engine::{Device, StoreId};
@@ -31,6 +32,17 @@ pub(super) enum Command {
     Common(Cli),
     /// A command of the app's own, with its arguments and its store.
     Own { name: String, matches: ArgMatches, store: StoreId },
+}
+
+impl Command {
+    /// The form of the log. Commands that don't serve log next to nothing, and people read it.
+    pub(super) fn log_format(&self) -> LogFormat {
+        match self {
+            Self::Common(Cli::Serve(args)) => args.listen.log_format,
+            Self::Common(Cli::Hub(args)) => args.log_format,
+            Self::Common(_) | Self::Own { .. } => LogFormat::Text,
+        }
+    }
 }
 
 #[derive(Parser)]
@@ -244,6 +256,9 @@ pub(super) struct ListenArgs {
     /// Path of a site, such as /{app}, under which everything is. A proxy in front has to pass the path on unchanged
     #[arg(long, value_name = "/PATH", env = "BASE_PATH")]
     pub(super) base_path: Option<BasePath>,
+    /// How the log is written on standard error
+    #[arg(long, value_name = "FORMAT", env = "LOG_FORMAT", value_enum, default_value_t)]
+    pub(super) log_format: LogFormat,
 }
 
 #[derive(Args)]
@@ -281,7 +296,7 @@ fn host_and_port(text: &str) -> Result<String, &'static str> {
 }
 
 /// The flags that may stand without a command.
-const SERVE_FLAGS: [&str; 12] = [
+const SERVE_FLAGS: [&str; 13] = [
     "listen",
     "device",
     "allow_host",
@@ -289,6 +304,7 @@ const SERVE_FLAGS: [&str; 12] = [
     "local_page",
     "behind_proxy",
     "base_path",
+    "log_format",
     "upstream",
     "token_file",
     "token",

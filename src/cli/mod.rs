@@ -4,6 +4,7 @@ mod arguments;
 mod context;
 mod health;
 mod log;
+mod logging;
 mod manual;
 mod owner;
 mod process;
@@ -17,16 +18,15 @@ mod transfer;
 mod verify;
 
 use std::env;
-use std::io::{self, IsTerminal};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::LevelFilter;
+use anyhow::Context as _;
 
 use self::arguments::{Asked, Cli, Command};
+use self::logging::{log_to_stderr, say_last};
 use self::owner::act_as_owner;
 use self::target::Target;
 use crate::app::App;
@@ -47,7 +47,8 @@ pub(crate) fn run(app: &App) -> ExitCode {
         Ok(asked) => asked,
         Err(error) => error.exit(),
     };
-    if let Err(error) = log_to_stderr(app) {
+    let format = asked.command.log_format();
+    if let Err(error) = log_to_stderr(app, format) {
         eprintln!("{}: {}", app.name(), in_full(&error));
         return ExitCode::FAILURE;
     }
@@ -62,43 +63,10 @@ pub(crate) fn run(app: &App) -> ExitCode {
         Ok(code) => code,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("{}: {}", app.name(), in_full(&error));
+            say_last(app, format, &in_full(&error));
             ExitCode::FAILURE
         }
     }
-}
-
-/// Writes the log to standard error, as far as the program's own variable asks for it.
-fn log_to_stderr(app: &App) -> anyhow::Result<()> {
-    let variable = arguments::log_variable(app);
-    let asked = env::var(&variable).ok().filter(|filter| !filter.trim().is_empty());
-    let filter = log_filter(asked.as_deref().unwrap_or("info")).with_context(|| {
-        format!(
-            "{variable} says what is logged: error, warn, info, debug, trace or off, or for a part alone, as in \
-             `info,{}=debug`",
-            env!("CARGO_PKG_NAME")
-        )
-    })?;
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal())
-        .with_target(false)
-        // Its own errors would go to standard error, too, and panic when that is what fails.
-        .log_internal_errors(false)
-        .init();
-    Ok(())
-}
-
-/// Which lines are logged. A bare word has to be a level: the filter itself would take a misspelled one for the name of a
-/// part, and log nothing else.
-fn log_filter(text: &str) -> anyhow::Result<EnvFilter> {
-    let parts: Vec<_> = text.split(',').map(str::trim).collect();
-    let is_fine = |part: &&str| part.contains(['=', '[']) || part.parse::<LevelFilter>().is_ok();
-    if let Some(wrong) = parts.iter().find(|part| !is_fine(part)) {
-        bail!("{wrong:?} is no level");
-    }
-    parts.join(",").parse().with_context(|| format!("{text:?} is not understood"))
 }
 
 /// Finds the data directory. From here on, this process acts as its owner.
@@ -211,16 +179,6 @@ pub(crate) mod tests {
         let words = std::iter::once(app.name()).chain(words.iter().copied());
         let asked = arguments::parse(app, words.map(Into::into)).expect("a command line");
         obey(app, asked, data).await
-    }
-
-    #[test]
-    fn a_misspelled_level_of_the_log_is_an_error() {
-        for fine in ["info", "WARN", "off", "debug,hyper=info", "likewise=trace", " warn , hyper=off "] {
-            assert!(log_filter(fine).is_ok(), "{fine}");
-        }
-        for wrong in ["warning", "verbose", "info,loud", "likewise=loud", "="] {
-            assert!(log_filter(wrong).is_err(), "{wrong}");
-        }
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

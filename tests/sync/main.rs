@@ -19,4 +19,5 @@ mod shares;
 mod story;
 mod support;
 mod tls;
+mod watching;
 mod wire;
