@@ -66,22 +66,30 @@ impl Server {
         if face.base_path != BasePath::default() {
             tracing::info!("all addresses are under http://{address}{}", face.base_path.home());
         }
+        let mut faults = Vec::new();
         if options.allow_hosts.is_empty() && !bound.ip().to_canonical().is_loopback() {
             let page = match role {
                 Role::App => "; to let them open the page, add --public",
                 Role::Hub => "",
             };
-            tracing::warn!(
-                "other machines can reach {bound}, and are refused. To let them sync, start {} with --allow-host NAME, \
-                 where NAME is the name or address under which they ask for it{page}",
+            let found = format!("other machines can reach {bound}, and are refused");
+            let advice = format!(
+                "To let them sync, start {} with --allow-host NAME, where NAME is the name or address under which they ask \
+                 for it{page}",
                 app.name()
             );
+            tracing::warn!("{found}. {advice}");
+            faults.push((found, advice));
         }
         let dir = node.dir();
         let tokens = Tokens::follow(TokenFile::in_dir(dir.path()), shutdown.clone())?;
+        let metrics = Metrics::new(&face, app.version_text());
+        metrics.measure(&node.stores);
         let services = Arc::new(Services {
-            metrics: Metrics::new(&face, app.version_text(), &node.stores),
+            metrics,
             version: app.version_text(),
+            public_url: options.allow_hosts.iter().find_map(|host| host.url(&face.base_path)),
+            faults,
             visitors: VisitorKey::in_dir(dir.path()),
             face: Arc::clone(&face),
             stores: node.stores.clone(),

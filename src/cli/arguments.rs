@@ -112,6 +112,20 @@ pub(super) enum Cli {
         #[command(flatten)]
         store: StoreArgs,
     },
+    /// Say what is wrong with this setup, and what to do: files, disk, hub, clock, and the proxy in front
+    ///
+    /// Prints a line for each thing that it looks at, and exits with 1 if one of them is a problem. It asks the {app} process
+    /// that serves the data how it is set up. To look at a hub as a device would, name it with --upstream and --token-file.
+    Doctor {
+        #[command(flatten)]
+        hub: UpstreamArgs,
+        /// Where others reach this server, through the proxy in front of it [default: what the server was told]
+        #[arg(long, value_name = "URL", env = "PUBLIC_URL")]
+        public_url: Option<String>,
+        /// Print JSON: an array of what was found
+        #[arg(long)]
+        json: bool,
+    },
     /// Check the log against its digests, and the state against one rebuilt from the log
     ///
     /// Reads everything and changes nothing. Exits with 1 when it finds a difference.
@@ -261,10 +275,9 @@ pub(super) struct ListenArgs {
     pub(super) log_format: LogFormat,
 }
 
+/// The hub to sync with.
 #[derive(Args)]
-pub(super) struct ServeArgs {
-    #[command(flatten)]
-    pub(super) listen: ListenArgs,
+pub(super) struct UpstreamArgs {
     /// The hub to sync with, such as https://hub.example.org
     #[arg(long, value_name = "URL", env = "UPSTREAM")]
     pub(super) upstream: Option<String>,
@@ -277,6 +290,14 @@ pub(super) struct ServeArgs {
     /// Certificates in PEM form to trust for the hub, besides the system's
     #[arg(long, value_name = "FILE", env = "ROOT_CERTIFICATE")]
     pub(super) root_certificate: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub(super) struct ServeArgs {
+    #[command(flatten)]
+    pub(super) listen: ListenArgs,
+    #[command(flatten)]
+    pub(super) hub: UpstreamArgs,
     /// Seconds until a store that the hub refuses tries again
     #[arg(long, env = "RETRY_HALTED", default_value_t = RETRY_HALTED, hide = true)]
     pub(super) retry_halted: u64,

@@ -12,6 +12,7 @@ use crate::app::App;
 use crate::data_dir::Holder;
 use crate::limits::app::ANSWER;
 use crate::sync::{Trust, tls};
+use crate::web::Setting;
 
 /// A process that has a data directory, and listens.
 pub(super) struct Process {
@@ -54,6 +55,11 @@ impl Process {
     pub(super) async fn tell(&self, what: &str) -> anyhow::Result<()> {
         let answer = self.send(self.request(Method::POST, what)?).await?;
         understood(answer, &self.address).await.map(drop)
+    }
+
+    /// How the process is set up.
+    pub(super) async fn setting(&self) -> anyhow::Result<Setting> {
+        self.answer(self.request(Method::GET, "setting")?.timeout(ANSWER)).await
     }
 
     /// The answer as JSON.

@@ -10,7 +10,7 @@ use anyhow::{Context, bail};
 use tokio::net::{TcpListener, TcpSocket, lookup_host};
 use tokio_util::sync::CancellationToken;
 
-use super::arguments::{ListenArgs, ServeArgs};
+use super::arguments::{ListenArgs, ServeArgs, UpstreamArgs};
 use crate::app::App;
 use crate::limits::app::SHUTDOWN;
 use crate::limits::web::server::BACKLOG;
@@ -21,7 +21,7 @@ use crate::web::Role;
 
 /// Serves the app.
 pub(super) async fn serve(app: &App, data: &Path, args: ServeArgs) -> anyhow::Result<ExitCode> {
-    let upstream = upstream(app, &args)?;
+    let upstream = upstream(app, &args.hub)?;
     let ServeArgs { listen, retry_halted, public, .. } = args;
     let retry_halted = Duration::from_secs(retry_halted);
     let options = Options { upstream, retry_halted, public, ..options(data, &listen) };
@@ -101,7 +101,7 @@ fn options(data: &Path, listen: &ListenArgs) -> Options {
 }
 
 /// The hub to sync with, and the token for it.
-fn upstream(app: &App, args: &ServeArgs) -> anyhow::Result<Option<UpstreamOptions>> {
+pub(super) fn upstream(app: &App, args: &UpstreamArgs) -> anyhow::Result<Option<UpstreamOptions>> {
     let Some(url) = args.upstream.clone() else { return Ok(None) };
     let token = match (&args.token_file, &args.token) {
         (Some(path), _) => TokenSource::File(path.clone()),

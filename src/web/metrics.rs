@@ -32,10 +32,12 @@ pub(crate) struct Metrics {
     failed: Counter,
     devices_refused: Counter,
     streams: Gauge,
+    commits: Histogram,
+    syncs: Histogram,
 }
 
 impl Metrics {
-    pub(crate) fn new(face: &Face, version: &str, stores: &Stores) -> Self {
+    pub(crate) fn new(face: &Face, version: &str) -> Self {
         let mut registry = Registry::default();
         let results = Family::<[(&str, &str); 1], Counter>::default();
         let posts = format!("Posts of {} by what became of them", face.nouns.many);
@@ -63,11 +65,6 @@ impl Metrics {
         let syncs = Histogram::new(durations());
         let help = "The part of it in which the log was written and synced to the disk";
         registry.register_with_unit(name(face, "fsync_duration"), help, Unit::Seconds, syncs.clone());
-        stores.measure(move |written| {
-            commits.observe(written.commit.as_secs_f64());
-            syncs.observe(written.sync.as_secs_f64());
-        });
-
         let result = |name| results.get_or_create(&[("result", name)]).clone();
         Self {
             stored: result("stored"),
@@ -77,8 +74,19 @@ impl Metrics {
             failed: result("failed"),
             devices_refused,
             streams,
+            commits,
+            syncs,
             registry,
         }
+    }
+
+    /// Counts what `stores` write from now on.
+    pub(crate) fn measure(&self, stores: &Stores) {
+        let (commits, syncs) = (self.commits.clone(), self.syncs.clone());
+        stores.measure(move |written| {
+            commits.observe(written.commit.as_secs_f64());
+            syncs.observe(written.sync.as_secs_f64());
+        });
     }
 
     /// Counts a post by its outcome.

@@ -18,6 +18,7 @@ mod received;
 mod rehearsal;
 mod remote;
 mod server;
+mod setting;
 mod shares;
 mod status;
 mod store;
@@ -51,6 +52,7 @@ pub(crate) use received::Received;
 pub(crate) use rehearsal::{Flaw, Rehearsal};
 pub(crate) use remote::Committed;
 pub(crate) use server::{Connection, Limits, raise_open_file_limit, serve, stores_within_open_files};
+pub(crate) use setting::Setting;
 pub(crate) use shares::{Full, Lease, Shares, Who};
 pub(crate) use status::{Digests, StatusReport, date_time, digests, what_to_do};
 pub(crate) use store::{AskedStore, Opened};
@@ -80,6 +82,10 @@ pub(crate) struct Services {
     pub(crate) metrics: metrics::Metrics,
     /// The version that the program shows.
     pub(crate) version: &'static str,
+    /// Where others reach this instance.
+    pub(crate) public_url: Option<String>,
+    /// Flags that don't fit together, each with what to do about it.
+    pub(crate) faults: Vec<(String, String)>,
     pub(crate) shutdown: CancellationToken,
 }
 
@@ -160,6 +166,7 @@ fn for_devices_and_commands() -> Router<App> {
         .route("/sync/v1/{store}/events", get(hub::pull).post(hub::push))
         .route("/control/v1/backup", post(control::backup))
         .route("/control/v1/tokens", post(control::tokens))
+        .route("/control/v1/setting", get(setting::setting))
         .route("/control/v1/{store}/export", get(control::export))
         .route("/control/v1/{store}/import", post(control::import_route))
         .route("/control/v1/{store}/verify", post(control::verify))

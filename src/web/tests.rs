@@ -31,7 +31,10 @@ fn serving(app: crate::App, dir: &Path, schema: Schema, limits: StoreLimits, max
     let shutdown = CancellationToken::new();
     let tokens = Tokens::follow(TokenFile::in_dir(dir), shutdown.clone()).expect("tokens");
     App::new(Services {
-        metrics: metrics::Metrics::new(&face),
+        metrics: metrics::Metrics::new(&face, "1.2.3"),
+        version: "1.2.3",
+        public_url: None,
+        faults: Vec::new(),
         visitors: VisitorKey::in_dir(dir),
         face,
         stores: stores.clone(),

@@ -7,6 +7,7 @@ mod common;
 
 mod base_path;
 mod damage;
+mod doctor;
 mod doors;
 mod faults;
 mod http2;

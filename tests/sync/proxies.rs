@@ -16,6 +16,7 @@ use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
 use crate::common::{PATIENCE, code_block, wait_for};
+use crate::doctor::{Found, doctor};
 use crate::support::Node;
 use crate::tls::Authority;
 
@@ -179,6 +180,14 @@ impl Running {
         device
     }
 
+    /// Has `doctor` look at the hub, and at this proxy in front of it.
+    fn examine(&self, hub: &Node) -> Found {
+        let roots = self.dir.path().join("roots.pem");
+        fs::write(&roots, &self.authority.pem).unwrap();
+        let flags = ["--public-url", &self.site(), "--root-certificate", roots.to_str().unwrap()];
+        doctor(hub, &flags, &[("HTTPS_PROXY", &door_to_this_machine())])
+    }
+
     /// Reads the page's stream until it has brought `text`.
     async fn read_until(stream: &mut Response, text: &str) {
         let mut heard = String::new();
@@ -326,6 +335,10 @@ fn works_through(mut hub: Node, mut proxy: Running) {
     proxy.restart();
     phone.wait_for_count(5);
     assert_eq!(count(&hub), 5);
+    let found = proxy.examine(&hub);
+    found.is_well();
+    assert!(found.of("proxy").1.contains("streams arrive") && found.of("clock").0 == "ok");
+    assert!(!hub.run(&["token", "list"]).contains("doctor"), "nothing is left of it");
     proxy.stay_on_the_page();
     phone.wait_until("online");
     proxy.like_on_the_page(Version::HTTP_11, 5);
@@ -382,6 +395,7 @@ fn trust_70_nginx_without_the_host_line_opens_nothing_and_is_told_what_it_lacks(
             let is_old = !line.contains("1.1");
             assert!(!is_old || text.contains("proxy_set_header Host $http_host"), "{line} {path}: {text}");
         }
+        proxy.examine(&hub).has_only("proxy", &["this machine itself", "proxy_set_header Host $http_host"]);
     }
     drop(hub);
     // Nobody told this program of a proxy. HTTP/1.0 gives nginx away.
@@ -404,6 +418,7 @@ fn trust_71_a_device_behind_nginx_that_gathers_streams_is_told_what_to_change() 
     phone.start();
     phone.like();
     let status = phone.wait_until("offline");
+    proxy.examine(&hub).has_only("proxy", &["its streams don't arrive", "`proxy_buffering off;`"]);
     let error = status["upstream"]["error"].as_str().unwrap();
     assert!(error.contains("hold the stream back") && error.contains("`proxy_buffering off;`"), "{error}");
     assert_eq!((phone.count(), count(&hub)), (1, 0));

@@ -8,6 +8,7 @@ use axum::extract::{ConnectInfo, Request};
 use axum::http::{Version, header};
 
 use super::{HEALTH, Policy};
+use crate::web::base_path::BasePath;
 use crate::web::problem::Problem;
 
 /// A host given by `--allow-host`: a domain name or an address. With a port, it holds for that port only.
@@ -49,6 +50,12 @@ impl Policy {
 }
 
 impl AllowedHost {
+    /// Returns the address under which a proxy that speaks TLS most likely serves this host. An address of a machine has no
+    /// certificate.
+    pub(crate) fn url(&self, base: &BasePath) -> Option<String> {
+        matches!(self.0.host, Host::Name(_)).then(|| format!("https://{self}{base}"))
+    }
+
     fn covers(&self, authority: &Authority) -> bool {
         self.0.host == authority.host && (self.0.port.is_none() || self.0.port == authority.port)
     }
