@@ -473,13 +473,13 @@ impl Wire {
 }
 
 /// The right to run a browser.
-struct Turn;
+pub(crate) struct Turn;
 
 static RUNNING: Mutex<usize> = Mutex::new(0);
 static ENDED: Condvar = Condvar::new();
 
 impl Turn {
-    fn take() -> Self {
+    pub(crate) fn take() -> Self {
         let running = RUNNING.lock().expect("BUG: a turn was never given back");
         let mut running =
             ENDED.wait_while(running, |running| *running >= AT_ONCE).expect("BUG: a turn was never given back");

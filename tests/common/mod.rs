@@ -1,6 +1,8 @@
 //! Shared by the tests of the whole program: the real binary on a free port, with its own data.
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
 
+pub mod authority;
+pub mod reverse_proxy;
 pub mod served;
 
 use std::io::{BufRead, BufReader, Read, Write};

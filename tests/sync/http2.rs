@@ -15,9 +15,9 @@ use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio_rustls::TlsAcceptor;
 
+use crate::common::authority::Authority;
 use crate::common::wait_for;
 use crate::support::Node;
-use crate::tls::Authority;
 
 /// How many requests RFC 9113 wants a server to allow at least. Some servers allow no more.
 const REQUESTS: u32 = 100;

@@ -2,8 +2,6 @@
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::thread;
 
@@ -12,139 +10,29 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::{ClientConfig, RootCertStore};
 use serde_json::Value;
-use tempfile::TempDir;
 use tokio::runtime::Runtime;
 
-use crate::common::{PATIENCE, code_block, wait_for};
+use crate::common::PATIENCE;
+use crate::common::reverse_proxy::{Kind, NAME, ReverseProxy, free_port};
 use crate::doctor::{Found, doctor};
 use crate::support::Node;
-use crate::tls::Authority;
-
-/// The name in the recipes. The tests resolve it to this machine.
-const NAME: &str = "likes.example.org";
-
-/// A proxy with a configuration, and how to run it.
-#[derive(Clone, Copy)]
-enum Kind {
-    Nginx,
-    Caddy,
-    Haproxy,
-}
-
-impl Kind {
-    /// Returns the name of the program, which is also the name of Debian's package.
-    fn program(self) -> &'static str {
-        match self {
-            Self::Nginx => "nginx",
-            Self::Caddy => "caddy",
-            Self::Haproxy => "haproxy",
-        }
-    }
-
-    /// Returns its recipe in the documentation, after this heading.
-    fn recipe(self, heading: &str) -> String {
-        let language = match self {
-            Self::Nginx => "nginx",
-            Self::Caddy => "caddyfile",
-            Self::Haproxy => "haproxy",
-        };
-        code_block(include_str!("../../docs/proxies.md"), heading, language).to_owned() + "\n"
-    }
-
-    /// Completes the recipe for a machine that has nothing else, with the paths of this test's files.
-    fn configuration(self, recipe: &str, dir: &Path, port: u16) -> String {
-        let dir = dir.display();
-        match self {
-            Self::Nginx => format!(
-                "daemon off;\nmaster_process off;\npid {dir}/pid;\nerror_log stderr;\nevents {{}}\nhttp {{\naccess_log off;\n\
-                 client_body_temp_path {dir}/body;\nproxy_temp_path {dir}/proxy;\nfastcgi_temp_path {dir}/f;\n\
-                 uwsgi_temp_path {dir}/u;\nscgi_temp_path {dir}/s;\n{recipe}\n}}\n"
-            ),
-            Self::Caddy => {
-                let site = format!("https://{NAME}:{port} {{\ntls {dir}/chain.pem {dir}/key.pem");
-                let recipe = recipe.replace(&format!("{NAME} {{"), &site);
-                format!("{{\nadmin off\nauto_https disable_redirects\n}}\n{recipe}")
-            }
-            Self::Haproxy => recipe.to_owned(),
-        }
-    }
-
-    fn command(self, file: &Path) -> Command {
-        // Debian installs servers in directories that are only on root's PATH by default.
-        let path = format!("{}:/usr/sbin:/sbin", std::env::var("PATH").unwrap_or_default());
-        let mut command = Command::new(self.program());
-        command.env("PATH", path).env("HOME", file.parent().expect("its directory"));
-        match self {
-            Self::Nginx => command.arg("-c").arg(file).arg("-p").arg(file.parent().expect("its directory")),
-            Self::Caddy => command.args(["run", "--adapter", "caddyfile", "--config"]).arg(file),
-            Self::Haproxy => command.arg("-db").arg("-f").arg(file),
-        };
-        command
-    }
-}
 
 /// A running proxy in front of a hub.
 struct Running {
-    kind: Kind,
-    authority: Authority,
-    dir: TempDir,
-    port: u16,
+    proxy: ReverseProxy,
     /// The path under which the hub is.
     base: &'static str,
-    child: Option<Child>,
     runtime: Runtime,
 }
 
 impl Running {
     /// Runs the recipe, changed by `change`, in front of what listens on `hub`.
     fn start(kind: Kind, hub: &str, change: impl Fn(String) -> String) -> Self {
-        let (authority, dir) = (Authority::new(), tempfile::tempdir().unwrap());
-        let (chain, key) = authority.sign_as_files(NAME);
-        let file = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();
-        file("chain.pem", &chain);
-        file("key.pem", &key);
-        // HAProxy wants both in one file.
-        file("both.pem", &format!("{chain}{key}"));
-        let at = |name: &str| dir.path().join(name).display().to_string();
-        let port = free_port();
-        let certificate = if matches!(kind, Kind::Haproxy) { at("both.pem") } else { at("chain.pem") };
-        let recipe = change(kind.recipe("# Behind a proxy"))
-            .replace("127.0.0.1:3000", hub.trim_start_matches("http://"))
-            .replace("listen 443", &format!("listen 127.0.0.1:{port}"))
-            .replace("bind :443", &format!("bind 127.0.0.1:{port}"))
-            .replace("/etc/ssl/likes.example.org.pem", &certificate)
-            .replace("/etc/ssl/likes.example.org.key", &at("key.pem"));
-        file("configuration", &kind.configuration(&recipe, dir.path(), port));
-        let runtime = Runtime::new().unwrap();
-        let mut running = Self { kind, authority, dir, port, base: "", child: None, runtime };
-        running.restart();
-        running
-    }
-
-    /// Stops it if it runs, and starts it again on the same port.
-    fn restart(&mut self) {
-        self.stop();
-        let program = self.kind.program();
-        let output = fs::File::create(self.dir.path().join("log")).unwrap();
-        let mut command = self.kind.command(&self.dir.path().join("configuration"));
-        command.stdin(Stdio::null()).stdout(output.try_clone().unwrap()).stderr(output);
-        let child = command.spawn();
-        self.child = Some(child.unwrap_or_else(|error| {
-            panic!("cannot run {program} ({error}); on Debian: apt-get install --no-install-recommends {program}")
-        }));
-        let port = self.port;
-        wait_for(&format!("{program} on port {port}"), || TcpStream::connect((Ipv4Addr::LOCALHOST, port)).ok());
-    }
-
-    fn stop(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            child.kill().unwrap();
-            child.wait().unwrap();
-        }
+        Self { proxy: ReverseProxy::start(kind, hub, change), base: "", runtime: Runtime::new().unwrap() }
     }
 
     fn origin(&self) -> String {
-        format!("https://{NAME}:{}", self.port)
+        self.proxy.origin()
     }
 
     /// Returns the address of the hub.
@@ -155,7 +43,7 @@ impl Running {
     /// Creates a client that looks like a browser to the proxy.
     fn browser(&self, version: Version) -> Client {
         let mut roots = RootCertStore::empty();
-        roots.add(CertificateDer::from_pem_slice(self.authority.pem.as_bytes()).unwrap()).unwrap();
+        roots.add(CertificateDer::from_pem_slice(self.proxy.authority.pem.as_bytes()).unwrap()).unwrap();
         let provider = Arc::new(rustls::crypto::ring::default_provider());
         let tls = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions().unwrap();
         let mut tls = tls.with_root_certificates(roots).with_no_client_auth();
@@ -165,7 +53,7 @@ impl Running {
             .no_proxy()
             .redirect(reqwest::redirect::Policy::none())
             .tls_backend_preconfigured(tls)
-            .resolve(NAME, SocketAddr::from((Ipv4Addr::LOCALHOST, self.port)));
+            .resolve(NAME, SocketAddr::from((Ipv4Addr::LOCALHOST, self.proxy.port)));
         let client = if version == Version::HTTP_11 { client.http1_only() } else { client };
         client.build().unwrap()
     }
@@ -174,7 +62,7 @@ impl Running {
     fn device(&self, hub: &Node) -> Node {
         let mut device = Node::prepared("phone", &self.site(), hub);
         let roots = device.file("roots.pem");
-        fs::write(&roots, &self.authority.pem).unwrap();
+        fs::write(&roots, &self.proxy.authority.pem).unwrap();
         device.flag("--root-certificate", roots.to_str().unwrap());
         device.environment("HTTPS_PROXY", &door_to_this_machine());
         device
@@ -182,8 +70,8 @@ impl Running {
 
     /// Has `doctor` look at the hub, and at this proxy in front of it.
     fn examine(&self, hub: &Node) -> Found {
-        let roots = self.dir.path().join("roots.pem");
-        fs::write(&roots, &self.authority.pem).unwrap();
+        let roots = hub.file("roots.pem");
+        fs::write(&roots, &self.proxy.authority.pem).unwrap();
         let flags = ["--public-url", &self.site(), "--root-certificate", roots.to_str().unwrap()];
         doctor(hub, &flags, &[("HTTPS_PROXY", &door_to_this_machine())])
     }
@@ -232,19 +120,6 @@ impl Running {
             Self::read_until(&mut stream, "event: ping").await;
         });
     }
-}
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        self.stop();
-        if thread::panicking() {
-            eprintln!("---- {}:\n{}", self.kind.program(), fs::read_to_string(self.dir.path().join("log")).unwrap());
-        }
-    }
-}
-
-fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 /// Starts a forward proxy that leads connections to [`NAME`] to this machine, and returns its address.
@@ -329,10 +204,10 @@ fn works_through(mut hub: Node, mut proxy: Running) {
     phone.like();
     hub.start();
     phone.wait_for_count(4);
-    proxy.stop();
+    proxy.proxy.stop();
     phone.wait_until("offline");
     phone.like();
-    proxy.restart();
+    proxy.proxy.restart();
     phone.wait_for_count(5);
     assert_eq!(count(&hub), 5);
     let found = proxy.examine(&hub);

@@ -7,7 +7,7 @@ use std::str::FromStr;
 use axum::extract::{ConnectInfo, Request};
 use axum::http::{Version, header};
 
-use super::{HEALTH, Policy};
+use super::{HEALTH, Pass, Policy};
 use crate::web::base_path::BasePath;
 use crate::web::problem::Problem;
 
@@ -113,7 +113,7 @@ pub(super) fn addressed_as(policy: &Policy, request: &Request) -> Result<Address
 
 fn recognize(policy: &Policy, request: &Request, host: &[u8]) -> Result<AddressedAs, Problem> {
     if let Some(authority) = std::str::from_utf8(host).ok().and_then(Authority::parse) {
-        if authority.host.is_loopback() && is_local(request) {
+        if authority.host.is_loopback() && is_local(policy, request) {
             return Ok(AddressedAs::Loopback);
         }
         if policy.allows(&authority) {
@@ -155,10 +155,10 @@ fn unnamed_by_proxy(sign: &str) -> Problem {
     )
 }
 
-/// Returns whether the connection comes from this machine. A `Host` is only a claim. A program that connects from this
-/// machine to one of its network addresses comes from that same address. Nobody else can, because answers to that
-/// address never leave the machine.
-fn is_local(request: &Request) -> bool {
+/// Returns whether the connection comes from this machine. A `Host` is only a claim. A command that asks a program at one
+/// of its network addresses comes from that same address, but so does everybody where a container's port is forwarded by
+/// a program. So such a command has to show the key.
+fn is_local(policy: &Policy, request: &Request) -> bool {
     let extensions = request.extensions();
     let (Some(ConnectInfo(peer)), Some(ReachedAt(own))) =
         (extensions.get::<ConnectInfo<SocketAddr>>(), extensions.get::<ReachedAt>())
@@ -166,7 +166,7 @@ fn is_local(request: &Request) -> bool {
         return false;
     };
     let (peer, own) = (peer.ip().to_canonical(), own.ip().to_canonical());
-    peer.is_loopback() || peer == own
+    peer.is_loopback() || peer == own && policy.passes.of(request) == Some(Pass::Owner)
 }
 
 /// The content of a `Host` header or of an authority: what RFC 3986 allows, less what no browser sends.

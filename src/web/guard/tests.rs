@@ -321,7 +321,7 @@ async fn loopback_names_open_everything_to_local_peers_only() {
 }
 
 #[tokio::test]
-async fn a_peer_with_our_own_address_is_local_and_still_has_to_name_a_loopback_host() {
+async fn a_peer_with_our_own_address_is_local_if_it_shows_the_key_and_names_a_loopback_host() {
     let site = Site::new(Policy::default());
     for (peer, own, host, status) in [
         ("192.0.2.2:5000", "192.0.2.2:3000", "localhost", StatusCode::OK),
@@ -333,8 +333,11 @@ async fn a_peer_with_our_own_address_is_local_and_still_has_to_name_a_loopback_h
         ("192.0.2.2:5000", "192.0.2.2:3000", "evil.example", StatusCode::FORBIDDEN),
     ] {
         for path in ["/status", "/control/import"] {
-            let answer = site.answer(request_between(peer, own, "GET", path, &[("host", host)])).await;
+            let answer = site.answer(request_between(peer, own, "GET", path, &[("host", host), KEY])).await;
             assert_eq!(answer.status(), status, "{path} {host} {peer} {own}");
+            // What forwards a container's port connects from there, for everybody.
+            let anybody = request_between(peer, own, "GET", path, &[("host", host), WATCH]);
+            assert_eq!(site.answer(anybody).await.status(), StatusCode::FORBIDDEN, "{path} {host} {peer} {own}");
         }
     }
 }
