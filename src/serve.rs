@@ -1,12 +1,15 @@
 //! A node with a server in front of it.
 
+use std::fmt;
+use std::io;
 use std::net::SocketAddr;
+#[cfg(unix)]
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow, bail};
 use axum::Router;
 use subtle::ConstantTimeEq;
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::app::App;
@@ -16,16 +19,16 @@ use crate::node::{Base, Node, Options};
 use crate::sync::{Purpose, TokenFile, Tokens};
 use crate::web::live::Pages;
 use crate::web::metrics::Metrics;
-use crate::web::{self, BasePath, Hub, Pass, Passes, Policy, Role, Services, Shares, VisitorKey};
+use crate::web::{self, BasePath, Hub, Listener, Pass, Passes, Policy, Role, Services, Shares, VisitorKey};
 
 /// A node with a server in front of it, ready to serve.
 pub(crate) struct Server {
     node: Node,
     router: Router,
     limits: web::Limits,
-    listener: TcpListener,
+    listener: Listener,
     /// Where programs on this machine reach it.
-    pub(crate) address: SocketAddr,
+    pub(crate) address: String,
 }
 
 impl Server {
@@ -36,7 +39,7 @@ impl Server {
         role: Role,
         options: Options,
         base: Base,
-        listener: TcpListener,
+        listener: impl Into<Listener>,
         shutdown: CancellationToken,
     ) -> anyhow::Result<Self> {
         Self::prepare_within(app, role, options, StoreLimits::default(), base, listener, shutdown).await
@@ -48,7 +51,7 @@ impl Server {
         options: Options,
         mut stores: StoreLimits,
         base: Base,
-        listener: TcpListener,
+        listener: impl Into<Listener>,
         shutdown: CancellationToken,
     ) -> anyhow::Result<Self> {
         let open_files = web::raise_open_file_limit();
@@ -59,20 +62,21 @@ impl Server {
         if let Health::Failed(why) = first.healthy().await {
             bail!("the store {}: {why}", first.id());
         }
-        let bound = listener.local_addr().context("cannot learn the address that is listened on")?;
-        let address = reachable(bound);
+        let listener = listener.into();
+        let bound = Bound::of(&listener).context("cannot learn the address that is listened on")?;
+        let address = bound.to_string();
         let face = Arc::new(app.face().under(options.base_path));
-        node.dir_mut().announce(&format!("http://{address}{}", face.base_path))?;
+        node.dir_mut().announce(&address, &face.base_path.to_string())?;
         if face.base_path != BasePath::default() {
-            tracing::info!("all addresses are under http://{address}{}", face.base_path.home());
+            tracing::info!("all addresses are under {address}{}", face.base_path.home());
         }
         let mut faults = Vec::new();
-        if options.allow_hosts.is_empty() && !bound.ip().to_canonical().is_loopback() {
+        if options.allow_hosts.is_empty() && !bound.is_on_this_machine_alone() {
             let page = match role {
                 Role::App => "; to let them open the page, add --public",
                 Role::Hub => "",
             };
-            let found = format!("other machines can reach {bound}, and are refused");
+            let found = format!("other machines can reach {address}, and are refused");
             let advice = format!(
                 "To let them sync, start {} with --allow-host NAME, where NAME is the name or address under which they ask \
                  for it{page}",
@@ -137,15 +141,52 @@ fn passes(key: &str, tokens: Tokens) -> Passes {
     })
 }
 
-/// Returns where a program on this machine reaches a server that listens on `address`.
-fn reachable(mut address: SocketAddr) -> SocketAddr {
-    if address.ip().is_unspecified() {
-        address.set_ip(match address {
-            SocketAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
-            SocketAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
-        });
+/// Where a server listens. Shown, it is where a program on this machine reaches it.
+enum Bound {
+    Port(SocketAddr),
+    #[cfg(unix)]
+    File(PathBuf),
+}
+
+impl Bound {
+    fn of(listener: &Listener) -> io::Result<Self> {
+        match listener {
+            Listener::Tcp(listener) => listener.local_addr().map(Self::Port),
+            #[cfg(unix)]
+            Listener::File(listener) => {
+                let address = listener.local_addr()?;
+                let path = address.as_pathname().ok_or(io::ErrorKind::AddrNotAvailable)?;
+                Ok(Self::File(path.to_owned()))
+            }
+        }
     }
-    address
+
+    fn is_on_this_machine_alone(&self) -> bool {
+        match self {
+            Self::Port(address) => address.ip().to_canonical().is_loopback(),
+            #[cfg(unix)]
+            Self::File(_) => true,
+        }
+    }
+}
+
+impl fmt::Display for Bound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Port(address) => {
+                let mut address = *address;
+                if address.ip().is_unspecified() {
+                    address.set_ip(match address {
+                        SocketAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
+                        SocketAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
+                    });
+                }
+                write!(f, "http://{address}")
+            }
+            #[cfg(unix)]
+            Self::File(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
+use super::listen::Listen;
 use super::logging::LogFormat;
 use crate::app::{App, AppCommand, AppError};
 use crate::data_dir;
@@ -244,15 +245,10 @@ pub(super) struct StoreArgs {
 /// Where a server is, and what it is called.
 #[derive(Args, Clone)]
 pub(super) struct ListenArgs {
-    /// Address and port to listen on; port 0 takes a free one
-    #[arg(
-        long,
-        value_name = "HOST:PORT",
-        env = "LISTEN",
-        default_value = "127.0.0.1:3000",
-        value_parser = host_and_port
-    )]
-    pub(super) listen: String,
+    /// Address and port to listen on, where port 0 takes a free one; or a socket file for a proxy on this machine. A socket
+    /// that systemd passes is used in its place
+    #[arg(long, value_name = "HOST:PORT|unix:PATH", env = "LISTEN", default_value = "127.0.0.1:3000")]
+    pub(super) listen: Listen,
     /// Name of this device, which the log shows with its {events} [default: the host's name]
     #[arg(long, value_name = "NAME", env = "DEVICE")]
     pub(super) device: Option<Device>,
@@ -304,16 +300,6 @@ pub(super) struct ServeArgs {
     /// Serve the page under the names of --allow-host, too: anyone who can reach this server can then post
     #[arg(long, env = "PUBLIC", value_parser = BoolishValueParser::new())]
     pub(super) public: bool,
-}
-
-/// Checks the form of an address to listen on. The resolver would say little about it.
-fn host_and_port(text: &str) -> Result<String, &'static str> {
-    let is_host =
-        |host: &str| !host.is_empty() && (!host.contains(':') || host.starts_with('[') && host.ends_with(']'));
-    match text.rsplit_once(':') {
-        Some((host, port)) if is_host(host) && port.parse::<u16>().is_ok() => Ok(text.to_owned()),
-        _ => Err("write HOST:PORT, such as 127.0.0.1:3000 or [::1]:3000"),
-    }
 }
 
 /// The flags that may stand without a command.

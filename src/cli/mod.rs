@@ -4,6 +4,7 @@ mod arguments;
 mod context;
 mod doctor;
 mod health;
+mod listen;
 mod log;
 mod logging;
 mod manual;

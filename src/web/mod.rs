@@ -51,7 +51,7 @@ pub(crate) use problem::{Problem, sentence};
 pub(crate) use received::Received;
 pub(crate) use rehearsal::{Flaw, Rehearsal};
 pub(crate) use remote::Committed;
-pub(crate) use server::{Connection, Limits, raise_open_file_limit, serve, stores_within_open_files};
+pub(crate) use server::{Connection, Limits, Listener, raise_open_file_limit, serve, stores_within_open_files};
 pub(crate) use setting::Setting;
 pub(crate) use shares::{Full, Lease, Shares, Who};
 pub(crate) use status::{Digests, StatusReport, date_time, digests, what_to_do};

@@ -18,3 +18,4 @@ mod odd;
 mod overload;
 mod owners;
 mod serving;
+mod socket;

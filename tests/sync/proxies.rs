@@ -188,6 +188,16 @@ fn works_under_a_path(kind: Kind) {
     works_through(hub, proxy);
 }
 
+/// Does the same through a socket file, with the recipe for that.
+fn works_through_a_file(kind: Kind, change: impl Fn(String) -> String) {
+    let mut hub = hub();
+    hub.stop();
+    hub.flag("--listen", &format!("unix:{}", hub.file("socket").display()));
+    hub.start();
+    let proxy = Running::start(kind, hub.url(), change);
+    works_through(hub, proxy);
+}
+
 fn works_through(mut hub: Node, mut proxy: Running) {
     proxy.like_on_the_page(Version::HTTP_11, 0);
     proxy.like_on_the_page(Version::HTTP_2, 1);
@@ -252,6 +262,21 @@ fn trust_71_under_a_path_behind_nginx() {
 #[test]
 fn trust_71_under_a_path_behind_caddy() {
     works_under_a_path(Kind::Caddy);
+}
+
+#[test]
+fn trust_71_through_a_socket_file_behind_nginx() {
+    works_through_a_file(Kind::Nginx, |_| Kind::Nginx.recipe("## Through a socket file"));
+}
+
+#[test]
+fn trust_71_through_a_socket_file_behind_caddy() {
+    works_through_a_file(Kind::Caddy, |_| Kind::Caddy.recipe("## Through a socket file"));
+}
+
+#[test]
+fn trust_71_through_a_socket_file_behind_haproxy() {
+    works_through_a_file(Kind::Haproxy, |recipe| recipe);
 }
 
 #[test]

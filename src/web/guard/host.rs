@@ -65,6 +65,15 @@ impl AllowedHost {
 #[derive(Clone, Copy, Debug)]
 pub(in crate::web) struct ReachedAt(pub(in crate::web) SocketAddr);
 
+/// A request that came in by a socket file, and so from a proxy or a command on this machine.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::web) struct ByFile;
+
+/// Returns whether a request came in by a socket file.
+pub(super) fn is_by_file(request: &Request) -> bool {
+    request.extensions().get::<ByFile>().is_some()
+}
+
 /// The name by which a client asks for us, and where it asks from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum AddressedAs {
@@ -113,15 +122,20 @@ pub(super) fn addressed_as(policy: &Policy, request: &Request) -> Result<Address
 
 fn recognize(policy: &Policy, request: &Request, host: &[u8]) -> Result<AddressedAs, Problem> {
     if let Some(authority) = std::str::from_utf8(host).ok().and_then(Authority::parse) {
-        if authority.host.is_loopback() && is_local(policy, request) {
+        let is_loopback = authority.host.is_loopback();
+        if is_loopback && is_local(policy, request) {
             return Ok(AddressedAs::Loopback);
         }
         if policy.allows(&authority) {
             return Ok(AddressedAs::Allowed);
         }
         // Load balancers and containers ask under an address.
-        if authority.host.is_address_of_a_machine() && is_health_check(request) {
+        if is_health_check(request) && (authority.host.is_address_of_a_machine() || is_loopback && is_by_file(request))
+        {
             return Ok(AddressedAs::HealthCheck);
+        }
+        if is_loopback && is_by_file(request) {
+            return Err(unnamed_by_proxy("it came through the socket file"));
         }
     }
     let shown = String::from_utf8_lossy(&host[..host.len().min(100)]);
@@ -157,8 +171,11 @@ fn unnamed_by_proxy(sign: &str) -> Problem {
 
 /// Returns whether the connection comes from this machine. A `Host` is only a claim. A command that asks a program at one
 /// of its network addresses comes from that same address, but so does everybody where a container's port is forwarded by
-/// a program. So such a command has to show the key.
+/// a program. So such a command has to show the key. A socket file is there for a proxy, so it is the same there.
 fn is_local(policy: &Policy, request: &Request) -> bool {
+    if is_by_file(request) {
+        return policy.passes.of(request) == Some(Pass::Owner);
+    }
     let extensions = request.extensions();
     let (Some(ConnectInfo(peer)), Some(ReachedAt(own))) =
         (extensions.get::<ConnectInfo<SocketAddr>>(), extensions.get::<ReachedAt>())

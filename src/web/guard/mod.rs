@@ -28,7 +28,7 @@ pub(crate) use self::caller::{Caller, Pass, Passes, Sees};
 pub(super) use self::client::ClientAddress;
 pub use self::client::TrustedProxy;
 pub use self::host::AllowedHost;
-pub(super) use self::host::ReachedAt;
+pub(super) use self::host::{ByFile, ReachedAt};
 use super::Role;
 use super::base_path::Place;
 use super::face::Face;
@@ -89,8 +89,8 @@ impl Policy {
 ///
 /// From the outside in, the guard strips the base path; adds security headers to every answer; renders errors as
 /// problems; catches panics; checks the `Host`, reach, size and encoding of the request; refuses cross-site requests;
-/// and limits the body. It needs `ConnectInfo<SocketAddr>` and [`ReachedAt`] in the extensions of each request: without
-/// them nobody counts as local.
+/// and limits the body. It needs `ConnectInfo<SocketAddr>` and [`ReachedAt`], or [`ByFile`], in the extensions of each
+/// request: without them nobody counts as local.
 pub(crate) fn protect(router: Router, policy: Policy) -> Router {
     let guard = Arc::new(Guard {
         policy,

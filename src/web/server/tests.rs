@@ -78,7 +78,7 @@ impl Server {
             form: BodyRule { max_bytes: Some(4096), patience: Patience::Total(limits.header_read) },
             ..Policy::default()
         };
-        let serving = tokio::spawn(serve(listener, protect(router, policy), limits, shutdown.clone()));
+        let serving = tokio::spawn(serve(listener.into(), protect(router, policy), limits, shutdown.clone()));
         Self { address, shutdown, serving, release, waiting, bodies }
     }
 

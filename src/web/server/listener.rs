@@ -1,0 +1,94 @@
+//! Where connections come in: a port, or a socket file.
+
+use std::io;
+use std::net::SocketAddr;
+
+use tokio::net::{TcpListener, TcpStream};
+#[cfg(unix)]
+use tokio::net::{UnixListener, UnixStream};
+#[cfg(unix)]
+use tokio_util::either::Either;
+
+/// A socket that listens.
+#[derive(Debug)]
+pub(crate) enum Listener {
+    Tcp(TcpListener),
+    /// Only who may write to the file can connect.
+    #[cfg(unix)]
+    File(UnixListener),
+}
+
+/// A connection that was accepted.
+#[cfg(unix)]
+pub(super) type Stream = Either<TcpStream, UnixStream>;
+#[cfg(not(unix))]
+pub(super) type Stream = TcpStream;
+
+/// The other end of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Peer {
+    At(SocketAddr),
+    /// Whatever it is, it has no address, and it is on this machine.
+    File,
+}
+
+impl Peer {
+    pub(super) fn is_on_this_machine(self) -> bool {
+        match self {
+            Self::At(address) => address.ip().to_canonical().is_loopback(),
+            Self::File => true,
+        }
+    }
+}
+
+impl From<TcpListener> for Listener {
+    fn from(listener: TcpListener) -> Self {
+        Self::Tcp(listener)
+    }
+}
+
+impl Listener {
+    pub(super) async fn accept(&self) -> io::Result<(Stream, Peer)> {
+        match self {
+            #[cfg(unix)]
+            Self::Tcp(listener) => listener.accept().await.map(|(stream, peer)| (Either::Left(stream), Peer::At(peer))),
+            #[cfg(not(unix))]
+            Self::Tcp(listener) => listener.accept().await.map(|(stream, peer)| (stream, Peer::At(peer))),
+            #[cfg(unix)]
+            Self::File(listener) => listener.accept().await.map(|(stream, _)| (Either::Right(stream), Peer::File)),
+        }
+    }
+}
+
+/// Returns the connection of a port, which has options of its own.
+pub(super) fn tcp(stream: &Stream) -> Option<&TcpStream> {
+    #[cfg(unix)]
+    return match stream {
+        Either::Left(stream) => Some(stream),
+        Either::Right(_) => None,
+    };
+    #[cfg(not(unix))]
+    Some(stream)
+}
+
+/// Writes what fits without waiting, and closes.
+pub(super) fn write_and_close(stream: Stream, text: &str) {
+    use std::net::Shutdown;
+
+    let write = |stream: &mut dyn io::Write| drop(stream.write_all(text.as_bytes()));
+    #[cfg(unix)]
+    let stream = match stream {
+        Either::Left(stream) => stream,
+        Either::Right(stream) => {
+            if let Ok(mut stream) = stream.into_std() {
+                write(&mut stream);
+                drop(stream.shutdown(Shutdown::Write));
+            }
+            return;
+        }
+    };
+    if let Ok(mut stream) = stream.into_std() {
+        write(&mut stream);
+        drop(stream.shutdown(Shutdown::Write));
+    }
+}
