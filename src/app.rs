@@ -24,9 +24,9 @@ use crate::web::face::{Face, Figure, Form, Fragment, Nouns};
 use crate::web::{Flaw, IntoHtml, Page, Params, Refusal, Rehearsal, Render, Role, Visitor};
 
 /// Names that the program uses itself: as a path, an event of the live stream, a form field or a parameter.
-const RESERVED: [&str; 14] = [
+const RESERVED: [&str; 16] = [
     "live", "status", "ping", "s", "sync", "id", "static", "control", "adopt", "healthz", "metrics", "embed", "pair",
-    "back",
+    "back", "history", "stores",
 ];
 
 /// Events of the live stream that aren't fragments.

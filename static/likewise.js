@@ -15,6 +15,7 @@
 //                                                                  `id` is for other people's scripts
 //   <p data-message></p>                                           a place for words
 //   <ul data-waiting="NAME"></ul>                                  what waits of the form NAME, or of all forms without NAME
+//   data-numbers, data-summary="42 likes"                          numbers and the summary: summary.js says more
 //
 // The root element says `data-live` (`open`, `closed` or `resting`) and `data-unsent` (how many posts wait).
 //
@@ -36,6 +37,7 @@ import { mintId } from "./ids.js";
 import { joinStream } from "./link.js";
 import { morph } from "./morph.js";
 import { makeOutbox } from "./outbox.js";
+import { followSummary } from "./summary.js";
 
 const QUIET_FOR = 2_000;  // trouble that is over by then isn't worth a word
 const SYNCING_FOR = 600;  // a sync that is over by then isn't worth a word either
@@ -298,4 +300,5 @@ document.addEventListener("reset", () => setTimeout(outbox.giveBack));
 
 for (const fragment of document.querySelectorAll(PLACES)) page.strip(fragment);
 root.dataset.live = live;
+followSummary();
 stream.join();

@@ -13,13 +13,14 @@ use super::feature::Todo;
 pub(crate) fn page(page: &Page) -> Markup {
     let (q, tag) = (page.param("q"), page.param("tag"));
     let home = format!("{}/", page.base());
+    let store = if page.store() == "todo" { String::new() } else { format!(" · {}", page.store()) };
     html! {
         (DOCTYPE)
         html lang="en" {
             head {
                 (page.head())
                 meta name="color-scheme" content="light dark";
-                title { "To do" @if page.store() != "todo" { " · " (page.store()) } }
+                (page.title(&format!("To do{store}")))
                 link rel="icon" type="image/svg+xml" href=(page.asset("favicon.svg"));
                 link rel="stylesheet" href=(page.asset("todo.css"));
                 script type="module" src=(page.asset("todo.js")) {}
@@ -51,15 +52,16 @@ pub(crate) fn page(page: &Page) -> Markup {
                     (page.live("open"))
                     (page.live("finished"))
                 }
-                footer { (page.status()) }
+                footer { (page.status()) (page.views()) }
             }
         }
     }
 }
 
-/// How many are left, in the heading. A fragment may stand wherever what it draws may.
+/// How many are left, in the heading. A fragment may stand wherever what it draws may. The title begins with the summary, and
+/// screen readers say it now and then, instead of each change.
 pub(crate) fn left(left: u64) -> Markup {
-    html! { output.left aria-label={ (left) " left" } { (left) } }
+    html! { output.left aria-live="off" aria-label={ (left) " left" } data-summary={ (left) " left" } data-numbers { (left) } }
 }
 
 /// The tags of what is left, each a link to the to-dos that have it.

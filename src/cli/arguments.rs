@@ -256,7 +256,7 @@ pub(super) struct ListenArgs {
     #[arg(long, value_name = "HOST", env = "ALLOW_HOST", value_delimiter = ',')]
     pub(super) allow_host: Vec<AllowedHost>,
     /// Serve the page, /status and /metrics under localhost although --allow-host gives other names. Not behind a proxy on
-    /// this machine that passes such names on
+    /// this machine that passes such names on. Without --allow-host, this lets text browsers in that speak HTTP/1.0
     #[arg(long, env = "LOCAL_PAGE", value_parser = BoolishValueParser::new())]
     pub(super) local_page: bool,
     /// Address of a proxy, or network of proxies, that says in X-Forwarded-For for whom it asks, so that limits count each

@@ -42,6 +42,7 @@ mod writer;
 
 // Beside the thread that writes.
 mod backup;
+mod history;
 mod remote;
 mod transfer;
 mod verify;
@@ -58,6 +59,7 @@ pub use eventlog::{PageSize, Progress, Whose};
 pub use events::{EventCursor, Events, Told};
 pub(crate) use files::{Access, check_dir, create_private_dir, exists, open_private_file, open_to_read, sync_dir};
 pub use health::Health;
+pub use history::History;
 pub use materialize::Db;
 pub(crate) use materialize::panic_message;
 pub use place::{Cursor, Digest, Entry, Generation, LogId, Seq};

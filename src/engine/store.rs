@@ -10,6 +10,7 @@ use super::error::{Error, Fault, Malformed};
 use super::event::{Device, Envelope, Event, EventId};
 use super::eventlog::Whose;
 use super::health::Health;
+use super::history::{Counted, History};
 use super::live::{Answer, Live};
 use super::place::{Cursor, Digest, Seq};
 use super::query::Query;
@@ -73,6 +74,8 @@ pub(super) struct Inner {
     /// lock, so its answer can't come after one from the thread.
     pub(super) unopened: Mutex<Option<Unopened>>,
     pub(super) stores: Weak<Shared>,
+    /// What was counted so far.
+    pub(super) counted: Mutex<Counted>,
 }
 
 /// What a store's thread gets when it starts.
@@ -288,6 +291,29 @@ impl Store {
             Ok(health) => health.clone(),
             Err(_) => Health::Failed(Error::Closed.to_string()),
         }
+    }
+
+    /// Counts who brought the store's events, and when. `day` returns the number of the day to which a time belongs, in
+    /// milliseconds since the Unix epoch, or `None` if a clock that says so must be wrong. Each day has to have the same
+    /// number in every call.
+    ///
+    /// The first call reads the whole log, which takes a fraction of a second for a million events. Later ones read what is
+    /// new. This blocks, so async code calls it in `spawn_blocking`.
+    ///
+    /// # Errors
+    ///
+    /// A fault of the machine.
+    pub fn history(&self, mut day: impl FnMut(u64) -> Option<i32>) -> Result<History, Error> {
+        let mut kept = self.inner.counted.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.is_absent() {
+            return Ok(History::default());
+        }
+        // If this fails half-way, the next call starts over.
+        let mut counted = std::mem::take(&mut *kept);
+        counted.read_on(&self.inner.files, &mut day).map_err(|fault| Error::from(&fault))?;
+        let history = counted.history.clone();
+        *kept = counted;
+        Ok(history)
     }
 
     /// Returns the store's name.

@@ -201,6 +201,7 @@ impl Stores {
             queue: OnceLock::new(),
             unopened: Mutex::new(Some(Unopened { tell_health })),
             stores: Arc::downgrade(&self.shared),
+            counted: Mutex::default(),
         });
         if exists {
             self.shared.start(&mut open, &inner, spare)?;

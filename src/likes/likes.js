@@ -28,12 +28,17 @@ function makeTally(output, grew) {
 
   const shown = () => (floor > server ? floor : server);
 
+  // An <output> is read aloud at every change. The summary is read aloud in its place, and less often.
+  output.setAttribute("aria-live", "off");
+
   function paint() {
     const text = String(shown());
-    if (output.textContent === text) return;
+    if (output.dataset.count === text) return;
     output.dataset.count = text;
     output.textContent = text;
-    output.parentElement.dataset.digits = text.length;
+    const { dataset } = output.parentElement;
+    dataset.digits = text.length;
+    dataset.summary = `${text} ${text === "1" ? "like" : "likes"}`;
   }
 
   function drop() {

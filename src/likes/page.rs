@@ -2,7 +2,7 @@
 
 use askama::Template;
 
-use crate::Page;
+use crate::{Html, Page};
 
 /// The fragment that holds the count.
 #[derive(Template)]
@@ -16,4 +16,15 @@ pub(super) struct Likes {
 #[template(path = "likes/page.html")]
 pub(super) struct LikesPage {
     pub(super) page: Page,
+}
+
+impl LikesPage {
+    fn is_first_store(&self) -> bool {
+        self.page.store() == "likes"
+    }
+
+    fn title(&self) -> Html {
+        let store = if self.is_first_store() { String::new() } else { format!("{} · ", self.page.store()) };
+        self.page.title(&format!("{store}Likewise"))
+    }
 }

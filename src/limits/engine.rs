@@ -40,6 +40,12 @@ pub(crate) mod stores {
     pub(crate) const ABSENT: usize = 64;
 }
 
+/// Counting who brought the events of a log.
+pub(crate) mod history {
+    /// Events that are counted with one look at the log, in a fraction of a second. While the look lasts, the WAL grows.
+    pub(crate) const PORTION: usize = 500_000;
+}
+
 /// The thread that owns a replica.
 pub(crate) mod writer {
     use super::Duration;

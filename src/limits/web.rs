@@ -237,6 +237,42 @@ pub(crate) mod control {
     pub(crate) const PIECES: usize = 4;
 }
 
+/// Who brought events, and when.
+pub(crate) mod history {
+    /// The first time that is believed, in milliseconds since the Unix epoch: the beginning of 2001. Clocks that were never
+    /// set begin in 1970, 1980 or 2000.
+    pub(crate) const EARLIEST: u64 = 978_307_200_000;
+
+    /// The first time that is too late: the beginning of 2200. With it, days are few enough to keep their counts in memory.
+    pub(crate) const LATEST: u64 = 7_258_118_400_000;
+
+    /// Devices that are named. More are a list that nobody reads.
+    pub(crate) const DEVICES: usize = 50;
+
+    /// Days, today included, that count as recent.
+    pub(crate) const RECENT: i32 = 30;
+
+    /// The days that a chart shows at least, so that the first one is no wall.
+    pub(crate) const LEAST_DAYS: i32 = 14;
+
+    /// The days that a chart shows one by one: two months. More bars would be too narrow on a phone.
+    pub(crate) const MOST_DAYS: i32 = 62;
+
+    /// The months that a chart shows one by one.
+    pub(crate) const MOST_MONTHS: i32 = 48;
+}
+
+/// The list of all stores.
+pub(crate) mod stores {
+    use super::Duration;
+
+    /// Stores on one page of the list. Each is opened for its count, which takes milliseconds and some open files.
+    pub(crate) const LISTED: usize = 50;
+
+    /// How long a page of the list waits for a store that is slow to open, such as one whose state is rebuilt.
+    pub(crate) const PATIENCE: Duration = Duration::from_secs(3);
+}
+
 /// Visitors of an app.
 pub(crate) mod visitor {
     /// How long a browser keeps the cookie after the last post, in seconds: 400 days, the most that browsers allow.

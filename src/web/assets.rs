@@ -34,7 +34,7 @@ const SCRIPT: &str = "text/javascript; charset=utf-8";
 const STYLE: &str = "text/css; charset=utf-8";
 
 /// The files that every program has. Scripts are ES modules, used as they stand.
-static COMMON: [Asset; 11] = [
+static COMMON: [Asset; 13] = [
     Asset::new("likewise.js", SCRIPT, include_bytes!("../../static/likewise.js")),
     Asset::new("worker.js", SCRIPT, include_bytes!("../../static/worker.js")),
     Asset::new("backoff.js", SCRIPT, include_bytes!("../../static/backoff.js")),
@@ -44,6 +44,8 @@ static COMMON: [Asset; 11] = [
     Asset::new("morph.js", SCRIPT, include_bytes!("../../static/morph.js")),
     Asset::new("outbox.js", SCRIPT, include_bytes!("../../static/outbox.js")),
     Asset::new("stream.js", SCRIPT, include_bytes!("../../static/stream.js")),
+    Asset::new("summary.js", SCRIPT, include_bytes!("../../static/summary.js")),
+    Asset::new("view.js", SCRIPT, include_bytes!("../../static/view.js")),
     Asset::new("app.css", STYLE, include_bytes!("../../static/app.css")),
     Asset::new(ICON, "image/svg+xml", include_bytes!("../../static/favicon.svg")),
 ];

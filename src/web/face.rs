@@ -183,9 +183,9 @@ impl Face {
         match &self.page {
             Some(draw) => draw(page.clone()),
             None => Ok(Html::trusted(format!(
-                "<!doctype html><html lang=\"en\"><head>{}<title>{}</title></head><body>{}</body></html>",
+                "<!doctype html><html lang=\"en\"><head>{}{}</head><body>{}</body></html>",
                 page.head(),
-                self.title(),
+                page.title(&self.title()),
                 page.status()
             ))),
         }

@@ -7,6 +7,7 @@ pub(crate) mod face;
 mod fields;
 mod form;
 mod guard;
+mod history;
 mod html;
 mod hub;
 pub(crate) mod live;
@@ -22,7 +23,9 @@ mod setting;
 mod shares;
 mod status;
 mod store;
+mod stores;
 mod typed;
+mod views;
 mod visitor;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -120,7 +123,10 @@ pub(crate) fn routes(app: App) -> Result<Router, String> {
 }
 
 fn joined(app: App) -> Router {
-    let mut of_a_store = how_it_is().route("/adopt", post(form::adopt)).route("/live", get(live::live));
+    let mut of_a_store = how_it_is()
+        .route("/adopt", post(form::adopt))
+        .route("/live", get(live::live))
+        .route("/history", get(history::history));
     for form in &app.face.forms {
         let post_it = {
             let form = form.clone();
@@ -133,6 +139,7 @@ fn joined(app: App) -> Router {
     Router::new()
         .route("/", get(page::page))
         .merge(of_a_store.clone())
+        .route("/stores", get(stores::stores))
         .route("/s/{store}", get(async |asked: AskedStore| Redirect::permanent(&asked.home())))
         .route("/s/{store}/", get(page::page))
         .nest("/s/{store}", of_a_store)

@@ -14,7 +14,8 @@ use super::face::{Answers, Draw, Face, FragmentKey};
 use super::problem::Problem;
 use super::status::StatusLine;
 use super::typed::{self, Filled};
-use super::{App, AskedStore, Html, IntoHtml as _, Opened, Params, Services, live};
+use super::views::{View, links};
+use super::{App, AskedStore, Html, IntoHtml as _, Opened, Params, Sees, Services, live};
 use crate::engine::{Error, EventId, Store};
 
 /// What fragments and pages are drawn with: the addresses of the store's forms and files, and the ids of forms.
@@ -120,6 +121,7 @@ struct Parts {
     params: Params,
     fragments: HashMap<&'static str, Html>,
     status: Html,
+    views: Html,
     render: Render,
 }
 
@@ -138,9 +140,14 @@ impl Page {
         params: Params,
         fragments: HashMap<&'static str, Html>,
         status: Html,
+        sees: Sees,
         render: Render,
     ) -> Self {
-        Self { parts: Arc::new(Parts { store, params, fragments, status, render }) }
+        let views = match sees {
+            Sees::All => links(&render.face, &render.base, View::Page),
+            Sees::ThePage => Html::default(),
+        };
+        Self { parts: Arc::new(Parts { store, params, fragments, status, views, render }) }
     }
 
     /// What belongs in the page's `<head>`: character set, viewport, the common style and script.
@@ -164,9 +171,26 @@ impl Page {
         self.parts.status.clone()
     }
 
-    /// A line for messages of the script.
+    /// Links to the program's own views of the store: its history and the other stores. Nothing for strangers, who may not
+    /// see these.
+    pub fn views(&self) -> Html {
+        self.parts.views.clone()
+    }
+
+    /// A line for messages of the script. The script also has screen readers say them.
     pub fn message(&self) -> Html {
-        Html::trusted("<p id=\"message\" class=\"message\" role=\"status\" data-message></p>")
+        Html::trusted("<p id=\"message\" class=\"message\" data-message></p>")
+    }
+
+    /// The page's `<title>`: `title`, and before it the summary that a fragment gives in an attribute, as in
+    /// `<p data-summary="42 likes">`. The script keeps the title up to date, and has screen readers say the summary, at most
+    /// every few seconds.
+    pub fn title(&self, title: &str) -> Html {
+        let title = Html::text(title);
+        let fragments = &self.parts.render.face.fragments;
+        let summary = fragments.iter().find_map(|fragment| summary(self.parts.fragments.get(fragment.name)?.as_str()));
+        let before = summary.map(|summary| format!("{summary} · ")).unwrap_or_default();
+        Html::trusted(format!("<title data-title=\"{title}\">{before}{title}</title>"))
     }
 
     /// Where the form `name` posts to.
@@ -218,6 +242,12 @@ impl fmt::Debug for Page {
     }
 }
 
+/// Returns the summary that a fragment gives, still escaped.
+fn summary(fragment: &str) -> Option<&str> {
+    let (_, rest) = fragment.split_once(" data-summary=\"")?;
+    rest.split_once('"').map(|(summary, _)| summary).filter(|summary| !summary.is_empty())
+}
+
 /// `GET /`
 ///
 /// A page that uses no parameters has one address, the one that a form's redirect leads to. A browser that goes back to
@@ -225,13 +255,14 @@ impl fmt::Debug for Page {
 /// for nothing.
 pub(crate) async fn page(
     State(app): State<App>,
+    sees: Sees,
     Opened { asked, store, link, .. }: Opened,
     RawQuery(query): RawQuery,
 ) -> Result<Response, Problem> {
     let params = Params::new(query.as_deref().unwrap_or_default());
     let health = store.healthy().await;
     let status = StatusLine::of(&app.face, &health, &link.borrow(), asked.base());
-    let page = draw(&app, &store, asked.base(), status, params).await?;
+    let page = draw(&app, &store, asked.base(), status, sees, params).await?;
     let (html, page) = page;
     if query.is_some() && !page.parts.params.are_read() {
         return Ok(Redirect::to(&asked.home()).into_response());
@@ -253,7 +284,7 @@ pub(crate) async fn fields(
 ) -> BTreeMap<String, Filled> {
     let (path, query) = address.split_once('?').unwrap_or((address, ""));
     let params = Params::new(if path == asked.home() { query } else { "" });
-    match draw(app, store, asked.base(), StatusLine::default(), params).await {
+    match draw(app, store, asked.base(), StatusLine::default(), Sees::ThePage, params).await {
         Ok((html, _)) => typed::fields(html.as_str(), action),
         Err(_) => BTreeMap::new(),
     }
@@ -264,6 +295,7 @@ async fn draw(
     store: &Store,
     base: &str,
     status: StatusLine,
+    sees: Sees,
     params: Params,
 ) -> Result<(Html, Page), Problem> {
     let malformed = |why: super::Refusal| {
@@ -291,7 +323,7 @@ async fn draw(
     }
     let status = live::status_fragment(status).map_err(Problem::internal)?;
     let store = store.id().as_str().to_owned();
-    let page = Page::new(store, params, fragments, status, render);
+    let page = Page::new(store, params, fragments, status, sees, render);
     let html = app.face.draw(&page).map_err(Problem::internal)?;
     Ok((html, page))
 }

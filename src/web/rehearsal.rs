@@ -11,7 +11,7 @@ use std::sync::Arc;
 use super::face::{Face, Fragment};
 use super::live::{drawn, status_fragment};
 use super::status::StatusLine;
-use super::{Html, Page, Params, Render};
+use super::{Html, Page, Params, Render, Sees};
 use crate::engine::{DbError, Rehearsed};
 
 /// What is wrong with a part of an app.
@@ -115,7 +115,8 @@ impl<'a> Rehearsal<'a> {
     fn try_page(&self, fragments: HashMap<&'static str, Html>) -> Result<(), Flaw> {
         let status = status_fragment(StatusLine::default()).map_err(Flaw::Page)?;
         let render = Render::for_page(self.face, "");
-        let page = Page::new(self.face.store.to_owned(), Params::default(), fragments, status, render.clone());
+        let page =
+            Page::new(self.face.store.to_owned(), Params::default(), fragments, status, Sees::All, render.clone());
         // What it can't draw without parameters is none of our business.
         drop(catch_unwind(AssertUnwindSafe(|| self.face.draw(&page))));
         render.unknown().map_or(Ok(()), |unknown| Err(Flaw::Page(unknown)))

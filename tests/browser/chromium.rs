@@ -318,9 +318,22 @@ impl Tab<'_> {
         self.prefers("prefers-color-scheme", if dark { "dark" } else { "light" });
     }
 
-    /// Sets a preference of the user, as media queries see it.
+    /// Sets the language of the user, in pages from now on.
+    pub(crate) fn speaks(&self, language: &str) {
+        let agent = self.eval("navigator.userAgent");
+        let agent = json!({ "userAgent": agent, "acceptLanguage": language });
+        self.call("Emulation.setUserAgentOverride", agent);
+    }
+
+    /// Sets a preference of the user, as media queries see it, and takes back those set before.
     pub(crate) fn prefers(&self, name: &str, value: &str) {
-        self.call("Emulation.setEmulatedMedia", json!({ "features": [{ "name": name, "value": value }] }));
+        self.prefers_all(&[(name, value)]);
+    }
+
+    /// Sets several preferences of the user.
+    pub(crate) fn prefers_all(&self, features: &[(&str, &str)]) {
+        let features: Vec<_> = features.iter().map(|(name, value)| json!({ "name": name, "value": value })).collect();
+        self.call("Emulation.setEmulatedMedia", json!({ "features": features }));
     }
 
     /// Stops this tab's pages from running JavaScript from now on.

@@ -13,12 +13,12 @@ impl crate::chromium::Tab<'_> {
     }
 
     pub(crate) fn count(&self) -> u64 {
-        self.text("#count").parse().expect("a number")
+        self.text("#count").replace(|letter: char| !letter.is_ascii_digit(), "").parse().expect("a number")
     }
 
     /// Waits until the page shows this count.
     pub(crate) fn until_count(&self, count: u64) {
-        self.until(&format!("document.getElementById('count')?.textContent === '{count}'"));
+        self.until(&format!("document.getElementById('count')?.textContent.replace(/\\D/g, '') === '{count}'"));
     }
 
     /// Waits until the page hears the live stream.

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::chromium::{Browser, Tab};
+use crate::chromium::{Browser, TAB, Tab};
 use crate::common::{Server, data_dir};
 use crate::likewise::fill;
 
@@ -62,6 +62,62 @@ fn words_about_trouble_fit_the_narrowest_window() {
     tab.like();
     tab.until("document.getElementById('message').textContent !== ''");
     picture_every_size(&tab, "offline");
+}
+
+#[test]
+fn the_page_can_be_used_in_every_way_of_looking() {
+    let data = data_dir();
+    fill(data.path(), "likes", 12_345);
+    let server = Server::start(data.path());
+    let browser = Browser::launch();
+    let tab = browser.open(&server.url);
+    tab.until_live();
+    tab.press(&TAB);
+    for (width, height) in [(2560, 1440), (1280, 800), (320, 568), (320, 200)] {
+        for scheme in ["light", "dark"] {
+            tab.shown_as(width, height, scheme == "dark");
+            for (feature, value) in
+                [("forced-colors", "active"), ("prefers-contrast", "more"), ("forced-colors", "none")]
+            {
+                tab.prefers_all(&[("prefers-color-scheme", scheme), (feature, value)]);
+                fits(&tab, &format!("{feature} {value} at {width} px"));
+                picture(&tab, &format!("{feature}-{value}-{width}x{height}-{scheme}"));
+            }
+        }
+        tab.eval("document.documentElement.dir = 'rtl'");
+        fits(&tab, &format!("right to left at {width} px"));
+        picture(&tab, &format!("rtl-{width}x{height}"));
+        tab.eval("document.documentElement.dir = ''");
+    }
+}
+
+#[test]
+fn history_and_stores_fit_every_window_in_light_and_dark() {
+    let data = data_dir();
+    fill(data.path(), "likes", 12_345);
+    for n in 0..60 {
+        fill(data.path(), &format!("store-{n}"), 1);
+    }
+    fill(data.path(), "a-store-with-a-name-as-long-as-a-name-can-be-0123456789-0123456", 3);
+    let server = Server::start(data.path());
+    let browser = Browser::launch();
+    let history = browser.open(&format!("{}/history", server.url));
+    history.until("document.querySelector('h1').textContent === '12,345 likes'");
+    let stores = browser.open(&format!("{}/stores?name=My+store", server.url));
+    let store = browser
+        .open(&format!("{}/s/a-store-with-a-name-as-long-as-a-name-can-be-0123456789-0123456/history", server.url));
+    store.eval("document.querySelector('details').open = true");
+    for (tab, name) in [(&history, "history"), (&stores, "stores"), (&store, "store-history")] {
+        tab.to_front();
+        picture_every_size(tab, name);
+        tab.eval("document.documentElement.dir = 'rtl'");
+        tab.shown_as(390, 844, false);
+        fits(tab, &format!("{name} from right to left"));
+        picture(tab, &format!("{name}-rtl"));
+        tab.eval("document.documentElement.dir = ''");
+        tab.prefers_all(&[("forced-colors", "active"), ("prefers-color-scheme", "dark")]);
+        picture(tab, &format!("{name}-forced-colors"));
+    }
 }
 
 pub(crate) fn picture_every_size(tab: &Tab<'_>, name: &str) {

@@ -13,6 +13,7 @@ mod impostor;
 mod likewise;
 mod live;
 mod look;
+mod numbers;
 mod offline;
 mod plain;
 mod stage;

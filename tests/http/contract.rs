@@ -493,8 +493,9 @@ fn frame(live: &mut Live) -> String {
 
 fn likes_frame(count: u64) -> String {
     let digits = count.to_string().len();
+    let s = if count == 1 { "" } else { "s" };
     format!(
-        "event: likes\ndata: <likewise-live class=\"live\" id=\"live-likes\" data-live=\"likes\"><p class=\"tally\" data-digits=\"{digits}\">\
-         <output id=\"count\" data-count=\"{count}\">{count}</output></p></likewise-live>\n\n"
+        "event: likes\ndata: <likewise-live class=\"live\" id=\"live-likes\" data-live=\"likes\"><p class=\"tally\" data-digits=\"{digits}\" \
+         data-numbers data-summary=\"{count} like{s}\"><output id=\"count\" data-count=\"{count}\">{count}</output></p></likewise-live>\n\n"
     )
 }

@@ -6,13 +6,16 @@ use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use crate::client::{Answer, listing, new_id};
 use crate::common::{Server, data_dir, errors, printed, run, run_with, wait_for};
 
-const ROUTES: [(&str, &str); 15] = [
+const ROUTES: [(&str, &str); 18] = [
     ("GET", "/"),
     ("POST", "/likes"),
     ("GET", "/live"),
     ("GET", "/status"),
     ("GET", "/healthz"),
     ("GET", "/metrics"),
+    ("GET", "/history"),
+    ("GET", "/stores"),
+    ("GET", "/s/work/history"),
     ("GET", "/s/work"),
     ("GET", "/s/work/"),
     ("POST", "/s/work/likes"),

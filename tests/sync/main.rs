@@ -10,6 +10,7 @@ mod damage;
 mod doctor;
 mod doors;
 mod faults;
+mod history;
 mod http2;
 mod liars;
 mod logs;

@@ -207,6 +207,27 @@ impl Eventlog {
         self.each(sql, params![after, most], |row| each(&self.waiting(row)?.1))
     }
 
+    /// Calls `each` with the id of each of up to `most` events of the log after `after`, in order, and with the number of
+    /// the device that brought it. Returns the place of the last event, if there was one.
+    pub(crate) fn each_origin(
+        &self,
+        after: Seq,
+        most: usize,
+        each: &mut dyn FnMut(EventId, i64),
+    ) -> Result<Option<Seq>> {
+        let sql = "SELECT seq, id, origin FROM log WHERE seq > ?1 ORDER BY seq LIMIT ?2";
+        let last = self.each(sql, params![after.to_sql(), most], |row| {
+            each(id(row, 1)?, row.get(2).map_err(LogFault::from)?);
+            Ok::<_, LogFault>(())
+        })?;
+        Ok(last.map(Seq::from_sql))
+    }
+
+    /// Returns the device with that number.
+    pub(crate) fn origin(&self, number: i64) -> Result<Device> {
+        Ok(Device::stored(Arc::clone(self.origins.text(number)?)))
+    }
+
     /// Calls `each` with the rows of a query whose first column is a place or number. Returns that of the last row.
     pub(super) fn each<E: From<LogFault>>(
         &self,

@@ -156,7 +156,7 @@ pub(super) fn caller(policy: &Policy, request: &Request) -> Result<Caller, Probl
                 };
                 return Err(Problem::forbidden("not-public", detail, advice));
             }
-            if matches!(route, "/metrics" | "/adopt") {
+            if matches!(route, "/metrics" | "/adopt" | "/history" | "/stores") {
                 return Err(Problem::forbidden(
                     "owner-only",
                     "This address is for the owner of the program.",

@@ -5,7 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 
 use axum::extract::{ConnectInfo, Request};
-use axum::http::{Version, header};
+use axum::http::Version;
+use axum::http::header::{self, HeaderName};
 
 use super::{HEALTH, Pass, Policy};
 use crate::web::base_path::BasePath;
@@ -43,6 +44,12 @@ impl fmt::Display for AllowedHost {
 }
 
 impl Policy {
+    /// Returns whether the owner says that there is no proxy: nothing that a proxy needs is set up, and loopback names are
+    /// to open the page.
+    fn is_without_proxy(&self) -> bool {
+        self.local_page && self.allow_hosts.is_empty() && self.proxies.is_empty()
+    }
+
     /// Returns whether `--allow-host` gives that name, with that port.
     pub(super) fn allows(&self, authority: &Authority) -> bool {
         self.allow_hosts.iter().any(|allowed| allowed.covers(authority))
@@ -114,6 +121,7 @@ pub(super) fn addressed_as(policy: &Policy, request: &Request) -> Result<Address
     }
     if named == AddressedAs::Loopback
         && let Some(sign) = sign_of_a_proxy(request)
+        && !(sign == Sign::OldHttp && policy.is_without_proxy())
     {
         return Err(unnamed_by_proxy(&sign));
     }
@@ -153,19 +161,39 @@ fn is_health_check(request: &Request) -> bool {
 /// Returns the sign that a proxy passed a request on, if there is one: a header that only proxies add, or the old
 /// version of HTTP that some of them speak to their backend. Under a loopback name, this means that the proxy drops the
 /// name that was asked for. A stranger would then count as somebody on this machine.
-fn sign_of_a_proxy(request: &Request) -> Option<String> {
+fn sign_of_a_proxy(request: &Request) -> Option<Sign> {
     let is_sign = |name: &str| matches!(name, "forwarded" | "via" | "x-real-ip") || name.starts_with("x-forwarded-");
     let header = request.headers().keys().find(|name| is_sign(name.as_str()));
     let is_old = request.version() <= Version::HTTP_10;
-    header.map(|name| format!("the header {name}")).or_else(|| is_old.then(|| "HTTP/1.0".to_owned()))
+    header.map(|name| Sign::Header(name.clone())).or(is_old.then_some(Sign::OldHttp))
 }
 
-fn unnamed_by_proxy(sign: &str) -> Problem {
+/// What shows that a proxy passed a request on.
+#[derive(Debug, PartialEq, Eq)]
+enum Sign {
+    /// A header that only proxies add.
+    Header(HeaderName),
+    /// HTTP/1.0. Text browsers such as w3m speak it, too. Nothing that they send tells them from nginx, which passes on
+    /// whatever a stranger sends, so the owner has to say that there is no proxy.
+    OldHttp,
+}
+
+fn unnamed_by_proxy(sign: &Sign) -> Problem {
+    let (shown, without_proxy) = match sign {
+        Sign::Header(name) => (format!("the header {name}"), ""),
+        Sign::OldHttp => (
+            "HTTP/1.0".to_owned(),
+            " If it was a text browser on this machine, and there is no proxy: start the program with `--local-page`, and \
+             without `--allow-host`.",
+        ),
+    };
     Problem::forbidden(
         "proxy-host",
-        format!("A proxy sent this request ({sign}), and didn't say under which name it was asked."),
-        "Have the proxy pass the name on (nginx: `proxy_set_header Host $http_host;`, Apache: `ProxyPreserveHost On`), and \
-         start the program with `--allow-host NAME`.",
+        format!("A proxy sent this request ({shown}), and didn't say under which name it was asked."),
+        format!(
+            "Have the proxy pass the name on (nginx: `proxy_set_header Host $http_host;`, Apache: `ProxyPreserveHost On`), \
+             and start the program with `--allow-host NAME`.{without_proxy}"
+        ),
     )
 }
 

@@ -453,6 +453,13 @@ async fn trust_70_a_proxy_that_leaves_the_name_out_opens_nothing() {
         }
         assert_eq!(site.handled(), 0);
     }
+    // Unless the owner says that there is no proxy. A header says otherwise.
+    let without = Site::new(Policy { local_page: true, ..Policy::default() });
+    for (headers, expected) in [(&[][..], StatusCode::OK), (&[("via", "1.0 nginx")], StatusCode::FORBIDDEN)] {
+        let mut old = request("GET", "/", &[&[("host", "127.0.0.1:3000")], headers].concat());
+        *old.version_mut() = Version::HTTP_10;
+        assert_eq!(without.answer(old).await.status(), expected, "{headers:?}");
+    }
     // Under a name of ours a proxy may say what it likes.
     let mut named = request("GET", "/", &[("host", "hub.example"), ("via", "1.0 nginx"), ("x-forwarded-for", "x")]);
     *named.version_mut() = Version::HTTP_10;
@@ -466,7 +473,7 @@ async fn strangers_see_what_is_on_the_page_and_watchers_see_more() {
         let headers = [&[("host", "hub.example")], shown].concat();
         site.answer(request_from("10.0.0.9:1", "GET", path, &headers)).await
     };
-    for path in ["/metrics", "/s/work/metrics", "/adopt", "/s/work/adopt"] {
+    for path in ["/metrics", "/s/work/metrics", "/adopt", "/s/work/adopt", "/history", "/s/work/history", "/stores"] {
         let answer = ask(&open, path, &[]).await;
         assert_eq!(answer.status(), StatusCode::FORBIDDEN, "{path}");
         assert!(text(answer).await.contains("for the owner"), "{path}");

@@ -1,0 +1,32 @@
+//! The links between a store's page and the program's own views of it, which only the owner gets to see.
+
+use super::Html;
+use super::face::Face;
+
+/// What the owner can look at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum View {
+    /// The page of a store.
+    Page,
+    /// Who brought its events, and when.
+    History,
+    /// All stores.
+    Stores,
+}
+
+/// Returns links to the views of the store whose addresses begin with `base`, without the one on which they stand if that
+/// is the page itself.
+pub(super) fn links(face: &Face, base: &str, here: View) -> Html {
+    let all = [
+        (View::Page, format!("{base}/"), face.nouns.many_capitalized()),
+        (View::History, format!("{base}/history"), "History".to_owned()),
+        (View::Stores, format!("{}/stores", face.base_path), "Stores".to_owned()),
+    ];
+    let link = |(view, address, words): (View, String, String)| {
+        let current = if view == here { " aria-current=\"page\"" } else { "" };
+        format!("<a href=\"{address}\"{current}>{}</a>", Html::text(words))
+    };
+    let links = all.into_iter().filter(|(view, ..)| here != View::Page || *view != View::Page).map(link);
+    let links = links.collect::<Vec<_>>().join(" ");
+    Html::trusted(format!("<nav class=\"views\" aria-label=\"Views\">{links}</nav>"))
+}
