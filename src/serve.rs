@@ -194,6 +194,8 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use super::*;
+    use tokio::net::TcpListener;
+
     use crate::likes::LikeAdded;
     use crate::node::base;
 

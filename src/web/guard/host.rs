@@ -143,7 +143,7 @@ fn recognize(policy: &Policy, request: &Request, host: &[u8]) -> Result<Addresse
             return Ok(AddressedAs::HealthCheck);
         }
         if is_loopback && is_by_file(request) {
-            return Err(unnamed_by_proxy("it came through the socket file"));
+            return Err(unnamed_by_proxy(&Sign::File));
         }
     }
     let shown = String::from_utf8_lossy(&host[..host.len().min(100)]);
@@ -176,11 +176,14 @@ enum Sign {
     /// HTTP/1.0. Text browsers such as w3m speak it, too. Nothing that they send tells them from nginx, which passes on
     /// whatever a stranger sends, so the owner has to say that there is no proxy.
     OldHttp,
+    /// The socket file, which is there for a proxy.
+    File,
 }
 
 fn unnamed_by_proxy(sign: &Sign) -> Problem {
     let (shown, without_proxy) = match sign {
         Sign::Header(name) => (format!("the header {name}"), ""),
+        Sign::File => ("it came by the socket file".to_owned(), ""),
         Sign::OldHttp => (
             "HTTP/1.0".to_owned(),
             " If it was a text browser on this machine, and there is no proxy: start the program with `--local-page`, and \

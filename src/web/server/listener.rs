@@ -50,14 +50,22 @@ impl From<TcpListener> for Listener {
 impl Listener {
     pub(super) async fn accept(&self) -> io::Result<(Stream, Peer)> {
         match self {
-            #[cfg(unix)]
-            Self::Tcp(listener) => listener.accept().await.map(|(stream, peer)| (Either::Left(stream), Peer::At(peer))),
-            #[cfg(not(unix))]
-            Self::Tcp(listener) => listener.accept().await.map(|(stream, peer)| (stream, Peer::At(peer))),
+            Self::Tcp(listener) => {
+                let (stream, peer) = listener.accept().await?;
+                Ok((of_port(stream), Peer::At(peer)))
+            }
             #[cfg(unix)]
             Self::File(listener) => listener.accept().await.map(|(stream, _)| (Either::Right(stream), Peer::File)),
         }
     }
+}
+
+/// Returns a connection that came in at a port.
+pub(super) fn of_port(stream: TcpStream) -> Stream {
+    #[cfg(unix)]
+    return Either::Left(stream);
+    #[cfg(not(unix))]
+    stream
 }
 
 /// Returns the connection of a port, which has options of its own.
