@@ -184,8 +184,9 @@ pub(super) enum Cli {
     },
     /// Copy all stores and device tokens to a new directory, even while they are in use
     ///
-    /// To go back to a backup, stop {app} and start it with `--data` naming the copy, or replace the data directory
-    /// with the copy. A hub then has the tokens of that time again, so revoke again those that were revoked since.
+    /// To go back to a backup, stop {app}, move the data directory away, and put a copy of the backup in its place
+    /// (`cp -a BACKUP DATA`). Started on the backup itself, {app} would change it, and there would be no backup left. A hub
+    /// then has the tokens of that time again, so revoke again those that were revoked since.
     Backup {
         /// Directory of the copy; it must not exist, or be empty
         to: PathBuf,

@@ -51,6 +51,9 @@ fn a_package_has_what_its_files_promise() {
         assert!(output.status.success() && !text.contains("#DEBHELPER#"), "{script}: {}{text}", said(&output));
     }
     let postinst = fs::read_to_string(scripts.join("postinst")).expect("a script");
-    assert!(postinst.contains("systemd-sysusers") && postinst.contains("likewise.conf"), "it makes the user: {postinst}");
+    assert!(
+        postinst.contains("systemd-sysusers") && postinst.contains("likewise.conf"),
+        "it makes the user: {postinst}"
+    );
     assert!(!postinst.contains("deb-systemd-invoke start"), "it doesn't start by itself: {postinst}");
 }
