@@ -20,9 +20,6 @@ use crate::sync::{LinkState, LinkStatus, code};
 pub(crate) struct StatusReport {
     pub(crate) store: String,
     pub(crate) device: Device,
-    /// The program's version; empty from one that is too old to say it.
-    #[serde(default)]
-    pub(crate) version: String,
     /// The app's figures, by name.
     #[serde(flatten, deserialize_with = "figures_alone")]
     pub(crate) figures: Map<String, Value>,
@@ -39,6 +36,9 @@ pub(crate) struct StatusReport {
     /// Replicas with the same value may compare the digests of their states.
     pub(crate) schema: String,
     pub(crate) upstream: UpstreamStatus,
+    /// The program's version; empty from one that is too old to say it.
+    #[serde(default)]
+    pub(crate) version: String,
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub(crate) digests: Option<Digests>,
 }

@@ -179,7 +179,9 @@ fn works_under_a_path(kind: Kind) {
     hub.stop();
     hub.flag("--base-path", "/likes");
     hub.start();
-    let recipe = |_| kind.recipe("## Under a path").replace("example.org", NAME);
+    // What nginx speaks unless it is told otherwise, up to 1.29.6.
+    let old = "proxy_http_version 1.0;\nproxy_set_header Host";
+    let recipe = |_| kind.recipe("## Under a path").replace("example.org", NAME).replace("proxy_set_header Host", old);
     let mut proxy = Running::start(kind, hub.url(), recipe);
     proxy.base = "/likes";
     let answer = proxy.runtime.block_on(proxy.browser(Version::HTTP_2).get(proxy.site()).send()).unwrap();
@@ -252,6 +254,21 @@ fn trust_71_behind_caddy() {
 #[test]
 fn trust_71_behind_haproxy() {
     works(Kind::Haproxy, |recipe| recipe);
+}
+
+/// HAProxy asks in the version of HTTP that it was asked in.
+#[test]
+fn trust_71_an_old_client_behind_haproxy() {
+    let hub = hub();
+    let proxy = Running::start(Kind::Haproxy, hub.url(), |recipe| recipe);
+    let browser = proxy.browser(Version::HTTP_11);
+    proxy.runtime.block_on(async {
+        let old = |path| browser.get(format!("{}{path}", proxy.site())).version(Version::HTTP_10);
+        let page = old("/").send().await.unwrap();
+        assert_eq!(page.status(), StatusCode::OK);
+        let mut stream = old("/live").send().await.unwrap();
+        Running::read_until(&mut stream, "event: status").await;
+    });
 }
 
 #[test]
