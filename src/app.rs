@@ -18,9 +18,10 @@ use crate::cli::{self, Context};
 use crate::engine::{Event, Fault, Query, Schema, StoreId, StoreLimits};
 use crate::limits::app::{MAX_APP_NAME, MAX_NAME};
 use crate::node::{Node, NodeError, Options, base};
-use crate::serve::Server;
+use crate::serve::{self, Server};
+use crate::web::Listener;
 use crate::web::assets::{self, Asset};
-use crate::web::face::{Face, Figure, Form, Fragment, Nouns};
+use crate::web::face::{Embed, Face, Figure, Form, Fragment, Nouns};
 use crate::web::{Flaw, IntoHtml, Page, Params, Refusal, Rehearsal, Render, Role, Visitor};
 
 /// Names that the program uses itself: as a path, an event of the live stream, a form field or a parameter.
@@ -33,11 +34,12 @@ const RESERVED: [&str; 16] = [
 const EVENTS: [&str; 2] = ["done", "current"];
 
 /// Commands that every program has.
-const OWN_COMMANDS: [&str; 19] = [
+const OWN_COMMANDS: [&str; 20] = [
     "serve",
     "hub",
     "status",
     "stores",
+    "items",
     "health",
     "doctor",
     "verify",
@@ -327,6 +329,29 @@ impl App {
         self
     }
 
+    /// Lets other sites embed a button that commits an `E` made without fields, and shows what `count` counts. The owner of
+    /// the program names the sites (`--embed`). Each item that they name is a store of its own.
+    ///
+    /// ```
+    /// # use likewise::App;
+    /// # use likewise::engine::{Event, Query, Schema};
+    /// # #[derive(serde::Serialize, serde::Deserialize)]
+    /// # struct Clapped {}
+    /// # impl Event for Clapped { const NAME: &'static str = "Clapped"; }
+    /// # fn schema() -> Schema {
+    /// #     Schema::new("CREATE TABLE n (n INTEGER NOT NULL) STRICT; INSERT INTO n VALUES (0);")
+    /// #         .on(|_: Clapped, db| db.execute("UPDATE n SET n = n + 1", ()))
+    /// # }
+    /// # fn count() -> Query<u64> { Query::first("SELECT n FROM n") }
+    /// let app = App::new("claps", schema).embed::<Clapped>(count);
+    /// # app.check().unwrap();
+    /// ```
+    pub fn embed<E: Event>(mut self, count: impl Fn() -> Query<u64> + Send + Sync + 'static) -> Self {
+        let figure = Figure { name: "count", query: Arc::new(count) };
+        self.face_mut().embed = Some(Embed { form: Form::new::<E>("embed"), figure });
+        self
+    }
+
     /// Adds routes of your own to every store, behind the same guard as the program's. A handler that asks for a
     /// [`Store`](crate::engine::Store) gets the one that the address names. One that makes addresses asks for a [`Render`]:
     /// they begin with [`Render::base`].
@@ -447,15 +472,16 @@ impl App {
         self.check().map_err(anyhow::Error::from)?;
         let base = base(self, &options)?;
         let token = CancellationToken::new();
-        let server = Server::prepare(self, Role::App, options, base, listener, token.clone()).await?;
+        let door = Listener::from(listener).into_door().map_err(anyhow::Error::from)?;
+        let first = door.open().map_err(anyhow::Error::from)?;
+        let server = Server::prepare(self, Role::App, options.clone(), base, first, token.child_token()).await?;
         let _ends_with_this = token.clone().drop_guard();
         let end = token.clone();
         tokio::spawn(async move {
-            token.run_until_cancelled(shutdown).await;
+            end.run_until_cancelled(shutdown).await;
             end.cancel();
         });
-        server.run().await;
-        Ok(())
+        Ok(serve::run(self, Role::App, options, server, door, token).await?)
     }
 
     /// Says what is wrong with the app, as far as that can be known before it runs. It writes nothing and needs no server, so
@@ -478,7 +504,7 @@ impl App {
     /// - a form whose event no materializer takes;
     /// - a fragment whose query can't be prepared, has another number of parameters than are bound, or is read by columns
     ///   that it doesn't have;
-    /// - a figure that has no number in an empty store;
+    /// - a figure or an embedded count that has no number in an empty store;
     /// - a form, fragment or asset that the page or a fragment names and that isn't there.
     pub fn check(&self) -> Result<(), AppError> {
         let is_word = |name: &str, most: usize| {

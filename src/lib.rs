@@ -160,7 +160,10 @@ pub use cli::Context;
 #[cfg(feature = "app")]
 pub use node::{Node, NodeError, Options};
 #[cfg(feature = "app")]
-pub use web::{AllowedHost, BasePath, Html, IntoHtml, Page, Params, Refusal, Render, TrustedProxy, Visitor};
+pub use web::{
+    AllowedHost, BasePath, EmbeddingSite, Html, IntoHtml, Page, Params, PublicUrl, Refusal, Render, TrustedProxy,
+    Visitor,
+};
 
 /// The code in the documents is run with the tests. The tutorial's is that of an example.
 #[cfg(all(doctest, feature = "app"))]

@@ -17,8 +17,8 @@ use crate::data_dir::DataDir;
 use crate::engine::{Device, Schema, Setup, Store, StoreId, StoreLimits, Stores};
 use crate::limits::app::{ATTEND_EVERY, RETRY_HALTED};
 use crate::limits::engine::stores::SWEEP_EVERY;
-use crate::sync::{Clients, Upstream, UpstreamOptions};
-use crate::web::{AllowedHost, BasePath, TrustedProxy};
+use crate::sync::{Clients, Upstream, UpstreamOptions, joined};
+use crate::web::{AllowedHost, BasePath, EmbeddingSite, PublicUrl, TrustedProxy};
 
 /// How an app runs. [`Options::default`] is what the program does without flags.
 #[derive(Debug, Clone)]
@@ -27,7 +27,7 @@ pub struct Options {
     pub data: Option<PathBuf>,
     /// The name of this device, which the log shows with its events. By default, the host's name.
     pub device: Option<Device>,
-    /// The hub to sync with, if any.
+    /// The hub to sync with, if any. By default, the one that the data directory was joined to.
     pub upstream: Option<UpstreamOptions>,
     /// How long a store that the hub refuses waits before it tries again.
     pub retry_halted: Duration,
@@ -35,6 +35,10 @@ pub struct Options {
     pub allow_hosts: Vec<AllowedHost>,
     /// The path of a site under which a server has all of its addresses. A proxy in front passes it on unchanged.
     pub base_path: BasePath,
+    /// The address under which others reach a server, such as `https://likes.example.org`: what links for pairing begin with.
+    /// Its name is one of `allow_hosts` without being repeated there. By default it is the address that is listened on, if
+    /// that is a loopback address.
+    pub public_url: Option<PublicUrl>,
     /// Whether a server shows the page under those names, too. Anyone who can reach it can then post.
     pub public: bool,
     /// Whether a server shows the page under loopback names even though `allow_hosts` gives others. Such a server is
@@ -44,6 +48,8 @@ pub struct Options {
     /// The proxies that say in `X-Forwarded-For` for whom they ask, so that limits count each client by itself. Nobody
     /// counts as the owner for connecting from one of these addresses.
     pub behind_proxies: Vec<TrustedProxy>,
+    /// The sites whose pages may embed what the app counts, see [`App::embed`]. Nothing else opens to them.
+    pub embed: Vec<EmbeddingSite>,
 }
 
 impl Default for Options {
@@ -55,9 +61,11 @@ impl Default for Options {
             retry_halted: Duration::from_secs(RETRY_HALTED),
             allow_hosts: Vec::new(),
             base_path: BasePath::default(),
+            public_url: None,
             public: false,
             local_page: false,
             behind_proxies: Vec::new(),
+            embed: Vec::new(),
         }
     }
 }
@@ -233,18 +241,22 @@ pub(crate) struct Base {
     upstream: Option<Upstream>,
 }
 
-/// Checks the hub that the options name, and takes the data directory: the one in the options, or the app's own.
+/// Checks the hub that the options name, or that the data directory was joined to, and takes the data directory: the one in the options, or the app's own.
 ///
 /// # Errors
 ///
 /// When one of them can't be used, or another process has the directory. A wrong hub leaves no new directory behind.
 pub(crate) fn base(app: &App, options: &Options) -> anyhow::Result<Base> {
-    let upstream = options.upstream.clone().map(Upstream::new).transpose()?;
     let named = match &options.data {
         Some(path) => path.clone(),
         None => crate::data_dir::default_path(app.name())?,
     };
     let path = crate::data_dir::locate(&named).with_context(|| crate::data_dir::unusable(&named))?;
+    let upstream = match &options.upstream {
+        Some(given) => Some(given.clone()),
+        None => joined(&path)?,
+    };
+    let upstream = upstream.map(Upstream::new).transpose()?;
     Ok(Base { dir: DataDir::take(&path)?, upstream })
 }
 

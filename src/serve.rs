@@ -5,7 +5,9 @@ use std::io;
 use std::net::SocketAddr;
 #[cfg(unix)]
 use std::path::PathBuf;
+use std::pin::pin;
 use std::sync::Arc;
+use std::time::Instant;
 
 use anyhow::{Context, anyhow, bail};
 use axum::Router;
@@ -14,12 +16,17 @@ use tokio_util::sync::CancellationToken;
 
 use crate::app::App;
 use crate::engine::{Health, StoreLimits};
+use crate::limits::app::TAKEN_AGAIN;
 use crate::limits::web::live::STREAMS;
-use crate::node::{Base, Node, Options};
+use crate::node::{Base, Node, Options, base};
 use crate::sync::{Purpose, TokenFile, Tokens};
+use crate::web::embed::Embedding;
 use crate::web::live::Pages;
 use crate::web::metrics::Metrics;
-use crate::web::{self, BasePath, Hub, Listener, Pass, Passes, Policy, Role, Services, Shares, VisitorKey};
+use crate::web::{
+    self, BasePath, Browsers, Door, Hub, Listener, PairingCookie, Pairings, Pass, Passes, Policy, PublicUrl, Role,
+    Services, Shares, Sites, VisitorKey,
+};
 
 /// A node with a server in front of it, ready to serve.
 pub(crate) struct Server {
@@ -29,6 +36,15 @@ pub(crate) struct Server {
     listener: Listener,
     /// Where programs on this machine reach it.
     pub(crate) address: String,
+    anew: CancellationToken,
+}
+
+/// How a server ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Ended {
+    ForGood,
+    /// Its data directory was joined to a hub. A new server in its place follows that hub.
+    ToBeginAnew,
 }
 
 impl Server {
@@ -54,6 +70,9 @@ impl Server {
         listener: impl Into<Listener>,
         shutdown: CancellationToken,
     ) -> anyhow::Result<Self> {
+        if !options.embed.is_empty() && (role == Role::Hub || app.face().embed.is_none()) {
+            bail!("{} has nothing that other sites could embed; leave --embed out", app.name());
+        }
         let open_files = web::raise_open_file_limit();
         let limits = web::Limits::default().within_open_files(open_files);
         stores.open = web::stores_within_open_files(stores.open, open_files);
@@ -65,13 +84,18 @@ impl Server {
         let listener = listener.into();
         let bound = Bound::of(&listener).context("cannot learn the address that is listened on")?;
         let address = bound.to_string();
+        let given_url = options.public_url.as_ref().map(ToString::to_string);
+        let public_url = public_url(options.public_url, &bound, &options.base_path)?;
+        // Whoever names the server's own address doesn't have to repeat its name.
+        let mut allow_hosts = options.allow_hosts;
+        allow_hosts.extend(public_url.as_ref().and_then(PublicUrl::host).filter(|host| !allow_hosts.contains(host)));
         let face = Arc::new(app.face().under(options.base_path));
         node.dir_mut().announce(&address, &face.base_path.to_string())?;
         if face.base_path != BasePath::default() {
             tracing::info!("all addresses are under {address}{}", face.base_path.home());
         }
         let mut faults = Vec::new();
-        if options.allow_hosts.is_empty() && !bound.is_on_this_machine_alone() {
+        if allow_hosts.is_empty() && !bound.is_on_this_machine_alone() {
             let page = match role {
                 Role::App => "; to let them open the page, add --public",
                 Role::Hub => "",
@@ -87,12 +111,20 @@ impl Server {
         }
         let dir = node.dir();
         let tokens = Tokens::follow(TokenFile::in_dir(dir.path()), shutdown.clone())?;
+        let sites = Sites(options.embed);
+        let embed = |embed| Embedding::new(embed, sites.clone(), node.stores.clone(), dir.path(), shutdown.clone());
+        let embedding = face.embed.clone().map(embed).transpose()?;
+        let anew = CancellationToken::new();
+        let cookie = PairingCookie::new(&face, public_url.as_ref());
         let metrics = Metrics::new(&face, app.version_text());
         metrics.measure(&node.stores);
+        let front = given_url.or_else(|| allow_hosts.iter().find_map(|host| host.url(&face.base_path)));
         let services = Arc::new(Services {
+            embedding,
+            pairings: Pairings::new(dir.path(), public_url, cookie.clone()),
             metrics,
             version: app.version_text(),
-            public_url: options.allow_hosts.iter().find_map(|host| host.url(&face.base_path)),
+            public_url: front,
             faults,
             visitors: VisitorKey::in_dir(dir.path()),
             face: Arc::clone(&face),
@@ -104,29 +136,79 @@ impl Server {
             data: dir.path().to_owned(),
             hub: Hub::new(tokens.clone(), dir.path().to_owned(), shutdown.clone()),
             shutdown,
+            anew: anew.clone(),
         });
         let routes = match role {
             Role::App => web::routes(services).map_err(|why| anyhow!("the app's own routes: {why}"))?,
             Role::Hub => web::hub_routes(services),
         };
         let policy = Policy {
-            allow_hosts: options.allow_hosts,
+            allow_hosts,
             role,
             public: options.public,
             local_page: options.local_page,
             proxies: options.behind_proxies,
-            passes: passes(dir.key(), tokens),
+            sites,
+            passes: passes(dir.key(), tokens.clone()),
+            browsers: Some(Browsers { tokens, cookie }),
             ..Policy::of(&face)
         };
         let router = web::protect(routes, policy);
-        Ok(Self { node, router, limits, listener, address })
+        Ok(Self { node, router, limits, listener, address, anew })
     }
 
     /// Serves until the shutdown that [`prepare`](Self::prepare) was given, then lets requests and stores finish.
-    pub(crate) async fn run(self) {
-        let Self { node, router, limits, listener, .. } = self;
+    pub(crate) async fn run(self) -> Ended {
+        let Self { node, router, limits, listener, anew, .. } = self;
         web::serve(listener, router, limits, node.shutdown.clone()).await;
         node.close().await;
+        if anew.is_cancelled() { Ended::ToBeginAnew } else { Ended::ForGood }
+    }
+}
+
+/// Runs `server` until `shutdown`, and a new one in its place, on the same listener, each time that it is to begin anew. The
+/// server was prepared with a child of `shutdown`.
+///
+/// # Errors
+///
+/// When there can be no new one.
+pub(crate) async fn run(
+    app: &App,
+    role: Role,
+    options: Options,
+    mut server: Server,
+    door: Door,
+    shutdown: CancellationToken,
+) -> anyhow::Result<()> {
+    let mut door = Some(door);
+    loop {
+        let mut running = pin!(server.run());
+        let ended = tokio::select! {
+            ended = &mut running => ended,
+            () = shutdown.cancelled() => {
+                // Whoever connects from now on is refused, rather than left waiting.
+                drop(door.take());
+                running.await
+            }
+        };
+        let Some(door) = door.as_ref().filter(|_| ended == Ended::ToBeginAnew) else { return Ok(()) };
+        tracing::info!("the data directory was joined to a hub; following it");
+        let base = base_soon(app, &options).await?;
+        let child = shutdown.child_token();
+        server =
+            Server::prepare(app, role, options.clone(), base, door.open().context("cannot keep listening")?, child)
+                .await?;
+    }
+}
+
+/// Takes the data directory again. A command may have it for a moment.
+async fn base_soon(app: &App, options: &Options) -> anyhow::Result<Base> {
+    let start = Instant::now();
+    loop {
+        match base(app, options) {
+            Err(_) if start.elapsed() < TAKEN_AGAIN => tokio::time::sleep(TAKEN_AGAIN / 100).await,
+            result => return result,
+        }
     }
 }
 
@@ -189,15 +271,27 @@ impl fmt::Display for Bound {
     }
 }
 
+/// Returns where others reach a server that listens on `bound`, if that is known. Without an address that its owner gives,
+/// only this machine reaches it for certain.
+fn public_url(given: Option<PublicUrl>, bound: &Bound, base: &BasePath) -> anyhow::Result<Option<PublicUrl>> {
+    let url = match (given, bound) {
+        (Some(url), _) => Some(url),
+        (None, Bound::Port(address)) if bound.is_on_this_machine_alone() => {
+            Some(format!("http://{address}").parse().context("BUG: an address that is none")?)
+        }
+        (None, _) => None,
+    };
+    url.map(|url| url.under(base)).transpose()
+}
+
 #[cfg(test)]
 mod tests {
-    use std::time::{Duration, Instant};
+    use std::time::Duration;
 
     use super::*;
     use tokio::net::TcpListener;
 
     use crate::likes::LikeAdded;
-    use crate::node::base;
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn trust_66_stores_that_nobody_uses_are_closed_though_nobody_asks_for_anything() {

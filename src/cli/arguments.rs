@@ -20,7 +20,7 @@ use crate::app::{App, AppCommand, AppError};
 use crate::data_dir;
 use crate::engine::{Device, StoreId};
 use crate::limits::app::RETRY_HALTED;
-use crate::web::{AllowedHost, BasePath, TrustedProxy};
+use crate::web::{AllowedHost, BasePath, EmbeddingSite, PublicUrl, TrustedProxy};
 
 /// What a command line asks for.
 pub(super) struct Asked {
@@ -80,12 +80,12 @@ struct DataArgs {
 #[derive(Subcommand)]
 pub(super) enum Cli {
     /// Serve the page, until Ctrl-C or SIGTERM
-    Serve(ServeArgs),
+    Serve(Box<ServeArgs>),
     /// Serve sync alone, for devices of any app
     ///
     /// A hub puts the events of its devices in one order and need not know what they mean, so {app} can be the hub of any
     /// app. It answers /sync, /healthz, /status and /metrics, and has no page.
-    Hub(ListenArgs),
+    Hub(Box<ListenArgs>),
     /// Show the state of a store
     Status {
         #[command(flatten)]
@@ -105,6 +105,11 @@ pub(super) enum Cli {
         /// Print JSON: an array of what `status --json` prints, without digests
         #[arg(long)]
         json: bool,
+    },
+    /// List, add and close the items that other sites embed, and import their counts
+    Items {
+        #[command(subcommand)]
+        command: ItemsCommand,
     },
     /// Say whether an event can be stored: exits with 0 if so, for containers and supervisors
     ///
@@ -149,10 +154,37 @@ pub(super) enum Cli {
         #[command(flatten)]
         store: StoreArgs,
     },
-    /// Manage the devices that may sync with this hub
+    /// Manage the devices and browsers that may use this hub
     Token {
         #[command(subcommand)]
         command: TokenCommand,
+    },
+    /// Make a link that pairs a browser or another machine with this hub, and print it
+    ///
+    /// The link is good once, within ten minutes. Opened in a browser, it shows this hub's page there from then on. Given to
+    /// `{app} join` on another machine, it lets that machine sync. Opening it uses nothing up: only the button on the page
+    /// that it leads to does. Standard output gets the link alone; the QR code, a short code to type instead of the link, and
+    /// words for people go to standard error.
+    Pair {
+        /// Name of the device or browser, which the log shows with its {events}
+        name: Device,
+        /// Address under which others reach this hub, such as https://hub.example.org [default: what the running hub says]
+        #[arg(long, value_name = "URL", env = "PUBLIC_URL")]
+        public_url: Option<PublicUrl>,
+        /// Draw the QR code even if standard output is no terminal
+        #[arg(long)]
+        qr: bool,
+    },
+    /// Make this data directory a device of the hub that a link of `pair` names
+    ///
+    /// From then on `{app}` alone syncs with that hub: its address and this device's token are kept in the data directory.
+    /// What is in the directory already is brought along.
+    Join {
+        /// The link, in quotes
+        link: String,
+        /// Certificates in PEM form to trust for the hub, besides the system's; they are kept, too
+        #[arg(long, value_name = "FILE", env = "ROOT_CERTIFICATE")]
+        root_certificate: Option<PathBuf>,
     },
     /// Move a store to the log that its hub has now, after the hub was replaced
     ///
@@ -167,7 +199,8 @@ pub(super) enum Cli {
     },
     /// Make this instance the authority of a store's log, when its hub is gone for good
     ///
-    /// Stop {app} and start it without --upstream first. Other devices can then follow this one.
+    /// Stop {app} first, and start it without --upstream afterwards. Other devices can then follow this one. A directory that
+    /// was joined to a hub leaves it, so promote its other stores, too.
     Promote {
         #[command(flatten)]
         store: StoreArgs,
@@ -183,6 +216,8 @@ pub(super) enum Cli {
         command: SetAsideCommand,
     },
     /// Copy all stores and device tokens to a new directory, even while they are in use
+    ///
+    /// The copy of a device doesn't have its token for the hub, because copies go to other disks: join the hub again with it.
     ///
     /// To go back to a backup, stop {app}, move the data directory away, and put a copy of the backup in its place
     /// (`cp -a BACKUP DATA`). Started on the backup itself, {app} would change it, and there would be no backup left. A hub
@@ -217,12 +252,46 @@ pub(super) enum TokenCommand {
         #[arg(long, value_name = "FILE")]
         out: Option<PathBuf>,
     },
-    /// Show the devices, when each was last seen, and how far it has pulled
+    /// Show devices, browsers and readers, when each was last seen, and how far it has pulled
     List,
-    /// Stop a device from syncing
+    /// Stop a device from syncing, or a browser from seeing the page
     Revoke {
-        /// Name of the device
+        /// Name of the device or browser
         name: Device,
+    },
+}
+
+#[derive(Subcommand)]
+pub(super) enum ItemsCommand {
+    /// Show the items with their counts, and which of them take {events}
+    List {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Put items on the list: they take {events} whatever the limits on new items, and while the list is closed
+    Add {
+        /// Names, as the buttons have them in `item`
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
+    },
+    /// Take items off the list; what they have stays
+    Remove {
+        /// Names, as the buttons have them in `item`
+        #[arg(required = true, value_name = "NAME")]
+        names: Vec<String>,
+    },
+    /// Take {events} only for what is on the list: what there is now, and what is added
+    Close,
+    /// Take {events} for anything, which makes an item of it
+    Open,
+    /// Add counts from elsewhere, a line `NAME,COUNT` for each item, from standard input
+    ///
+    /// Importing again adds nothing twice; of a higher count it adds the difference.
+    Import {
+        /// Where the counts come from; counts from another source are added to these
+        #[arg(long, value_name = "NAME")]
+        source: String,
     },
 }
 
@@ -270,6 +339,10 @@ pub(super) struct ListenArgs {
     /// How the log is written on standard error
     #[arg(long, value_name = "FORMAT", env = "LOG_FORMAT", value_enum, default_value_t)]
     pub(super) log_format: LogFormat,
+    /// Address under which others reach this server, such as https://hub.example.org: what the links of `pair` begin with.
+    /// Its name needs no --allow-host [default: the address of --listen, if only this machine has it]
+    #[arg(long, value_name = "URL", env = "PUBLIC_URL")]
+    pub(super) public_url: Option<PublicUrl>,
 }
 
 /// The hub to sync with.
@@ -301,14 +374,20 @@ pub(super) struct ServeArgs {
     /// Serve the page under the names of --allow-host, too: anyone who can reach this server can then post
     #[arg(long, env = "PUBLIC", value_parser = BoolishValueParser::new())]
     pub(super) public: bool,
+    /// Origin of a site, such as https://blog.example.org, whose pages may embed a button under this machine's names or those
+    /// of --allow-host (repeatable)
+    #[arg(long, value_name = "ORIGIN", env = "EMBED", value_delimiter = ',')]
+    pub(super) embed: Vec<EmbeddingSite>,
 }
 
 /// The flags that may stand without a command.
-const SERVE_FLAGS: [&str; 13] = [
+const SERVE_FLAGS: [&str; 15] = [
+    "public_url",
     "listen",
     "device",
     "allow_host",
     "public",
+    "embed",
     "local_page",
     "behind_proxy",
     "base_path",
@@ -344,12 +423,13 @@ pub(super) fn parse(app: &App, line: impl IntoIterator<Item = OsString>) -> Resu
         return Ok(Asked { data, command: Command::Own { name, matches, store } });
     }
     let top = Top::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut command))?;
-    let asked = top.command.unwrap_or(Cli::Serve(top.serve));
+    let asked = top.command.unwrap_or(Cli::Serve(Box::new(top.serve)));
     if let Cli::Serve(args) = &asked
         && args.public
         && args.listen.allow_host.is_empty()
+        && args.listen.public_url.as_ref().and_then(PublicUrl::host).is_none()
     {
-        let message = "--public is about the names of --allow-host, and none is given";
+        let message = "--public is about the names of --allow-host and --public-url, and none is given";
         return Err(command.error(ErrorKind::MissingRequiredArgument, message));
     }
     Ok(Asked { data: top.data.data, command: Command::Common(asked) })

@@ -8,6 +8,7 @@ use reqwest::Body;
 
 use super::target::Target;
 use crate::engine::Standing;
+use crate::sync::{joined, leave};
 
 pub(super) async fn adopt(at: &Target<'_>, yes: bool) -> anyhow::Result<ExitCode> {
     let store = &at.store;
@@ -24,6 +25,10 @@ pub(super) async fn promote(at: &Target<'_>, yes: bool) -> anyhow::Result<ExitCo
     confirm(yes, &format!("Make this instance the authority of the store {store}? Its hub must be gone for good."))?;
     let standing: Standing = at.with_store("promote", Body::default(), async |store| store.promote().await).await?;
     eprintln!("the log of {store} is this instance's own now, up to {}", standing.head);
+    if let Some(hub) = joined(at.data)? {
+        leave(at.data)?;
+        eprintln!("{} no longer follows the hub {}", at.data.display(), hub.url);
+    }
     Ok(ExitCode::SUCCESS)
 }
 

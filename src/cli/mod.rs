@@ -4,11 +4,14 @@ mod arguments;
 mod context;
 mod doctor;
 mod health;
+mod items;
+mod join;
 mod listen;
 mod log;
 mod logging;
 mod manual;
 mod owner;
+mod pair;
 mod process;
 mod serve;
 mod set_aside;
@@ -101,15 +104,16 @@ async fn obey(app: &App, asked: Asked, data: &Path) -> anyhow::Result<ExitCode> 
         Command::Own { name, matches, store } => return context::run(&at(store), &name, matches).await,
     };
     match command {
-        Cli::Serve(args) => serve::serve(app, data, args).await,
-        Cli::Hub(args) => serve::hub(app, data, args).await,
+        Cli::Serve(args) => serve::serve(app, data, *args).await,
+        Cli::Hub(args) => serve::hub(app, data, *args).await,
         Cli::Status { store, url, json, digests } => {
             status::status(&at(store.store), url, status::Shown { json, digests }).await
         }
         Cli::Stores { json } => stores::stores(app, data, json).await,
+        Cli::Items { command } => items::items(app, data, command).await,
         Cli::Health { store } => health::health(&at(store.store)).await,
         Cli::Doctor { hub, public_url, json } => {
-            let upstream = serve::upstream(app, &hub)?;
+            let upstream = serve::upstream(app, data, &hub)?;
             let told = doctor::Told { upstream, root_certificate: hub.root_certificate, public_url, json };
             doctor::doctor(app, data, told).await
         }
@@ -118,6 +122,8 @@ async fn obey(app: &App, asked: Asked, data: &Path) -> anyhow::Result<ExitCode> 
         Cli::Import { store } => transfer::import(&at(store.store)).await,
         Cli::Backup { to } => transfer::backup(app, data, &to).await,
         Cli::Token { command } => tokens::token(app, data, command).await,
+        Cli::Pair { name, public_url, qr } => pair::pair(app, data, name, pair::Asked { public_url, qr }).await,
+        Cli::Join { link, root_certificate } => join::join(app, data, &link, root_certificate.as_deref()).await,
         Cli::Adopt { store, yes } => log::adopt(&at(store.store), yes).await,
         Cli::Promote { store, yes } => log::promote(&at(store.store), yes).await,
         Cli::Completions { shell } => manual::completions(app, shell),

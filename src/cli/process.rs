@@ -64,8 +64,12 @@ impl Process {
 
     /// Has the process do `what`, where there is no more to say.
     pub(super) async fn tell(&self, what: &str) -> anyhow::Result<()> {
-        let answer = self.send(self.request(Method::POST, what)?).await?;
-        understood(answer, &self.address).await.map(drop)
+        self.done(self.request(Method::POST, what)?).await
+    }
+
+    /// Has the process do what `request` asks for, where there is no more to say.
+    pub(super) async fn done(&self, request: RequestBuilder) -> anyhow::Result<()> {
+        understood(self.send(request).await?, &self.address).await.map(drop)
     }
 
     /// How the process is set up.

@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 use std::path::Path;
+use std::pin::pin;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -13,21 +14,27 @@ use super::listen::{Listen, Listening, tell_service_manager};
 use crate::app::App;
 use crate::limits::app::SHUTDOWN;
 use crate::node::{Options, base};
-use crate::serve::Server;
-use crate::sync::{TokenSource, UpstreamOptions};
+use crate::serve::{self, Server};
+use crate::sync::{TokenSource, UpstreamOptions, joined};
 use crate::web::Role;
 
 /// Serves the app.
 pub(super) async fn serve(app: &App, data: &Path, args: ServeArgs) -> anyhow::Result<ExitCode> {
-    let upstream = upstream(app, &args.hub)?;
-    let ServeArgs { listen, retry_halted, public, .. } = args;
+    let upstream = upstream(app, data, &args.hub)?;
+    let ServeArgs { listen, retry_halted, public, embed, .. } = args;
     let retry_halted = Duration::from_secs(retry_halted);
-    let options = Options { upstream, retry_halted, public, ..options(data, &listen) };
+    let options = Options { upstream, retry_halted, public, embed, ..options(data, &listen) };
     run(app, Role::App, &listen.listen, options).await
 }
 
 /// Serves sync alone.
 pub(super) async fn hub(app: &App, data: &Path, listen: ListenArgs) -> anyhow::Result<ExitCode> {
+    if let Some(UpstreamOptions { url, .. }) = joined(data)? {
+        bail!(
+            "{} is a device of the hub {url}, so it is no hub itself; name another directory with --data",
+            data.display()
+        );
+    }
     run(app, Role::Hub, &listen.listen, options(data, &listen)).await
 }
 
@@ -37,23 +44,25 @@ async fn run(app: &App, role: Role, listen: &Listen, options: Options) -> anyhow
     // The socket's file goes when everything has ended.
     let Listening { listener, _file } = listen.open().await?;
     let shutdown = CancellationToken::new();
-    let server = Server::prepare(app, role, options, base, listener, shutdown.clone()).await?;
+    let door = listener.into_door().context("cannot listen")?;
+    let first = door.open().context("cannot listen")?;
+    let server = Server::prepare(app, role, options.clone(), base, first, shutdown.child_token()).await?;
     // This comes before the ready line, after which a signal may come at any time.
     let signals = Signals::listen().context("cannot wait for signals")?;
     tokio::spawn(end_at_signal(signals, shutdown.clone()));
     writeln!(io::stdout(), "listening on {}", server.address).context("cannot write to standard output")?;
     tell_service_manager();
     tracing::info!("the data is in {data}");
-    let mut running = tokio::spawn(server.run());
+    let mut running = pin!(serve::run(app, role, options, server, door, shutdown.clone()));
     tokio::select! {
         ended = &mut running => {
-            ended.context("the server failed")?;
+            ended?;
             return Ok(ExitCode::SUCCESS);
         }
         () = shutdown.cancelled() => {}
     }
     match tokio::time::timeout(SHUTDOWN, running).await {
-        Ok(ended) => ended.context("the server failed")?,
+        Ok(ended) => ended?,
         Err(_) => tracing::warn!("not everything ended within {SHUTDOWN:?}; what was acknowledged is stored"),
     }
     Ok(ExitCode::SUCCESS)
@@ -61,7 +70,7 @@ async fn run(app: &App, role: Role, listen: &Listen, options: Options) -> anyhow
 
 /// How to run on the data in `data`, without a hub.
 fn options(data: &Path, listen: &ListenArgs) -> Options {
-    let ListenArgs { device, allow_host, local_page, behind_proxy, base_path, .. } = listen.clone();
+    let ListenArgs { device, allow_host, local_page, behind_proxy, base_path, public_url, .. } = listen.clone();
     Options {
         data: Some(data.to_owned()),
         device,
@@ -69,23 +78,43 @@ fn options(data: &Path, listen: &ListenArgs) -> Options {
         local_page,
         behind_proxies: behind_proxy,
         base_path: base_path.unwrap_or_default(),
+        public_url,
         ..Options::default()
     }
 }
 
-/// The hub to sync with, and the token for it.
-pub(super) fn upstream(app: &App, args: &UpstreamArgs) -> anyhow::Result<Option<UpstreamOptions>> {
-    let Some(url) = args.upstream.clone() else { return Ok(None) };
-    let token = match (&args.token_file, &args.token) {
-        (Some(path), _) => TokenSource::File(path.clone()),
-        (None, Some(token)) => TokenSource::Given(token.clone()),
-        (None, None) => bail!(
-            "syncing with {url} takes a token. Make one there with `{} token add NAME`, put it into a file, and name that \
-             file with --token-file",
+/// The hub to sync with, and the token for it: what the command line says, and else what the directory was joined to.
+pub(super) fn upstream(app: &App, data: &Path, args: &UpstreamArgs) -> anyhow::Result<Option<UpstreamOptions>> {
+    let joined = joined(data)?;
+    let url = match (&args.upstream, &joined) {
+        (Some(url), Some(joined)) if !is_same(url, joined) => {
+            tracing::info!("--upstream {url} takes the place of {}, which this directory was joined to", joined.url);
+            url.clone()
+        }
+        (Some(url), _) => url.clone(),
+        (None, Some(joined)) => joined.url.clone(),
+        (None, None) => return Ok(None),
+    };
+    let joined = joined.filter(|joined| is_same(&url, joined));
+    let token = match (&args.token_file, &args.token, &joined) {
+        (Some(path), ..) => TokenSource::File(path.clone()),
+        (None, Some(token), _) => TokenSource::Given(token.clone()),
+        (None, None, Some(joined)) => joined.token.clone(),
+        (None, None, None) => bail!(
+            "syncing with {url} takes a token. Make a link there with `{0} pair NAME`, and use it here with `{0} join LINK`. Or \
+             make a token there with `{0} token add NAME`, put it into a file, and name that file with --token-file",
             app.name()
         ),
     };
-    Ok(Some(UpstreamOptions { url, token, root_certificate: args.root_certificate.clone() }))
+    if joined.is_some() && (args.token_file.is_some() || args.token.is_some()) {
+        tracing::info!("the token that is given takes the place of the one from joining {url}");
+    }
+    let root_certificate = args.root_certificate.clone().or_else(|| joined?.root_certificate);
+    Ok(Some(UpstreamOptions { url, token, root_certificate }))
+}
+
+fn is_same(url: &str, joined: &UpstreamOptions) -> bool {
+    url.trim_end_matches('/') == joined.url.trim_end_matches('/')
 }
 
 /// Shuts the program down at the first signal, and ends it at once at the second.

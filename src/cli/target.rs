@@ -87,11 +87,7 @@ impl Target<'_> {
     ///
     /// When the data directory can only be read, or the process that has it can't be asked.
     pub(super) fn writer(&self) -> anyhow::Result<Writer> {
-        Ok(match DataDir::claim(self.data)? {
-            Claim::Taken(holder) => Writer::Asked(Process::new(self.app, self.data, holder)?),
-            Claim::Ours(dir) => Writer::Here(dir),
-            Claim::ReadOnly(_) => bail!(read_only(self.data)),
-        })
+        writer(self.app, self.data)
     }
 
     /// Opens the store in `dir` for as long as `act` takes.
@@ -147,6 +143,19 @@ impl Target<'_> {
         let there = if known.is_empty() { String::new() } else { format!(" (there are {})", known.join(", ")) };
         format!("there is no store {store} in {data}{there}; name the directory with --data, the store with --store")
     }
+}
+
+/// Finds who can write to a data directory.
+///
+/// # Errors
+///
+/// As [`Target::writer`].
+pub(super) fn writer(app: &App, data: &Path) -> anyhow::Result<Writer> {
+    Ok(match DataDir::claim(data)? {
+        Claim::Taken(holder) => Writer::Asked(Process::new(app, data, holder)?),
+        Claim::Ours(dir) => Writer::Here(dir),
+        Claim::ReadOnly(_) => bail!(read_only(data)),
+    })
 }
 
 /// Opens the stores in `dir` for as long as `act` takes.

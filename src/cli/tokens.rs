@@ -79,36 +79,54 @@ pub(super) async fn token(app: &App, data: &Path, command: TokenCommand) -> anyh
                 Purpose::Sync => format!(
                     "Put it into a file on that device, and start {name} there with --upstream URL --token-file FILE"
                 ),
-                Purpose::Read => "It opens /status and /metrics as a bearer token, and nothing else".to_owned(),
+                Purpose::Read | Purpose::Browser => {
+                    "It opens /status and /metrics as a bearer token, and nothing else".to_owned()
+                }
             };
             eprintln!("this is the token of {}, and it is shown only now. {use_it}{told}", device.as_str());
         }
         TokenCommand::Revoke { name: device } => {
-            file.revoke(&device)?;
+            let purpose = file.revoke(&device)?;
             let told = tell_process(app, data).await?;
-            eprintln!("{} can no longer sync; what it pushed stays{told}", device.as_str());
+            let what = match purpose {
+                Purpose::Sync => "can no longer sync; what it pushed stays",
+                Purpose::Read => "can no longer read",
+                Purpose::Browser => "no longer sees the page; what it posted stays",
+            };
+            eprintln!("{} {what}{told}", device.as_str());
         }
         TokenCommand::List => {
             let mut out = io::stdout().lock();
             let seen = Seen::read(data);
             let tokens = file.list()?;
             if tokens.is_empty() {
-                eprintln!("there are no devices in {}; `{name} token add NAME` adds one", data.display());
+                eprintln!(
+                    "there are no devices in {}; `{name} pair NAME` makes a link for one, and \
+                     `{name} token add NAME` a token",
+                    data.display()
+                );
             }
             for token in tokens {
                 let device = token.device.as_str();
                 let made = web::date_time(token.created);
-                if token.purpose == Purpose::Read {
-                    writeln!(out, "{device}\tadded {made}\treads only")?;
-                    continue;
-                }
+                let kind = token.purpose.as_str();
                 match seen.get(device) {
+                    _ if token.purpose == Purpose::Read => {
+                        writeln!(out, "{device}\t{kind}\tadded {made}\treads only")?;
+                    }
+                    Some(seen) if token.purpose == Purpose::Browser => {
+                        writeln!(out, "{device}\t{kind}\tadded {made}\tseen {}", web::date_time(seen.at))?;
+                    }
                     Some(seen) => {
                         let pulled = seen.pulled.iter().map(|(store, seq)| format!("{store} up to {seq}"));
                         let pulled = pulled.collect::<Vec<_>>().join(", ");
-                        writeln!(out, "{device}\tadded {made}\tseen {}\tpulled {pulled}", web::date_time(seen.at))?;
+                        writeln!(
+                            out,
+                            "{device}\t{kind}\tadded {made}\tseen {}\tpulled {pulled}",
+                            web::date_time(seen.at)
+                        )?;
                     }
-                    None => writeln!(out, "{device}\tadded {made}\tnever seen")?,
+                    None => writeln!(out, "{device}\t{kind}\tadded {made}\tnever seen")?,
                 }
             }
         }

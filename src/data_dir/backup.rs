@@ -58,10 +58,14 @@ fn copy_all(data: &Path, stores: &[StoreId], to: &Path) -> anyhow::Result<()> {
         engine::backup(&DataDir::files(data, store), &DataDir::files(to, store))
             .with_context(|| format!("the store {store} was not copied"))?;
     }
-    // A restored hub goes on with the same devices, and recognizes the same visitors.
+    // A restored hub goes on with the same devices, recognizes the same visitors, and knows the names of its items.
     TokenFile::in_dir(data).copy_to(to)?;
-    let (from, copy) = (DataDir::visitor_key(data), DataDir::visitor_key(to));
-    read(&from)?.map_or(Ok(()), |key| replace(&copy, &key))
+    for file in [DataDir::visitor_key, DataDir::items] {
+        if let Some(bytes) = read(&file(data))? {
+            replace(&file(to), &bytes)?;
+        }
+    }
+    Ok(())
 }
 
 /// Moves everything in the directory `part` up into `to`, durably.
@@ -81,13 +85,15 @@ mod tests {
     use crate::sync::Purpose;
 
     #[test]
-    fn a_copy_knows_the_same_visitors() {
+    fn a_copy_knows_the_same_visitors_and_items() {
         let dir = tempfile::tempdir().expect("a directory");
         let (data, to) = (dir.path().join("data"), dir.path().join("copy"));
         engine::create_private_dir(&data).expect("a directory");
         TokenFile::in_dir(&data).add("phone".parse().expect("a name"), Purpose::Sync).expect("a token");
         fs::write(DataDir::visitor_key(&data), "key").expect("written");
+        fs::write(DataDir::items(&data), "{}").expect("written");
         assert_eq!(backup(&data, &to).expect("a copy"), 0);
         assert_eq!(fs::read(DataDir::visitor_key(&to)).expect("read"), b"key");
+        assert_eq!(fs::read(DataDir::items(&to)).expect("read"), b"{}");
     }
 }

@@ -220,6 +220,11 @@ impl DataDir {
         data.join("visitor.key")
     }
 
+    /// Returns the path of the list of items that other sites embed.
+    pub(crate) fn items(data: &Path) -> PathBuf {
+        data.join("items.json")
+    }
+
     /// Returns the directory of all stores in the data directory at `path`.
     pub(crate) fn stores(path: &Path) -> PathBuf {
         path.join("stores")

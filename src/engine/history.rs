@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::error::Fault;
+use super::error::{Fault, LogFault};
 use super::event::Device;
 use super::eventlog::{Eventlog, Tip};
 use super::place::{Generation, Seq};
@@ -18,18 +18,19 @@ use crate::limits::engine::history::PORTION;
 pub struct History {
     /// How many events of the log each device brought to it.
     pub devices: HashMap<Device, u64>,
-    /// How many events of the log happened on each day, by the clocks of the devices where they happened.
-    pub days: BTreeMap<i32, u64>,
-    /// How many events of the log have a time that belongs to no day.
-    pub undated: u64,
     /// How many events wait for a place in the log.
     pub pending: u64,
+    /// How many events happened on each day, by the clocks of the devices where they happened.
+    pub days: BTreeMap<i32, u64>,
+    /// How many events have a time that belongs to no day.
+    pub undated: u64,
 }
 
 /// How far a log is counted.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Default)]
 pub(super) struct Counted {
-    pub(super) history: History,
+    /// What is in the log up to there.
+    history: History,
     /// The last event that is counted.
     upto: Seq,
     /// The log's generation then. If it is another one now, events were taken back.
@@ -37,37 +38,52 @@ pub(super) struct Counted {
 }
 
 impl Counted {
-    /// Counts what is in `files` and isn't counted yet. `day` returns the number of the day to which a time belongs, in
-    /// milliseconds since the Unix epoch, or `None` if a clock that says so must be wrong.
-    pub(super) fn read_on(&mut self, files: &Files, day: &mut dyn FnMut(u64) -> Option<i32>) -> Result<(), Fault> {
-        // Each portion has a snapshot of its own: while one is held, the WAL can't start over.
-        while self.read_portion(files, day)? == PORTION {}
-        Ok(())
+    /// Counts what is in the log and isn't counted yet. Returns that together with what waits. `day` returns the number of
+    /// the day to which a time belongs, in milliseconds since the Unix epoch, or `None` if a clock that says so must be
+    /// wrong.
+    pub(super) fn read_on(&mut self, files: &Files, day: &mut dyn FnMut(u64) -> Option<i32>) -> Result<History, Fault> {
+        loop {
+            // Each portion has a snapshot of its own: while one is held, the WAL can't start over.
+            let log = Eventlog::snapshot(&files.eventlog())?;
+            if self.read_portion(&log, day)? == PORTION {
+                continue;
+            }
+            let mut history = self.history.clone();
+            log.each_pending(i64::MIN, i64::MAX as usize, &mut |event| {
+                history.pending += 1;
+                history.happened(day(event.id.millis()));
+                Ok::<_, LogFault>(())
+            })?;
+            return Ok(history);
+        }
     }
 
-    fn read_portion(&mut self, files: &Files, day: &mut dyn FnMut(u64) -> Option<i32>) -> Result<usize, Fault> {
-        let log = Eventlog::snapshot(&files.eventlog())?;
-        let Tip { head, generation, pending, .. } = *log.tip();
+    fn read_portion(&mut self, log: &Eventlog, day: &mut dyn FnMut(u64) -> Option<i32>) -> Result<usize, Fault> {
+        let Tip { head, generation, .. } = *log.tip();
         if generation != self.generation || head < self.upto {
             *self = Self { generation, ..Self::default() };
         }
-        let history = &mut self.history;
-        history.pending = pending;
         let mut read = 0;
         let mut by_number = BTreeMap::new();
         let last = log.each_origin(self.upto, PORTION, &mut |id, origin| {
             read += 1;
             *by_number.entry(origin).or_insert(0) += 1;
-            match day(id.millis()) {
-                Some(day) => *history.days.entry(day).or_insert(0) += 1,
-                None => history.undated += 1,
-            }
+            self.history.happened(day(id.millis()));
         })?;
         for (origin, count) in by_number {
-            *history.devices.entry(log.origin(origin)?).or_insert(0) += count;
+            *self.history.devices.entry(log.origin(origin)?).or_insert(0) += count;
         }
         self.upto = last.unwrap_or(self.upto);
         Ok(read)
+    }
+}
+
+impl History {
+    fn happened(&mut self, day: Option<i32>) {
+        match day {
+            Some(day) => *self.days.entry(day).or_insert(0) += 1,
+            None => self.undated += 1,
+        }
     }
 }
 
@@ -80,9 +96,12 @@ mod tests {
     use crate::engine::{Envelope, EventId, Replica, Setup, Store, StoreLimits, Stores};
     use crate::likes::{self, LikeAdded};
 
+    type Counts<T> = Vec<(T, u64)>;
+
     const DAY: u64 = 86_400_000;
 
-    fn of(store: &Store) -> (Vec<(String, u64)>, Vec<(i32, u64)>, u64, u64) {
+    /// The history of a store: its devices, its days, and how many events have no day or wait.
+    fn of(store: &Store) -> (Counts<String>, Counts<i32>, u64, u64) {
         let day = |millis: u64| i32::try_from(millis / DAY).ok().filter(|day| *day > 0);
         let History { devices, days, undated, pending, .. } = store.history(day).expect("a history");
         let mut devices: Vec<_> =
@@ -121,7 +140,7 @@ mod tests {
 
         let take_back = |replica: &mut Replica| replica.take_back(Seq(1), Whose::Upstream(None));
         store.with(take_back).await.expect("they are taken back");
-        assert_eq!(of(&store), (vec![("phone".to_owned(), 1)], vec![], 1, 3));
+        assert_eq!(of(&store), (vec![("phone".to_owned(), 1)], vec![(7, 2), (8, 1)], 1, 3), "what waits has its day");
         store.promote().await.expect("it is promoted");
         let four = vec![("here".to_owned(), 3), ("phone".to_owned(), 1)];
         assert_eq!(of(&store), (four, vec![(7, 2), (8, 1)], 1, 0));

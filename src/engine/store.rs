@@ -57,6 +57,8 @@ pub struct Store {
     pub(super) inner: Arc<Inner>,
     /// Opens the store on behalf of this handle. It limits how many stores the handle's user can make.
     opener: Option<Arc<Opener>>,
+    /// Who brings the events that are committed through this handle, unless this device does.
+    origin: Option<Device>,
 }
 
 /// Opens a store for an event, as [`Store::begin`] does, if that is allowed.
@@ -92,12 +94,18 @@ impl Inner {
 
 impl Store {
     pub(super) fn new(inner: Arc<Inner>) -> Self {
-        Self { inner, opener: None }
+        Self { inner, opener: None, origin: None }
     }
 
     /// Returns this handle, which now has to ask `opener` before it can create the store.
     pub(crate) fn opened_by(self, opener: impl Fn(&Self) -> Result<(), Error> + Send + Sync + 'static) -> Self {
         Self { opener: Some(Arc::new(opener)), ..self }
+    }
+
+    /// Returns this handle, whose commits now come from `origin`. It is recorded where this instance is the authority. An
+    /// upstream names the device that pushed.
+    pub(crate) fn on_behalf_of(self, origin: Option<Device>) -> Self {
+        Self { origin, ..self }
     }
 
     /// Commits an event that happened now. It is on disk and applied when this returns.
@@ -128,7 +136,7 @@ impl Store {
     pub async fn commit_envelope(&self, event: Envelope) -> Result<Receipt, Error> {
         let (id, events) = (event.id, event.events());
         let (reply, stored) = oneshot::channel();
-        self.queue()?.try_send(Work::Commit(event, reply)).map_err(|error| match error {
+        self.queue()?.try_send(Work::Commit(event, self.origin.clone(), reply)).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => Error::Overloaded,
             mpsc::error::TrySendError::Closed(_) => Error::Closed,
         })?;
@@ -310,8 +318,7 @@ impl Store {
         }
         // If this fails half-way, the next call starts over.
         let mut counted = std::mem::take(&mut *kept);
-        counted.read_on(&self.inner.files, &mut day).map_err(|fault| Error::from(&fault))?;
-        let history = counted.history.clone();
+        let history = counted.read_on(&self.inner.files, &mut day).map_err(|fault| Error::from(&fault))?;
         *kept = counted;
         Ok(history)
     }

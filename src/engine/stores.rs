@@ -1,9 +1,8 @@
 //! The stores of one directory: opened at first use, closed when idle, bounded in number.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -140,13 +139,13 @@ impl Stores {
 
     fn new(dir: &Path, setup: Setup, limits: StoreLimits, follows: bool, guard: Guard) -> Result<Self, Fault> {
         guard.claim()?;
-        let count = stores_in(dir)?.len() as u64;
+        let existing = watch::channel(stores_in(dir)?.into_iter().collect()).0;
         let checkpoints = start_checkpoints().doing("start a thread for", dir)?;
         let common = Arc::new(Common {
             setup,
             follows,
             guard,
-            count: AtomicU64::new(count),
+            existing,
             max: limits.stores,
             checked: Mutex::default(),
             checkpoints,
@@ -231,7 +230,7 @@ impl Stores {
 
     /// Counts the stores, and what waits in the open ones. Waits for no store.
     pub(crate) fn census(&self) -> Census {
-        let stores = self.shared.common.count.load(Ordering::Relaxed);
+        let stores = self.shared.common.existing.borrow().len() as u64;
         let mut census = Census { stores, ..Census::default() };
         for OpenStore { store, .. } in self.shared.lock().stores.values() {
             let health = store.inner.health.borrow();
@@ -252,6 +251,12 @@ impl Stores {
     /// Has `measure` told of every write from now on. It is for the one that owns these stores: a second one isn't told.
     pub(crate) fn measure(&self, measure: impl Fn(Written) + Send + Sync + 'static) {
         let _ = self.shared.common.measure.set(Box::new(measure));
+    }
+
+    /// Returns the stores that have files, or are about to get them: now, and whenever one is added. Unlike a handle, it
+    /// keeps no store open.
+    pub(crate) fn existing(&self) -> watch::Receiver<HashSet<StoreId>> {
+        self.shared.common.existing.subscribe()
     }
 
     /// Returns the schema that all the stores share.
@@ -332,13 +337,13 @@ impl Shared {
         let is_absent = matches!(*inner.health.borrow(), Health::Absent);
         // The thread itself counts when it creates the files. This check only saves a thread when there is no room.
         let most = self.limits.stores.saturating_sub(spare.stores);
-        if is_absent && self.common.count.load(Ordering::Relaxed) >= most {
+        if is_absent && self.common.existing.borrow().len() as u64 >= most {
             return Err(Error::TooManyStores(most));
         }
         let (queue, work) = mpsc::channel(self.limits.queue);
         let Some(Unopened { tell_health }) = unopened.take() else { return Err(Error::Closed) };
         let (files, live, news) = (inner.files.clone(), Arc::clone(&inner.live), open.news(&inner.id).clone());
-        let writer = Writer::new(files, Arc::clone(&self.common), work, live, tell_health, news);
+        let writer = Writer::new(inner.id.clone(), files, Arc::clone(&self.common), work, live, tell_health, news);
         let predecessor = open.closing.remove(&inner.id);
         let run = move || {
             if let Some(predecessor) = predecessor {

@@ -1,17 +1,16 @@
 //! The one thread that owns a store's replica. It takes work from a bounded queue, and commits waiting events together.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::error::{Error, Fault};
-use super::event::Envelope;
+use super::event::{Device, Envelope};
 use super::eventlog::{Checked, Progress};
 use super::health::Health;
 use super::live::{Live, News};
@@ -22,6 +21,7 @@ use super::replica::{Outcome, Replica, Standing};
 use super::setup::{Files, Setup};
 use super::state::State;
 use super::storage::WalGauge;
+use super::store::StoreId;
 use crate::limits::engine::writer::{CHECKED_TOGETHER, LOOK_EVERY, MOST_TOGETHER, RETRY_AFTER};
 
 /// The receipt of a stored event.
@@ -35,8 +35,8 @@ pub(super) struct Stored {
 
 /// A request to a store's thread.
 pub(crate) enum Work {
-    /// Commit an event, together with others that are waiting.
-    Commit(Envelope, oneshot::Sender<Result<Stored, Error>>),
+    /// Commit an event, together with others that are waiting. The name is its origin, unless that is this device.
+    Commit(Envelope, Option<Device>, oneshot::Sender<Result<Stored, Error>>),
     /// Run code on the replica. Creates the store if it has no events yet.
     With(Act),
     /// Run code on the replica, if there is one.
@@ -108,8 +108,8 @@ pub(crate) struct Common {
     pub(crate) follows: bool,
     /// Keeps other processes out.
     pub(crate) guard: Guard,
-    /// How many stores there are on disk.
-    pub(crate) count: AtomicU64,
+    /// The stores that have files, or are about to get them.
+    pub(crate) existing: watch::Sender<HashSet<StoreId>>,
     /// The most stores there may be.
     pub(crate) max: u64,
     /// The checks done on stores that are closed for now.
@@ -133,6 +133,7 @@ pub(crate) struct Written {
 pub(crate) type Measure = Box<dyn Fn(Written) + Send + Sync>;
 
 pub(crate) struct Writer {
+    id: StoreId,
     files: Files,
     common: Arc<Common>,
     queue: mpsc::Receiver<Work>,
@@ -152,6 +153,7 @@ pub(crate) struct Writer {
 
 impl Writer {
     pub(crate) fn new(
+        id: StoreId,
         files: Files,
         common: Arc<Common>,
         queue: mpsc::Receiver<Work>,
@@ -161,6 +163,7 @@ impl Writer {
     ) -> Self {
         let held = Held::Failed(Error::Closed, Instant::now());
         Self {
+            id,
             files,
             common,
             queue,
@@ -269,8 +272,8 @@ impl Writer {
         let mut events = Vec::new();
         let mut replies = Vec::new();
         let mut next = Some(first);
-        while let Some(Work::Commit(event, reply)) = next {
-            events.push(event);
+        while let Some(Work::Commit(event, origin, reply)) = next {
+            events.push((event, origin));
             replies.push(reply);
             next = if events.len() < MOST_TOGETHER { self.queue.try_recv().ok() } else { None };
         }
@@ -305,16 +308,16 @@ impl Writer {
         }
     }
 
-    fn commit(&mut self, events: &[Envelope]) -> Vec<Result<Stored, Error>> {
+    fn commit(&mut self, events: &[(Envelope, Option<Device>)]) -> Vec<Result<Stored, Error>> {
         let result = match self.replica() {
-            Ok(replica) => replica.commit(events).map_err(|fault| self.recover(&fault)),
+            Ok(replica) => replica.commit_from(events).map_err(|fault| self.recover(&fault)),
             // The store failed a moment ago and is not retried for a while. Asking doesn't prolong that.
             Err(error) => Err(error),
         };
         match result {
             Ok(outcomes) => {
                 self.writes = Writes::Taken;
-                let receipt = |(outcome, event): (Outcome, &Envelope)| match outcome {
+                let receipt = |(outcome, (event, _)): (Outcome, &(Envelope, _))| match outcome {
                     Outcome::Stored(seq) => Ok(Stored { seq, is_new: true }),
                     Outcome::Known(seq) => Ok(Stored { seq, is_new: false }),
                     Outcome::Conflict => Err(Error::Conflict(event.id)),
@@ -455,9 +458,14 @@ impl Writer {
     /// Creates the files of a store that gets its first event.
     fn create(&mut self) -> Result<(), Error> {
         let common = Arc::clone(&self.common);
-        let Common { count, max, .. } = &*common;
-        let may = |stores: u64| (stores < *max).then_some(stores + 1);
-        if count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, may).is_err() {
+        let Common { existing, max, .. } = &*common;
+        let mut fits = true;
+        existing.send_if_modified(|all| {
+            // Somebody may have removed the files of a store that was there.
+            fits = all.contains(&self.id) || (all.len() as u64) < *max;
+            fits && all.insert(self.id.clone())
+        });
+        if !fits {
             return Err(Error::TooManyStores(*max));
         }
         match self.open_replica() {
@@ -467,7 +475,7 @@ impl Writer {
             }
             Err(fault) => {
                 if !self.files.exist() {
-                    common.count.fetch_sub(1, Ordering::Relaxed);
+                    existing.send_if_modified(|all| all.remove(&self.id));
                 }
                 let error = Error::from(&fault);
                 self.fail(error.clone());

@@ -51,4 +51,5 @@ pub fn app() -> App {
         .asset("likewise.css", "text/css; charset=utf-8", include_bytes!("likewise.css"))
         .asset("favicon.svg", "image/svg+xml", include_bytes!("favicon.svg"))
         .figure("count", count)
+        .embed::<LikeAdded>(count)
 }

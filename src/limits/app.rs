@@ -19,6 +19,9 @@ pub(crate) const ATTEND_EVERY: Duration = Duration::from_secs(60);
 /// How long to wait for everything to end before ending anyway: well below the time after which service managers kill.
 pub(crate) const SHUTDOWN: Duration = Duration::from_secs(5);
 
+/// How long a program that begins anew tries to take its data directory again. Most commands have it for less.
+pub(crate) const TAKEN_AGAIN: Duration = Duration::from_secs(10);
+
 /// How long a command waits for an answer from the process that has the data, or from a hub.
 pub(crate) const ANSWER: Duration = Duration::from_secs(30);
 

@@ -180,6 +180,37 @@ pub(crate) mod sse {
     pub(crate) const LONG: Duration = Duration::from_secs(30);
 }
 
+/// Links that pair a device or a browser with a hub.
+#[cfg(feature = "app")]
+pub(crate) mod pairing {
+    use super::Duration;
+
+    /// How long a link and its code are good: long enough to find the phone and type an address, short enough that a link
+    /// that stays in a chat is soon worth nothing.
+    pub(crate) const LASTS: Duration = Duration::from_secs(600);
+
+    /// How long a link that is no longer good is remembered, so that its holder is told why.
+    pub(crate) const REMEMBERED: Duration = Duration::from_secs(3_600);
+
+    /// Links that are good at a time. The owner makes them, so this is only a bound on what a guess can hit.
+    pub(crate) const OPEN: usize = 64;
+
+    /// The shortest nonce, in characters: 128 bits in hexadecimal. The token of a browser that types the code rests on it.
+    pub(crate) const SHORTEST_NONCE: usize = 32;
+
+    /// The longest nonce, in characters.
+    pub(crate) const LONGEST_NONCE: usize = 128;
+
+    /// How often `join` asks, in all, when no answer comes.
+    pub(crate) const ASKED: u32 = 4;
+
+    /// How long it waits before it asks again.
+    pub(crate) const PAUSE: Duration = Duration::from_secs(2);
+
+    /// The longest answer of a hub that is read, in bytes. A token with its name has 200.
+    pub(crate) const ANSWER_BYTES: usize = 16 * 1024;
+}
+
 /// The tokens of a hub.
 #[cfg(feature = "app")]
 pub(crate) mod tokens {

@@ -143,8 +143,8 @@ pub(crate) mod shares {
     /// client that reads nothing keeps what it was sent until it is disconnected.
     pub(crate) const PAGES: Quota = Quota { total: 64 << 20, kept: [0, 64 << 20, 0], a_token: 8 << 20 };
 
-    /// New stores of all visitors together: this many at once, and then this many an hour. Anyone who can post can make one,
-    /// and a store is for good.
+    /// New stores of all visitors together, or of one browser that an app's own routes let in: this many at once, and then
+    /// this many an hour. Anyone who can post can make one, and a store is for good.
     pub(crate) const VISITORS_STORES: Rate = Rate { burst: 100.0, per_second: 100.0 / 3_600.0 };
 
     /// The part of all stores that one token can have made: one in this many.
@@ -235,6 +235,95 @@ pub(crate) mod control {
 
     /// Such pieces that may wait.
     pub(crate) const PIECES: usize = 4;
+}
+
+/// What other sites embed.
+pub(crate) mod embed {
+    use super::{Duration, Rate};
+
+    /// The longest name of an item, in bytes. Names are mostly addresses, and 100 of these fit into no address anyway.
+    pub(crate) const ITEM_BYTES: usize = 400;
+
+    /// Items that one request may ask for: more than a page of a list shows.
+    pub(crate) const TOGETHER: usize = 100;
+
+    /// The largest form, in bytes: an id and the address of a page.
+    pub(crate) const FORM_BYTES: u64 = 4 * 1024;
+
+    /// Items that visitors can have made, in all. It leaves half of all stores to others.
+    pub(crate) const ITEMS: usize = 5_000;
+
+    /// New items of all clients together. `Origin` binds only browsers, so anybody can make them, and each is for good. A
+    /// site with more posts than this names them with `items add`, which nobody has to wait for.
+    pub(crate) const NEW_ITEMS: Rate = Rate { burst: 200.0, per_second: 200.0 / 3_600.0 };
+
+    /// New items of one client. Somebody who reads a whole site may be the first to like this many.
+    pub(crate) const NEW_ITEMS_OF_A_CLIENT: Rate = Rate { burst: 20.0, per_second: 20.0 / 3_600.0 };
+
+    /// Likes of one client. An office or a school may share one address.
+    pub(crate) const LIKES_OF_A_CLIENT: Rate = Rate { burst: 100.0, per_second: 1.0 };
+
+    /// Streams of one client. A browser has one for each site; those who get none ask for the counts now and then.
+    pub(crate) const STREAMS_OF_A_CLIENT: usize = 50;
+
+    /// How long clients are known under the same key. Nobody can tell afterwards who was there before.
+    pub(crate) const KEY_LIVES: Duration = Duration::from_secs(3_600);
+
+    /// Clients that are counted one by one. More share one allowance, so a stranger with many addresses fills no memory.
+    pub(crate) const CLIENTS: usize = 50_000;
+
+    /// Stores that are opened at a time to read counts.
+    pub(crate) const READ_AT_ONCE: usize = 16;
+
+    /// How long until a count that couldn't be read is tried again.
+    pub(crate) const READ_AGAIN: Duration = Duration::from_secs(5);
+
+    /// How long an answer may wait for counts.
+    pub(crate) const PATIENCE: Duration = Duration::from_secs(10);
+
+    /// The shortest pause between two messages of a stream. People read counts, they don't play them.
+    pub(crate) const SHORTEST_PAUSE: Duration = Duration::from_millis(50);
+
+    /// The longest pause, which streams keep when there are as many as there can be: any change wakes all of them.
+    pub(crate) const LONGEST_PAUSE: Duration = Duration::from_secs(1);
+
+    /// Streams at which the pause is longest.
+    pub(crate) const CROWD: u32 = 10_000;
+
+    /// How long caches may keep counts, in seconds. Lists of posts then cost the hub one answer in this time.
+    pub(crate) const COUNTS_KEPT: u32 = 10;
+
+    /// How long caches may keep a badge, in seconds.
+    pub(crate) const BADGE_KEPT: u32 = 60;
+
+    /// How long browsers may keep the script, in seconds. It has one address, so this is how long an update takes.
+    pub(crate) const SCRIPT_KEPT: u32 = 3_600;
+
+    /// The most that an import can bring for one item. More is a typing error, and would take hours.
+    pub(crate) const MOST_IMPORTED: u64 = 10_000_000;
+}
+
+/// Guesses at the code of a pairing, which has 40 bits. A code is good for ten minutes, so it sees two windows at most, with
+/// 2,000 tries of all clients together. While 64 codes are good, a guesser's chance at any of them is 2,000 · 64 / 2^40, one
+/// in 8 million; while one is, one in 500 million. One client alone has a hundredth of that. The secret in a link has 128
+/// bits, so nobody counts guesses at that.
+pub(crate) mod guesses {
+    use super::Duration;
+
+    /// After this time, everybody has all tries again.
+    pub(crate) const WINDOW: Duration = Duration::from_secs(600);
+
+    /// Tries of one client. A person who mistypes needs a few. IPv6 addresses count by /64.
+    pub(crate) const OF_A_CLIENT: u32 = 10;
+
+    /// Tries of all clients together. When they are used up, links go on working.
+    pub(crate) const OF_ALL: u32 = 1_000;
+}
+
+/// The cookie of a paired browser.
+pub(crate) mod browser {
+    /// How long a browser keeps it after it last opened the page, in seconds: 400 days, the most that browsers allow.
+    pub(crate) const KEPT: u32 = 400 * 24 * 60 * 60;
 }
 
 /// Who brought events, and when.

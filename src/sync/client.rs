@@ -125,6 +125,11 @@ impl Clients {
         self.shared.upstream.is_some()
     }
 
+    /// Returns the address of the upstream, if there is one.
+    pub(crate) fn hub(&self) -> Option<&str> {
+        self.shared.upstream.as_ref().map(Upstream::url)
+    }
+
     /// Keeps `store`, which somebody is using, level with the upstream, and returns the status of its link. Doesn't
     /// start if `most` other stores are already kept level.
     pub(crate) fn attend(&self, store: &Store, most: usize) -> watch::Receiver<LinkStatus> {

@@ -1,7 +1,7 @@
 //! An upstream hub, reached over HTTP: how requests are made, and what the answers mean.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use anyhow::{Context, bail};
@@ -98,19 +98,7 @@ impl Upstream {
     /// Checks the options. The token is only ever sent over TLS, or to this machine.
     pub(crate) fn new(options: UpstreamOptions) -> anyhow::Result<Self> {
         let url = checked(&options.url)?;
-        let mut roots = Vec::new();
-        if let Some(path) = &options.root_certificate {
-            let text = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-            let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
-            let found = found.ok().filter(|roots| !roots.is_empty());
-            roots = found.with_context(|| format!("{} holds no certificate in PEM form", path.display()))?;
-        }
-        let trust = if url.scheme() == "https" { Trust::SystemAnd(roots) } else { Trust::Nobody };
-        let tls = tls(trust).context(
-            "cannot make requests over TLS. If this machine has no certificate authorities, install them (the package is often \
-             named ca-certificates), or name the one of the hub with --root-certificate",
-        )?;
-        let client = client(&url, &tls).context("cannot make requests")?;
+        let (tls, client) = connect(&url, options.root_certificate.as_deref())?;
         let lanes = Arc::new(Mutex::new(vec![client.clone()]));
         Ok(Self { url, token: options.token, client, lanes, tls, ration: Ration::new(MAX_UNDER_WAY) })
     }
@@ -271,8 +259,26 @@ impl Upstream {
     }
 }
 
+/// Returns a client of the hub at `url`. It trusts the certificates in the file `certificates`, besides the system's.
+pub(super) fn connect(url: &Url, certificates: Option<&Path>) -> anyhow::Result<(ClientConfig, reqwest::Client)> {
+    let mut roots = Vec::new();
+    if let Some(path) = certificates {
+        let text = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+        let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
+        let found = found.ok().filter(|roots| !roots.is_empty());
+        roots = found.with_context(|| format!("{} holds no certificate in PEM form", path.display()))?;
+    }
+    let trust = if url.scheme() == "https" { Trust::SystemAnd(roots) } else { Trust::Nobody };
+    let tls = tls(trust).context(
+        "cannot make requests over TLS. If this machine has no certificate authorities, install them (the package is often \
+         named ca-certificates), or name the one of the hub with --root-certificate",
+    )?;
+    let client = client(url, &tls).context("cannot make requests")?;
+    Ok((tls, client))
+}
+
 /// Parses the address of a hub, if the token may be sent there: over TLS, or to this machine.
-fn checked(text: &str) -> anyhow::Result<Url> {
+pub(super) fn checked(text: &str) -> anyhow::Result<Url> {
     let text = text.trim_end_matches('/');
     let url = Url::parse(text)
         .with_context(|| format!("{text} is not the address of a hub, like https://likes.example.org"))?;
@@ -298,7 +304,7 @@ fn checked(text: &str) -> anyhow::Result<Url> {
 }
 
 /// Returns whether only this machine has that address.
-fn is_local(url: &Url) -> bool {
+pub(crate) fn is_local(url: &Url) -> bool {
     match url.host() {
         Some(url::Host::Domain(name)) => name.eq_ignore_ascii_case("localhost"),
         Some(url::Host::Ipv4(address)) => address.is_loopback(),

@@ -12,7 +12,11 @@ mod client;
 #[cfg(feature = "app")]
 mod http;
 #[cfg(feature = "app")]
+mod joined;
+#[cfg(feature = "app")]
 mod link;
+#[cfg(feature = "app")]
+mod pairings;
 mod protocol;
 #[cfg(feature = "app")]
 mod ration;
@@ -28,9 +32,13 @@ pub use authority::{AuthorityError, Incoming, NextPage, Refusal, Start, judged};
 #[cfg(feature = "app")]
 pub(crate) use client::{Clients, LinkState, LinkStatus};
 #[cfg(feature = "app")]
-pub(crate) use http::Upstream;
-#[cfg(feature = "app")]
 pub use http::{TokenSource, UpstreamOptions};
+#[cfg(feature = "app")]
+pub(crate) use http::{Upstream, is_local};
+#[cfg(feature = "app")]
+pub(crate) use joined::{Link, joined, leave};
+#[cfg(feature = "app")]
+pub(crate) use pairings::{NotPaired, PairingFile, Shown};
 pub use protocol::{Hello, Point, Push, Pushed, PushedEvent, WireEntry, WireEvent, WirePage};
 pub(crate) use protocol::{PAGE, code};
 pub use session::{End, Outgoing, PushAnswer, Session, SessionError, ended, repair};

@@ -1,5 +1,6 @@
-//! Device tokens: who may sync with this hub. A token names its device, so no device can speak for another. Only hashes
-//! are stored; a token has 256 random bits, so one round of a fast hash is enough.
+//! Tokens: which devices may sync with this hub, and which browsers may see its page. A token names its device or browser,
+//! so none can speak for another. Only hashes are stored; a token has 256 bits that nobody can guess, so one round of a
+//! fast hash is enough.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -21,10 +22,10 @@ use crate::{clock, random};
 /// A token as it is stored.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Token {
-    /// The device that it names.
+    /// The device or browser that it names.
     pub(crate) device: Device,
     /// BLAKE3 of the token, in hexadecimal.
-    hash: String,
+    pub(super) hash: String,
     /// When it was made, in milliseconds since the Unix epoch.
     pub(crate) created: u64,
     /// What it is for.
@@ -41,6 +42,8 @@ pub(crate) enum Purpose {
     Sync,
     /// A watcher reads `/status` and `/metrics` with it, and nothing else.
     Read,
+    /// A browser shows it in a cookie, and gets the page. Versions that don't know of browsers don't read the file at all.
+    Browser,
 }
 
 impl Purpose {
@@ -48,12 +51,22 @@ impl Purpose {
         *self == Self::Sync
     }
 
-    /// Hashes a token for this purpose. Versions that don't know of purposes hash as for sync, so a token for reading
-    /// opens nothing there.
-    fn hash(self, token: &str) -> String {
+    /// The word for it in a list.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Sync => "device",
+            Self::Read => "read",
+            Self::Browser => "browser",
+        }
+    }
+
+    /// Hashes a token for this purpose, so that it opens nothing else. Versions that don't know of purposes hash as for
+    /// sync.
+    pub(super) fn hash(self, token: &str) -> String {
         let hash = match self {
             Self::Sync => blake3::hash(token.as_bytes()),
             Self::Read => blake3::derive_key("likewise 2026-11 token for reading", token.as_bytes()).into(),
+            Self::Browser => blake3::derive_key("likewise 2026-11 token of a browser", token.as_bytes()).into(),
         };
         hash.to_hex().to_string()
     }
@@ -86,28 +99,20 @@ impl TokenFile {
     /// Makes a token for `device`, and returns the token itself, which is kept nowhere else.
     pub(crate) fn add(&self, device: Device, purpose: Purpose) -> anyhow::Result<String> {
         self.change(|tokens| {
-            if tokens.iter().any(|token| token.device == device) {
-                bail!(
-                    "the device {0} has a token already; revoke it first with `token revoke {0}`, or choose \
-                     another name",
-                    device.as_str()
-                );
-            }
+            must_be_free(tokens, &device)?;
             let token = format!("lw_{}", random::hex::<32>());
             tokens.push(Token { device, hash: purpose.hash(&token), created: now(), purpose });
             Ok(token)
         })
     }
 
-    /// Makes the token of `device` invalid.
-    pub(crate) fn revoke(&self, device: &Device) -> anyhow::Result<()> {
+    /// Makes the token of `device` invalid. Returns what it was for.
+    pub(crate) fn revoke(&self, device: &Device) -> anyhow::Result<Purpose> {
         self.change(|tokens| {
-            let before = tokens.len();
-            tokens.retain(|token| token.device != *device);
-            if tokens.len() == before {
+            let Some(place) = tokens.iter().position(|token| token.device == *device) else {
                 bail!("there is no token of a device {}; `token list` shows all", device.as_str());
-            }
-            Ok(())
+            };
+            Ok(tokens.remove(place).purpose)
         })
     }
 
@@ -128,13 +133,35 @@ impl TokenFile {
 
     /// Changes the file, under a lock that other commands wait for. Readers see either the old file or the new one.
     fn change<T>(&self, change: impl FnOnce(&mut Vec<Token>) -> anyhow::Result<T>) -> anyhow::Result<T> {
-        let lock = open_private_file(&self.dir.join("tokens.lock"))?;
-        lock.lock().context("cannot lock the tokens")?;
+        let _lock = self.lock()?;
         let mut tokens = self.list()?;
         let result = change(&mut tokens)?;
-        replace(&self.path(), &serde_json::to_vec_pretty(&tokens)?)?;
+        self.write(&tokens)?;
         Ok(result)
     }
+
+    /// Keeps others from changing the file, and the pairings that become tokens, until the returned file is dropped.
+    pub(super) fn lock(&self) -> anyhow::Result<File> {
+        let lock = open_private_file(&self.dir.join("tokens.lock"))?;
+        lock.lock().context("cannot lock the tokens")?;
+        Ok(lock)
+    }
+
+    /// Replaces the tokens. The caller holds the lock.
+    pub(super) fn write(&self, tokens: &[Token]) -> anyhow::Result<()> {
+        replace(&self.path(), &serde_json::to_vec_pretty(tokens)?)
+    }
+}
+
+/// Fails if one of the `tokens` has that name.
+pub(super) fn must_be_free(tokens: &[Token], device: &Device) -> anyhow::Result<()> {
+    if tokens.iter().any(|token| token.device == *device) {
+        bail!(
+            "the device {0} has a token already; revoke it first with `token revoke {0}`, or choose another name",
+            device.as_str()
+        );
+    }
+    Ok(())
 }
 
 /// Reads one of our own files, if it exists.

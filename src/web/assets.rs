@@ -34,7 +34,7 @@ const SCRIPT: &str = "text/javascript; charset=utf-8";
 const STYLE: &str = "text/css; charset=utf-8";
 
 /// The files that every program has. Scripts are ES modules, used as they stand.
-static COMMON: [Asset; 13] = [
+static COMMON: [Asset; 14] = [
     Asset::new("likewise.js", SCRIPT, include_bytes!("../../static/likewise.js")),
     Asset::new("worker.js", SCRIPT, include_bytes!("../../static/worker.js")),
     Asset::new("backoff.js", SCRIPT, include_bytes!("../../static/backoff.js")),
@@ -43,6 +43,7 @@ static COMMON: [Asset; 13] = [
     Asset::new("link.js", SCRIPT, include_bytes!("../../static/link.js")),
     Asset::new("morph.js", SCRIPT, include_bytes!("../../static/morph.js")),
     Asset::new("outbox.js", SCRIPT, include_bytes!("../../static/outbox.js")),
+    Asset::new("pair.js", SCRIPT, include_bytes!("../../static/pair.js")),
     Asset::new("stream.js", SCRIPT, include_bytes!("../../static/stream.js")),
     Asset::new("summary.js", SCRIPT, include_bytes!("../../static/summary.js")),
     Asset::new("view.js", SCRIPT, include_bytes!("../../static/view.js")),
@@ -61,7 +62,8 @@ impl Asset {
     }
 }
 
-fn gzip(bytes: &[u8]) -> Option<Bytes> {
+/// `bytes` in gzip. Nothing if that saves too little.
+pub(crate) fn gzip(bytes: &[u8]) -> Option<Bytes> {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::best());
     encoder.write_all(bytes).ok()?;
     let gzipped = encoder.finish().ok()?;
@@ -155,7 +157,7 @@ pub(crate) async fn asset(
 
 /// Whether a request takes gzip, and likes the file as it is no better
 /// (<https://www.rfc-editor.org/rfc/rfc9110#field.accept-encoding>).
-fn prefers_gzip(headers: &HeaderMap) -> bool {
+pub(crate) fn prefers_gzip(headers: &HeaderMap) -> bool {
     let (mut gzip, mut identity, mut others) = (None, None, 0.0);
     let values = headers.get_all(header::ACCEPT_ENCODING).iter().filter_map(|value| value.to_str().ok());
     for item in values.flat_map(|value| value.split(',')) {

@@ -9,11 +9,12 @@ use axum::body::{Body, Bytes};
 use axum::extract::State;
 use axum::http::StatusCode;
 use futures_util::{TryStreamExt, stream};
+use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 use tokio_util::io::StreamReader;
 
 use super::problem::Problem;
-use super::{App, AskedStore, Opened, sentence};
+use super::{App, AskedStore, Opened, pair, sentence};
 use crate::engine::{self, Error, Fault, Files, ImportError, Imported, Report, Setup, Standing, import};
 use crate::limits::web::control::{PIECE, PIECES};
 
@@ -136,6 +137,42 @@ pub(crate) async fn tokens(State(app): State<App>) -> Result<StatusCode, Problem
     }
 }
 
+/// `GET /control/v1/pairing`: where others reach this hub, for a command that makes a link.
+pub(crate) async fn pairing(State(app): State<App>) -> Result<Json<PairingAt>, Problem> {
+    if app.clients.follow() {
+        return Err(pair::follows());
+    }
+    Ok(Json(PairingAt { public_url: app.pairings.public_url.as_ref().map(ToString::to_string) }))
+}
+
+/// The hub that a process follows.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Followed {
+    pub(crate) url: Option<String>,
+}
+
+/// `GET /control/v1/joined`: which hub this process follows, for a command that joins its directory to one.
+pub(crate) async fn followed(State(app): State<App>) -> Json<Followed> {
+    Json(Followed { url: app.clients.hub().map(str::to_owned) })
+}
+
+/// `POST /control/v1/joined`: the directory was joined to a hub. A process that follows none begins anew, and then follows
+/// it. Any other looks at its token again by itself.
+pub(crate) async fn joined(state: State<App>) -> Json<Followed> {
+    if !state.clients.follow() {
+        state.anew.cancel();
+        state.shutdown.cancel();
+    }
+    followed(state).await
+}
+
+/// Where others reach a hub.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct PairingAt {
+    /// Its address, if it is known.
+    pub(crate) public_url: Option<String>,
+}
+
 /// The hub can't read its tokens.
 pub(super) fn tokens_unknown(why: &str) -> Problem {
     Problem::unavailable("tokens-unreadable", sentence(why), "Mend the file, or take it from a backup.", 5)
@@ -183,7 +220,7 @@ pub(crate) async fn promote(State(app): State<App>, Opened { store, .. }: Opened
         return Err(Problem::conflict(
             "follows-a-hub",
             "This program follows a hub, so it can't be the authority of the log itself.",
-            "Stop it, start it without --upstream, and promote then.",
+            "Stop it, promote then, and start it without --upstream.",
         ));
     }
     Ok(Json(store.promote().await?))

@@ -33,6 +33,8 @@ pub(crate) struct Face {
     pub(crate) page: Option<Arc<DrawPage>>,
     pub(crate) assets: Assets,
     pub(crate) figures: Vec<Figure>,
+    /// What other sites may embed.
+    pub(crate) embed: Option<Embed>,
     pub(crate) routes: Router,
 }
 
@@ -51,6 +53,13 @@ pub(crate) struct Nouns {
 pub(crate) struct Figure {
     pub(crate) name: &'static str,
     pub(crate) query: Arc<dyn Fn() -> Query<u64> + Send + Sync>,
+}
+
+/// What other sites may embed: an event without fields, and the number that it changes.
+#[derive(Clone)]
+pub(crate) struct Embed {
+    pub(crate) form: Form,
+    pub(crate) figure: Figure,
 }
 
 /// A form, which becomes an event.
@@ -142,6 +151,7 @@ impl Face {
             page: None,
             assets: Assets::common(),
             figures: Vec::new(),
+            embed: None,
             routes: Router::new(),
         }
     }
@@ -236,6 +246,18 @@ impl Form {
             Make::Plain(make) => make(fields, id)?,
             Make::Visited(make) => make(fields, &visitor()?, id)?,
         })
+    }
+}
+
+impl Embed {
+    /// The event with this id.
+    pub(crate) fn event(&self, id: EventId) -> Result<Envelope, Unmade> {
+        self.form.make(&Fields::default(), id, || Err(Unmade::Refused(Refusal::new("nobody is asked who posts"))))
+    }
+
+    /// Makes the query that counts.
+    pub(crate) fn count(&self) -> Arc<dyn Fn() -> Query<u64> + Send + Sync> {
+        Arc::clone(&self.figure.query)
     }
 }
 

@@ -17,7 +17,7 @@ use crate::sync::code;
 
 /// Tells a script which event is stored. An answer without it comes from somebody else, such as the login page of a
 /// network.
-const STORED: HeaderName = HeaderName::from_static("likewise-stored");
+pub(crate) const STORED: HeaderName = HeaderName::from_static("likewise-stored");
 
 /// `POST /{form}`
 ///
@@ -96,7 +96,7 @@ fn malformed_id(detail: String) -> Problem {
 }
 
 /// The fields of a form, and apart from them those named `id`.
-fn read(nouns: &Nouns, headers: &HeaderMap, body: &[u8]) -> Result<(Fields, Vec<String>), Problem> {
+pub(super) fn read(nouns: &Nouns, headers: &HeaderMap, body: &[u8]) -> Result<(Fields, Vec<String>), Problem> {
     if body.is_empty() {
         return Ok(Default::default());
     }

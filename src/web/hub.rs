@@ -122,7 +122,8 @@ impl Hub {
         self.tokens.trouble()
     }
 
-    fn saw(&self, device: &Device, store: &StoreId, pulled: Option<Seq>) {
+    /// Notes that a device or a browser is there, and how far it has pulled a store.
+    pub(super) fn saw(&self, device: &Device, store: &StoreId, pulled: Option<Seq>) {
         let mut devices = self.devices.lock().expect("BUG: noting a device panicked");
         let seen = devices.entry(device.as_str().to_owned()).or_default();
         seen.at = tokens::now();

@@ -3,6 +3,8 @@
 pub(crate) mod assets;
 mod base_path;
 mod control;
+mod cookies;
+pub(crate) mod embed;
 pub(crate) mod face;
 mod fields;
 mod form;
@@ -13,8 +15,10 @@ mod hub;
 pub(crate) mod live;
 pub(crate) mod metrics;
 mod page;
+mod pair;
 mod params;
 mod problem;
+mod public_url;
 mod received;
 mod rehearsal;
 mod remote;
@@ -42,19 +46,21 @@ use crate::engine::{Device, Stores};
 use crate::sync::Clients;
 
 pub use base_path::BasePath;
-pub(crate) use control::{AFTER_IMPORT, Exported};
-pub(crate) use face::Face;
-pub use guard::{AllowedHost, TrustedProxy};
-pub(crate) use guard::{Pass, Passes, Policy, Sees, protect};
+pub(crate) use control::{AFTER_IMPORT, Exported, Followed, PairingAt};
+pub(crate) use face::{Embed, Face};
+pub use guard::{AllowedHost, EmbeddingSite, TrustedProxy};
+pub(crate) use guard::{Browsers, PairingCookie, Pass, Passes, Policy, Sees, Sites, protect};
 pub use html::{Html, IntoHtml};
 pub(crate) use hub::Hub;
 pub use page::{Page, Render};
+pub(crate) use pair::Pairings;
 pub use params::{Params, Refusal};
 pub(crate) use problem::{Problem, sentence};
+pub use public_url::PublicUrl;
 pub(crate) use received::Received;
 pub(crate) use rehearsal::{Flaw, Rehearsal};
 pub(crate) use remote::Committed;
-pub(crate) use server::{Connection, Limits, Listener, raise_open_file_limit, serve, stores_within_open_files};
+pub(crate) use server::{Connection, Door, Limits, Listener, raise_open_file_limit, serve, stores_within_open_files};
 pub(crate) use setting::Setting;
 pub(crate) use shares::{Full, Lease, Shares, Who};
 pub(crate) use status::{Digests, StatusReport, date_time, digests, what_to_do};
@@ -80,8 +86,12 @@ pub(crate) struct Services {
     pub(crate) clients: Clients,
     /// Lets other instances sync with this one.
     pub(crate) hub: Hub,
+    /// Lets browsers and devices pair with this instance.
+    pub(crate) pairings: Pairings,
     /// Tells visitors apart for apps that ask who posts.
     pub(crate) visitors: VisitorKey,
+    /// What other sites embed, if the app has that.
+    pub(crate) embedding: Option<embed::Embedding>,
     pub(crate) metrics: metrics::Metrics,
     /// The version that the program shows.
     pub(crate) version: &'static str,
@@ -90,6 +100,8 @@ pub(crate) struct Services {
     /// Flags that don't fit together, each with what to do about it.
     pub(crate) faults: Vec<(String, String)>,
     pub(crate) shutdown: CancellationToken,
+    /// Says, before the shutdown, that the server is to begin anew afterwards.
+    pub(crate) anew: CancellationToken,
 }
 
 /// Headers of every event stream. A proxy must neither gather it into larger pieces (nginx, and what follows its lead, read
@@ -146,6 +158,9 @@ fn joined(app: App) -> Router {
         .route("/static/{version}/{file}", get(assets::asset))
         .route("/static/{file}", get(assets::unversioned))
         .route("/favicon.ico", get(assets::favicon))
+        .merge(embed::routes(&app))
+        .route("/pair", get(pair::page).post(pair::redeem))
+        .route("/control/v1/joined", get(control::followed).post(control::joined))
         .merge(for_devices_and_commands())
         .with_state(app)
 }
@@ -155,6 +170,7 @@ pub(crate) fn hub_routes(app: App) -> Router {
     Router::new()
         .merge(how_it_is())
         .nest("/s/{store}", how_it_is())
+        .route("/pair", get(hub::no_page).post(pair::redeem_for_devices))
         .merge(for_devices_and_commands())
         .fallback(hub::no_page)
         .with_state(app)
@@ -172,8 +188,11 @@ fn for_devices_and_commands() -> Router<App> {
     Router::new()
         .route("/sync/v1/{store}/events", get(hub::pull).post(hub::push))
         .route("/control/v1/backup", post(control::backup))
+        .route("/control/v1/items", get(embed::items).post(embed::change_items))
+        .route("/control/v1/item-counts", post(embed::import_route))
         .route("/control/v1/tokens", post(control::tokens))
         .route("/control/v1/setting", get(setting::setting))
+        .route("/control/v1/pairing", get(control::pairing))
         .route("/control/v1/{store}/export", get(control::export))
         .route("/control/v1/{store}/import", post(control::import_route))
         .route("/control/v1/{store}/verify", post(control::verify))

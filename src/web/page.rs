@@ -144,7 +144,7 @@ impl Page {
         render: Render,
     ) -> Self {
         let views = match sees {
-            Sees::All => links(&render.face, &render.base, View::Page),
+            Sees::All | Sees::TheViews => links(&render.face, &render.base, View::Page),
             Sees::ThePage => Html::default(),
         };
         Self { parts: Arc::new(Parts { store, params, fragments, status, views, render }) }
@@ -172,7 +172,7 @@ impl Page {
     }
 
     /// Links to the program's own views of the store: its history and the other stores. Nothing for strangers, who may not
-    /// see these.
+    /// see these. A paired browser is no stranger.
     pub fn views(&self) -> Html {
         self.parts.views.clone()
     }

@@ -8,11 +8,11 @@ use std::collections::{HashMap, HashSet};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
-use super::face::{Face, Fragment};
+use super::face::{Face, Figure, Fragment, Unmade};
 use super::live::{drawn, status_fragment};
 use super::status::StatusLine;
 use super::{Html, Page, Params, Render, Sees};
-use crate::engine::{DbError, Rehearsed};
+use crate::engine::{DbError, EventId, Rehearsed};
 
 /// What is wrong with a part of an app.
 pub(crate) enum Flaw {
@@ -43,6 +43,7 @@ impl<'a> Rehearsal<'a> {
         if state.is_empty {
             self.try_forms(state)?;
             self.try_figures(state)?;
+            self.try_embed(state)?;
         }
         let mut fragments = HashMap::new();
         for fragment in &self.face.fragments {
@@ -68,15 +69,24 @@ impl<'a> Rehearsal<'a> {
 
     /// A figure has no parameters, so it has to have a number in a new store.
     fn try_figures(&self, state: &Rehearsed<'_>) -> Result<(), Flaw> {
-        for figure in &self.face.figures {
-            let Ok(query) = catch_unwind(AssertUnwindSafe(|| (figure.query)())) else { continue };
-            state.answer(&query).and_then(|answer| answer.map(drop)).map_err(|why| Flaw::Part {
-                what: "figure",
-                name: figure.name,
-                why: why.to_string(),
-            })?;
+        self.face.figures.iter().try_for_each(|figure| try_figure(figure, state))
+    }
+
+    /// What is embedded has no fields, and a count in a new store.
+    fn try_embed(&self, state: &Rehearsed<'_>) -> Result<(), Flaw> {
+        let Some(embed) = &self.face.embed else { return Ok(()) };
+        let flaw = |why: String| Err(Flaw::Part { what: "event to embed", name: embed.form.event, why });
+        if !state.knows(embed.form.event) {
+            return flaw("no materializer takes it; add one to the schema with `on`".to_owned());
         }
-        Ok(())
+        match embed.event(EventId::now()) {
+            Err(Unmade::Misfit(misfit)) => {
+                return flaw(format!("it can't be made without fields: {}", misfit.sentence()));
+            }
+            Err(Unmade::Malformed(why)) => return flaw(why.to_string()),
+            Ok(_) | Err(Unmade::Refused(_)) => {}
+        }
+        try_figure(&embed.figure, state)
     }
 
     /// Gives the fragment's HTML, if it has any on this state.
@@ -121,4 +131,13 @@ impl<'a> Rehearsal<'a> {
         drop(catch_unwind(AssertUnwindSafe(|| self.face.draw(&page))));
         render.unknown().map_or(Ok(()), |unknown| Err(Flaw::Page(unknown)))
     }
+}
+
+fn try_figure(figure: &Figure, state: &Rehearsed<'_>) -> Result<(), Flaw> {
+    let Ok(query) = catch_unwind(AssertUnwindSafe(|| (figure.query)())) else { return Ok(()) };
+    state.answer(&query).and_then(|answer| answer.map(drop)).map_err(|why| Flaw::Part {
+        what: "figure",
+        name: figure.name,
+        why: why.to_string(),
+    })
 }

@@ -22,7 +22,7 @@ use crate::limits::web::{
 pub(crate) enum Who {
     /// Somebody on this machine, under a loopback name.
     Owner,
-    /// A device with a valid token.
+    /// A device or a browser with a valid token.
     Token(Device),
     /// Anybody else.
     Visitor,
@@ -34,6 +34,14 @@ impl Who {
             Self::Owner => 0,
             Self::Token(_) => 1,
             Self::Visitor => 2,
+        }
+    }
+
+    /// The name that the log shows with what they post, if it isn't this instance's own.
+    pub(crate) fn named(&self) -> Option<Device> {
+        match self {
+            Self::Token(device) => Some(device.clone()),
+            Self::Owner | Self::Visitor => None,
         }
     }
 
@@ -150,15 +158,51 @@ impl Drop for Lease {
     }
 }
 
+/// What somebody has left of a [`Rate`], and as of when.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bucket {
+    left: f64,
+    since: Instant,
+}
+
+impl Bucket {
+    /// Everything that `rate` allows at once.
+    pub(crate) fn full(rate: Rate, now: Instant) -> Self {
+        Self { left: rate.burst, since: now }
+    }
+
+    /// Takes `amount`. If that is too much, it takes nothing and returns how long to wait.
+    pub(crate) fn take(&mut self, rate: Rate, amount: f64, now: Instant) -> Result<(), Duration> {
+        self.fill(rate, now);
+        if self.left < amount {
+            return Err(Duration::from_secs_f64((amount - self.left) / rate.per_second));
+        }
+        self.left -= amount;
+        Ok(())
+    }
+
+    /// Returns whether nothing is missing, so that forgetting this one changes nothing.
+    pub(crate) fn is_full(&mut self, rate: Rate, now: Instant) -> bool {
+        self.fill(rate, now);
+        self.left >= rate.burst
+    }
+
+    fn fill(&mut self, rate: Rate, now: Instant) {
+        let elapsed = now.saturating_duration_since(self.since).as_secs_f64();
+        self.left = rate.burst.min(self.left + rate.per_second * elapsed);
+        self.since = now;
+    }
+}
+
 /// Counts how often each sender does something. The owner is not counted.
 pub(crate) struct Meter {
     rate: Rate,
-    /// What each sender has left, and as of when. Tokens are few, because the owner makes them.
-    left: Mutex<HashMap<Who, (f64, Instant)>>,
+    /// What each sender has left. Tokens are few, because the owner makes them.
+    left: Mutex<HashMap<Who, Bucket>>,
 }
 
 impl Meter {
-    fn new(rate: Rate) -> Self {
+    pub(crate) fn new(rate: Rate) -> Self {
         Self { rate, left: Mutex::default() }
     }
 
@@ -171,29 +215,21 @@ impl Meter {
         if *who == Who::Owner {
             return Ok(());
         }
-        let Rate { burst, per_second } = self.rate;
         let mut all = self.left.lock().expect("BUG: counting panicked");
-        let (left, since) = all.entry(who.clone()).or_insert((burst, now));
-        *left = burst.min(*left + per_second * now.saturating_duration_since(*since).as_secs_f64());
-        *since = now;
-        if *left < amount {
-            return Err(Duration::from_secs_f64((amount - *left) / per_second));
-        }
-        *left -= amount;
-        Ok(())
+        all.entry(who.clone()).or_insert_with(|| Bucket::full(self.rate, now)).take(self.rate, amount, now)
     }
 
     /// Counts `amount` even if that is too much. What comes next then has to wait.
     pub(crate) fn charge(&self, who: &Who, amount: f64) {
-        if let Some((left, _)) = self.left.lock().expect("BUG: counting panicked").get_mut(who) {
-            *left = (*left - amount).max(0.0);
+        if let Some(bucket) = self.left.lock().expect("BUG: counting panicked").get_mut(who) {
+            bucket.left = (bucket.left - amount).max(0.0);
         }
     }
 
     /// Takes back what turned out not to happen.
     pub(crate) fn give_back(&self, who: &Who, amount: f64) {
-        if let Some((left, _)) = self.left.lock().expect("BUG: counting panicked").get_mut(who) {
-            *left = self.rate.burst.min(*left + amount);
+        if let Some(bucket) = self.left.lock().expect("BUG: counting panicked").get_mut(who) {
+            bucket.left = self.rate.burst.min(bucket.left + amount);
         }
     }
 }
@@ -219,7 +255,7 @@ impl Shares {
         let streams = Quota { total: streams, kept: [part, 2 * part, part], a_token: part.max(1) };
         // Less than all the room, so that requests and pulls find some. They need a store only for a moment.
         let total = limits.open - limits.open / 8;
-        let held = Quota { total, kept: [total / 4, 0, total / 4], a_token: 0 };
+        let held = Quota { total, kept: [total / 4, 0, total / 4], a_token: total / 4 };
         Self {
             streams: Pool::new(streams),
             held: Pool::new(held),

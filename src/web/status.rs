@@ -169,7 +169,7 @@ pub(crate) async fn status(
     let link = link.borrow().clone();
     let no_store = [(header::CACHE_CONTROL, "no-store")];
     let mut report = StatusReport::of(&app.face, &store, &app.device, app.version, &link).await?;
-    if sees == Sees::ThePage {
+    if sees != Sees::All {
         return Ok((no_store, Json(PublicStatus::from(report))).into_response());
     }
     let asks = |query: &str| query.split('&').any(|part| part.split('=').next() == Some("digests"));
@@ -197,7 +197,7 @@ pub(crate) async fn healthz(
 ) -> Result<impl IntoResponse, Problem> {
     let of_store = store.healthy().await.trouble().map(|why| Error::Unavailable(why.into()).into());
     match of_store.or_else(|| app.hub.trouble().as_deref().map(tokens_unknown)) {
-        Some(_) if sees == Sees::ThePage => Err(StatusCode::SERVICE_UNAVAILABLE.into()),
+        Some(_) if sees != Sees::All => Err(StatusCode::SERVICE_UNAVAILABLE.into()),
         Some(problem) => Err(problem),
         None => Ok(([(header::CACHE_CONTROL, "no-store")], "ok\n")),
     }

@@ -83,7 +83,10 @@ where
         let asked = AskedStore::from_request_parts(parts, state).await?;
         let app = App::from_ref(state);
         let who = who(parts);
-        let store = app.stores.get_leaving(&asked.id, who.spare(app.stores.limits()))?;
+        let store = app.stores.get_leaving(&asked.id, who.spare(app.stores.limits()))?.on_behalf_of(who.named());
+        if let Who::Token(device) = &who {
+            app.hub.saw(device, &asked.id, None);
+        }
         // The upstream may have a store that isn't here, so it is asked. The owner may have it asked about any name;
         // strangers could make up names for ever.
         let most = if who == Who::Visitor && store.is_absent() { VISITORS_LINKS } else { usize::MAX };
@@ -130,9 +133,10 @@ impl Services {
         Ok(())
     }
 
-    /// Opens a store. If `who` is a visitor, a new store counts against the quota that visitors share.
+    /// Opens a store. Unless `who` is the owner, a new store counts against the quota of a token, or the one that all visitors
+    /// share.
     fn open(&self, store: &Store, who: &Who) -> Result<(), Error> {
-        let is_counted = *who == Who::Visitor && store.is_absent();
+        let is_counted = *who != Who::Owner && store.is_absent();
         if is_counted {
             self.shares.visitors_stores.take(who, 1.0).map_err(Error::TooManyNewStores)?;
         }

@@ -1,4 +1,4 @@
-//! All stores, with their counts and the way to a new one, for the owner alone.
+//! All stores, with their counts and the way to a new one. Strangers don't see them.
 //!
 //! The list has pages, and only the stores on the page that is shown are opened. Anything more would let a look at ten
 //! thousand stores close those that are in use. Nothing is created here: a store begins with its first event.

@@ -30,7 +30,10 @@ fn serving(app: crate::App, dir: &Path, schema: Schema, limits: StoreLimits, max
     let stores = Stores::open(dir, setup, limits).expect("stores");
     let shutdown = CancellationToken::new();
     let tokens = Tokens::follow(TokenFile::in_dir(dir), shutdown.clone()).expect("tokens");
+    let cookie = PairingCookie::new(&face, None);
     App::new(Services {
+        embedding: None,
+        pairings: Pairings::new(dir, None, cookie),
         metrics: metrics::Metrics::new(&face, "1.2.3"),
         version: "1.2.3",
         public_url: None,
@@ -45,6 +48,7 @@ fn serving(app: crate::App, dir: &Path, schema: Schema, limits: StoreLimits, max
         clients: Clients::new(stores, None, Duration::ZERO, shutdown.clone()),
         hub: Hub::new(tokens, dir.to_owned(), shutdown.clone()),
         shutdown,
+        anew: CancellationToken::new(),
     })
 }
 

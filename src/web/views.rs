@@ -1,9 +1,9 @@
-//! The links between a store's page and the program's own views of it, which only the owner gets to see.
+//! The links between a store's page and the program's own views of it, for those whom the owner has let in.
 
 use super::Html;
 use super::face::Face;
 
-/// What the owner can look at.
+/// What can be looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum View {
     /// The page of a store.

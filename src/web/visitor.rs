@@ -8,8 +8,9 @@ use std::path::PathBuf;
 use std::sync::Mutex;
 
 use anyhow::{Context as _, anyhow};
-use axum::http::header::{self, HeaderMap, HeaderValue};
+use axum::http::header::{HeaderMap, HeaderValue};
 
+use super::cookies;
 use super::face::Face;
 use crate::data_dir::DataDir;
 use crate::limits::web::visitor::KEPT;
@@ -105,19 +106,14 @@ fn shortened(hash: blake3::Hash) -> String {
     hash.to_hex()[..2 * ID].to_owned()
 }
 
-/// The name of an app's cookie. Cookies ignore ports, so the apps on one machine would share any other name. Of several
-/// cookies of that name, a browser sends the one with the longest path first.
+/// The name of an app's cookie. Cookies ignore ports, so the apps on one machine would share any other name.
 fn cookie_name(app: &str) -> String {
     format!("{app}-visitor")
 }
 
 /// The id that a browser sends, if it has the form of ours.
 fn shown(headers: &HeaderMap, cookie: &str) -> Option<String> {
-    let cookies = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
-    let id = cookies.flat_map(|all| all.split(';')).find_map(|one| {
-        let (name, value) = one.trim().split_once('=')?;
-        (name == cookie).then_some(value)
-    })?;
+    let id = cookies::cookie(headers, cookie)?;
     let is_ours = id.len() == 2 * ID && id.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte));
     is_ours.then(|| id.to_owned())
 }
@@ -125,6 +121,8 @@ fn shown(headers: &HeaderMap, cookie: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use std::fs;
+
+    use axum::http::header;
 
     use super::*;
 

@@ -54,6 +54,33 @@ fn the_accessibility_tree_names_the_button_and_the_count() {
 }
 
 #[test]
+fn the_accessibility_tree_of_the_history_has_numbers_and_a_table() {
+    let data = data_dir();
+    fill(data.path(), "likes", 12_345);
+    let server = Server::start_with(data.path(), &["--listen", "127.0.0.1:0", "--device", "phone"]);
+    let browser = Browser::launch();
+    let tab = browser.open(&server.url);
+    tab.leave_by(|tab| drop(tab.eval("document.querySelector('.views a').click()")));
+    assert_eq!(tab.eval("location.pathname"), "/history");
+    tab.until("document.querySelector('h1').textContent === '12,345 likes'");
+    assert_eq!(tab.eval("document.title"), "History · Likewise");
+    assert!(!tab.text("main").contains("2,0"), "years are no counts: {}", tab.text("main"));
+    tab.eval("document.querySelector('details').open = true");
+    let tree = tab.call("Accessibility.getFullAXTree", json!({}));
+    let nodes = tree["nodes"].as_array().expect("nodes");
+    let has = |role: &str, name: &str| {
+        let fits = |node: &&Value| node["role"]["value"] == role && node["name"]["value"] == name;
+        assert_eq!(nodes.iter().filter(fits).count(), 1, "{role} {name:?} in {nodes:#?}");
+    };
+    has("heading", "12,345 likes");
+    has("list", "Who brought them");
+    has("image", "Bars, one a day. The table below has the numbers.");
+    has("columnheader", "Likes");
+    has("cell", "12,345");
+    has("navigation", "Views");
+}
+
+#[test]
 fn another_digit_moves_nothing() {
     let stores = [("n0", 0), ("n9", 9), ("n99", 99), ("n999", 999), ("n9999", 9_999), ("n99999", 99_999)];
     let data = data_dir();

@@ -19,7 +19,7 @@ use crate::common::{PATIENCE, wait_for};
 /// How many browsers run at once. Each has a handful of processes, and shares the machine with the programs under test.
 const AT_ONCE: usize = 2;
 
-const FLAGS: [&str; 12] = [
+const FLAGS: [&str; 13] = [
     "--headless=new",
     "--remote-debugging-pipe",
     "--no-sandbox", // it can't have one as root, and sees only our own pages
@@ -31,7 +31,9 @@ const FLAGS: [&str; 12] = [
     "--disable-component-update",
     "--no-first-run",
     "--window-size=1000,800",
-    "--host-resolver-rules=MAP evil.example 127.0.0.1, MAP hub.example 127.0.0.1",
+    "--host-resolver-rules=MAP *.example 127.0.0.1, MAP likes.example.org 127.0.0.1",
+    // The certificates of the tests are their own.
+    "--ignore-certificate-errors",
 ];
 
 /// A browser with its own profile. When it goes out of scope, it must not have complained about anything.
@@ -46,6 +48,11 @@ pub(crate) struct Browser {
 impl Browser {
     /// Starts one, when it is this test's turn.
     pub(crate) fn launch() -> Self {
+        Self::launch_trusting(&[])
+    }
+
+    /// Starts one in which these sites have what others have only over TLS.
+    pub(crate) fn launch_trusting(sites: &[&str]) -> Self {
         let turn = Turn::take();
         let profile = tempfile::tempdir().expect("a directory for the browser's profile");
         let log = profile.path().join("stderr");
@@ -54,6 +61,7 @@ impl Browser {
         let mut process = Command::new("sh")
             .args(["-c", "exec \"$@\" 3<&0 4>&1 </dev/null >/dev/null", "sh", program()])
             .args(FLAGS)
+            .arg(format!("--unsafely-treat-insecure-origin-as-secure={}", sites.join(",")))
             .arg(format!("--user-data-dir={}", profile.path().join("profile").display()))
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -26,6 +26,40 @@ fn without_javascript_a_click_posts_the_form_and_shows_the_page_again() {
 }
 
 #[test]
+fn without_javascript_the_list_of_stores_leads_to_a_new_one_and_back() {
+    let data = data_dir();
+    let server = Server::start(data.path());
+    let browser = Browser::launch();
+    let tab = browser.blank();
+    tab.without_scripts();
+    tab.go(&server.url);
+    let follow = |tab: &Tab<'_>, words: &str| {
+        tab.leave_by(|tab| {
+            let link = format!("[...document.links].find((link) => link.textContent.trim() === '{words}').click()");
+            drop(tab.eval(&link));
+        });
+    };
+    let open = |tab: &Tab<'_>, name: &str| {
+        tab.type_into("#name", name);
+        tab.leave_by(|tab| tab.click(".ask button"));
+    };
+    follow(&tab, "Stores");
+    open(&tab, "My Store");
+    assert!(tab.text("#rule").contains("“My Store” can’t be the name of a store."), "{}", tab.text("#rule"));
+    open(&tab, "my-store");
+    assert_eq!(tab.eval("location.pathname"), "/s/my-store/");
+    assert!(!server.store("my-store").exists(), "looking makes nothing");
+    tab.leave_by(Tab::like);
+    follow(&tab, "History");
+    assert_eq!(tab.eval("location.pathname"), "/s/my-store/history");
+    assert_eq!(tab.text("h1"), "1 like");
+    follow(&tab, "Stores");
+    assert!(tab.text(".stores").contains("my-store 1 like"), "{}", tab.text(".stores"));
+    follow(&tab, "my-store");
+    assert_eq!(tab.count(), 1);
+}
+
+#[test]
 fn trust_57_without_javascript_back_and_a_click_is_a_new_like() {
     let data = data_dir();
     let server = Server::start(data.path());

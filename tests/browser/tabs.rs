@@ -187,7 +187,7 @@ fn another_store_has_its_own_page_count_and_stream() {
         tab.until_live();
     }
     assert_eq!(server.streams(), 2);
-    assert_eq!(work.eval("document.title"), "work · Likewise");
+    assert_eq!(work.eval("document.title"), "0 likes · work · Likewise");
     work.like();
     work.until_count(1);
     work.until_sent();

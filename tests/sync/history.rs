@@ -36,6 +36,8 @@ fn history_tells_devices_apart_and_what_waits_here() {
     phone.wait_until("offline");
     phone.like();
     assert_eq!(devices(&phone), ["1 here, waiting", "2 from laptop", "3 from phone"]);
+    let (_, page) = get(&format!("{}/history", phone.url()));
+    assert!(page.contains("<b data-numbers>6</b> today"), "what waits has happened, too: {page}");
     proxy.set(Mode::Pass);
     wait_until_level(&[&hub, &phone, &laptop], 6);
     for node in [&hub, &phone, &laptop] {

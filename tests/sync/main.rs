@@ -12,6 +12,7 @@ mod doors;
 mod faults;
 mod history;
 mod http2;
+mod joining;
 mod liars;
 mod logs;
 mod masses;

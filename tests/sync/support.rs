@@ -50,6 +50,11 @@ impl Node {
         Self::new(&["--device", "hub"])
     }
 
+    /// An instance that says nothing of a hub; not started.
+    pub fn alone() -> Self {
+        Self::new(&["--retry-halted", "1"])
+    }
+
     /// A client of the hub behind `url`, with a new token for `name`; not started.
     pub fn prepared(name: &str, url: &str, hub: &Self) -> Self {
         let mut client = Self::new(&["--upstream", url, "--retry-halted", "1"]);

@@ -15,15 +15,15 @@ use crate::proxy::read_request;
 use crate::support::{Node, wait_until_level};
 
 /// Terminates TLS in front of a hub.
-struct Terminator {
-    url: String,
+pub struct Terminator {
+    pub url: String,
     connections: Arc<AtomicU64>,
     /// Requests that came through.
     requests: Arc<AtomicU64>,
 }
 
 impl Terminator {
-    fn start(config: Arc<ServerConfig>, hub: &Node) -> Self {
+    pub fn start(config: Arc<ServerConfig>, hub: &Node) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("https://localhost:{}", listener.local_addr().unwrap().port());
         let (connections, requests) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));

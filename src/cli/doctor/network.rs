@@ -134,7 +134,7 @@ impl Patient<'_> {
             },
         };
         match tokens.revoke(&device) {
-            Ok(()) => (Some(finding), clock),
+            Ok(_) => (Some(finding), clock),
             Err(error) => (Some(Finding::failed(FRONT, &error)), clock),
         }
     }

@@ -34,6 +34,18 @@ impl Replica {
         self.write(&batch, OnFault::Refuse)
     }
 
+    /// Works like [`commit`](Self::commit), for events that somebody else brings here. An authority records the given name as
+    /// their origin. Where an upstream gives the places, it names the origin, and the given name has no effect.
+    ///
+    /// # Errors
+    ///
+    /// The same as for [`commit`](Self::commit).
+    pub(crate) fn commit_from(&mut self, events: &[(Envelope, Option<Device>)]) -> Result<Vec<Outcome>, Fault> {
+        let device = self.setup.device.clone();
+        let batch: Vec<_> = events.iter().map(|(event, origin)| (event, origin.as_ref().unwrap_or(&device))).collect();
+        self.write(&batch, OnFault::Refuse)
+    }
+
     /// Adds events that happened elsewhere, in this order, each with the device it comes from. They are not judged: an
     /// event that can't be applied is stored and skipped, as on every other replica.
     ///

@@ -10,33 +10,38 @@ use axum::http::request::Parts;
 
 use super::client::is_proxied;
 use super::host::{AddressedAs, addressed_as};
-use super::{HEALTH, Policy};
+use super::{HEALTH, PAIR, Policy};
+use crate::sync::Token;
 use crate::web::Role;
 use crate::web::problem::{Problem, storeless};
 use crate::web::shares::Who;
 
 /// The sender of a request. It decides what of the program they may see.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Caller {
     /// The owner of the data, or somebody on their machine.
     Owner,
     /// A program that monitors this one, with a token for that.
     Watcher,
+    /// A paired browser, with its token.
+    Browser(Token),
     /// Anybody else.
     Visitor,
 }
 
 impl Caller {
-    pub(super) fn who(self) -> Who {
+    pub(super) fn who(&self) -> Who {
         match self {
             Self::Owner => Who::Owner,
+            Self::Browser(token) => Who::Token(token.device.clone()),
             Self::Watcher | Self::Visitor => Who::Visitor,
         }
     }
 
-    pub(super) fn sees(self) -> Sees {
+    pub(super) fn sees(&self) -> Sees {
         match self {
             Self::Owner | Self::Watcher => Sees::All,
+            Self::Browser(_) => Sees::TheViews,
             Self::Visitor => Sees::ThePage,
         }
     }
@@ -47,6 +52,8 @@ impl Caller {
 pub(crate) enum Sees {
     /// What its owner sees.
     All,
+    /// Its page, and the program's own views: who brought what, and all stores.
+    TheViews,
     /// What is on its page.
     ThePage,
 }
@@ -109,17 +116,26 @@ pub(super) fn caller(policy: &Policy, request: &Request) -> Result<Caller, Probl
     let path = request.uri().path();
     let route = storeless(path);
     let is_watched = matches!(route, "/status" | "/metrics");
+    // The page behind a pairing link, and the files that it is drawn with: the same for everybody, and nobody's data.
+    let is_for_pairing = path == PAIR || path == "/favicon.ico" || path.starts_with("/static/");
     // A hub shows only its status and the health of its stores. What isn't there needs no protection.
     let is_nothing = policy.role == Role::Hub && !is_watched && route != HEALTH;
-    let is_for_everybody = path.starts_with("/sync/") || path == HEALTH || is_nothing;
+    let is_for_everybody = path.starts_with("/sync/") || path == HEALTH || is_nothing || is_for_pairing;
+    let is_embedded = policy.embedded(path).is_some();
+    let browser = paired(policy, request).filter(|_| !is_embedded);
     match addressed_as(policy, request)? {
         AddressedAs::HealthCheck => Ok(Caller::Visitor),
         AddressedAs::Loopback => {
             // A proxy on this machine connects from it, too, and may leave no sign of itself. So where a proxy is
             // expected, nobody under a loopback name counts as the owner.
             let expects_proxy = !policy.allow_hosts.is_empty() || is_proxied(&policy.proxies, request);
-            if !expects_proxy || policy.local_page || policy.passes.of(request) == Some(Pass::Owner) {
-                return Ok(Caller::Owner);
+            let shows_key = policy.passes.of(request) == Some(Pass::Owner);
+            if let Some(token) = browser.filter(|_| !shows_key) {
+                return as_browser(token, route);
+            }
+            if !expects_proxy || policy.local_page || shows_key {
+                // On their own machine, too, people who like something on a site are its visitors.
+                return Ok(if is_embedded { Caller::Visitor } else { Caller::Owner });
             }
             // `/control/` needs the key, which is checked next.
             if is_for_everybody || path.starts_with("/control/") {
@@ -143,11 +159,28 @@ pub(super) fn caller(policy: &Policy, request: &Request) -> Result<Caller, Probl
             if is_watched && policy.passes.of(request) == Some(Pass::Watcher) {
                 return Ok(Caller::Watcher);
             }
+            if is_embedded {
+                return Ok(Caller::Visitor);
+            }
+            if let Some(token) = browser {
+                return as_browser(token, route);
+            }
             if !is_for_everybody && !policy.public {
+                if policy.browsers.as_ref().is_some_and(|browsers| browsers.was_paired(request.headers())) {
+                    return Err(Problem::forbidden(
+                        "not-paired",
+                        "This browser is no longer paired with this program.",
+                        format!(
+                            "Make a new link with `{} pair NAME` on the machine that it runs on.",
+                            policy.face.name
+                        ),
+                    ));
+                }
                 let (detail, advice) = match policy.role {
                     Role::App => (
                         "Under this name the program only syncs; its page is not public.",
-                        "To serve the page to everyone who can reach it, start the program with `--public`.",
+                        "Pair this browser, with a link that the command `pair NAME` makes on the program's own machine. To \
+                         serve the page to everyone who can reach it, start the program with `--public`.",
                     ),
                     Role::Hub => (
                         "Under this name the hub only syncs.",
@@ -156,14 +189,40 @@ pub(super) fn caller(policy: &Policy, request: &Request) -> Result<Caller, Probl
                 };
                 return Err(Problem::forbidden("not-public", detail, advice));
             }
-            if matches!(route, "/metrics" | "/adopt" | "/history" | "/stores") {
-                return Err(Problem::forbidden(
-                    "owner-only",
-                    "This address is for the owner of the program.",
-                    "Use it on the program's own machine. A watcher shows a token that `token add NAME --read` made.",
-                ));
+            if is_owners(route) || is_view(route) {
+                return Err(owner_only());
             }
             Ok(Caller::Visitor)
         }
     }
+}
+
+/// Returns the token of the browser that sends a request, if it is paired. Devices and commands show no cookies.
+fn paired(policy: &Policy, request: &Request) -> Option<Token> {
+    let path = request.uri().path();
+    let is_pages = policy.role == Role::App && !path.starts_with("/sync/") && !path.starts_with("/control/");
+    policy.browsers.as_ref().filter(|_| is_pages)?.paired(request.headers())
+}
+
+/// Returns a paired browser, unless it asks for what is only the owner's. A browser that shows its cookie under a loopback
+/// name is that browser, too.
+fn as_browser(token: Token, route: &str) -> Result<Caller, Problem> {
+    if is_owners(route) { Err(owner_only()) } else { Ok(Caller::Browser(token)) }
+}
+
+fn is_owners(route: &str) -> bool {
+    matches!(route, "/metrics" | "/adopt")
+}
+
+/// Returns whether a route is a view for those whom the owner has let in.
+fn is_view(route: &str) -> bool {
+    matches!(route, "/history" | "/stores")
+}
+
+fn owner_only() -> Problem {
+    Problem::forbidden(
+        "owner-only",
+        "This address is for the owner of the program.",
+        "Use it on the program's own machine. A watcher shows a token that `token add NAME --read` made.",
+    )
 }

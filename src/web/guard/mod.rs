@@ -3,10 +3,12 @@
 //! reaches a route.
 
 mod body;
+mod browser;
 mod caller;
 mod client;
 mod host;
 mod origin;
+mod sites;
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -22,6 +24,8 @@ use tower::ServiceBuilder;
 
 use self::body::bound_body;
 pub(crate) use self::body::{BodyRule, Patience};
+use self::browser::with_cookie;
+pub(crate) use self::browser::{Browsers, PairingCookie};
 pub(super) use self::caller::bearer_token;
 use self::caller::caller;
 pub(crate) use self::caller::{Caller, Pass, Passes, Sees};
@@ -29,10 +33,13 @@ pub(super) use self::client::ClientAddress;
 pub use self::client::TrustedProxy;
 pub use self::host::AllowedHost;
 pub(super) use self::host::{ByFile, ReachedAt};
+pub use self::sites::EmbeddingSite;
+pub(crate) use self::sites::Sites;
 use super::Role;
 use super::base_path::Place;
 use super::face::Face;
 use super::problem::{self, Problem, storeless};
+use crate::limits::web::embed;
 use crate::limits::web::guard::{
     CONTROL_PATIENCE, FORM_PATIENCE, HEAD_BYTES, SYNC_BODY_BYTES, SYNC_PATIENCE, URI_BYTES,
 };
@@ -49,8 +56,12 @@ pub(crate) struct Policy {
     pub(crate) local_page: bool,
     /// The proxies that say for whom they ask.
     pub(crate) proxies: Vec<TrustedProxy>,
+    /// The sites whose pages may embed what is counted here.
+    pub(crate) sites: Sites,
     /// What a bearer token opens besides sync. The sync routes check tokens themselves.
     pub(crate) passes: Passes,
+    /// Recognizes paired browsers.
+    pub(crate) browsers: Option<Browsers>,
     /// The longest URI, in bytes.
     pub(crate) uri_bytes: usize,
     /// The largest sum of names and values of the headers, in bytes.
@@ -73,12 +84,15 @@ impl Policy {
             public: false,
             local_page: false,
             proxies: Vec::new(),
+            sites: Sites::default(),
             passes: Passes::none(),
+            browsers: None,
             uri_bytes: URI_BYTES,
             head_bytes: HEAD_BYTES,
             form: BodyRule { max_bytes: Some(face.form_bytes), patience: Patience::Total(FORM_PATIENCE) },
             bodies: vec![
                 ("/sync/", BodyRule { max_bytes: Some(SYNC_BODY_BYTES), patience: Patience::Idle(SYNC_PATIENCE) }),
+                ("/embed/", BodyRule { max_bytes: Some(embed::FORM_BYTES), patience: Patience::Total(FORM_PATIENCE) }),
                 ("/control/", BodyRule { max_bytes: None, patience: Patience::Idle(CONTROL_PATIENCE) }),
             ],
         }
@@ -128,6 +142,23 @@ struct Guard {
     headers: HeaderMap,
 }
 
+impl Guard {
+    /// Returns the cookie that a paired browser is to keep longer, because it opens a page.
+    fn renewed(&self, caller: &Caller, request: &Request) -> Option<HeaderValue> {
+        let opens_page = request.method() == Method::GET && storeless(request.uri().path()) == "/";
+        let browsers = self.policy.browsers.as_ref().filter(|_| opens_page && matches!(caller, Caller::Browser(_)))?;
+        browsers.renewed(request.headers())
+    }
+
+    /// Ends what a paired browser listens to when its token is revoked.
+    fn until_revoked(&self, caller: Caller, answer: Response) -> Response {
+        match (caller, &self.policy.browsers) {
+            (Caller::Browser(token), Some(browsers)) => browsers.until_revoked(token, answer),
+            _ => answer,
+        }
+    }
+}
+
 /// Runs the outermost step. Every answer that leaves is rendered and has the security headers, whatever happens further
 /// in. From here on, a request has the path that it would have without a base path.
 async fn admit(State(guard): State<Arc<Guard>>, mut request: Request, next: Next) -> Response {
@@ -147,10 +178,20 @@ async fn admit(State(guard): State<Arc<Guard>>, mut request: Request, next: Next
     };
     let method = request.method().clone();
     let uri = request.uri().clone();
-    let asks_for_json = guard.policy.role == Role::Hub || problem::asks_for_json(request.headers());
+    let embedded = guard.policy.embedded(uri.path());
+    let origin = request.headers().get(header::ORIGIN).cloned();
+    let asks_for_json = guard.policy.role == Role::Hub
+        || problem::asks_for_json(request.headers())
+        || embedded.is_some() && !is_navigation(request.headers());
     let answer = match check(&guard.policy, &request) {
         Err(problem) => problem.into_response(),
         Ok(_) if let Some(answer) = elsewhere => answer,
+        Ok(_)
+            if embedded.is_some()
+                && let Some(answer) = sites::preflight(&request) =>
+        {
+            answer
+        }
         Ok(_) if lacks_the_key(&guard.policy, &request) => Problem::from(StatusCode::UNAUTHORIZED).into_response(),
         Ok(caller) => {
             request.extensions_mut().insert(caller.who());
@@ -158,18 +199,36 @@ async fn admit(State(guard): State<Arc<Guard>>, mut request: Request, next: Next
             if let Some(client) = ClientAddress::of(&guard.policy.proxies, &request) {
                 request.extensions_mut().insert(client);
             }
-            AssertUnwindSafe(next.run(request)).catch_unwind().await.unwrap_or_else(|_| {
+            let renewed = guard.renewed(&caller, &request);
+            let answer = AssertUnwindSafe(next.run(request)).catch_unwind().await.unwrap_or_else(|_| {
                 // The panic hook has already printed the message and its place.
                 Problem::internal(format_args!("{method} {} panicked", uri.path())).into_response()
-            })
+            });
+            with_cookie(guard.until_revoked(caller, answer), renewed)
         }
     };
     let mut answer = problem::render(face, &method, &uri, asks_for_json, answer);
     for (name, value) in &guard.headers {
         answer.headers_mut().insert(name, value.clone());
     }
+    if let Some(route) = embedded {
+        sites::open(&guard.policy, route, origin.as_ref(), &mut answer);
+    }
     answer
 }
+
+/// Returns whether a browser goes to an address, and shows a person the answer. Scripts, pictures and programs don't.
+fn is_navigation(headers: &HeaderMap) -> bool {
+    let accepts_pages = || {
+        let accepted = headers.get_all(header::ACCEPT).iter();
+        accepted.filter_map(|value| value.to_str().ok()).any(|value| value.contains("text/html"))
+    };
+    // Older browsers say only what they take.
+    headers.get(SEC_FETCH_MODE).map_or_else(accepts_pages, |mode| mode == "navigate")
+}
+
+/// How a browser uses an answer.
+pub(super) const SEC_FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");
 
 /// Returns the answer to a request for an address that isn't under the base path. Its code differs from that of a
 /// missing form: after a missing form, a page still lets its other posts pass.
@@ -191,6 +250,9 @@ fn lacks_the_key(policy: &Policy, request: &Request) -> bool {
 
 /// The path at which the program says whether it can store anything.
 const HEALTH: &str = "/healthz";
+
+/// The path of the page behind a pairing link, and of what its button posts.
+const PAIR: &str = "/pair";
 
 /// Checks everything that the head of a request alone decides. `Host` comes first: until it is known to be ours,
 /// nothing else in the request means anything. Returns the sender, as far as it is known before a sync token is
@@ -218,7 +280,9 @@ fn check(policy: &Policy, request: &Request) -> Result<Caller, Problem> {
             "Send it as it is, without Content-Encoding.",
         ));
     }
-    if is_guarded(request) {
+    if let Some(route) = policy.embedded(request.uri().path()) {
+        sites::check(policy, route, request)?;
+    } else if is_guarded(request) {
         origin::check(policy, request.headers())?;
     }
     Ok(caller)

@@ -6,7 +6,7 @@ use super::Policy;
 use super::host::Authority;
 use crate::web::problem::Problem;
 
-const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
+pub(super) const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
 /// Refuses a request whose headers name another site, or can't come from a browser that asks for a page of ours.
 /// Programs send none of these headers.
@@ -55,14 +55,14 @@ fn port_lost(origin: &HeaderValue, host: &[u8]) -> Problem {
 }
 
 /// Returns the value of a header that may appear once.
-fn one_at_most<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a HeaderValue>, Doubled> {
+pub(super) fn one_at_most<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Result<Option<&'a HeaderValue>, Doubled> {
     let mut values = headers.get_all(name).iter();
     let value = values.next();
     if values.next().is_some() { Err(Doubled) } else { Ok(value) }
 }
 
 /// A header that may appear once appears twice.
-struct Doubled;
+pub(super) struct Doubled;
 
 /// Returns the host and port that an origin names.
 fn authority_of(origin: &HeaderValue) -> Option<&str> {

@@ -14,6 +14,7 @@ use tower::ServiceExt as _;
 use super::host::{Authority, Host};
 use super::*;
 use crate::fuzz::{self, fuzz, outcome};
+use crate::sync::{Purpose, TokenFile, Tokens};
 
 const HOST: &str = "localhost:3000";
 
@@ -491,11 +492,98 @@ async fn strangers_see_what_is_on_the_page_and_watchers_see_more() {
     }
     assert_eq!(ask(&hub, "/", &[WATCH]).await.status(), StatusCode::FORBIDDEN);
     let seen = async |caller: &Policy, headers: &[(&str, &str)]| {
-        check(caller, &request_from("10.0.0.9:1", "GET", "/status", headers)).map(Caller::sees).ok()
+        check(caller, &request_from("10.0.0.9:1", "GET", "/status", headers)).map(|caller| caller.sees()).ok()
     };
     let policy = Policy { passes: Passes::new(|_| Some(Pass::Watcher)), ..allowing(&["hub.example"], true) };
     assert_eq!(seen(&policy, &[("host", "hub.example")]).await, Some(Sees::ThePage));
     assert_eq!(seen(&policy, &[("host", "hub.example"), WATCH]).await, Some(Sees::All));
+}
+
+#[tokio::test]
+async fn a_paired_browser_gets_the_page_and_nothing_that_is_the_owners() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let file = TokenFile::in_dir(dir.path());
+    let add = |name: &str, purpose| file.add(name.parse().expect("a name"), purpose).expect("a token");
+    let (phone, laptop) = (add("phone", Purpose::Browser), add("laptop", Purpose::Sync));
+    let tokens = Tokens::follow(file.clone(), Default::default()).expect("tokens");
+    let policy = allowing(&["hub.example"], false);
+    let cookie = PairingCookie::new(&policy.face, Some(&"https://hub.example".parse().expect("an address")));
+    let named = |token: &str| {
+        let set = cookie.set(token).expect("a cookie");
+        set.to_str().expect("text").split(';').next().expect("a value").to_owned()
+    };
+    let (phones, laptops) = (named(&phone), named(&laptop));
+    assert!(phones.starts_with("__Host-likewise-paired=lw_"), "{phones}");
+    let site = Site::new(Policy { browsers: Some(Browsers { tokens, cookie }), ..policy });
+    let ask = async |peer: &str, method: &str, path: &str, host: &str, shown: &[(&str, &str)]| {
+        let headers = [&[("host", host), ("accept", "application/json")], shown].concat();
+        site.answer(request_from(peer, method, path, &headers)).await
+    };
+    let out = "10.0.0.9:1";
+    for (method, path) in [
+        ("GET", "/"),
+        ("GET", "/live"),
+        ("GET", "/status"),
+        ("GET", "/s/work/"),
+        ("GET", "/s/work/live"),
+        ("POST", "/likes"),
+    ] {
+        let answer = ask(out, method, path, "hub.example", &[("cookie", &format!("a=b; {phones}"))]).await;
+        assert_eq!(answer.status(), StatusCode::OK, "{path}");
+        let keeps = answer.headers().get("set-cookie").map(|it| it.to_str().expect("text").to_owned());
+        assert_eq!(keeps.is_some(), path.ends_with('/'), "a page renews the cookie: {path}");
+        assert!(keeps.is_none_or(|it| it.starts_with(&phones) && it.ends_with("; HttpOnly; SameSite=Lax; Secure")));
+        let bare = phones.trim_start_matches("__Host-").to_owned();
+        for (cookie, expected) in [
+            (laptops.clone(), "not-paired"),
+            (phones[..phones.len() - 1].to_owned(), "not-paired"),
+            (bare, "not-public"),
+            (String::new(), "not-public"),
+        ] {
+            let answer = ask(out, method, path, "hub.example", &[("cookie", &cookie)]).await;
+            assert_eq!(code(answer).await, expected, "{path} {cookie}");
+        }
+        let bearer = format!("Bearer {phone}");
+        let answer = ask(out, method, path, "hub.example", &[("authorization", &bearer)]).await;
+        assert_eq!(code(answer).await, "not-public", "{path}");
+        // The name was passed on wrongly by a proxy, and the cookie shows who it is.
+        let answer = ask("127.0.0.1:1", method, path, "localhost", &[("cookie", &phones)]).await;
+        assert_eq!(answer.status(), StatusCode::OK, "{path}");
+        assert_eq!(code(ask("127.0.0.1:1", method, path, "localhost", &[]).await).await, "no-local-page");
+    }
+    for path in ["/metrics", "/s/work/metrics", "/adopt", "/s/work/adopt"] {
+        for (peer, host) in [(out, "hub.example"), ("127.0.0.1:1", "localhost")] {
+            let answer = ask(peer, "GET", path, host, &[("cookie", &phones)]).await;
+            assert_eq!(code(answer).await, "owner-only", "{path} {host}");
+        }
+    }
+    let answer = ask(out, "GET", "/control/import", "hub.example", &[("cookie", &phones)]).await;
+    assert_eq!(code(answer).await, "loopback-only");
+    let foreign = [("cookie", phones.as_str()), ("sec-fetch-site", "cross-site")];
+    assert_eq!(code(ask(out, "POST", "/likes", "hub.example", &foreign).await).await, "cross-site");
+    file.revoke(&"phone".parse().expect("a name")).expect("revoked");
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(180);
+    while ask(out, "GET", "/", "hub.example", &[("cookie", &phones)]).await.status() == StatusCode::OK {
+        assert!(std::time::Instant::now() < deadline, "a revoked browser gets the page");
+        tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test]
+async fn the_page_behind_a_pairing_link_is_for_everybody_and_other_sites_cant_press_its_button() {
+    let hub = behind_a_proxy(false, false);
+    for path in ["/pair", "/static/0123456789ab/app.css", "/favicon.ico"] {
+        for (peer, host) in [("10.0.0.9:1", "hub.example"), ("127.0.0.1:1", "localhost")] {
+            let answer = hub.answer(request_from(peer, "GET", path, &[("host", host)])).await;
+            // There is none here. What matters is that the guard lets the request through.
+            assert_eq!(answer.status(), StatusCode::NOT_FOUND, "{path} {host}");
+        }
+    }
+    for shown in [("sec-fetch-site", "cross-site"), ("origin", "https://evil.example"), ("origin", "null")] {
+        let headers = [("host", "hub.example"), ("accept", "application/json"), shown];
+        let answer = hub.answer(request_from("10.0.0.9:1", "POST", "/pair", &headers)).await;
+        assert_eq!(code(answer).await, "cross-site", "{shown:?}");
+    }
 }
 
 #[tokio::test]

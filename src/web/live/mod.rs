@@ -28,7 +28,7 @@ use crate::limits::web::live::{PING_EVERY, RETRY, SETS};
 use crate::random;
 
 /// The ping. It has data, because a script sees neither comments nor events without data.
-const PING: Bytes = Bytes::from_static(b"event: ping\ndata: ok\n\n");
+pub(crate) const PING: Bytes = Bytes::from_static(b"event: ping\ndata: ok\n\n");
 
 /// The status line.
 #[derive(Template)]
@@ -150,12 +150,12 @@ fn closing(event: &str, version: Version, retry: Option<f64>) -> Bytes {
 }
 
 /// Returns how long a browser's own `EventSource` should wait before it reconnects, in milliseconds.
-fn retry() -> f64 {
+pub(crate) fn retry() -> f64 {
     let (least, most) = RETRY;
     least + (most - least) * random::fraction()
 }
 
-fn pings() -> Interval {
+pub(crate) fn pings() -> Interval {
     let mut alive = interval_at(tokio::time::Instant::now() + PING_EVERY, PING_EVERY);
     alive.set_missed_tick_behavior(MissedTickBehavior::Delay);
     alive

@@ -88,6 +88,7 @@ pub(super) fn title(status: StatusCode) -> &'static str {
         StatusCode::FORBIDDEN | StatusCode::UNAUTHORIZED => "That’s not allowed",
         StatusCode::NOT_FOUND => "Nothing here",
         StatusCode::METHOD_NOT_ALLOWED => "That can’t be done here",
+        StatusCode::GONE => "That’s no longer good",
         StatusCode::CONFLICT => "That doesn’t fit",
         StatusCode::REQUEST_TIMEOUT => "That took too long",
         StatusCode::PAYLOAD_TOO_LARGE | StatusCode::URI_TOO_LONG | StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE => {

@@ -47,7 +47,43 @@ impl From<TcpListener> for Listener {
     }
 }
 
+/// A place to listen at. It outlasts the server behind it, so another one can take that server's place and nobody who
+/// connects meanwhile is refused.
+pub(crate) enum Door {
+    Tcp(std::net::TcpListener),
+    #[cfg(unix)]
+    File(std::os::unix::net::UnixListener),
+}
+
+impl Door {
+    /// Returns a listener for one server.
+    ///
+    /// # Errors
+    ///
+    /// When the system allows no more.
+    pub(crate) fn open(&self) -> io::Result<Listener> {
+        Ok(match self {
+            Self::Tcp(door) => Listener::Tcp(TcpListener::from_std(door.try_clone()?)?),
+            #[cfg(unix)]
+            Self::File(door) => Listener::File(UnixListener::from_std(door.try_clone()?)?),
+        })
+    }
+}
+
 impl Listener {
+    /// Returns the place at which it listens.
+    ///
+    /// # Errors
+    ///
+    /// When the runtime doesn't let go of it.
+    pub(crate) fn into_door(self) -> io::Result<Door> {
+        Ok(match self {
+            Self::Tcp(listener) => Door::Tcp(listener.into_std()?),
+            #[cfg(unix)]
+            Self::File(listener) => Door::File(listener.into_std()?),
+        })
+    }
+
     pub(super) async fn accept(&self) -> io::Result<(Stream, Peer)> {
         match self {
             Self::Tcp(listener) => {

@@ -29,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 use tower::Service as _;
 
 pub(crate) use self::limits::{Limits, raise_open_file_limit, stores_within_open_files};
-pub(crate) use self::listener::Listener;
+pub(crate) use self::listener::{Door, Listener};
 use self::listener::{Peer, Stream, tcp, write_and_close};
 pub(crate) use self::lobby::Connection;
 use self::lobby::{Answering, Lobby};

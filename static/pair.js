@@ -1,0 +1,19 @@
+// The page behind a pairing link. The link's secret stands after `#`, which browsers send to no server. This puts it into the
+// form, in place of the code that people type without it, and takes it out of the address bar.
+//
+// The secret and the nonce stay in the entry of the history. So after a reload, or a step back, the button asks for the same
+// again, and gets the answer that may have been lost.
+
+const form = document.getElementById("pair");
+const { code, nonce, secret } = form.elements;
+
+const shown = location.hash.slice(1);
+if (/^[0-9a-f]{32}$/.test(shown)) {
+  history.replaceState({ secret: shown, nonce: nonce.value }, "", location.pathname);
+}
+
+if (history.state?.secret) {
+  secret.value = history.state.secret;
+  nonce.value = history.state.nonce;
+  code.closest("label").remove();
+}
