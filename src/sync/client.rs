@@ -2,6 +2,7 @@
 //! its own.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -30,6 +31,9 @@ pub(crate) enum LinkState {
 }
 
 impl LinkState {
+    /// The states that a store can have that follows an upstream.
+    pub(crate) const LINKED: [Self; 4] = [Self::Connecting, Self::Online, Self::Offline, Self::Halted];
+
     /// Returns its spelling in the status.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
@@ -77,6 +81,8 @@ pub(super) struct Shared {
     none: watch::Sender<LinkStatus>,
     /// Counts how often an offline store has come online.
     pub(super) found: watch::Sender<u64>,
+    /// When the upstream last said anything about any store, in milliseconds since the Unix epoch; 0 before that.
+    heard: AtomicU64,
 }
 
 pub(super) struct Link {
@@ -112,7 +118,18 @@ impl Clients {
     ) -> Self {
         let (none, found) = (watch::channel(LinkStatus::none()).0, watch::channel(0).0);
         let links = Mutex::default();
-        Self { shared: Arc::new(Shared { stores, upstream, retry_halted, shutdown, links, none, found }) }
+        Self {
+            shared: Arc::new(Shared {
+                stores,
+                upstream,
+                retry_halted,
+                shutdown,
+                links,
+                none,
+                found,
+                heard: AtomicU64::new(0),
+            }),
+        }
     }
 
     /// Returns whether there is an upstream.
@@ -133,6 +150,23 @@ impl Clients {
             return self.shared.none.subscribe();
         }
         self.link(upstream, store, Instant::now())
+    }
+
+    /// Returns how many stores have a link in each state.
+    pub(crate) fn states(&self) -> [(LinkState, usize); 4] {
+        let links = self.shared.links.lock().expect("BUG: attending to a store panicked");
+        let count = |state| links.values().filter(|link| link.status.borrow().state == state).count();
+        LinkState::LINKED.map(|state| (state, count(state)))
+    }
+
+    /// Notes that the upstream said something.
+    pub(super) fn hear(&self) {
+        self.shared.heard.fetch_max(tokens::now(), Ordering::Relaxed);
+    }
+
+    /// Returns when the upstream last said anything, in milliseconds since the Unix epoch.
+    pub(crate) fn heard(&self) -> Option<u64> {
+        Some(self.shared.heard.load(Ordering::Relaxed)).filter(|heard| *heard > 0)
     }
 
     fn status(&self, id: &StoreId) -> Option<watch::Receiver<LinkStatus>> {

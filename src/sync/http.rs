@@ -185,6 +185,18 @@ impl Upstream {
         pushed.map(PushAnswer::Pushed).ok_or_else(other)
     }
 
+    /// Returns whether it is on this machine, by its address.
+    pub(crate) fn is_local(&self) -> bool {
+        is_local(&self.url)
+    }
+
+    /// Asks for one of its pages as a stranger does, without the token.
+    pub(crate) async fn stranger(&self, page: &str) -> reqwest::Result<Response> {
+        let mut url = self.url.clone();
+        url.set_path(&format!("{}/{page}", url.path().trim_end_matches('/')));
+        self.client.get(url).timeout(ANSWER).send().await
+    }
+
     fn events_url(&self, store: &StoreId) -> Url {
         let mut url = self.url.clone();
         url.set_path(&format!("{}/sync/v1/{store}/events", url.path().trim_end_matches('/')));

@@ -17,7 +17,7 @@ use super::protocol::{Hello, Point, PushedEvent, WirePage, words};
 use super::ration::Allowance;
 use super::session::{self, End, Outgoing, PushAnswer, Session, ended, not_understood};
 use super::{sse, tokens};
-use crate::engine::{Digest, Error, Generation, Health, LogId, Position, Replica, Seq, Standing, Store, StoreId};
+use crate::engine::{Error, Health, LogId, Position, Replica, Standing, Store, StoreId};
 use crate::limits::sync::client::{
     IDLE_AFTER, IDLE_CHECK, IDLE_WHEN_CROWDED, LOGGED, LONGEST_WAIT, LOOK_EVERY, NO_PAGE_EVERY, NO_PAGES, OWING,
     RESTARTS, SEEN_AFTER, SEEN_AFTER_TIMES,
@@ -142,8 +142,8 @@ impl Client {
         if self.status.borrow().state == LinkState::Online {
             self.tell(LinkState::Connecting, None, None);
         }
-        let start = Position { generation: Generation::default(), log: None, after: Seq::START, digest: Digest::EMPTY };
-        let mut bytes = match timeout(SILENCE, self.upstream.pull(&self.id, position.unwrap_or(start))).await {
+        let position_or_start = position.unwrap_or_else(Position::start);
+        let mut bytes = match timeout(SILENCE, self.upstream.pull(&self.id, position_or_start)).await {
             Ok(Ok(bytes)) => bytes,
             Ok(Err(end)) => return end,
             Err(_) => return held_back("took the request, but gave no answer", &self.upstream),
@@ -168,8 +168,9 @@ impl Client {
         };
         self.tell(LinkState::Online, None, None);
         self.usage.tried.send_modify(|times| *times += 1);
+        self.clients.hear();
         let end = tokio::select! {
-            end = pull(store, events, &running) => end,
+            end = pull(store, events, &running, &self.clients) => end,
             end = self.push(store, &running) => end,
         };
         let session = running.session;
@@ -354,6 +355,7 @@ async fn pull(
     store: &Store,
     mut events: impl Stream<Item = std::io::Result<sse::SseEvent>> + Unpin,
     running: &Running,
+    clients: &Clients,
 ) -> End {
     let mut others = Allowance::new(NO_PAGES, NO_PAGE_EVERY);
     // How many pings came since the last page while the hub owed one.
@@ -377,6 +379,7 @@ async fn pull(
             Some(Err(error)) => return End::Offline(format!("the stream broke: {error}")),
             Some(Ok(event)) => event,
         };
+        clients.hear();
         let session = Arc::clone(&running.session);
         if event.event != "page" {
             if !others.spend() {

@@ -24,6 +24,7 @@ mod received;
 mod rehearsal;
 mod remote;
 mod server;
+mod setting;
 mod shares;
 mod status;
 mod store;
@@ -60,7 +61,8 @@ pub use public_url::PublicUrl;
 pub(crate) use received::Received;
 pub(crate) use rehearsal::{Flaw, Rehearsal};
 pub(crate) use remote::Committed;
-pub(crate) use server::{Connection, Limits, raise_open_file_limit, serve, stores_within_open_files};
+pub(crate) use server::{Connection, Door, Limits, Listener, raise_open_file_limit, serve, stores_within_open_files};
+pub(crate) use setting::Setting;
 pub(crate) use shares::{Full, Lease, Shares, Who};
 pub(crate) use status::{Digests, StatusReport, date_time, digests, what_to_do};
 pub(crate) use store::{AskedStore, Opened};
@@ -92,6 +94,12 @@ pub(crate) struct Services {
     /// What other sites embed, if the app has that.
     pub(crate) embedding: Option<embed::Embedding>,
     pub(crate) metrics: metrics::Metrics,
+    /// The version that the program shows.
+    pub(crate) version: &'static str,
+    /// Where others reach this instance.
+    pub(crate) public_url: Option<String>,
+    /// Flags that don't fit together, each with what to do about it.
+    pub(crate) faults: Vec<(String, String)>,
     pub(crate) shutdown: CancellationToken,
     /// Says, before the shutdown, that the server is to begin anew afterwards.
     pub(crate) anew: CancellationToken,
@@ -188,6 +196,7 @@ fn for_devices_and_commands() -> Router<App> {
         .route("/control/v1/items", get(embed::items).post(embed::change_items))
         .route("/control/v1/item-counts", post(embed::import_route))
         .route("/control/v1/tokens", post(control::tokens))
+        .route("/control/v1/setting", get(setting::setting))
         .route("/control/v1/pairing", get(control::pairing))
         .route("/control/v1/{store}/export", get(control::export))
         .route("/control/v1/{store}/import", post(control::import_route))

@@ -36,6 +36,9 @@ pub(crate) struct StatusReport {
     /// Replicas with the same value may compare the digests of their states.
     pub(crate) schema: String,
     pub(crate) upstream: UpstreamStatus,
+    /// The program's version; empty from one that is too old to say it.
+    #[serde(default)]
+    pub(crate) version: String,
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub(crate) digests: Option<Digests>,
 }
@@ -87,7 +90,13 @@ fn figures_alone<'de, D: Deserializer<'de>>(fields: D) -> Result<Map<String, Val
 
 impl StatusReport {
     /// The status of `store`, without digests.
-    pub(crate) async fn of(face: &Face, store: &Store, device: &Device, link: &LinkStatus) -> Result<Self, Error> {
+    pub(crate) async fn of(
+        face: &Face,
+        store: &Store,
+        device: &Device,
+        version: &str,
+        link: &LinkStatus,
+    ) -> Result<Self, Error> {
         let health = store.healthy().await;
         if let Health::Failed(why) = health {
             return Err(Error::Unavailable(why.into()));
@@ -98,6 +107,7 @@ impl StatusReport {
         Ok(Self {
             store: store.id().to_string(),
             device: device.clone(),
+            version: version.to_owned(),
             head: at(|standing| standing.head.0),
             cursor: at(|standing| standing.cursor.0),
             pending: at(|standing| standing.pending),
@@ -163,7 +173,7 @@ pub(crate) async fn status(
 ) -> Result<Response, Problem> {
     let link = link.borrow().clone();
     let no_store = [(header::CACHE_CONTROL, "no-store")];
-    let mut report = StatusReport::of(&app.face, &store, &app.device, &link).await?;
+    let mut report = StatusReport::of(&app.face, &store, &app.device, app.version, &link).await?;
     if sees != Sees::All {
         return Ok((no_store, Json(PublicStatus::from(report))).into_response());
     }
@@ -331,6 +341,7 @@ mod tests {
         let report = StatusReport {
             store: "likes".to_owned(),
             device: "here".parse().expect("a name"),
+            version: "1.2.3".to_owned(),
             figures: Map::from_iter([("count".to_owned(), 7.into())]),
             head: 7,
             cursor: 7,

@@ -22,4 +22,5 @@ mod overload;
 mod owners;
 mod pairing;
 mod serving;
+mod socket;
 mod stores;

@@ -32,7 +32,7 @@ pub(crate) use self::caller::{Caller, Pass, Passes, Sees};
 pub use self::client::TrustedProxy;
 pub(super) use self::client::{ClientAddress, UnnamedProxy};
 pub use self::host::AllowedHost;
-pub(super) use self::host::ReachedAt;
+pub(super) use self::host::{ByFile, ReachedAt};
 pub use self::sites::EmbeddingSite;
 pub(crate) use self::sites::Sites;
 use super::Role;
@@ -104,8 +104,8 @@ impl Policy {
 ///
 /// From the outside in, the guard strips the base path; adds security headers and the program's mark to every answer; renders errors as
 /// problems; catches panics; checks the `Host`, reach, size and encoding of the request; refuses cross-site requests;
-/// and limits the body. It needs `ConnectInfo<SocketAddr>` and [`ReachedAt`] in the extensions of each request: without
-/// them nobody counts as local.
+/// and limits the body. It needs `ConnectInfo<SocketAddr>` and [`ReachedAt`], or [`ByFile`], in the extensions of each
+/// request: without them nobody counts as local.
 pub(crate) fn protect(router: Router, policy: Policy) -> Router {
     let headers = SECURITY_HEADERS.into_iter().chain([(MARK, policy.face.name)]);
     let headers = headers.map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
