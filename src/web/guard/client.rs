@@ -71,7 +71,7 @@ impl UnnamedProxy {
     /// Returns the peer, if it shows such a sign and isn't one of the `proxies`.
     pub(super) fn of(proxies: &[TrustedProxy], request: &Request) -> Option<Self> {
         let is_sign = |name: &&str| request.headers().contains_key(*name);
-        let shows_sign = ["x-forwarded-for", "forwarded", "x-real-ip"].iter().any(|name| is_sign(name));
+        let shows_sign = ["x-forwarded-for", "forwarded", "x-real-ip"].iter().any(is_sign);
         peer(request).filter(|peer| shows_sign && !is_one_of(proxies, *peer)).map(Self)
     }
 }
