@@ -37,8 +37,7 @@ use self::board::Board;
 pub(crate) use self::clients::Client;
 use self::clients::{Act, Clients};
 pub(crate) use self::import::{ImportedCounts, import_counts};
-pub(crate) use self::item::Item;
-use self::item::is_of_an_item;
+pub(crate) use self::item::{Item, is_of_an_item};
 pub(crate) use self::list::{Door, ItemList};
 pub(crate) use self::owner::{
     ItemChange, ItemReport, ItemsReport, after, change_items, change_list, import_route, items, report,
