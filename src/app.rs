@@ -25,9 +25,9 @@ use crate::web::face::{Embed, Face, Figure, Form, Fragment, Nouns};
 use crate::web::{Flaw, IntoHtml, Page, Params, Refusal, Rehearsal, Render, Role, Visitor};
 
 /// Names that the program uses itself: as a path, an event of the live stream, a form field or a parameter.
-const RESERVED: [&str; 16] = [
+const RESERVED: [&str; 17] = [
     "live", "status", "ping", "s", "sync", "id", "static", "control", "adopt", "healthz", "metrics", "embed", "pair",
-    "back", "history", "stores",
+    "back", "history", "stores", "sync-now",
 ];
 
 /// Events of the live stream that aren't fragments.
@@ -234,6 +234,13 @@ impl App {
         self
     }
 
+    /// Sets the colour behind the icon while an installed page starts, as CSS writes colours. Without this it is a light
+    /// grey. Give the page the same background, so that nothing flashes.
+    pub fn background(mut self, colour: &'static str) -> Self {
+        self.face_mut().background = colour;
+        self
+    }
+
     /// Sets the name of the store whose routes have no prefix. Without this it is the app's own name.
     pub fn store(mut self, store: &'static str) -> Self {
         self.face_mut().store = store;
@@ -302,7 +309,8 @@ impl App {
     /// `text/css; charset=utf-8`. [`Page::asset`] gives its address.
     ///
     /// Error pages use the app's stylesheets, too, after the common `app.css`. A file named `favicon.svg` replaces the
-    /// common icon, which error pages also show.
+    /// common icon, which error pages also show. It is the icon of an installed page, too, where the device takes SVG. Others
+    /// take `icon-192.png`, `icon-512.png` and `icon-maskable.png` (512 pixels, with room for any shape around the picture).
     ///
     /// ```
     /// # use likewise::{App, Html};

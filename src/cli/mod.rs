@@ -227,4 +227,19 @@ pub(crate) mod tests {
         let both = vec![(1, "one".to_owned()), (2, "two".to_owned())];
         assert_eq!(*LISTED.lock().expect("no panic"), [both.clone(), Vec::new(), both]);
     }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn an_app_without_anything_to_embed_says_so() {
+        let (app, dir) = (todo(), tempfile::tempdir().expect("a directory"));
+        let data = data_dir::locate(dir.path()).expect("a path");
+        for words in [
+            &["serve", "--listen", "127.0.0.1:0", "--embed", "https://blog.example.org"][..],
+            &["items", "list"],
+            &["items", "add", "a"],
+        ] {
+            let refused = run(&app, &data, words).await.expect_err("nothing to embed");
+            let refused = in_full(&refused);
+            assert!(refused.starts_with("to-do has nothing that other sites could embed"), "{refused}");
+        }
+    }
 }

@@ -105,9 +105,11 @@ fn show(
     let upstream = &report.upstream;
     let url = upstream.url.as_ref().map(|url| format!(", {url}")).unwrap_or_default();
     let since = upstream.since.map(|since| format!(" since {}", web::date_time(since))).unwrap_or_default();
-    writeln!(out, "upstream   {}{since}{url}", upstream.state)?;
-    if let Some(error) = &upstream.error {
-        writeln!(out, "           {error}")?;
+    // One word for one state, here and on the page.
+    let state = if upstream.state == "halted" { "stopped" } else { &upstream.state };
+    writeln!(out, "upstream   {state}{since}{url}")?;
+    for line in [&upstream.why, &upstream.error].into_iter().flatten() {
+        writeln!(out, "           {line}")?;
     }
     if let Some(advice) = upstream.code.as_deref().and_then(|code| web::what_to_do(app.face(), code)) {
         writeln!(out, "           {advice}")?;

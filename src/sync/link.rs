@@ -10,7 +10,7 @@ use futures_util::{Stream, StreamExt, stream};
 use tokio::sync::{Notify, watch};
 use tokio::time::{sleep, timeout, timeout_at};
 
-use super::backoff::{Backoff, may_try_again};
+use super::backoff::{Backoff, at_least, may_try_again, while_watched};
 use super::client::{Clients, LinkState, LinkStatus, Usage};
 use super::http::Upstream;
 use super::protocol::{Hello, Point, PushedEvent, WirePage, words};
@@ -91,12 +91,25 @@ impl Client {
             hopeful = if matches!(end, End::PullFirst | End::Diverged(_)) { hopeful + 1 } else { 0 };
             match end {
                 End::Closed => return true,
-                End::PullFirst | End::Diverged(_) => sleep(wait).await,
+                End::PullFirst | End::Diverged(_) => {
+                    sleep(wait).await;
+                    continue;
+                }
                 End::Offline(why) => {
                     self.tell(LinkState::Offline, None, Some(why));
+                    let wait = if self.is_watched() { wait.min(while_watched(self.clients.watched())) } else { wait };
                     let found = self.clients.shared.found.subscribe();
                     tokio::select! {
                         () = may_try_again(wait, &self.usage.again, found) => {}
+                        () = self.is_asked_now() => {}
+                        () = self.idle() => return false,
+                    }
+                }
+                End::Later(why, least) => {
+                    self.tell(LinkState::Offline, None, Some(why));
+                    tokio::select! {
+                        () = sleep(at_least(least)) => {}
+                        () = self.is_asked_now() => {}
                         () = self.idle() => return false,
                     }
                 }
@@ -105,11 +118,18 @@ impl Client {
                     tokio::select! {
                         () = sleep(self.clients.shared.retry_halted) => {}
                         () = self.mended(terms) => {}
+                        () = self.is_asked_now() => {}
                         () = self.idle() => return false,
                     }
                 }
             }
         }
+    }
+
+    /// Tells whoever waits for the attempt that was just made, and returns when somebody asks for one at once.
+    async fn is_asked_now(&self) {
+        self.usage.tried.send_modify(|times| *times += 1);
+        self.usage.now.notified().await;
     }
 
     /// Runs one pull stream, with pushes beside it.
@@ -147,6 +167,7 @@ impl Client {
             Err(end) => return end,
         };
         self.tell(LinkState::Online, None, None);
+        self.usage.tried.send_modify(|times| *times += 1);
         self.clients.hear();
         let end = tokio::select! {
             end = pull(store, events, &running, &self.clients) => end,
@@ -270,8 +291,12 @@ impl Client {
             Health::Absent => true,
             health => health.standing().is_some_and(|standing| standing.pending == 0),
         };
-        // One receiver is in the list of links. Any other belongs to an open page.
-        is_level && used.elapsed() > patience && self.status.receiver_count() <= 1
+        is_level && used.elapsed() > patience && !self.is_watched()
+    }
+
+    /// Returns whether a page shows the store.
+    fn is_watched(&self) -> bool {
+        self.status.receiver_count() > 0
     }
 
     /// Returns the last known standing of the store.

@@ -12,6 +12,7 @@ mod guard;
 mod history;
 mod html;
 mod hub;
+mod install;
 pub(crate) mod live;
 pub(crate) mod metrics;
 mod page;
@@ -137,8 +138,10 @@ pub(crate) fn routes(app: App) -> Result<Router, String> {
 fn joined(app: App) -> Router {
     let mut of_a_store = how_it_is()
         .route("/adopt", post(form::adopt))
+        .route("/sync-now", post(form::sync_now))
         .route("/live", get(live::live))
         .route("/history", get(history::history));
+    of_a_store = of_a_store.route("/manifest.webmanifest", get(install::manifest));
     for form in &app.face.forms {
         let post_it = {
             let form = form.clone();
@@ -157,7 +160,9 @@ fn joined(app: App) -> Router {
         .nest("/s/{store}", of_a_store)
         .route("/static/{version}/{file}", get(assets::asset))
         .route("/static/{file}", get(assets::unversioned))
+        .route("/sw.js", get(install::service_worker))
         .route("/favicon.ico", get(assets::favicon))
+        .route("/apple-touch-icon.png", get(assets::touch_icon))
         .merge(embed::routes(&app))
         .route("/pair", get(pair::page).post(pair::redeem))
         .route("/control/v1/joined", get(control::followed).post(control::joined))

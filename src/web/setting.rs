@@ -29,7 +29,7 @@ pub(crate) async fn setting(State(app): State<App>) -> Result<Json<Setting>, Pro
     let trouble = store.healthy().await.trouble().map(str::to_owned).or_else(|| app.hub.trouble());
     let (public_url, mut faults) = (app.public_url.clone(), app.faults.clone());
     if let Some(proxy) = app.embedding.as_ref().and_then(Embedding::unnamed_proxy) {
-        let proxy = proxy.ip().to_canonical();
+        let proxy = proxy.to_canonical();
         faults.push((
             format!(
                 "a proxy at {proxy} asks for others, and nobody named it: all readers of --embed count as one client"

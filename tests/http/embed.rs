@@ -187,7 +187,7 @@ fn embedding_opens_under_the_names_of_the_server_and_opens_nothing_else() {
 }
 
 #[test]
-fn looking_at_items_makes_nothing_and_the_first_like_is_seen() {
+fn trust_57_looking_at_items_makes_nothing_and_the_first_like_is_seen() {
     let data = data_dir();
     let server = serve(data.path());
     let before = listing(data.path());

@@ -16,6 +16,7 @@ mod guard;
 mod history;
 mod hostile;
 mod hub;
+mod installed;
 mod odd;
 mod overload;
 mod owners;

@@ -12,8 +12,8 @@ use rustls::{ClientConfig, RootCertStore};
 use serde_json::Value;
 use tokio::runtime::Runtime;
 
-use crate::common::PATIENCE;
 use crate::common::reverse_proxy::{Kind, NAME, ReverseProxy, free_port};
+use crate::common::{PATIENCE, code_block};
 use crate::doctor::{Found, doctor};
 use crate::support::Node;
 
@@ -279,6 +279,54 @@ fn trust_71_under_a_path_behind_nginx() {
 #[test]
 fn trust_71_under_a_path_behind_caddy() {
     works_under_a_path(Kind::Caddy);
+}
+
+/// Likes through the proxy on a page of another site, with a name that has a slash in it, as addresses have.
+fn button_works(kind: Kind, change: impl Fn(String) -> String) {
+    const SITE: &str = "https://blog.example.org";
+    let mut hub = Node::stopped_hub();
+    for (flag, value) in [("--allow-host", NAME), ("--behind-proxy", "127.0.0.1"), ("--embed", SITE)] {
+        hub.flag(flag, value);
+    }
+    hub.flag("--listen", &format!("127.0.0.1:{}", free_port()));
+    hub.start();
+    let proxy = Running::start(kind, hub.url(), change);
+    let (browser, embed) = (proxy.browser(Version::HTTP_2), format!("{}/embed/v1", proxy.origin()));
+    let item = format!("{embed}/blog.example.org%2Fmy-post");
+    proxy.runtime.block_on(async {
+        let mut stream = browser.get(format!("{item}/live")).header("Origin", SITE).send().await.unwrap();
+        assert_eq!(stream.status(), StatusCode::OK);
+        Running::read_until(&mut stream, "data: 0").await;
+        let like = browser.post(format!("{item}/likes")).header("Origin", SITE).header("Accept", "application/json");
+        let answer = like.send().await.unwrap();
+        assert_eq!(answer.status(), StatusCode::NO_CONTENT);
+        assert_eq!(answer.headers()["access-control-allow-origin"], SITE);
+        Running::read_until(&mut stream, "data: 1").await;
+        let counts = browser.get(format!("{embed}/counts?items=blog.example.org%2Fmy-post")).send().await.unwrap();
+        assert_eq!(counts.text().await.unwrap(), r#"{"blog.example.org/my-post":1}"#);
+        assert_eq!(browser.get(proxy.origin()).send().await.unwrap().status(), StatusCode::FORBIDDEN);
+    });
+    assert_eq!(hub.run(&["items", "list"]), "blog.example.org/my-post\t1 like\topen\n");
+    assert!(!hub.log().contains("--behind-proxy"), "{}", hub.log());
+}
+
+#[test]
+fn trust_71_a_button_behind_nginx() {
+    let location = code_block(include_str!("../../docs/embed.md"), "## Behind a proxy", "nginx");
+    button_works(Kind::Nginx, |recipe| {
+        let (before, _) = recipe.split_once("    location / {").unwrap();
+        format!("{before}{location}\n}}\n")
+    });
+}
+
+#[test]
+fn trust_71_a_button_behind_caddy() {
+    button_works(Kind::Caddy, |recipe| recipe);
+}
+
+#[test]
+fn trust_71_a_button_behind_haproxy() {
+    button_works(Kind::Haproxy, |recipe| recipe.replace("defaults\n", "defaults\n    option forwardfor\n"));
 }
 
 #[test]

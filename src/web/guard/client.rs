@@ -69,6 +69,19 @@ impl ClientAddress {
     }
 }
 
+/// The address of a peer that asks for others, as proxies do, although nobody named it. All of its clients count as one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::web) struct UnnamedProxy(pub(in crate::web) IpAddr);
+
+impl UnnamedProxy {
+    /// Returns the peer, if it shows such a sign and isn't one of the `proxies`.
+    pub(super) fn of(proxies: &[TrustedProxy], request: &Request) -> Option<Self> {
+        let is_sign = |name: &&str| request.headers().contains_key(*name);
+        let shows_sign = ["x-forwarded-for", "forwarded", "x-real-ip"].iter().any(is_sign);
+        peer(request).filter(|peer| shows_sign && !is_one_of(proxies, *peer)).map(Self)
+    }
+}
+
 /// Returns whether the connection comes from one of the `proxies`.
 pub(super) fn is_proxied(proxies: &[TrustedProxy], request: &Request) -> bool {
     is_by_file(request) || peer(request).is_some_and(|peer| is_one_of(proxies, peer))
