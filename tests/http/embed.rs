@@ -382,6 +382,10 @@ fn a_proxy_that_nobody_named_is_said_once() {
     assert!(!log.contains("198.51.100.7"), "{log}");
     let listed = run(data.path(), &["items", "list"]);
     assert!(errors(&listed).contains("start with --behind-proxy 127.0.0.1"), "{listed:?}");
+    let examined = run(data.path(), &["doctor", "--public-url", "http://127.0.0.1:1"]);
+    let said = String::from_utf8_lossy(&examined.stdout);
+    let line = said.lines().find(|line| line.starts_with("PROBLEM  flags")).unwrap_or_else(|| panic!("{said}"));
+    assert!(line.contains("`--behind-proxy 127.0.0.1`") && examined.status.code() == Some(1), "{line}");
 }
 
 #[test]
