@@ -112,21 +112,21 @@ pub(super) async fn token(app: &App, data: &Path, command: TokenCommand) -> anyh
                 let kind = token.purpose.as_str();
                 match seen.get(device) {
                     _ if token.purpose == Purpose::Read => {
-                        writeln!(out, "{device}\t{kind}\tadded {made}\treads only")?;
+                        writeln!(out, "{device}\tadded {made}\treads only\t{kind}")?;
                     }
                     Some(seen) if token.purpose == Purpose::Browser => {
-                        writeln!(out, "{device}\t{kind}\tadded {made}\tseen {}", web::date_time(seen.at))?;
+                        writeln!(out, "{device}\tadded {made}\tseen {}\t{kind}", web::date_time(seen.at))?;
                     }
                     Some(seen) => {
                         let pulled = seen.pulled.iter().map(|(store, seq)| format!("{store} up to {seq}"));
                         let pulled = pulled.collect::<Vec<_>>().join(", ");
                         writeln!(
                             out,
-                            "{device}\t{kind}\tadded {made}\tseen {}\tpulled {pulled}",
+                            "{device}\tadded {made}\tseen {}\tpulled {pulled}\t{kind}",
                             web::date_time(seen.at)
                         )?;
                     }
-                    None => writeln!(out, "{device}\t{kind}\tadded {made}\tnever seen")?,
+                    None => writeln!(out, "{device}\tadded {made}\tnever seen\t{kind}")?,
                 }
             }
         }

@@ -468,6 +468,29 @@ mod tests {
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn an_authority_records_who_brings_an_event() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let stores = stores_of_likes(dir.path());
+        let id = "likes".parse().expect("a name");
+        let named = |name: &str| {
+            let store = stores.get(&id).expect("a store");
+            store.on_behalf_of(Some(name.parse().expect("a name")))
+        };
+        let (phone, own) = (named("phone"), stores.get(&id).expect("a store"));
+        // Those that wait are committed together.
+        let (one, two, three) =
+            tokio::join!(phone.commit(LikeAdded {}), own.commit(LikeAdded {}), phone.commit(LikeAdded {}));
+        for receipt in [one, two, three] {
+            receipt.expect("a receipt");
+        }
+        let mut lines = Vec::new();
+        crate::engine::export(own.files(), &mut lines).expect("an export");
+        let lines = String::from_utf8(lines).expect("text");
+        let count = |name: &str| lines.matches(&format!("\"origin\":\"{name}\"")).count();
+        assert_eq!((count("phone"), count("test")), (2, 1), "{lines}");
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn trust_62_a_panic_of_our_own_costs_what_was_being_done_and_nothing_else() {
         let dir = tempfile::tempdir().expect("a directory");
         let stores = stores_of_likes(dir.path());

@@ -290,11 +290,22 @@ fn trust_67_what_root_makes_in_another_users_data_is_that_users() {
     by_root(&["import"], &line());
     by_root(&["token", "add", "tablet"], "");
     by_root(&["token", "revoke", "phone"], "");
+    by_root(&["pair", "desk"], "");
     for command in [&["status"][..], &["export"], &["verify"], &["token", "list"]] {
         by_root(command, "");
     }
     assert_eq!(server.count(), 3);
     assert_theirs("commands beside the server");
+
+    // A directory of theirs that root joins to a hub is still theirs, with its token.
+    let joined = program.dir_of(SOMEBODY, "joined");
+    let link = by_root(&["pair", "laptop"], "");
+    let output = run_with(&joined, &["join", link.trim()], "");
+    assert!(output.status.success(), "{output:?}");
+    for path in all_below(&joined) {
+        assert_eq!(fs::symlink_metadata(&path).expect("it is there").uid(), SOMEBODY, "{}", path.display());
+    }
+    assert!(joined.join("upstream.token").exists());
 
     // A copy belongs to the user, too, so it can replace the data.
     let copies = program.dir_of(0, "copies");

@@ -171,9 +171,10 @@ fn a_paired_browser_sees_the_page_and_its_likes_carry_its_name() {
     }
     let list = || printed(run(data.path(), &["token", "list"]));
     let line = |name: &str| list().lines().find(|line| line.starts_with(name)).expect("a line").to_owned();
-    assert!(line("laptop\tdevice\t").contains("never seen"), "{}", list());
+    assert!(line("laptop\t").ends_with("\tnever seen\tdevice"), "{}", list());
     // A hub writes down every few seconds whom it has seen.
-    wait_for("the note", || line("phone\tbrowser\t").contains("\tseen ").then_some(()));
+    let is_noted = |line: String| line.contains("\tseen ") && line.ends_with("\tbrowser");
+    wait_for("the note", || is_noted(line("phone\t")).then_some(()));
 }
 
 #[test]
