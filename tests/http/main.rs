@@ -21,6 +21,7 @@ mod odd;
 mod overload;
 mod owners;
 mod pairing;
+mod readme;
 mod serving;
 mod socket;
 mod stores;
