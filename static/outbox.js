@@ -13,7 +13,6 @@ const ANSWER_WITHIN = 10_000;   // a post without an answer for this long is tri
 const TURN_WITHIN = 12_000;     // a tab that takes longer than a post to give others their turn may hang
 const LONGEST_PAUSE = 60;       // seconds: the most that a Retry-After is heeded
 const MISSING_AGAIN = 30_000;   // how often a form that the server doesn't have is asked for again
-const SEEN_AFTER = 1_000;       // what another page posts is usually stored by then, and this page need not show it
 const OUTLIVES_PAGE = 32_000;   // bytes of a body that a browser may send after its page is gone; 64 KB for all of them
 
 /** Codes about the event itself: the same post can never succeed. All others are about the moment. */
@@ -26,8 +25,9 @@ const NO_SUCH_FORM = "not-found";
  * An outbox of the store at `base`.
  *
  * An entry is `{id, form, fields, label, typed, order, since}`: the form's name, its fields as pairs in order, what to call
- * it, whether a person typed some of it. `own` marks those that were made in this page. `isSeen` marks those that the app's
- * script knows of: its own, and others that turned out to wait. When the server has refused one, `refused` is the reason; it stays
+ * it, whether a person typed some of it. `own` marks those that were made in this page. `waits` marks those that a post didn't
+ * get stored, or that have to wait behind such a post. `isSeen` marks those that the app's script knows of: its own, and
+ * others that wait. Until it is known that an entry waits, the stream may bring it first, and it would count twice. When the server has refused one, `refused` is the reason; it stays
  * until the person has it back.
  *
  * The callbacks hear that something has `changed`; that another page's entry is `found` to wait; that an entry is `stored`
@@ -80,16 +80,11 @@ export function makeOutbox({ app, base }, { changed, found, stored, refused, los
     if (known) known.refused = entry.refused;
     else {
       entries.set(id, { ...entry, id, own: false, isSeen: false });
-      seeLater(id);
+      if (isKept()) see(id);
     }
   }
 
-  /** Tells of what another page has posted, if it still waits then. While the server is away, that is certain. */
-  function seeLater(id) {
-    if (isKept()) see(id);
-    else setTimeout(see, SEEN_AFTER, id);
-  }
-
+  /** Tells of what another page has posted. */
   function see(id) {
     const entry = entries.get(id);
     if (!entry || entry.isSeen || entry.refused) return;
@@ -109,28 +104,19 @@ export function makeOutbox({ app, base }, { changed, found, stored, refused, los
   /** Something happened to an entry in another tab: it was made there, stored, or refused. */
   addEventListener("storage", ({ key, newValue }) => {
     if (!key?.startsWith(prefix)) return;
-    const entry = entries.get(key.slice(prefix.length));
-    if (!entry) {
-      if (newValue !== null) setTimeout(takeLeft, isKept() ? 0 : SEEN_AFTER, key);
-      return;
-    }
+    const id = key.slice(prefix.length);
+    const entry = entries.get(id);
     if (newValue === null) {
-      entries.delete(entry.id);
-      if (entry.isSeen && !entry.refused) stored(entry);
-    } else {
+      entries.delete(id);
+      if (entry?.isSeen && !entry.refused) stored(entry);
+    } else if (entry || parse(newValue)?.waits) {
       take(key, newValue);
-      if (entry.own && entry.refused) refused(entry);
-      else if (entry.isSeen && entry.refused) lost(entry);
-    }
+      if (entry?.own && entry.refused) refused(entry);
+      else if (entry?.isSeen && entry.refused) lost(entry);
+      else see(id);
+    } else return; // somebody else is about to post it
     changed();
   });
-
-  /** Takes over what another page has posted, if it still waits. */
-  function takeLeft(key) {
-    take(key, localStorage.getItem(key));
-    see(key.slice(prefix.length));
-    changed();
-  }
 
   function giveBack() {
     for (const entry of [...entries.values()]) if (entry.refused) refused(entry);
@@ -231,6 +217,7 @@ export function makeOutbox({ app, base }, { changed, found, stored, refused, los
   /** Pauses all entries: what keeps one from being stored keeps them all. */
   function pause(retryAfter) {
     const asked = Math.min(LONGEST_PAUSE, Number(retryAfter) || 0) * 1_000;
+    for (const entry of waiting()) holdUp(entry);
     failures += 1;
     earliest = Date.now() + asked;
     clearTimeout(timer);
@@ -240,10 +227,23 @@ export function makeOutbox({ app, base }, { changed, found, stored, refused, los
     }, Math.max(asked, backoff(failures)));
   }
 
+  /** Says in all pages that an entry waits. */
+  function holdUp(entry) {
+    see(entry.id);
+    if (entry.waits) return;
+    entry.waits = true;
+    try {
+      // Another tab may have had it stored just now.
+      if (localStorage.getItem(prefix + entry.id) !== null) write(entry);
+    } catch {
+      // Then no other page has it either.
+    }
+  }
+
   return {
     add(entry) {
       const newest = Math.max(0, ...waiting().map((known) => known.order));
-      const whole = { ...entry, order: Math.max(Date.now(), newest + 1), since: Date.now(), own: entry.own ?? true, isSeen: true };
+      const whole = { ...entry, order: Math.max(Date.now(), newest + 1), since: Date.now(), own: entry.own ?? true, isSeen: true, waits: timer !== undefined };
       entries.set(entry.id, whole);
       write(whole);
       if (!whole.own) found(whole);
