@@ -18,15 +18,16 @@ use crate::cli::{self, Context};
 use crate::engine::{Event, Fault, Query, Schema, StoreId, StoreLimits};
 use crate::limits::app::{MAX_APP_NAME, MAX_NAME};
 use crate::node::{Node, NodeError, Options, base};
-use crate::serve::{self, Server, twin};
+use crate::serve::{self, Server};
+use crate::web::Listener;
 use crate::web::assets::{self, Asset};
 use crate::web::face::{Embed, Face, Figure, Form, Fragment, Nouns};
 use crate::web::{Flaw, IntoHtml, Page, Params, Refusal, Rehearsal, Render, Role, Visitor};
 
 /// Names that the program uses itself: as a path, an event of the live stream, a form field or a parameter.
-const RESERVED: [&str; 16] = [
+const RESERVED: [&str; 17] = [
     "live", "status", "ping", "s", "sync", "id", "static", "control", "adopt", "healthz", "metrics", "embed", "pair",
-    "back", "history", "stores",
+    "back", "history", "stores", "sync-now",
 ];
 
 /// Events of the live stream that aren't fragments.
@@ -57,9 +58,10 @@ const OWN_COMMANDS: [&str; 20] = [
 ];
 
 /// Fields of `/status` and metrics of the program, beside which figures stand.
-const TAKEN_FROM_FIGURES: [&str; 15] = [
+const TAKEN_FROM_FIGURES: [&str; 37] = [
     "store",
     "device",
+    "version",
     "head",
     "cursor",
     "pending",
@@ -73,6 +75,27 @@ const TAKEN_FROM_FIGURES: [&str; 15] = [
     "state_digest",
     "digest_seq",
     "streams",
+    "devices",
+    "devices_connected",
+    "devices_refused",
+    "pulls",
+    "build",
+    "start_time",
+    "commit_duration",
+    "fsync_duration",
+    "healthy",
+    "stores",
+    "stores_open",
+    "stores_failing",
+    "events_pending",
+    "events_set_aside",
+    "events_skipped",
+    "events_unknown",
+    "queue_length",
+    "queue_longest",
+    "queue_limit",
+    "upstream_stores",
+    "upstream_last_sync_timestamp",
 ];
 
 /// A program of its own around a schema.
@@ -211,6 +234,13 @@ impl App {
         self
     }
 
+    /// Sets the colour behind the icon while an installed page starts, as CSS writes colours. Without this it is a light
+    /// grey. Give the page the same background, so that nothing flashes.
+    pub fn background(mut self, colour: &'static str) -> Self {
+        self.face_mut().background = colour;
+        self
+    }
+
     /// Sets the name of the store whose routes have no prefix. Without this it is the app's own name.
     pub fn store(mut self, store: &'static str) -> Self {
         self.face_mut().store = store;
@@ -279,7 +309,8 @@ impl App {
     /// `text/css; charset=utf-8`. [`Page::asset`] gives its address.
     ///
     /// Error pages use the app's stylesheets, too, after the common `app.css`. A file named `favicon.svg` replaces the
-    /// common icon, which error pages also show.
+    /// common icon, which error pages also show. It is the icon of an installed page, too, where the device takes SVG. Others
+    /// take `icon-192.png`, `icon-512.png` and `icon-maskable.png` (512 pixels, with room for any shape around the picture).
     ///
     /// ```
     /// # use likewise::{App, Html};
@@ -449,8 +480,8 @@ impl App {
         self.check().map_err(anyhow::Error::from)?;
         let base = base(self, &options)?;
         let token = CancellationToken::new();
-        let listener = listener.into_std().map_err(anyhow::Error::from)?;
-        let first = twin(&listener)?;
+        let door = Listener::from(listener).into_door().map_err(anyhow::Error::from)?;
+        let first = door.open().map_err(anyhow::Error::from)?;
         let server = Server::prepare(self, Role::App, options.clone(), base, first, token.child_token()).await?;
         let _ends_with_this = token.clone().drop_guard();
         let end = token.clone();
@@ -458,7 +489,7 @@ impl App {
             end.run_until_cancelled(shutdown).await;
             end.cancel();
         });
-        Ok(serve::run(self, Role::App, options, server, listener, token).await?)
+        Ok(serve::run(self, Role::App, options, server, door, token).await?)
     }
 
     /// Says what is wrong with the app, as far as that can be known before it runs. It writes nothing and needs no server, so

@@ -1,6 +1,10 @@
 //! A node with a server in front of it.
 
+use std::fmt;
+use std::io;
 use std::net::SocketAddr;
+#[cfg(unix)]
+use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Instant;
@@ -8,7 +12,6 @@ use std::time::Instant;
 use anyhow::{Context, anyhow, bail};
 use axum::Router;
 use subtle::ConstantTimeEq;
-use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 
 use crate::app::App;
@@ -21,8 +24,8 @@ use crate::web::embed::Embedding;
 use crate::web::live::Pages;
 use crate::web::metrics::Metrics;
 use crate::web::{
-    self, BasePath, Browsers, Hub, PairingCookie, Pairings, Pass, Passes, Policy, PublicUrl, Role, Services, Shares,
-    Sites, VisitorKey,
+    self, BasePath, Browsers, Door, Hub, Listener, PairingCookie, Pairings, Pass, Passes, Policy, PublicUrl, Role,
+    Services, Shares, Sites, VisitorKey,
 };
 
 /// A node with a server in front of it, ready to serve.
@@ -30,9 +33,9 @@ pub(crate) struct Server {
     node: Node,
     router: Router,
     limits: web::Limits,
-    listener: TcpListener,
+    listener: Listener,
     /// Where programs on this machine reach it.
-    pub(crate) address: SocketAddr,
+    pub(crate) address: String,
     anew: CancellationToken,
 }
 
@@ -52,7 +55,7 @@ impl Server {
         role: Role,
         options: Options,
         base: Base,
-        listener: TcpListener,
+        listener: impl Into<Listener>,
         shutdown: CancellationToken,
     ) -> anyhow::Result<Self> {
         Self::prepare_within(app, role, options, StoreLimits::default(), base, listener, shutdown).await
@@ -64,7 +67,7 @@ impl Server {
         options: Options,
         mut stores: StoreLimits,
         base: Base,
-        listener: TcpListener,
+        listener: impl Into<Listener>,
         shutdown: CancellationToken,
     ) -> anyhow::Result<Self> {
         if !options.embed.is_empty() && (role == Role::Hub || app.face().embed.is_none()) {
@@ -78,27 +81,33 @@ impl Server {
         if let Health::Failed(why) = first.healthy().await {
             bail!("the store {}: {why}", first.id());
         }
-        let bound = listener.local_addr().context("cannot learn the address that is listened on")?;
-        let address = reachable(bound);
-        let public_url = public_url(options.public_url, bound, &options.base_path)?;
+        let listener = listener.into();
+        let bound = Bound::of(&listener).context("cannot learn the address that is listened on")?;
+        let address = bound.to_string();
+        let given_url = options.public_url.as_ref().map(ToString::to_string);
+        let public_url = public_url(options.public_url, &bound, &options.base_path)?;
         // Whoever names the server's own address doesn't have to repeat its name.
         let mut allow_hosts = options.allow_hosts;
         allow_hosts.extend(public_url.as_ref().and_then(PublicUrl::host).filter(|host| !allow_hosts.contains(host)));
         let face = Arc::new(app.face().under(options.base_path));
-        node.dir_mut().announce(&format!("http://{address}{}", face.base_path))?;
+        node.dir_mut().announce(&address, &face.base_path.to_string())?;
         if face.base_path != BasePath::default() {
-            tracing::info!("all addresses are under http://{address}{}", face.base_path.home());
+            tracing::info!("all addresses are under {address}{}", face.base_path.home());
         }
-        if allow_hosts.is_empty() && !bound.ip().to_canonical().is_loopback() {
+        let mut faults = Vec::new();
+        if allow_hosts.is_empty() && !bound.is_on_this_machine_alone() {
             let page = match role {
                 Role::App => "; to let them open the page, add --public",
                 Role::Hub => "",
             };
-            tracing::warn!(
-                "other machines can reach {bound}, and are refused. To let them sync, start {} with --allow-host NAME, \
-                 where NAME is the name or address under which they ask for it{page}",
+            let found = format!("other machines can reach {address}, and are refused");
+            let advice = format!(
+                "To let them sync, start {} with --allow-host NAME, where NAME is the name or address under which they ask \
+                 for it{page}",
                 app.name()
             );
+            tracing::warn!("{found}. {advice}");
+            faults.push((found, advice));
         }
         let dir = node.dir();
         let tokens = Tokens::follow(TokenFile::in_dir(dir.path()), shutdown.clone())?;
@@ -107,10 +116,16 @@ impl Server {
         let embedding = face.embed.clone().map(embed).transpose()?;
         let anew = CancellationToken::new();
         let cookie = PairingCookie::new(&face, public_url.as_ref());
+        let metrics = Metrics::new(&face, app.version_text());
+        metrics.measure(&node.stores);
+        let front = given_url.or_else(|| allow_hosts.iter().find_map(|host| host.url(&face.base_path)));
         let services = Arc::new(Services {
             embedding,
             pairings: Pairings::new(dir.path(), public_url, cookie.clone()),
-            metrics: Metrics::new(&face),
+            metrics,
+            version: app.version_text(),
+            public_url: front,
+            faults,
             visitors: VisitorKey::in_dir(dir.path()),
             face: Arc::clone(&face),
             stores: node.stores.clone(),
@@ -162,25 +177,27 @@ pub(crate) async fn run(
     role: Role,
     options: Options,
     mut server: Server,
-    listener: std::net::TcpListener,
+    door: Door,
     shutdown: CancellationToken,
 ) -> anyhow::Result<()> {
-    let mut listener = Some(listener);
+    let mut door = Some(door);
     loop {
         let mut running = pin!(server.run());
         let ended = tokio::select! {
             ended = &mut running => ended,
             () = shutdown.cancelled() => {
                 // Whoever connects from now on is refused, rather than left waiting.
-                drop(listener.take());
+                drop(door.take());
                 running.await
             }
         };
-        let Some(listener) = listener.as_ref().filter(|_| ended == Ended::ToBeginAnew) else { return Ok(()) };
+        let Some(door) = door.as_ref().filter(|_| ended == Ended::ToBeginAnew) else { return Ok(()) };
         tracing::info!("the data directory was joined to a hub; following it");
         let base = base_soon(app, &options).await?;
         let child = shutdown.child_token();
-        server = Server::prepare(app, role, options.clone(), base, twin(listener)?, child).await?;
+        server =
+            Server::prepare(app, role, options.clone(), base, door.open().context("cannot keep listening")?, child)
+                .await?;
     }
 }
 
@@ -195,15 +212,6 @@ async fn base_soon(app: &App, options: &Options) -> anyhow::Result<Base> {
     }
 }
 
-/// A second handle of a listener, for a server that lets go of its own when it ends.
-///
-/// # Errors
-///
-/// When the system allows no more.
-pub(crate) fn twin(listener: &std::net::TcpListener) -> anyhow::Result<TcpListener> {
-    listener.try_clone().and_then(TcpListener::from_std).context("cannot keep listening")
-}
-
 /// Returns what the key of a data directory and its tokens for reading open.
 fn passes(key: &str, tokens: Tokens) -> Passes {
     let key = key.as_bytes().to_owned();
@@ -215,26 +223,65 @@ fn passes(key: &str, tokens: Tokens) -> Passes {
     })
 }
 
-/// Returns where others reach a server that listens on `bound`, if that is known. Without an address that its owner gives,
-/// only this machine reaches it for certain.
-fn public_url(given: Option<PublicUrl>, bound: SocketAddr, base: &BasePath) -> anyhow::Result<Option<PublicUrl>> {
-    let own = || bound.ip().to_canonical().is_loopback().then(|| format!("http://{bound}").parse()).transpose();
-    let url = match given {
-        Some(url) => Some(url),
-        None => own().context("BUG: an address that is none")?,
-    };
-    url.map(|url| url.under(base)).transpose()
+/// Where a server listens. Shown, it is where a program on this machine reaches it.
+enum Bound {
+    Port(SocketAddr),
+    #[cfg(unix)]
+    File(PathBuf),
 }
 
-/// Returns where a program on this machine reaches a server that listens on `address`.
-fn reachable(mut address: SocketAddr) -> SocketAddr {
-    if address.ip().is_unspecified() {
-        address.set_ip(match address {
-            SocketAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
-            SocketAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
-        });
+impl Bound {
+    fn of(listener: &Listener) -> io::Result<Self> {
+        match listener {
+            Listener::Tcp(listener) => listener.local_addr().map(Self::Port),
+            #[cfg(unix)]
+            Listener::File(listener) => {
+                let address = listener.local_addr()?;
+                let path = address.as_pathname().ok_or(io::ErrorKind::AddrNotAvailable)?;
+                Ok(Self::File(path.to_owned()))
+            }
+        }
     }
-    address
+
+    fn is_on_this_machine_alone(&self) -> bool {
+        match self {
+            Self::Port(address) => address.ip().to_canonical().is_loopback(),
+            #[cfg(unix)]
+            Self::File(_) => true,
+        }
+    }
+}
+
+impl fmt::Display for Bound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Port(address) => {
+                let mut address = *address;
+                if address.ip().is_unspecified() {
+                    address.set_ip(match address {
+                        SocketAddr::V4(_) => std::net::Ipv4Addr::LOCALHOST.into(),
+                        SocketAddr::V6(_) => std::net::Ipv6Addr::LOCALHOST.into(),
+                    });
+                }
+                write!(f, "http://{address}")
+            }
+            #[cfg(unix)]
+            Self::File(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+/// Returns where others reach a server that listens on `bound`, if that is known. Without an address that its owner gives,
+/// only this machine reaches it for certain.
+fn public_url(given: Option<PublicUrl>, bound: &Bound, base: &BasePath) -> anyhow::Result<Option<PublicUrl>> {
+    let url = match (given, bound) {
+        (Some(url), _) => Some(url),
+        (None, Bound::Port(address)) if bound.is_on_this_machine_alone() => {
+            Some(format!("http://{address}").parse().context("BUG: an address that is none")?)
+        }
+        (None, _) => None,
+    };
+    url.map(|url| url.under(base)).transpose()
 }
 
 #[cfg(test)]
@@ -242,6 +289,8 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
+    use tokio::net::TcpListener;
+
     use crate::likes::LikeAdded;
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -2,12 +2,14 @@
 //
 //   a post     is answered at once, kept until the server has stored it, and posted again under the same id until then;
 //   fragments  follow the server live, all that one commit changes at once, and never take away what somebody types;
-//   all tabs   of a browser share a few live streams. A page that nobody looks at may have to rest.
+//   all tabs   of a browser share a few live streams, and see what waits in any of them. A page that nobody looks at may
+//              have to rest;
+//   the page   opens while its program is away, as it was last, and says so.
 //
 // The page says who it is in the element that loads this file:
 //
 //   <script type="module" src="…/likewise.js" data-app="todo" data-base="/s/work" data-forms="add done"
-//           data-noun="to-do" data-nouns="to-dos"></script>
+//           data-noun="to-do" data-nouns="to-dos" data-title="Todo" data-keeper="/sw.js?app=todo&title=Todo"></script>
 //
 // and has what it needs of these:
 //
@@ -17,12 +19,14 @@
 //   <ul data-waiting="NAME"></ul>                                  what waits of the form NAME, or of all forms without NAME
 //   data-numbers, data-summary="42 likes"                          numbers and the summary: summary.js says more
 //
-// The root element says `data-live` (`open`, `closed` or `resting`) and `data-unsent` (how many posts wait).
+// The root element says `data-live` (`open`, `closed` or `resting`) and `data-unsent` (how many posts wait). It has
+// `data-kept` while the page is one that was kept, and hasn't heard from its program.
 //
 // An app's own script needs nothing of this file but events on `document`, whose `detail` is
 //
 //   likewise:posted    {id, form, fields}             somebody posted a form in this page
-//   likewise:stored    {id, form, fields}             the server has stored it
+//   likewise:waits     {id, form, fields}             something waits that was posted in another page
+//   likewise:stored    {id, form, fields}             the server has stored one of these
 //   likewise:refused   {id, form, fields, why, say}   the server never will; `say` is what the page says, and may be changed
 //   likewise:fragment  {name, element}                a fragment has changed; prevent the default to show it another way
 //   likewise:live      {state}                        the page is live, or isn't any more
@@ -34,6 +38,7 @@
 
 import { takeOver, withoutUser } from "./forms.js";
 import { mintId } from "./ids.js";
+import { keepPage } from "./kept.js";
 import { joinStream } from "./link.js";
 import { morph } from "./morph.js";
 import { makeOutbox } from "./outbox.js";
@@ -41,14 +46,16 @@ import { followSummary } from "./summary.js";
 
 const QUIET_FOR = 2_000;  // trouble that is over by then isn't worth a word
 const SYNCING_FOR = 600;  // a sync that is over by then isn't worth a word either
+const GONE_AFTER = 30_000; // a program that is away this long isn't just starting again
 const QUOTED = 60;        // characters of what was refused that the page quotes
+const TRIED_FOR = 4_000;    // how long the button says what came of it
 const FRESH = 2_000;      // a stream that began so long before the server was asked is an answer, too
 
 const PLACES = ".live[data-live]"; // where fragments stand
 
 const root = document.documentElement;
 const script = document.querySelector("script[data-app]");
-const { app, base = "", forms = "", noun = "event", nouns = "events" } = script.dataset;
+const { app, title = app, base = "", keeper, forms = "", noun = "event", nouns = "events" } = script.dataset;
 
 function tell(name, detail) {
   return document.dispatchEvent(new CustomEvent(`likewise:${name}`, { detail, cancelable: true }));
@@ -70,7 +77,18 @@ function speak() {
   const text = refusal || words();
   if (message && message.textContent !== text) message.textContent = text;
   if (message) message.dataset.tone = refusal ? "bad" : "";
-  root.toggleAttribute("data-trouble", text !== "" && !refusal && (live !== "open" || outbox.waiting.length > 0));
+  root.toggleAttribute("data-trouble", text !== "" && !refusal && !isKept() && isDoubtful());
+}
+
+/** Whether this page was kept, and hasn't heard from its program. */
+function isKept() {
+  return root.dataset.kept !== undefined;
+}
+
+/** Whether the status line says more than is known: it is old, or it says that all is well while something waits. */
+function isDoubtful() {
+  const { state } = document.getElementById("status")?.dataset ?? {};
+  return live !== "open" || (outbox.waiting.length > 0 && ["none", "online"].includes(state));
 }
 
 function words() {
@@ -80,10 +98,20 @@ function words() {
   const unsafe = count > 0 && !kept ? " Keep this page open until then." : "";
   const isLong = Date.now() - turnedAt > QUIET_FOR;
   if (live === "resting" && isLong) return "Other pages are live instead. This one goes on when you use it.";
+  const isGone = isKept() || Date.now() - turnedAt > GONE_AFTER;
+  if (live === "closed" && isGone) {
+    return `${whereabouts()}${unsafe || " Your clicks are kept."}${count > 0 ? ` ${some}` : ""}`;
+  }
   if (live === "closed" && isLong) return `Reconnecting… your ${nouns} are kept.${count > 0 ? ` ${some}` : ""}${unsafe}`;
   if (delay > QUIET_FOR) return `${some} Trying again…${trouble ? ` ${trouble}` : ""}${unsafe}`;
   if (isLong && !isWhole()) return "Part of this page can’t be kept up to date any more. Reload it.";
   return "";
+}
+
+/** Why the page hears nothing, as far as the page can know. */
+function whereabouts() {
+  const isHere = /^(localhost|127\.[\d.]+|\[::1\]|.*\.localhost)$/.test(location.hostname);
+  return isHere ? `${title} isn't running on this computer.` : `${title} at ${location.host} can't be reached.`;
 }
 
 /** Enough of a text to recognize it by. */
@@ -117,7 +145,10 @@ const outbox = makeOutbox({ app, base }, {
     listWaiting();
     speakSoon();
   },
+  found: (entry) => tell("waits", entry),
   stored: (entry) => tell("stored", entry),
+  lost: (entry) => tell("refused", { ...entry, why: entry.refused, say: "" }),
+  isKept,
   refused(entry) {
     const isBack = !entry.typed || page.giveBack(entry);
     if (isBack || !entry.isSaid) {
@@ -166,7 +197,15 @@ function show(fragments) {
     else if (fresh) place(fresh);
   }
   listWaiting();
+  keeping?.heard();
   speak();
+}
+
+/** The fragments of this page as they are now, by opening tag. The stream brings those of other tabs, too. */
+function fragmentsHere() {
+  const places = [...document.querySelectorAll(PLACES)].map(({ dataset }) => `${dataset.live} ${dataset.key}`);
+  const isHere = (tag) => nameIn(tag) !== "status" && places.includes(`${nameIn(tag)} ${keyIn(tag)}`);
+  return Object.fromEntries([...shown].filter(([tag]) => isHere(tag)));
 }
 
 /** Tells those who asked that the page now shows the answer. */
@@ -183,6 +222,10 @@ function nameIn(tag) {
   return /data-live="([^"]*)"/.exec(tag)?.[1];
 }
 
+function keyIn(tag) {
+  return /data-key="([^"]*)"/.exec(tag)?.[1];
+}
+
 /**
  * Whether the server still sends every fragment of this page: a stream begins with all that it follows, and one of a newer
  * program may lack some.
@@ -190,7 +233,7 @@ function nameIn(tag) {
 function isWhole() {
   const newest = Math.max(...sent.values());
   const tags = [...sent.keys()].filter((tag) => sent.get(tag) === newest);
-  const known = new Set(tags.map((tag) => `${nameIn(tag)} ${/data-key="([^"]*)"/.exec(tag)?.[1]}`));
+  const known = new Set(tags.map((tag) => `${nameIn(tag)} ${keyIn(tag)}`));
   return [...document.querySelectorAll(PLACES)].every(({ dataset }) => known.has(`${dataset.live} ${dataset.key}`));
 }
 
@@ -229,16 +272,23 @@ function holdBack(fresh) {
 
 function hearLive(state) {
   if (state === live) return;
+  if (live === "open") keeping?.lost();
   live = state;
   turnedAt = Date.now();
   root.dataset.live = live;
   if (live === "open") {
+    delete root.dataset.kept;
     outbox.adopt();
     outbox.hurry();
   }
+  if (live === "closed") setTimeout(speak, GONE_AFTER + 100);
   tell("live", { state });
   speakSoon();
 }
+
+// Other pages with this script have other fragments, and aren't kept.
+const isPageOfStore = keeper !== undefined && location.pathname === `${base}/`;
+const keeping = isPageOfStore ? keepPage({ app, script: keeper, fragments: fragmentsHere }) : undefined;
 
 const stream = joinStream(
   {
@@ -258,6 +308,40 @@ const stream = joinStream(
 hearOf("ask", (question) => {
   asked.push({ ...question, at: Date.now() });
   stream.again();
+});
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The status line, opened
+
+const opened = () => document.querySelector("#status > details[open]");
+
+/** Has the hub tried at once, without leaving the page. The stream brings what comes of it. */
+document.addEventListener("submit", async (event) => {
+  const { target: form } = event;
+  const button = form.querySelector?.("#status .try");
+  if (!button || event.defaultPrevented) return;
+  event.preventDefault();
+  const words = button.textContent;
+  button.disabled = true;
+  button.textContent = "Trying…";
+  const headers = { Accept: "application/json" };
+  const answer = await fetch(form.action, { method: "POST", headers, credentials: "same-origin" }).catch(() => undefined);
+  // The program answers when the attempt is over. If that was of use, the button is gone.
+  button.textContent = answer?.ok ? "Not yet. Try again" : words;
+  button.disabled = false;
+  setTimeout(() => (button.textContent = words), TRIED_FOR);
+});
+
+document.addEventListener("click", ({ target }) => {
+  const line = opened();
+  if (line && !line.contains(target)) line.open = false;
+});
+
+document.addEventListener("keydown", ({ key }) => {
+  const line = key === "Escape" && opened();
+  if (!line) return;
+  if (line.contains(document.activeElement)) line.querySelector("summary").focus();
+  line.open = false;
 });
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -286,6 +370,7 @@ addEventListener("pagehide", () => {
   stream.leave();
   outbox.rest();
   hearLive("closed");
+  keeping?.rest();
 });
 document.addEventListener("freeze", () => outbox.rest());
 document.addEventListener("resume", () => outbox.resume());

@@ -13,6 +13,7 @@ const ANSWER_WITHIN = 10_000;   // a post without an answer for this long is tri
 const TURN_WITHIN = 12_000;     // a tab that takes longer than a post to give others their turn may hang
 const LONGEST_PAUSE = 60;       // seconds: the most that a Retry-After is heeded
 const MISSING_AGAIN = 30_000;   // how often a form that the server doesn't have is asked for again
+const SEEN_AFTER = 1_000;       // what another page posts is usually stored by then, and this page need not show it
 const OUTLIVES_PAGE = 32_000;   // bytes of a body that a browser may send after its page is gone; 64 KB for all of them
 
 /** Codes about the event itself: the same post can never succeed. All others are about the moment. */
@@ -25,10 +26,15 @@ const NO_SUCH_FORM = "not-found";
  * An outbox of the store at `base`.
  *
  * An entry is `{id, form, fields, label, typed, order, since}`: the form's name, its fields as pairs in order, what to call
- * it, whether a person typed some of it. `own` marks those that were made in this page. When the server has refused one,
- * `refused` is the reason; it stays until the person has it back.
+ * it, whether a person typed some of it. `own` marks those that were made in this page. `isSeen` marks those that the app's
+ * script knows of: its own, and others that turned out to wait. When the server has refused one, `refused` is the reason; it stays
+ * until the person has it back.
+ *
+ * The callbacks hear that something has `changed`; that another page's entry is `found` to wait; that an entry is `stored`
+ * or `refused`, or was refused in another page and is `lost` here. `isKept` says whether the page knows that the server is
+ * away.
  */
-export function makeOutbox({ app, base }, { changed, stored, refused }) {
+export function makeOutbox({ app, base }, { changed, found, stored, refused, lost, isKept }) {
   const prefix = `${app}:${base}:`;
   const entries = new Map(); // by id
   let pumping = false;
@@ -48,7 +54,7 @@ export function makeOutbox({ app, base }, { changed, stored, refused }) {
   // --- What is kept
 
   function write(entry) {
-    const { own, isSaid, ...rest } = entry;
+    const { own, isSaid, isSeen, ...rest } = entry;
     try {
       localStorage.setItem(prefix + entry.id, JSON.stringify(rest));
     } catch {
@@ -72,7 +78,24 @@ export function makeOutbox({ app, base }, { changed, stored, refused }) {
     if (!entry) return;
     const known = entries.get(id);
     if (known) known.refused = entry.refused;
-    else entries.set(id, { ...entry, id, own: false });
+    else {
+      entries.set(id, { ...entry, id, own: false, isSeen: false });
+      seeLater(id);
+    }
+  }
+
+  /** Tells of what another page has posted, if it still waits then. While the server is away, that is certain. */
+  function seeLater(id) {
+    if (isKept()) see(id);
+    else setTimeout(see, SEEN_AFTER, id);
+  }
+
+  function see(id) {
+    const entry = entries.get(id);
+    if (!entry || entry.isSeen || entry.refused) return;
+    entry.isSeen = true;
+    found(entry);
+    changed();
   }
 
   function takeAll() {
@@ -83,19 +106,31 @@ export function makeOutbox({ app, base }, { changed, stored, refused }) {
     }
   }
 
-  /** Something happened to an entry in another tab: it was stored there, or refused. */
+  /** Something happened to an entry in another tab: it was made there, stored, or refused. */
   addEventListener("storage", ({ key, newValue }) => {
-    const entry = key?.startsWith(prefix) && entries.get(key.slice(prefix.length));
-    if (!entry) return;
+    if (!key?.startsWith(prefix)) return;
+    const entry = entries.get(key.slice(prefix.length));
+    if (!entry) {
+      if (newValue !== null) setTimeout(takeLeft, isKept() ? 0 : SEEN_AFTER, key);
+      return;
+    }
     if (newValue === null) {
       entries.delete(entry.id);
-      if (entry.own && !entry.refused) stored(entry);
+      if (entry.isSeen && !entry.refused) stored(entry);
     } else {
       take(key, newValue);
       if (entry.own && entry.refused) refused(entry);
+      else if (entry.isSeen && entry.refused) lost(entry);
     }
     changed();
   });
+
+  /** Takes over what another page has posted, if it still waits. */
+  function takeLeft(key) {
+    take(key, localStorage.getItem(key));
+    see(key.slice(prefix.length));
+    changed();
+  }
 
   function giveBack() {
     for (const entry of [...entries.values()]) if (entry.refused) refused(entry);
@@ -181,6 +216,7 @@ export function makeOutbox({ app, base }, { changed, stored, refused }) {
     if (entries.get(entry.id) === entry) {
       if (!entry.refused) forget(entry.id);
       if (entry.own) tell(entry);
+      else if (entry.isSeen) (entry.refused ? lost : stored)(entry);
     }
     changed();
   }
@@ -207,9 +243,10 @@ export function makeOutbox({ app, base }, { changed, stored, refused }) {
   return {
     add(entry) {
       const newest = Math.max(0, ...waiting().map((known) => known.order));
-      const whole = { ...entry, order: Math.max(Date.now(), newest + 1), since: Date.now(), own: entry.own ?? true };
+      const whole = { ...entry, order: Math.max(Date.now(), newest + 1), since: Date.now(), own: entry.own ?? true, isSeen: true };
       entries.set(entry.id, whole);
       write(whole);
+      if (!whole.own) found(whole);
       changed();
       pump();
     },

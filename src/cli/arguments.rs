@@ -14,6 +14,8 @@ use clap::error::ErrorKind;
 use clap::parser::ValueSource;
 use clap::{Arg, ArgMatches, Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
+use super::listen::Listen;
+use super::logging::LogFormat;
 use crate::app::{App, AppCommand, AppError};
 use crate::data_dir;
 use crate::engine::{Device, StoreId};
@@ -31,6 +33,17 @@ pub(super) enum Command {
     Common(Cli),
     /// A command of the app's own, with its arguments and its store.
     Own { name: String, matches: ArgMatches, store: StoreId },
+}
+
+impl Command {
+    /// The form of the log. Commands that don't serve log next to nothing, and people read it.
+    pub(super) fn log_format(&self) -> LogFormat {
+        match self {
+            Self::Common(Cli::Serve(args)) => args.listen.log_format,
+            Self::Common(Cli::Hub(args)) => args.log_format,
+            Self::Common(_) | Self::Own { .. } => LogFormat::Text,
+        }
+    }
 }
 
 #[derive(Parser)]
@@ -67,12 +80,12 @@ struct DataArgs {
 #[derive(Subcommand)]
 pub(super) enum Cli {
     /// Serve the page, until Ctrl-C or SIGTERM
-    Serve(ServeArgs),
+    Serve(Box<ServeArgs>),
     /// Serve sync alone, for devices of any app
     ///
     /// A hub puts the events of its devices in one order and need not know what they mean, so {app} can be the hub of any
     /// app. It answers /sync, /healthz, /status and /metrics, and has no page.
-    Hub(ListenArgs),
+    Hub(Box<ListenArgs>),
     /// Show the state of a store
     Status {
         #[command(flatten)]
@@ -104,6 +117,20 @@ pub(super) enum Cli {
     Health {
         #[command(flatten)]
         store: StoreArgs,
+    },
+    /// Say what is wrong with this setup, and what to do: files, disk, hub, clock, and the proxy in front
+    ///
+    /// Prints a line for each thing that it looks at, and exits with 1 if one of them is a problem. It asks the {app} process
+    /// that serves the data how it is set up. To look at a hub as a device would, name it with --upstream and --token-file.
+    Doctor {
+        #[command(flatten)]
+        hub: UpstreamArgs,
+        /// Where others reach this server, through the proxy in front of it [default: what the server was told]
+        #[arg(long, value_name = "URL", env = "PUBLIC_URL")]
+        public_url: Option<String>,
+        /// Print JSON: an array of what was found
+        #[arg(long)]
+        json: bool,
     },
     /// Check the log against its digests, and the state against one rebuilt from the log
     ///
@@ -192,8 +219,9 @@ pub(super) enum Cli {
     ///
     /// The copy of a device doesn't have its token for the hub, because copies go to other disks: join the hub again with it.
     ///
-    /// To go back to a backup, stop {app} and start it with `--data` naming the copy, or replace the data directory
-    /// with the copy. A hub then has the tokens of that time again, so revoke again those that were revoked since.
+    /// To go back to a backup, stop {app}, move the data directory away, and put a copy of the backup in its place
+    /// (`cp -a BACKUP DATA`). Started on the backup itself, {app} would change it, and there would be no backup left. A hub
+    /// then has the tokens of that time again, so revoke again those that were revoked since.
     Backup {
         /// Directory of the copy; it must not exist, or be empty
         to: PathBuf,
@@ -287,15 +315,10 @@ pub(super) struct StoreArgs {
 /// Where a server is, and what it is called.
 #[derive(Args, Clone)]
 pub(super) struct ListenArgs {
-    /// Address and port to listen on; port 0 takes a free one
-    #[arg(
-        long,
-        value_name = "HOST:PORT",
-        env = "LISTEN",
-        default_value = "127.0.0.1:3000",
-        value_parser = host_and_port
-    )]
-    pub(super) listen: String,
+    /// Address and port to listen on, where port 0 takes a free one; or a socket file for a proxy on this machine. A socket
+    /// that systemd passes is used in its place
+    #[arg(long, value_name = "HOST:PORT|unix:PATH", env = "LISTEN", default_value = "127.0.0.1:3000")]
+    pub(super) listen: Listen,
     /// Name of this device, which the log shows with its {events} [default: the host's name]
     #[arg(long, value_name = "NAME", env = "DEVICE")]
     pub(super) device: Option<Device>,
@@ -313,16 +336,18 @@ pub(super) struct ListenArgs {
     /// Path of a site, such as /{app}, under which everything is. A proxy in front has to pass the path on unchanged
     #[arg(long, value_name = "/PATH", env = "BASE_PATH")]
     pub(super) base_path: Option<BasePath>,
+    /// How the log is written on standard error
+    #[arg(long, value_name = "FORMAT", env = "LOG_FORMAT", value_enum, default_value_t)]
+    pub(super) log_format: LogFormat,
     /// Address under which others reach this server, such as https://hub.example.org: what the links of `pair` begin with.
     /// Its name needs no --allow-host [default: the address of --listen, if only this machine has it]
     #[arg(long, value_name = "URL", env = "PUBLIC_URL")]
     pub(super) public_url: Option<PublicUrl>,
 }
 
+/// The hub to sync with.
 #[derive(Args)]
-pub(super) struct ServeArgs {
-    #[command(flatten)]
-    pub(super) listen: ListenArgs,
+pub(super) struct UpstreamArgs {
     /// The hub to sync with, such as https://hub.example.org
     #[arg(long, value_name = "URL", env = "UPSTREAM")]
     pub(super) upstream: Option<String>,
@@ -335,6 +360,14 @@ pub(super) struct ServeArgs {
     /// Certificates in PEM form to trust for the hub, besides the system's
     #[arg(long, value_name = "FILE", env = "ROOT_CERTIFICATE")]
     pub(super) root_certificate: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub(super) struct ServeArgs {
+    #[command(flatten)]
+    pub(super) listen: ListenArgs,
+    #[command(flatten)]
+    pub(super) hub: UpstreamArgs,
     /// Seconds until a store that the hub refuses tries again
     #[arg(long, env = "RETRY_HALTED", default_value_t = RETRY_HALTED, hide = true)]
     pub(super) retry_halted: u64,
@@ -347,18 +380,8 @@ pub(super) struct ServeArgs {
     pub(super) embed: Vec<EmbeddingSite>,
 }
 
-/// Checks the form of an address to listen on. The resolver would say little about it.
-fn host_and_port(text: &str) -> Result<String, &'static str> {
-    let is_host =
-        |host: &str| !host.is_empty() && (!host.contains(':') || host.starts_with('[') && host.ends_with(']'));
-    match text.rsplit_once(':') {
-        Some((host, port)) if is_host(host) && port.parse::<u16>().is_ok() => Ok(text.to_owned()),
-        _ => Err("write HOST:PORT, such as 127.0.0.1:3000 or [::1]:3000"),
-    }
-}
-
 /// The flags that may stand without a command.
-const SERVE_FLAGS: [&str; 14] = [
+const SERVE_FLAGS: [&str; 15] = [
     "public_url",
     "listen",
     "device",
@@ -368,6 +391,7 @@ const SERVE_FLAGS: [&str; 14] = [
     "local_page",
     "behind_proxy",
     "base_path",
+    "log_format",
     "upstream",
     "token_file",
     "token",
@@ -399,7 +423,7 @@ pub(super) fn parse(app: &App, line: impl IntoIterator<Item = OsString>) -> Resu
         return Ok(Asked { data, command: Command::Own { name, matches, store } });
     }
     let top = Top::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut command))?;
-    let asked = top.command.unwrap_or(Cli::Serve(top.serve));
+    let asked = top.command.unwrap_or(Cli::Serve(Box::new(top.serve)));
     if let Cli::Serve(args) = &asked
         && args.public
         && args.listen.allow_host.is_empty()

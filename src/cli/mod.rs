@@ -2,10 +2,13 @@
 
 mod arguments;
 mod context;
+mod doctor;
 mod health;
 mod items;
 mod join;
+mod listen;
 mod log;
+mod logging;
 mod manual;
 mod owner;
 mod pair;
@@ -20,16 +23,15 @@ mod transfer;
 mod verify;
 
 use std::env;
-use std::io::{self, IsTerminal};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
-use tracing_subscriber::EnvFilter;
-use tracing_subscriber::filter::LevelFilter;
+use anyhow::Context as _;
 
 use self::arguments::{Asked, Cli, Command};
+use self::logging::{log_to_stderr, say_last};
 use self::owner::act_as_owner;
 use self::target::Target;
 use crate::app::App;
@@ -50,7 +52,8 @@ pub(crate) fn run(app: &App) -> ExitCode {
         Ok(asked) => asked,
         Err(error) => error.exit(),
     };
-    if let Err(error) = log_to_stderr(app) {
+    let format = asked.command.log_format();
+    if let Err(error) = log_to_stderr(app, format) {
         eprintln!("{}: {}", app.name(), in_full(&error));
         return ExitCode::FAILURE;
     }
@@ -65,43 +68,10 @@ pub(crate) fn run(app: &App) -> ExitCode {
         Ok(code) => code,
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("{}: {}", app.name(), in_full(&error));
+            say_last(app, format, &in_full(&error));
             ExitCode::FAILURE
         }
     }
-}
-
-/// Writes the log to standard error, as far as the program's own variable asks for it.
-fn log_to_stderr(app: &App) -> anyhow::Result<()> {
-    let variable = arguments::log_variable(app);
-    let asked = env::var(&variable).ok().filter(|filter| !filter.trim().is_empty());
-    let filter = log_filter(asked.as_deref().unwrap_or("info")).with_context(|| {
-        format!(
-            "{variable} says what is logged: error, warn, info, debug, trace or off, or for a part alone, as in \
-             `info,{}=debug`",
-            env!("CARGO_PKG_NAME")
-        )
-    })?;
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal())
-        .with_target(false)
-        // Its own errors would go to standard error, too, and panic when that is what fails.
-        .log_internal_errors(false)
-        .init();
-    Ok(())
-}
-
-/// Which lines are logged. A bare word has to be a level: the filter itself would take a misspelled one for the name of a
-/// part, and log nothing else.
-fn log_filter(text: &str) -> anyhow::Result<EnvFilter> {
-    let parts: Vec<_> = text.split(',').map(str::trim).collect();
-    let is_fine = |part: &&str| part.contains(['=', '[']) || part.parse::<LevelFilter>().is_ok();
-    if let Some(wrong) = parts.iter().find(|part| !is_fine(part)) {
-        bail!("{wrong:?} is no level");
-    }
-    parts.join(",").parse().with_context(|| format!("{text:?} is not understood"))
 }
 
 /// Finds the data directory. From here on, this process acts as its owner.
@@ -111,12 +81,16 @@ fn locate_data(app: &App, mut asked: Asked) -> anyhow::Result<(Asked, PathBuf)> 
         None => data_dir::default_path(app.name())?,
     };
     let data = data_dir::locate(&named).with_context(|| data_dir::unusable(&named))?;
+    // It says so beside what else is wrong.
+    let finds_out = matches!(asked.command, Command::Common(Cli::Doctor { .. }));
     let mut copy = match &mut asked.command {
         Command::Common(Cli::Backup { to }) => Some(to),
         _ => None,
     };
     act_as_owner(app.name(), &data, copy.as_deref().map(PathBuf::as_path))?;
-    DataDir::check(&data)?;
+    if !finds_out {
+        DataDir::check(&data)?;
+    }
     if let Some(to) = &mut copy {
         **to = data_dir::locate(to).with_context(|| format!("cannot copy to {}", to.display()))?;
     }
@@ -130,14 +104,19 @@ async fn obey(app: &App, asked: Asked, data: &Path) -> anyhow::Result<ExitCode> 
         Command::Own { name, matches, store } => return context::run(&at(store), &name, matches).await,
     };
     match command {
-        Cli::Serve(args) => serve::serve(app, data, args).await,
-        Cli::Hub(args) => serve::hub(app, data, args).await,
+        Cli::Serve(args) => serve::serve(app, data, *args).await,
+        Cli::Hub(args) => serve::hub(app, data, *args).await,
         Cli::Status { store, url, json, digests } => {
             status::status(&at(store.store), url, status::Shown { json, digests }).await
         }
         Cli::Stores { json } => stores::stores(app, data, json).await,
         Cli::Items { command } => items::items(app, data, command).await,
         Cli::Health { store } => health::health(&at(store.store)).await,
+        Cli::Doctor { hub, public_url, json } => {
+            let upstream = serve::upstream(app, data, &hub)?;
+            let told = doctor::Told { upstream, root_certificate: hub.root_certificate, public_url, json };
+            doctor::doctor(app, data, told).await
+        }
         Cli::Verify { store } => verify::verify(&at(store.store)).await,
         Cli::Export { store } => transfer::export(&at(store.store), Exported::All).await,
         Cli::Import { store } => transfer::import(&at(store.store)).await,
@@ -219,16 +198,6 @@ pub(crate) mod tests {
         obey(app, asked, data).await
     }
 
-    #[test]
-    fn a_misspelled_level_of_the_log_is_an_error() {
-        for fine in ["info", "WARN", "off", "debug,hyper=info", "likewise=trace", " warn , hyper=off "] {
-            assert!(log_filter(fine).is_ok(), "{fine}");
-        }
-        for wrong in ["warning", "verbose", "info,loud", "likewise=loud", "="] {
-            assert!(log_filter(wrong).is_err(), "{wrong}");
-        }
-    }
-
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn own_commands_commit_and_read_whether_or_not_a_process_serves() {
         let (app, data) = (todo(), tempfile::tempdir().expect("a directory"));
@@ -257,5 +226,20 @@ pub(crate) mod tests {
         run(&app, &data, &["list"]).await.expect("listed from the files");
         let both = vec![(1, "one".to_owned()), (2, "two".to_owned())];
         assert_eq!(*LISTED.lock().expect("no panic"), [both.clone(), Vec::new(), both]);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn an_app_without_anything_to_embed_says_so() {
+        let (app, dir) = (todo(), tempfile::tempdir().expect("a directory"));
+        let data = data_dir::locate(dir.path()).expect("a path");
+        for words in [
+            &["serve", "--listen", "127.0.0.1:0", "--embed", "https://blog.example.org"][..],
+            &["items", "list"],
+            &["items", "add", "a"],
+        ] {
+            let refused = run(&app, &data, words).await.expect_err("nothing to embed");
+            let refused = in_full(&refused);
+            assert!(refused.starts_with("to-do has nothing that other sites could embed"), "{refused}");
+        }
     }
 }

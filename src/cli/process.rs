@@ -1,22 +1,25 @@
 //! Asking a running program: the process that has the data directory, or one at an address.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, anyhow, bail};
 use reqwest::header::HOST;
-use reqwest::{Client, Method, RequestBuilder, Response, StatusCode};
+use reqwest::{Client, ClientBuilder, Method, RequestBuilder, Response, StatusCode};
 use serde::de::DeserializeOwned;
 
 use crate::app::App;
 use crate::data_dir::Holder;
 use crate::limits::app::ANSWER;
 use crate::sync::{Trust, tls};
+use crate::web::Setting;
 
 /// A process that has a data directory, and listens.
 pub(super) struct Process {
     pub(super) holder: Holder,
+    /// Where it listens, for people.
     pub(super) address: String,
+    at: At,
     /// The program's name.
     pub(super) name: &'static str,
 }
@@ -29,7 +32,11 @@ impl Process {
     /// When it doesn't listen.
     pub(super) fn new(app: &App, data: &Path, holder: Option<Holder>) -> anyhow::Result<Self> {
         let name = app.name();
-        let asked = holder.and_then(|holder| Some(Self { address: holder.address.clone()?, holder, name }));
+        let asked = holder.and_then(|holder| {
+            let address = holder.address.clone()?;
+            let at = At::new(&address, &holder.base_path);
+            Some(Self { address, at, holder, name })
+        });
         asked.with_context(|| {
             format!(
                 "{} is in use by another {name} command, or by one that is just starting; try again in a moment",
@@ -38,10 +45,15 @@ impl Process {
         })
     }
 
+    /// How it is reached.
+    pub(super) fn at(&self) -> &At {
+        &self.at
+    }
+
     /// A request that only the owner of the data may make.
     pub(super) fn request(&self, method: Method, what: &str) -> anyhow::Result<RequestBuilder> {
-        let url = format!("{}/control/v1/{what}", self.address);
-        Ok(self.as_owner(working_client()?.request(method, url)))
+        let url = format!("{}/control/v1/{what}", self.at.url);
+        Ok(self.as_owner(self.at.working_client()?.request(method, url)))
     }
 
     /// Shows the process that its owner asks. It is asked under a loopback name, because it may listen on an address under
@@ -58,6 +70,11 @@ impl Process {
     /// Has the process do what `request` asks for, where there is no more to say.
     pub(super) async fn done(&self, request: RequestBuilder) -> anyhow::Result<()> {
         understood(self.send(request).await?, &self.address).await.map(drop)
+    }
+
+    /// How the process is set up.
+    pub(super) async fn setting(&self) -> anyhow::Result<Setting> {
+        self.answer(self.request(Method::GET, "setting")?.timeout(ANSWER)).await
     }
 
     /// The answer as JSON.
@@ -84,17 +101,42 @@ pub(super) async fn json<T: DeserializeOwned>(answer: Response) -> anyhow::Resul
     answer.json().await.context("the answer is not understood")
 }
 
-/// A client that asks a program at `url`. It uses no proxy, because the program is on this machine or was named.
-pub(super) fn http_client(url: &str) -> anyhow::Result<Client> {
-    let trust = if url.starts_with("https:") { Trust::SystemAnd(Vec::new()) } else { Trust::Nobody };
-    let client = Client::builder().no_proxy().tls_backend_preconfigured(tls(trust)?);
-    client.read_timeout(ANSWER).build().context("cannot make requests")
+/// How a program is reached.
+pub(super) struct At {
+    /// What its addresses begin with.
+    pub(super) url: String,
+    socket: Option<PathBuf>,
 }
 
-/// A client for work without a time limit. The process is on this machine: if it ends, so does the connection.
-fn working_client() -> anyhow::Result<Client> {
-    let client = Client::builder().no_proxy().tls_backend_preconfigured(tls(Trust::Nobody)?);
-    client.build().context("cannot make requests")
+impl At {
+    /// A program at an address as [`Holder`] or a person has it.
+    pub(super) fn new(address: &str, base_path: &str) -> Self {
+        match address.strip_prefix("unix:") {
+            // The name is in no request: a socket file leads to one program.
+            Some(path) => Self { url: format!("http://localhost{base_path}"), socket: Some(path.into()) },
+            None => Self { url: address.trim_end_matches('/').to_owned(), socket: None },
+        }
+    }
+
+    /// A client for quick answers. It uses no proxy, because the program is on this machine or was named.
+    pub(super) fn client(&self) -> anyhow::Result<Client> {
+        let trust = if self.url.starts_with("https:") { Trust::SystemAnd(Vec::new()) } else { Trust::Nobody };
+        self.builder(trust)?.read_timeout(ANSWER).build().context("cannot make requests")
+    }
+
+    /// A client for work without a time limit. The process is on this machine: if it ends, so does the connection.
+    fn working_client(&self) -> anyhow::Result<Client> {
+        self.builder(Trust::Nobody)?.build().context("cannot make requests")
+    }
+
+    fn builder(&self, trust: Trust) -> anyhow::Result<ClientBuilder> {
+        let client = Client::builder().no_proxy().tls_backend_preconfigured(tls(trust)?);
+        #[cfg(unix)]
+        if let Some(path) = &self.socket {
+            return Ok(client.unix_socket(path.as_path()));
+        }
+        Ok(client)
+    }
 }
 
 /// Why there is no answer from `url`.

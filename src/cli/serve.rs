@@ -1,28 +1,26 @@
 //! `serve` and `hub`: the program in the foreground, until a signal ends it.
 
 use std::io::{self, Write};
-use std::net::SocketAddr;
 use std::path::Path;
 use std::pin::pin;
 use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use tokio::net::{TcpListener, TcpSocket, lookup_host};
 use tokio_util::sync::CancellationToken;
 
-use super::arguments::{ListenArgs, ServeArgs};
+use super::arguments::{ListenArgs, ServeArgs, UpstreamArgs};
+use super::listen::{Listen, Listening, tell_service_manager};
 use crate::app::App;
 use crate::limits::app::SHUTDOWN;
-use crate::limits::web::server::BACKLOG;
 use crate::node::{Options, base};
-use crate::serve::{self, Server, twin};
+use crate::serve::{self, Server};
 use crate::sync::{TokenSource, UpstreamOptions, joined};
 use crate::web::Role;
 
 /// Serves the app.
 pub(super) async fn serve(app: &App, data: &Path, args: ServeArgs) -> anyhow::Result<ExitCode> {
-    let upstream = upstream(app, data, &args)?;
+    let upstream = upstream(app, data, &args.hub)?;
     let ServeArgs { listen, retry_halted, public, embed, .. } = args;
     let retry_halted = Duration::from_secs(retry_halted);
     let options = Options { upstream, retry_halted, public, embed, ..options(data, &listen) };
@@ -40,25 +38,22 @@ pub(super) async fn hub(app: &App, data: &Path, listen: ListenArgs) -> anyhow::R
     run(app, Role::Hub, &listen.listen, options(data, &listen)).await
 }
 
-async fn run(app: &App, role: Role, listen: &str, options: Options) -> anyhow::Result<ExitCode> {
+async fn run(app: &App, role: Role, listen: &Listen, options: Options) -> anyhow::Result<ExitCode> {
     let base = base(app, &options)?;
     let data = base.dir.path().display().to_string();
-    let listener = bind(listen).await.with_context(|| {
-        format!(
-            "cannot listen on {listen}; choose another address with --listen, or let the system choose a port with \
-             --listen 127.0.0.1:0"
-        )
-    })?;
+    // The socket's file goes when everything has ended.
+    let Listening { listener, _file } = listen.open().await?;
     let shutdown = CancellationToken::new();
-    let listener = listener.into_std().context("cannot listen")?;
-    let first = twin(&listener)?;
+    let door = listener.into_door().context("cannot listen")?;
+    let first = door.open().context("cannot listen")?;
     let server = Server::prepare(app, role, options.clone(), base, first, shutdown.child_token()).await?;
     // This comes before the ready line, after which a signal may come at any time.
     let signals = Signals::listen().context("cannot wait for signals")?;
     tokio::spawn(end_at_signal(signals, shutdown.clone()));
-    writeln!(io::stdout(), "listening on http://{}", server.address).context("cannot write to standard output")?;
+    writeln!(io::stdout(), "listening on {}", server.address).context("cannot write to standard output")?;
+    tell_service_manager();
     tracing::info!("the data is in {data}");
-    let mut running = pin!(serve::run(app, role, options, server, listener, shutdown.clone()));
+    let mut running = pin!(serve::run(app, role, options, server, door, shutdown.clone()));
     tokio::select! {
         ended = &mut running => {
             ended?;
@@ -71,28 +66,6 @@ async fn run(app: &App, role: Role, listen: &str, options: Options) -> anyhow::R
         Err(_) => tracing::warn!("not everything ended within {SHUTDOWN:?}; what was acknowledged is stored"),
     }
     Ok(ExitCode::SUCCESS)
-}
-
-/// Listens on the first address of `listen` that can be had, with room for all pages to connect at once.
-async fn bind(listen: &str) -> io::Result<TcpListener> {
-    let mut why = io::Error::new(io::ErrorKind::AddrNotAvailable, "the name has no address");
-    for address in lookup_host(listen).await? {
-        match bind_one(address) {
-            Ok(listener) => return Ok(listener),
-            Err(error) => why = error,
-        }
-    }
-    Err(why)
-}
-
-fn bind_one(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    // Otherwise a restart has to wait until the system has forgotten the last connections. On Windows it doesn't, and the
-    // option would let two programs have the same port.
-    #[cfg(not(windows))]
-    socket.set_reuseaddr(true)?;
-    socket.bind(address)?;
-    socket.listen(BACKLOG)
 }
 
 /// How to run on the data in `data`, without a hub.
@@ -111,7 +84,7 @@ fn options(data: &Path, listen: &ListenArgs) -> Options {
 }
 
 /// The hub to sync with, and the token for it: what the command line says, and else what the directory was joined to.
-fn upstream(app: &App, data: &Path, args: &ServeArgs) -> anyhow::Result<Option<UpstreamOptions>> {
+pub(super) fn upstream(app: &App, data: &Path, args: &UpstreamArgs) -> anyhow::Result<Option<UpstreamOptions>> {
     let joined = joined(data)?;
     let url = match (&args.upstream, &joined) {
         (Some(url), Some(joined)) if !is_same(url, joined) => {

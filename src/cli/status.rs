@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use anyhow::Context;
 use reqwest::{Method, RequestBuilder};
 
-use super::process::{http_client, unanswered, understood};
+use super::process::{At, unanswered, understood};
 use super::target::{Access, Target, access_to_all};
 use crate::app::App;
 use crate::engine::{Error, NoEffect, Skipped, Store};
@@ -24,16 +24,17 @@ pub(super) struct Shown {
 }
 
 pub(super) async fn status(at: &Target<'_>, url: Option<String>, shown: Shown) -> anyhow::Result<ExitCode> {
-    let url = url.map(|url| if url.contains("://") { url } else { format!("http://{url}") });
+    let url =
+        url.map(|url| if url.contains("://") || url.starts_with("unix:") { url } else { format!("http://{url}") });
     if url.is_none() {
         at.must_be_known()?;
     }
     let (report, skipped) = match url {
         // Only the owner may see which events have no effect.
-        Some(url) => (ask(at, &url, true, |request| request).await?, Vec::new()),
+        Some(url) => (ask(at, &At::new(&url, ""), true, |request| request).await?, Vec::new()),
         None => match access_to_all(at.app, at.data)? {
             Access::Asked(process) => {
-                let report = ask(at, &process.address, true, |request| process.as_owner(request)).await?;
+                let report = ask(at, process.at(), true, |request| process.as_owner(request)).await?;
                 let request = process.request(Method::GET, &format!("{}/skipped", at.store))?;
                 (report, process.answer(request).await?)
             }
@@ -60,20 +61,20 @@ pub(super) async fn status(at: &Target<'_>, url: Option<String>, shown: Shown) -
 
 /// The status of a store that this command has opened.
 pub(super) async fn report_of(app: &App, store: &Store) -> Result<StatusReport, Error> {
-    StatusReport::of(app.face(), store, &host_name(app), &LinkStatus::none()).await
+    StatusReport::of(app.face(), store, &host_name(app), app.version_text(), &LinkStatus::none()).await
 }
 
-/// The status that the program at `url` answers.
+/// The status that a program answers.
 pub(super) async fn ask(
     at: &Target<'_>,
-    url: &str,
+    program: &At,
     digests: bool,
     prepare: impl Fn(RequestBuilder) -> RequestBuilder,
 ) -> anyhow::Result<StatusReport> {
     let name = at.app.name();
     let digests = if digests { "?digests" } else { "" };
-    let url = format!("{}{}/status{digests}", url.trim_end_matches('/'), at.app.face().base(&at.store));
-    let answer = prepare(http_client(&url)?.get(&url)).send().await.map_err(|error| unanswered(error, &url, name))?;
+    let url = format!("{}{}/status{digests}", program.url, at.app.face().base(&at.store));
+    let answer = prepare(program.client()?.get(&url)).send().await.map_err(|error| unanswered(error, &url, name))?;
     understood(answer, &url).await?.json().await.with_context(|| {
         format!(
             "what {url} answers is not the status of a store, or not all of it: strangers see only what is on the page"
@@ -89,8 +90,11 @@ fn show(
     without_effect: &[Skipped],
 ) -> io::Result<()> {
     let name = app.name();
-    let StatusReport { store, device, head, cursor, pending, set_aside, skipped, unknown, log, .. } = report;
+    let StatusReport { store, device, version, head, cursor, pending, set_aside, skipped, unknown, log, .. } = report;
     writeln!(out, "store      {store} on {device}", device = device.as_str())?;
+    if !version.is_empty() {
+        writeln!(out, "version    {version}")?;
+    }
     for (figure, number) in &report.figures {
         // A count without a name of its own counts events.
         let label = if figure == "count" { app.face().nouns.many } else { figure };
@@ -101,9 +105,11 @@ fn show(
     let upstream = &report.upstream;
     let url = upstream.url.as_ref().map(|url| format!(", {url}")).unwrap_or_default();
     let since = upstream.since.map(|since| format!(" since {}", web::date_time(since))).unwrap_or_default();
-    writeln!(out, "upstream   {}{since}{url}", upstream.state)?;
-    if let Some(error) = &upstream.error {
-        writeln!(out, "           {error}")?;
+    // One word for one state, here and on the page.
+    let state = if upstream.state == "halted" { "stopped" } else { &upstream.state };
+    writeln!(out, "upstream   {state}{since}{url}")?;
+    for line in [&upstream.why, &upstream.error].into_iter().flatten() {
+        writeln!(out, "           {line}")?;
     }
     if let Some(advice) = upstream.code.as_deref().and_then(|code| web::what_to_do(app.face(), code)) {
         writeln!(out, "           {advice}")?;

@@ -17,7 +17,7 @@ pub(super) async fn stores(app: &App, data: &Path, json: bool) -> anyhow::Result
             let mut reports = Vec::new();
             for store in engine::stores_in(&DataDir::stores(data))? {
                 let at = Target { app, data, store };
-                reports.push(ask(&at, &process.address, false, |request| process.as_owner(request)).await?);
+                reports.push(ask(&at, process.at(), false, |request| process.as_owner(request)).await?);
             }
             reports
         }

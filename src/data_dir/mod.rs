@@ -79,9 +79,12 @@ fn without_links(path: &Path) -> anyhow::Result<PathBuf> {
 pub(crate) struct Holder {
     /// Its process id.
     pub(crate) pid: u32,
-    /// The address that it listens on, such as `http://127.0.0.1:3000`. `None` before it listens, and for commands,
-    /// which never do.
+    /// The address that it listens on, such as `http://127.0.0.1:3000/likes`, or `unix:/run/likewise.sock`. `None` before
+    /// it listens, and for commands, which never do.
     pub(crate) address: Option<String>,
+    /// The base path, beside an address that has no room for it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub(crate) base_path: String,
     /// The key that lets a command on this machine into `/control`. Only the owner of the data can read the file.
     pub(crate) key: String,
 }
@@ -153,7 +156,7 @@ impl DataDir {
             }
         }
         let key = crate::random::hex::<32>();
-        let holder = Holder { pid: std::process::id(), address: None, key };
+        let holder = Holder { pid: std::process::id(), address: None, base_path: String::new(), key };
         let mut dir = Self { path: path.to_owned(), lock, holder };
         dir.write()?;
         Ok(Claim::Ours(dir))
@@ -182,8 +185,13 @@ impl DataDir {
     }
 
     /// Tells others where this process listens.
-    pub(crate) fn announce(&mut self, address: &str) -> anyhow::Result<()> {
-        self.holder.address = Some(address.to_owned());
+    pub(crate) fn announce(&mut self, address: &str, base_path: &str) -> anyhow::Result<()> {
+        if address.starts_with("unix:") {
+            self.holder.address = Some(address.to_owned());
+            self.holder.base_path = base_path.to_owned();
+        } else {
+            self.holder.address = Some(format!("{address}{base_path}"));
+        }
         self.write()
     }
 

@@ -144,5 +144,11 @@ mod tests {
         store.promote().await.expect("it is promoted");
         let four = vec![("here".to_owned(), 3), ("phone".to_owned(), 1)];
         assert_eq!(of(&store), (four, vec![(7, 2), (8, 1)], 1, 0));
+
+        // Nobody looks before the log is as long as it was.
+        let take_all_back = |replica: &mut Replica| replica.take_back(Seq::START, Whose::Upstream(None));
+        store.with(take_all_back).await.expect("they are taken back");
+        store.promote().await.expect("it is promoted");
+        assert_eq!(of(&store), (vec![("here".to_owned(), 4)], vec![(7, 2), (8, 1)], 1, 0));
     }
 }

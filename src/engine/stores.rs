@@ -17,7 +17,7 @@ use super::schema::Schema;
 use super::setup::{Files, Setup};
 use super::state::State;
 use super::store::{Inner, Store, StoreId, Unopened};
-use super::writer::{Common, Work, Writer, start_checkpoints};
+use super::writer::{Common, Work, Writer, Written, start_checkpoints};
 use crate::limits::engine::stores::{ABSENT, IDLE, OPEN, QUEUE, STORES, SWEEP_EVERY};
 
 /// The limits on what stores may use.
@@ -46,6 +46,25 @@ pub(crate) struct Spare {
     pub(crate) stores: u64,
     /// Out of those that may be in use at the same time.
     pub(crate) open: usize,
+}
+
+/// How all stores are, in a few numbers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Census {
+    /// Stores that exist.
+    pub(crate) stores: u64,
+    /// Those of them that are open. The other numbers are about these: a closed store has no work.
+    pub(crate) open: u64,
+    /// Stores that can't store anything.
+    pub(crate) failing: u64,
+    pub(crate) pending: u64,
+    pub(crate) set_aside: u64,
+    pub(crate) skipped: u64,
+    pub(crate) unknown: u64,
+    /// Pieces of work that wait for the threads of all stores together.
+    pub(crate) queued: u64,
+    /// The most that wait for one store.
+    pub(crate) longest_queue: u64,
 }
 
 /// The stores of one data directory: opened at first use, closed when idle.
@@ -130,6 +149,7 @@ impl Stores {
             max: limits.stores,
             checked: Mutex::default(),
             checkpoints,
+            measure: OnceLock::new(),
         });
         let (empty, open) = (Mutex::default(), Mutex::default());
         Ok(Self { shared: Arc::new(Shared { dir: dir.to_owned(), limits, common, empty, open }) })
@@ -206,6 +226,31 @@ impl Stores {
     /// Returns a counter that changes with each change of the store. Unlike a handle, it doesn't keep the store open.
     pub(crate) fn news(&self, id: &StoreId) -> watch::Receiver<u64> {
         self.shared.lock().news(id).subscribe()
+    }
+
+    /// Counts the stores, and what waits in the open ones. Waits for no store.
+    pub(crate) fn census(&self) -> Census {
+        let stores = self.shared.common.existing.borrow().len() as u64;
+        let mut census = Census { stores, ..Census::default() };
+        for OpenStore { store, .. } in self.shared.lock().stores.values() {
+            let health = store.inner.health.borrow();
+            let standing = health.standing().cloned().unwrap_or_default();
+            let queued = store.inner.queue.get().map_or(0, |queue| queue.max_capacity() - queue.capacity()) as u64;
+            census.open += 1;
+            census.failing += u64::from(health.trouble().is_some());
+            census.pending += standing.pending;
+            census.set_aside += standing.set_aside;
+            census.skipped += standing.skipped;
+            census.unknown += standing.unknown;
+            census.queued += queued;
+            census.longest_queue = census.longest_queue.max(queued);
+        }
+        census
+    }
+
+    /// Has `measure` told of every write from now on. It is for the one that owns these stores: a second one isn't told.
+    pub(crate) fn measure(&self, measure: impl Fn(Written) + Send + Sync + 'static) {
+        let _ = self.shared.common.measure.set(Box::new(measure));
     }
 
     /// Returns the stores that have files, or are about to get them: now, and whenever one is added. Unlike a handle, it

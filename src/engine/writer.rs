@@ -4,8 +4,8 @@ use std::collections::{HashMap, HashSet};
 use std::ops::ControlFlow;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -116,7 +116,21 @@ pub(crate) struct Common {
     pub(crate) checked: Mutex<HashMap<PathBuf, Checked>>,
     /// The thread that checkpoints.
     pub(crate) checkpoints: std::sync::mpsc::Sender<Arc<WalGauge>>,
+    /// Is told of every write, once somebody wants to know.
+    pub(crate) measure: OnceLock<Measure>,
 }
+
+/// How long it took to store what was waiting.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Written {
+    /// From the first look at it until everybody was told.
+    pub(crate) commit: Duration,
+    /// The part of it in which the eventlog's file was written and synced.
+    pub(crate) sync: Duration,
+}
+
+/// Counts writes. It runs on the threads of stores, so it must be quick.
+pub(crate) type Measure = Box<dyn Fn(Written) + Send + Sync>;
 
 pub(crate) struct Writer {
     id: StoreId,
@@ -173,7 +187,9 @@ impl Writer {
         });
         while let Some(work) = self.next() {
             let served = self.unless_panicked(|writer| {
+                let began = Instant::now();
                 let flow = writer.serve(work);
+                writer.measure(began);
                 writer.checkpoint();
                 flow
             });
@@ -280,6 +296,16 @@ impl Writer {
             Some(Work::Close) => return ControlFlow::Break(()),
         }
         ControlFlow::Continue(())
+    }
+
+    /// Tells how long the work since `began` took, if anything was stored.
+    fn measure(&mut self, began: Instant) {
+        if let Held::Open(replica) = &mut self.held
+            && let Some(sync) = replica.take_synced()
+            && let Some(measure) = self.common.measure.get()
+        {
+            measure(Written { commit: began.elapsed(), sync });
+        }
     }
 
     fn commit(&mut self, events: &[(Envelope, Option<Device>)]) -> Vec<Result<Stored, Error>> {

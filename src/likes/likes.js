@@ -22,7 +22,7 @@ function hearOf(name, listener) {
 function makeTally(output, grew) {
   let server = BigInt(output.dataset.count);
   let floor = 0n;
-  let open = 0;   // clicks of this page that have no answer yet
+  let open = 0;   // clicks that wait, of this page or of others
   let clicks = 0; // all of them
   let timer;
 
@@ -120,6 +120,7 @@ hearOf("posted", () => {
   button.dataset.beat = beats++ % 2;
   echo("sent");
 });
+hearOf("waits", tally.clicked);
 hearOf("stored", tally.stored);
 hearOf("refused", ({ detail }) => {
   tally.refused();

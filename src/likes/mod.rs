@@ -43,6 +43,7 @@ pub fn app() -> App {
         .nouns("like", "likes")
         .store("likes")
         .lost("Nothing here to like")
+        .background("#fbf5ec")
         .form::<LikeAdded>("likes")
         .longest_form(LONGEST_FORM)
         .live("likes", |_| Ok(count()), |count, _| page::Likes { count })
@@ -50,6 +51,9 @@ pub fn app() -> App {
         .asset("likes.js", "text/javascript; charset=utf-8", include_bytes!("likes.js"))
         .asset("likewise.css", "text/css; charset=utf-8", include_bytes!("likewise.css"))
         .asset("favicon.svg", "image/svg+xml", include_bytes!("favicon.svg"))
+        .asset("icon-192.png", "image/png", include_bytes!("icon-192.png"))
+        .asset("icon-512.png", "image/png", include_bytes!("icon-512.png"))
+        .asset("icon-maskable.png", "image/png", include_bytes!("icon-maskable.png"))
         .figure("count", count)
         .embed::<LikeAdded>(count)
 }

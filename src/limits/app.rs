@@ -32,3 +32,20 @@ pub(crate) const KINDS: usize = 8;
 /// store (63), a database's name with SQLite's suffix, and one more directory in a backup under way.
 #[cfg(unix)]
 pub(crate) const LONGEST_PATH: usize = 400;
+
+/// What `doctor` takes for a problem, and how long it looks.
+pub(crate) mod doctor {
+    use super::Duration;
+
+    /// Less room than this on the disk is a problem, in bytes. A checkpoint and a rebuilt state need some of it at once.
+    pub(crate) const FREE: u64 = 100_000_000;
+
+    /// Bytes that are written to see whether that is possible.
+    pub(crate) const PROBE: usize = 4 * 1024;
+
+    /// How far two clocks may be apart. Answers take a second or two, and whoever sets clocks by a network is closer.
+    pub(crate) const CLOCK: Duration = Duration::from_secs(60);
+
+    /// How long a stream may take to begin. A hub sends its first message at once.
+    pub(crate) const FIRST_EVENT: Duration = Duration::from_secs(10);
+}

@@ -80,6 +80,13 @@ pub(crate) mod client {
     /// The shortest wait of a store that somebody is using.
     pub(crate) const WANTED: Duration = Duration::from_secs(1);
 
+    /// The longest wait of a store that a page shows, of a few such stores. A hub that comes back is noticed within two
+    /// seconds while somebody looks. Only devices with an open page ask that often, and none that was told to wait.
+    pub(crate) const WATCHED: Duration = Duration::from_millis(1_500);
+
+    /// How long a person who asks for an attempt at once waits for what comes of it. Longer than a hub takes to answer.
+    pub(crate) const TRY_NOW: Duration = Duration::from_secs(5);
+
     /// How long a store is kept level after its last use.
     pub(crate) const IDLE_AFTER: Duration = Duration::from_secs(600);
 
@@ -138,6 +145,9 @@ pub(crate) mod http {
 
     /// How long a connection is quiet before the system asks whether the hub is still there.
     pub(crate) const KEEPALIVE: Duration = Duration::from_secs(15);
+
+    /// The longest time that a hub, or a proxy in front of it, can have a device wait with `Retry-After`.
+    pub(crate) const LONGEST_REST: Duration = Duration::from_secs(300);
 
     /// How long a hub may take to answer a push.
     pub(crate) const ANSWER: Duration = Duration::from_secs(30);

@@ -220,6 +220,10 @@ pub(crate) mod hub {
     /// Stores of a device for which it is noted how far it has pulled. People look at it, and it is written as a whole.
     pub(crate) const NOTED: usize = 500;
 
+    /// How often the log says that a token was refused. The lines in between are counted: whoever has no token may try a
+    /// thousand times a second, and the log is on the owner's disk.
+    pub(crate) const REFUSED_EVERY: Duration = Duration::from_secs(10);
+
     /// How often it is written down which device was seen when.
     pub(crate) const NOTE_EVERY: Duration = Duration::from_secs(5);
 }

@@ -191,6 +191,11 @@ impl Incoming {
         !self.events.is_empty() && self.known.is_none()
     }
 
+    /// Returns how many events it has.
+    pub(crate) fn count(&self) -> usize {
+        self.events.len()
+    }
+
     /// Returns how many different names its events have.
     pub(crate) fn names(&self) -> usize {
         self.events.iter().map(|(event, _)| event.name.as_str()).collect::<BTreeSet<_>>().len()

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, watch};
 use tokio::time::sleep;
 
-use crate::limits::sync::client::{FEW, LONGEST_WAIT, SHORTEST_WAIT, WANTED};
+use crate::limits::sync::client::{FEW, LONGEST_WAIT, SHORTEST_WAIT, WANTED, WATCHED};
 use crate::random;
 
 /// Waits that grow and vary, so a hub that comes back doesn't meet everybody at once.
@@ -18,12 +18,29 @@ impl Backoff {
     /// Returns the next wait for one of this many stores: random between half and all of a bound that doubles ("equal
     /// jitter").
     pub(super) fn next(&mut self, stores: usize) -> Duration {
-        let crowd = u32::try_from(stores / FEW).unwrap_or(u32::MAX).max(1);
-        let longest = LONGEST_WAIT.saturating_mul(crowd);
-        let bound = SHORTEST_WAIT.saturating_mul(1 << self.attempts.min(16)).min(longest);
+        let bound = SHORTEST_WAIT.saturating_mul(1 << self.attempts.min(16)).min(of_many(LONGEST_WAIT, stores));
         self.attempts += 1;
-        bound.mul_f64(0.5 + 0.5 * random::fraction())
+        random_part(bound)
     }
+}
+
+/// Returns the longest wait for one of this many stores that open pages show.
+pub(super) fn while_watched(stores: usize) -> Duration {
+    random_part(of_many(WATCHED, stores))
+}
+
+/// Returns how long to wait after being asked to wait for `least`. Never less, and not everybody alike.
+pub(super) fn at_least(least: Duration) -> Duration {
+    least.mul_f64(1.0 + 0.5 * random::fraction())
+}
+
+/// Returns what `wait` is for one of so many stores that they would keep the machine busy.
+fn of_many(wait: Duration, stores: usize) -> Duration {
+    wait.saturating_mul(u32::try_from(stores / FEW).unwrap_or(u32::MAX).max(1))
+}
+
+fn random_part(bound: Duration) -> Duration {
+    bound.mul_f64(0.5 + 0.5 * random::fraction())
 }
 
 /// Returns after `wait`, or sooner when somebody uses the store, or when another store has `found` the hub.
@@ -55,6 +72,16 @@ mod tests {
             assert!((bound / 2..=bound).contains(wait), "{n}: {wait:?}");
         }
         assert!(many[11] >= LONGEST_WAIT * 5, "{many:?}");
+    }
+
+    #[test]
+    fn an_open_page_keeps_the_waits_short_and_a_hub_can_make_them_long() {
+        for _ in 0..1_000 {
+            assert!((WATCHED / 2..=WATCHED).contains(&while_watched(3)));
+            let asked = Duration::from_secs(20);
+            assert!((asked..=asked * 3 / 2).contains(&at_least(asked)));
+        }
+        assert!(while_watched(320) >= WATCHED * 5, "visitors can't have a device ask without end");
     }
 
     #[tokio::test(start_paused = true)]

@@ -2,6 +2,7 @@
 //! its own.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -30,6 +31,9 @@ pub(crate) enum LinkState {
 }
 
 impl LinkState {
+    /// The states that a store can have that follows an upstream.
+    pub(crate) const LINKED: [Self; 4] = [Self::Connecting, Self::Online, Self::Offline, Self::Halted];
+
     /// Returns its spelling in the status.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
@@ -77,10 +81,13 @@ pub(super) struct Shared {
     none: watch::Sender<LinkStatus>,
     /// Counts how often an offline store has come online.
     pub(super) found: watch::Sender<u64>,
+    /// When the upstream last said anything about any store, in milliseconds since the Unix epoch; 0 before that.
+    heard: AtomicU64,
 }
 
 pub(super) struct Link {
-    status: watch::Receiver<LinkStatus>,
+    /// Its receivers belong to requests and open pages.
+    status: watch::Sender<LinkStatus>,
     usage: Arc<Usage>,
     lane: usize,
 }
@@ -89,6 +96,17 @@ pub(super) struct Link {
 pub(super) struct Usage {
     pub(super) last: Mutex<Instant>,
     pub(super) again: Notify,
+    /// Somebody asks for an attempt at once.
+    pub(super) now: Notify,
+    /// Counts the attempts that have come to something.
+    pub(super) tried: watch::Sender<u64>,
+}
+
+impl Link {
+    /// Returns whether a page shows the store.
+    fn is_watched(&self) -> bool {
+        self.status.receiver_count() > 0
+    }
 }
 
 impl Clients {
@@ -100,7 +118,18 @@ impl Clients {
     ) -> Self {
         let (none, found) = (watch::channel(LinkStatus::none()).0, watch::channel(0).0);
         let links = Mutex::default();
-        Self { shared: Arc::new(Shared { stores, upstream, retry_halted, shutdown, links, none, found }) }
+        Self {
+            shared: Arc::new(Shared {
+                stores,
+                upstream,
+                retry_halted,
+                shutdown,
+                links,
+                none,
+                found,
+                heard: AtomicU64::new(0),
+            }),
+        }
     }
 
     /// Returns whether there is an upstream.
@@ -123,9 +152,26 @@ impl Clients {
         self.link(upstream, store, Instant::now())
     }
 
+    /// Returns how many stores have a link in each state.
+    pub(crate) fn states(&self) -> [(LinkState, usize); 4] {
+        let links = self.shared.links.lock().expect("BUG: attending to a store panicked");
+        let count = |state| links.values().filter(|link| link.status.borrow().state == state).count();
+        LinkState::LINKED.map(|state| (state, count(state)))
+    }
+
+    /// Notes that the upstream said something.
+    pub(super) fn hear(&self) {
+        self.shared.heard.fetch_max(tokens::now(), Ordering::Relaxed);
+    }
+
+    /// Returns when the upstream last said anything, in milliseconds since the Unix epoch.
+    pub(crate) fn heard(&self) -> Option<u64> {
+        Some(self.shared.heard.load(Ordering::Relaxed)).filter(|heard| *heard > 0)
+    }
+
     fn status(&self, id: &StoreId) -> Option<watch::Receiver<LinkStatus>> {
         let links = self.shared.links.lock().expect("BUG: attending to a store panicked");
-        links.get(id).map(|link| link.status.clone())
+        links.get(id).map(|link| link.status.subscribe())
     }
 
     /// Returns the link of a store that was last used at `used`. Creates the link if needed.
@@ -135,7 +181,7 @@ impl Clients {
             let mut last = link.usage.last.lock().expect("BUG: touching a link panicked");
             *last = used.max(*last);
             link.usage.again.notify_one();
-            return link.status.clone();
+            return link.status.subscribe();
         }
         let first = LinkStatus {
             url: Some(upstream.url().into()),
@@ -144,20 +190,45 @@ impl Clients {
             ..LinkStatus::none()
         };
         let (sender, status) = watch::channel(first);
-        let usage = Arc::new(Usage { last: Mutex::new(used), again: Notify::new() });
+        let usage = Arc::new(Usage {
+            last: Mutex::new(used),
+            again: Notify::new(),
+            now: Notify::new(),
+            tried: watch::channel(0).0,
+        });
         let lane = Upstream::lane_beside(links.values().map(|link| link.lane));
         let client = Client {
             id: store.id().clone(),
             health: store.health(),
             upstream: upstream.in_lane(lane),
-            status: sender,
+            status: sender.clone(),
             usage: Arc::clone(&usage),
             repairs: Allowance::new(REPAIRS, REPAIR_EVERY),
             clients: self.clone(),
         };
-        links.insert(store.id().clone(), Link { status: status.clone(), usage, lane });
+        links.insert(store.id().clone(), Link { status: sender, usage, lane });
         tokio::spawn(client.run());
         status
+    }
+
+    /// Has `store` try to reach the upstream at once, whatever it waits for. Returns when that has come to something.
+    pub(crate) async fn try_now(&self, store: &Store) {
+        let link = self.attend(store, usize::MAX);
+        let usage = {
+            let links = self.shared.links.lock().expect("BUG: attending to a store panicked");
+            links.get(store.id()).map(|link| Arc::clone(&link.usage))
+        };
+        let Some(usage) = usage.filter(|_| link.borrow().state != LinkState::Online) else { return };
+        let mut tried = usage.tried.subscribe();
+        usage.now.notify_one();
+        // An error means that the client has ended, because the program does.
+        drop(tried.changed().await);
+    }
+
+    /// Returns how many stores open pages show.
+    pub(super) fn watched(&self) -> usize {
+        let links = self.shared.links.lock().expect("BUG: attending to a store panicked");
+        links.values().filter(|link| link.is_watched()).count()
     }
 
     pub(super) fn count(&self) -> usize {

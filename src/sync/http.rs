@@ -3,6 +3,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use anyhow::{Context, bail};
 use bytes::Bytes;
@@ -21,7 +22,7 @@ use super::tls::{Trust, tls};
 use crate::clock;
 use crate::engine::{Position, StoreId};
 use crate::limits::sync::http::{
-    ANSWER, CONNECT, KEEP, KEEPALIVE, MAX_ANSWER, MAX_PROBLEM, MAX_UNDER_WAY, STORES_IN_A_LANE,
+    ANSWER, CONNECT, KEEP, KEEPALIVE, LONGEST_REST, MAX_ANSWER, MAX_PROBLEM, MAX_UNDER_WAY, STORES_IN_A_LANE,
 };
 
 /// The address of a hub, and how to be let in.
@@ -184,6 +185,18 @@ impl Upstream {
         pushed.map(PushAnswer::Pushed).ok_or_else(other)
     }
 
+    /// Returns whether it is on this machine, by its address.
+    pub(crate) fn is_local(&self) -> bool {
+        is_local(&self.url)
+    }
+
+    /// Asks for one of its pages as a stranger does, without the token.
+    pub(crate) async fn stranger(&self, page: &str) -> reqwest::Result<Response> {
+        let mut url = self.url.clone();
+        url.set_path(&format!("{}/{page}", url.path().trim_end_matches('/')));
+        self.client.get(url).timeout(ANSWER).send().await
+    }
+
     fn events_url(&self, store: &StoreId) -> Url {
         let mut url = self.url.clone();
         url.set_path(&format!("{}/sync/v1/{store}/events", url.path().trim_end_matches('/')));
@@ -196,13 +209,20 @@ impl Upstream {
             let why = "the clock of this machine stands before 1970, when no certificate was valid; set it";
             return Err(End::Offline(why.to_owned()));
         }
-        self.token.read().map_err(|error| End::Halted(code::UNAUTHORIZED, format!("{error:#}")))
+        self.token.read().map_err(|error| End::Halted(code::NO_TOKEN, format!("{error:#}")))
     }
 
     /// Returns the answer if it is a success, and otherwise what it means.
     async fn accepted(&self, answer: Response) -> Result<Response, End> {
         let status = answer.status();
-        if status == StatusCode::OK { Ok(answer) } else { Err(self.meaning(status, self.problem(answer).await?)) }
+        if status == StatusCode::OK {
+            return Ok(answer);
+        }
+        let later = retry_after(&answer);
+        match (self.meaning(status, self.problem(answer).await?), later) {
+            (End::Offline(why), Some(later)) => Err(End::Later(why, later)),
+            (end, _) => Err(end),
+        }
     }
 
     /// Reads the problem that an answer carries, if it carries one.
@@ -245,6 +265,13 @@ impl Upstream {
             },
         }
     }
+}
+
+/// Returns how long the sender of an answer asks to be left alone. Others than our hub may say so, too.
+fn retry_after(answer: &Response) -> Option<Duration> {
+    let is_busy = matches!(answer.status(), StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
+    let seconds = answer.headers().get(header::RETRY_AFTER).filter(|_| is_busy)?.to_str().ok()?.parse().ok()?;
+    Some(Duration::from_secs(seconds).min(LONGEST_REST))
 }
 
 /// Returns a client of the hub at `url`. It trusts the certificates in the file `certificates`, besides the system's.

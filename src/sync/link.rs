@@ -10,14 +10,14 @@ use futures_util::{Stream, StreamExt, stream};
 use tokio::sync::{Notify, watch};
 use tokio::time::{sleep, timeout, timeout_at};
 
-use super::backoff::{Backoff, may_try_again};
+use super::backoff::{Backoff, at_least, may_try_again, while_watched};
 use super::client::{Clients, LinkState, LinkStatus, Usage};
 use super::http::Upstream;
 use super::protocol::{Hello, Point, PushedEvent, WirePage, words};
 use super::ration::Allowance;
 use super::session::{self, End, Outgoing, PushAnswer, Session, ended, not_understood};
 use super::{sse, tokens};
-use crate::engine::{Digest, Error, Generation, Health, LogId, Position, Replica, Seq, Standing, Store, StoreId};
+use crate::engine::{Error, Health, LogId, Position, Replica, Standing, Store, StoreId};
 use crate::limits::sync::client::{
     IDLE_AFTER, IDLE_CHECK, IDLE_WHEN_CROWDED, LOGGED, LONGEST_WAIT, LOOK_EVERY, NO_PAGE_EVERY, NO_PAGES, OWING,
     RESTARTS, SEEN_AFTER, SEEN_AFTER_TIMES,
@@ -91,12 +91,25 @@ impl Client {
             hopeful = if matches!(end, End::PullFirst | End::Diverged(_)) { hopeful + 1 } else { 0 };
             match end {
                 End::Closed => return true,
-                End::PullFirst | End::Diverged(_) => sleep(wait).await,
+                End::PullFirst | End::Diverged(_) => {
+                    sleep(wait).await;
+                    continue;
+                }
                 End::Offline(why) => {
                     self.tell(LinkState::Offline, None, Some(why));
+                    let wait = if self.is_watched() { wait.min(while_watched(self.clients.watched())) } else { wait };
                     let found = self.clients.shared.found.subscribe();
                     tokio::select! {
                         () = may_try_again(wait, &self.usage.again, found) => {}
+                        () = self.is_asked_now() => {}
+                        () = self.idle() => return false,
+                    }
+                }
+                End::Later(why, least) => {
+                    self.tell(LinkState::Offline, None, Some(why));
+                    tokio::select! {
+                        () = sleep(at_least(least)) => {}
+                        () = self.is_asked_now() => {}
                         () = self.idle() => return false,
                     }
                 }
@@ -105,11 +118,18 @@ impl Client {
                     tokio::select! {
                         () = sleep(self.clients.shared.retry_halted) => {}
                         () = self.mended(terms) => {}
+                        () = self.is_asked_now() => {}
                         () = self.idle() => return false,
                     }
                 }
             }
         }
+    }
+
+    /// Tells whoever waits for the attempt that was just made, and returns when somebody asks for one at once.
+    async fn is_asked_now(&self) {
+        self.usage.tried.send_modify(|times| *times += 1);
+        self.usage.now.notified().await;
     }
 
     /// Runs one pull stream, with pushes beside it.
@@ -122,8 +142,8 @@ impl Client {
         if self.status.borrow().state == LinkState::Online {
             self.tell(LinkState::Connecting, None, None);
         }
-        let start = Position { generation: Generation::default(), log: None, after: Seq::START, digest: Digest::EMPTY };
-        let mut bytes = match timeout(SILENCE, self.upstream.pull(&self.id, position.unwrap_or(start))).await {
+        let position_or_start = position.unwrap_or_else(Position::start);
+        let mut bytes = match timeout(SILENCE, self.upstream.pull(&self.id, position_or_start)).await {
             Ok(Ok(bytes)) => bytes,
             Ok(Err(end)) => return end,
             Err(_) => return held_back("took the request, but gave no answer", &self.upstream),
@@ -147,8 +167,10 @@ impl Client {
             Err(end) => return end,
         };
         self.tell(LinkState::Online, None, None);
+        self.usage.tried.send_modify(|times| *times += 1);
+        self.clients.hear();
         let end = tokio::select! {
-            end = pull(store, events, &running) => end,
+            end = pull(store, events, &running, &self.clients) => end,
             end = self.push(store, &running) => end,
         };
         let session = running.session;
@@ -269,8 +291,12 @@ impl Client {
             Health::Absent => true,
             health => health.standing().is_some_and(|standing| standing.pending == 0),
         };
-        // One receiver is in the list of links. Any other belongs to an open page.
-        is_level && used.elapsed() > patience && self.status.receiver_count() <= 1
+        is_level && used.elapsed() > patience && !self.is_watched()
+    }
+
+    /// Returns whether a page shows the store.
+    fn is_watched(&self) -> bool {
+        self.status.receiver_count() > 0
     }
 
     /// Returns the last known standing of the store.
@@ -329,6 +355,7 @@ async fn pull(
     store: &Store,
     mut events: impl Stream<Item = std::io::Result<sse::SseEvent>> + Unpin,
     running: &Running,
+    clients: &Clients,
 ) -> End {
     let mut others = Allowance::new(NO_PAGES, NO_PAGE_EVERY);
     // How many pings came since the last page while the hub owed one.
@@ -352,6 +379,7 @@ async fn pull(
             Some(Err(error)) => return End::Offline(format!("the stream broke: {error}")),
             Some(Ok(event)) => event,
         };
+        clients.hear();
         let session = Arc::clone(&running.session);
         if event.event != "page" {
             if !others.spend() {

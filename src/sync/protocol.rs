@@ -27,6 +27,9 @@ pub(crate) mod code {
     pub(crate) const NOT_A_HUB: &str = "not-a-hub";
     /// The token is missing, wrong or revoked.
     pub(crate) const UNAUTHORIZED: &str = "unauthorized";
+    /// This device can't read its own token. It is never sent; programs are told [`UNAUTHORIZED`].
+    #[cfg(feature = "app")]
+    pub(crate) const NO_TOKEN: &str = "no-token";
     /// The hub takes no more stores.
     pub(crate) const TOO_MANY_STORES: &str = "too-many-stores";
     /// The push has more events than a push may have.

@@ -3,6 +3,8 @@
 //! A session is one pull stream. The client remembers what it has pushed for that stream only. So it notices a replaced
 //! hub before anything of ours reaches that hub out of order.
 
+use std::time::Duration;
+
 use super::protocol::{self, Hello, PAGE, Point, Push, Pushed, PushedEvent, WireEvent, WirePage, words};
 use crate::engine::{EventId, Fault, Generation, LogId, PageSize, Position, Replica, Seq, Standing};
 use crate::limits::sync::session::{BEFORE_GROWTH, IN_VAIN, REFUSED_TOGETHER};
@@ -13,6 +15,8 @@ pub enum End {
     /// The network, a proxy or a captive portal is in the way, or the hub is in trouble. The hub has said nothing about
     /// us.
     Offline(String),
+    /// The same, and whoever answered asks to be left alone for a time.
+    Later(String, Duration),
     /// The hub refuses us until somebody acts. Holds its code and the reason.
     Halted(&'static str, String),
     /// The session's knowledge of the hub or of our log is out of date. Pull before pushing anything more.

@@ -241,6 +241,11 @@ impl Tokens {
         })
     }
 
+    /// Returns how many tokens for this purpose there are.
+    pub(crate) fn count(&self, purpose: Purpose) -> usize {
+        self.shared.list.borrow().iter().filter(|token| token.purpose == purpose).count()
+    }
+
     /// Returns whether `token` is still valid according to the file as it is now.
     pub(crate) fn is_still_valid(&self, token: &Token) -> bool {
         self.shared.look();

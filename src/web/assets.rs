@@ -30,16 +30,24 @@ pub(crate) struct Asset {
 /// The icon of a program. An app may replace it.
 pub(crate) const ICON: &str = "favicon.svg";
 
-const SCRIPT: &str = "text/javascript; charset=utf-8";
+/// The icons of an installed page, the best first. The maskable one is also for devices that cut icons into a shape.
+const ICONS: [&str; 4] = [ICON, "icon-192.png", "icon-512.png", MASKABLE];
+
+/// The icon with room around it, so that a device may cut it into any shape.
+const MASKABLE: &str = "icon-maskable.png";
+
+pub(super) const SCRIPT: &str = "text/javascript; charset=utf-8";
 const STYLE: &str = "text/css; charset=utf-8";
+const PNG: &str = "image/png";
 
 /// The files that every program has. Scripts are ES modules, used as they stand.
-static COMMON: [Asset; 14] = [
+static COMMON: [Asset; 18] = [
     Asset::new("likewise.js", SCRIPT, include_bytes!("../../static/likewise.js")),
     Asset::new("worker.js", SCRIPT, include_bytes!("../../static/worker.js")),
     Asset::new("backoff.js", SCRIPT, include_bytes!("../../static/backoff.js")),
     Asset::new("forms.js", SCRIPT, include_bytes!("../../static/forms.js")),
     Asset::new("ids.js", SCRIPT, include_bytes!("../../static/ids.js")),
+    Asset::new("kept.js", SCRIPT, include_bytes!("../../static/kept.js")),
     Asset::new("link.js", SCRIPT, include_bytes!("../../static/link.js")),
     Asset::new("morph.js", SCRIPT, include_bytes!("../../static/morph.js")),
     Asset::new("outbox.js", SCRIPT, include_bytes!("../../static/outbox.js")),
@@ -49,11 +57,28 @@ static COMMON: [Asset; 14] = [
     Asset::new("view.js", SCRIPT, include_bytes!("../../static/view.js")),
     Asset::new("app.css", STYLE, include_bytes!("../../static/app.css")),
     Asset::new(ICON, "image/svg+xml", include_bytes!("../../static/favicon.svg")),
+    Asset::new("icon-192.png", PNG, include_bytes!("../../static/icon-192.png")),
+    Asset::new("icon-512.png", PNG, include_bytes!("../../static/icon-512.png")),
+    Asset::new(MASKABLE, PNG, include_bytes!("../../static/icon-maskable.png")),
 ];
 
 impl Asset {
     pub(crate) const fn new(name: &'static str, kind: &'static str, bytes: &'static [u8]) -> Self {
         Self { name, kind, bytes, gzipped: OnceLock::new() }
+    }
+
+    /// The answer to a request with these headers. `kept` says how caches may keep it.
+    pub(super) fn answer(&self, headers: &HeaderMap, kept: &'static str) -> Response {
+        let head = [
+            (header::CONTENT_TYPE, self.kind),
+            (header::CACHE_CONTROL, kept),
+            // For caches on the way, which serve browsers of other abilities.
+            (header::VARY, "accept-encoding"),
+        ];
+        match self.gzipped().filter(|_| prefers_gzip(headers)) {
+            Some(gzipped) => (head, [(header::CONTENT_ENCODING, "gzip")], gzipped).into_response(),
+            None => (head, self.bytes).into_response(),
+        }
     }
 
     /// The file in gzip, if that is worth it. The first call makes it.
@@ -100,6 +125,19 @@ impl Assets {
         self.own.iter().chain(&COMMON).find(|asset| asset.name == name)
     }
 
+    /// The names of the icons of an installed page. They show one picture: an app that has one of its own gets none of the
+    /// common ones beside it.
+    pub(crate) fn icons(&self) -> impl Iterator<Item = &'static str> {
+        let is_own = |name: &&str| self.own.iter().any(|asset| asset.name == *name);
+        let has_own = ICONS.iter().any(is_own);
+        ICONS.into_iter().filter(move |name| !has_own || is_own(name))
+    }
+
+    /// The icon for devices that know no manifest and cut icons into a shape.
+    pub(crate) fn touch_icon(&self) -> Option<&'static str> {
+        self.icons().find(|name| *name == MASKABLE)
+    }
+
     /// Where the file `name` is, below the base path.
     pub(crate) fn path(&self, name: &str) -> String {
         format!("/static/{}/{name}", self.version)
@@ -114,7 +152,7 @@ impl Assets {
 
 /// Whether `name` is a common file that an app may not replace.
 pub(crate) fn is_common(name: &str) -> bool {
-    name != ICON && COMMON.iter().any(|asset| asset.name == name)
+    !ICONS.contains(&name) && COMMON.iter().any(|asset| asset.name == name)
 }
 
 fn version(own: &[Asset]) -> String {
@@ -139,18 +177,7 @@ pub(crate) async fn asset(
     let assets = &app.face.assets;
     match assets.find(&name) {
         Some(asset) if version != assets.version => current(&app.face, asset.name),
-        Some(asset) => {
-            let head = [
-                (header::CONTENT_TYPE, asset.kind),
-                (header::CACHE_CONTROL, "public, max-age=31536000, immutable"),
-                // For caches on the way, which serve browsers of other abilities.
-                (header::VARY, "accept-encoding"),
-            ];
-            match asset.gzipped().filter(|_| prefers_gzip(&headers)) {
-                Some(gzipped) => (head, [(header::CONTENT_ENCODING, "gzip")], gzipped).into_response(),
-                None => (head, asset.bytes).into_response(),
-            }
-        }
+        Some(asset) => asset.answer(&headers, "public, max-age=31536000, immutable"),
         None => Problem::from(StatusCode::NOT_FOUND).into_response(),
     }
 }
@@ -188,6 +215,14 @@ pub(crate) async fn favicon(State(app): State<App>) -> Response {
     current(&app.face, ICON)
 }
 
+/// `GET /apple-touch-icon.png`, which some devices ask for whatever the page says.
+pub(crate) async fn touch_icon(State(app): State<App>) -> Response {
+    match app.face.assets.touch_icon() {
+        Some(name) => current(&app.face, name),
+        None => Problem::from(StatusCode::NOT_FOUND).into_response(),
+    }
+}
+
 /// Redirects to the present version of a file.
 fn current(face: &Face, name: &str) -> Response {
     let there = Redirect::temporary(&face.asset(name));
@@ -217,6 +252,18 @@ mod tests {
             assert!(!versions[..place].contains(version), "{versions:?}");
         }
         assert_eq!(versions[1], with(&[("a.css", STYLE, b"x")]));
+    }
+
+    #[test]
+    fn icons_of_an_app_and_common_ones_are_never_mixed() {
+        let mut assets = Assets::common();
+        assert_eq!(assets.icons().collect::<Vec<_>>(), ICONS);
+        assert_eq!(assets.touch_icon(), Some(MASKABLE));
+        assets.add(Asset::new("a.css", STYLE, b"x"));
+        assert_eq!(assets.icons().count(), ICONS.len());
+        assets.add(Asset::new(ICON, "image/svg+xml", b"x"));
+        assert_eq!(assets.icons().collect::<Vec<_>>(), [ICON]);
+        assert_eq!(assets.touch_icon(), None);
     }
 
     #[test]

@@ -24,6 +24,8 @@ pub(crate) struct Face {
     /// The store whose routes have no prefix.
     pub(crate) store: &'static str,
     pub(crate) nouns: Nouns,
+    /// The colour behind the icon of an installed page.
+    pub(crate) background: &'static str,
     /// The heading of the page for an address that isn't there.
     pub(crate) lost: &'static str,
     pub(crate) forms: Vec<Form>,
@@ -144,6 +146,7 @@ impl Face {
             base_path: BasePath::default(),
             store: name,
             nouns: Nouns { one: "event", many: "events" },
+            background: "#f6f7f8",
             lost: "Nothing here",
             forms: Vec::new(),
             form_bytes: FORM_BYTES,

@@ -6,6 +6,7 @@ use axum::extract::{RawQuery, State};
 use axum::http::StatusCode;
 use axum::http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use axum::response::{IntoResponse, Redirect, Response};
+use tokio::time::timeout;
 use url::Url;
 
 use super::face::{Form, Nouns, Unmade};
@@ -13,6 +14,7 @@ use super::fields::Fields;
 use super::problem::{Problem, Typed, asks_for_json};
 use super::{App, Opened, Received, page};
 use crate::engine::{Error, EventId};
+use crate::limits::sync::client::TRY_NOW;
 use crate::sync::code;
 
 /// Tells a script which event is stored. An answer without it comes from somebody else, such as the login page of a
@@ -165,6 +167,28 @@ pub(crate) async fn adopt(Opened { asked, store, link, .. }: Opened) -> Result<R
     }
     store.adopt().await?;
     Ok(Redirect::to(&asked.home()))
+}
+
+/// `POST /sync-now`, from the button that a page shows while the hub isn't reached. Answers when the attempt has come to
+/// something, so the page that comes next shows it.
+pub(crate) async fn sync_now(
+    State(app): State<App>,
+    headers: HeaderMap,
+    Opened { asked, store, .. }: Opened,
+) -> Result<Response, Problem> {
+    if !app.clients.follow() {
+        return Err(Problem::conflict(
+            "no-upstream",
+            "This program follows no hub that it could sync with.",
+            "Start it with --upstream and the address of a hub.",
+        ));
+    }
+    // If it takes longer, the status line shows later what has come of it.
+    drop(timeout(TRY_NOW, app.clients.try_now(&store)).await);
+    if asks_for_json(&headers) {
+        return Ok(StatusCode::NO_CONTENT.into_response());
+    }
+    Ok(Redirect::to(&asked.home()).into_response())
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! The hub: the routes through which other instances sync with this one.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::convert::Infallible;
 use std::path::PathBuf;
@@ -18,11 +19,11 @@ use tokio::sync::watch;
 use tokio::time::{Interval, MissedTickBehavior, interval_at};
 use tokio_util::sync::CancellationToken;
 
-use super::guard::bearer_token;
+use super::guard::{ClientAddress, bearer_token};
 use super::{App, Connection, Lease, Opened, Problem, Received, STREAM_HEADERS, Who};
 use crate::engine::{Device, Digest, LogId, PageSize, Replica, Seq, Spare, StoreId, Stores};
 use crate::limits::sync::stream::{PING_EVERY, SILENCE};
-use crate::limits::web::hub::{LEAST_BYTES, LEAST_EVENTS, NOTE_EVERY, NOTED, PULLS_OF_A_STORE, QUICK};
+use crate::limits::web::hub::{LEAST_BYTES, LEAST_EVENTS, NOTE_EVERY, NOTED, PULLS_OF_A_STORE, QUICK, REFUSED_EVERY};
 use crate::limits::web::shares::DIVERGED;
 use crate::sync::{
     Hello, Incoming, NextPage, PAGE, Purpose, Push, Pushed, Refusal, Seen, Start, Token, Tokens, code, judged, sse,
@@ -42,6 +43,26 @@ pub(crate) struct Hub {
     tokens: Tokens,
     devices: Arc<Mutex<BTreeMap<String, Seen>>>,
     pullers: Arc<Mutex<Pullers>>,
+    refusals: Arc<Refusals>,
+}
+
+/// Who was turned away, for the log. Anybody can try as often as they like, so not each try is a line of its own.
+#[derive(Default)]
+struct Refusals(Mutex<(Option<Instant>, u64)>);
+
+impl Refusals {
+    /// Logs that a token was refused, with how many more were since the last line.
+    fn log(&self, client: Option<ClientAddress>) {
+        let mut all = self.0.lock().expect("BUG: counting refusals panicked");
+        let (last, more) = &mut *all;
+        if last.is_some_and(|last| last.elapsed() < REFUSED_EVERY) {
+            *more += 1;
+            return;
+        }
+        let client = client.map(|ClientAddress(address)| address.to_string()).unwrap_or_default();
+        tracing::warn!(client, more = *more, "a device was refused: its token is none of this hub's, or was revoked");
+        *all = (Some(Instant::now()), 0);
+    }
 }
 
 /// The open pulls of each device and store, oldest first.
@@ -49,6 +70,37 @@ pub(crate) struct Hub {
 struct Pullers {
     next: u64,
     of: HashMap<(Device, StoreId), VecDeque<(u64, CancellationToken)>>,
+    visits: HashMap<Device, Visit>,
+}
+
+/// A device's stay, from its first open pull to the end of its last one.
+struct Visit {
+    since: Instant,
+    pulls: usize,
+    /// Events that it was sent, and events that it sent.
+    pulled: usize,
+    pushed: usize,
+}
+
+impl Pullers {
+    /// Logs once that a device is there, however many stores it pulls.
+    fn enter(&mut self, device: &Device) {
+        let visit = self.visits.entry(device.clone()).or_insert_with(|| {
+            tracing::info!(device = device.as_str(), "a device connected");
+            Visit { since: Instant::now(), pulls: 0, pulled: 0, pushed: 0 }
+        });
+        visit.pulls += 1;
+    }
+
+    fn leave(&mut self, device: &Device) {
+        let Entry::Occupied(mut visit) = self.visits.entry(device.clone()) else { return };
+        visit.get_mut().pulls -= 1;
+        if visit.get().pulls == 0 {
+            let Visit { since, pulled, pushed, .. } = visit.remove();
+            let seconds = since.elapsed().as_secs();
+            tracing::info!(device = device.as_str(), seconds, pulled, pushed, "a device left");
+        }
+    }
 }
 
 impl Hub {
@@ -56,7 +108,13 @@ impl Hub {
     pub(crate) fn new(tokens: Tokens, dir: PathBuf, shutdown: CancellationToken) -> Self {
         let devices = Arc::new(Mutex::new(Seen::read(&dir)));
         tokio::spawn(note(Arc::clone(&devices), dir, shutdown));
-        Self { run: uuid::Uuid::new_v4().to_string().into(), tokens, devices, pullers: Arc::default() }
+        Self {
+            run: uuid::Uuid::new_v4().to_string().into(),
+            tokens,
+            devices,
+            pullers: Arc::default(),
+            refusals: Arc::default(),
+        }
     }
 
     /// Why the hub may not know its tokens as they are in the file.
@@ -80,6 +138,7 @@ impl Hub {
     fn begin_pull(&self, device: &Device, store: &StoreId) -> Puller {
         let (key, is_over) = ((device.clone(), store.clone()), CancellationToken::new());
         let mut pullers = self.lock_pullers();
+        pullers.enter(device);
         pullers.next += 1;
         let number = pullers.next;
         let open = pullers.of.entry(key.clone()).or_default();
@@ -91,6 +150,21 @@ impl Hub {
         }
         drop(pullers);
         Puller { hub: self.clone(), key, number, is_over }
+    }
+
+    /// How many devices may sync, how many of them pull now, and in how many streams.
+    pub(crate) fn devices(&self) -> (usize, usize, usize) {
+        let pullers = self.lock_pullers();
+        let pulls = pullers.visits.values().map(|visit| visit.pulls).sum();
+        (self.tokens.count(Purpose::Sync), pullers.visits.len(), pulls)
+    }
+
+    /// Counts events that a device pulled or pushed during its visit.
+    fn carried(&self, device: &Device, pulled: usize, pushed: usize) {
+        if let Some(visit) = self.lock_pullers().visits.get_mut(device) {
+            visit.pulled += pulled;
+            visit.pushed += pushed;
+        }
     }
 
     fn lock_pullers(&self) -> MutexGuard<'_, Pullers> {
@@ -122,6 +196,7 @@ struct Puller {
 impl Drop for Puller {
     fn drop(&mut self) {
         let mut pullers = self.hub.lock_pullers();
+        pullers.leave(&self.key.0);
         if let Some(open) = pullers.of.get_mut(&self.key) {
             open.retain(|(number, _)| *number != self.number);
             if open.is_empty() {
@@ -166,7 +241,11 @@ where
             return Err(not_a_hub("This program follows a hub itself, so it is none."));
         }
         let token = bearer_token(&parts.headers).and_then(|token| app.hub.tokens.find(token, Purpose::Sync));
-        let token = token.ok_or(StatusCode::UNAUTHORIZED)?;
+        let token = token.ok_or_else(|| {
+            app.metrics.refused();
+            app.hub.refusals.log(parts.extensions.get().copied());
+            StatusCode::UNAUTHORIZED
+        })?;
         parts.extensions.insert(Who::Token(token.device.clone()));
         Ok(Self(token))
     }
@@ -184,6 +263,7 @@ pub(crate) async fn push(
     })?;
     let incoming = Incoming::check(push, &app.hub.run, &token.device)?;
     let names = incoming.names() as f64;
+    let events = incoming.count();
     app.shares
         .names
         .take(&who, names)
@@ -210,6 +290,7 @@ pub(crate) async fn push(
     app.shares.names.give_back(&who, names - new_names as f64);
     let (pushed, _) = stored?.ok_or(StatusCode::UNAUTHORIZED)?;
     app.hub.saw(&token.device, store.id(), None);
+    app.hub.carried(&token.device, 0, events);
     Ok(Json(pushed?))
 }
 
@@ -302,10 +383,16 @@ pub(crate) async fn pull(
     let digest = digest.unwrap_or_default();
     let vouch = move |replica: Option<&mut Replica>| judged(Start::vouch(replica.as_deref(), log, after, digest));
     let start = store.look_if_any(vouch).await?;
-    if let Err(Refusal::Diverged { .. }) = start {
+    let is_to_repair = matches!(start, Err(Refusal::Diverged { .. }));
+    if is_to_repair {
         app.shares.pulls.charge(&who, DIVERGED);
     }
-    let start = start?;
+    let start = start.map_err(Problem::from).inspect_err(|problem| {
+        if !is_to_repair {
+            let (device, store) = (token.device.as_str(), store.id().as_str());
+            tracing::warn!(device, store, why = problem.code(), "a device was refused");
+        }
+    })?;
     let hello = start.hello(&app.hub.run);
     // A store that doesn't exist is not recorded: there are as many as there are names.
     app.hub.saw(&token.device, store.id(), hello.log.map(|_| after));
@@ -397,6 +484,7 @@ impl PullStream {
                 match self.page().await {
                     NextPage::Page(page) => {
                         self.hub.saw(&self.token.device, &self.store, Some(self.after));
+                        self.hub.carried(&self.token.device, page.events.len(), 0);
                         return Some(sse::frame("page", &page));
                     }
                     NextPage::Level => self.is_level = true,

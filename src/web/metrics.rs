@@ -1,4 +1,9 @@
 //! Numbers for monitoring, in Prometheus' text format. Each instance has its own registry.
+//!
+//! [docs/metrics.md](../../docs/metrics.md) lists them. There may be ten thousand stores, so no number has one series for
+//! each: stores are added up, and the one in the address is shown by itself.
+
+use std::time::Duration;
 
 use axum::extract::State;
 use axum::http::header;
@@ -7,12 +12,15 @@ use prometheus_client::encoding::prometheus_text;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::registry::Registry;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::metrics::info::Info;
+use prometheus_client::registry::{Registry, Unit};
 
 use super::face::Face;
 use super::status::figures;
 use super::{App, Opened, Problem};
-use crate::engine::{Error, Receipt};
+use crate::clock;
+use crate::engine::{Error, Receipt, Stores, rusqlite};
 
 /// What an instance counts. Names begin with the app's.
 pub(crate) struct Metrics {
@@ -22,17 +30,41 @@ pub(crate) struct Metrics {
     refused: Counter,
     overloaded: Counter,
     failed: Counter,
+    devices_refused: Counter,
     streams: Gauge,
+    commits: Histogram,
+    syncs: Histogram,
 }
 
 impl Metrics {
-    pub(crate) fn new(face: &Face) -> Self {
+    pub(crate) fn new(face: &Face, version: &str) -> Self {
         let mut registry = Registry::default();
         let results = Family::<[(&str, &str); 1], Counter>::default();
         let posts = format!("Posts of {} by what became of them", face.nouns.many);
         registry.register(name(face, face.nouns.many), posts, results.clone());
         let streams = Gauge::default();
-        registry.register(name(face, "streams"), "Open event streams", streams.clone());
+        registry.register(name(face, "streams"), "Open event streams of pages", streams.clone());
+        let devices_refused = Counter::default();
+        let help = "Requests for sync that showed no valid token";
+        registry.register(name(face, "devices_refused"), help, devices_refused.clone());
+
+        let built = [
+            ("version", version.to_owned()),
+            ("engine", env!("CARGO_PKG_VERSION").to_owned()),
+            ("sqlite", rusqlite::version().to_owned()),
+        ];
+        registry.register(name(face, "build"), "Versions of the program, its engine and SQLite", Info::new(built));
+        let started = Gauge::<f64, std::sync::atomic::AtomicU64>::default();
+        started.set(seconds(clock::unix_millis()));
+        let help = "When the program started, since the Unix epoch";
+        registry.register_with_unit(name(face, "start_time"), help, Unit::Seconds, started);
+
+        let commits = Histogram::new(durations());
+        let help = "How long a store took for what waited to be stored, until it was on disk and everybody was told";
+        registry.register_with_unit(name(face, "commit_duration"), help, Unit::Seconds, commits.clone());
+        let syncs = Histogram::new(durations());
+        let help = "The part of it in which the log was written and synced to the disk";
+        registry.register_with_unit(name(face, "fsync_duration"), help, Unit::Seconds, syncs.clone());
         let result = |name| results.get_or_create(&[("result", name)]).clone();
         Self {
             stored: result("stored"),
@@ -40,9 +72,21 @@ impl Metrics {
             refused: result("refused"),
             overloaded: result("overloaded"),
             failed: result("failed"),
+            devices_refused,
             streams,
+            commits,
+            syncs,
             registry,
         }
+    }
+
+    /// Counts what `stores` write from now on.
+    pub(crate) fn measure(&self, stores: &Stores) {
+        let (commits, syncs) = (self.commits.clone(), self.syncs.clone());
+        stores.measure(move |written| {
+            commits.observe(written.commit.as_secs_f64());
+            syncs.observe(written.sync.as_secs_f64());
+        });
     }
 
     /// Counts a post by its outcome.
@@ -57,11 +101,25 @@ impl Metrics {
         counter.inc();
     }
 
+    /// Counts a request for sync without a valid token.
+    pub(crate) fn refused(&self) {
+        self.devices_refused.inc();
+    }
+
     /// Counts a stream as open until the returned value is dropped.
     pub(crate) fn stream_opened(&self) -> OpenStream {
         self.streams.inc();
         OpenStream(self.streams.clone())
     }
+}
+
+/// The bounds of durations: from a fast disk's fsync to a disk that stands still, each double the one before.
+fn durations() -> impl Iterator<Item = f64> {
+    exponential_buckets(0.000_1, 2.0, 18)
+}
+
+fn seconds(millis: u64) -> f64 {
+    Duration::from_millis(millis).as_secs_f64()
 }
 
 /// A stream that counts as open.
@@ -78,22 +136,80 @@ fn name(face: &Face, own: &str) -> String {
     format!("{}_{own}", face.name).replace(|other: char| !other.is_ascii_alphanumeric(), "_")
 }
 
+/// Numbers that are looked up when somebody asks.
+struct LookedUp<'a> {
+    face: &'a Face,
+    registry: Registry,
+}
+
+impl LookedUp<'_> {
+    fn gauge(&mut self, own: &str, help: &str, value: u64) {
+        let gauge = Gauge::<i64>::default();
+        gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+        self.registry.register(name(self.face, own), help, gauge);
+    }
+
+    /// The stores and what waits in them.
+    fn stores(&mut self, stores: &Stores) {
+        let census = stores.census();
+        for (own, help, value) in [
+            ("stores", "Stores that exist", census.stores),
+            ("stores_open", "Stores that are open; the numbers of events are about these", census.open),
+            ("stores_failing", "Open stores that can't store anything at present", census.failing),
+            ("events_pending", "Events that wait for a place in the log", census.pending),
+            ("events_set_aside", "Events that the hub refused, and that are kept", census.set_aside),
+            ("events_skipped", "Events in the log that can't be applied", census.skipped),
+            ("events_unknown", "Events in the log whose name this program doesn't know", census.unknown),
+            ("queue_length", "Pieces of work that wait for the threads of all stores", census.queued),
+            ("queue_longest", "The most that wait for one store", census.longest_queue),
+            ("queue_limit", "The most that may wait for one store", stores.limits().queue as u64),
+        ] {
+            self.gauge(own, help, value);
+        }
+    }
+
+    /// The devices that sync with this hub, or the hub that this instance syncs with.
+    fn sync(&mut self, app: &App) {
+        if !app.clients.follow() {
+            let (devices, connected, pulls) = app.hub.devices();
+            self.gauge("devices", "Devices that may sync with this hub", devices as u64);
+            self.gauge("devices_connected", "Devices that are connected", connected as u64);
+            self.gauge("pulls", "Streams in which devices pull stores", pulls as u64);
+            return;
+        }
+        let states = Family::<[(&str, &str); 1], Gauge>::default();
+        for (state, count) in app.clients.states() {
+            states.get_or_create(&[("state", state.as_str())]).set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+        let help = "Stores that are kept level with the hub, by the state of their connection";
+        self.registry.register(name(self.face, "upstream_stores"), help, states);
+        let heard = Gauge::<f64, std::sync::atomic::AtomicU64>::default();
+        heard.set(seconds(app.clients.heard().unwrap_or_default()));
+        let help = "When the hub last said anything, since the Unix epoch; 0 if it hasn't since the program started";
+        let own = name(self.face, "upstream_last_sync_timestamp");
+        self.registry.register_with_unit(own, help, Unit::Seconds, heard);
+    }
+}
+
 /// `GET /metrics`
 ///
-/// The figures belong to the store in the address. The instance's own numbers are shown even if the store can't be
+/// Health and figures belong to the store in the address. The instance's own numbers are shown even if the store can't be
 /// read.
 pub(crate) async fn metrics(
     State(app): State<App>,
     Opened { store, .. }: Opened,
 ) -> Result<impl IntoResponse, Problem> {
-    let mut text = String::new();
-    prometheus_text::encode(&mut text, &app.metrics.registry).map_err(Problem::internal)?;
-    let mut of_the_store = Registry::default();
+    let mut now = LookedUp { face: &app.face, registry: Registry::default() };
+    let is_healthy = store.healthy().await.trouble().is_none() && app.hub.trouble().is_none();
+    now.gauge("healthy", "1 if an event can be stored, as /healthz says; 0 if not", is_healthy.into());
+    now.stores(&app.stores);
+    now.sync(&app);
     for (figure, value) in figures(&app.face, &store).await.unwrap_or_default() {
-        let gauge = Gauge::<i64>::default();
-        gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
-        of_the_store.register(name(&app.face, figure), format!("The figure {figure} of the store"), gauge);
+        now.gauge(figure, &format!("The figure {figure} of the store"), value);
     }
-    prometheus_text::encode(&mut text, &of_the_store).map_err(Problem::internal)?;
+    let mut text = String::new();
+    for registry in [&app.metrics.registry, &now.registry] {
+        prometheus_text::encode(&mut text, registry).map_err(Problem::internal)?;
+    }
     Ok(([(header::CONTENT_TYPE, prometheus_text::CONTENT_TYPE), (header::CACHE_CONTROL, "no-store")], text))
 }

@@ -12,6 +12,7 @@ mod guard;
 mod history;
 mod html;
 mod hub;
+mod install;
 pub(crate) mod live;
 pub(crate) mod metrics;
 mod page;
@@ -23,6 +24,7 @@ mod received;
 mod rehearsal;
 mod remote;
 mod server;
+mod setting;
 mod shares;
 mod status;
 mod store;
@@ -59,7 +61,8 @@ pub use public_url::PublicUrl;
 pub(crate) use received::Received;
 pub(crate) use rehearsal::{Flaw, Rehearsal};
 pub(crate) use remote::Committed;
-pub(crate) use server::{Connection, Limits, raise_open_file_limit, serve, stores_within_open_files};
+pub(crate) use server::{Connection, Door, Limits, Listener, raise_open_file_limit, serve, stores_within_open_files};
+pub(crate) use setting::Setting;
 pub(crate) use shares::{Full, Lease, Shares, Who};
 pub(crate) use status::{Digests, StatusReport, date_time, digests, what_to_do};
 pub(crate) use store::{AskedStore, Opened};
@@ -91,6 +94,12 @@ pub(crate) struct Services {
     /// What other sites embed, if the app has that.
     pub(crate) embedding: Option<embed::Embedding>,
     pub(crate) metrics: metrics::Metrics,
+    /// The version that the program shows.
+    pub(crate) version: &'static str,
+    /// Where others reach this instance.
+    pub(crate) public_url: Option<String>,
+    /// Flags that don't fit together, each with what to do about it.
+    pub(crate) faults: Vec<(String, String)>,
     pub(crate) shutdown: CancellationToken,
     /// Says, before the shutdown, that the server is to begin anew afterwards.
     pub(crate) anew: CancellationToken,
@@ -129,8 +138,10 @@ pub(crate) fn routes(app: App) -> Result<Router, String> {
 fn joined(app: App) -> Router {
     let mut of_a_store = how_it_is()
         .route("/adopt", post(form::adopt))
+        .route("/sync-now", post(form::sync_now))
         .route("/live", get(live::live))
         .route("/history", get(history::history));
+    of_a_store = of_a_store.route("/manifest.webmanifest", get(install::manifest));
     for form in &app.face.forms {
         let post_it = {
             let form = form.clone();
@@ -149,7 +160,9 @@ fn joined(app: App) -> Router {
         .nest("/s/{store}", of_a_store)
         .route("/static/{version}/{file}", get(assets::asset))
         .route("/static/{file}", get(assets::unversioned))
+        .route("/sw.js", get(install::service_worker))
         .route("/favicon.ico", get(assets::favicon))
+        .route("/apple-touch-icon.png", get(assets::touch_icon))
         .merge(embed::routes(&app))
         .route("/pair", get(pair::page).post(pair::redeem))
         .route("/control/v1/joined", get(control::followed).post(control::joined))
@@ -183,6 +196,7 @@ fn for_devices_and_commands() -> Router<App> {
         .route("/control/v1/items", get(embed::items).post(embed::change_items))
         .route("/control/v1/item-counts", post(embed::import_route))
         .route("/control/v1/tokens", post(control::tokens))
+        .route("/control/v1/setting", get(setting::setting))
         .route("/control/v1/pairing", get(control::pairing))
         .route("/control/v1/{store}/export", get(control::export))
         .route("/control/v1/{store}/import", post(control::import_route))

@@ -261,7 +261,7 @@ pub(crate) async fn page(
 ) -> Result<Response, Problem> {
     let params = Params::new(query.as_deref().unwrap_or_default());
     let health = store.healthy().await;
-    let status = StatusLine::of(&app.face, &health, &link.borrow(), asked.base());
+    let status = StatusLine::of(&app.face, &health, &link.borrow(), asked.base(), sees);
     let page = draw(&app, &store, asked.base(), status, sees, params).await?;
     let (html, page) = page;
     if query.is_some() && !page.parts.params.are_read() {

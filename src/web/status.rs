@@ -36,6 +36,9 @@ pub(crate) struct StatusReport {
     /// Replicas with the same value may compare the digests of their states.
     pub(crate) schema: String,
     pub(crate) upstream: UpstreamStatus,
+    /// The program's version; empty from one that is too old to say it.
+    #[serde(default)]
+    pub(crate) version: String,
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub(crate) digests: Option<Digests>,
 }
@@ -48,6 +51,9 @@ pub(crate) struct UpstreamStatus {
     pub(crate) state: String,
     pub(crate) code: Option<String>,
     pub(crate) error: Option<String>,
+    /// What is wrong, as this device sees it, for people. Only while somebody has to act.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) why: Option<String>,
     /// Since when, in milliseconds since the Unix epoch.
     pub(crate) since: Option<u64>,
 }
@@ -57,8 +63,10 @@ impl From<&LinkStatus> for UpstreamStatus {
         Self {
             url: link.url.as_deref().map(str::to_owned),
             state: link.state.as_str().to_owned(),
-            code: link.code.map(str::to_owned),
+            // The token file is as good as its token.
+            code: link.code.map(|code| if code == code::NO_TOKEN { code::UNAUTHORIZED } else { code }.to_owned()),
             error: link.error.clone(),
+            why: what_is_wrong(link),
             since: link.since,
         }
     }
@@ -82,7 +90,13 @@ fn figures_alone<'de, D: Deserializer<'de>>(fields: D) -> Result<Map<String, Val
 
 impl StatusReport {
     /// The status of `store`, without digests.
-    pub(crate) async fn of(face: &Face, store: &Store, device: &Device, link: &LinkStatus) -> Result<Self, Error> {
+    pub(crate) async fn of(
+        face: &Face,
+        store: &Store,
+        device: &Device,
+        version: &str,
+        link: &LinkStatus,
+    ) -> Result<Self, Error> {
         let health = store.healthy().await;
         if let Health::Failed(why) = health {
             return Err(Error::Unavailable(why.into()));
@@ -93,6 +107,7 @@ impl StatusReport {
         Ok(Self {
             store: store.id().to_string(),
             device: device.clone(),
+            version: version.to_owned(),
             head: at(|standing| standing.head.0),
             cursor: at(|standing| standing.cursor.0),
             pending: at(|standing| standing.pending),
@@ -158,7 +173,7 @@ pub(crate) async fn status(
 ) -> Result<Response, Problem> {
     let link = link.borrow().clone();
     let no_store = [(header::CACHE_CONTROL, "no-store")];
-    let mut report = StatusReport::of(&app.face, &store, &app.device, &link).await?;
+    let mut report = StatusReport::of(&app.face, &store, &app.device, app.version, &link).await?;
     if sees != Sees::All {
         return Ok((no_store, Json(PublicStatus::from(report))).into_response());
     }
@@ -196,52 +211,97 @@ pub(crate) async fn healthz(
 /// What the status line on the page says.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct StatusLine {
-    pub(crate) app: &'static str,
     pub(crate) nouns: Nouns,
     pub(crate) state: &'static str,
     pub(crate) pending: u64,
-    pub(crate) set_aside: u64,
     pub(crate) since: Option<String>,
+    /// What the line shows when it is opened. Only the owner has that.
+    pub(crate) more: Option<More>,
+}
+
+/// What only the owner sees.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct More {
+    pub(crate) app: &'static str,
+    pub(crate) hub: Option<String>,
+    pub(crate) since: Option<String>,
+    /// What is wrong, in a sentence from this side.
+    pub(crate) why: Option<String>,
+    /// What the machine or the hub itself says of it.
     pub(crate) error: Option<String>,
     pub(crate) what_to_do: Option<String>,
+    pub(crate) set_aside: u64,
+    /// Where to post to have the hub tried at once, while it isn't reached.
+    pub(crate) sync_now: Option<String>,
     /// Where to post to move the store to its hub's log, while that is the way out.
     pub(crate) adopt: Option<String>,
 }
 
 impl StatusLine {
-    pub(crate) fn of(face: &Face, health: &Health, link: &LinkStatus, base: &str) -> Self {
-        let blank = Self { app: face.name, nouns: face.nouns, ..Self::default() };
+    pub(crate) fn of(face: &Face, health: &Health, link: &LinkStatus, base: &str, sees: Sees) -> Self {
+        let shown = |more: More| (sees == Sees::All).then_some(More { app: face.name, ..more });
+        let blank = Self { nouns: face.nouns, more: shown(More::default()), ..Self::default() };
         if let Some(why) = health.trouble() {
-            return Self { state: "failed", error: Some(why.to_owned()), ..blank };
+            let more = More { error: Some(why.to_owned()), ..More::default() };
+            return Self { state: "failed", more: shown(more), ..blank };
         }
         let Standing { pending, set_aside, .. } = match health {
             Health::Opening => return Self { state: "opening", ..blank },
             health => health.standing().cloned().unwrap_or_default(),
         };
-        // Show a start time only while offline.
-        let since = (link.state == LinkState::Offline).then_some(link.since).flatten().map(clock_time);
+        let since = link.since.map(clock_time);
         let is_halted = link.state == LinkState::Halted;
-        let what_to_do = link.code.filter(|_| is_halted).and_then(|code| what_to_do(face, code));
+        let is_away = matches!(link.state, LinkState::Offline | LinkState::Halted);
+        let more = More {
+            hub: link.url.as_deref().map(str::to_owned),
+            since: since.clone(),
+            why: what_is_wrong(link),
+            error: link.error.clone(),
+            what_to_do: link.code.filter(|_| is_halted).and_then(|code| what_to_do(face, code)),
+            set_aside,
+            sync_now: is_away.then(|| format!("{base}/sync-now")),
+            adopt: (is_halted && link.code == Some(code::WRONG_LOG)).then(|| format!("{base}/adopt")),
+            ..More::default()
+        };
         // A store that was synced and now runs without its upstream has events that wait for it.
         let is_detached = link.state == LinkState::None && pending > 0;
         Self {
             state: if is_detached { "detached" } else { link.state.as_str() },
             pending,
-            set_aside,
-            since,
-            error: link.error.clone().filter(|_| is_halted),
-            what_to_do,
-            adopt: (is_halted && link.code == Some(code::WRONG_LOG)).then(|| format!("{base}/adopt")),
+            // The line shows a start time only while offline.
+            since: since.filter(|_| link.state == LinkState::Offline),
+            more: shown(more),
             ..blank
         }
     }
+}
+
+impl StatusLine {
+    /// What is wrong, in the line itself.
+    pub(crate) fn trouble(&self) -> Option<&str> {
+        let more = self.more.as_ref()?;
+        more.why.as_deref().or(more.error.as_deref())
+    }
+}
+
+/// Why a store is stopped, as its device sees it.
+fn what_is_wrong(link: &LinkStatus) -> Option<String> {
+    let sentence = match link.code.filter(|_| link.state == LinkState::Halted)? {
+        code::UNAUTHORIZED => "The hub no longer accepts this device's token.",
+        code::NO_TOKEN => "This device has no token for the hub.",
+        code::WRONG_LOG => "The hub has another log than the one that this device was synced with.",
+        code::NOT_A_HUB => "What answers at the hub's address follows a hub itself.",
+        code::TOO_MANY_STORES => "The hub takes no more stores from this device.",
+        _ => return None,
+    };
+    Some(sentence.to_owned())
 }
 
 /// What a person can do about a store that its hub refuses.
 pub(crate) fn what_to_do(face: &Face, code: &str) -> Option<String> {
     let app = face.name;
     let way = match code {
-        code::UNAUTHORIZED => {
+        code::UNAUTHORIZED | code::NO_TOKEN => {
             format!("Get a token with `{app} token add` at the hub and put it into the token file.")
         }
         code::WRONG_LOG => {
@@ -281,6 +341,7 @@ mod tests {
         let report = StatusReport {
             store: "likes".to_owned(),
             device: "here".parse().expect("a name"),
+            version: "1.2.3".to_owned(),
             figures: Map::from_iter([("count".to_owned(), 7.into())]),
             head: 7,
             cursor: 7,

@@ -3,8 +3,6 @@
 //! The list has pages, and only the stores on the page that is shown are opened. Anything more would let a look at ten
 //! thousand stores close those that are in use. Nothing is created here: a store begins with its first event.
 
-use std::collections::BTreeSet;
-
 use askama::Template;
 use axum::extract::{RawQuery, State};
 use axum::http::header;
@@ -12,6 +10,7 @@ use axum::response::{IntoResponse, Redirect, Response};
 use futures_util::future::join_all;
 use tokio::time::timeout;
 
+use super::embed::is_of_an_item;
 use super::face::Face;
 use super::problem::Problem;
 use super::status::figures;
@@ -19,9 +18,6 @@ use super::views::{View, links};
 use super::{App, Html, IntoHtml as _, Params, Services, Who};
 use crate::engine::{Error, StoreId};
 use crate::limits::web::stores::{LISTED, PATIENCE};
-
-/// What the names of stores begin with that belong to buttons on other sites. There may be many, so they come last.
-const ITEM: &str = "item-";
 
 /// The view.
 #[derive(Template)]
@@ -90,21 +86,17 @@ pub(crate) async fn stores(State(app): State<App>, RawQuery(query): RawQuery) ->
         Err(_) => Some(Misnamed::new(name)),
     };
     let first: StoreId = face.store.parse().expect("BUG: an app was served whose store has no name");
-    let all = {
-        let stores = app.stores.clone();
-        tokio::task::spawn_blocking(move || stores.list()).await.map_err(Problem::internal)?
-    };
-    let mut all: BTreeSet<_> = all.map_err(|fault| Error::from(&fault))?.into_iter().collect();
+    let mut all = app.stores.existing().borrow().clone();
     all.insert(first.clone());
-    // The app's own store comes first, and items come last.
-    let order = |id: &StoreId| (*id != first, id.as_str().starts_with(ITEM), id.clone());
+    // The app's own store comes first. There may be many items, so they come last.
+    let order = |id: &StoreId| (*id != first, is_of_an_item(id), id.clone());
     let wanted = find.to_lowercase();
     let mut found: Vec<_> = all.into_iter().filter(|id| id.as_str().contains(&wanted)).collect();
-    found.sort_by_key(order);
+    found.sort_by_cached_key(order);
     let begin = after.parse().map_or(0, |after| found.partition_point(|id| order(id) <= order(&after)));
     let shown = &found[begin..found.len().min(begin + LISTED)];
     let listed = join_all(shown.iter().map(|id| listed(&app, id))).await;
-    let (items, stores): (Vec<_>, Vec<_>) = listed.into_iter().partition(|listed| listed.id.as_str().starts_with(ITEM));
+    let (items, stores): (Vec<_>, Vec<_>) = listed.into_iter().partition(|listed| is_of_an_item(&listed.id));
     let view = StoresView {
         face,
         home: format!("{}/", face.base(&first)),

@@ -41,7 +41,7 @@ pub(crate) struct Browser {
     process: Child,
     wire: Wire,
     expected: Mutex<Vec<&'static str>>,
-    _profile: TempDir,
+    profile: Arc<TempDir>,
     _turn: Turn,
 }
 
@@ -53,8 +53,18 @@ impl Browser {
 
     /// Starts one in which these sites have what others have only over TLS.
     pub(crate) fn launch_trusting(sites: &[&str]) -> Self {
+        Self::with(Arc::new(tempfile::tempdir().expect("a directory for the browser's profile")), sites)
+    }
+
+    /// Ends it, and starts it again with all that it has kept.
+    pub(crate) fn again(self) -> Self {
+        let profile = Arc::clone(&self.profile);
+        drop(self);
+        Self::with(profile, &[])
+    }
+
+    fn with(profile: Arc<TempDir>, sites: &[&str]) -> Self {
         let turn = Turn::take();
-        let profile = tempfile::tempdir().expect("a directory for the browser's profile");
         let log = profile.path().join("stderr");
         let log = std::fs::File::create(log).expect("a file for what the browser says");
         // The browser reads file descriptor 3 and writes 4.
@@ -70,18 +80,13 @@ impl Browser {
             .expect("a shell");
         let requests = process.stdin.take().expect("its end of the pipe");
         let answers = process.stdout.take().expect("its end of the pipe");
-        let browser = Self {
-            process,
-            wire: Wire::new(requests, answers),
-            expected: Mutex::default(),
-            _profile: profile,
-            _turn: turn,
-        };
-        let shared_workers = json!([{ "type": "shared_worker" }]);
+        let browser =
+            Self { process, wire: Wire::new(requests, answers), expected: Mutex::default(), profile, _turn: turn };
+        let workers = json!([{ "type": "shared_worker" }, { "type": "service_worker" }]);
         browser.wire.call(
             None,
             "Target.setAutoAttach",
-            json!({ "autoAttach": true, "waitForDebuggerOnStart": false, "flatten": true, "filter": shared_workers }),
+            json!({ "autoAttach": true, "waitForDebuggerOnStart": false, "flatten": true, "filter": workers }),
         );
         browser
     }
@@ -396,6 +401,7 @@ impl Tab<'_> {
 pub(crate) type Key = (&'static str, u32, &'static str);
 pub(crate) const TAB: Key = ("Tab", 9, "");
 pub(crate) const ENTER: Key = ("Enter", 13, "\r");
+pub(crate) const ESCAPE: Key = ("Escape", 27, "");
 pub(crate) const SPACE: Key = ("Space", 32, " ");
 
 /// The conversation with the browser.

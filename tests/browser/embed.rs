@@ -11,6 +11,7 @@ use tempfile::TempDir;
 
 use crate::chromium::{Browser, ENTER, SPACE, TAB, Tab};
 use crate::common::{Server, code_block, data_dir, wait_for};
+use crate::firefox::{Firefox, FirefoxTab};
 use crate::likewise::{fill, stored};
 use crate::look::picture;
 use crate::stage::read;
@@ -198,7 +199,7 @@ fn a_visitor_likes_once_and_where_it_is_wanted_often() {
 }
 
 #[test]
-fn trust_17_a_click_without_a_connection_is_kept_over_a_reload_and_stored_once() {
+fn trust_69_a_click_without_a_connection_is_kept_over_a_reload_and_stored_once() {
     let (world, server) = World::new();
     world.sites.page("/", &world.script(), "<likewise-button item=my-post></likewise-button>");
     let browser = world.browser();
@@ -249,7 +250,7 @@ fn one_stream_serves_all_tabs_of_a_site_and_goes_on_in_another_tab() {
 #[test]
 fn who_gets_no_stream_asks_for_the_counts() {
     let (world, server) = World::new();
-    fill_while_served(&server, "item-my-post");
+    server.like("/s/item-my-post");
     world.sites.page("/", &world.script(), "<likewise-button item=my-post></likewise-button>");
     let browser = world.browser();
     browser.network_may_fail();
@@ -262,10 +263,6 @@ fn who_gets_no_stream_asks_for_the_counts() {
     tab.shows("2");
     tab.until_stored();
     assert_eq!(stored(server.data(), "item-my-post").len(), 2);
-}
-
-fn fill_while_served(server: &Server, store: &str) {
-    server.like(&format!("/s/{store}"));
 }
 
 fn hold_stream(world: &World) -> TcpStream {
@@ -373,7 +370,7 @@ fn nothing_moves_when_the_script_and_the_counts_come() {
 #[test]
 fn keyboards_and_screen_readers_have_a_button_with_a_state() {
     let (world, server) = World::new();
-    fill_while_served(&server, "item-my-post");
+    server.like("/s/item-my-post");
     world.sites.page("/", &world.script(), "<likewise-button item=my-post label='Gefällt mir'></likewise-button>");
     let browser = world.browser();
     let tab = browser.open(&world.blog("/"));
@@ -451,4 +448,38 @@ fn the_button_fits_light_and_dark_pages() {
     tab.prefers("forced-colors", "active");
     picture(&tab, "embed-forced-colors");
     wait_for("the like", || (stored(server.data(), "item-my-post").len() == 1_235).then_some(()));
+}
+
+#[test]
+fn firefox_likes_on_two_sites_and_keeps_a_click_while_the_hub_is_down() {
+    let (data, sites) = (data_dir(), Sites::open());
+    let (blog, shop) = (sites.origin("blog.example.org"), sites.origin("shop.example.net"));
+    let serve = |port: u16| {
+        let listen = format!("127.0.0.1:{port}");
+        let flags = ["--listen", &listen, "--allow-host", "likes.example.org", "--embed", &blog, "--embed", &shop];
+        Server::start_with(data.path(), &flags)
+    };
+    let server = serve(0);
+    let port = server.port();
+    let script = format!("<script async src=http://likes.example.org:{port}/embed.js></script>");
+    sites.page("/", &script, "<likewise-button item=my-post></likewise-button>");
+    let shows = |tab: &FirefoxTab<'_>, count: u64| {
+        tab.until(&format!("document.querySelector('likewise-button')?.count?.textContent === '{count}'"));
+    };
+    let firefox = Firefox::launch();
+    let [one, two] = [&blog, &shop].map(|site| firefox.open(site));
+    shows(&one, 0);
+    two.click("document.querySelector('likewise-button')");
+    shows(&one, 1);
+    let evil = firefox.open(&sites.origin("evil.example"));
+    evil.until("!!document.querySelector('likewise-button')?.button");
+    server.kill();
+    one.click("document.querySelector('likewise-button')");
+    shows(&one, 2);
+    one.until("document.querySelector('likewise-button').button.classList.contains('late')");
+    one.go(&blog);
+    let server = serve(port);
+    one.until("document.querySelector('likewise-button')?.button?.classList.contains('late') === false");
+    shows(&one, 2);
+    assert_eq!(stored(server.data(), "item-my-post").len(), 2);
 }

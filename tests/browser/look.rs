@@ -89,6 +89,19 @@ fn the_page_can_be_used_in_every_way_of_looking() {
         picture(&tab, &format!("rtl-{width}x{height}"));
         tab.eval("document.documentElement.dir = ''");
     }
+
+    tab.shown_as(2560, 1440, false);
+    let [_, _, _, height] = tab.place(".heart");
+    assert!(height > 1440.0 / 3.0, "a heart of {height} px is lost on a large screen");
+
+    // The lower edge of the focus ring is where the ground of the number would be, if that were in front.
+    tab.shown_as(320, 200, false);
+    tab.prefers("forced-colors", "active");
+    let [left, top, width, height] = tab.place(".heart");
+    let edge = || tab.picture_of([left + width / 3.0, top + height + 4.0, width / 3.0, 3.0]);
+    let with_number = edge();
+    tab.eval("document.querySelector('.tally').style.visibility = 'hidden'");
+    assert_eq!(tab.difference(&with_number, &edge()), 0.0, "the number hides the focus ring");
 }
 
 #[test]
@@ -114,6 +127,10 @@ fn history_and_stores_fit_every_window_in_light_and_dark() {
         tab.shown_as(390, 844, false);
         fits(tab, &format!("{name} from right to left"));
         picture(tab, &format!("{name}-rtl"));
+        if name == "history" {
+            let (today, bar) = (tab.place(".ends span:last-child"), tab.place("g g:last-child .bar"));
+            assert!(today[0] <= bar[0] && bar[0] + bar[2] <= today[0] + today[2], "{today:?} is not below {bar:?}");
+        }
         tab.eval("document.documentElement.dir = ''");
         tab.prefers_all(&[("forced-colors", "active"), ("prefers-color-scheme", "dark")]);
         picture(tab, &format!("{name}-forced-colors"));

@@ -15,7 +15,7 @@ pub(crate) fn token(hub: &Path, device: &str) -> String {
     file.to_str().expect("a path in UTF-8").to_owned()
 }
 
-fn device(data: &Path, hub_url: &str, token: &str) -> Server {
+pub(crate) fn device(data: &Path, hub_url: &str, token: &str) -> Server {
     Server::start_with(data, &["--listen", "127.0.0.1:0", "--upstream", hub_url, "--token-file", token])
 }
 
@@ -88,6 +88,11 @@ fn a_page_whose_hub_was_replaced_says_so_and_moves_to_the_new_one() {
     page.until("document.getElementById('status').dataset.state === 'halted'");
     page.until("document.getElementById('status').textContent.includes('Your likes are kept')");
     page.until_count(1);
+    // It asks first, and names the hub.
+    page.click("#status > details > summary");
+    assert!(!page.is_visible("button.adopt"));
+    page.click(".ask > summary");
+    assert_eq!(page.text("button.adopt"), format!("Move to {}", new.url));
     page.leave_by(|page| page.click("button.adopt"));
     page.until_live();
     page.until("document.getElementById('status').textContent.includes('All synced')");

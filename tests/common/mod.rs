@@ -114,11 +114,16 @@ impl Server {
     }
 
     /// Runs `command`, which must serve, on the data in `data`.
-    pub fn spawn(mut command: Command, data: &Path) -> Self {
+    pub fn spawn(command: Command, data: &Path) -> Self {
+        Self::spawn_with(command, data, Stdio::null())
+    }
+
+    /// Runs it with this standard input.
+    pub fn spawn_with(mut command: Command, data: &Path, stdin: Stdio) -> Self {
         let stderr = NamedTempFile::new().expect("a file for the program's log");
         let mut child = command
             .env("LIKEWISE_DATA", data)
-            .stdin(Stdio::null())
+            .stdin(stdin)
             .stdout(Stdio::piped())
             .stderr(stderr.reopen().expect("the file for the program's log"))
             .spawn()

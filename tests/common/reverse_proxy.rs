@@ -96,7 +96,8 @@ impl ReverseProxy {
         let port = free_port();
         let certificate = if matches!(kind, Kind::Haproxy) { at("both.pem") } else { at("chain.pem") };
         let recipe = change(kind.recipe("# Behind a proxy"))
-            .replace("127.0.0.1:3000", hub.trim_start_matches("http://"))
+            .replace("127.0.0.1:3000", hub.trim_start_matches("http://").trim_start_matches("unix:"))
+            .replace("/run/likewise/socket", hub.trim_start_matches("unix:"))
             .replace("listen 443", &format!("listen 127.0.0.1:{port}"))
             .replace("bind :443", &format!("bind 127.0.0.1:{port}"))
             .replace("/etc/ssl/likes.example.org.pem", &certificate)

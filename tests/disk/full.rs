@@ -171,6 +171,12 @@ fn assert_serves_without_room(server: &mut Opened, data: &Path, stored: usize) {
     for command in ["export", "verify", "status"] {
         assert_survives(data, &[command]);
     }
+    let examined = run(data, &["doctor"]);
+    let said = text(&examined);
+    assert_eq!(examined.status.code(), Some(1), "{said}");
+    for words in ["PROBLEM  disk", "Make room", "can't store anything"] {
+        assert!(said.contains(words), "{words}: {said}");
+    }
     assert!(server.is_running());
 }
 

@@ -150,9 +150,14 @@ impl Server {
 
     /// Opens a live stream.
     pub(crate) fn live(&self, path: &str) -> Live {
+        self.live_under(&format!("localhost:{}", self.port()), path)
+    }
+
+    /// The same, under another name.
+    pub(crate) fn live_under(&self, host: &str, path: &str) -> Live {
         let mut stream = self.connect();
         // HTTP/1.0 would be easier to read, without chunks, but is refused.
-        write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost:{}\r\n\r\n", self.port()).expect("a request");
+        write!(stream, "GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n").expect("a request");
         let mut reader = BufReader::new(stream);
         let mut head = String::new();
         while !head.ends_with("\r\n\r\n") {

@@ -187,7 +187,7 @@ fn embedding_opens_under_the_names_of_the_server_and_opens_nothing_else() {
 }
 
 #[test]
-fn looking_at_items_makes_nothing_and_the_first_like_is_seen() {
+fn trust_57_looking_at_items_makes_nothing_and_the_first_like_is_seen() {
     let data = data_dir();
     let server = serve(data.path());
     let before = listing(data.path());
@@ -382,6 +382,10 @@ fn a_proxy_that_nobody_named_is_said_once() {
     assert!(!log.contains("198.51.100.7"), "{log}");
     let listed = run(data.path(), &["items", "list"]);
     assert!(errors(&listed).contains("start with --behind-proxy 127.0.0.1"), "{listed:?}");
+    let examined = run(data.path(), &["doctor", "--public-url", "http://127.0.0.1:1"]);
+    let said = String::from_utf8_lossy(&examined.stdout);
+    let line = said.lines().find(|line| line.starts_with("PROBLEM  flags")).unwrap_or_else(|| panic!("{said}"));
+    assert!(line.contains("`--behind-proxy 127.0.0.1`") && examined.status.code() == Some(1), "{line}");
 }
 
 #[test]

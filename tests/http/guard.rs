@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use crate::client::{Answer, listing, new_id};
 use crate::common::{Server, data_dir, errors, printed, run, run_with, wait_for};
 
-const ROUTES: [(&str, &str); 18] = [
+const ROUTES: [(&str, &str); 21] = [
     ("GET", "/"),
     ("POST", "/likes"),
     ("GET", "/live"),
@@ -24,6 +24,9 @@ const ROUTES: [(&str, &str); 18] = [
     ("GET", "/static/likewise.js"),
     ("GET", "/favicon.ico"),
     ("POST", "/control/v1/likes/import"),
+    ("GET", "/embed.js"),
+    ("POST", "/embed/v1/a/likes"),
+    ("GET", "/embed/v1/a/live"),
     ("GET", "/nothing"),
 ];
 
@@ -296,7 +299,8 @@ fn a_server_on_the_network_is_there_for_commands_and_says_how_to_open_it_to_othe
     assert!(errors(&run(data.path(), &["adopt", "--yes"])).contains("follows no hub"));
     if network_address().is_some() {
         assert_eq!(server.get("/").status, 403, "its address is a name that it was not told");
-        assert_eq!(server.get_with("/", &[("host", "localhost")]).status, 200);
+        // What forwards a container's port connects from there, for everybody. Commands show the key.
+        assert_eq!(server.get_with("/", &[("host", "localhost")]).status, 403);
         let by_url = run(data.path(), &["status", "--url", &server.url]);
         assert!(errors(&by_url).contains("--allow-host"), "{}", errors(&by_url));
     }

@@ -372,3 +372,30 @@ fn trust_72_a_directory_that_can_only_be_read_is_told_from_one_in_use() {
     assert_refused(&by_user(SERVE), &["in use", &server.url]);
     fs::set_permissions(&data, Permissions::from_mode(0o700)).expect("its rights");
 }
+
+#[test]
+fn doctor_finds_files_of_another_user_and_changes_nothing() {
+    let (place, data) = (ForEverybody::new(), data_dir());
+    some_data(data.path());
+    assert!(run(data.path(), &["doctor"]).status.success());
+    let files = ["tokens.json", "stores/likes/eventlog.db"].map(|name| data.path().join(name));
+    for file in &files {
+        chown(file, Some(SOMEBODY), Some(SOMEBODY)).expect("given away");
+    }
+    let output = run(data.path(), &["doctor"]);
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    let line = said.lines().find(|line| line.starts_with("PROBLEM  files")).unwrap_or_else(|| panic!("{said}"));
+    for words in ["eventlog.db belongs to another user", "and so do 1 more", "chown -hR"] {
+        assert!(line.contains(words), "{words}: {line}");
+    }
+    for file in &files {
+        assert_eq!(fs::metadata(file).expect("the file").uid(), SOMEBODY);
+    }
+    // The whole directory is somebody else's.
+    let theirs = place.dir_of(SOMEBODY, "theirs");
+    fs::create_dir(theirs.join("stores")).expect("a directory");
+    let output = place.output_by(SOMEBODY + 1, &theirs, &["doctor"]);
+    let said = String::from_utf8_lossy(&output.stdout).into_owned() + &errors(&output);
+    assert!(output.status.code() == Some(1) && said.contains(&SOMEBODY.to_string()), "{said}");
+}

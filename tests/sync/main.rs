@@ -7,6 +7,7 @@ mod common;
 
 mod base_path;
 mod damage;
+mod doctor;
 mod doors;
 mod faults;
 mod history;
@@ -21,4 +22,5 @@ mod shares;
 mod story;
 mod support;
 mod tls;
+mod watching;
 mod wire;

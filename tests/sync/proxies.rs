@@ -12,8 +12,9 @@ use rustls::{ClientConfig, RootCertStore};
 use serde_json::Value;
 use tokio::runtime::Runtime;
 
-use crate::common::PATIENCE;
 use crate::common::reverse_proxy::{Kind, NAME, ReverseProxy, free_port};
+use crate::common::{PATIENCE, code_block};
+use crate::doctor::{Found, doctor};
 use crate::support::Node;
 
 /// A running proxy in front of a hub.
@@ -65,6 +66,14 @@ impl Running {
         device.flag("--root-certificate", roots.to_str().unwrap());
         device.environment("HTTPS_PROXY", &door_to_this_machine());
         device
+    }
+
+    /// Has `doctor` look at the hub, and at this proxy in front of it.
+    fn examine(&self, hub: &Node) -> Found {
+        let roots = hub.file("roots.pem");
+        fs::write(&roots, &self.proxy.authority.pem).unwrap();
+        let flags = ["--public-url", &self.site(), "--root-certificate", roots.to_str().unwrap()];
+        doctor(hub, &flags, &[("HTTPS_PROXY", &door_to_this_machine())])
     }
 
     /// Reads the page's stream until it has brought `text`.
@@ -170,12 +179,24 @@ fn works_under_a_path(kind: Kind) {
     hub.stop();
     hub.flag("--base-path", "/likes");
     hub.start();
-    let recipe = |_| kind.recipe("## Under a path").replace("example.org", NAME);
+    // What nginx speaks unless it is told otherwise, up to 1.29.6.
+    let old = "proxy_http_version 1.0;\nproxy_set_header Host";
+    let recipe = |_| kind.recipe("## Under a path").replace("example.org", NAME).replace("proxy_set_header Host", old);
     let mut proxy = Running::start(kind, hub.url(), recipe);
     proxy.base = "/likes";
     let answer = proxy.runtime.block_on(proxy.browser(Version::HTTP_2).get(proxy.site()).send()).unwrap();
     assert!(answer.status().is_redirection(), "{answer:?}");
     assert!(answer.headers()["location"].to_str().unwrap().ends_with("/likes/"), "{answer:?}");
+    works_through(hub, proxy);
+}
+
+/// Does the same through a socket file, with the recipe for that.
+fn works_through_a_file(kind: Kind, change: impl Fn(String) -> String) {
+    let mut hub = hub();
+    hub.stop();
+    hub.flag("--listen", &format!("unix:{}", hub.file("socket").display()));
+    hub.start();
+    let proxy = Running::start(kind, hub.url(), change);
     works_through(hub, proxy);
 }
 
@@ -201,6 +222,10 @@ fn works_through(mut hub: Node, mut proxy: Running) {
     proxy.proxy.restart();
     phone.wait_for_count(5);
     assert_eq!(count(&hub), 5);
+    let found = proxy.examine(&hub);
+    found.is_well();
+    assert!(found.of("proxy").1.contains("streams arrive") && found.of("clock").0 == "ok");
+    assert!(!hub.run(&["token", "list"]).contains("doctor"), "nothing is left of it");
     proxy.stay_on_the_page();
     phone.wait_until("online");
     proxy.like_on_the_page(Version::HTTP_11, 5);
@@ -231,6 +256,21 @@ fn trust_71_behind_haproxy() {
     works(Kind::Haproxy, |recipe| recipe);
 }
 
+/// HAProxy asks in the version of HTTP that it was asked in.
+#[test]
+fn trust_71_an_old_client_behind_haproxy() {
+    let hub = hub();
+    let proxy = Running::start(Kind::Haproxy, hub.url(), |recipe| recipe);
+    let browser = proxy.browser(Version::HTTP_11);
+    proxy.runtime.block_on(async {
+        let old = |path| browser.get(format!("{}{path}", proxy.site())).version(Version::HTTP_10);
+        let page = old("/").send().await.unwrap();
+        assert_eq!(page.status(), StatusCode::OK);
+        let mut stream = old("/live").send().await.unwrap();
+        Running::read_until(&mut stream, "event: status").await;
+    });
+}
+
 #[test]
 fn trust_71_under_a_path_behind_nginx() {
     works_under_a_path(Kind::Nginx);
@@ -239,6 +279,69 @@ fn trust_71_under_a_path_behind_nginx() {
 #[test]
 fn trust_71_under_a_path_behind_caddy() {
     works_under_a_path(Kind::Caddy);
+}
+
+/// Likes through the proxy on a page of another site, with a name that has a slash in it, as addresses have.
+fn button_works(kind: Kind, change: impl Fn(String) -> String) {
+    const SITE: &str = "https://blog.example.org";
+    let mut hub = Node::stopped_hub();
+    for (flag, value) in [("--allow-host", NAME), ("--behind-proxy", "127.0.0.1"), ("--embed", SITE)] {
+        hub.flag(flag, value);
+    }
+    hub.flag("--listen", &format!("127.0.0.1:{}", free_port()));
+    hub.start();
+    let proxy = Running::start(kind, hub.url(), change);
+    let (browser, embed) = (proxy.browser(Version::HTTP_2), format!("{}/embed/v1", proxy.origin()));
+    let item = format!("{embed}/blog.example.org%2Fmy-post");
+    proxy.runtime.block_on(async {
+        let mut stream = browser.get(format!("{item}/live")).header("Origin", SITE).send().await.unwrap();
+        assert_eq!(stream.status(), StatusCode::OK);
+        Running::read_until(&mut stream, "data: 0").await;
+        let like = browser.post(format!("{item}/likes")).header("Origin", SITE).header("Accept", "application/json");
+        let answer = like.send().await.unwrap();
+        assert_eq!(answer.status(), StatusCode::NO_CONTENT);
+        assert_eq!(answer.headers()["access-control-allow-origin"], SITE);
+        Running::read_until(&mut stream, "data: 1").await;
+        let counts = browser.get(format!("{embed}/counts?items=blog.example.org%2Fmy-post")).send().await.unwrap();
+        assert_eq!(counts.text().await.unwrap(), r#"{"blog.example.org/my-post":1}"#);
+        assert_eq!(browser.get(proxy.origin()).send().await.unwrap().status(), StatusCode::FORBIDDEN);
+    });
+    assert_eq!(hub.run(&["items", "list"]), "blog.example.org/my-post\t1 like\topen\n");
+    assert!(!hub.log().contains("--behind-proxy"), "{}", hub.log());
+}
+
+#[test]
+fn trust_71_a_button_behind_nginx() {
+    let location = code_block(include_str!("../../docs/embed.md"), "## Behind a proxy", "nginx");
+    button_works(Kind::Nginx, |recipe| {
+        let (before, _) = recipe.split_once("    location / {").unwrap();
+        format!("{before}{location}\n}}\n")
+    });
+}
+
+#[test]
+fn trust_71_a_button_behind_caddy() {
+    button_works(Kind::Caddy, |recipe| recipe);
+}
+
+#[test]
+fn trust_71_a_button_behind_haproxy() {
+    button_works(Kind::Haproxy, |recipe| recipe.replace("defaults\n", "defaults\n    option forwardfor\n"));
+}
+
+#[test]
+fn trust_71_through_a_socket_file_behind_nginx() {
+    works_through_a_file(Kind::Nginx, |_| Kind::Nginx.recipe("## Through a socket file"));
+}
+
+#[test]
+fn trust_71_through_a_socket_file_behind_caddy() {
+    works_through_a_file(Kind::Caddy, |_| Kind::Caddy.recipe("## Through a socket file"));
+}
+
+#[test]
+fn trust_71_through_a_socket_file_behind_haproxy() {
+    works_through_a_file(Kind::Haproxy, |recipe| recipe);
 }
 
 #[test]
@@ -257,6 +360,7 @@ fn trust_70_nginx_without_the_host_line_opens_nothing_and_is_told_what_it_lacks(
             let is_old = !line.contains("1.1");
             assert!(!is_old || text.contains("proxy_set_header Host $http_host"), "{line} {path}: {text}");
         }
+        proxy.examine(&hub).has_only("proxy", &["this machine itself", "proxy_set_header Host $http_host"]);
     }
     drop(hub);
     // Nobody told this program of a proxy. HTTP/1.0 gives nginx away.
@@ -279,6 +383,7 @@ fn trust_71_a_device_behind_nginx_that_gathers_streams_is_told_what_to_change() 
     phone.start();
     phone.like();
     let status = phone.wait_until("offline");
+    proxy.examine(&hub).has_only("proxy", &["its streams don't arrive", "`proxy_buffering off;`"]);
     let error = status["upstream"]["error"].as_str().unwrap();
     assert!(error.contains("hold the stream back") && error.contains("`proxy_buffering off;`"), "{error}");
     assert_eq!((phone.count(), count(&hub)), (1, 0));

@@ -8,7 +8,7 @@ use likewise::engine::EventId;
 
 use crate::common::wait_for;
 use crate::proxy::{Mode, Proxy};
-use crate::support::{Node, get, hub_behind_proxy, likes, post, wait_until_level};
+use crate::support::{Node, get, hub_behind_proxy, likes, open_page, post, wait_until_level};
 
 #[test]
 fn likes_cross_at_once_and_wait_for_a_hub_that_is_away() {
@@ -231,4 +231,44 @@ fn trust_27_clocks_that_are_off_or_run_backwards_change_neither_order_nor_count(
     wait_until_level(&[&hub, &phone, &laptop], clicks.len() as u64 + 1);
     let order: Vec<_> = hub.export().iter().map(|event| event["id"].as_str().unwrap().to_owned()).collect();
     assert!(order.iter().eq(clicks.iter().map(|(_, id)| id).chain([&click(7, 10)])), "{order:?}");
+}
+
+/// Somebody who looks at a page sees within two seconds that the hub is back. The waits between attempts are what makes
+/// it so; without a page they are soon longer.
+#[test]
+fn a_device_asks_often_while_a_page_is_open() {
+    let (hub, proxy) = hub_behind_proxy();
+    let phone = Node::client("phone", &proxy.url, &hub);
+    phone.wait_until("online");
+    let _page = open_page(&phone);
+    proxy.part();
+    phone.wait_until("offline");
+    let (start, before) = (Instant::now(), proxy.requests());
+    // Eight waits take at most 8 x 1.5 s then, and at least 22 s if they go on growing.
+    wait_for("eight attempts", || (proxy.requests() >= before + 8).then_some(()));
+    let took = start.elapsed();
+    assert!(took < Duration::from_secs(20), "eight attempts took {took:?}");
+    proxy.set(Mode::Pass);
+    phone.wait_until("online");
+}
+
+/// Who is told to wait does, even while somebody looks, unless a person asks.
+#[test]
+fn a_device_that_is_told_to_wait_does_until_somebody_asks() {
+    let (hub, proxy) = hub_behind_proxy();
+    let phone = Node::client("phone", &proxy.url, &hub);
+    phone.wait_until("online");
+    let _page = open_page(&phone);
+    proxy.set(Mode::Answer("HTTP/1.1 503 Busy\r\nRetry-After: 250\r\nContent-Length: 0\r\n\r\n".to_owned()));
+    proxy.cut();
+    wait_for("the answer", || (proxy.answered() == 1).then_some(()));
+    phone.wait_until("offline");
+    phone.like();
+    proxy.set(Mode::Pass);
+    // Attempts of a watched device are never further apart than this.
+    thread::sleep(Duration::from_millis(1_800));
+    assert_eq!((proxy.answered(), phone.pending()), (1, 1));
+    let (status, _) = post(&format!("{}/sync-now", phone.url()), "application/x-www-form-urlencoded", "");
+    assert_eq!(status, 303);
+    wait_until_level(&[&hub, &phone], 1);
 }

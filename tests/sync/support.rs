@@ -381,6 +381,16 @@ pub fn post(url: &str, kind: &str, body: &str) -> (u16, String) {
     answer(agent().post(url).header("content-type", kind).send(body))
 }
 
+/// The live stream of a page that is open on `node` until this is dropped.
+pub fn open_page(node: &Node) -> TcpStream {
+    let address = node.url().trim_start_matches("http://");
+    let mut stream = TcpStream::connect(address).expect("a connection");
+    write!(stream, "GET /live HTTP/1.1\r\nHost: {address}\r\n\r\n").expect("a request");
+    let mut first = [0; 1];
+    stream.read_exact(&mut first).expect("the beginning of the stream");
+    stream
+}
+
 /// A client of a hub that speaks its protocol by hand.
 pub struct Wire {
     address: String,

@@ -10,6 +10,7 @@ use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
 use crate::common::authority::Authority;
 use crate::common::wait_for;
+use crate::doctor::doctor;
 use crate::proxy::read_request;
 use crate::support::{Node, wait_until_level};
 
@@ -95,6 +96,12 @@ fn trust_44_only_the_right_certificate_gets_the_token() {
         wait_for("two attempts", || (proxy.connections.load(Ordering::SeqCst) >= 2).then_some(()));
         let error = status["upstream"]["error"].as_str().unwrap();
         assert!(error.contains("certificate"), "{name}: {error}");
+        let token = tablet.file("token");
+        let mut flags = vec!["--upstream", &proxy.url, "--token-file", token.to_str().unwrap()];
+        if has_root {
+            flags.extend(["--root-certificate", roots.to_str().unwrap()]);
+        }
+        doctor(&tablet, &flags, &[]).has_only("hub", &["the certificate of", "is not trusted here", "renew it"]);
         assert_eq!(proxy.requests.load(Ordering::SeqCst), 0, "{name}: something was sent");
         assert_eq!((tablet.pending(), hub.count()), (1, 1), "{name}");
     }

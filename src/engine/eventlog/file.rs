@@ -126,7 +126,8 @@ impl Eventlog {
             // Create the views first. Afterwards not even a temporary view can be created.
             conn.only_read()?;
         }
-        let mut log = Self { conn, wal, tip, saved: None, names, origins, format, checked: RefCell::default() };
+        let checked = RefCell::default();
+        let mut log = Self { conn, wal, tip, saved: None, names, origins, format, checked, synced: None };
         let last = log.checkpoint_before(Seq(i64::MAX as u64))?;
         let end = log.walk(last, None)?;
         log.checked = RefCell::new(Checked::nothing(last.seq, end.seq, log.tip.n));

@@ -13,6 +13,7 @@ use std::cell::RefCell;
 use std::ops::Deref;
 use std::result;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use rusqlite::{Connection, Params, Row, Statement};
 use serde::{Deserialize, Serialize};
@@ -125,6 +126,8 @@ pub(crate) struct Eventlog {
     /// The format of the file.
     format: i64,
     pub(super) checked: RefCell<Checked>,
+    /// How long the last commit took. It is measured for people, and nothing is decided by it.
+    synced: Option<Duration>,
 }
 
 /// An eventlog's connection to its file.
@@ -178,8 +181,15 @@ impl Eventlog {
             set_meta(&self.conn, "commits", self.tip.commits)?;
             set_meta(&self.conn, "digests", self.tip.digests())?;
         }
+        let began = Instant::now();
         self.conn.prepare_cached("COMMIT")?.execute(())?;
+        self.synced = Some(began.elapsed());
         Ok(())
+    }
+
+    /// Returns how long the last [commit](Self::commit) took since this was last asked.
+    pub(crate) fn take_synced(&mut self) -> Option<Duration> {
+        self.synced.take()
     }
 
     /// Starts a part of the transaction that can be [undone](Self::undo) on its own.

@@ -22,6 +22,13 @@ pub struct Position {
     pub digest: Digest,
 }
 
+impl Position {
+    /// Returns the position of one that has nothing of any log.
+    pub(crate) fn start() -> Self {
+        Self { generation: Generation::default(), log: None, after: Seq::START, digest: Digest::EMPTY }
+    }
+}
+
 /// A part of an upstream's log, in log order.
 #[derive(Debug, Clone)]
 pub struct Page {

@@ -21,6 +21,7 @@ use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 pub use arrive::{Page, Position};
 pub(crate) use settle::replay_log;
@@ -247,6 +248,11 @@ impl Replica {
 
     pub(crate) fn state(&mut self) -> &mut State {
         &mut self.state
+    }
+
+    /// Returns how long the disk took for the last events that were stored, since this was last asked.
+    pub(crate) fn take_synced(&mut self) -> Option<Duration> {
+        self.log.take_synced()
     }
 
     /// Returns the WALs of both databases.

@@ -172,3 +172,55 @@ impl Shared {
         counts.take().unwrap_or(Err(Error::Closed))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::{Setup, StoreLimits};
+    use crate::likes::{self, LikeAdded};
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn trust_66_more_stores_are_counted_than_may_be_open_and_none_stays_open() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let setup = Setup {
+            schema: Arc::new(likes::schema()),
+            device: "test".parse().expect("a name"),
+            executable: "test".to_owned(),
+            progress: |_, _| {},
+        };
+        // Visitors leave a quarter of the open ones to others.
+        let limits = StoreLimits { open: 8, ..StoreLimits::default() };
+        let stores = Stores::open(dir.path(), setup, limits).expect("stores");
+        let ids: Vec<StoreId> = (0..30).map(|n| format!("item-{n}").parse().expect("a name")).collect();
+        for (n, id) in ids.iter().enumerate() {
+            let store = stores.get(id).expect("a store");
+            for _ in 0..n % 3 + 1 {
+                store.commit(LikeAdded {}).await.expect("stored");
+            }
+        }
+        let shutdown = CancellationToken::new();
+        let board = Board::new(stores.clone(), Arc::new(likes::count), shutdown.clone());
+        let absent: StoreId = "item-none".parse().expect("a name");
+        assert_eq!(board.read(std::slice::from_ref(&absent)).await, [Some(0)]);
+        let mut counts = board.read(&ids).await;
+        // A store that found no room is tried again.
+        while counts.contains(&None) {
+            sleep(SHORTEST_PAUSE).await;
+            counts = board.read(&ids).await;
+        }
+        assert!(counts.iter().enumerate().all(|(n, count)| *count == Some(n as u64 % 3 + 1)), "{counts:?}");
+        assert!(ids.iter().filter(|id| stores.opened(id).is_some()).count() <= 8);
+
+        // The board learns of every change, whoever made it, and of a store that is made.
+        for id in [&ids[0], &absent] {
+            stores.get(id).expect("a store").commit(LikeAdded {}).await.expect("stored");
+        }
+        let slot = board.slot(&absent).expect("it exists now");
+        let is_told = |counts: &Counts| {
+            counts.at(slot) == Count::Known(1) && counts.at(Slot(counts.slots[&ids[0]])) == Count::Known(2)
+        };
+        board.counts().wait_for(is_told).await.expect("told");
+        shutdown.cancel();
+        tokio::task::spawn_blocking(move || stores.close()).await.expect("closed");
+    }
+}

@@ -28,8 +28,8 @@ pub(super) enum Form {
     Object,
 }
 
-/// What keeps a place for a stream.
-pub(super) struct Place {
+/// What a stream takes up.
+pub(super) struct Taken {
     pub(super) _of_all: Lease,
     pub(super) _of_client: OpenStream,
     pub(super) _open: metrics::OpenStream,
@@ -49,16 +49,21 @@ struct CountStream {
     silent_until: Option<Instant>,
     alive: Interval,
     shutdown: CancellationToken,
-    _place: Place,
+    _taken: Taken,
 }
 
 /// An item that a stream follows.
 struct Followed {
     item: Item,
-    store: StoreId,
-    /// Nothing while the item has no likes.
-    slot: Option<Slot>,
+    place: Place,
     sent: Option<u64>,
+}
+
+/// Where an item's count is.
+enum Place {
+    /// Nowhere: the item has no likes yet.
+    Absent(StoreId),
+    On(Slot),
 }
 
 /// Answers with the counts of `items`, now and as they change.
@@ -66,14 +71,11 @@ pub(super) fn answer(
     board: &Board,
     items: Vec<Item>,
     form: Form,
-    place: Place,
+    taken: Taken,
     shutdown: CancellationToken,
 ) -> Response {
     let (counts, existing) = (board.counts(), board.existing());
-    let followed = |item: Item| {
-        let store = item.store();
-        Followed { slot: None, store, item, sent: None }
-    };
+    let followed = |item: Item| Followed { place: Place::Absent(item.store()), item, sent: None };
     let stream = CountStream {
         form,
         board: board.clone(),
@@ -85,7 +87,7 @@ pub(super) fn answer(
         silent_until: None,
         alive: pings(),
         shutdown,
-        _place: place,
+        _taken: taken,
     };
     let body = Body::from_stream(stream::unfold(stream, async |mut stream| {
         let bytes = stream.next().await?;
@@ -121,14 +123,18 @@ impl CountStream {
     /// The counts that changed since the last message. The first message has all of them.
     fn message(&mut self) -> Option<Bytes> {
         if std::mem::take(&mut self.may_exist) {
-            for followed in self.items.iter_mut().filter(|followed| followed.slot.is_none()) {
-                followed.slot = self.board.slot(&followed.store);
+            for Followed { place, .. } in &mut self.items {
+                if let Place::Absent(store) = place
+                    && let Some(slot) = self.board.slot(store)
+                {
+                    *place = Place::On(slot);
+                }
             }
         }
         let counts = self.counts.borrow_and_update();
-        let now = |followed: &Followed| match followed.slot {
-            Some(slot) => counts.at(slot),
-            None => Count::Known(0),
+        let now = |followed: &Followed| match followed.place {
+            Place::On(slot) => counts.at(slot),
+            Place::Absent(_) => Count::Known(0),
         };
         if self.is_first && self.items.iter().any(|followed| now(followed) == Count::Unread) {
             return None;

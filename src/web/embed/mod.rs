@@ -13,7 +13,7 @@ mod live;
 mod owner;
 mod script;
 
-use std::net::SocketAddr;
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::OnceLock;
@@ -22,7 +22,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use askama::Template as _;
 use axum::Router;
-use axum::extract::{ConnectInfo, FromRequestParts, RawPathParams, RawQuery, State};
+use axum::extract::{FromRequestParts, RawPathParams, RawQuery, State};
 use axum::http::StatusCode;
 use axum::http::header::{self, HeaderMap};
 use axum::http::request::Parts;
@@ -37,8 +37,7 @@ use self::board::Board;
 pub(crate) use self::clients::Client;
 use self::clients::{Act, Clients};
 pub(crate) use self::import::{ImportedCounts, import_counts};
-pub(crate) use self::item::Item;
-use self::item::is_of_an_item;
+pub(crate) use self::item::{Item, is_of_an_item};
 pub(crate) use self::list::{Door, ItemList};
 pub(crate) use self::owner::{
     ItemChange, ItemReport, ItemsReport, after, change_items, change_list, import_route, items, report,
@@ -47,7 +46,7 @@ use super::assets::prefers_gzip;
 use super::face::Embed;
 use super::fields::Fields;
 use super::form::STORED;
-use super::guard::{ClientAddress, SEC_FETCH_MODE, Sites};
+use super::guard::{ClientAddress, SEC_FETCH_MODE, Sites, UnnamedProxy};
 use super::problem::asks_for_json;
 use super::shares::{Meter, Who};
 use super::{App, Problem, Received, Services, sentence};
@@ -66,7 +65,7 @@ pub(crate) struct Embedding {
     /// New items of all clients together.
     new_items: Meter,
     /// The peer that seems to be a proxy which nobody named, once there was one.
-    unnamed_proxy: OnceLock<SocketAddr>,
+    unnamed_proxy: OnceLock<IpAddr>,
 }
 
 impl Embedding {
@@ -96,7 +95,7 @@ impl Embedding {
 
     /// The peer that seems to be a proxy which `--behind-proxy` doesn't name, if there was one. All clients behind it
     /// then share the limits of one.
-    pub(crate) fn unnamed_proxy(&self) -> Option<SocketAddr> {
+    pub(crate) fn unnamed_proxy(&self) -> Option<IpAddr> {
         self.unnamed_proxy.get().copied()
     }
 }
@@ -192,16 +191,12 @@ impl FromRequestParts<App> for AskingClient {
         let embedding = app.embedding()?;
         let missing = || Problem::internal("a request without the address of its client");
         let ClientAddress(address) = parts.extensions.get().copied().ok_or_else(missing)?;
-        let peer = parts.extensions.get().map(|ConnectInfo(peer): &ConnectInfo<SocketAddr>| *peer);
-        if let Some(peer) = peer
-            && peer.ip().to_canonical() == address
-            && ["x-forwarded-for", "forwarded", "x-real-ip"].iter().any(|sign| parts.headers.contains_key(*sign))
-            && embedding.unnamed_proxy.set(peer).is_ok()
+        if let Some(UnnamedProxy(proxy)) = parts.extensions.get().copied()
+            && embedding.unnamed_proxy.set(proxy).is_ok()
         {
             tracing::error!(
-                "a proxy at {0} asks for others, and nobody said that it may: all of its visitors count as one client, and \
-                 share what one may like. If it is yours, start with `--behind-proxy {0}`",
-                peer.ip().to_canonical()
+                "a proxy at {proxy} asks for others, and nobody said that it may: all of its visitors count as one client, and \
+                 share what one may like. If it is yours, start with `--behind-proxy {proxy}`"
             );
         }
         Ok(Self(embedding.clients.at(address)))
@@ -454,6 +449,6 @@ fn live(app: &App, items: Vec<Item>, form: live::Form, client: Client) -> Result
     let of_all = app.shares.streams.lend(&Who::Visitor, 1).map_err(|_| {
         Problem::unavailable(CODE, "As many pages are open as this server can keep up to date.", ADVICE, 30)
     })?;
-    let place = live::Place { _of_all: of_all, _of_client: of_client, _open: app.metrics.stream_opened() };
-    Ok(live::answer(&embedding.board, items, form, place, app.shutdown.clone()))
+    let taken = live::Taken { _of_all: of_all, _of_client: of_client, _open: app.metrics.stream_opened() };
+    Ok(live::answer(&embedding.board, items, form, taken, app.shutdown.clone()))
 }

@@ -112,7 +112,7 @@ pub(crate) fn change_list(list: &ItemList, stores: &Stores, change: &ItemChange)
 pub(crate) async fn items(State(app): State<App>) -> Result<Json<ItemsReport>, Problem> {
     let embedding = app.embedding()?;
     let report = report_from(&embedding.list, &app.stores, &embedding.board).await;
-    let unnamed_proxy = embedding.unnamed_proxy().map(|peer| peer.ip().to_canonical().to_string());
+    let unnamed_proxy = embedding.unnamed_proxy().map(|proxy| proxy.to_string());
     Ok(Json(ItemsReport { unnamed_proxy, ..report }))
 }
 

@@ -211,7 +211,7 @@ fn as_browser(token: Token, route: &str) -> Result<Caller, Problem> {
 }
 
 fn is_owners(route: &str) -> bool {
-    matches!(route, "/metrics" | "/adopt")
+    matches!(route, "/metrics" | "/adopt" | "/sync-now")
 }
 
 /// Returns whether a route is a view for those whom the owner has let in.

@@ -1,12 +1,14 @@
 //! For whom a request is made, where a proxy makes it.
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::str::FromStr;
 
 use axum::extract::{ConnectInfo, Request};
 use axum::http::HeaderMap;
 use ipnet::IpNet;
+
+use super::host::is_by_file;
 
 /// A value of `--behind-proxy`: the address of a proxy that says for whom it asks, or a network of such proxies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,28 +46,45 @@ impl fmt::Display for TrustedProxy {
 pub(in crate::web) struct ClientAddress(pub(in crate::web) IpAddr);
 
 impl ClientAddress {
-    /// Returns the peer of the connection. If that is one of the `proxies`, it returns the last address in
+    /// Returns the peer of the connection. If that is one of the `proxies`, or came in by a socket file, it returns the last address in
     /// `X-Forwarded-For` that isn't: each proxy adds the peer that it saw at the end, and everything before an address
     /// that no trusted proxy added is the client's own claim.
     ///
     /// `Forwarded` (RFC 7239) doesn't count. A proxy that writes only one of the two passes on what a client wrote into
     /// the other.
     pub(super) fn of(proxies: &[TrustedProxy], request: &Request) -> Option<Self> {
-        let mut client = peer(request)?;
+        // A socket file is there for a proxy, and its rights say who may connect. So that proxy needs no name.
+        let by_file = is_by_file(request);
+        let mut client = peer(request).or(by_file.then_some(IpAddr::V4(Ipv4Addr::LOCALHOST)))?;
+        let mut is_proxy = by_file || is_one_of(proxies, client);
         let claims = claims(request.headers());
         let mut claims = claims.iter().rev();
-        while is_one_of(proxies, client) {
+        while is_proxy {
             // A proxy that says nothing, or nothing that makes sense, asks for itself.
             let Some(Some(address)) = claims.next() else { break };
             client = *address;
+            is_proxy = is_one_of(proxies, client);
         }
         Some(Self(client))
     }
 }
 
+/// The address of a peer that asks for others, as proxies do, although nobody named it. All of its clients count as one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::web) struct UnnamedProxy(pub(in crate::web) IpAddr);
+
+impl UnnamedProxy {
+    /// Returns the peer, if it shows such a sign and isn't one of the `proxies`.
+    pub(super) fn of(proxies: &[TrustedProxy], request: &Request) -> Option<Self> {
+        let is_sign = |name: &&str| request.headers().contains_key(*name);
+        let shows_sign = ["x-forwarded-for", "forwarded", "x-real-ip"].iter().any(is_sign);
+        peer(request).filter(|peer| shows_sign && !is_one_of(proxies, *peer)).map(Self)
+    }
+}
+
 /// Returns whether the connection comes from one of the `proxies`.
 pub(super) fn is_proxied(proxies: &[TrustedProxy], request: &Request) -> bool {
-    peer(request).is_some_and(|peer| is_one_of(proxies, peer))
+    is_by_file(request) || peer(request).is_some_and(|peer| is_one_of(proxies, peer))
 }
 
 fn peer(request: &Request) -> Option<IpAddr> {
@@ -91,6 +110,7 @@ mod tests {
     use axum::body::Body;
 
     use super::*;
+    use crate::web::guard::ByFile;
 
     fn client(proxies: &[&str], peer: &str, forwarded_for: &[&str]) -> String {
         let proxies: Vec<_> = proxies.iter().map(|proxy| proxy.parse().expect("a proxy")).collect();
@@ -110,6 +130,21 @@ mod tests {
         assert_eq!(client(&["127.0.0.1"], "192.0.2.9", &["198.51.100.7"]), "192.0.2.9");
         assert_eq!(client(&["127.0.0.1"], "::ffff:127.0.0.1", &["::ffff:198.51.100.7"]), "198.51.100.7");
         assert_eq!(client(&["10.0.0.0/8", "fd00::/16"], "10.1.2.3", &["2001:db8::7"]), "2001:db8::7");
+    }
+
+    #[test]
+    fn whoever_comes_by_a_socket_file_is_a_proxy_and_needs_no_name() {
+        let client = |proxies: &[TrustedProxy], forwarded_for: &'static str| {
+            let mut request = Request::new(Body::empty());
+            request.extensions_mut().insert(ByFile);
+            request.headers_mut().append("x-forwarded-for", forwarded_for.parse().expect("a header"));
+            assert!(is_proxied(proxies, &request));
+            ClientAddress::of(proxies, &request).expect("a client").0.to_string()
+        };
+        assert_eq!(client(&[], "203.0.113.66, 198.51.100.7"), "198.51.100.7");
+        let cdn = "198.51.100.0/24".parse().expect("a network");
+        assert_eq!(client(&[cdn], "203.0.113.66, 198.51.100.7"), "203.0.113.66");
+        assert_eq!(client(&[], "unknown"), "127.0.0.1");
     }
 
     #[test]

@@ -9,6 +9,7 @@ use axum::http::Version;
 use axum::http::header::{self, HeaderName};
 
 use super::{HEALTH, Pass, Policy};
+use crate::web::base_path::BasePath;
 use crate::web::problem::Problem;
 
 /// A host given by `--allow-host`: a domain name or an address. With a port, it holds for that port only.
@@ -56,6 +57,12 @@ impl Policy {
 }
 
 impl AllowedHost {
+    /// Returns the address under which a proxy that speaks TLS most likely serves this host. An address of a machine has no
+    /// certificate.
+    pub(crate) fn url(&self, base: &BasePath) -> Option<String> {
+        matches!(self.0.host, Host::Name(_)).then(|| format!("https://{self}{base}"))
+    }
+
     fn covers(&self, authority: &Authority) -> bool {
         self.0.host == authority.host && (self.0.port.is_none() || self.0.port == authority.port)
     }
@@ -64,6 +71,15 @@ impl AllowedHost {
 /// Our address at which a connection came in.
 #[derive(Clone, Copy, Debug)]
 pub(in crate::web) struct ReachedAt(pub(in crate::web) SocketAddr);
+
+/// A request that came in by a socket file, and so from a proxy or a command on this machine.
+#[derive(Clone, Copy, Debug)]
+pub(in crate::web) struct ByFile;
+
+/// Returns whether a request came in by a socket file.
+pub(super) fn is_by_file(request: &Request) -> bool {
+    request.extensions().get::<ByFile>().is_some()
+}
 
 /// The name by which a client asks for us, and where it asks from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,15 +130,20 @@ pub(super) fn addressed_as(policy: &Policy, request: &Request) -> Result<Address
 
 fn recognize(policy: &Policy, request: &Request, host: &[u8]) -> Result<AddressedAs, Problem> {
     if let Some(authority) = std::str::from_utf8(host).ok().and_then(Authority::parse) {
-        if authority.host.is_loopback() && is_local(policy, request) {
+        let is_loopback = authority.host.is_loopback();
+        if is_loopback && is_local(policy, request) {
             return Ok(AddressedAs::Loopback);
         }
         if policy.allows(&authority) {
             return Ok(AddressedAs::Allowed);
         }
         // Load balancers and containers ask under an address.
-        if authority.host.is_address_of_a_machine() && is_health_check(request) {
+        if is_health_check(request) && (authority.host.is_address_of_a_machine() || is_loopback && is_by_file(request))
+        {
             return Ok(AddressedAs::HealthCheck);
+        }
+        if is_loopback && is_by_file(request) {
+            return Err(unnamed_by_proxy(&Sign::File));
         }
     }
     let shown = String::from_utf8_lossy(&host[..host.len().min(100)]);
@@ -155,11 +176,14 @@ enum Sign {
     /// HTTP/1.0. Text browsers such as w3m speak it, too. Nothing that they send tells them from nginx, which passes on
     /// whatever a stranger sends, so the owner has to say that there is no proxy.
     OldHttp,
+    /// The socket file, which is there for a proxy.
+    File,
 }
 
 fn unnamed_by_proxy(sign: &Sign) -> Problem {
     let (shown, without_proxy) = match sign {
         Sign::Header(name) => (format!("the header {name}"), ""),
+        Sign::File => ("it came by the socket file".to_owned(), ""),
         Sign::OldHttp => (
             "HTTP/1.0".to_owned(),
             " If it was a text browser on this machine, and there is no proxy: start the program with `--local-page`, and \
@@ -178,8 +202,11 @@ fn unnamed_by_proxy(sign: &Sign) -> Problem {
 
 /// Returns whether the connection comes from this machine. A `Host` is only a claim. A command that asks a program at one
 /// of its network addresses comes from that same address, but so does everybody where a container's port is forwarded by
-/// a program. So such a command has to show the key.
+/// a program. So such a command has to show the key. A socket file is there for a proxy, so it is the same there.
 fn is_local(policy: &Policy, request: &Request) -> bool {
+    if is_by_file(request) {
+        return policy.passes.of(request) == Some(Pass::Owner);
+    }
     let extensions = request.extensions();
     let (Some(ConnectInfo(peer)), Some(ReachedAt(own))) =
         (extensions.get::<ConnectInfo<SocketAddr>>(), extensions.get::<ReachedAt>())

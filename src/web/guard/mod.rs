@@ -29,15 +29,16 @@ pub(crate) use self::browser::{Browsers, PairingCookie};
 pub(super) use self::caller::bearer_token;
 use self::caller::caller;
 pub(crate) use self::caller::{Caller, Pass, Passes, Sees};
-pub(super) use self::client::ClientAddress;
 pub use self::client::TrustedProxy;
+pub(super) use self::client::{ClientAddress, UnnamedProxy};
 pub use self::host::AllowedHost;
-pub(super) use self::host::ReachedAt;
+pub(super) use self::host::{ByFile, ReachedAt};
 pub use self::sites::EmbeddingSite;
 pub(crate) use self::sites::Sites;
 use super::Role;
 use super::base_path::Place;
 use super::face::Face;
+use super::install::MARK;
 use super::problem::{self, Problem, storeless};
 use crate::limits::web::embed;
 use crate::limits::web::guard::{
@@ -101,18 +102,14 @@ impl Policy {
 
 /// Puts the guard around all routes, fallbacks and errors of `router`.
 ///
-/// From the outside in, the guard strips the base path; adds security headers to every answer; renders errors as
+/// From the outside in, the guard strips the base path; adds security headers and the program's mark to every answer; renders errors as
 /// problems; catches panics; checks the `Host`, reach, size and encoding of the request; refuses cross-site requests;
-/// and limits the body. It needs `ConnectInfo<SocketAddr>` and [`ReachedAt`] in the extensions of each request: without
-/// them nobody counts as local.
+/// and limits the body. It needs `ConnectInfo<SocketAddr>` and [`ReachedAt`], or [`ByFile`], in the extensions of each
+/// request: without them nobody counts as local.
 pub(crate) fn protect(router: Router, policy: Policy) -> Router {
-    let guard = Arc::new(Guard {
-        policy,
-        headers: SECURITY_HEADERS
-            .iter()
-            .map(|&(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)))
-            .collect(),
-    });
+    let headers = SECURITY_HEADERS.into_iter().chain([(MARK, policy.face.name)]);
+    let headers = headers.map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
+    let guard = Arc::new(Guard { headers: headers.collect(), policy });
     let guarded = ServiceBuilder::new()
         .layer(from_fn_with_state(guard.clone(), admit))
         .layer(from_fn_with_state(guard, bound_body))
@@ -127,7 +124,7 @@ pub(super) const SECURITY_HEADERS: [(&str, &str); 7] = [
     (
         "content-security-policy",
         "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; \
-         worker-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
+         worker-src 'self'; manifest-src 'self'; form-action 'self'; base-uri 'none'; frame-ancestors 'none'",
     ),
     ("x-content-type-options", "nosniff"),
     ("referrer-policy", "same-origin"),
@@ -198,6 +195,9 @@ async fn admit(State(guard): State<Arc<Guard>>, mut request: Request, next: Next
             request.extensions_mut().insert(caller.sees());
             if let Some(client) = ClientAddress::of(&guard.policy.proxies, &request) {
                 request.extensions_mut().insert(client);
+            }
+            if let Some(proxy) = UnnamedProxy::of(&guard.policy.proxies, &request) {
+                request.extensions_mut().insert(proxy);
             }
             let renewed = guard.renewed(&caller, &request);
             let answer = AssertUnwindSafe(next.run(request)).catch_unwind().await.unwrap_or_else(|_| {

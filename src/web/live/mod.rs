@@ -23,7 +23,7 @@ use self::publisher::{Following, Frames, Version};
 use super::face::{Asked, Draw, Face, FragmentKey};
 use super::problem::Problem;
 use super::status::StatusLine;
-use super::{App, Html, IntoHtml as _, Lease, Opened, Params, Render, STREAM_HEADERS, sentence};
+use super::{App, Html, IntoHtml as _, Lease, Opened, Params, Render, STREAM_HEADERS, Sees, sentence};
 use crate::limits::web::live::{PING_EVERY, RETRY, SETS};
 use crate::random;
 
@@ -67,11 +67,12 @@ pub(crate) async fn live(
     State(app): State<App>,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
+    sees: Sees,
     Opened { store, link, who, .. }: Opened,
 ) -> Result<Response, Problem> {
     let (dialect, asked) = asked(&app.face, query.as_deref().unwrap_or_default())?;
     let slot = app.shares.streams.lend(&who, 1).map_err(|_| too_many())?;
-    let (following, frames) = app.pages.subscribe(&app, &store, link, &who, asked)?;
+    let (following, frames) = app.pages.subscribe(&app, &store, link, &who, sees, asked)?;
     let stream = LiveStream {
         sent: following.slots().iter().map(|slot| (*slot, 0)).collect(),
         dialect,

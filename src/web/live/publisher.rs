@@ -18,10 +18,10 @@ use crate::limits::web::live::{CROWD, FRAGMENTS, LONGEST_PAUSE, SHORTEST_PAUSE};
 use crate::sync::LinkStatus;
 use crate::web::face::{Answers, Asked, Draw, Face, FragmentKey};
 use crate::web::status::StatusLine;
-use crate::web::{Full, Html, Lease, Problem, Render, Services, Who};
+use crate::web::{Full, Html, Lease, Problem, Render, Sees, Services, Who};
 
-/// The status line has the first slot in every store.
-const STATUS_SLOT: usize = 0;
+/// The status line has the first slots in every store: one as the owner sees it, and one as everybody else does.
+const STATUS_SLOTS: [Sees; 2] = [Sees::All, Sees::ThePage];
 
 /// What the open pages of a store show: each fragment as a frame, by slot.
 #[derive(Debug, Default)]
@@ -175,7 +175,7 @@ impl Interests {
     }
 
     /// Records that a stream follows what it `asked` for. Records nothing if that is too much.
-    fn follow(self: &Arc<Self>, asked: Vec<Box<dyn Asked>>) -> Result<Following, Problem> {
+    fn follow(self: &Arc<Self>, sees: Sees, asked: Vec<Box<dyn Asked>>) -> Result<Following, Problem> {
         let mut following = Following { interests: Arc::clone(self), keys: Vec::new(), slots: Vec::new() };
         for asked in asked {
             let key = asked.key().clone();
@@ -193,14 +193,14 @@ impl Interests {
                     drop(table);
                     return Err(too_many());
                 }
-                let slot = free.pop().unwrap_or(STATUS_SLOT + 1 + slots.len());
+                let slot = free.pop().unwrap_or(STATUS_SLOTS.len() + slots.len());
                 slots.insert(key.clone(), Interest { slot, followers: 1 });
                 fresh.push(asked);
                 following.slots.push(slot);
             }
             following.keys.push(key);
         }
-        following.slots.push(STATUS_SLOT);
+        following.slots.push(usize::from(sees != Sees::All));
         self.changed.notify_one();
         Ok(following)
     }
@@ -231,15 +231,16 @@ impl Pages {
         store: &Store,
         link: watch::Receiver<LinkStatus>,
         who: &Who,
+        sees: Sees,
         asked: Vec<Box<dyn Asked>>,
     ) -> Result<(Following, watch::Receiver<Frames>), Problem> {
         let mut stores = self.lock();
         if let Some(known) = stores.get(store.id()) {
-            return Ok((known.interests.follow(asked)?, known.frames.subscribe()));
+            return Ok((known.interests.follow(sees, asked)?, known.frames.subscribe()));
         }
         let place = app.shares.held.lend(who, 0).and_then(|lease| Place::of(lease, store)).map_err(|_| too_many())?;
         let interests = Arc::<Interests>::default();
-        let following = interests.follow(asked)?;
+        let following = interests.follow(sees, asked)?;
         let (frames, receiver) = watch::channel(Frames::default());
         let channel = Channel { frames, interests };
         stores.insert(store.id().clone(), channel.clone());
@@ -303,7 +304,8 @@ struct Followed {
 
 /// The news at one moment between two commits.
 struct News {
-    status: StatusLine,
+    /// The status line, as in [`STATUS_SLOTS`].
+    status: [StatusLine; 2],
     /// Fragments by slot: the function that draws each, or why there is no answer.
     fragments: Vec<(FragmentKey, usize, Result<Box<Draw>, Error>)>,
 }
@@ -385,7 +387,8 @@ impl Publisher {
         if answers_come && !self.followed.iter().all(|followed| followed.answers.is_answered()) {
             return None;
         }
-        let status = StatusLine::of(&self.face, &health, &link.borrow_and_update(), &self.base);
+        let link = link.borrow_and_update();
+        let status = STATUS_SLOTS.map(|sees| StatusLine::of(&self.face, &health, &link, &self.base, sees));
         let new = |followed: &mut Followed| Some((followed.key.clone(), followed.slot, followed.answers.take()?));
         Some(News { status, fragments: self.followed.iter_mut().filter_map(new).collect() })
     }
@@ -406,9 +409,11 @@ impl Publisher {
                 Err(why) => tracing::error!(fragment = key.name, why, "a fragment can't be shown"),
             }
         }
-        match status_fragment(news.status) {
-            Ok(html) => updates.push((STATUS_SLOT, frame(STATUS.name, &html))),
-            Err(why) => tracing::error!(why, "the status can't be shown"),
+        for (slot, status) in news.status.into_iter().enumerate() {
+            match status_fragment(status) {
+                Ok(html) => updates.push((slot, frame(STATUS.name, &html))),
+                Err(why) => tracing::error!(why, "the status can't be shown"),
+            }
         }
         if let Some(unknown) = with.unknown() {
             tracing::error!("a fragment is drawn wrong: {unknown}");

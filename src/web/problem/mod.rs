@@ -89,6 +89,11 @@ impl Problem {
         }
     }
 
+    /// Returns its code, which is for programs.
+    pub(crate) fn code(&self) -> &'static str {
+        self.code
+    }
+
     /// 400: the request can't be understood, and won't be when it is repeated.
     pub(crate) fn bad_request(
         code: &'static str,

@@ -3,12 +3,13 @@
 
 mod framing;
 mod limits;
+mod listener;
 mod lobby;
 mod socket;
 
 use std::convert::Infallible;
 use std::fmt::Write as _;
-use std::io::{self, Write as _};
+use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
@@ -22,26 +23,28 @@ use hyper::body::{Bytes, Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tower::Service as _;
 
 pub(crate) use self::limits::{Limits, raise_open_file_limit, stores_within_open_files};
+pub(crate) use self::listener::{Door, Listener};
+use self::listener::{Peer, Stream, tcp, write_and_close};
 pub(crate) use self::lobby::Connection;
 use self::lobby::{Answering, Lobby};
 use self::socket::{Socket, set_up};
 use crate::limits::web::server::GOING;
 
-use super::guard::{ReachedAt, SECURITY_HEADERS};
+use super::guard::{ByFile, ReachedAt, SECURITY_HEADERS};
 
 /// Serves `router` on `listener` until `shutdown`, and returns when the last connection is gone or `limits.drain` is
 /// over.
 ///
-/// Each request carries the peer's address as `ConnectInfo<SocketAddr>`, ours as [`ReachedAt`], and its [`Connection`].
+/// Each request carries its [`Connection`], and the peer's address as `ConnectInfo<SocketAddr>` with ours as [`ReachedAt`],
+/// or [`ByFile`] in place of both.
 /// At shutdown, requests in flight finish. Event streams have to end by themselves, on the same token.
-pub(crate) async fn serve(listener: TcpListener, router: Router, limits: Limits, shutdown: CancellationToken) {
+pub(crate) async fn serve(listener: Listener, router: Router, limits: Limits, shutdown: CancellationToken) {
     let http = http1_with(limits);
     let busy_answer = busy_answer();
     let lobby = Lobby::new();
@@ -61,13 +64,14 @@ pub(crate) async fn serve(listener: TcpListener, router: Router, limits: Limits,
                 let open = connections.len();
                 let has_room = open < limits.connections || open < limits.connections + GOING && lobby.make_room();
                 if has_room {
-                    let connection = lobby.enter(peer.ip().to_canonical().is_loopback());
+                    let connection = lobby.enter(peer.is_on_this_machine());
                     let conversation =
                         converse(stream, peer, connection, http.clone(), router.clone(), limits, shutdown.clone());
                     connections.spawn(conversation);
                 } else {
                     tracing::debug!("a connection was refused: {open} are open");
-                    refuse(stream, &busy_answer);
+                    // A new socket takes this little without waiting. If not, the closed connection is an answer, too.
+                    write_and_close(stream, &busy_answer);
                 }
             }
             Err(error) => accept_errors.pause_after(&error).await,
@@ -102,16 +106,16 @@ fn http1_with(limits: Limits) -> http1::Builder {
 
 /// Serves one connection, from its acceptance to its end.
 async fn converse(
-    stream: TcpStream,
-    peer: SocketAddr,
+    stream: Stream,
+    peer: Peer,
     connection: Connection,
     http: http1::Builder,
     router: Router,
     limits: Limits,
     shutdown: CancellationToken,
 ) {
-    let own = match set_up(&stream, limits).and_then(|()| stream.local_addr()) {
-        Ok(own) => own,
+    let came_in = match set_up(&stream, limits).and_then(|()| CameIn::by(&stream, peer)) {
+        Ok(came_in) => came_in,
         Err(error) => {
             tracing::debug!(%error, "a connection was gone before its first byte");
             return;
@@ -119,8 +123,13 @@ async fn converse(
     };
     let known = connection.clone();
     let service = service_fn(move |mut request: Request<Incoming>| {
-        request.extensions_mut().insert(ConnectInfo(peer));
-        request.extensions_mut().insert(ReachedAt(own));
+        match came_in {
+            CameIn::Port(peer, own) => {
+                request.extensions_mut().insert(peer);
+                request.extensions_mut().insert(own);
+            }
+            CameIn::File => drop(request.extensions_mut().insert(ByFile)),
+        }
         request.extensions_mut().insert(known.clone());
         let answering = known.answer();
         let answer = router.clone().call(request);
@@ -149,6 +158,22 @@ async fn converse(
     }
 }
 
+/// How a connection came in, as its requests say.
+#[derive(Clone, Copy)]
+enum CameIn {
+    Port(ConnectInfo<SocketAddr>, ReachedAt),
+    File,
+}
+
+impl CameIn {
+    fn by(stream: &Stream, peer: Peer) -> io::Result<Self> {
+        match (peer, tcp(stream)) {
+            (Peer::At(peer), Some(stream)) => Ok(Self::Port(ConnectInfo(peer), ReachedAt(stream.local_addr()?))),
+            _ => Ok(Self::File),
+        }
+    }
+}
+
 /// The body of an answer. The request counts as being answered until it is dropped.
 struct AnswerBody {
     body: Body,
@@ -169,16 +194,6 @@ impl hyper::body::Body for AnswerBody {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
-    }
-}
-
-/// Tells a peer that there is no room, as far as that is possible without waiting.
-fn refuse(stream: TcpStream, answer: &str) {
-    // The socket is new, so its send buffer takes this little. If not, the peer sees a closed connection, which is an
-    // answer, too.
-    if let Ok(mut stream) = stream.into_std() {
-        let _ = stream.write_all(answer.as_bytes());
-        let _ = stream.shutdown(std::net::Shutdown::Write);
     }
 }
 

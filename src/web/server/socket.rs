@@ -1,4 +1,4 @@
-//! One TCP connection as the HTTP loop sees it.
+//! One connection as the HTTP loop sees it.
 
 use std::io;
 use std::pin::Pin;
@@ -6,16 +6,17 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio::time::{Sleep, sleep};
 
 use super::Limits;
 use super::framing::Framing;
+use super::listener::{Stream, tcp};
 use super::lobby::Connection;
 use crate::limits::web::server::SEND_BUFFER;
 
 /// Sets up a connection before its first byte.
-pub(super) fn set_up(stream: &TcpStream, limits: Limits) -> io::Result<()> {
+pub(super) fn set_up(stream: &Stream, limits: Limits) -> io::Result<()> {
+    let Some(stream) = tcp(stream) else { return Ok(()) };
     #[cfg(target_os = "linux")]
     {
         let millis = u32::try_from(limits.unacknowledged.as_millis()).unwrap_or(u32::MAX);
@@ -25,10 +26,10 @@ pub(super) fn set_up(stream: &TcpStream, limits: Limits) -> io::Result<()> {
     stream.set_nodelay(true)
 }
 
-/// A TCP stream that follows what its peer sends, gives up on one that takes nothing, and closes without resetting the
+/// A connection that follows what its peer sends, gives up on one that takes nothing, and closes without resetting the
 /// connection.
 pub(super) struct Socket {
-    stream: TcpStream,
+    stream: Stream,
     connection: Connection,
     framing: Framing,
     write_stall: Duration,
@@ -43,7 +44,7 @@ pub(super) struct Socket {
 }
 
 impl Socket {
-    pub(super) fn new(stream: TcpStream, connection: Connection, limits: Limits) -> Self {
+    pub(super) fn new(stream: Stream, connection: Connection, limits: Limits) -> Self {
         let (framing, Limits { write_stall, linger, header_read, .. }) = (Framing::new(), limits);
         Self {
             stream,

@@ -7,6 +7,7 @@ use axum::body::{Body, Bytes};
 use axum::routing::{get, post};
 use futures_util::stream::{self, Stream, StreamExt as _};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 
@@ -78,7 +79,7 @@ impl Server {
             form: BodyRule { max_bytes: Some(4096), patience: Patience::Total(limits.header_read) },
             ..Policy::default()
         };
-        let serving = tokio::spawn(serve(listener, protect(router, policy), limits, shutdown.clone()));
+        let serving = tokio::spawn(serve(listener.into(), protect(router, policy), limits, shutdown.clone()));
         Self { address, shutdown, serving, release, waiting, bodies }
     }
 
@@ -364,7 +365,7 @@ async fn trust_64_what_is_to_be_taken_within_a_time_is_taken_or_the_connection_e
     let deaf = TcpStream::connect(listener.local_addr().expect("an address")).await.expect("a connection");
     let (stream, _) = listener.accept().await.expect("a connection");
     let connection = Lobby::new().enter(false);
-    let mut socket = Socket::new(stream, connection.clone(), Limits::default());
+    let mut socket = Socket::new(listener::of_port(stream), connection.clone(), Limits::default());
     connection.must_take_within(Duration::from_millis(100));
     let block = [0; 65_536];
     let error = within(async {
@@ -465,8 +466,10 @@ async fn peers_that_take_nothing_or_hang_up_hold_nothing() {
 async fn trust_26_the_system_gives_up_a_link_that_is_down() {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("a listener");
     let stream = TcpStream::connect(listener.local_addr().expect("an address")).await.expect("a connection");
+    let stream = listener::of_port(stream);
     set_up(&stream, Limits::default()).expect("a connection that is set up");
-    let millis = rustix::net::sockopt::tcp_user_timeout(&stream).expect("the limit");
+    let stream = tcp(&stream).expect("a port's");
+    let millis = rustix::net::sockopt::tcp_user_timeout(stream).expect("the limit");
     assert_eq!(Duration::from_millis(millis.into()), Limits::default().unacknowledged);
 }
 

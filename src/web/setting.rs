@@ -1,0 +1,41 @@
+//! How this instance is set up, for `doctor`.
+
+use axum::Json;
+use axum::extract::State;
+use serde::{Deserialize, Serialize};
+
+use super::embed::Embedding;
+use super::status::UpstreamStatus;
+use super::{App, Problem};
+
+/// How an instance is set up, and how it is.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Setting {
+    /// Where others reach it.
+    pub(crate) public_url: Option<String>,
+    /// Its connection to the hub, for the app's first store.
+    pub(crate) upstream: UpstreamStatus,
+    /// Why nothing can be stored in that store.
+    pub(crate) trouble: Option<String>,
+    /// Flags that don't fit together, each with what to do about it.
+    pub(crate) faults: Vec<(String, String)>,
+}
+
+/// `GET /control/v1/setting`
+pub(crate) async fn setting(State(app): State<App>) -> Result<Json<Setting>, Problem> {
+    let first = app.face.store.parse().map_err(Problem::internal)?;
+    let store = app.stores.get(&first)?;
+    let link = app.clients.attend(&store, usize::MAX).borrow().clone();
+    let trouble = store.healthy().await.trouble().map(str::to_owned).or_else(|| app.hub.trouble());
+    let (public_url, mut faults) = (app.public_url.clone(), app.faults.clone());
+    if let Some(proxy) = app.embedding.as_ref().and_then(Embedding::unnamed_proxy) {
+        let proxy = proxy.to_canonical();
+        faults.push((
+            format!(
+                "a proxy at {proxy} asks for others, and nobody named it: all readers of --embed count as one client"
+            ),
+            format!("If it is yours, start this server with `--behind-proxy {proxy}`"),
+        ));
+    }
+    Ok(Json(Setting { public_url, upstream: (&link).into(), trouble, faults }))
+}
