@@ -233,6 +233,7 @@ fn the_status_has_exactly_the_promised_fields() {
         json!({
             "store": "likes", "device": "laptop of A. Nyone", "count": count, "head": count, "cursor": count,
             "pending": 0, "set_aside": 0, "skipped": 0, "unknown": 0, "log": log, "schema": schema, "upstream": none,
+            "version": env!("CARGO_PKG_VERSION"),
         })
     };
     assert_eq!(status.json(), expected(0, &Value::Null));
