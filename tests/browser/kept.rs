@@ -11,6 +11,7 @@ use serde_json::json;
 use crate::chromium::{Browser, Tab};
 use crate::common::{Server, data_dir, wait_for};
 use crate::likewise::stored;
+use crate::look::picture_every_size;
 use crate::offline::start_again;
 use crate::stage::read;
 
@@ -68,6 +69,7 @@ fn the_page_opens_while_the_program_is_stopped_and_its_clicks_are_stored_once() 
     tab.like();
     tab.until_count(5);
     tab.until_says(&format!("{STOPPED} 2 likes waiting to be saved."));
+    picture_every_size(&tab, "kept");
     tab.leave_by(|tab| drop(tab.call("Page.reload", json!({}))));
     tab.until_count(5);
     tab.like();
