@@ -120,7 +120,6 @@ const TAKEN_FROM_FIGURES: [&str; 37] = [
 #[must_use = "an app does nothing until it is opened or served"]
 pub struct App {
     name: &'static str,
-    version: &'static str,
     about: &'static str,
     schema: Arc<dyn Fn() -> Schema + Send + Sync>,
     face: Arc<Face>,
@@ -200,19 +199,12 @@ impl App {
     /// The name becomes the name of the program, of its data directory and of its first store: lower-case letters, digits
     /// and `-`, beginning with a letter.
     pub fn new(name: &'static str, schema: impl Fn() -> Schema + Send + Sync + 'static) -> Self {
-        Self {
-            name,
-            version: env!("CARGO_PKG_VERSION"),
-            about: "",
-            schema: Arc::new(schema),
-            face: Arc::new(Face::new(name)),
-            commands: Vec::new(),
-        }
+        Self { name, about: "", schema: Arc::new(schema), face: Arc::new(Face::new(name)), commands: Vec::new() }
     }
 
     /// Sets the version that the program shows. Without this it is likewise's own.
     pub fn version(mut self, version: &'static str) -> Self {
-        self.version = version;
+        self.face_mut().version = version;
         self
     }
 
@@ -568,7 +560,7 @@ impl App {
 
     /// The version that the program shows.
     pub(crate) fn version_text(&self) -> &'static str {
-        self.version
+        self.face.version
     }
 
     /// What the help says about the program.
@@ -634,6 +626,6 @@ fn check_assets(assets: &[Asset]) -> Result<(), AppError> {
 
 impl fmt::Debug for App {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("App").field("name", &self.name).field("version", &self.version).finish_non_exhaustive()
+        f.debug_struct("App").field("name", &self.name).field("version", &self.face.version).finish_non_exhaustive()
     }
 }

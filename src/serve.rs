@@ -116,14 +116,13 @@ impl Server {
         let embedding = face.embed.clone().map(embed).transpose()?;
         let anew = CancellationToken::new();
         let cookie = PairingCookie::new(&face, public_url.as_ref());
-        let metrics = Metrics::new(&face, app.version_text());
+        let metrics = Metrics::new(&face);
         metrics.measure(&node.stores);
         let front = given_url.or_else(|| allow_hosts.iter().find_map(|host| host.url(&face.base_path)));
         let services = Arc::new(Services {
             embedding,
             pairings: Pairings::new(dir.path(), public_url, cookie.clone()),
             metrics,
-            version: app.version_text(),
             public_url: front,
             faults,
             visitors: VisitorKey::in_dir(dir.path()),

@@ -19,6 +19,8 @@ use crate::limits::web::guard::FORM_BYTES;
 #[derive(Clone)]
 pub(crate) struct Face {
     pub(crate) name: &'static str,
+    /// The version that the program shows.
+    pub(crate) version: &'static str,
     /// What all addresses begin with.
     pub(crate) base_path: BasePath,
     /// The store whose routes have no prefix.
@@ -143,6 +145,7 @@ impl Face {
     pub(crate) fn new(name: &'static str) -> Self {
         Self {
             name,
+            version: env!("CARGO_PKG_VERSION"),
             base_path: BasePath::default(),
             store: name,
             nouns: Nouns { one: "event", many: "events" },

@@ -37,7 +37,7 @@ pub(crate) struct Metrics {
 }
 
 impl Metrics {
-    pub(crate) fn new(face: &Face, version: &str) -> Self {
+    pub(crate) fn new(face: &Face) -> Self {
         let mut registry = Registry::default();
         let results = Family::<[(&str, &str); 1], Counter>::default();
         let posts = format!("Posts of {} by what became of them", face.nouns.many);
@@ -49,7 +49,7 @@ impl Metrics {
         registry.register(name(face, "devices_refused"), help, devices_refused.clone());
 
         let built = [
-            ("version", version.to_owned()),
+            ("version", face.version.to_owned()),
             ("engine", env!("CARGO_PKG_VERSION").to_owned()),
             ("sqlite", rusqlite::version().to_owned()),
         ];

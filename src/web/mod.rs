@@ -94,8 +94,6 @@ pub(crate) struct Services {
     /// What other sites embed, if the app has that.
     pub(crate) embedding: Option<embed::Embedding>,
     pub(crate) metrics: metrics::Metrics,
-    /// The version that the program shows.
-    pub(crate) version: &'static str,
     /// Where others reach this instance.
     pub(crate) public_url: Option<String>,
     /// Flags that don't fit together, each with what to do about it.

@@ -173,7 +173,7 @@ pub(crate) async fn status(
 ) -> Result<Response, Problem> {
     let link = link.borrow().clone();
     let no_store = [(header::CACHE_CONTROL, "no-store")];
-    let mut report = StatusReport::of(&app.face, &store, &app.device, app.version, &link).await?;
+    let mut report = StatusReport::of(&app.face, &store, &app.device, app.face.version, &link).await?;
     if sees != Sees::All {
         return Ok((no_store, Json(PublicStatus::from(report))).into_response());
     }
@@ -302,7 +302,9 @@ pub(crate) fn what_to_do(face: &Face, code: &str) -> Option<String> {
     let app = face.name;
     let way = match code {
         code::UNAUTHORIZED | code::NO_TOKEN => {
-            format!("Get a token with `{app} token add` at the hub and put it into the token file.")
+            format!(
+                "Make a link with `{app} pair NAME` at the hub, and join it here with `{app} join LINK`. Or put a token of `{app} token add NAME` into the token file."
+            )
         }
         code::WRONG_LOG => {
             format!("Check the hub's address. If it is a new hub, move to it: `{app} adopt` pushes them there.")

@@ -34,8 +34,7 @@ fn serving(app: crate::App, dir: &Path, schema: Schema, limits: StoreLimits, max
     App::new(Services {
         embedding: None,
         pairings: Pairings::new(dir, None, cookie),
-        metrics: metrics::Metrics::new(&face, "1.2.3"),
-        version: "1.2.3",
+        metrics: metrics::Metrics::new(&face),
         public_url: None,
         faults: Vec::new(),
         visitors: VisitorKey::in_dir(dir),

@@ -14,8 +14,8 @@ pub(super) enum View {
     Stores,
 }
 
-/// Returns links to the views of the store whose addresses begin with `base`, without the one on which they stand if that
-/// is the page itself.
+/// Returns links to the views of the store whose addresses begin with `base`. On the page itself, the program's version
+/// stands in place of the link to it.
 pub(super) fn links(face: &Face, base: &str, here: View) -> Html {
     let all = [
         (View::Page, format!("{base}/"), face.nouns.many_capitalized()),
@@ -28,5 +28,9 @@ pub(super) fn links(face: &Face, base: &str, here: View) -> Html {
     };
     let links = all.into_iter().filter(|(view, ..)| here != View::Page || *view != View::Page).map(link);
     let links = links.collect::<Vec<_>>().join(" ");
-    Html::trusted(format!("<nav class=\"views\" aria-label=\"Views\">{links}</nav>"))
+    let version = match here {
+        View::Page => format!(" <small>{} {}</small>", Html::text(face.title()), Html::text(face.version)),
+        View::History | View::Stores => String::new(),
+    };
+    Html::trusted(format!("<nav class=\"views\" aria-label=\"Views\">{links}{version}</nav>"))
 }

@@ -23,7 +23,7 @@ fn stream(frames: watch::Receiver<Frames>, shutdown: &CancellationToken) -> Live
         shutdown: shutdown.clone(),
         _following: Following::none(),
         _slot: Shares::new(8, StoreLimits::default()).streams.lend(&Who::Owner, 1).expect("a slot"),
-        _open: Metrics::new(&Face::new("test"), "1.2.3").stream_opened(),
+        _open: Metrics::new(&Face::new("test")).stream_opened(),
     }
 }
 
