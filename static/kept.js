@@ -1,22 +1,21 @@
 // The page's part of opening while the program is away. The service worker (static/sw.js) keeps pages as the program gives
-// them. What an open page hears since then is kept here, so that the next page begins with the newest that is known.
+// them. An open page tells it what it has heard since then, so that the next page begins with the newest that is known.
 
-const WRITE_AFTER = 200; // changes within that time are written once
+const TELL_AFTER = 200; // changes within that time are told once
 
 /**
- * Keeps this page: registers the service worker in `script`, which the app's name and the script's folder name the cache of.
- * `fragments` gives the fragments of the page as they are now, by opening tag.
+ * Keeps this page: registers the service worker in `script`. `fragments` gives the fragments of the page as they are now, by
+ * opening tag.
  */
-export function keepPage({ app, script, fragments }) {
+export function keepPage({ script, fragments }) {
   const workers = navigator.serviceWorker; // only in secure contexts
   const home = new URL("./", new URL(script, location.href)).pathname;
-  const cacheName = `likewise-page:${app}:${home}`;
-  const news = new URL(`live${location.search}`, location.href).href;
+  let registration;
   let timer;
 
   async function register() {
     try {
-      await workers.register(script, { updateViaCache: "none" });
+      registration = await workers.register(script, { updateViaCache: "none" });
       // The worker has kept a page that it opened itself.
       if (!workers.controller) (await workers.ready).active.postMessage({ keep: location.href, files: files() });
     } catch {
@@ -31,17 +30,9 @@ export function keepPage({ app, script, fragments }) {
     return loaded.filter(isOurs).map(({ pathname }) => pathname);
   }
 
-  async function write(at) {
+  function tell(at) {
     stop();
-    try {
-      // The service worker makes the cache, and removes it when another program is in the place of ours.
-      if (!(await caches.has(cacheName))) return;
-      const cache = await caches.open(cacheName);
-      await cache.put(news, new Response(JSON.stringify({ at, fragments: fragments() })));
-      if (!(await workers.getRegistration(home))) await caches.delete(cacheName);
-    } catch {
-      // No room. The page is then older when it opens, and says so.
-    }
+    registration?.active?.postMessage({ heard: location.href, news: { at, fragments: fragments() } });
   }
 
   function stop() {
@@ -49,26 +40,22 @@ export function keepPage({ app, script, fragments }) {
     timer = undefined;
   }
 
-  if (!workers || !self.caches) return undefined;
+  if (!workers) return undefined;
   if (document.readyState === "complete") register();
   else addEventListener("load", register);
-
-  /** Writes soon, so that a page which goes out of use writes nothing more. */
-  function writeIn(milliseconds) {
-    stop();
-    timer = setTimeout(write, milliseconds, Date.now());
-  }
 
   return {
     /** The page has heard something new. */
     heard() {
-      if (timer === undefined) writeIn(WRITE_AFTER);
+      timer ??= setTimeout(() => tell(Date.now()), TELL_AFTER);
     },
     /** The page hears nothing more. Until now, it was right. */
     lost() {
-      writeIn(0);
+      tell(Date.now());
     },
     /** The page goes out of use. */
-    rest: stop,
+    rest() {
+      if (timer !== undefined) tell(Date.now());
+    },
   };
 }

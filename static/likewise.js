@@ -288,7 +288,7 @@ function hearLive(state) {
 
 // Other pages with this script have other fragments, and aren't kept.
 const isPageOfStore = keeper !== undefined && location.pathname === `${base}/`;
-const keeping = isPageOfStore ? keepPage({ app, script: keeper, fragments: fragmentsHere }) : undefined;
+const keeping = isPageOfStore ? keepPage({ script: keeper, fragments: fragmentsHere }) : undefined;
 
 const stream = joinStream(
   {

@@ -10,7 +10,7 @@
 const { app: APP, title: TITLE } = Object.fromEntries(new URL(self.location.href).searchParams);
 const MARK = "Likewise-App"; // the header of every answer of ours
 const HOME = new URL("./", self.location.href).pathname;
-const CACHE = `likewise-page:${APP}:${HOME}`; // static/kept.js knows this name, too
+const CACHE = `likewise-page:${APP}:${HOME}`;
 const KEPT_AT = "Likewise-Kept-At";
 const PAGES = 30;            // an app's searches have addresses without end
 const ANSWER_WITHIN = 5_000; // a program that doesn't answer a page for this long counts as away
@@ -33,11 +33,17 @@ self.addEventListener("fetch", (event) => {
   else if (isFile(url)) event.respondWith(openFile(event));
 });
 
-/** A page that was loaded before this worker was there asks to be kept, with the files that it has loaded. */
+/**
+ * A page that was loaded before this worker was there asks to be kept, with the files that it has loaded. An open page tells
+ * what it has heard.
+ */
 self.addEventListener("message", (event) => {
-  const url = new URL(event.data.keep);
-  if (isPage(url)) event.waitUntil(keepOpened(url, event.data.files));
+  const { keep, files, heard, news } = event.data;
+  const url = new URL(keep ?? heard);
+  if (!isPage(url)) return;
+  event.waitUntil(keep ? keepOpened(url, files) : (telling = telling.then(() => keepNews(url, news)).catch(() => {})));
 });
+let telling = Promise.resolve(); // what is told is kept in that order
 
 async function openPage(event, url) {
   const asked = Date.now();
@@ -58,7 +64,7 @@ async function judge(url, asked, answer, files = []) {
   if (isElsewhere) return leave();
   if (answer.status === 200) return keep(url, asked, answer.clone(), files).catch(() => {});
   // Whoever may not see the page any more shouldn't find it here.
-  if ([401, 403, 404, 410].includes(answer.status)) await forget(await caches.open(CACHE), url.href);
+  if ([401, 403, 404, 410].includes(answer.status)) await forget(await findCache(asked), url.href);
 }
 
 async function keepOpened(url, files) {
@@ -68,8 +74,22 @@ async function keepOpened(url, files) {
 }
 
 async function leave() {
+  leftAt = Date.now();
   await self.registration.unregister();
-  await caches.delete(CACHE); // later, so that an open page that has just made it again finds no worker, and removes it
+  await caches.delete(CACHE);
+}
+let leftAt = 0; // nothing that began before then makes the cache again
+
+/** The cache, for what began at that time, if there is one. */
+async function findCache(began) {
+  return (await caches.has(CACHE)) && began > leftAt ? caches.open(CACHE) : undefined;
+}
+
+/** Keeps what an open page has heard, beside that page. */
+async function keepNews(url, news) {
+  const cache = await findCache(news.at);
+  // No room, perhaps. The page is then older when it opens, and says so.
+  await cache?.put(newsOf(withoutHash(url)), new Response(JSON.stringify(news)));
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -84,6 +104,7 @@ async function keep(url, asked, answer, files) {
   headers.set(KEPT_AT, asked);
   for (const name of ["Content-Encoding", "Content-Length"]) headers.delete(name);
   const html = await answer.text();
+  if (asked <= leftAt) return;
   const cache = await caches.open(CACHE);
   await Promise.all([...new Set([...filesIn(html), ...files])].map((file) => keepFile(cache, file)));
   await cache.put(withoutHash(url), new Response(html, { headers }));
@@ -111,7 +132,7 @@ function isWhole(answer) {
 }
 
 async function openFile(event) {
-  const cache = (await caches.has(CACHE)) ? await caches.open(CACHE) : undefined;
+  const cache = await findCache(Date.now());
   const file = cache && (await find(cache, event.request));
   if (file) return file;
   const answer = await fetch(event.request);
@@ -136,8 +157,8 @@ async function tidy(cache) {
 }
 
 async function forget(cache, href) {
-  await cache.delete(href, { ignoreVary: true });
-  await cache.delete(newsOf(href));
+  await cache?.delete(href, { ignoreVary: true });
+  await cache?.delete(newsOf(href));
 }
 
 function withoutHash({ href }) {
@@ -154,13 +175,12 @@ function newsOf(href) {
 
 /** A kept page, with what is known since. Nothing if it isn't here. */
 async function kept(url) {
-  if (!(await caches.has(CACHE))) return undefined;
-  const cache = await caches.open(CACHE);
+  const cache = await findCache(Date.now());
   const href = withoutHash(url);
-  const page = await cache.match(href, { ignoreVary: true });
+  const page = await cache?.match(href, { ignoreVary: true });
   if (!page) {
     const home = url.origin + url.pathname;
-    return home !== href && (await cache.match(home, { ignoreVary: true })) ? Response.redirect(home) : undefined;
+    return home !== href && (await cache?.match(home, { ignoreVary: true })) ? Response.redirect(home) : undefined;
   }
   const news = await (await cache.match(newsOf(href)))?.json().catch(() => undefined);
   const keptAt = Number(page.headers.get(KEPT_AT));
