@@ -75,8 +75,8 @@ async function keepOpened(url, files) {
 
 async function leave() {
   leftAt = Date.now();
-  await self.registration.unregister();
   await caches.delete(CACHE);
+  await self.registration.unregister(); // the browser may end the worker with this
 }
 let leftAt = 0; // nothing that began before then makes the cache again
 
