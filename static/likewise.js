@@ -70,6 +70,7 @@ function hearOf(name, listener) {
 
 let live = "closed"; // or "open", or "resting" while this page has left its connection to others
 let turnedAt = Date.now(); // when it was something else
+let barred;               // why the program lets this page hear nothing, if it says so
 let refusal = "";
 
 function speak() {
@@ -98,6 +99,7 @@ function words() {
   const unsafe = count > 0 && !kept ? " Keep this page open until then." : "";
   const isLong = Date.now() - turnedAt > QUIET_FOR;
   if (live === "resting" && isLong) return "Other pages are live instead. This one goes on when you use it.";
+  if (live === "closed" && barred) return `${barred}${unsafe || " Your clicks are kept."}${count > 0 ? ` ${some}` : ""}`;
   const isGone = isKept() || Date.now() - turnedAt > GONE_AFTER;
   if (live === "closed" && isGone) {
     return `${whereabouts()}${unsafe || " Your clicks are kept."}${count > 0 ? ` ${some}` : ""}`;
@@ -270,7 +272,11 @@ function holdBack(fresh) {
   }
 }
 
-function hearLive(state) {
+function hearLive(state, why) {
+  if (why !== barred) {
+    barred = why;
+    speakSoon();
+  }
   if (state === live) return;
   if (live === "open") keeping?.lost();
   live = state;
@@ -296,12 +302,12 @@ const stream = joinStream(
     set: location.search.slice(1),
     script: withoutUser(new URL("worker.js", import.meta.url)),
   },
-  ({ live: state, fragments, unchanged }) => {
+  ({ live: state, fragments, unchanged, barred: why }) => {
     if (state === "open") {
       show(fragments);
       answer(fragments, unchanged);
     }
-    hearLive(state);
+    hearLive(state, why);
   },
 );
 

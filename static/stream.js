@@ -6,6 +6,7 @@
 
 import { backoff } from "./backoff.js";
 
+const BARRED = [401, 403];    // the program no longer lets this browser see the page, and says why
 const OPEN_WITHIN = 5_000;    // a server that doesn't begin to answer within this time is asked again
 const SILENT_FOR = 25_000;    // three missed pings: the connection is taken for dead
 const LIVED = 10_000;         // a stream that lived this long was a success; the next failure is the first of its row
@@ -13,7 +14,8 @@ const STALE_AFTER = 2_000;    // someone who comes back to a page trusts a strea
 const RESTART_AFTER = 1_000;  // but not when the stream began so recently
 
 /**
- * Keeps the stream at `url` open, and reports `{live: "closed"}` when it is lost, and `{live: "open", fragments, unchanged}`
+ * Keeps the stream at `url` open, and reports `{live: "closed", barred}` when it is lost, with the reason if the program
+ * refuses it, and `{live: "open", fragments, unchanged}`
  * for each commit. `fragments` maps the opening tag of a fragment, which names it, to `{html, began}`: when the stream
  * began that brought it, in milliseconds since 1970. `unchanged` is when a stream began that had nothing new.
  */
@@ -34,9 +36,9 @@ export function openStream(url, report) {
     began = Date.now();
     isOpen = false;
     batch = {};
-    timer = setTimeout(fail, OPEN_WITHIN);
+    timer = setTimeout(() => fail(), OPEN_WITHIN);
     try {
-      const headers = { Accept: "text/event-stream", ...(last && { "Last-Event-ID": last }) };
+      const headers = { Accept: "text/event-stream, application/json;q=0.5", ...(last && { "Last-Event-ID": last }) };
       const answer = await fetch(url, {
         headers,
         cache: "no-store",
@@ -52,6 +54,9 @@ export function openStream(url, report) {
           listen();
           if (event) hear(event);
         });
+      } else if (BARRED.includes(answer.status) && answer.headers.has("Likewise-App")) {
+        const { detail } = await answer.json();
+        if (mine === request) return fail(detail);
       }
     } catch {
       // It broke off, or was never there.
@@ -63,7 +68,7 @@ export function openStream(url, report) {
   function listen() {
     heardAt = Date.now();
     clearTimeout(timer);
-    timer = setTimeout(fail, SILENT_FOR);
+    timer = setTimeout(() => fail(), SILENT_FOR);
   }
 
   function hear({ name, data, id }) {
@@ -79,12 +84,12 @@ export function openStream(url, report) {
     batch = {};
   }
 
-  function fail() {
+  function fail(barred) {
     stop();
     failures = isOpen && Date.now() - began > LIVED ? 1 : failures + 1;
     timer = setTimeout(begin, backoff(failures));
     isOpen = false;
-    report({ live: "closed" });
+    report({ live: "closed", barred });
   }
 
   function stop() {

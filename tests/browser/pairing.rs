@@ -65,6 +65,7 @@ fn a_link_opens_the_page_for_one_browser_until_it_is_revoked() {
     browser.network_may_fail();
     run(data.path(), &["token", "revoke", "phone"]);
     tab.until("document.documentElement.dataset.live === 'closed'");
+    tab.until("document.getElementById('message').textContent.includes('no longer paired')");
     tab.leave_by(|tab| drop(tab.eval("location.reload()")));
     assert!(tab.text("#detail").contains("no longer paired"), "{}", tab.text("#detail"));
     picture_every_size(&tab, "not-paired");
