@@ -41,7 +41,7 @@ pub(super) async fn stores(app: &App, data: &Path, json: bool) -> anyhow::Result
     for StatusReport { store, figures, pending, set_aside, upstream, .. } in &reports {
         let figures = figures.iter().map(|(name, number)| match name.as_str() {
             // A count without a name of its own counts events.
-            "count" => format!("{number} {}", app.face().nouns.many),
+            "count" => number.as_u64().map_or_else(|| number.to_string(), |count| app.face().nouns.count(&count)),
             name => format!("{name} {number}"),
         });
         let figures = figures.collect::<Vec<_>>().join(", ");

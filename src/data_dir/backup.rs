@@ -18,7 +18,10 @@ pub(crate) fn backup(data: &Path, to: &Path) -> anyhow::Result<usize> {
     stores.retain(|store| !engine::is_blank(&DataDir::files(data, store)).unwrap_or(false));
     // A hub without events yet may have tokens.
     if stores.is_empty() && TokenFile::in_dir(data).list()?.is_empty() {
-        bail!("there is no data in {}; name the directory with --data", data.display());
+        bail!(
+            "there is no data in {} yet, so there is nothing to copy; if it is elsewhere, name the directory with --data",
+            data.display()
+        );
     }
     // A partial copy looks like a complete one with fewer events, so it stays in a directory of its own until it is
     // complete.

@@ -487,7 +487,7 @@ fn stores_are_listed_with_their_counts() {
     server.like_times(2);
     server.like("/s/work", &new_id());
     let served = printed(run(data.path(), &["stores"]));
-    assert_eq!(served, "likes\t2 likes\tnone\nwork\t1 likes\tnone\n");
+    assert_eq!(served, "likes\t2 likes\tnone\nwork\t1 like\tnone\n");
     let json: Value = serde_json::from_str(&printed(run(data.path(), &["stores", "--json"]))).expect("JSON");
     assert_eq!(json[1], server.get("/s/work/status").json());
     assert_eq!(json.as_array().map(Vec::len), Some(2));

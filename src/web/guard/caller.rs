@@ -145,7 +145,8 @@ pub(super) fn caller(policy: &Policy, request: &Request) -> Result<Caller, Probl
                 "no-local-page",
                 "This program expects a proxy in front of it (--allow-host, --behind-proxy), so it shows nothing under this \
                  machine's own names: the proxy would let everybody in.",
-                "If no proxy passes these names on, start the program with `--local-page`.",
+                "Open it under its public name; a link that `pair NAME` makes lets a browser in. If no proxy passes this \
+                 machine's names on, start the program with `--local-page`.",
             ))
         }
         AddressedAs::Allowed => {
