@@ -1,7 +1,8 @@
 //! `pair` and `join`: a second device without a token to copy.
 
+use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
-use std::process::Output;
+use std::process::{Output, Stdio};
 
 use crate::common::authority::Authority;
 use crate::common::wait_for;
@@ -16,9 +17,15 @@ fn link(hub: &Node, name: &str, address: Option<&str>) -> String {
     hub.run(&words).trim().to_owned()
 }
 
-/// What `join` said. It may have failed.
+/// What `join` said, which was given the link on standard input. It may have failed.
 fn join(device: &Node, link: &str) -> (bool, String) {
-    let Output { status, stderr, .. } = device.command(&["join", link]).output().unwrap();
+    let mut command = device.command(&["join"]);
+    let mut child = command.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(format!("{link}\n").as_bytes()).unwrap();
+    said(child.wait_with_output().unwrap())
+}
+
+fn said(Output { status, stderr, .. }: Output) -> (bool, String) {
     (status.success(), String::from_utf8(stderr).unwrap())
 }
 
@@ -55,6 +62,21 @@ fn a_joined_directory_syncs_by_itself_and_brings_what_it_has() {
     assert!(!laptop.data.join("join.nonce").exists());
     let words = hub.command(&["token", "list"]).output().unwrap();
     assert!(String::from_utf8_lossy(&words.stdout).contains("\tdevice\n"), "{words:?}");
+}
+
+#[test]
+fn a_link_comes_on_standard_input_or_as_an_argument() {
+    let (hub, laptop) = (Node::hub(), Node::alone());
+    for words in [&["join"][..], &["join", "-"]] {
+        let (is_done, said) = said(laptop.command(words).stdin(Stdio::null()).output().unwrap());
+        assert!(!is_done && said.contains("no link on standard input"), "{said}");
+    }
+    let (is_done, said) = said(laptop.command(&["join", &link(&hub, "laptop", None)]).output().unwrap());
+    assert!(is_done && said.contains("as laptop"), "{said}");
+    let said = joined(&Node::alone(), &format!("  {}  ", link(&hub, "tablet", None)));
+    assert!(said.contains("as tablet"), "{said}");
+    let words = hub.command(&["pair", "desk"]).output().unwrap();
+    assert!(!String::from_utf8_lossy(&words.stderr).contains("join LINK"), "{words:?}");
 }
 
 #[test]
