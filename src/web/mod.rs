@@ -50,7 +50,7 @@ pub use base_path::BasePath;
 pub(crate) use control::{AFTER_IMPORT, Exported, Followed, PairingAt};
 pub(crate) use face::{Embed, Face};
 pub use guard::{AllowedHost, EmbeddingSite, TrustedProxy};
-pub(crate) use guard::{Browsers, PairingCookie, Pass, Passes, Policy, Sees, Sites, protect};
+pub(crate) use guard::{Browsers, PairingCookies, Pass, Passes, Policy, Sees, Sites, protect};
 pub use html::{Html, IntoHtml};
 pub(crate) use hub::Hub;
 pub use page::{Page, Render};
