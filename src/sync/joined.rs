@@ -15,6 +15,7 @@ use tokio::time::sleep;
 
 use super::http::{TokenSource, UpstreamOptions, checked, connect};
 use super::pairings::Paired;
+use super::protocol::words;
 use super::tokens::{read, replace};
 use crate::engine::sync_dir;
 use crate::limits::sync::http::ANSWER;
@@ -135,7 +136,9 @@ async fn answer(answer: reqwest::Result<Response>, hub: &str) -> Result<Paired, 
         return serde_json::from_slice(&text).map_err(odd);
     }
     match serde_json::from_slice(&text) {
-        Ok(Problem { detail, advice }) => Err(NoAnswer::Refused(format!("{detail} {advice}").trim_end().to_owned())),
+        Ok(Problem { detail, advice }) => {
+            Err(NoAnswer::Refused(format!("{} {}", words(&detail), words(&advice)).trim_end().to_owned()))
+        }
         Err(_) if status.is_server_error() => Err(NoAnswer::Lost(format!("{hub} answered {status}"))),
         Err(_) => Err(NoAnswer::Refused(format!("{hub} answered {status}, which no hub does; check the address"))),
     }

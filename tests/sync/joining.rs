@@ -218,6 +218,31 @@ fn what_is_no_hub_is_not_joined() {
     portal.set(Mode::Answer("HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nLogin".to_owned()));
     let (is_done, said) = join(&laptop, &format!("{}/pair#00112233445566778899aabbccddeeff", portal.url));
     assert!(!is_done && said.contains("something else than a hub"), "{said}");
+    // A hub that is hostile writes nothing but words on the terminal.
+    let problem = r#"{"detail":"No\u001b]0;you\u0007\u009b2J\u202e.","advice":"Do\n\u001b[2Jthis."}"#;
+    let said_by_hub = |status: &str, body: &str| {
+        let length = body.len();
+        format!(
+            "HTTP/1.1 {status}\r\nContent-Type: application/problem+json\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+        )
+    };
+    portal.set(Mode::Answer(said_by_hub("403 Forbidden", problem)));
+    let (is_done, text) = join(&laptop, &format!("{}/pair#00112233445566778899aabbccddeeff", portal.url));
+    assert!(!is_done && text.contains("No ]0;you") && text.contains("this."), "{text:?}");
+    let is_hidden = |c: char| c.is_control() && c != '\n' || c == '\u{202e}';
+    assert!(!text.contains(is_hidden), "{text:?}");
+    let ask = || {
+        let output = laptop.command(&["status", "--url", &portal.url]).output().unwrap();
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8(text).unwrap())
+    };
+    let (is_done, text) = ask();
+    assert!(!is_done && text.contains("No ]0;you") && !text.contains(is_hidden), "{text:?}");
+    let mut status = Node::hub().status();
+    status["version"] = "1.0\u{1b}[2J\u{9b}2J".into();
+    portal.set(Mode::Answer(said_by_hub("200 OK", &status.to_string())));
+    let (is_done, text) = ask();
+    assert!(is_done && text.contains("1.0 [2J") && !text.contains(is_hidden), "{text:?}");
     for (link, words) in [
         ("http://likes.example.org/pair#00", "https://"),
         ("https://likes.example.org/pair", "is not a link"),
