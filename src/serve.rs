@@ -123,6 +123,7 @@ impl Server {
             embedding,
             pairings: Pairings::new(dir.path(), public_url, cookies.clone()),
             metrics,
+            probes: Default::default(),
             public_url: front,
             faults,
             visitors: VisitorKey::in_dir(dir.path()),

@@ -34,6 +34,7 @@ fn serving(app: crate::App, dir: &Path, schema: Schema, limits: StoreLimits, max
     App::new(Services {
         embedding: None,
         pairings: Pairings::new(dir, None, cookies),
+        probes: Default::default(),
         metrics: metrics::Metrics::new(&face),
         public_url: None,
         faults: Vec::new(),
