@@ -24,7 +24,7 @@ use crate::web::embed::Embedding;
 use crate::web::live::Pages;
 use crate::web::metrics::Metrics;
 use crate::web::{
-    self, BasePath, Browsers, Door, Hub, Listener, PairingCookie, Pairings, Pass, Passes, Policy, PublicUrl, Role,
+    self, BasePath, Browsers, Door, Hub, Listener, PairingCookies, Pairings, Pass, Passes, Policy, PublicUrl, Role,
     Services, Shares, Sites, VisitorKey,
 };
 
@@ -115,14 +115,15 @@ impl Server {
         let embed = |embed| Embedding::new(embed, sites.clone(), node.stores.clone(), dir.path(), shutdown.clone());
         let embedding = face.embed.clone().map(embed).transpose()?;
         let anew = CancellationToken::new();
-        let cookie = PairingCookie::new(&face, public_url.as_ref());
+        let cookies = PairingCookies::new(&face, public_url.as_ref());
         let metrics = Metrics::new(&face);
         metrics.measure(&node.stores);
         let front = given_url.or_else(|| allow_hosts.iter().find_map(|host| host.url(&face.base_path)));
         let services = Arc::new(Services {
             embedding,
-            pairings: Pairings::new(dir.path(), public_url, cookie.clone()),
+            pairings: Pairings::new(dir.path(), public_url, cookies.clone()),
             metrics,
+            probes: Default::default(),
             public_url: front,
             faults,
             visitors: VisitorKey::in_dir(dir.path()),
@@ -149,7 +150,7 @@ impl Server {
             proxies: options.behind_proxies,
             sites,
             passes: passes(dir.key(), tokens.clone()),
-            browsers: Some(Browsers { tokens, cookie }),
+            browsers: Some(Browsers { tokens, cookies }),
             ..Policy::of(&face)
         };
         let router = web::protect(routes, policy);

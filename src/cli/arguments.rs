@@ -180,8 +180,9 @@ pub(super) enum Cli {
     /// From then on `{app}` alone syncs with that hub: its address and this device's token are kept in the data directory.
     /// What is in the directory already is brought along.
     Join {
-        /// The link, in quotes
-        link: String,
+        /// The link, in quotes. Without it, or with `-`, it is read from standard input, so that other users of this machine
+        /// don't see it among its commands
+        link: Option<String>,
         /// Certificates in PEM form to trust for the hub, besides the system's; they are kept, too
         #[arg(long, value_name = "FILE", env = "ROOT_CERTIFICATE")]
         root_certificate: Option<PathBuf>,

@@ -1,5 +1,6 @@
 //! `join`: makes a data directory a device of the hub that a pairing link names.
 
+use std::io::{self, BufRead as _, IsTerminal as _, Read as _};
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -10,17 +11,22 @@ use super::process::Process;
 use crate::app::App;
 use crate::data_dir::{self, Claim, DataDir};
 use crate::engine;
+use crate::limits::sync::pairing::LONGEST_LINK;
 use crate::sync::{Link, Purpose, TokenFile, joined};
 use crate::web::Followed;
 
 pub(super) async fn join(
     app: &App,
     data: &Path,
-    link: &str,
+    link: Option<String>,
     root_certificate: Option<&Path>,
 ) -> anyhow::Result<ExitCode> {
     let name = app.name();
-    let link: Link = link.parse()?;
+    let link: Link = match link.filter(|link| link != "-") {
+        Some(link) => link,
+        None => read_link(name)?,
+    }
+    .parse()?;
     if let Some(hub) = joined(data)?
         && hub.url != link.hub()
     {
@@ -65,6 +71,22 @@ pub(super) async fn join(
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Reads the link from standard input. Every user of a machine can read the arguments of its commands, and a shell keeps
+/// them.
+fn read_link(name: &str) -> anyhow::Result<String> {
+    if io::stdin().is_terminal() {
+        eprint!("The link that `{name} pair` printed at the hub: ");
+    }
+    let mut line = String::new();
+    io::BufReader::new(io::stdin().lock().take(LONGEST_LINK))
+        .read_line(&mut line)
+        .context("cannot read the link from standard input")?;
+    match line.trim() {
+        "" => bail!("there is no link on standard input; give `{name} join` what `{name} pair NAME` prints at the hub"),
+        link => Ok(link.to_owned()),
+    }
 }
 
 /// Who has the data directory.

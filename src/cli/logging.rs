@@ -10,6 +10,7 @@ use tracing_subscriber::filter::LevelFilter;
 
 use super::arguments;
 use crate::app::App;
+use crate::sync::plain;
 
 /// The form of the log's lines.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
@@ -52,7 +53,8 @@ pub(super) fn log_to_stderr(app: &App, format: LogFormat) -> anyhow::Result<()> 
 /// Says why the program ends, in the form of the log.
 pub(super) fn say_last(app: &App, format: LogFormat, why: &str) {
     match format {
-        LogFormat::Text => eprintln!("{}: {why}", app.name()),
+        // A server that was asked may have said part of it.
+        LogFormat::Text => eprintln!("{}: {}", app.name(), plain(why)),
         LogFormat::Json => tracing::error!("{why}"),
     }
 }

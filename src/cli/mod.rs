@@ -123,7 +123,7 @@ async fn obey(app: &App, asked: Asked, data: &Path) -> anyhow::Result<ExitCode> 
         Cli::Backup { to } => transfer::backup(app, data, &to).await,
         Cli::Token { command } => tokens::token(app, data, command).await,
         Cli::Pair { name, public_url, qr } => pair::pair(app, data, name, pair::Asked { public_url, qr }).await,
-        Cli::Join { link, root_certificate } => join::join(app, data, &link, root_certificate.as_deref()).await,
+        Cli::Join { link, root_certificate } => join::join(app, data, link, root_certificate.as_deref()).await,
         Cli::Adopt { store, yes } => log::adopt(&at(store.store), yes).await,
         Cli::Promote { store, yes } => log::promote(&at(store.store), yes).await,
         Cli::Completions { shell } => manual::completions(app, shell),

@@ -42,8 +42,8 @@ pub(super) async fn pair(app: &App, data: &Path, name: Device, asked: Asked) -> 
     }
     writeln!(io::stdout(), "{link}")?;
     eprintln!(
-        "This link is for {}. Open it in a browser, or run `{app_name} join LINK` with it on another machine. It is good once, \
-         within ten minutes.",
+        "This link is for {}. Open it in a browser, or run `{app_name} join` on another machine and paste it there. It is good \
+         once, within ten minutes.",
         name.as_str()
     );
     eprintln!("Without the link: open {url}/pair and type {}", invitation.code);

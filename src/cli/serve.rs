@@ -101,7 +101,7 @@ pub(super) fn upstream(app: &App, data: &Path, args: &UpstreamArgs) -> anyhow::R
         (None, Some(token), _) => TokenSource::Given(token.clone()),
         (None, None, Some(joined)) => joined.token.clone(),
         (None, None, None) => bail!(
-            "syncing with {url} takes a token. Make a link there with `{0} pair NAME`, and use it here with `{0} join LINK`. Or \
+            "syncing with {url} takes a token. Make a link there with `{0} pair NAME`, and use it here with `{0} join`. Or \
              make a token there with `{0} token add NAME`, put it into a file, and name that file with --token-file",
             app.name()
         ),

@@ -10,6 +10,7 @@ use super::arguments::SetAsideCommand;
 use super::target::Target;
 use super::transfer::{export, export_to};
 use crate::engine::Line;
+use crate::sync::plain;
 use crate::web::Exported;
 
 pub(super) async fn set_aside(at: &Target<'_>, command: &SetAsideCommand) -> anyhow::Result<ExitCode> {
@@ -21,7 +22,7 @@ pub(super) async fn set_aside(at: &Target<'_>, command: &SetAsideCommand) -> any
             let mut out = io::stdout().lock();
             for line in serde_json::Deserializer::from_slice(&lines).into_iter::<Line>() {
                 let Line { id, name, set_aside, .. } = line.context("the answer is not understood")?;
-                writeln!(out, "{id}\t{name}\t{}", set_aside.unwrap_or_default())?;
+                writeln!(out, "{id}\t{name}\t{}", plain(&set_aside.unwrap_or_default()))?;
             }
         }
         SetAsideCommand::Retry => {

@@ -13,7 +13,7 @@ use crate::app::App;
 use crate::engine::{Error, NoEffect, Skipped, Store};
 use crate::limits::app::KINDS;
 use crate::node::host_name;
-use crate::sync::LinkStatus;
+use crate::sync::{LinkStatus, plain};
 use crate::web::{self, Digests, StatusReport};
 
 /// How a status is shown.
@@ -54,7 +54,10 @@ pub(super) async fn status(at: &Target<'_>, url: Option<String>, shown: Shown) -
         writeln!(out)?;
     } else {
         let digests = report.digests.as_ref().filter(|_| shown.digests);
-        show(&mut out, at.app, &report, digests, &skipped)?;
+        let mut text = Vec::new();
+        show(&mut text, at.app, &report, digests, &skipped)?;
+        // Some of it is what a server says, which may be anybody's.
+        out.write_all(plain(&String::from_utf8_lossy(&text)).as_bytes())?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -10,6 +10,7 @@ use super::process::json;
 use super::target::{Access, Target};
 use crate::engine::{self, Report, Setup};
 use crate::node::host_name;
+use crate::sync::plain;
 
 pub(super) async fn verify(at: &Target<'_>) -> anyhow::Result<ExitCode> {
     let store = &at.store;
@@ -25,11 +26,12 @@ pub(super) async fn verify(at: &Target<'_>) -> anyhow::Result<ExitCode> {
     writeln!(out, "store {store}: {} events in the log, {} pending", report.events, report.pending)?;
     writeln!(out, "log digest   {} at {}", report.log_digest, report.head)?;
     writeln!(out, "state digest {}", report.state_digest)?;
+    // They may quote what somebody else's event holds.
     for note in &report.notes {
-        writeln!(out, "note: {note}")?;
+        writeln!(out, "note: {}", plain(note))?;
     }
     for problem in &report.problems {
-        writeln!(out, "problem: {problem}")?;
+        writeln!(out, "problem: {}", plain(problem))?;
     }
     let is_well = report.problems.is_empty();
     writeln!(out, "{}", if is_well { "all is well" } else { "something is wrong" })?;

@@ -48,4 +48,7 @@ pub(crate) mod doctor {
 
     /// How long a stream may take to begin. A hub sends its first message at once.
     pub(crate) const FIRST_EVENT: Duration = Duration::from_secs(10);
+
+    /// How much of a stream is read for its first event, in bytes. A hub's has a few hundred.
+    pub(crate) const EVENT_BYTES: usize = 16 * 1024;
 }

@@ -217,6 +217,9 @@ pub(crate) mod pairing {
     /// How long it waits before it asks again.
     pub(crate) const PAUSE: Duration = Duration::from_secs(2);
 
+    /// How much of standard input is read for a link, in bytes. No browser takes a longer address.
+    pub(crate) const LONGEST_LINK: u64 = 8 * 1024;
+
     /// The longest answer of a hub that is read, in bytes. A token with its name has 200.
     pub(crate) const ANSWER_BYTES: usize = 16 * 1024;
 }

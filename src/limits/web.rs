@@ -303,6 +303,17 @@ pub(crate) mod embed {
     pub(crate) const MOST_IMPORTED: u64 = 10_000_000;
 }
 
+/// The test stream of `doctor`.
+pub(crate) mod probe {
+    use super::Duration;
+
+    /// How long a test may wait to be made, and how long its stream then stays open. A command gives up before that.
+    pub(crate) const LASTS: Duration = Duration::from_secs(30);
+
+    /// How many tests may wait. Only the owner begins them.
+    pub(crate) const OPEN: usize = 16;
+}
+
 /// Guesses at the code of a pairing, which has 40 bits. A code is good for ten minutes, so it sees two windows at most, with
 /// 2,000 tries of all clients together. While 64 codes are good, a guesser's chance at any of them is 2,000 · 64 / 2^40, one
 /// in 8 million; while one is, one in 500 million. One client alone has a hundredth of that. The secret in a link has 128

@@ -154,6 +154,17 @@ impl Upstream {
             .extend_pairs(position.log.map(|log| ("log", log.to_string())))
             .append_pair("after", &position.after.to_string())
             .append_pair("digest", &position.digest.to_string());
+        self.stream(url).await
+    }
+
+    /// Opens the stream that shows nothing but whether streams arrive.
+    pub(crate) async fn probe(&self) -> Result<impl Stream<Item = std::io::Result<Bytes>> + Unpin + Send + use<>, End> {
+        let mut url = self.url.clone();
+        url.set_path(&format!("{}/sync/v1/probe", url.path().trim_end_matches('/')));
+        self.stream(url).await
+    }
+
+    async fn stream(&self, url: Url) -> Result<impl Stream<Item = std::io::Result<Bytes>> + Unpin + Send + use<>, End> {
         let request = self.client.get(url).bearer_auth(self.token()?).header(header::ACCEPT, "text/event-stream");
         let answer = request.send().await.map_err(offline)?;
         let answer = self.accepted(answer).await?;

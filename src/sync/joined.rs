@@ -15,6 +15,7 @@ use tokio::time::sleep;
 
 use super::http::{TokenSource, UpstreamOptions, checked, connect};
 use super::pairings::Paired;
+use super::protocol::words;
 use super::tokens::{read, replace};
 use crate::engine::sync_dir;
 use crate::limits::sync::http::ANSWER;
@@ -61,7 +62,7 @@ impl Link {
     /// can be tried again here.
     pub(crate) async fn join(&self, data: &Path, certificates: Option<&Path>) -> anyhow::Result<String> {
         let nonce = Nonce::in_dir(data);
-        let Paired { device, token } = self.redeem(&nonce.get()?, certificates).await?;
+        let Paired { device, token } = self.redeem(&nonce.get(self)?, certificates).await?;
         let files = Files::in_dir(data);
         match certificates {
             Some(path) => {
@@ -76,6 +77,12 @@ impl Link {
         replace(&files.hub, &serde_json::to_vec_pretty(&Hub { url: self.hub().to_owned() })?)?;
         nonce.forget()?;
         Ok(device.as_str().to_owned())
+    }
+
+    /// Tells this link from any other, and says nothing of it.
+    fn hash(&self) -> String {
+        let link = format!("{}/pair#{}", self.hub(), self.secret);
+        blake3::Hash::from(blake3::derive_key("likewise 2026-11 link of a join", link.as_bytes())).to_hex().to_string()
     }
 
     /// Asks the hub for the token, again if no answer comes.
@@ -135,7 +142,9 @@ async fn answer(answer: reqwest::Result<Response>, hub: &str) -> Result<Paired, 
         return serde_json::from_slice(&text).map_err(odd);
     }
     match serde_json::from_slice(&text) {
-        Ok(Problem { detail, advice }) => Err(NoAnswer::Refused(format!("{detail} {advice}").trim_end().to_owned())),
+        Ok(Problem { detail, advice }) => {
+            Err(NoAnswer::Refused(format!("{} {}", words(&detail), words(&advice)).trim_end().to_owned()))
+        }
         Err(_) if status.is_server_error() => Err(NoAnswer::Lost(format!("{hub} answered {status}"))),
         Err(_) => Err(NoAnswer::Refused(format!("{hub} answered {status}, which no hub does; check the address"))),
     }
@@ -147,6 +156,9 @@ fn in_full(error: &dyn std::error::Error) -> String {
 }
 
 /// The nonce of a join that is under way. It is in a file, so that a command that is run again asks for the same answer.
+///
+/// With a hash of the link beside it, it goes for that link alone. A token follows from the link and the nonce. So a hub that
+/// knows a nonce, and another hub's link, would know the token that the other hub gives for it.
 struct Nonce(PathBuf);
 
 impl Nonce {
@@ -154,14 +166,17 @@ impl Nonce {
         Self(data.join("join.nonce"))
     }
 
-    fn get(&self) -> anyhow::Result<String> {
+    fn get(&self, link: &Link) -> anyhow::Result<String> {
+        let link = link.hash();
         if let Some(text) = read(&self.0)?
-            && let Ok(nonce) = String::from_utf8(text)
+            && let Ok(text) = String::from_utf8(text)
+            && let Some((nonce, of)) = text.split_once(' ')
+            && of == link
         {
-            return Ok(nonce);
+            return Ok(nonce.to_owned());
         }
         let nonce = random::hex::<32>();
-        replace(&self.0, nonce.as_bytes())?;
+        replace(&self.0, format!("{nonce} {link}").as_bytes())?;
         Ok(nonce)
     }
 
@@ -229,6 +244,23 @@ fn remove(path: &Path) -> anyhow::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn another_link_has_another_nonce() {
+        let dir = tempfile::tempdir().unwrap();
+        let nonce = Nonce::in_dir(dir.path());
+        let of = |link: &str| nonce.get(&link.parse().unwrap()).unwrap();
+        let first = of("https://likes.example.org/pair#0123");
+        assert_eq!(of("https://likes.example.org/pair#0123"), first);
+        let kept = fs::read_to_string(dir.path().join("join.nonce")).unwrap();
+        assert!(!kept.contains("0123 ") && !kept.contains("example"), "{kept}");
+        let other_hub = of("https://evil.example.org/pair#0123");
+        let other_secret = of("https://evil.example.org/pair#4567");
+        assert!(first != other_hub && other_hub != other_secret, "{first} {other_hub} {other_secret}");
+        // An earlier version kept the nonce alone.
+        fs::write(dir.path().join("join.nonce"), &first).unwrap();
+        assert_ne!(of("https://likes.example.org/pair#0123"), first);
+    }
 
     #[test]
     fn a_link_names_a_hub_to_which_a_secret_may_be_sent() {

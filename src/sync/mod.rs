@@ -39,6 +39,8 @@ pub(crate) use http::{Upstream, is_local};
 pub(crate) use joined::{Link, joined, leave};
 #[cfg(feature = "app")]
 pub(crate) use pairings::{NotPaired, PairingFile, Shown};
+#[cfg(feature = "app")]
+pub(crate) use protocol::plain;
 pub use protocol::{Hello, Point, Push, Pushed, PushedEvent, WireEntry, WireEvent, WirePage};
 pub(crate) use protocol::{PAGE, code};
 pub use session::{End, Outgoing, PushAnswer, Session, SessionError, ended, repair};

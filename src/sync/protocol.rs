@@ -286,17 +286,25 @@ where
 /// Makes somebody else's text safe to keep, log or show: short, on one line, and without characters that reverse the
 /// rest of the line or hide in it.
 pub(super) fn words(text: &str) -> String {
-    let is_hidden = |c: char| {
-        c.is_control()
-            || matches!(c, '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}')
-            || matches!(c, '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
-    };
     let mut chars = text.trim().chars().map(|c| if is_hidden(c) { ' ' } else { c });
     let mut short: String = chars.by_ref().take(MAX_WORDS).collect();
     if chars.next().is_some() {
         short.push('…');
     }
     short
+}
+
+/// Makes a text that may hold somebody else's words safe to show on a terminal. Its lines stay.
+#[cfg(feature = "app")]
+pub(crate) fn plain(text: &str) -> String {
+    text.chars().map(|c| if is_hidden(c) && !matches!(c, '\n' | '\t') { ' ' } else { c }).collect()
+}
+
+/// Whether a character does something to the text around it, rather than being shown.
+fn is_hidden(c: char) -> bool {
+    c.is_control()
+        || matches!(c, '\u{ad}' | '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}')
+        || matches!(c, '\u{2060}'..='\u{206f}' | '\u{feff}' | '\u{fff9}'..='\u{fffb}' | '\u{e0000}'..='\u{e007f}')
 }
 
 #[cfg(test)]

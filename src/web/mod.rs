@@ -18,6 +18,7 @@ pub(crate) mod metrics;
 mod page;
 mod pair;
 mod params;
+pub(crate) mod probe;
 mod problem;
 mod public_url;
 mod received;
@@ -50,7 +51,7 @@ pub use base_path::BasePath;
 pub(crate) use control::{AFTER_IMPORT, Exported, Followed, PairingAt};
 pub(crate) use face::{Embed, Face};
 pub use guard::{AllowedHost, EmbeddingSite, TrustedProxy};
-pub(crate) use guard::{Browsers, PairingCookie, Pass, Passes, Policy, Sees, Sites, protect};
+pub(crate) use guard::{Browsers, PairingCookies, Pass, Passes, Policy, Sees, Sites, protect};
 pub use html::{Html, IntoHtml};
 pub(crate) use hub::Hub;
 pub use page::{Page, Render};
@@ -89,6 +90,8 @@ pub(crate) struct Services {
     pub(crate) hub: Hub,
     /// Lets browsers and devices pair with this instance.
     pub(crate) pairings: Pairings,
+    /// Lets `doctor` try a stream.
+    pub(crate) probes: probe::Probes,
     /// Tells visitors apart for apps that ask who posts.
     pub(crate) visitors: VisitorKey,
     /// What other sites embed, if the app has that.
@@ -190,6 +193,8 @@ fn how_it_is() -> Router<App> {
 fn for_devices_and_commands() -> Router<App> {
     Router::new()
         .route("/sync/v1/{store}/events", get(hub::pull).post(hub::push))
+        .route("/sync/v1/probe", get(probe::stream))
+        .route("/control/v1/probe", post(probe::begin))
         .route("/control/v1/backup", post(control::backup))
         .route("/control/v1/items", get(embed::items).post(embed::change_items))
         .route("/control/v1/item-counts", post(embed::import_route))

@@ -18,7 +18,7 @@ use axum::response::{IntoResponse, Redirect, Response};
 use serde::Deserialize;
 
 use super::face::{Face, Unmade};
-use super::guard::{ClientAddress, PairingCookie};
+use super::guard::{ClientAddress, PairingCookies};
 use super::problem::Problem;
 use super::store::who;
 use super::{App, PublicUrl, Received, Who, form, hub, sentence};
@@ -32,12 +32,12 @@ pub(crate) struct Pairings {
     guesses: Guesses,
     /// Where others reach this instance, if that is known.
     pub(super) public_url: Option<PublicUrl>,
-    cookie: PairingCookie,
+    cookies: PairingCookies,
 }
 
 impl Pairings {
-    pub(crate) fn new(data: &Path, public_url: Option<PublicUrl>, cookie: PairingCookie) -> Self {
-        Self { file: PairingFile::in_dir(data), guesses: Guesses::default(), public_url, cookie }
+    pub(crate) fn new(data: &Path, public_url: Option<PublicUrl>, cookies: PairingCookies) -> Self {
+        Self { file: PairingFile::in_dir(data), guesses: Guesses::default(), public_url, cookies }
     }
 }
 
@@ -105,7 +105,7 @@ pub(crate) async fn redeem(
     body: Received,
 ) -> Result<Response, Problem> {
     let asked = asked(&app, &headers, &body)?;
-    give(&app, client, asked).await
+    give(&app, client, &headers, asked).await
 }
 
 /// `POST /pair` of a hub without a page
@@ -116,7 +116,7 @@ pub(crate) async fn redeem_for_devices(
     body: Received,
 ) -> Result<Response, Problem> {
     let asked = asked(&app, &headers, &body)?;
-    if asked.kind == Kind::Browser { Err(hub::no_page().await) } else { give(&app, client, asked).await }
+    if asked.kind == Kind::Browser { Err(hub::no_page().await) } else { give(&app, client, &headers, asked).await }
 }
 
 fn asked(app: &App, headers: &HeaderMap, body: &Received) -> Result<Asked, Problem> {
@@ -125,7 +125,12 @@ fn asked(app: &App, headers: &HeaderMap, body: &Received) -> Result<Asked, Probl
     Ok(fields.parse().map_err(Unmade::Misfit)?)
 }
 
-async fn give(app: &App, client: Option<Extension<ClientAddress>>, asked: Asked) -> Result<Response, Problem> {
+async fn give(
+    app: &App,
+    client: Option<Extension<ClientAddress>>,
+    headers: &HeaderMap,
+    asked: Asked,
+) -> Result<Response, Problem> {
     let Asked { secret, code, nonce, kind } = asked;
     let shown = if secret.is_empty() { Shown::Code(code) } else { Shown::Secret(secret) };
     let client = client.map(|Extension(ClientAddress(address))| address);
@@ -148,7 +153,12 @@ async fn give(app: &App, client: Option<Extension<ClientAddress>>, asked: Asked)
     Ok(match kind {
         Kind::Device => (no_store, Json(paired)).into_response(),
         Kind::Browser => {
-            let cookie = app.pairings.cookie.set(&paired.token).ok_or_else(|| Problem::internal("BUG: no cookie"))?;
+            let cookie = app
+                .pairings
+                .cookies
+                .of(headers)
+                .set(&paired.token)
+                .ok_or_else(|| Problem::internal("BUG: no cookie"))?;
             let home = Redirect::to(&app.face.base_path.home());
             (no_store, [(header::SET_COOKIE, cookie)], home).into_response()
         }

@@ -85,11 +85,6 @@ impl PublicUrl {
     pub(crate) fn is_private(&self) -> bool {
         self.is_https() || self.is_local()
     }
-
-    /// The port, unless it is the usual one.
-    pub(crate) fn port(&self) -> Option<u16> {
-        self.0.port()
-    }
 }
 
 #[cfg(test)]

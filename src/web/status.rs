@@ -303,7 +303,7 @@ pub(crate) fn what_to_do(face: &Face, code: &str) -> Option<String> {
     let way = match code {
         code::UNAUTHORIZED | code::NO_TOKEN => {
             format!(
-                "Make a link with `{app} pair NAME` at the hub, and join it here with `{app} join LINK`. Or put a token of `{app} token add NAME` into the token file."
+                "Make a link with `{app} pair NAME` at the hub, and use it here with `{app} join`. Or put a token of `{app} token add NAME` into the token file."
             )
         }
         code::WRONG_LOG => {

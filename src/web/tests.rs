@@ -30,10 +30,11 @@ fn serving(app: crate::App, dir: &Path, schema: Schema, limits: StoreLimits, max
     let stores = Stores::open(dir, setup, limits).expect("stores");
     let shutdown = CancellationToken::new();
     let tokens = Tokens::follow(TokenFile::in_dir(dir), shutdown.clone()).expect("tokens");
-    let cookie = PairingCookie::new(&face, None);
+    let cookies = PairingCookies::new(&face, None);
     App::new(Services {
         embedding: None,
-        pairings: Pairings::new(dir, None, cookie),
+        pairings: Pairings::new(dir, None, cookies),
+        probes: Default::default(),
         metrics: metrics::Metrics::new(&face),
         public_url: None,
         faults: Vec::new(),

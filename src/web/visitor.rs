@@ -113,9 +113,9 @@ fn cookie_name(app: &str) -> String {
 
 /// The id that a browser sends, if it has the form of ours.
 fn shown(headers: &HeaderMap, cookie: &str) -> Option<String> {
-    let id = cookies::cookie(headers, cookie)?;
-    let is_ours = id.len() == 2 * ID && id.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte));
-    is_ours.then(|| id.to_owned())
+    let is_digit = |byte: u8| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte);
+    let is_ours = |id: &&str| id.len() == 2 * ID && id.bytes().all(is_digit);
+    cookies::cookies(headers, cookie).find(is_ours).map(str::to_owned)
 }
 
 #[cfg(test)]
@@ -141,7 +141,7 @@ mod tests {
         let (first, cookie) = key.who(&todo(), &HeaderMap::new()).expect("a visitor");
         let cookie = cookie.to_str().expect("text").split(';').next().expect("a cookie").to_owned();
         assert!(cookie.starts_with("todo-visitor="), "{cookie}");
-        let (again, _) = key.who(&todo(), &with_cookie(&format!("a=b; {cookie}"))).expect("a visitor");
+        let (again, _) = key.who(&todo(), &with_cookie(&format!("a=b; todo-visitor=x; {cookie}"))).expect("a visitor");
         assert_eq!(again, first);
         let (restarted, _) = VisitorKey::in_dir(dir.path()).who(&todo(), &with_cookie(&cookie)).expect("a visitor");
         assert_eq!(restarted, first);

@@ -350,6 +350,37 @@ fn a_hub_without_a_page_pairs_devices_alone() {
 }
 
 #[test]
+fn a_cookie_is_bound_to_tls_however_little_the_server_knows_of_the_proxy() {
+    let data = data_dir();
+    let public_url = format!("https://{HOST}");
+    let from_hub = |name: &str| Link::printed(run(data.path(), &["pair", name, "--public-url", &public_url]));
+    // One link is made while no server is there, and one while it is.
+    let early = from_hub("early");
+    let server = Server::start_with(data.path(), &["--listen", "127.0.0.1:0", "--allow-host", HOST, "--local-page"]);
+    for (name, link) in [("early", early), ("late", from_hub("late"))] {
+        let answer = post(&server, "/pair", &[], &link.form("browser", NONCE));
+        let set = answer.header("set-cookie");
+        assert!(set.starts_with("__Host-likewise-paired=lw_") && set.contains("; Path=/;"), "{name}: {set}");
+        assert!(set.ends_with("; Secure") && !set.contains("Domain"), "{name}: {set}");
+        let cookie = cookie(&answer);
+        let page = get(&server, "/", &cookie);
+        assert_eq!(page.status, 200, "{name}");
+        assert!(page.header("set-cookie").ends_with("; Secure"), "{page:?}");
+        // Without the prefix anybody beside this host could have set it.
+        let bare = cookie.trim_start_matches("__Host-");
+        let port = server.port();
+        for other in [bare.to_owned(), bare.replace("paired=", &format!("paired-{port}="))] {
+            assert_eq!(get(&server, "/", &other).status, 403, "{name}: {other}");
+        }
+    }
+    // The browser on this machine has no TLS.
+    let answer = server.post("/pair", &from_hub("desk").form("browser", NONCE));
+    assert!(!answer.header("set-cookie").contains("Secure"), "{answer:?}");
+    let liked = server.post_with("/likes", &[("cookie", &cookie(&answer))], &format!("id={}", new_id()));
+    assert_eq!((liked.status, origins(data.path())), (303, vec!["desk".to_owned()]));
+}
+
+#[test]
 fn under_a_base_path_the_link_and_the_cookie_have_it() {
     let data = data_dir();
     let address = format!("https://{HOST}/tools/likes");
@@ -363,8 +394,13 @@ fn under_a_base_path_the_link_and_the_cookie_have_it() {
     let answer = post(&server, "/tools/likes/pair", &[], &link.form("browser", NONCE));
     assert_eq!((answer.status, answer.header("location")), (303, "/tools/likes/"), "{answer:?}");
     let set = answer.header("set-cookie");
-    assert!(set.starts_with("__Secure-likewise-paired=") && set.contains("; Path=/tools/likes/;"), "{set}");
-    assert_eq!(get(&server, "/tools/likes/", &cookie(&answer)).status, 200);
+    assert!(set.starts_with("__Host-likewise-paired+tools+likes=") && set.contains("; Path=/;"), "{set}");
+    let cookie = cookie(&answer);
+    assert_eq!(get(&server, "/tools/likes/", &cookie).status, 200);
+    // One that somebody else could set for a part of the site doesn't hide it.
+    let tossed = cookie.replace("=lw_", "=lw_0");
+    assert_eq!(get(&server, "/tools/likes/", &format!("{tossed}; {cookie}")).status, 200);
+    assert_eq!(get(&server, "/tools/likes/", &cookie.replace("__Host-", "__Secure-")).status, 403);
     drop(server);
     let mut command = crate::common::likewise();
     command.args(["serve", "--public-url", "https://likes.example.org/other", "--base-path", "/likes"]);

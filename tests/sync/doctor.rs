@@ -1,10 +1,13 @@
 //! `doctor`, on setups that have the faults it is there to find.
 
 use std::fs::{self, File};
+use std::io::Write as _;
+use std::net::TcpStream;
+use std::sync::{Arc, Mutex};
 
 use serde_json::Value;
 
-use crate::proxy::{Mode, Proxy};
+use crate::proxy::{Lie, Mode, Proxy};
 use crate::support::Node;
 
 /// What `doctor` finds on a node's data.
@@ -83,6 +86,42 @@ fn a_setup_without_faults_is_well_on_the_hub_and_on_the_device() {
     let unused = Node::stopped_hub();
     doctor(&unused, &[], &[]).is_well();
     assert!(!unused.data.exists(), "a look makes nothing");
+}
+
+#[test]
+fn what_doctor_sends_to_a_public_address_opens_nothing() {
+    let hub = Node::hub();
+    // A device may have any name.
+    let token = hub.token("likewise-doctor");
+    let tokens = fs::read(hub.data.join("tokens.json")).unwrap();
+    let found = doctor(&hub, &["--public-url", hub.url()], &[]);
+    found.is_well();
+    assert!(found.of("proxy").1.contains("streams arrive"), "{:?}", found.of("proxy"));
+
+    // Somebody else answers there, and keeps what they are shown.
+    let (elsewhere, shown) = (Proxy::start(), Arc::new(Mutex::new(Vec::new())));
+    let kept = Arc::clone(&shown);
+    let lie = move |request: &str, client: &mut TcpStream| {
+        let bearer = request.lines().find(|line| line.to_lowercase().starts_with("authorization:"));
+        kept.lock().unwrap().extend(bearer.map(|line| line.split(' ').next_back().unwrap().to_owned()));
+        let event = "event: probe\ndata: \"00112233445566778899aabbccddeeff\"\n\n";
+        write!(client, "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n{event}")
+    };
+    elsewhere.set(Mode::Lie(Lie(Arc::new(lie))));
+    doctor(&hub, &["--public-url", &elsewhere.url], &[]).has_only("proxy", &["is another hub"]);
+    let shown = shown.lock().unwrap().clone();
+    assert_eq!(shown.len(), 1, "{shown:?}");
+    let ask = |path: &str, token: &str| {
+        let agent = ureq::Agent::new_with_config(ureq::Agent::config_builder().http_status_as_error(false).build());
+        let request = agent.get(format!("{}{path}", hub.url())).header("authorization", format!("Bearer {token}"));
+        request.call().unwrap().status().as_u16()
+    };
+    let events = "/sync/v1/likes/events?log=7b1c2d3e-4f50-4a6b-8c9d-0e1f2a3b4c5d&after=1";
+    assert_eq!((ask(events, &shown[0]), ask("/control/v1/setting", &shown[0])), (401, 401));
+    assert_eq!(ask("/sync/v1/probe", &shown[0]), 200);
+    assert_eq!((ask("/sync/v1/probe", &shown[0]), ask("/sync/v1/probe", &token)), (401, 401), "it is good once");
+    assert_ne!(ask(events, &token), 401);
+    assert_eq!(fs::read(hub.data.join("tokens.json")).unwrap(), tokens, "the device is still let in");
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! `pair` and `join`: a second device without a token to copy.
 
+use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
-use std::process::Output;
+use std::process::{Output, Stdio};
 
 use crate::common::authority::Authority;
 use crate::common::wait_for;
@@ -16,9 +17,15 @@ fn link(hub: &Node, name: &str, address: Option<&str>) -> String {
     hub.run(&words).trim().to_owned()
 }
 
-/// What `join` said. It may have failed.
+/// What `join` said, which was given the link on standard input. It may have failed.
 fn join(device: &Node, link: &str) -> (bool, String) {
-    let Output { status, stderr, .. } = device.command(&["join", link]).output().unwrap();
+    let mut command = device.command(&["join"]);
+    let mut child = command.stdin(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    child.stdin.take().unwrap().write_all(format!("{link}\n").as_bytes()).unwrap();
+    said(child.wait_with_output().unwrap())
+}
+
+fn said(Output { status, stderr, .. }: Output) -> (bool, String) {
     (status.success(), String::from_utf8(stderr).unwrap())
 }
 
@@ -55,6 +62,21 @@ fn a_joined_directory_syncs_by_itself_and_brings_what_it_has() {
     assert!(!laptop.data.join("join.nonce").exists());
     let words = hub.command(&["token", "list"]).output().unwrap();
     assert!(String::from_utf8_lossy(&words.stdout).contains("\tdevice\n"), "{words:?}");
+}
+
+#[test]
+fn a_link_comes_on_standard_input_or_as_an_argument() {
+    let (hub, laptop) = (Node::hub(), Node::alone());
+    for words in [&["join"][..], &["join", "-"]] {
+        let (is_done, said) = said(laptop.command(words).stdin(Stdio::null()).output().unwrap());
+        assert!(!is_done && said.contains("no link on standard input"), "{said}");
+    }
+    let (is_done, said) = said(laptop.command(&["join", &link(&hub, "laptop", None)]).output().unwrap());
+    assert!(is_done && said.contains("as laptop"), "{said}");
+    let said = joined(&Node::alone(), &format!("  {}  ", link(&hub, "tablet", None)));
+    assert!(said.contains("as tablet"), "{said}");
+    let words = hub.command(&["pair", "desk"]).output().unwrap();
+    assert!(!String::from_utf8_lossy(&words.stderr).contains("join LINK"), "{words:?}");
 }
 
 #[test]
@@ -196,6 +218,31 @@ fn what_is_no_hub_is_not_joined() {
     portal.set(Mode::Answer("HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\nLogin".to_owned()));
     let (is_done, said) = join(&laptop, &format!("{}/pair#00112233445566778899aabbccddeeff", portal.url));
     assert!(!is_done && said.contains("something else than a hub"), "{said}");
+    // A hub that is hostile writes nothing but words on the terminal.
+    let problem = r#"{"detail":"No\u001b]0;you\u0007\u009b2J\u202e.","advice":"Do\n\u001b[2Jthis."}"#;
+    let said_by_hub = |status: &str, body: &str| {
+        let length = body.len();
+        format!(
+            "HTTP/1.1 {status}\r\nContent-Type: application/problem+json\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+        )
+    };
+    portal.set(Mode::Answer(said_by_hub("403 Forbidden", problem)));
+    let (is_done, text) = join(&laptop, &format!("{}/pair#00112233445566778899aabbccddeeff", portal.url));
+    assert!(!is_done && text.contains("No ]0;you") && text.contains("this."), "{text:?}");
+    let is_hidden = |c: char| c.is_control() && c != '\n' || c == '\u{202e}';
+    assert!(!text.contains(is_hidden), "{text:?}");
+    let ask = || {
+        let output = laptop.command(&["status", "--url", &portal.url]).output().unwrap();
+        let text = [output.stdout, output.stderr].concat();
+        (output.status.success(), String::from_utf8(text).unwrap())
+    };
+    let (is_done, text) = ask();
+    assert!(!is_done && text.contains("No ]0;you") && !text.contains(is_hidden), "{text:?}");
+    let mut status = Node::hub().status();
+    status["version"] = "1.0\u{1b}[2J\u{9b}2J".into();
+    portal.set(Mode::Answer(said_by_hub("200 OK", &status.to_string())));
+    let (is_done, text) = ask();
+    assert!(is_done && text.contains("1.0 [2J") && !text.contains(is_hidden), "{text:?}");
     for (link, words) in [
         ("http://likes.example.org/pair#00", "https://"),
         ("https://likes.example.org/pair", "is not a link"),

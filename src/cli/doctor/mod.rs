@@ -16,7 +16,7 @@ use super::process::Process;
 use crate::app::App;
 use crate::data_dir::{Claim, DataDir};
 use crate::node::in_full;
-use crate::sync::UpstreamOptions;
+use crate::sync::{UpstreamOptions, plain};
 use crate::web::Setting;
 
 /// What a check found.
@@ -120,7 +120,9 @@ fn show(out: &mut impl Write, findings: &[Finding], json: bool) -> anyhow::Resul
     }
     for Finding { check, verdict, found, advice } in findings {
         let advice = advice.as_ref().map(|advice| format!(". {advice}")).unwrap_or_default();
-        writeln!(out, "{:<8} {check:<9} {found}{advice}", verdict.mark())?;
+        // Whoever answered may have said part of it, and it is one line.
+        let text = plain(&format!("{found}{advice}")).replace('\n', " ");
+        writeln!(out, "{:<8} {check:<9} {text}", verdict.mark())?;
     }
     Ok(())
 }

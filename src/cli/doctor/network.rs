@@ -1,18 +1,23 @@
 //! What `doctor` asks over the network: the hub, its clock, and the proxy in front of this one.
 
 use std::error::Error;
+use std::io;
 use std::time::Duration;
 
-use reqwest::{Response, StatusCode, header};
+use bytes::Bytes;
+use futures_util::{Stream, StreamExt as _};
+use reqwest::{Method, Response, StatusCode, header};
 use serde_json::Value;
 use tokio::time::timeout;
 
 use super::{Finding, Patient, Verdict};
+use crate::cli::process::Process;
 use crate::clock;
-use crate::engine::{Device, Position, StoreId};
-use crate::limits::app::doctor::{CLOCK, FIRST_EVENT};
-use crate::sync::{End, Purpose, TokenFile, TokenSource, Upstream, UpstreamOptions, code};
+use crate::engine::{Position, StoreId};
+use crate::limits::app::doctor::{CLOCK, EVENT_BYTES, FIRST_EVENT};
+use crate::sync::{End, TokenSource, Upstream, UpstreamOptions, code};
 use crate::web;
+use crate::web::probe::Probe;
 
 const HUB: &str = "hub";
 const FRONT: &str = "proxy";
@@ -40,8 +45,12 @@ impl Patient<'_> {
             Err(error) => return (Some(unreachable(HUB, &url, error)), unknown),
         };
         let clock = compare_clocks(&url, &answer);
-        let finding = match first_event(&upstream, self.app.store_name()).await {
-            Ok(()) => Finding::ok(HUB, format!("{url} answers and accepts the token")),
+        let store: StoreId = match self.app.store_name().parse() {
+            Ok(store) => store,
+            Err(why) => return (Some(Finding::unknown(HUB, format!("{why}"))), clock),
+        };
+        let finding = match first_event(upstream.pull(&store, Position::start())).await {
+            Ok(_) => Finding::ok(HUB, format!("{url} answers and accepts the token")),
             Err(why) => self.sync_problem(HUB, &url, why),
         };
         (Some(finding), clock)
@@ -85,12 +94,11 @@ impl Patient<'_> {
 
     /// Asks this server under its public name, through whatever is in front of it.
     pub(super) async fn front(&self, clock: Finding) -> (Option<Finding>, Finding) {
-        let Some((_, setting)) = &self.process else { return (None, clock) };
+        let Some((process, setting)) = &self.process else { return (None, clock) };
         let Some(url) = self.public_url.clone().or_else(|| setting.public_url.clone()) else {
             return (None, clock);
         };
         let url = url.trim_end_matches('/').to_owned();
-        // It is made anew each time, so a command that was killed leaves nothing that opens anything for long.
         let options = |token: &str| UpstreamOptions {
             url: url.clone(),
             token: TokenSource::Given(token.to_owned()),
@@ -111,31 +119,36 @@ impl Patient<'_> {
         {
             return (Some(problem), clock);
         }
-        if setting.upstream.url.is_some() {
-            return (Some(Finding::ok(FRONT, format!("{url} leads here"))), clock);
-        }
-        let tokens = TokenFile::in_dir(self.data);
-        let device: Device = match format!("{}-doctor", self.app.name()).parse() {
-            Ok(device) => device,
-            Err(why) => return (Some(Finding::unknown(FRONT, format!("{why}"))), clock),
+        (Some(self.stream_through(process, &url, options).await), clock)
+    }
+
+    /// Whether a stream of `process` arrives through the proxy. Nobody knows yet who answers at `url`, so what is sent there
+    /// opens nothing but that stream.
+    async fn stream_through(
+        &self,
+        process: &Process,
+        url: &str,
+        options: impl FnOnce(&str) -> UpstreamOptions,
+    ) -> Finding {
+        let asked = async {
+            let probe: Probe = process.answer(process.request(Method::POST, "probe")?).await?;
+            Ok((Upstream::new(options(&probe.token))?, probe.answer))
         };
-        // One that an interrupted command left.
-        drop(tokens.revoke(&device));
-        let finding = match tokens.add(device.clone(), Purpose::Sync).and_then(|token| Upstream::new(options(&token))) {
-            Err(error) => Finding::failed(FRONT, &error),
-            Ok(upstream) => match first_event(&upstream, self.app.store_name()).await {
-                Ok(()) => Finding::ok(FRONT, format!("{url} leads here, and streams arrive")),
-                Err(Failed::Ended(End::Halted(code::UNAUTHORIZED, _))) => Finding::problem(
-                    FRONT,
-                    format!("{url} is another hub, or something on the way takes tokens out of requests"),
-                    "Check where that name leads, and have the proxy pass the header Authorization on",
-                ),
-                Err(why) => self.sync_problem(FRONT, &url, why),
-            },
+        let (upstream, answer) = match asked.await {
+            Ok(asked) => asked,
+            Err(error) => return Finding::failed(FRONT, &error),
         };
-        match tokens.revoke(&device) {
-            Ok(_) => (Some(finding), clock),
-            Err(error) => (Some(Finding::failed(FRONT, &error)), clock),
+        let another = || {
+            Finding::problem(
+                FRONT,
+                format!("{url} is another hub, or something on the way takes tokens out of requests"),
+                "Check where that name leads, and have the proxy pass the header Authorization on",
+            )
+        };
+        match first_event(upstream.probe()).await {
+            Ok(event) if event.contains(&answer) => Finding::ok(FRONT, format!("{url} leads here, and streams arrive")),
+            Ok(_) | Err(Failed::Ended(End::Halted(code::UNAUTHORIZED, _))) => another(),
+            Err(why) => self.sync_problem(FRONT, url, why),
         }
     }
 }
@@ -146,18 +159,29 @@ enum Failed {
     HeldBack,
 }
 
-/// Opens a stream as a device does, and waits for its first bytes.
-async fn first_event(upstream: &Upstream, store: &str) -> Result<(), Failed> {
-    let store: StoreId = store.parse().map_err(|_| Failed::HeldBack)?;
-    let mut stream = match timeout(FIRST_EVENT, upstream.pull(&store, Position::start())).await {
+/// Waits for the first event of a stream that is being opened, and returns its text.
+async fn first_event<S>(opening: impl Future<Output = Result<S, End>>) -> Result<String, Failed>
+where
+    S: Stream<Item = io::Result<Bytes>> + Unpin,
+{
+    let mut stream = match timeout(FIRST_EVENT, opening).await {
         Ok(Ok(stream)) => stream,
         Ok(Err(end)) => return Err(Failed::Ended(end)),
         // nginx holds even the head of the answer back.
         Err(_) => return Err(Failed::HeldBack),
     };
-    match timeout(FIRST_EVENT, futures_util::StreamExt::next(&mut stream)).await {
-        Ok(Some(Ok(_))) => Ok(()),
-        Ok(_) => Err(Failed::Ended(End::Offline("its stream broke off at once".to_owned()))),
+    let mut text = Vec::new();
+    let is_event = |text: &[u8]| text.len() > EVENT_BYTES || text.windows(2).any(|end| end == b"\n\n");
+    let reading = async {
+        while !is_event(&text) {
+            let Some(Ok(bytes)) = stream.next().await else { return false };
+            text.extend_from_slice(&bytes);
+        }
+        true
+    };
+    match timeout(FIRST_EVENT, reading).await {
+        Ok(true) => Ok(String::from_utf8_lossy(&text).into_owned()),
+        Ok(false) => Err(Failed::Ended(End::Offline("its stream broke off at once".to_owned()))),
         Err(_) => Err(Failed::HeldBack),
     }
 }

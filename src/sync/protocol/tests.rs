@@ -35,6 +35,7 @@ fn places_of_a_page_only_go_up() {
 fn words_of_a_hub_are_short_and_harmless() {
     assert_eq!(words(" Because. "), "Because.");
     assert_eq!(words("a\r\nb\u{202e}c\u{1b}[2J"), "a  b c [2J");
+    assert_eq!(plain("a\tb\nc\r\u{202e}d\u{1b}[2J\u{9b}2J"), "a\tb\nc  d [2J 2J");
     assert_eq!(words(&"é".repeat(3_000_000)), "é".repeat(300) + "…");
 }
 

@@ -5,47 +5,64 @@ use axum::http::header::{self, HeaderMap, HeaderValue};
 use axum::response::Response;
 use futures_util::StreamExt as _;
 
+use super::host::Authority;
 use crate::limits::web::browser::KEPT;
 use crate::sync::{Purpose, Token, Tokens};
-use crate::web::cookies::cookie;
+use crate::web::cookies::cookies;
 use crate::web::face::Face;
 use crate::web::public_url::PublicUrl;
 
-/// The cookie of paired browsers: its name, and what a browser is told about it.
+/// The cookies of paired browsers.
+#[derive(Clone, Debug)]
+pub(crate) struct PairingCookies {
+    /// The program.
+    name: String,
+    /// Where it is on its site, in characters that the name of a cookie may have.
+    place: String,
+    /// Whether every request comes over TLS, because the address at which others reach this has it.
+    is_https: bool,
+}
+
+impl PairingCookies {
+    /// The cookies of an app that others reach at `public`, if that is known.
+    ///
+    /// The base path is in the name rather than in the cookie's path. A cookie that has another path can't have the prefix
+    /// that keeps the hosts beside this one from setting it.
+    pub(crate) fn new(face: &Face, public: Option<&PublicUrl>) -> Self {
+        let place = face.base_path.to_string().replace('/', "+");
+        Self { name: format!("{}-paired", face.name), place, is_https: public.is_some_and(PublicUrl::is_https) }
+    }
+
+    /// The one cookie that counts in a request with these headers: to set, and to recognize a browser by.
+    ///
+    /// Links are made for TLS or for this machine. So whoever asks under a name that isn't this machine's own comes over
+    /// TLS, whatever this server knows of the proxy that speaks it. If they don't, browsers refuse the cookie.
+    pub(crate) fn of(&self, headers: &HeaderMap) -> PairingCookie {
+        let host = headers.get(header::HOST).and_then(|host| Authority::parse(host.to_str().ok()?));
+        let is_own_name = host.as_ref().is_some_and(|authority| authority.host.is_loopback());
+        let is_https = self.is_https || !is_own_name;
+        // Browsers send cookies to every port of a host. With the port in the name, the hubs of one machine don't overwrite
+        // each other's.
+        let port = host.and_then(|authority| authority.port).map(|port| format!("-{port}")).unwrap_or_default();
+        // With this prefix, browsers take the cookie over TLS and from this very host alone. Over plain HTTP some would
+        // refuse it altogether.
+        let prefix = if is_https { "__Host-" } else { "" };
+        PairingCookie { name: format!("{prefix}{}{port}{}", self.name, self.place), is_https }
+    }
+}
+
+/// A cookie of paired browsers: its name, and what a browser is told about it.
 #[derive(Clone, Debug)]
 pub(crate) struct PairingCookie {
     name: String,
-    attributes: String,
+    is_https: bool,
 }
 
 impl PairingCookie {
-    /// The cookie of an app that others reach at `public`.
-    ///
-    /// Browsers send cookies to every port of a host, so the name has the port: hubs on one machine don't overwrite each
-    /// other's. Over TLS a prefix of the name makes browsers refuse the cookie from anybody but this very host. Over plain
-    /// HTTP, which only this machine is reached by, some browsers would refuse a cookie with these attributes.
-    pub(crate) fn new(face: &Face, public: Option<&PublicUrl>) -> Self {
-        let path = face.base_path.home();
-        let (prefix, secure) = match public.is_some_and(PublicUrl::is_https) {
-            true if path == "/" => ("__Host-", "; Secure"),
-            true => ("__Secure-", "; Secure"),
-            false => ("", ""),
-        };
-        let port = public.and_then(PublicUrl::port).map(|port| format!("-{port}")).unwrap_or_default();
-        Self {
-            name: format!("{prefix}{}-paired{port}", face.name),
-            attributes: format!("Path={path}; Max-Age={KEPT}; HttpOnly; SameSite=Lax{secure}"),
-        }
-    }
-
     /// The header that gives `token` to a browser.
     pub(crate) fn set(&self, token: &str) -> Option<HeaderValue> {
-        format!("{}={token}; {}", self.name, self.attributes).try_into().ok()
-    }
-
-    /// The token that a browser shows, if it shows one.
-    fn shown<'a>(&self, headers: &'a HeaderMap) -> Option<&'a str> {
-        cookie(headers, &self.name)
+        let secure = if self.is_https { "; Secure" } else { "" };
+        format!("{}={token}; Path=/; Max-Age={KEPT}; HttpOnly; SameSite=Lax{secure}", self.name).try_into().ok()
     }
 }
 
@@ -53,23 +70,30 @@ impl PairingCookie {
 #[derive(Clone)]
 pub(crate) struct Browsers {
     pub(crate) tokens: Tokens,
-    pub(crate) cookie: PairingCookie,
+    pub(crate) cookies: PairingCookies,
 }
 
 impl Browsers {
     /// Returns the token that the sender of a request shows in a cookie, if it is valid.
     pub(super) fn paired(&self, headers: &HeaderMap) -> Option<Token> {
-        self.tokens.find(self.cookie.shown(headers)?.as_bytes(), Purpose::Browser)
+        self.valid(headers).map(|(_, token)| token)
     }
 
     /// Returns whether a browser shows that it was paired, valid or not.
     pub(super) fn was_paired(&self, headers: &HeaderMap) -> bool {
-        self.cookie.shown(headers).is_some()
+        cookies(headers, &self.cookies.of(headers).name).next().is_some()
     }
 
     /// Returns the header that makes a browser keep its cookie for a while longer.
     pub(super) fn renewed(&self, headers: &HeaderMap) -> Option<HeaderValue> {
-        self.cookie.set(self.cookie.shown(headers)?)
+        self.cookies.of(headers).set(self.valid(headers)?.0)
+    }
+
+    /// The first of the tokens shown that is valid. Others may come from somebody who can set cookies for the same name.
+    fn valid<'a>(&self, headers: &'a HeaderMap) -> Option<(&'a str, Token)> {
+        let cookie = self.cookies.of(headers);
+        let mut shown = cookies(headers, &cookie.name);
+        shown.find_map(|shown| Some((shown, self.tokens.find(shown.as_bytes(), Purpose::Browser)?)))
     }
 
     /// Ends an answer that has no end of its own, such as a live stream, when `token` is revoked.

@@ -25,7 +25,7 @@ use tower::ServiceBuilder;
 use self::body::bound_body;
 pub(crate) use self::body::{BodyRule, Patience};
 use self::browser::with_cookie;
-pub(crate) use self::browser::{Browsers, PairingCookie};
+pub(crate) use self::browser::{Browsers, PairingCookies};
 pub(super) use self::caller::bearer_token;
 use self::caller::caller;
 pub(crate) use self::caller::{Caller, Pass, Passes, Sees};

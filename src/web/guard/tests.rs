@@ -507,14 +507,15 @@ async fn a_paired_browser_gets_the_page_and_nothing_that_is_the_owners() {
     let (phone, laptop) = (add("phone", Purpose::Browser), add("laptop", Purpose::Sync));
     let tokens = Tokens::follow(file.clone(), Default::default()).expect("tokens");
     let policy = allowing(&["hub.example"], false);
-    let cookie = PairingCookie::new(&policy.face, Some(&"https://hub.example".parse().expect("an address")));
+    let cookies = PairingCookies::new(&policy.face, Some(&"https://hub.example".parse().expect("an address")));
+    let asked = HeaderMap::from_iter([(header::HOST, HeaderValue::from_static("hub.example"))]);
     let named = |token: &str| {
-        let set = cookie.set(token).expect("a cookie");
+        let set = cookies.of(&asked).set(token).expect("a cookie");
         set.to_str().expect("text").split(';').next().expect("a value").to_owned()
     };
     let (phones, laptops) = (named(&phone), named(&laptop));
     assert!(phones.starts_with("__Host-likewise-paired=lw_"), "{phones}");
-    let site = Site::new(Policy { browsers: Some(Browsers { tokens, cookie }), ..policy });
+    let site = Site::new(Policy { browsers: Some(Browsers { tokens, cookies: cookies.clone() }), ..policy });
     let ask = async |peer: &str, method: &str, path: &str, host: &str, shown: &[(&str, &str)]| {
         let headers = [&[("host", host), ("accept", "application/json")], shown].concat();
         site.answer(request_from(peer, method, path, &headers)).await
@@ -528,7 +529,7 @@ async fn a_paired_browser_gets_the_page_and_nothing_that_is_the_owners() {
         ("GET", "/s/work/live"),
         ("POST", "/likes"),
     ] {
-        let answer = ask(out, method, path, "hub.example", &[("cookie", &format!("a=b; {phones}"))]).await;
+        let answer = ask(out, method, path, "hub.example", &[("cookie", &format!("a=b; {laptops}; {phones}"))]).await;
         assert_eq!(answer.status(), StatusCode::OK, "{path}");
         let keeps = answer.headers().get("set-cookie").map(|it| it.to_str().expect("text").to_owned());
         assert_eq!(keeps.is_some(), path.ends_with('/'), "a page renews the cookie: {path}");
@@ -538,6 +539,7 @@ async fn a_paired_browser_gets_the_page_and_nothing_that_is_the_owners() {
             (laptops.clone(), "not-paired"),
             (phones[..phones.len() - 1].to_owned(), "not-paired"),
             (bare, "not-public"),
+            (format!("{laptops}; {laptops}"), "not-paired"),
             (String::new(), "not-public"),
         ] {
             let answer = ask(out, method, path, "hub.example", &[("cookie", &cookie)]).await;
