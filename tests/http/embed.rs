@@ -104,9 +104,13 @@ fn a_form_comes_back_to_the_page_that_has_it() {
     let root = format!("{SITE}/");
     assert_eq!(form(&[("origin", SITE), ("referer", &root)], &back), page, "browsers say only the site");
     assert_eq!(form(&[("origin", SITE)], ""), root);
-    for elsewhere in
-        ["https://evil.example/", "//evil.example", "javascript:alert(1)", "https://blog.example.evil/", ""]
-    {
+    for elsewhere in [
+        "https://evil.example/",
+        "//evil.example",
+        "javascript:alert(1)",
+        "https://blog.example.evil/",
+        "",
+    ] {
         assert_eq!(
             form(&[("origin", SITE), ("referer", elsewhere)], &format!("back={elsewhere}")),
             root,
@@ -381,7 +385,7 @@ fn a_proxy_that_nobody_named_is_said_once() {
     assert_eq!(log.matches("--behind-proxy 127.0.0.1").count(), 1, "{log}");
     assert!(!log.contains("198.51.100.7"), "{log}");
     let listed = run(data.path(), &["items", "list"]);
-    assert!(errors(&listed).contains("start with --behind-proxy 127.0.0.1"), "{listed:?}");
+    assert!(errors(&listed).contains("start this server with `--behind-proxy 127.0.0.1`"), "{listed:?}");
     let examined = run(data.path(), &["doctor", "--public-url", "http://127.0.0.1:1"]);
     let said = String::from_utf8_lossy(&examined.stdout);
     let line = said.lines().find(|line| line.starts_with("PROBLEM  flags")).unwrap_or_else(|| panic!("{said}"));
@@ -454,6 +458,7 @@ fn counts_from_elsewhere_are_imported_once() {
         ("new,1\nnew\n", "Line 2: \"new\" is not `item,count`."),
         ("new,1\nnew,2\n", "Line 2: new has a line already"),
         ("new,1\na,b,2\n", "Line 2: \"a,b\" is not the name of an item"),
+        ("new,1.200\nother,5\n", "Line 1: \"1.200\" is not a count"),
         ("new,99999999\n", "Line 1: 99999999 are more likes than"),
     ] {
         let (ok, said) = import("claps", lines);

@@ -13,10 +13,9 @@ mod live;
 mod owner;
 mod script;
 
-use std::net::IpAddr;
+use std::collections::BTreeSet;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::OnceLock;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -46,13 +45,13 @@ use super::assets::prefers_gzip;
 use super::face::Embed;
 use super::fields::Fields;
 use super::form::STORED;
-use super::guard::{ClientAddress, SEC_FETCH_MODE, Sites, UnnamedProxy};
+use super::guard::{ClientAddress, HidingProxy, SEC_FETCH_MODE, Sites};
 use super::problem::asks_for_json;
 use super::shares::{Meter, Who};
 use super::{App, Problem, Received, Services, sentence};
 use crate::data_dir::DataDir;
 use crate::engine::{EventId, StoreId, Stores};
-use crate::limits::web::embed::{BADGE_KEPT, COUNTS_KEPT, ITEMS, KEY_LIVES, NEW_ITEMS, TOGETHER};
+use crate::limits::web::embed::{BADGE_KEPT, COUNTS_KEPT, HIDING_PROXIES, ITEMS, KEY_LIVES, NEW_ITEMS, TOGETHER};
 use crate::limits::web::shares::VISITORS_LINKS;
 
 /// What embedding needs, beside what every handler can use.
@@ -64,8 +63,8 @@ pub(crate) struct Embedding {
     clients: Clients,
     /// New items of all clients together.
     new_items: Meter,
-    /// The peer that seems to be a proxy which nobody named, once there was one.
-    unnamed_proxy: OnceLock<IpAddr>,
+    /// The proxies that were seen to hide their clients.
+    hiding: Mutex<BTreeSet<HidingProxy>>,
 }
 
 impl Embedding {
@@ -90,13 +89,26 @@ impl Embedding {
             }
         });
         let new_items = Meter::new(NEW_ITEMS);
-        Ok(Self { embed, sites, list, board, clients, new_items, unnamed_proxy: OnceLock::new() })
+        Ok(Self { embed, sites, list, board, clients, new_items, hiding: Mutex::default() })
     }
 
-    /// The peer that seems to be a proxy which `--behind-proxy` doesn't name, if there was one. All clients behind it
-    /// then share the limits of one.
-    pub(crate) fn unnamed_proxy(&self) -> Option<IpAddr> {
-        self.unnamed_proxy.get().copied()
+    /// What is wrong with proxies that hide their clients, each with what to do about it. All clients behind such a one
+    /// share the limits of one.
+    pub(crate) fn faults(&self) -> Vec<(String, String)> {
+        self.hiding().iter().map(|proxy| proxy.fault()).collect()
+    }
+
+    /// Notes a proxy that hides its clients, and says it once.
+    fn note(&self, proxy: HidingProxy) {
+        let mut hiding = self.hiding();
+        if hiding.len() < HIDING_PROXIES && hiding.insert(proxy) {
+            let (wrong, advice) = proxy.fault();
+            tracing::error!("{wrong}. {advice}");
+        }
+    }
+
+    fn hiding(&self) -> MutexGuard<'_, BTreeSet<HidingProxy>> {
+        self.hiding.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -191,13 +203,8 @@ impl FromRequestParts<App> for AskingClient {
         let embedding = app.embedding()?;
         let missing = || Problem::internal("a request without the address of its client");
         let ClientAddress(address) = parts.extensions.get().copied().ok_or_else(missing)?;
-        if let Some(UnnamedProxy(proxy)) = parts.extensions.get().copied()
-            && embedding.unnamed_proxy.set(proxy).is_ok()
-        {
-            tracing::error!(
-                "a proxy at {proxy} asks for others, and nobody said that it may: all of its visitors count as one client, and \
-                 share what one may like. If it is yours, start with `--behind-proxy {proxy}`"
-            );
+        if let Some(proxy) = parts.extensions.get().copied() {
+            embedding.note(proxy);
         }
         Ok(Self(embedding.clients.at(address)))
     }
@@ -451,4 +458,29 @@ fn live(app: &App, items: Vec<Item>, form: live::Form, client: Client) -> Result
     })?;
     let taken = live::Taken { _of_all: of_all, _of_client: of_client, _open: app.metrics.stream_opened() };
     Ok(live::answer(&embedding.board, items, form, taken, app.shutdown.clone()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::StoreLimits;
+    use crate::likes::schema;
+    use crate::web::tests::app;
+
+    #[tokio::test]
+    async fn one_proxy_hides_no_other_and_there_is_an_end_to_them() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let app = app(dir.path(), schema(), StoreLimits::default(), 100);
+        let embed = app.face.embed.clone().expect("likes are embedded");
+        let (stores, shutdown) = (app.stores.clone(), app.shutdown.clone());
+        let embedding = Embedding::new(embed, Sites::default(), stores, dir.path(), shutdown).expect("a list");
+        let unnamed = |last: u8| HidingProxy::Unnamed([192, 168, 1, last].into());
+        (0..=255).for_each(|_| embedding.note(unnamed(7)));
+        embedding.note(HidingProxy::SilentByFile);
+        let faults = embedding.faults();
+        assert!(faults[0].1.contains("`--behind-proxy 192.168.1.7`"), "{faults:?}");
+        assert!(faults[1].0.contains("socket file") && faults.len() == 2, "{faults:?}");
+        (0..=255).for_each(|last| embedding.note(unnamed(last)));
+        assert_eq!(embedding.faults().len(), HIDING_PROXIES);
+    }
 }
