@@ -37,6 +37,7 @@ pub(crate) use self::clients::Client;
 use self::clients::{Act, Clients};
 pub(crate) use self::import::{ImportedCounts, import_counts};
 pub(crate) use self::item::{Item, is_of_an_item};
+use self::list::Listed;
 pub(crate) use self::list::{Door, ItemList};
 pub(crate) use self::owner::{
     ItemChange, ItemReport, ItemsReport, after, change_items, change_list, import_route, items, report,
@@ -109,6 +110,12 @@ impl Embedding {
 
     fn hiding(&self) -> MutexGuard<'_, BTreeSet<HidingProxy>> {
         self.hiding.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns whether visitors may add to this store by `/embed` alone, where the owner's list and the limits hold. That
+    /// stays so when a server with such a list embeds nothing for a while.
+    pub(crate) fn has(&self, store: &StoreId) -> bool {
+        is_of_an_item(store) && (!self.sites.0.is_empty() || *self.list.now() != Listed::default())
     }
 }
 
