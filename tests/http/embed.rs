@@ -109,6 +109,9 @@ fn a_form_comes_back_to_the_page_that_has_it() {
         "//evil.example",
         "javascript:alert(1)",
         "https://blog.example.evil/",
+        "blob:https://blog.example/0",
+        "https://user@blog.example/",
+        "https://:pw@blog.example/",
         "",
     ] {
         assert_eq!(

@@ -344,8 +344,13 @@ impl Embedding {
         let (referer, origin) = (header(header::REFERER), header(header::ORIGIN));
         let page = |text: &str| Url::parse(text).ok();
         let is_ours = |page: &Url| {
+            // A blob has the origin of the page that made it, and a name in front of the host looks like another host.
+            let is_plain = page.username().is_empty() && page.password().is_none();
             let site = page.origin().ascii_serialization();
-            self.sites.have(site.as_bytes()) && origin.is_none_or(|origin| origin == site)
+            matches!(page.scheme(), "http" | "https")
+                && is_plain
+                && self.sites.have(site.as_bytes())
+                && origin.is_none_or(|origin| origin == site)
         };
         [said, referer, origin].into_iter().flatten().filter_map(page).find(is_ours)
     }
