@@ -64,6 +64,8 @@ pub(crate) struct Embedding {
     clients: Clients,
     /// New items of all clients together.
     new_items: Meter,
+    /// The most items that visitors can have made, in all.
+    most_items: usize,
     /// The proxies that were seen to hide their clients.
     hiding: Mutex<BTreeSet<HidingProxy>>,
 }
@@ -90,7 +92,8 @@ impl Embedding {
             }
         });
         let new_items = Meter::new(NEW_ITEMS);
-        Ok(Self { embed, sites, list, board, clients, new_items, hiding: Mutex::default() })
+        let (most_items, hiding) = (ITEMS, Mutex::default());
+        Ok(Self { embed, sites, list, board, clients, new_items, most_items, hiding })
     }
 
     /// What is wrong with proxies that hide their clients, each with what to do about it. All clients behind such a one
@@ -290,7 +293,7 @@ impl Embedding {
     /// Counts a new item, unless there are too many.
     fn make_room(&self, app: &App, client: Client) -> Result<(), Problem> {
         let items = app.stores.existing().borrow().iter().filter(|id| is_of_an_item(id)).count();
-        if items >= ITEMS {
+        if items >= self.most_items {
             return Err(Problem::new(
                 StatusCode::INSUFFICIENT_STORAGE,
                 "too-many-items",
@@ -478,6 +481,32 @@ mod tests {
     use crate::engine::StoreLimits;
     use crate::likes::schema;
     use crate::web::tests::app;
+
+    #[tokio::test]
+    async fn visitors_make_no_more_items_than_there_may_be_and_the_owner_does() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut app = app(dir.path(), schema(), StoreLimits::default(), 100);
+        let embed = app.face.embed.clone().expect("likes are embedded");
+        let (stores, shutdown) = (app.stores.clone(), app.shutdown.clone());
+        let embedding = Embedding::new(embed, Sites::default(), stores, dir.path(), shutdown).expect("a list");
+        let services = Arc::get_mut(&mut app).expect("nobody else has it");
+        services.embedding = Some(Embedding { most_items: 2, ..embedding });
+        let embedding = app.embedding().expect("just given");
+        let client = embedding.clients.at("198.51.100.7".parse().expect("an address"));
+        let like = async |name: &str| {
+            let item = name.parse().expect("a name");
+            let stored = store(&app, &item, client, EventId::now()).await;
+            stored.map_err(|problem| problem.into_response().status())
+        };
+        assert_eq!(like("a").await, Ok(()));
+        assert_eq!(like("b").await, Ok(()));
+        assert_eq!(like("c").await, Err(StatusCode::INSUFFICIENT_STORAGE));
+        assert!(!embedding.list.now().items.contains(&"c".parse().expect("a name")));
+        assert_eq!(like("a").await, Ok(()), "what is there goes on");
+        embedding.list.change(|listed| listed.items.extend(["d".parse().expect("a name")])).expect("written");
+        assert_eq!(like("d").await, Ok(()), "the owner's word");
+        assert_eq!(like("e").await, Err(StatusCode::INSUFFICIENT_STORAGE));
+    }
 
     #[tokio::test]
     async fn one_proxy_hides_no_other_and_there_is_an_end_to_them() {
