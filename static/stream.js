@@ -24,6 +24,7 @@ export function openStream(url, report) {
   let began = 0;
   let heardAt = 0;
   let isOpen = false; // the first commit of this stream has arrived
+  let whole = 0;      // when the stream began that last brought everything, and to which those with nothing new add
   let last;       // what the server called the last commit; it may then say that nothing has changed since
   let batch = {};
 
@@ -69,9 +70,10 @@ export function openStream(url, report) {
     if (id !== undefined) last = id;
     if (name === "ping") return;
     if (name !== "done" && name !== "current") {
-      batch[data.slice(0, data.indexOf(">") + 1)] = { html: data, began };
+      batch[data.slice(0, data.indexOf(">") + 1)] = { html: data, began: isOpen ? whole : began };
       return;
     }
+    if (name === "done" && !isOpen) whole = began;
     isOpen = true;
     report({ live: "open", fragments: batch, ...(name === "current" && { unchanged: began }) });
     batch = {};

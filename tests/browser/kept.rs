@@ -222,10 +222,10 @@ impl Somebody {
         let thread = std::thread::spawn(move || {
             let body = "<!doctype html><title>Else</title><link rel=icon href=data:,><h1>Somebody else</h1>";
             for stream in listener.incoming().take_while(|_| !end.load(Ordering::Relaxed)) {
-                let mut stream = stream.expect("a connection");
-                // A browser also opens connections that it may never use.
+                let (mut stream, end) = (stream.expect("a connection"), end.clone());
+                // A browser also opens connections that it uses later, or never.
                 std::thread::spawn(move || {
-                    if read(&stream).is_some() {
+                    if read(&stream).is_some() && !end.load(Ordering::Relaxed) {
                         let head = format!("HTTP/1.1 {status}\r\nContent-Type: text/html\r\nConnection: close");
                         let _ = write!(stream, "{head}\r\nContent-Length: {}\r\n\r\n{body}", body.len());
                     }

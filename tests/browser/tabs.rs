@@ -214,3 +214,30 @@ fn trust_57_looking_makes_nothing() {
     assert!(!server.store("work").exists() && server.store("likes").exists());
     assert_eq!(tab.eval("document.cookie"), Value::String(String::new()));
 }
+
+#[test]
+fn a_stream_that_goes_on_where_another_ended_leaves_the_page_whole() {
+    let data = data_dir();
+    let server = Server::start(data.path());
+    let browser = Browser::launch();
+    let [tab, other] = [(); 2].map(|()| browser.open(&server.url));
+    tab.until_live();
+    other.until_live();
+    for count in 1..=3 {
+        // Whoever comes back to a page that has heard nothing for two seconds begins a new stream. It has nothing new.
+        tab.eval("new Promise((resolve) => setTimeout(resolve, 2_200))");
+        if count % 2 == 0 {
+            tab.to_front()
+        } else {
+            other.to_front()
+        }
+        tab.until_live();
+        server.like("");
+        tab.until_count(count);
+        other.until_count(count);
+    }
+    for tab in [&tab, &other] {
+        tab.eval("new Promise((resolve) => setTimeout(resolve, 2_200))");
+        assert_eq!(tab.text("#message"), "");
+    }
+}
