@@ -11,11 +11,13 @@
   const script = document.currentScript ?? document.querySelector('script[src$="/embed.js"]');
   const api = new URL('embed/v1/', script.src).href;
   const buttons = new Set();
+  // By item. A plain object would have items such as "constructor" from the start.
+  const byItem = () => Object.create(null);
   // What each item shows: the newest count, and at least what this page has shown, since likes only grow.
-  const counts = {};
-  const least = {};
+  const counts = byItem();
+  const least = byItem();
 
-  const entries = {};
+  const entries = byItem();
   // What this browser has of an item: the id of its like, and the ids that aren't stored yet.
   const kept = (item) => {
     try {
@@ -40,7 +42,7 @@
     for (const button of buttons) if (!item || button.item === item) button.show(words);
   };
 
-  const sending = {};
+  const sending = byItem();
   const send = async (item, pause = 4) => {
     if (sending[item]) return;
     sending[item] = 1;

@@ -59,8 +59,8 @@ async fn list(app: &App, data: &Path, embed: &Embed, json: bool) -> anyhow::Resu
         Door::Open => eprintln!("anything takes {many}; `{} items close` keeps to this list", app.name()),
         Door::Closed => eprintln!("only what is open here takes {many}; `{} items add` adds to it", app.name()),
     }
-    if let Some(proxy) = report.unnamed_proxy {
-        eprintln!("all visitors behind the proxy at {proxy} count as one; start with --behind-proxy {proxy}");
+    for (wrong, advice) in report.faults {
+        eprintln!("{wrong}. {advice}");
     }
     Ok(())
 }

@@ -272,6 +272,10 @@ pub(crate) mod embed {
     /// Clients that are counted one by one. More share one allowance, so a stranger with many addresses fills no memory.
     pub(crate) const CLIENTS: usize = 50_000;
 
+    /// Proxies that are noted because they hide their clients. Nobody has more, and whoever is in the same network could
+    /// pose as many.
+    pub(crate) const HIDING_PROXIES: usize = 16;
+
     /// Stores that are opened at a time to read counts.
     pub(crate) const READ_AT_ONCE: usize = 16;
 

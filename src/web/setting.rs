@@ -28,14 +28,6 @@ pub(crate) async fn setting(State(app): State<App>) -> Result<Json<Setting>, Pro
     let link = app.clients.attend(&store, usize::MAX).borrow().clone();
     let trouble = store.healthy().await.trouble().map(str::to_owned).or_else(|| app.hub.trouble());
     let (public_url, mut faults) = (app.public_url.clone(), app.faults.clone());
-    if let Some(proxy) = app.embedding.as_ref().and_then(Embedding::unnamed_proxy) {
-        let proxy = proxy.to_canonical();
-        faults.push((
-            format!(
-                "a proxy at {proxy} asks for others, and nobody named it: all readers of --embed count as one client"
-            ),
-            format!("If it is yours, start this server with `--behind-proxy {proxy}`"),
-        ));
-    }
+    faults.extend(app.embedding.iter().flat_map(Embedding::faults));
     Ok(Json(Setting { public_url, upstream: (&link).into(), trouble, faults }))
 }

@@ -83,6 +83,14 @@ where
         let asked = AskedStore::from_request_parts(parts, state).await?;
         let app = App::from_ref(state);
         let who = who(parts);
+        let is_embedded = || app.embedding.as_ref().is_some_and(|embedding| embedding.has(&asked.id));
+        if who == Who::Visitor && !parts.method.is_safe() && is_embedded() {
+            return Err(Problem::forbidden(
+                "embedded-only",
+                format!("{} to this come from the sites that show it.", app.face.nouns.many_capitalized()),
+                "Nothing was stored. Use the button there.",
+            ));
+        }
         let store = app.stores.get_leaving(&asked.id, who.spare(app.stores.limits()))?.on_behalf_of(who.named());
         if let Who::Token(device) = &who {
             app.hub.saw(device, &asked.id, None);

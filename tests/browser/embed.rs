@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::chromium::{Browser, ENTER, SPACE, TAB, Tab};
-use crate::common::{Server, code_block, data_dir, wait_for};
+use crate::common::{Server, code_block, data_dir, printed, run, wait_for};
 use crate::firefox::{Firefox, FirefoxTab};
 use crate::likewise::{fill, stored};
 use crate::look::picture;
@@ -245,6 +245,41 @@ fn one_stream_serves_all_tabs_of_a_site_and_goes_on_in_another_tab() {
     server.like("/s/item-a");
     third.shows("1");
     assert_eq!(server.streams(), 1);
+}
+
+#[test]
+fn names_that_every_object_has_are_items_like_any_other() {
+    const NAMES: [&str; 4] = ["constructor", "toString", "__proto__", "hasOwnProperty"];
+    let (world, server) = World::new();
+    let buttons = NAMES.map(|name| format!("<likewise-button item={name}></likewise-button>")).concat();
+    world.sites.page("/", &world.script(), &buttons);
+    let browser = world.browser();
+    let all_show = |tab: &Tab<'_>, count: u32| {
+        let all = "Array.from(document.querySelectorAll('likewise-button'), (it) => it.count?.textContent)";
+        tab.until(&format!("{all}.join() === '{count},{count},{count},{count}'"));
+    };
+    let (first, second) = (browser.open(&world.blog("/")), browser.open(&world.blog("/")));
+    all_show(&first, 0);
+    all_show(&second, 0);
+    first.eval("document.querySelectorAll('likewise-button').forEach((it) => it.button.click())");
+    first.until("!Array.from(document.querySelectorAll('likewise-button')).some((it) => it.button.matches('.late'))");
+    // The second tab hears it from the one that reads the stream, or reads it itself.
+    all_show(&first, 1);
+    all_show(&second, 1);
+    for name in NAMES {
+        assert_eq!(stored(server.data(), &store_of(&server, name)).len(), 1, "{name}");
+    }
+    second.go(&world.blog("/"));
+    all_show(&second, 1);
+}
+
+/// The store of the item with this name.
+fn store_of(server: &Server, name: &str) -> String {
+    let listed = printed(run(server.data(), &["items", "list", "--json"]));
+    let listed: Value = serde_json::from_str(&listed).expect("JSON");
+    let items = listed["items"].as_array().expect("items");
+    let item = items.iter().find(|item| item["item"] == name).unwrap_or_else(|| panic!("{name} in {listed}"));
+    item["store"].as_str().expect("a store").to_owned()
 }
 
 #[test]

@@ -104,9 +104,16 @@ fn a_form_comes_back_to_the_page_that_has_it() {
     let root = format!("{SITE}/");
     assert_eq!(form(&[("origin", SITE), ("referer", &root)], &back), page, "browsers say only the site");
     assert_eq!(form(&[("origin", SITE)], ""), root);
-    for elsewhere in
-        ["https://evil.example/", "//evil.example", "javascript:alert(1)", "https://blog.example.evil/", ""]
-    {
+    for elsewhere in [
+        "https://evil.example/",
+        "//evil.example",
+        "javascript:alert(1)",
+        "https://blog.example.evil/",
+        "blob:https://blog.example/0",
+        "https://user@blog.example/",
+        "https://:pw@blog.example/",
+        "",
+    ] {
         assert_eq!(
             form(&[("origin", SITE), ("referer", elsewhere)], &format!("back={elsewhere}")),
             root,
@@ -381,11 +388,54 @@ fn a_proxy_that_nobody_named_is_said_once() {
     assert_eq!(log.matches("--behind-proxy 127.0.0.1").count(), 1, "{log}");
     assert!(!log.contains("198.51.100.7"), "{log}");
     let listed = run(data.path(), &["items", "list"]);
-    assert!(errors(&listed).contains("start with --behind-proxy 127.0.0.1"), "{listed:?}");
+    assert!(errors(&listed).contains("start this server with `--behind-proxy 127.0.0.1`"), "{listed:?}");
     let examined = run(data.path(), &["doctor", "--public-url", "http://127.0.0.1:1"]);
     let said = String::from_utf8_lossy(&examined.stdout);
     let line = said.lines().find(|line| line.starts_with("PROBLEM  flags")).unwrap_or_else(|| panic!("{said}"));
     assert!(line.contains("`--behind-proxy 127.0.0.1`") && examined.status.code() == Some(1), "{line}");
+}
+
+#[test]
+fn visitors_like_items_on_the_sites_alone_and_the_owner_and_paired_browsers_on_the_page_too() {
+    let data = data_dir();
+    let (url, flags) = (format!("https://{HUB}"), ["--listen", "127.0.0.1:0", "--public", "--local-page"]);
+    let serve = |more: &[&str]| Server::start_with(data.path(), &[&flags[..], &["--public-url", &url], more].concat());
+    let server = serve(&["--embed", SITE]);
+    let on_the_page = |server: &Server, path: &str, cookie: &str| {
+        let headers = [("host", HUB), ("origin", &url), ("sec-fetch-site", "same-origin"), ("cookie", cookie)];
+        server.post_with(path, &[&headers[..], &[("accept", "application/json")]].concat(), "")
+    };
+    printed(run(data.path(), &["items", "add", "there"]));
+    printed(run(data.path(), &["items", "close"]));
+    let before = listing(data.path());
+    for item in ["there", "elsewhere"] {
+        let refused = on_the_page(&server, &format!("/s/item-{item}/likes"), "");
+        assert_eq!((refused.status, code(&refused).as_str()), (403, "embedded-only"), "{refused:?}");
+    }
+    assert_eq!(listing(data.path()), before);
+    assert_eq!(server.get_with("/s/item-there/", &[("host", HUB)]).status, 200, "it can be read");
+    assert_eq!(on_the_page(&server, "/s/other/likes", "").status, 204, "other stores are as they were");
+    assert_eq!(server.post("/s/item-there/likes", "").status, 303, "the owner");
+
+    let link = printed(run(data.path(), &["pair", "laptop"]));
+    let (_, secret) = link.trim_end().split_once("/pair#").expect("a link");
+    let form = format!("kind=browser&secret={secret}&nonce=00112233445566778899aabbccddeeff");
+    let paired = server.post_with("/pair", &[("host", HUB)], &form);
+    let cookie = paired.header("set-cookie").split(';').next().expect("a cookie").to_owned();
+    assert_eq!(on_the_page(&server, "/s/item-there/likes", &cookie).status, 204, "a paired browser");
+
+    // The list stays the owner's word.
+    drop(server);
+    let server = serve(&[]);
+    assert_eq!(on_the_page(&server, "/s/item-there/likes", "").status, 403);
+    assert_eq!(on_the_page(&server, "/s/other/likes", "").status, 204);
+}
+
+#[test]
+fn a_store_that_only_looks_like_an_items_is_a_visitors_where_nothing_was_embedded() {
+    let data = data_dir();
+    let server = Server::start_with(data.path(), &["--listen", "127.0.0.1:0", "--allow-host", HUB, "--public"]);
+    assert_eq!(server.post_with("/s/item-a/likes", &[("host", HUB)], "").status, 303);
 }
 
 #[test]
@@ -454,6 +504,7 @@ fn counts_from_elsewhere_are_imported_once() {
         ("new,1\nnew\n", "Line 2: \"new\" is not `item,count`."),
         ("new,1\nnew,2\n", "Line 2: new has a line already"),
         ("new,1\na,b,2\n", "Line 2: \"a,b\" is not the name of an item"),
+        ("new,1.200\nother,5\n", "Line 1: \"1.200\" is not a count"),
         ("new,99999999\n", "Line 1: 99999999 are more likes than"),
     ] {
         let (ok, said) = import("claps", lines);

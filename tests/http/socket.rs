@@ -73,6 +73,32 @@ fn a_socket_file_is_for_the_owners_commands_and_for_a_proxy() {
 }
 
 #[test]
+fn a_proxy_at_the_socket_file_that_says_no_address_is_named_once_where_sites_embed() {
+    let (data, place) = (data_dir(), data_dir());
+    let socket = place.path().join("socket");
+    let server = on(&socket, data.path(), &["--allow-host", "likes.example.org", "--embed", "https://blog.example"]);
+    let like = |more: &str| {
+        let head = format!("Host: likes.example.org\r\nContent-Length: 0\r\nAccept: application/json\r\n{more}");
+        assert_eq!(ask(&socket, "POST /embed/v1/a/likes", &head).status, 204);
+    };
+    let doctor = || {
+        let examined = run(data.path(), &["doctor", "--public-url", "http://127.0.0.1:1"]);
+        String::from_utf8_lossy(&examined.stdout).into_owned()
+    };
+    const SILENT: &str = "the proxy at the socket file doesn't say for whom it asks";
+    like("X-Forwarded-For: 198.51.100.7\r\n");
+    assert!(!server.log().contains(SILENT) && !doctor().contains(SILENT));
+    for _ in 0..3 {
+        like("");
+    }
+    assert_eq!(server.log().matches(SILENT).count(), 1, "{}", server.log());
+    let said = doctor();
+    assert!(said.contains(SILENT) && said.contains("proxy_set_header X-Forwarded-For $remote_addr"), "{said}");
+    let listed = errors(&run(data.path(), &["items", "list"]));
+    assert!(listed.contains(SILENT) && listed.contains("http-request set-header X-Forwarded-For %[src]"), "{listed}");
+}
+
+#[test]
 fn a_socket_file_is_replaced_only_if_nobody_listens_and_it_is_one() {
     let (data, place) = (data_dir(), data_dir());
     let socket = place.path().join("socket");

@@ -1,7 +1,7 @@
 //! A hub behind common proxies, set up as `docs/proxies.md` says.
 
 use std::fs;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::thread;
 
@@ -42,6 +42,11 @@ impl Running {
 
     /// Creates a client that looks like a browser to the proxy.
     fn browser(&self, version: Version) -> Client {
+        self.browser_at("127.0.0.1", version)
+    }
+
+    /// Creates such a client that connects from `address`.
+    fn browser_at(&self, address: &str, version: Version) -> Client {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(self.proxy.authority.pem.as_bytes()).unwrap()).unwrap();
         let provider = Arc::new(rustls::crypto::ring::default_provider());
@@ -51,6 +56,7 @@ impl Running {
         tls.alpn_protocols = vec![protocol];
         let client = Client::builder()
             .no_proxy()
+            .local_address(address.parse::<IpAddr>().unwrap())
             .redirect(reqwest::redirect::Policy::none())
             .tls_backend_preconfigured(tls)
             .resolve(NAME, SocketAddr::from((Ipv4Addr::LOCALHOST, self.proxy.port)));
@@ -325,7 +331,83 @@ fn trust_71_a_button_behind_caddy() {
 
 #[test]
 fn trust_71_a_button_behind_haproxy() {
-    button_works(Kind::Haproxy, |recipe| recipe.replace("defaults\n", "defaults\n    option forwardfor\n"));
+    button_works(Kind::Haproxy, |recipe| recipe);
+}
+
+/// What leads from the proxy to the hub.
+#[derive(Clone, Copy)]
+enum Way {
+    Tcp,
+    SocketFile,
+}
+
+/// A client that says in its own headers that it is another one each time is still one client, and others are others.
+fn clients_are_told_apart(kind: Kind, way: Way, heading: &str) {
+    const SITE: &str = "https://blog.example.org";
+    const SILENT: &str = "doesn't say for whom it asks";
+    let mut hub = Node::stopped_hub();
+    hub.flag("--allow-host", NAME);
+    hub.flag("--embed", SITE);
+    match way {
+        Way::Tcp => {
+            hub.flag("--behind-proxy", "127.0.0.1");
+            hub.flag("--listen", &format!("127.0.0.1:{}", free_port()));
+        }
+        Way::SocketFile => hub.flag("--listen", &format!("unix:{}", hub.file("socket").display())),
+    }
+    hub.start();
+    let proxy = Running::start(kind, hub.url(), |_| kind.recipe(heading));
+    let like = |browser: &Client, item: String, claims: &str| {
+        let like = browser.post(format!("{}/embed/v1/{item}/likes", proxy.origin())).header("Origin", SITE);
+        let like = like.header("Accept", "application/json").header("X-Forwarded-For", claims);
+        proxy.runtime.block_on(async { like.send().await.unwrap().status() })
+    };
+    let at = |address: &str, version| proxy.browser_at(address, version);
+    let stranger = at("127.0.0.2", Version::HTTP_11);
+    // The first to like this many things.
+    let refused = (0..40).map(|n| like(&stranger, format!("new-{n}"), &format!("198.51.100.{n}")));
+    let refused = refused.enumerate().find(|(_, status)| *status != StatusCode::NO_CONTENT);
+    assert!(refused.is_some_and(|(n, status)| n >= 20 && status == StatusCode::TOO_MANY_REQUESTS), "{refused:?}");
+    for claims in ["198.51.100.99, 127.0.0.1", "127.0.0.3", "unknown", ""] {
+        assert_eq!(like(&stranger, "other".to_owned(), claims), StatusCode::TOO_MANY_REQUESTS, "{claims}");
+    }
+    for (item, version) in [("another", Version::HTTP_11), ("yet-another", Version::HTTP_2)] {
+        let other = at("127.0.0.3", version);
+        assert_eq!(like(&other, item.to_owned(), "127.0.0.2"), StatusCode::NO_CONTENT);
+    }
+    let log = hub.log();
+    assert!(!log.contains(SILENT) && !log.contains("--behind-proxy"), "{log}");
+}
+
+#[test]
+fn trust_64_clients_behind_nginx_cannot_pose_as_others() {
+    clients_are_told_apart(Kind::Nginx, Way::Tcp, "# Behind a proxy");
+}
+
+#[test]
+fn trust_64_clients_behind_caddy_cannot_pose_as_others() {
+    clients_are_told_apart(Kind::Caddy, Way::Tcp, "# Behind a proxy");
+}
+
+#[test]
+fn trust_64_clients_behind_haproxy_cannot_pose_as_others() {
+    clients_are_told_apart(Kind::Haproxy, Way::Tcp, "# Behind a proxy");
+}
+
+#[test]
+fn trust_64_clients_behind_nginx_and_a_socket_file_cannot_pose_as_others() {
+    clients_are_told_apart(Kind::Nginx, Way::SocketFile, "## Through a socket file");
+}
+
+#[test]
+fn trust_64_clients_behind_caddy_and_a_socket_file_cannot_pose_as_others() {
+    clients_are_told_apart(Kind::Caddy, Way::SocketFile, "## Through a socket file");
+}
+
+/// The recipe is the one for TCP, with another address in its last line.
+#[test]
+fn trust_64_clients_behind_haproxy_and_a_socket_file_cannot_pose_as_others() {
+    clients_are_told_apart(Kind::Haproxy, Way::SocketFile, "# Behind a proxy");
 }
 
 #[test]

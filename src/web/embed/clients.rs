@@ -12,14 +12,21 @@ use crate::limits::web::embed::{CLIENTS, LIKES_OF_A_CLIENT, NEW_ITEMS_OF_A_CLIEN
 use crate::random;
 use crate::web::shares::Bucket;
 
-/// A client, as it is known for an hour.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(crate) struct Client([u8; 16]);
-
-impl Client {
-    /// All clients for whom there is no room.
-    const OTHERS: Self = Self([0; 16]);
+/// A client, as it is known while a request is answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Client {
+    of_hour: Hash,
+    of_streams: Hash,
 }
+
+/// An address under one of the keys.
+type Hash = [u8; 16];
+
+/// All clients for whom there is no room.
+const OTHERS: Hash = [0; 16];
+
+/// A key that is never written anywhere.
+type Key = [u8; blake3::KEY_LEN];
 
 /// What is counted for each client.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,10 +42,12 @@ pub(crate) struct Clients {
 }
 
 struct Crowd {
-    key: [u8; blake3::KEY_LEN],
-    left: HashMap<Client, Left>,
-    /// Open streams. They outlive the key under which they were counted.
-    streams: HashMap<Client, usize>,
+    key: Key,
+    left: HashMap<Hash, Left>,
+    /// Lives as long as the process: streams outlive the hour, and a client has no more of them in the next. Whoever finds it
+    /// learns only who is there now, since an entry goes with its last stream.
+    streams_key: Key,
+    streams: HashMap<Hash, usize>,
 }
 
 /// What a client has left.
@@ -66,11 +75,12 @@ impl Left {
 
 impl Clients {
     pub(crate) fn new() -> Self {
-        let crowd = Crowd { key: random::bytes(), left: HashMap::new(), streams: HashMap::new() };
+        let (key, streams_key) = (random::bytes(), random::bytes());
+        let crowd = Crowd { key, left: HashMap::new(), streams_key, streams: HashMap::new() };
         Self { crowd: Arc::new(Mutex::new(crowd)) }
     }
 
-    /// Forgets all clients, and the key under which they were known.
+    /// Forgets all clients, and the key under which they were known. Streams that are open still count.
     pub(crate) fn forget(&self) {
         let mut crowd = self.lock();
         crowd.key = random::bytes();
@@ -80,14 +90,18 @@ impl Clients {
     /// Returns the client with this address. A client with an address of IPv6 has all of its network, so the first 64 bits
     /// count.
     pub(crate) fn at(&self, address: IpAddr) -> Client {
-        let key = self.lock().key;
-        let hash = match address.to_canonical() {
-            IpAddr::V4(address) => blake3::keyed_hash(&key, &address.octets()),
-            IpAddr::V6(address) => blake3::keyed_hash(&key, &address.octets()[..8]),
+        let (key, streams_key) = {
+            let crowd = self.lock();
+            (crowd.key, crowd.streams_key)
         };
-        let mut client = [0; 16];
-        client.copy_from_slice(&hash.as_bytes()[..16]);
-        Client(client)
+        let under = |key: &Key| -> Hash {
+            let hash = match address.to_canonical() {
+                IpAddr::V4(address) => blake3::keyed_hash(key, &address.octets()),
+                IpAddr::V6(address) => blake3::keyed_hash(key, &address.octets()[..8]),
+            };
+            std::array::from_fn(|place| hash.as_bytes()[place])
+        };
+        Client { of_hour: under(&key), of_streams: under(&streams_key) }
     }
 
     /// Counts what a client does. If that is too much, it counts nothing and returns how long to wait.
@@ -96,19 +110,21 @@ impl Clients {
     }
 
     fn take_at(&self, client: Client, act: Act, now: Instant) -> Result<(), Duration> {
+        let client = client.of_hour;
         let mut crowd = self.lock();
         let left = &mut crowd.left;
         if left.len() >= CLIENTS && !left.contains_key(&client) {
             left.retain(|_, left| !left.is_all(now));
         }
         let has_room = left.len() < CLIENTS || left.contains_key(&client);
-        let client = if has_room { client } else { Client::OTHERS };
+        let client = if has_room { client } else { OTHERS };
         let (bucket, rate) = left.entry(client).or_insert_with(|| Left::all(now)).of(act);
         bucket.take(rate, 1.0, now)
     }
 
     /// Counts a stream of a client until the returned value is dropped. Nothing if the client has as many as it may.
     pub(crate) fn open_stream(&self, client: Client) -> Option<OpenStream> {
+        let client = client.of_streams;
         let mut crowd = self.lock();
         let open = crowd.streams.entry(client).or_default();
         if *open >= STREAMS_OF_A_CLIENT {
@@ -126,7 +142,7 @@ impl Clients {
 /// A stream that counts as a client's.
 pub(crate) struct OpenStream {
     clients: Clients,
-    client: Client,
+    client: Hash,
 }
 
 impl Drop for OpenStream {
@@ -196,14 +212,17 @@ mod tests {
     }
 
     #[test]
-    fn streams_are_given_back_even_after_the_key_is_forgotten() {
+    fn streams_count_until_they_end_even_after_the_key_is_forgotten() {
         let clients = Clients::new();
         let one = at(&clients, "198.51.100.7");
         let streams: Vec<_> = std::iter::from_fn(|| clients.open_stream(one)).collect();
         assert_eq!(streams.len(), STREAMS_OF_A_CLIENT);
         assert!(clients.open_stream(at(&clients, "198.51.100.8")).is_some());
         clients.forget();
+        let same = at(&clients, "198.51.100.7");
+        assert!(clients.open_stream(same).is_none(), "another hour brings no others");
         drop(streams);
         assert!(clients.lock().streams.is_empty());
+        assert!(clients.open_stream(same).is_some());
     }
 }

@@ -136,7 +136,7 @@ fn parse(line: &str, is_first: bool) -> Result<Option<(Item, u64)>, String> {
         };
         match bare(count).parse() {
             Ok(count) => (bare(name), count),
-            Err(_) if is_first => return Ok(None),
+            Err(_) if is_first && is_title(&bare(count)) => return Ok(None),
             Err(_) => return Err(format!("{:?} is not a count", bare(count))),
         }
     };
@@ -144,6 +144,11 @@ fn parse(line: &str, is_first: bool) -> Result<Option<(Item, u64)>, String> {
         return Err(format!("{count} are more likes than an import may bring for one item, which is {MOST_IMPORTED}"));
     }
     Ok(Some((name.parse::<Item>().map_err(|error| error.to_string())?, count)))
+}
+
+/// Returns whether a text names a column. One with a digit in it is meant as a count, and dropping it would lose likes.
+fn is_title(text: &str) -> bool {
+    text.contains(char::is_alphabetic) && !text.contains(char::is_numeric)
 }
 
 #[cfg(test)]
@@ -176,7 +181,14 @@ mod tests {
         ] {
             assert!(parse(line).is_err(), "{line}");
         }
-        assert_eq!(super::parse("item,count", true), Ok(None));
+        for titles in ["item,count", "Seite,\"Anzahl (gesamt)\"", "page,♥ likes"] {
+            assert_eq!(super::parse(titles, true), Ok(None), "{titles}");
+        }
+        for line in
+            ["other,1.200", "other,1e3", "other,5 likes", "other,", "other,-", "other,-1", "other,\u{661}", "other"]
+        {
+            assert!(super::parse(line, true).is_err(), "{line} is no line of titles");
+        }
     }
 
     #[test]

@@ -13,10 +13,9 @@ mod live;
 mod owner;
 mod script;
 
-use std::net::IpAddr;
+use std::collections::BTreeSet;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::OnceLock;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -38,6 +37,7 @@ pub(crate) use self::clients::Client;
 use self::clients::{Act, Clients};
 pub(crate) use self::import::{ImportedCounts, import_counts};
 pub(crate) use self::item::{Item, is_of_an_item};
+use self::list::Listed;
 pub(crate) use self::list::{Door, ItemList};
 pub(crate) use self::owner::{
     ItemChange, ItemReport, ItemsReport, after, change_items, change_list, import_route, items, report,
@@ -46,13 +46,13 @@ use super::assets::prefers_gzip;
 use super::face::Embed;
 use super::fields::Fields;
 use super::form::STORED;
-use super::guard::{ClientAddress, SEC_FETCH_MODE, Sites, UnnamedProxy};
+use super::guard::{ClientAddress, HidingProxy, SEC_FETCH_MODE, Sites};
 use super::problem::asks_for_json;
 use super::shares::{Meter, Who};
 use super::{App, Problem, Received, Services, sentence};
 use crate::data_dir::DataDir;
 use crate::engine::{EventId, StoreId, Stores};
-use crate::limits::web::embed::{BADGE_KEPT, COUNTS_KEPT, ITEMS, KEY_LIVES, NEW_ITEMS, TOGETHER};
+use crate::limits::web::embed::{BADGE_KEPT, COUNTS_KEPT, HIDING_PROXIES, ITEMS, KEY_LIVES, NEW_ITEMS, TOGETHER};
 use crate::limits::web::shares::VISITORS_LINKS;
 
 /// What embedding needs, beside what every handler can use.
@@ -64,8 +64,10 @@ pub(crate) struct Embedding {
     clients: Clients,
     /// New items of all clients together.
     new_items: Meter,
-    /// The peer that seems to be a proxy which nobody named, once there was one.
-    unnamed_proxy: OnceLock<IpAddr>,
+    /// The most items that visitors can have made, in all.
+    most_items: usize,
+    /// The proxies that were seen to hide their clients.
+    hiding: Mutex<BTreeSet<HidingProxy>>,
 }
 
 impl Embedding {
@@ -90,13 +92,33 @@ impl Embedding {
             }
         });
         let new_items = Meter::new(NEW_ITEMS);
-        Ok(Self { embed, sites, list, board, clients, new_items, unnamed_proxy: OnceLock::new() })
+        let (most_items, hiding) = (ITEMS, Mutex::default());
+        Ok(Self { embed, sites, list, board, clients, new_items, most_items, hiding })
     }
 
-    /// The peer that seems to be a proxy which `--behind-proxy` doesn't name, if there was one. All clients behind it
-    /// then share the limits of one.
-    pub(crate) fn unnamed_proxy(&self) -> Option<IpAddr> {
-        self.unnamed_proxy.get().copied()
+    /// What is wrong with proxies that hide their clients, each with what to do about it. All clients behind such a one
+    /// share the limits of one.
+    pub(crate) fn faults(&self) -> Vec<(String, String)> {
+        self.hiding().iter().map(|proxy| proxy.fault()).collect()
+    }
+
+    /// Notes a proxy that hides its clients, and says it once.
+    fn note(&self, proxy: HidingProxy) {
+        let mut hiding = self.hiding();
+        if hiding.len() < HIDING_PROXIES && hiding.insert(proxy) {
+            let (wrong, advice) = proxy.fault();
+            tracing::error!("{wrong}. {advice}");
+        }
+    }
+
+    fn hiding(&self) -> MutexGuard<'_, BTreeSet<HidingProxy>> {
+        self.hiding.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns whether visitors may add to this store by `/embed` alone, where the owner's list and the limits hold. That
+    /// stays so when a server with such a list embeds nothing for a while.
+    pub(crate) fn has(&self, store: &StoreId) -> bool {
+        is_of_an_item(store) && (!self.sites.0.is_empty() || *self.list.now() != Listed::default())
     }
 }
 
@@ -191,13 +213,8 @@ impl FromRequestParts<App> for AskingClient {
         let embedding = app.embedding()?;
         let missing = || Problem::internal("a request without the address of its client");
         let ClientAddress(address) = parts.extensions.get().copied().ok_or_else(missing)?;
-        if let Some(UnnamedProxy(proxy)) = parts.extensions.get().copied()
-            && embedding.unnamed_proxy.set(proxy).is_ok()
-        {
-            tracing::error!(
-                "a proxy at {proxy} asks for others, and nobody said that it may: all of its visitors count as one client, and \
-                 share what one may like. If it is yours, start with `--behind-proxy {proxy}`"
-            );
+        if let Some(proxy) = parts.extensions.get().copied() {
+            embedding.note(proxy);
         }
         Ok(Self(embedding.clients.at(address)))
     }
@@ -276,7 +293,7 @@ impl Embedding {
     /// Counts a new item, unless there are too many.
     fn make_room(&self, app: &App, client: Client) -> Result<(), Problem> {
         let items = app.stores.existing().borrow().iter().filter(|id| is_of_an_item(id)).count();
-        if items >= ITEMS {
+        if items >= self.most_items {
             return Err(Problem::new(
                 StatusCode::INSUFFICIENT_STORAGE,
                 "too-many-items",
@@ -330,8 +347,13 @@ impl Embedding {
         let (referer, origin) = (header(header::REFERER), header(header::ORIGIN));
         let page = |text: &str| Url::parse(text).ok();
         let is_ours = |page: &Url| {
+            // A blob has the origin of the page that made it, and a name in front of the host looks like another host.
+            let is_plain = page.username().is_empty() && page.password().is_none();
             let site = page.origin().ascii_serialization();
-            self.sites.have(site.as_bytes()) && origin.is_none_or(|origin| origin == site)
+            matches!(page.scheme(), "http" | "https")
+                && is_plain
+                && self.sites.have(site.as_bytes())
+                && origin.is_none_or(|origin| origin == site)
         };
         [said, referer, origin].into_iter().flatten().filter_map(page).find(is_ours)
     }
@@ -451,4 +473,55 @@ fn live(app: &App, items: Vec<Item>, form: live::Form, client: Client) -> Result
     })?;
     let taken = live::Taken { _of_all: of_all, _of_client: of_client, _open: app.metrics.stream_opened() };
     Ok(live::answer(&embedding.board, items, form, taken, app.shutdown.clone()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::StoreLimits;
+    use crate::likes::schema;
+    use crate::web::tests::app;
+
+    #[tokio::test]
+    async fn visitors_make_no_more_items_than_there_may_be_and_the_owner_does() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut app = app(dir.path(), schema(), StoreLimits::default(), 100);
+        let embed = app.face.embed.clone().expect("likes are embedded");
+        let (stores, shutdown) = (app.stores.clone(), app.shutdown.clone());
+        let embedding = Embedding::new(embed, Sites::default(), stores, dir.path(), shutdown).expect("a list");
+        let services = Arc::get_mut(&mut app).expect("nobody else has it");
+        services.embedding = Some(Embedding { most_items: 2, ..embedding });
+        let embedding = app.embedding().expect("just given");
+        let client = embedding.clients.at("198.51.100.7".parse().expect("an address"));
+        let like = async |name: &str| {
+            let item = name.parse().expect("a name");
+            let stored = store(&app, &item, client, EventId::now()).await;
+            stored.map_err(|problem| problem.into_response().status())
+        };
+        assert_eq!(like("a").await, Ok(()));
+        assert_eq!(like("b").await, Ok(()));
+        assert_eq!(like("c").await, Err(StatusCode::INSUFFICIENT_STORAGE));
+        assert!(!embedding.list.now().items.contains(&"c".parse().expect("a name")));
+        assert_eq!(like("a").await, Ok(()), "what is there goes on");
+        embedding.list.change(|listed| listed.items.extend(["d".parse().expect("a name")])).expect("written");
+        assert_eq!(like("d").await, Ok(()), "the owner's word");
+        assert_eq!(like("e").await, Err(StatusCode::INSUFFICIENT_STORAGE));
+    }
+
+    #[tokio::test]
+    async fn one_proxy_hides_no_other_and_there_is_an_end_to_them() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let app = app(dir.path(), schema(), StoreLimits::default(), 100);
+        let embed = app.face.embed.clone().expect("likes are embedded");
+        let (stores, shutdown) = (app.stores.clone(), app.shutdown.clone());
+        let embedding = Embedding::new(embed, Sites::default(), stores, dir.path(), shutdown).expect("a list");
+        let unnamed = |last: u8| HidingProxy::Unnamed([192, 168, 1, last].into());
+        (0..=255).for_each(|_| embedding.note(unnamed(7)));
+        embedding.note(HidingProxy::SilentByFile);
+        let faults = embedding.faults();
+        assert!(faults[0].1.contains("`--behind-proxy 192.168.1.7`"), "{faults:?}");
+        assert!(faults[1].0.contains("socket file") && faults.len() == 2, "{faults:?}");
+        (0..=255).for_each(|last| embedding.note(unnamed(last)));
+        assert_eq!(embedding.faults().len(), HIDING_PROXIES);
+    }
 }

@@ -27,9 +27,9 @@ pub(crate) struct ItemsReport {
     pub(crate) door: Door,
     /// By name.
     pub(crate) items: Vec<ItemReport>,
-    /// The address of a proxy that nobody named.
+    /// What is wrong with proxies in front, each with what to do about it.
     #[serde(default)]
-    pub(crate) unnamed_proxy: Option<String>,
+    pub(crate) faults: Vec<(String, String)>,
 }
 
 /// One item.
@@ -86,7 +86,7 @@ async fn report_from(list: &ItemList, stores: &Stores, board: &Board) -> ItemsRe
     };
     let mut items: Vec<_> = all.into_iter().zip(counts).map(report).collect();
     items.sort();
-    ItemsReport { door: listed.door, items, unnamed_proxy: None }
+    ItemsReport { door: listed.door, items, faults: Vec::new() }
 }
 
 /// Changes the list as the owner says. Waits for the disk.
@@ -112,8 +112,7 @@ pub(crate) fn change_list(list: &ItemList, stores: &Stores, change: &ItemChange)
 pub(crate) async fn items(State(app): State<App>) -> Result<Json<ItemsReport>, Problem> {
     let embedding = app.embedding()?;
     let report = report_from(&embedding.list, &app.stores, &embedding.board).await;
-    let unnamed_proxy = embedding.unnamed_proxy().map(|proxy| proxy.to_string());
-    Ok(Json(ItemsReport { unnamed_proxy, ..report }))
+    Ok(Json(ItemsReport { faults: embedding.faults(), ..report }))
 }
 
 /// `POST /control/v1/items`, with an [`ItemChange`].

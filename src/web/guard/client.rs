@@ -69,16 +69,60 @@ impl ClientAddress {
     }
 }
 
-/// The address of a peer that asks for others, as proxies do, although nobody named it. All of its clients count as one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::web) struct UnnamedProxy(pub(in crate::web) IpAddr);
+/// A proxy that makes all of its clients count as one: it isn't trusted to say who they are, or it doesn't say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(in crate::web) enum HidingProxy {
+    /// A peer that asks for others, as proxies do, although nobody named it.
+    Unnamed(IpAddr),
+    /// A named proxy that doesn't say for whom it asks.
+    Silent(IpAddr),
+    /// One that comes by the socket file and doesn't say it.
+    SilentByFile,
+}
 
-impl UnnamedProxy {
-    /// Returns the peer, if it shows such a sign and isn't one of the `proxies`.
+impl HidingProxy {
+    /// Returns the proxy that a request came through, if it hides its clients.
     pub(super) fn of(proxies: &[TrustedProxy], request: &Request) -> Option<Self> {
+        let is_silent = || !matches!(claims(request.headers()).last(), Some(Some(_)));
+        let Some(peer) = peer(request) else {
+            return (is_by_file(request) && is_silent()).then_some(Self::SilentByFile);
+        };
+        if is_one_of(proxies, peer) {
+            return is_silent().then_some(Self::Silent(peer));
+        }
         let is_sign = |name: &&str| request.headers().contains_key(*name);
         let shows_sign = ["x-forwarded-for", "forwarded", "x-real-ip"].iter().any(is_sign);
-        peer(request).filter(|peer| shows_sign && !is_one_of(proxies, *peer)).map(Self)
+        // From anywhere, a client can send such a header without a proxy. Nobody should trust it for that.
+        (is_near(peer) && shows_sign).then_some(Self::Unnamed(peer))
+    }
+
+    /// What is wrong with it, and what to do.
+    pub(in crate::web) fn fault(self) -> (String, String) {
+        const LINE: &str = "Have it write X-Forwarded-For (nginx: `proxy_set_header X-Forwarded-For $remote_addr;`, HAProxy: \
+                            `http-request set-header X-Forwarded-For %[src]`)";
+        let (wrong, advice) = match self {
+            Self::Unnamed(proxy) => (
+                format!("a proxy at {proxy} asks for others, and nobody named it"),
+                format!("If it is yours, start this server with `--behind-proxy {proxy}`"),
+            ),
+            Self::Silent(proxy) => (format!("the proxy at {proxy} doesn't say for whom it asks"), LINE.to_owned()),
+            Self::SilentByFile => {
+                ("the proxy at the socket file doesn't say for whom it asks".to_owned(), LINE.to_owned())
+            }
+        };
+        (format!("{wrong}: all readers of --embed count as one client"), advice)
+    }
+}
+
+/// Returns whether an address is this machine's or one of a network that isn't the internet.
+fn is_near(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(address) => {
+            let [first, second, ..] = address.octets();
+            let is_shared = first == 100 && second & 0xc0 == 64;
+            address.is_loopback() || address.is_private() || address.is_link_local() || is_shared
+        }
+        IpAddr::V6(address) => address.is_loopback() || address.is_unique_local() || address.is_unicast_link_local(),
     }
 }
 
@@ -145,6 +189,41 @@ mod tests {
         let cdn = "198.51.100.0/24".parse().expect("a network");
         assert_eq!(client(&[cdn], "203.0.113.66, 198.51.100.7"), "203.0.113.66");
         assert_eq!(client(&[], "unknown"), "127.0.0.1");
+    }
+
+    #[test]
+    fn a_proxy_that_hides_its_clients_is_noticed_and_a_client_elsewhere_is_none() {
+        let proxies = ["10.0.0.2".parse().expect("a proxy")];
+        let hiding = |peer: Option<&str>, header: &'static str, value: &'static str| {
+            let mut request = Request::new(Body::empty());
+            request.headers_mut().append(header, value.parse().expect("a value"));
+            match peer {
+                Some(peer) => {
+                    let peer = SocketAddr::new(peer.parse().expect("an address"), 50_000);
+                    request.extensions_mut().insert(ConnectInfo(peer));
+                }
+                None => drop(request.extensions_mut().insert(ByFile)),
+            }
+            HidingProxy::of(&proxies, &request)
+        };
+        let address = |text: &str| text.parse::<IpAddr>().expect("an address");
+        for near in ["127.0.0.1", "::1", "10.0.0.3", "172.17.0.1", "192.168.1.9", "100.64.0.1", "fd00::2", "fe80::2"] {
+            for sign in ["x-forwarded-for", "x-real-ip", "forwarded"] {
+                assert_eq!(hiding(Some(near), sign, "198.51.100.7"), Some(HidingProxy::Unnamed(address(near))));
+            }
+            assert_eq!(hiding(Some(near), "accept", "*/*"), None, "a client");
+        }
+        for elsewhere in ["203.0.113.66", "100.128.0.1", "2001:db8::66"] {
+            assert_eq!(hiding(Some(elsewhere), "x-real-ip", "198.51.100.7"), None, "{elsewhere}");
+            assert_eq!(hiding(Some(elsewhere), "x-forwarded-for", "198.51.100.7"), None, "{elsewhere}");
+        }
+        for (peer, silent) in
+            [(Some("10.0.0.2"), HidingProxy::Silent(address("10.0.0.2"))), (None, HidingProxy::SilentByFile)]
+        {
+            assert_eq!(hiding(peer, "x-forwarded-for", "198.51.100.7"), None);
+            assert_eq!(hiding(peer, "x-forwarded-for", "unknown"), Some(silent));
+            assert_eq!(hiding(peer, "x-real-ip", "198.51.100.7"), Some(silent));
+        }
     }
 
     #[test]

@@ -30,7 +30,7 @@ pub(super) use self::caller::bearer_token;
 use self::caller::caller;
 pub(crate) use self::caller::{Caller, Pass, Passes, Sees};
 pub use self::client::TrustedProxy;
-pub(super) use self::client::{ClientAddress, UnnamedProxy};
+pub(super) use self::client::{ClientAddress, HidingProxy};
 pub use self::host::AllowedHost;
 pub(super) use self::host::{ByFile, ReachedAt};
 pub use self::sites::EmbeddingSite;
@@ -196,7 +196,7 @@ async fn admit(State(guard): State<Arc<Guard>>, mut request: Request, next: Next
             if let Some(client) = ClientAddress::of(&guard.policy.proxies, &request) {
                 request.extensions_mut().insert(client);
             }
-            if let Some(proxy) = UnnamedProxy::of(&guard.policy.proxies, &request) {
+            if let Some(proxy) = HidingProxy::of(&guard.policy.proxies, &request) {
                 request.extensions_mut().insert(proxy);
             }
             let renewed = guard.renewed(&caller, &request);
