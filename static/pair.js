@@ -20,3 +20,6 @@ if (history.state?.secret) {
   nonce.value = history.state.nonce;
   code.closest("label").remove();
 }
+
+// Another link opened in this tab changes nothing but the part after `#`.
+addEventListener("hashchange", () => location.reload());

@@ -81,6 +81,10 @@ fn without_javascript_the_code_is_typed() {
     let browser = Browser::launch();
     browser.network_may_fail();
     let tab = browser.blank();
+    // A link that is opened in a tab which shows the page already is taken.
+    tab.go(&format!("{}/pair", proxy.origin()));
+    tab.eval("location.hash = 'f'.repeat(32)");
+    tab.until("document.querySelector('[name=secret]').value.length === 32");
     tab.without_scripts();
     tab.go(&format!("{}/pair", proxy.origin()));
     picture_every_size(&tab, "pair-code");
