@@ -145,7 +145,8 @@
     :host { display: inline-block; vertical-align: middle; }
     :host([hidden]) { display: none; }
     button {
-      display: flex; align-items: center; gap: .4em; box-sizing: border-box; cursor: pointer;
+      display: flex; align-items: center; justify-content: center; gap: .4em; box-sizing: border-box; cursor: pointer;
+      inline-size: 100%;
       block-size: var(--likewise-size, 2.5em); padding: 0 .9em; font: inherit; color: inherit;
       background: var(--likewise-background, none); border-radius: var(--likewise-radius, 9em);
       border: 1px solid var(--likewise-border, color-mix(in srgb, currentcolor 40%, transparent));

@@ -121,7 +121,7 @@ fn show(out: &mut impl Write, findings: &[Finding], json: bool) -> anyhow::Resul
     for Finding { check, verdict, found, advice } in findings {
         let advice = advice.as_ref().map(|advice| format!(". {advice}")).unwrap_or_default();
         // Whoever answered may have said part of it, and it is one line.
-        let text = plain(&format!("{found}{advice}")).replace('\n', " ");
+        let text = plain(&format!("{}{advice}", found.trim_end_matches('.'))).replace('\n', " ");
         writeln!(out, "{:<8} {check:<9} {text}", verdict.mark())?;
     }
     Ok(())
