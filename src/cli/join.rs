@@ -10,9 +10,9 @@ use reqwest::Method;
 use super::process::Process;
 use crate::app::App;
 use crate::data_dir::{self, Claim, DataDir};
-use crate::engine;
+use crate::engine::{self, Device};
 use crate::limits::sync::pairing::LONGEST_LINK;
-use crate::sync::{Link, Purpose, TokenFile, joined};
+use crate::sync::{Joined, Link, Purpose, TokenFile, joined};
 use crate::web::Followed;
 
 pub(super) async fn join(
@@ -52,8 +52,11 @@ pub(super) async fn join(
         })?;
     }
     let devices = TokenFile::in_dir(data).list()?;
-    let called = link.join(data, root_certificate).await?;
-    eprintln!("joined {} as {called}; `{name}` alone syncs with it from now on", link.hub());
+    let Joined { device, before } = link.join(data, root_certificate).await?;
+    eprintln!("joined {} as {}; `{name}` alone syncs with it from now on", link.hub(), device.as_str());
+    if let Some(before) = before.as_ref().map(Device::as_str) {
+        eprintln!("it was {before} there before; end that name at the hub with `{name} token revoke {before}`");
+    }
     if devices.iter().any(|token| token.purpose != Purpose::Read) {
         eprintln!(
             "{} was a hub itself. Its devices and browsers can't use it any more; pair them with {}",

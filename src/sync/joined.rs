@@ -17,7 +17,7 @@ use super::http::{TokenSource, UpstreamOptions, checked, connect};
 use super::pairings::Paired;
 use super::protocol::words;
 use super::tokens::{read, replace};
-use crate::engine::sync_dir;
+use crate::engine::{Device, sync_dir};
 use crate::limits::sync::http::ANSWER;
 use crate::limits::sync::pairing::{ANSWER_BYTES, ASKED, PAUSE};
 use crate::random;
@@ -54,13 +54,14 @@ impl Link {
         self.hub.as_str().trim_end_matches('/')
     }
 
-    /// Redeems the link, and makes the data directory `data` a device of that hub. Returns its name there.
+    /// Redeems the link, and makes the data directory `data` a device of that hub. Returns its name there, and the name that
+    /// it had before, if that is another.
     ///
     /// # Errors
     ///
     /// When the hub doesn't answer or refuses, or the files can't be written. After an answer that was lost, the same link
     /// can be tried again here.
-    pub(crate) async fn join(&self, data: &Path, certificates: Option<&Path>) -> anyhow::Result<String> {
+    pub(crate) async fn join(&self, data: &Path, certificates: Option<&Path>) -> anyhow::Result<Joined> {
         let nonce = Nonce::in_dir(data);
         let Paired { device, token } = self.redeem(&nonce.get(self)?, certificates).await?;
         let files = Files::in_dir(data);
@@ -73,10 +74,12 @@ impl Link {
             }
             None => remove(&files.certificates)?,
         }
+        let before = hub_in(&files)?.and_then(|hub| hub.device).filter(|before| *before != device);
         replace(&files.token, format!("{token}\n").as_bytes())?;
-        replace(&files.hub, &serde_json::to_vec_pretty(&Hub { url: self.hub().to_owned() })?)?;
+        let hub = Hub { url: self.hub().to_owned(), device: Some(device.clone()) };
+        replace(&files.hub, &serde_json::to_vec_pretty(&hub)?)?;
         nonce.forget()?;
-        Ok(device.as_str().to_owned())
+        Ok(Joined { device, before })
     }
 
     /// Tells this link from any other, and says nothing of it.
@@ -101,7 +104,11 @@ impl Link {
                 .timeout(ANSWER);
             asked += 1;
             match answer(request.send().await, self.hub()).await {
-                Err(NoAnswer::Lost(_)) if asked < ASKED => sleep(PAUSE).await,
+                Err(NoAnswer::Lost(_) | NoAnswer::Unreached(_)) if asked < ASKED => sleep(PAUSE).await,
+                Err(NoAnswer::Unreached(why)) => bail!(
+                    "{why}. The link is still good. If the hub's certificate is signed by an authority of its own, name that with \
+                     --root-certificate"
+                ),
                 Err(NoAnswer::Lost(why)) => {
                     bail!("{why}; try again with the same link, which this may have used up for others")
                 }
@@ -114,6 +121,8 @@ impl Link {
 
 /// Why a hub gave no token.
 enum NoAnswer {
+    /// There was no connection, so nothing was asked.
+    Unreached(String),
     /// There was no answer of a hub. It may have been lost.
     Lost(String),
     Refused(String),
@@ -127,7 +136,11 @@ async fn answer(answer: reqwest::Result<Response>, hub: &str) -> Result<Paired, 
         #[serde(default)]
         advice: String,
     }
-    let lost = |error: reqwest::Error| NoAnswer::Lost(format!("cannot ask {hub}: {}", in_full(&error.without_url())));
+    let lost = |error: reqwest::Error| {
+        let is_unreached = error.is_connect();
+        let why = format!("cannot ask {hub}: {}", in_full(&error.without_url()));
+        if is_unreached { NoAnswer::Unreached(why) } else { NoAnswer::Lost(why) }
+    };
     let mut answer = answer.map_err(lost)?;
     let status = answer.status();
     let mut text = Vec::new();
@@ -203,6 +216,23 @@ impl Files {
 #[derive(Serialize, Deserialize)]
 struct Hub {
     url: String,
+    /// The name that this device has there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    device: Option<Device>,
+}
+
+/// What came of joining a hub.
+pub(crate) struct Joined {
+    /// The name of this device at the hub.
+    pub(crate) device: Device,
+    /// The name that it had there before. The hub still has a token for it.
+    pub(crate) before: Option<Device>,
+}
+
+fn hub_in(files: &Files) -> anyhow::Result<Option<Hub>> {
+    let Some(text) = read(&files.hub)? else { return Ok(None) };
+    let hub = serde_json::from_slice(&text);
+    hub.map(Some).with_context(|| format!("{} is damaged; delete it, and join the hub again", files.hub.display()))
 }
 
 /// Returns the hub that the data directory `data` was joined to, and how to be let in there.
@@ -212,9 +242,7 @@ struct Hub {
 /// When the file can't be read.
 pub(crate) fn joined(data: &Path) -> anyhow::Result<Option<UpstreamOptions>> {
     let files = Files::in_dir(data);
-    let Some(text) = read(&files.hub)? else { return Ok(None) };
-    let Hub { url } = serde_json::from_slice(&text)
-        .with_context(|| format!("{} is damaged; delete it, and join the hub again", files.hub.display()))?;
+    let Some(Hub { url, .. }) = hub_in(&files)? else { return Ok(None) };
     let root_certificate = files.certificates.exists().then_some(files.certificates);
     Ok(Some(UpstreamOptions { url, token: TokenSource::File(files.token), root_certificate }))
 }

@@ -36,7 +36,7 @@ pub use http::{TokenSource, UpstreamOptions};
 #[cfg(feature = "app")]
 pub(crate) use http::{Upstream, is_local};
 #[cfg(feature = "app")]
-pub(crate) use joined::{Link, joined, leave};
+pub(crate) use joined::{Joined, Link, joined, leave};
 #[cfg(feature = "app")]
 pub(crate) use pairings::{NotPaired, PairingFile, Shown};
 #[cfg(feature = "app")]

@@ -144,7 +144,7 @@ fn a_hub_behind_tls_is_joined_with_its_certificate() {
     let mut laptop = Node::alone();
     let link = link(&hub, "laptop", Some(&proxy.url));
     let (is_done, said) = join(&laptop, &link);
-    assert!(!is_done && said.contains("certificate"), "{said}");
+    assert!(!is_done && said.contains("--root-certificate") && said.contains("still good"), "{said}");
     let roots = laptop.file("roots.pem");
     std::fs::write(&roots, &authority.pem).unwrap();
     laptop.run(&["join", &link, "--root-certificate", roots.to_str().unwrap()]);
@@ -161,6 +161,8 @@ fn a_directory_has_one_hub_and_the_command_line_wins() {
     let mut laptop = Node::alone();
     joined(&laptop, &link(&first, "laptop", None));
     let other = link(&second, "laptop", None);
+    let again = joined(&laptop, &link(&first, "tablet", None));
+    assert!(again.contains("it was laptop there before") && again.contains("token revoke laptop"), "{again}");
     let (is_done, said) = join(&laptop, &other);
     assert!(!is_done, "{said}");
     for word in [first.url(), second.url(), "upstream.json", "adopt"] {
