@@ -1,16 +1,20 @@
-//! What a like costs over HTTP, compared with the least that a server on the same libraries can do: an axum handler that reads
-//! the form, stores nothing, and answers with the same redirect.
+//! What a like costs over HTTP, and how soon all pages are live again after a restart, compared with the least that a server on
+//! the same libraries can do: an axum handler that reads the form, stores nothing, and answers with the same redirect; and one
+//! whose streams say one thing.
 //!
 //! ```sh
 //! cargo bench --bench http
+//! cargo bench --bench http -- restart
 //! BENCH_CONNECTIONS=8 BENCH_SECONDS=60 cargo bench --bench http
 //! ```
 //!
 //! Each server is its own process: the release binary with its guard and limits, and this program again, which has neither. The
-//! same client asks them in turns. It keeps 64 connections busy with one request each, and shares the machine with them.
+//! same client asks them in turns, and shares the machine with them. For likes, it keeps 64 connections busy with one request
+//! each. For restarts, it follows the live stream of 6,000 pages, and comes back as the page's script does.
 
 mod compare;
 
+use std::convert::Infallible;
 use std::env;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::SocketAddr;
@@ -21,22 +25,27 @@ use axum::Router;
 use axum::body::Bytes;
 use axum::http::StatusCode;
 use axum::response::Redirect;
-use axum::routing::post;
+use axum::response::sse::{Event, Sse};
+use axum::routing::{get, post};
 use compare::{Aim, Scale, compare, head, is_wanted, on_disk};
+use futures_util::StreamExt as _;
 use likewise::engine::EventId;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 
-/// Set for the child process that serves without storing.
+/// Set for the child process that serves without storing: where it listens.
 const BE_EMPTY: &str = "BENCH_BE_EMPTY";
 
 fn main() {
-    if env::var_os(BE_EMPTY).is_some() {
-        return serve_nothing();
+    if let Ok(listen) = env::var(BE_EMPTY) {
+        return serve_nothing(&listen);
     }
     if is_wanted("http") {
         likes_over_http(Scale::asked_for());
+    }
+    if is_wanted("restart") {
+        pages_after_a_restart(Scale::asked_for());
     }
 }
 
@@ -48,7 +57,7 @@ fn likes_over_http(scale: Scale) {
     likewise.args(["serve", "--listen", "127.0.0.1:0", "--data"]).arg(dir.path()).env("LIKEWISE_LOG", "warn");
     let likewise = Server::start(&mut likewise);
     let this = env::current_exe().expect("the path of this program");
-    let nothing = Server::start(Command::new(this).env(BE_EMPTY, "1"));
+    let nothing = Server::start(Command::new(this).env(BE_EMPTY, "127.0.0.1:0"));
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("start tokio");
     let slice = scale.time(Duration::from_secs(1));
@@ -65,6 +74,89 @@ fn likes_over_http(scale: Scale) {
     };
     compare(scale, &format!("over {connections} connections"), Aim::Speed(0.5), ours, plain);
     assert_eq!(likewise.count(), likes, "each answered like counts once");
+}
+
+fn pages_after_a_restart(scale: Scale) {
+    raise_open_file_limit();
+    head("kill, start, all pages are live", "likewise", "one event");
+    // As many as one kind of reader may have where a process may open 20,000 files.
+    let pages = scale.of(6_000);
+    let dir = on_disk();
+    let this = env::current_exe().expect("the path of this program");
+    let mut likewise = |listen: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_likewise"));
+        command.args(["serve", "--listen", listen, "--data"]).arg(dir.path()).env("LIKEWISE_LOG", "error");
+        Server::start(&mut command)
+    };
+    let mut plain = |listen: &str| Server::start(Command::new(&this).env(BE_EMPTY, listen));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("start tokio");
+    compare(
+        scale,
+        &format!("{pages} pages"),
+        Aim::None,
+        || runtime.block_on(live_again(&mut likewise, pages)),
+        || runtime.block_on(live_again(&mut plain, pages)),
+    );
+}
+
+/// Has `pages` follow a server, kills that, and starts it again. Returns the time from then until the last page is live.
+async fn live_again(serve: &mut impl FnMut(&str) -> Server, pages: usize) -> Duration {
+    let server = serve("127.0.0.1:0");
+    let address = server.address;
+    let mut following: JoinSet<TcpStream> = (0..pages).map(|_| follow(address)).collect();
+    let mut streams = Vec::with_capacity(pages);
+    while let Some(stream) = following.join_next().await {
+        streams.push(stream.expect("a page"));
+    }
+    drop(server);
+    let start = Instant::now();
+    let mut back: JoinSet<TcpStream> = JoinSet::new();
+    for mut stream in streams {
+        back.spawn(async move {
+            while matches!(stream.read(&mut [0; 4096]).await, Ok(1..)) {}
+            follow(address).await
+        });
+    }
+    let _server = serve(&address.to_string());
+    let mut streams = Vec::with_capacity(pages);
+    while let Some(stream) = back.join_next().await {
+        streams.push(stream.expect("a page"));
+    }
+    start.elapsed()
+}
+
+/// Opens the live stream as the page's script does: after each failure it waits twice as long as before, less up to a half by
+/// chance. Returns the stream after its first event.
+async fn follow(address: SocketAddr) -> TcpStream {
+    let request = format!("GET /live HTTP/1.1\r\nHost: {address}\r\nAccept: text/event-stream\r\n\r\n");
+    let begin = async || {
+        let mut stream = TcpStream::connect(address).await.ok()?;
+        stream.write_all(request.as_bytes()).await.ok()?;
+        let (mut heard, mut piece) = (Vec::new(), [0; 4096]);
+        while !heard.windows(2).any(|pair| pair == b"\n\n") {
+            let read = stream.read(&mut piece).await.ok().filter(|read| *read > 0)?;
+            heard.extend_from_slice(&piece[..read]);
+            assert!(heard.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&heard));
+        }
+        Some(stream)
+    };
+    let mut pause: f64 = 300.0;
+    loop {
+        if let Ok(Some(stream)) = tokio::time::timeout(Duration::from_secs(5), begin()).await {
+            return stream;
+        }
+        let chance = f64::from(uuid::Uuid::new_v4().as_bytes()[0]) / 255.0;
+        tokio::time::sleep(Duration::from_secs_f64(pause / 1e3 * (1.0 - chance / 2.0))).await;
+        pause = (2.0 * pause).min(5_000.0);
+    }
+}
+
+/// Lets this program, and the servers that it starts, have as many files open as the system allows.
+fn raise_open_file_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    setrlimit(Resource::Nofile, limit).expect("more open files");
 }
 
 /// Posts likes over `connections` for the time of `slice`. Returns how many were answered, and how long that took.
@@ -149,16 +241,25 @@ impl Drop for Server {
     }
 }
 
-/// The server that stores nothing. It has no guard, no limits, and no headers except those of the redirect.
-fn serve_nothing() {
+/// The server that stores nothing, and whose streams say one thing. It has no guard, no limits, and no headers except those that
+/// it needs.
+fn serve_nothing(listen: &str) {
     let like = async |body: Bytes| match form_urlencoded::parse(&body).find(|(name, _)| name == "id") {
         Some((_, id)) if id.parse::<EventId>().is_ok() => Ok(Redirect::to("/")),
         _ => Err(StatusCode::BAD_REQUEST),
     };
+    let live = async || {
+        let once = futures_util::stream::once(async { Ok::<_, Infallible>(Event::default().data("0")) });
+        Sse::new(once.chain(futures_util::stream::pending()))
+    };
+    let router = Router::new().route("/likes", post(like)).route("/live", get(live));
     let serve = async {
-        let listener = TcpListener::bind("127.0.0.1:0").await.expect("listen");
+        let socket = TcpSocket::new_v4().expect("a socket");
+        socket.set_reuseaddr(true).expect("the port of the one before");
+        socket.bind(listen.parse().expect("an address")).expect("a free port");
+        let listener = socket.listen(4_096).expect("listen");
         println!("listening on http://{}", listener.local_addr().expect("an address"));
-        axum::serve(listener, Router::new().route("/likes", post(like))).await.expect("serve");
+        axum::serve(listener, router).await.expect("serve");
     };
     tokio::runtime::Runtime::new().expect("start tokio").block_on(serve);
 }
