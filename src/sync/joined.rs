@@ -138,7 +138,7 @@ async fn answer(answer: reqwest::Result<Response>, hub: &str) -> Result<Paired, 
     }
     let lost = |error: reqwest::Error| {
         let is_unreached = error.is_connect();
-        let why = format!("cannot ask {hub}: {}", in_full(&error.without_url()));
+        let why = format!("cannot ask {hub}: {:#}", anyhow::Error::from(error.without_url()));
         if is_unreached { NoAnswer::Unreached(why) } else { NoAnswer::Lost(why) }
     };
     let mut answer = answer.map_err(lost)?;
@@ -161,11 +161,6 @@ async fn answer(answer: reqwest::Result<Response>, hub: &str) -> Result<Paired, 
         Err(_) if status.is_server_error() => Err(NoAnswer::Lost(format!("{hub} answered {status}"))),
         Err(_) => Err(NoAnswer::Refused(format!("{hub} answered {status}, which no hub does; check the address"))),
     }
-}
-
-fn in_full(error: &dyn std::error::Error) -> String {
-    let causes = std::iter::successors(error.source(), |error| error.source());
-    causes.fold(error.to_string(), |text, cause| format!("{text}: {cause}"))
 }
 
 /// The nonce of a join that is under way. It is in a file, so that a command that is run again asks for the same answer.

@@ -154,7 +154,7 @@ async fn converse(
     };
     if let Err(error) = ended {
         // Peers hang up, stall and send nonsense all day. That is no fault of ours.
-        tracing::debug!(error = %error_chain(&error), "a connection broke off");
+        tracing::debug!(error = format!("{:#}", anyhow::Error::from(error)), "a connection broke off");
     }
 }
 
@@ -245,16 +245,6 @@ fn report_panic(ended: Result<(), JoinError>) {
     {
         tracing::error!(%error, "a connection ended in a panic");
     }
-}
-
-fn error_chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
 }
 
 #[cfg(test)]
