@@ -2,6 +2,9 @@
 
 use std::fmt::{self, Display};
 
+use axum::http::header;
+use axum::response::{IntoResponse as _, Response};
+
 /// A piece of HTML.
 ///
 /// It comes from an askama template, from maud's `Markup`, or from [`Html::text`], which escapes. Templates of either
@@ -27,6 +30,12 @@ impl Html {
     /// The HTML as text.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// The answer that shows a page, which no cache keeps.
+    pub(super) fn into_page(self) -> Response {
+        let headers = [(header::CACHE_CONTROL, "no-store"), (header::CONTENT_TYPE, "text/html; charset=utf-8")];
+        (headers, self.0).into_response()
     }
 
     /// The HTML as text.

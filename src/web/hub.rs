@@ -296,9 +296,8 @@ pub(crate) async fn push(
 
 /// Says that a token did something too often, and when it may do so again.
 fn too_often(code: &'static str, detail: &'static str, wait: Duration) -> Problem {
-    let seconds = u32::try_from(wait.as_secs()).unwrap_or(u32::MAX).saturating_add(1);
     let advice = "Nothing was changed. Wait, and repeat it.";
-    Problem::new(StatusCode::TOO_MANY_REQUESTS, code, detail, advice).retry_after(seconds)
+    Problem::new(StatusCode::TOO_MANY_REQUESTS, code, detail, advice).retry_in(wait)
 }
 
 impl From<Refusal> for Problem {

@@ -6,7 +6,6 @@ use std::sync::{Arc, Mutex};
 
 use askama::Template;
 use axum::extract::{FromRequestParts, RawQuery, State};
-use axum::http::header;
 use axum::http::request;
 use axum::response::{IntoResponse, Redirect, Response};
 
@@ -270,8 +269,7 @@ pub(crate) async fn page(
     if let Some(unknown) = page.parts.render.unknown() {
         return Err(Problem::internal(format_args!("the page: {unknown}")));
     }
-    let headers = [(header::CACHE_CONTROL, "no-store"), (header::CONTENT_TYPE, "text/html; charset=utf-8")];
-    Ok((headers, html.into_string()).into_response())
+    Ok(html.into_page())
 }
 
 /// The fields of the forms that post to `action`, on the page at `address` or else on the store's own page. Empty when

@@ -4,7 +4,7 @@
 //! link stands after its `#`, which no server is sent; the page's script puts it into the form.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::path::Path;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -21,7 +21,7 @@ use super::face::{Face, Unmade};
 use super::guard::{ClientAddress, PairingCookies};
 use super::problem::Problem;
 use super::store::who;
-use super::{App, PublicUrl, Received, Who, form, hub, sentence};
+use super::{App, IntoHtml as _, PublicUrl, Received, Who, form, hub, sentence};
 use crate::limits::web::guesses::{OF_A_CLIENT, OF_ALL, WINDOW};
 use crate::random;
 use crate::sync::{NotPaired, PairingFile, Purpose, Shown, code};
@@ -69,9 +69,7 @@ pub(crate) async fn page(State(app): State<App>, parts: request::Parts) -> Resul
         nonce: random::hex::<32>(),
         paired,
     };
-    let html = page.render().map_err(Problem::internal)?;
-    Ok(([(header::CACHE_CONTROL, "no-store"), (header::CONTENT_TYPE, "text/html; charset=utf-8")], html)
-        .into_response())
+    Ok(page.into_html().map_err(Problem::internal)?.into_page())
 }
 
 /// What is posted.
@@ -133,7 +131,7 @@ async fn give(
 ) -> Result<Response, Problem> {
     let Asked { secret, code, nonce, kind } = asked;
     let shown = if secret.is_empty() { Shown::Code(code) } else { Shown::Secret(secret) };
-    let client = client.map(|Extension(ClientAddress(address))| address);
+    let client = client.map(|Extension(client)| client);
     let is_guess = matches!(shown, Shown::Code(_));
     if is_guess {
         app.pairings.guesses.count(client).map_err(too_many_guesses)?;
@@ -215,14 +213,13 @@ fn refused(app: &App, why: NotPaired) -> Problem {
 }
 
 fn too_many_guesses(wait: Duration) -> Problem {
-    let seconds = u32::try_from(wait.as_secs()).unwrap_or(u32::MAX).saturating_add(1);
     Problem::new(
         StatusCode::TOO_MANY_REQUESTS,
         "too-many-guesses",
         "Too many wrong codes were typed.",
         "Wait ten minutes, or use the link instead of the code: it works all the time.",
     )
-    .retry_after(seconds)
+    .retry_in(wait)
 }
 
 /// Counts guesses at codes, in memory: a restart gives nobody more than the tries of one window.
@@ -238,42 +235,36 @@ struct Window {
 
 impl Guesses {
     /// Counts a guess of a client, before it is judged. If that is too much, it returns how long to wait.
-    fn count(&self, client: Option<IpAddr>) -> Result<(), Duration> {
+    fn count(&self, client: Option<ClientAddress>) -> Result<(), Duration> {
         self.count_at(client, Instant::now())
     }
 
-    fn count_at(&self, client: Option<IpAddr>, now: Instant) -> Result<(), Duration> {
+    fn count_at(&self, client: Option<ClientAddress>, now: Instant) -> Result<(), Duration> {
+        let client = client.map(ClientAddress::network);
         let mut window = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let passed = |window: &Window| now.saturating_duration_since(window.since);
         let window = match &mut *window {
             Some(window) if passed(window) < WINDOW => window,
             over => over.insert(Window { since: now, clients: HashMap::new(), all: 0 }),
         };
-        let own = window.clients.get(&client.map(network)).copied().unwrap_or_default();
+        let own = window.clients.get(&client).copied().unwrap_or_default();
         if own >= OF_A_CLIENT || window.all >= OF_ALL {
             return Err(WINDOW - passed(window));
         }
-        window.clients.insert(client.map(network), own + 1);
+        window.clients.insert(client, own + 1);
         window.all += 1;
         Ok(())
     }
 
     /// Takes back a guess that was right.
-    fn take_back(&self, client: Option<IpAddr>) {
+    fn take_back(&self, client: Option<ClientAddress>) {
+        let client = client.map(ClientAddress::network);
         if let Some(window) = &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner) {
             window.all = window.all.saturating_sub(1);
-            if let Some(own) = window.clients.get_mut(&client.map(network)) {
+            if let Some(own) = window.clients.get_mut(&client) {
                 *own = own.saturating_sub(1);
             }
         }
-    }
-}
-
-/// What counts as one client: an IPv4 address, or the network that an IPv6 user has to themselves.
-fn network(address: IpAddr) -> IpAddr {
-    match address {
-        IpAddr::V4(_) => address,
-        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into(),
     }
 }
 
@@ -281,8 +272,8 @@ fn network(address: IpAddr) -> IpAddr {
 mod tests {
     use super::*;
 
-    fn address(text: &str) -> Option<IpAddr> {
-        Some(text.parse().expect("an address"))
+    fn address(text: &str) -> Option<ClientAddress> {
+        Some(ClientAddress(text.parse().expect("an address")))
     }
 
     #[test]

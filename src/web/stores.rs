@@ -5,7 +5,6 @@
 
 use askama::Template;
 use axum::extract::{RawQuery, State};
-use axum::http::header;
 use axum::response::{IntoResponse, Redirect, Response};
 use futures_util::future::join_all;
 use tokio::time::timeout;
@@ -109,9 +108,7 @@ pub(crate) async fn stores(State(app): State<App>, RawQuery(query): RawQuery) ->
         lists: [("", stores), ("Items on other sites", items)],
         last: shown.last().filter(|_| begin + LISTED < found.len()).cloned(),
     };
-    let html = view.into_html().map_err(Problem::internal)?;
-    let headers = [(header::CACHE_CONTROL, "no-store"), (header::CONTENT_TYPE, "text/html; charset=utf-8")];
-    Ok((headers, html.into_string()).into_response())
+    Ok(view.into_html().map_err(Problem::internal)?.into_page())
 }
 
 async fn listed(app: &Services, id: &StoreId) -> Listed {

@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use crate::limits::web::Rate;
 use crate::limits::web::embed::{CLIENTS, LIKES_OF_A_CLIENT, NEW_ITEMS_OF_A_CLIENT, STREAMS_OF_A_CLIENT};
 use crate::random;
+use crate::web::guard::ClientAddress;
 use crate::web::shares::Bucket;
 
 /// A client, as it is known while a request is answered.
@@ -87,17 +88,17 @@ impl Clients {
         crowd.left = HashMap::new();
     }
 
-    /// Returns the client with this address. A client with an address of IPv6 has all of its network, so the first 64 bits
-    /// count.
+    /// Returns the client with this address.
     pub(crate) fn at(&self, address: IpAddr) -> Client {
+        let network = ClientAddress(address).network();
         let (key, streams_key) = {
             let crowd = self.lock();
             (crowd.key, crowd.streams_key)
         };
         let under = |key: &Key| -> Hash {
-            let hash = match address.to_canonical() {
+            let hash = match network {
                 IpAddr::V4(address) => blake3::keyed_hash(key, &address.octets()),
-                IpAddr::V6(address) => blake3::keyed_hash(key, &address.octets()[..8]),
+                IpAddr::V6(address) => blake3::keyed_hash(key, &address.octets()),
             };
             std::array::from_fn(|place| hash.as_bytes()[place])
         };

@@ -311,8 +311,7 @@ impl Embedding {
 }
 
 fn too_often(code: &'static str, detail: &'static str, advice: &'static str, wait: Duration) -> Problem {
-    let seconds = u32::try_from(wait.as_secs()).unwrap_or(u32::MAX).saturating_add(1);
-    Problem::new(StatusCode::TOO_MANY_REQUESTS, code, detail, advice).retry_after(seconds)
+    Problem::new(StatusCode::TOO_MANY_REQUESTS, code, detail, advice).retry_in(wait)
 }
 
 fn unwritable(error: anyhow::Error) -> Problem {

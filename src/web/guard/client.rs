@@ -1,7 +1,7 @@
 //! For whom a request is made, where a proxy makes it.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 
 use axum::extract::{ConnectInfo, Request};
@@ -66,6 +66,14 @@ impl ClientAddress {
             is_proxy = is_one_of(proxies, client);
         }
         Some(Self(client))
+    }
+
+    /// Returns what counts as one client: an IPv4 address, or the network that an IPv6 user has to themselves.
+    pub(in crate::web) fn network(self) -> IpAddr {
+        match self.0.to_canonical() {
+            IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into(),
+            address => address,
+        }
     }
 }
 

@@ -5,8 +5,7 @@ mod days;
 
 use askama::Template;
 use axum::extract::State;
-use axum::http::header;
-use axum::response::IntoResponse;
+use axum::response::Response;
 
 use self::chart::{Chart, Unit};
 use self::days::{Calendar, date_of};
@@ -99,10 +98,7 @@ impl Account {
 }
 
 /// `GET /history`
-pub(crate) async fn history(
-    State(app): State<App>,
-    Opened { asked, store, .. }: Opened,
-) -> Result<impl IntoResponse, Problem> {
+pub(crate) async fn history(State(app): State<App>, Opened { asked, store, .. }: Opened) -> Result<Response, Problem> {
     // What is found in the files is answered from only after they are opened, and so known to be on disk.
     store.healthy().await;
     let name = store.id().clone();
@@ -122,9 +118,7 @@ pub(crate) async fn history(
         links: links(&app.face, asked.base(), View::History),
         account,
     };
-    let html = view.into_html().map_err(Problem::internal)?;
-    let headers = [(header::CACHE_CONTROL, "no-store"), (header::CONTENT_TYPE, "text/html; charset=utf-8")];
-    Ok((headers, html.into_string()))
+    Ok(view.into_html().map_err(Problem::internal)?.into_page())
 }
 
 #[cfg(test)]

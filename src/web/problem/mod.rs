@@ -7,6 +7,7 @@ mod words;
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fmt::Display;
+use std::time::Duration;
 
 use askama::Template;
 use axum::body::Body;
@@ -141,6 +142,11 @@ impl Problem {
     pub(crate) fn retry_after(mut self, seconds: u32) -> Self {
         self.retry_after = Some(seconds);
         self
+    }
+
+    /// Adds the `Retry-After` header, for somebody who has to wait that long. A whole second more is never too early.
+    pub(crate) fn retry_in(self, wait: Duration) -> Self {
+        self.retry_after(u32::try_from(wait.as_secs()).unwrap_or(u32::MAX).saturating_add(1))
     }
 
     /// Adds an extension member to the JSON form. Pages don't show it.

@@ -43,7 +43,7 @@ impl From<Error> for Problem {
                 detail,
                 "Nothing was stored. Use a store that exists, or come back later.",
             )
-            .retry_after(u32::try_from(wait.as_secs()).unwrap_or(u32::MAX).saturating_add(1)),
+            .retry_in(wait),
             Error::Unavailable(_) => Self::unavailable(
                 "store-unavailable",
                 detail,
