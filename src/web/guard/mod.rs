@@ -196,7 +196,10 @@ async fn admit(State(guard): State<Arc<Guard>>, mut request: Request, next: Next
             if let Some(client) = ClientAddress::of(&guard.policy.proxies, &request) {
                 request.extensions_mut().insert(client);
             }
-            if let Some(proxy) = HidingProxy::of(&guard.policy.proxies, &request) {
+            // Only limits by client suffer from it, and those are on what other sites embed.
+            if embedded.is_some()
+                && let Some(proxy) = HidingProxy::of(&guard.policy.proxies, &request)
+            {
                 request.extensions_mut().insert(proxy);
             }
             let renewed = guard.renewed(&caller, &request);
