@@ -97,6 +97,18 @@ pub enum Error {
          itself"
     )]
     OwnLog,
+    /// The log begins at a snapshot here, and the events behind it are needed first. Holds how many of how many are here.
+    #[error(
+        "this store began with a snapshot, and only {here} of the {length} events behind it are here. They are needed for this. \
+         They come from the hub as long as it can be reached. If the hub is gone, take them from another device that has all of \
+         its log: `likewise export` there, and `likewise import` here"
+    )]
+    HistoryMissing {
+        /// How many events are here.
+        here: u64,
+        /// How many events the log has up to the snapshot.
+        length: u64,
+    },
     /// A query failed.
     #[error("the query failed: {0}")]
     Query(String),

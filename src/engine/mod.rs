@@ -43,7 +43,9 @@ mod writer;
 // Beside the thread that writes.
 mod backup;
 mod history;
+mod proof;
 mod remote;
+mod snapshot;
 mod transfer;
 mod verify;
 
@@ -63,16 +65,21 @@ pub use history::History;
 pub use materialize::Db;
 pub(crate) use materialize::panic_message;
 pub use place::{Cursor, Digest, Entry, Generation, LogId, Seq};
+pub use proof::{Proof, prove};
 pub use query::Query;
 pub use receipt::Receipt;
 #[cfg(feature = "app")]
 pub(crate) use rehearsal::Rehearsed;
 pub(crate) use remote::{Answer, Question};
-pub use replica::{NoEffect, Outcome, Page, Position, Replica, Skipped, Standing, committed_state};
+pub use replica::{
+    Concluded, HistoryPosition, HistoryStanding, NoEffect, Outcome, Page, Position, Replica, Skipped, Standing,
+    committed_state,
+};
 /// What an author's own code says to SQLite, in the version that the engine is built with.
 pub use rusqlite::{self, Params, Row, ToSql, params, types::FromSql};
 pub use schema::Schema;
 pub use setup::{Files, Setup, executable, is_blank};
+pub use snapshot::{CheckedSnapshot, Snapshot, SnapshotError};
 pub use store::{Store, StoreId, Watch};
 pub(crate) use stores::Spare;
 pub use stores::{StoreLimits, Stores, stores_in};

@@ -13,6 +13,7 @@
 
 mod arrive;
 mod authority;
+mod base;
 mod settle;
 mod standing;
 mod write;
@@ -24,6 +25,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use arrive::{Page, Position};
+pub use base::{Concluded, HistoryPosition, HistoryStanding};
 pub(crate) use settle::replay_log;
 pub use standing::{NoEffect, Skipped, Standing, committed_state};
 pub use write::Outcome;
