@@ -264,6 +264,12 @@ impl Stores {
         Arc::clone(&self.shared.common.setup.schema)
     }
 
+    /// Identifies the executable that makes their states.
+    #[cfg(feature = "app")]
+    pub(crate) fn executable(&self) -> &str {
+        &self.shared.common.setup.executable
+    }
+
     /// Returns the limits on what the stores may use.
     pub(crate) fn limits(&self) -> StoreLimits {
         self.shared.limits

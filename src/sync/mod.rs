@@ -22,6 +22,10 @@ mod protocol;
 mod ration;
 mod session;
 #[cfg(feature = "app")]
+pub(crate) mod snapshot;
+#[cfg(feature = "app")]
+mod snapshots;
+#[cfg(feature = "app")]
 pub(crate) mod sse;
 #[cfg(feature = "app")]
 mod tls;
@@ -44,6 +48,8 @@ pub(crate) use protocol::plain;
 pub use protocol::{Hello, Point, Push, Pushed, PushedEvent, WireEntry, WireEvent, WirePage};
 pub(crate) use protocol::{PAGE, code};
 pub use session::{End, Outgoing, PushAnswer, Session, SessionError, ended, repair};
+#[cfg(feature = "app")]
+pub(crate) use snapshots::{NoSnapshot, Snapshots};
 #[cfg(feature = "app")]
 pub(crate) use tls::{Trust, tls};
 #[cfg(feature = "app")]
