@@ -264,10 +264,10 @@ impl Stores {
         Arc::clone(&self.shared.common.setup.schema)
     }
 
-    /// Identifies the executable that makes their states.
+    /// Returns what all the stores need to know besides their directories.
     #[cfg(feature = "app")]
-    pub(crate) fn executable(&self) -> &str {
-        &self.shared.common.setup.executable
+    pub(crate) fn setup(&self) -> &Setup {
+        &self.shared.common.setup
     }
 
     /// Returns the limits on what the stores may use.

@@ -170,7 +170,7 @@ pub(crate) mod kept {
     pub(crate) const AFTER_FAILURE: Duration = Duration::from_secs(300);
 
     /// Bytes of the disk that making a snapshot leaves free. They belong to the events that are still to come.
-    pub(crate) const LEFT_FREE: u64 = 64 << 20;
+    pub(crate) const LEFT_FREE: u64 = 16 << 20;
 
     /// Bytes that are read and sent at a time, and held in memory for each download.
     pub(crate) const PIECE: usize = 64 << 10;
@@ -185,7 +185,7 @@ pub(crate) mod snapshot {
     pub(crate) const LARGEST: u64 = 1 << 40;
 
     /// Bytes of the disk that a download leaves free. They belong to what is committed here meanwhile.
-    pub(crate) const LEFT_FREE: u64 = 64 << 20;
+    pub(crate) const LEFT_FREE: u64 = 16 << 20;
 
     /// How long a hub may take to begin its answer: longer than ours waits for a snapshot that is being made.
     pub(crate) const ANSWER: Duration = Duration::from_secs(40);
@@ -213,7 +213,10 @@ pub(crate) mod snapshot {
     pub(crate) const NOT_READY: u32 = 60;
 
     /// Bytes that are written at a time.
-    pub(crate) const PIECE: usize = 256 << 10;
+    pub(crate) const PIECE: usize = 64 << 10;
+
+    /// Pages of the history that a stream has to bring for the next one to begin at once.
+    pub(crate) const SOME_PAGES: usize = 16;
 
     /// How long the history waits after an attempt that failed, at least and at most. It is in no hurry.
     pub(crate) const HISTORY_WAITS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));

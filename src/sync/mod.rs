@@ -5,10 +5,15 @@
 //! event need not be sent again for now.
 
 mod authority;
+mod backfill;
 #[cfg(feature = "app")]
 mod backoff;
 #[cfg(feature = "app")]
+mod behind;
+#[cfg(feature = "app")]
 mod client;
+#[cfg(feature = "app")]
+mod download;
 #[cfg(feature = "app")]
 mod http;
 #[cfg(feature = "app")]
@@ -33,6 +38,9 @@ mod tls;
 pub(crate) mod tokens;
 
 pub use authority::{AuthorityError, Incoming, NextPage, Refusal, Start, judged};
+pub use backfill::{Backfill, Backfilled};
+#[cfg(feature = "app")]
+pub use behind::HistoryWanted;
 #[cfg(feature = "app")]
 pub(crate) use client::{Clients, LinkState, LinkStatus};
 #[cfg(feature = "app")]

@@ -228,7 +228,6 @@ impl WirePage {
     }
 
     /// Returns the part of the page up to `end`.
-    #[cfg(feature = "app")]
     pub(crate) fn until(mut self, end: Seq) -> Self {
         if self.next >= end {
             self.events.retain(|entry| entry.seq <= end);

@@ -349,7 +349,7 @@ pub(super) fn not_understood(why: &dyn std::fmt::Display) -> End {
 }
 
 /// Returns the end of a session whose hub says something that can't be true.
-fn no_hubs(why: &str) -> End {
+pub(super) fn no_hubs(why: &str) -> End {
     End::Offline(format!("the hub sent what no hub does: {why}"))
 }
 

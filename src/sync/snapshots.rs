@@ -145,7 +145,7 @@ impl Snapshots {
         store: &Store,
         wanted: Option<&str>,
     ) -> Result<Result<Kept, NoSnapshot>, Error> {
-        let program = self.shared.stores.executable().to_owned();
+        let program = self.shared.stores.setup().executable.clone();
         let (dir, kept) = (store.files().dir().join(DIR), std::mem::take(&mut shelf.kept));
         let is_read = std::mem::replace(&mut shelf.is_read, true);
         let there = blocking(move || if is_read { still_there(kept) } else { read(&dir, &program) }).await?;
@@ -184,7 +184,7 @@ impl Snapshots {
     /// Makes one, and deletes the oldest if there are too many.
     async fn make(&self, shelf: &mut Shelf, store: &Store) -> Result<Result<(), String>, Error> {
         let begun = Instant::now();
-        let (files, program) = (store.files().clone(), self.shared.stores.executable().to_owned());
+        let (files, program) = (store.files().clone(), self.shared.stores.setup().executable.clone());
         let store = store.id().as_str();
         let made = match blocking(move || make(&files, program)).await? {
             Ok(Some(made)) => made,

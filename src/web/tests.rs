@@ -14,7 +14,7 @@ use tower::ServiceExt as _;
 use super::*;
 use crate::engine::{Schema, Setup, Store, StoreLimits};
 use crate::likes::{LikeAdded, count};
-use crate::sync::{Snapshots, TokenFile, Tokens};
+use crate::sync::{HistoryWanted, Snapshots, TokenFile, Tokens};
 
 /// Likes without an upstream, on data of its own.
 pub(crate) fn app(dir: &Path, schema: Schema, limits: StoreLimits, max_streams: usize) -> App {
@@ -46,7 +46,7 @@ fn serving(app: crate::App, dir: &Path, schema: Schema, limits: StoreLimits, max
         data: dir.to_owned(),
         pages: live::Pages::default(),
         shares: Shares::new(max_streams, limits),
-        clients: Clients::new(stores, None, Duration::ZERO, shutdown.clone()),
+        clients: Clients::new(stores, None, HistoryWanted::Full, Duration::ZERO, shutdown.clone()),
         hub: Hub::new(tokens, dir.to_owned(), shutdown.clone()),
         shutdown,
         anew: CancellationToken::new(),
