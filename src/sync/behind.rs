@@ -34,7 +34,7 @@ pub enum HistoryWanted {
 }
 
 /// What the status says of a snapshot that its history disproved.
-pub(super) const WAS_WRONG: &str = "The hub's snapshot, with which this device began, was not what follows from the hub's \
+pub(crate) const WAS_WRONG: &str = "The hub's snapshot, with which this device began, was not what follows from the hub's \
                                     log. The log counts, and what is here was made from it.";
 
 /// The fetching of one store.

@@ -57,6 +57,8 @@ pub(crate) struct LinkStatus {
     pub(crate) code: Option<&'static str>,
     /// Why it is not online.
     pub(crate) error: Option<String>,
+    /// Whether what is behind a snapshot is fetched.
+    pub(crate) history: HistoryWanted,
     /// Whether the hub's snapshot, with which the store began, has turned out to be wrong.
     pub(crate) was_wrong: bool,
     /// When it entered this state, in milliseconds since the Unix epoch.
@@ -65,7 +67,15 @@ pub(crate) struct LinkStatus {
 
 impl LinkStatus {
     pub(crate) fn none() -> Self {
-        Self { url: None, state: LinkState::None, code: None, error: None, was_wrong: false, since: None }
+        Self {
+            url: None,
+            state: LinkState::None,
+            code: None,
+            error: None,
+            history: HistoryWanted::Full,
+            was_wrong: false,
+            since: None,
+        }
     }
 }
 
@@ -194,6 +204,7 @@ impl Clients {
         let first = LinkStatus {
             url: Some(upstream.url().into()),
             state: LinkState::Connecting,
+            history: self.shared.history,
             since: Some(tokens::now()),
             ..LinkStatus::none()
         };
@@ -250,11 +261,6 @@ impl Clients {
         let is_coming =
             |history: &HistoryStanding| self.shared.history == HistoryWanted::Full || history.here == history.length;
         standing.pending > 0 || standing.history.as_ref().is_some_and(is_coming)
-    }
-
-    /// Returns whether what is behind a snapshot is fetched.
-    pub(crate) fn history(&self) -> HistoryWanted {
-        self.shared.history
     }
 
     /// Keeps `first` level from the start. Does the same for every store in which an earlier process left work, whether or

@@ -42,6 +42,8 @@ pub use backfill::{Backfill, Backfilled};
 #[cfg(feature = "app")]
 pub use behind::HistoryWanted;
 #[cfg(feature = "app")]
+pub(crate) use behind::WAS_WRONG;
+#[cfg(feature = "app")]
 pub(crate) use client::{Clients, LinkState, LinkStatus};
 #[cfg(feature = "app")]
 pub use http::{TokenSource, UpstreamOptions};

@@ -239,8 +239,8 @@ mod tests {
     fn the_rest_of_a_part_is_taken_and_no_other() {
         let offer = offer();
         let mut fetch = Fetch::with(Some(Part { snapshot: offer, bytes: 100 }));
-        let [(_, range), (_, tag)] = fetch.range().expect("a range");
-        assert_eq!((range.as_str(), tag), ("bytes=100-", tag(&offer)));
+        let [(_, range), (_, named)] = fetch.range().expect("a range");
+        assert_eq!((range.as_str(), named), ("bytes=100-", tag(&offer)));
         let right = format!("bytes 100-{}/{}", offer.bytes - 1, offer.bytes);
         let answer = |range: &str| head(&offer, &[(header::CONTENT_RANGE, range)]);
         assert_eq!(fetch.judge(StatusCode::PARTIAL_CONTENT, &answer(&right)), Ok(Take::Rest));
