@@ -20,6 +20,7 @@ use rusqlite::types::FromSqlError;
 
 use super::batch::BATCH;
 use super::event::EventId;
+use super::place::Seq;
 use crate::limits::engine::event::{MAX_ARGS, MAX_DEVICE, MAX_NAME};
 use crate::limits::engine::sql::{LONGEST_QUOTE, QUERY_STEPS};
 
@@ -357,6 +358,9 @@ pub enum Fault {
         /// The process, if it has recorded its id yet.
         pid: Option<u32>,
     },
+    /// Something needs events that are not here yet, because the log begins at a snapshot.
+    #[error("not all events up to {0} are here: the store began with a snapshot, and they come later")]
+    NotHere(Seq),
     /// The schema itself breaks a rule.
     #[error("the schema can't be used: {0}")]
     Schema(DbError),

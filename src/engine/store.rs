@@ -178,29 +178,37 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// The same as for [`commit`](Self::commit), and [`Error::OwnLog`].
+    /// The same as for [`commit`](Self::commit), [`Error::OwnLog`] and [`Error::HistoryMissing`].
     pub async fn adopt(&self) -> Result<Standing, Error> {
         let adopted = self.with(|replica| {
-            if let Whose::Own(_) = replica.standing()?.whose {
-                return Ok(None);
+            let standing = replica.standing()?;
+            if let Whose::Own(_) = standing.whose {
+                return Ok(Err(Error::OwnLog));
+            }
+            if let Some(history) = standing.history {
+                return Ok(Err(history.into()));
             }
             replica.take_back(Seq::START, Whose::Upstream(None))?;
-            replica.standing().map(Some)
+            replica.standing().map(Ok)
         });
-        adopted.await?.ok_or(Error::OwnLog)
+        adopted.await?
     }
 
     /// Makes this instance the authority of the store's log. Pending events get their places at its end.
     ///
     /// # Errors
     ///
-    /// The same as for [`commit`](Self::commit).
+    /// The same as for [`commit`](Self::commit), and [`Error::HistoryMissing`].
     pub async fn promote(&self) -> Result<Standing, Error> {
-        self.with(|replica| {
-            replica.promote()?;
-            replica.standing()
-        })
-        .await
+        let promoted = self.with(|replica| {
+            let is_promoted = replica.promote()?;
+            let standing = replica.standing()?;
+            Ok(match standing.history {
+                Some(history) if !is_promoted => Err(history.into()),
+                _ => Ok(standing),
+            })
+        });
+        promoted.await?
     }
 
     /// Commits the set-aside events again, and returns how many there were.

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::contents::TableDigests;
 use super::error::{Fault, LogFault, StateFault};
-use super::eventlog::Eventlog;
+use super::eventlog::{Checkpoint, Eventlog};
 use super::materialize::{Enders, Stop};
 use super::place::{Cursor, Digest, Generation, Seq};
 use super::replica::replay_log;
@@ -84,7 +84,7 @@ pub fn verify(files: &Files, setup: &Setup) -> Result<Report, Fault> {
     } else if cursor.seq > tip.head {
         let lack = format!("it ends at {}, and its state has come to {}", tip.head, cursor.seq);
         report.problems.push(Fault::LostTail(lack).to_string());
-    } else if log.digest_at(cursor.seq)? != cursor.digest {
+    } else if log.digest_at(cursor.seq)? != Some(cursor.digest) {
         report.problems.push(format!(
             "the events up to {} are not those that the state was made from: one of the two was changed. \
              Restore a backup, or compare with another device",
@@ -143,8 +143,12 @@ fn differing(one: &TableDigests, other: &TableDigests) -> String {
 pub(super) fn check_log(log: &Eventlog) -> Result<Vec<String>, LogFault> {
     let lines = log.integrity_check()?.into_iter();
     let mut problems: Vec<String> = lines.map(|line| format!("the eventlog is damaged: {line}")).collect();
-    let mut point = log.base()?;
+    let base = log.tip().base;
+    let mut point = Checkpoint::default();
     for stored in log.checkpoints()? {
+        if point.seq < base.seq && stored.seq > base.seq {
+            point = base;
+        }
         if log.walk(point, Some(stored.seq))? != stored {
             problems.push(format!(
                 "of the events {} to {} some are not those that were stored. Restore a backup, or have the store made \
