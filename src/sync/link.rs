@@ -271,17 +271,26 @@ impl Client {
             return End::Offline(why.to_owned());
         }
         let asked = points.clone();
-        match store.with(move |replica| session::repair(replica, &asked)).await {
-            Ok(Some((first, last))) => {
+        let repair = move |replica: &mut Replica| {
+            let base = replica.base();
+            Ok((session::repair(replica, &asked)?, base != replica.base()))
+        };
+        let store_name = self.id.as_str();
+        match store.with(repair).await {
+            Ok((Some(_), true)) => {
                 tracing::warn!(
-                    store = self.id.as_str(),
-                    "the hub lacks events {first} to {last}; they are pushed again"
+                    store = store_name,
+                    "the hub doesn't know the place of the snapshot with which this device began; it begins anew"
                 );
                 End::Diverged(points)
             }
-            Ok(None) => End::Offline("the hub says that its log is another, and shows that it is ours".to_owned()),
+            Ok((Some((first, last)), false)) => {
+                tracing::warn!(store = store_name, "the hub lacks events {first} to {last}; they are pushed again");
+                End::Diverged(points)
+            }
+            Ok((None, _)) => End::Offline("the hub says that its log is another, and shows that it is ours".to_owned()),
             Err(error) => {
-                tracing::error!(store = self.id.as_str(), %error, "cannot repair");
+                tracing::error!(store = store_name, %error, "cannot repair");
                 here(&error)
             }
         }
