@@ -361,6 +361,12 @@ pub enum Fault {
     /// Something needs events that are not here yet, because the log begins at a snapshot.
     #[error("not all events up to {0} are here: the store began with a snapshot, and they come later")]
     NotHere(Seq),
+    /// The snapshot where the log begins was replaced or given up while it was copied, or is damaged.
+    #[error(
+        "the snapshot where the log in {} begins changed while it was copied, or is damaged: nothing was copied. Try it again",
+        .0.display()
+    )]
+    Moved(PathBuf),
     /// The schema itself breaks a rule.
     #[error("the schema can't be used: {0}")]
     Schema(DbError),

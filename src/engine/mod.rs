@@ -84,5 +84,5 @@ pub use store::{Store, StoreId, Watch};
 pub(crate) use stores::Spare;
 pub use stores::{StoreLimits, Stores, stores_in};
 pub(crate) use transfer::{ImportError, Imported, import};
-pub use transfer::{Line, export, export_set_aside, set_aside};
+pub use transfer::{Line, Written, export, export_set_aside, set_aside};
 pub use verify::{Report, verify};
