@@ -59,6 +59,8 @@ pub use error::{Database, DbError, Error, Fault, Malformed, NotOurs};
 pub use event::{Args, Device, Envelope, Event, EventId, EventName};
 pub use eventlog::{PageSize, Progress, Whose};
 pub use events::{EventCursor, Events, Told};
+#[cfg(feature = "app")]
+pub(crate) use files::free_bytes;
 pub(crate) use files::{Access, check_dir, create_private_dir, exists, open_private_file, open_to_read, sync_dir};
 pub use health::Health;
 pub use history::History;

@@ -264,6 +264,12 @@ impl Stores {
         Arc::clone(&self.shared.common.setup.schema)
     }
 
+    /// Returns what all the stores need to know besides their directories.
+    #[cfg(feature = "app")]
+    pub(crate) fn setup(&self) -> &Setup {
+        &self.shared.common.setup
+    }
+
     /// Returns the limits on what the stores may use.
     pub(crate) fn limits(&self) -> StoreLimits {
         self.shared.limits

@@ -11,7 +11,9 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{sleep, timeout, timeout_at};
 
 use super::backoff::{Backoff, at_least, may_try_again, while_watched};
+use super::behind::Behind;
 use super::client::{Clients, LinkState, LinkStatus, Usage};
+use super::download::Beginning;
 use super::http::Upstream;
 use super::protocol::{Hello, Point, PushedEvent, WirePage, words};
 use super::ration::Allowance;
@@ -34,14 +36,32 @@ pub(super) struct Client {
     pub(super) status: watch::Sender<LinkStatus>,
     pub(super) usage: Arc<Usage>,
     pub(super) repairs: Allowance,
+    /// How far the store has come with its hub's snapshot, while its log is empty.
+    pub(super) beginning: Beginning,
+    /// Whether a session is under way.
+    pub(super) is_online: watch::Sender<bool>,
     pub(super) clients: Clients,
 }
 
 impl Client {
     pub(super) async fn run(mut self) {
         let shared = Arc::clone(&self.clients.shared);
+        let behind = Behind {
+            id: self.id.clone(),
+            upstream: self.upstream.clone(),
+            clients: self.clients.clone(),
+            is_online: self.is_online.subscribe(),
+            status: self.status.clone(),
+        };
+        let mut behind = pin!(behind.run());
         loop {
-            let is_closed = shared.shutdown.run_until_cancelled(self.keep_level()).await;
+            let level = async {
+                tokio::select! {
+                    is_closed = self.keep_level() => is_closed,
+                    () = &mut behind => true,
+                }
+            };
+            let is_closed = shared.shutdown.run_until_cancelled(level).await;
             let mut links = shared.links.lock().expect("BUG: attending to a store panicked");
             // While the lock is held, nobody can begin to use the store.
             if is_closed.is_none_or(|is_closed| is_closed) || self.is_idle() {
@@ -62,10 +82,13 @@ impl Client {
             let end = match self.clients.shared.stores.get(&self.id) {
                 Ok(store) => {
                     self.health = store.health();
+                    let mut beginning = std::mem::take(&mut self.beginning);
                     let end = tokio::select! {
-                        end = self.session(&store) => end,
-                        () = self.idle() => return false,
+                        end = self.session(&store, &mut beginning) => Some(end),
+                        () = self.idle() => None,
                     };
+                    self.beginning = beginning;
+                    let Some(end) = end else { return false };
                     // Queries may still lag behind the last pages.
                     drop(store.look(|replica| replica.settle_arrivals()).await);
                     match end {
@@ -132,8 +155,12 @@ impl Client {
         self.usage.now.notified().await;
     }
 
-    /// Runs one pull stream, with pushes beside it.
-    async fn session(&self, store: &Store) -> End {
+    /// Runs one pull stream, with pushes beside it. An empty log begins with the hub's snapshot before.
+    async fn session(&self, store: &Store, beginning: &mut Beginning) -> End {
+        let begun = || self.usage.tried.send_modify(|times| *times += 1);
+        if let Err(end) = beginning.attempt(store, &self.clients.shared.stores, &self.upstream, begun).await {
+            return end;
+        }
         let position = match store.look(|replica| replica.position()).await {
             Ok(position) => position,
             Err(error) => return here(&error),
@@ -169,6 +196,7 @@ impl Client {
         self.tell(LinkState::Online, None, None);
         self.usage.tried.send_modify(|times| *times += 1);
         self.clients.hear();
+        let _online = Online::begin(&self.is_online);
         let end = tokio::select! {
             end = pull(store, events, &running, &self.clients) => end,
             end = self.push(store, &running) => end,
@@ -289,7 +317,7 @@ impl Client {
         let patience = if self.clients.shared.stores.are_crowded() { IDLE_WHEN_CROWDED } else { IDLE_AFTER };
         let is_level = match &*self.health.borrow() {
             Health::Absent => true,
-            health => health.standing().is_some_and(|standing| standing.pending == 0),
+            health => health.standing().is_some_and(|standing| !self.clients.has_work(standing)),
         };
         is_level && used.elapsed() > patience && !self.is_watched()
     }
@@ -329,6 +357,22 @@ impl Client {
             status.error = error;
             true
         });
+    }
+}
+
+/// Says that a session is under way, until it is dropped.
+struct Online<'a>(&'a watch::Sender<bool>);
+
+impl<'a> Online<'a> {
+    fn begin(told: &'a watch::Sender<bool>) -> Self {
+        told.send_replace(true);
+        Self(told)
+    }
+}
+
+impl Drop for Online<'_> {
+    fn drop(&mut self) {
+        self.0.send_replace(false);
     }
 }
 
@@ -436,14 +480,14 @@ fn standing(health: &watch::Receiver<Health>) -> Standing {
 }
 
 /// Returns the end of a session after a fault on this side. The store itself says what is wrong with it.
-fn here(error: &Error) -> End {
+pub(super) fn here(error: &Error) -> End {
     match error {
         Error::Closed => End::Closed,
         error => End::Offline(error.to_string()),
     }
 }
 
-fn silent() -> End {
+pub(super) fn silent() -> End {
     End::Offline(silence())
 }
 
@@ -462,7 +506,7 @@ fn silence() -> String {
 }
 
 /// Returns the stream until it is silent for too long. Bytes count, not events: on a slow link a page takes its time.
-fn unless_silent(
+pub(super) fn unless_silent(
     bytes: impl Stream<Item = std::io::Result<Bytes>> + Unpin + Send + 'static,
 ) -> impl Stream<Item = std::io::Result<Bytes>> + Unpin + Send + 'static {
     let next = async |mut bytes| match timeout(SILENCE, StreamExt::next(&mut bytes)).await {

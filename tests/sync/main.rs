@@ -19,6 +19,7 @@ mod masses;
 mod proxies;
 mod proxy;
 mod shares;
+mod snapshot;
 mod story;
 mod support;
 mod tls;
