@@ -84,7 +84,7 @@ impl Replica {
     /// not be.
     pub fn can_join(&self) -> bool {
         let tip = self.log.tip();
-        matches!(tip.whose, Whose::Upstream(_)) && tip.is_whole() && tip.length == 0
+        matches!(tip.whose, Whose::Upstream(_)) && tip.stream.is_none() && tip.is_whole() && tip.length == 0
     }
 
     /// Makes a snapshot the state, and its place the beginning of the log. Pending events are applied on top of it. Returns
