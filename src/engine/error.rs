@@ -54,6 +54,9 @@ pub enum Malformed {
     /// Not a cursor from a stream of events.
     #[error("`{0}` is not a cursor of events: use one that was given with an event, or `start`")]
     Cursor(String),
+    /// Not the id of a stream.
+    #[error("`{0}` is not the id of a stream: it must be a UUID")]
+    Stream(String),
     /// A number too large for a seq.
     #[error("{0} is no seq: a log ends before 2^62")]
     Seq(u64),
@@ -361,6 +364,12 @@ pub enum Fault {
     /// Something needs events that are not here yet, because the log begins at a snapshot.
     #[error("not all events up to {0} are here: the store began with a snapshot, and they come later")]
     NotHere(Seq),
+    /// The snapshot where the log begins was replaced or given up while it was copied, or is damaged.
+    #[error(
+        "the snapshot where the log in {} begins changed while it was copied, or is damaged: nothing was copied. Try it again",
+        .0.display()
+    )]
+    Moved(PathBuf),
     /// The schema itself breaks a rule.
     #[error("the schema can't be used: {0}")]
     Schema(DbError),

@@ -233,7 +233,14 @@ pub(crate) fn copy_database(
 ///
 /// Fails if a file can't be read or written.
 pub(crate) fn copy_file(to: &Path, (from, expected): (&Path, &BaseFile)) -> Result<bool, Fault> {
-    let Some(mut source) = open_to_read(from)? else { return Ok(false) };
+    match open_to_read(from)? {
+        Some(source) => copy_opened(to, (source, from), expected),
+        None => Ok(false),
+    }
+}
+
+/// Does the same for a file that is open already, and may have been deleted since.
+pub(crate) fn copy_opened(to: &Path, (mut source, from): (File, &Path), expected: &BaseFile) -> Result<bool, Fault> {
     let mut copy = open_private_file(to)?;
     let (mut hasher, mut bytes) = (blake3::Hasher::new(), 0);
     let copied = each_piece(&mut source, |_, piece| {
@@ -241,7 +248,7 @@ pub(crate) fn copy_file(to: &Path, (from, expected): (&Path, &BaseFile)) -> Resu
         bytes += piece.len() as u64;
         copy.write_all(piece)
     });
-    copied.doing("copy", from)?;
+    copied.and_then(|()| copy.sync_all()).doing("copy", from)?;
     drop(copy);
     let is_right = (bytes, Digest(*hasher.finalize().as_bytes())) == (expected.bytes, expected.digest);
     if !is_right {

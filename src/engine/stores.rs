@@ -318,6 +318,10 @@ impl Stores {
 }
 
 impl Shared {
+    pub(super) fn setup(&self) -> &Setup {
+        &self.common.setup
+    }
+
     pub(super) fn lock(&self) -> MutexGuard<'_, OpenStores> {
         self.open.lock().expect("BUG: opening a store panicked")
     }

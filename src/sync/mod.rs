@@ -14,6 +14,7 @@ mod behind;
 mod client;
 #[cfg(feature = "app")]
 mod download;
+pub mod gateway;
 #[cfg(feature = "app")]
 mod http;
 #[cfg(feature = "app")]
@@ -45,6 +46,7 @@ pub use behind::HistoryWanted;
 pub(crate) use behind::WAS_WRONG;
 #[cfg(feature = "app")]
 pub(crate) use client::{Clients, LinkState, LinkStatus};
+pub use gateway::Gateway;
 #[cfg(feature = "app")]
 pub use http::{TokenSource, UpstreamOptions};
 #[cfg(feature = "app")]
@@ -55,7 +57,7 @@ pub(crate) use joined::{Joined, Link, joined, leave};
 pub(crate) use pairings::{NotPaired, PairingFile, Shown};
 #[cfg(feature = "app")]
 pub(crate) use protocol::plain;
-pub use protocol::{Hello, Point, Push, Pushed, PushedEvent, WireEntry, WireEvent, WirePage};
+pub use protocol::{Has, Hello, Placed, Point, Push, Pushed, PushedEvent, WireEntry, WireEvent, WirePage};
 pub(crate) use protocol::{PAGE, code};
 pub use session::{End, Outgoing, PushAnswer, Session, SessionError, ended, repair};
 #[cfg(feature = "app")]

@@ -10,7 +10,7 @@ use rusqlite::{Connection, Row, params};
 
 use super::checks::Checked;
 use super::digests::Checkpoint;
-use super::file::{BEGUN, FORMAT, meta, set_meta};
+use super::file::{meta, set_meta};
 use super::read::{Found, PageSize};
 use super::tally::RowHash;
 use super::{Eventlog, Result, Tally, Tip, Waiting, Whose, damaged, first};
@@ -267,8 +267,7 @@ impl Eventlog {
         let Checkpoint { seq, digest, length } = base;
         self.conn.execute("INSERT INTO base VALUES (?1, ?2, ?3)", params![seq.to_sql(), digest.0, length])?;
         self.tip.base = base;
-        self.format = if self.tip.is_whole() { FORMAT } else { BEGUN };
-        Ok(self.conn.execute_batch(&format!("PRAGMA user_version = {}", self.format))?)
+        self.mark_format()
     }
 
     fn set_history(&mut self, history: History) -> Result<()> {

@@ -23,9 +23,9 @@ use crate::limits::engine::eventlog::HASHED_AT_ONCE;
 /// The format of the tables below.
 pub(super) const FORMAT: i64 = 2;
 
-/// The format of an eventlog whose log begins at a snapshot. Older programs would take it for a whole one, so they have to
-/// refuse it. It goes back to [`FORMAT`] when the log is whole. Files of a higher format are left alone.
-pub(super) const BEGUN: i64 = 3;
+/// The format of a file whose log begins at a snapshot, or that has messages of a stream. Older programs would take it for
+/// something else, so they have to refuse it. Files of a higher format are left alone.
+pub(super) const BEYOND: i64 = 3;
 
 /// The first format whose rows have hashes.
 pub(super) const HASHED: i64 = 2;
@@ -118,6 +118,7 @@ impl Eventlog {
             generation: Generation(meta(&conn, "generation")?.unwrap_or_default()),
             whose: whose(&conn)?,
             pulled: Seq(meta(&conn, "pulled")?.unwrap_or_default()),
+            stream: meta::<String>(&conn, "stream")?.and_then(|text| text.parse().ok()),
             pending: conn.query_row("SELECT count(*) FROM outbox", (), |row| row.get(0))?,
             n: conn.query_row("SELECT coalesce(max(seq), 0) FROM sqlite_sequence", (), |row| row.get(0))?,
             set_aside: conn.query_row("SELECT count(*) FROM set_aside", (), |row| row.get(0))?,
@@ -197,8 +198,8 @@ pub(crate) fn refuse_newer_header(path: &Path) -> Result<(), Fault> {
     }
     let number = |at: usize| i32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
     let (found, id) = (i64::from(number(60)), i64::from(number(68)));
-    if id == APPLICATION_ID && found > BEGUN {
-        return Err(Fault::NewerFormat { path: path.to_owned(), found, known: BEGUN });
+    if id == APPLICATION_ID && found > BEYOND {
+        return Err(Fault::NewerFormat { path: path.to_owned(), found, known: BEYOND });
     }
     Ok(())
 }
@@ -217,8 +218,8 @@ pub(crate) fn look(path: &Path) -> Result<Option<Beside>> {
 pub(super) fn refuse_newer(conn: &Connection, path: &Path) -> Result<bool> {
     let pragma = |name: &str| conn.query_row(&format!("PRAGMA {name}"), (), |row| row.get::<_, i64>(0));
     let found = pragma("user_version")?;
-    if found > BEGUN {
-        return Err(Fault::NewerFormat { path: path.to_owned(), found, known: BEGUN }.into());
+    if found > BEYOND {
+        return Err(Fault::NewerFormat { path: path.to_owned(), found, known: BEYOND }.into());
     }
     let tables: i64 = conn.query_row("SELECT count(*) FROM sqlite_schema", (), |row| row.get(0))?;
     if tables > 0 && pragma("application_id")? != APPLICATION_ID {

@@ -231,16 +231,17 @@ impl Eventlog {
         self.each(sql, params![after, most], |row| each(&self.waiting(row)?.1))
     }
 
-    /// Calls `each` with the id of each of up to `most` events of the log after `after`, in order, and with the number of
-    /// the device that brought it. Returns the place of the last event, if there was one.
+    /// Calls `each` with the id of each of up to `most` events of the log or its history after `after` and up to `until`, in
+    /// order, and with the number of the device that brought it. Returns the place of the last event, if there was one.
     pub(crate) fn each_origin(
         &self,
         after: Seq,
+        until: Seq,
         most: usize,
         each: &mut dyn FnMut(EventId, i64),
     ) -> Result<Option<Seq>> {
-        let sql = "SELECT seq, id, origin FROM log WHERE seq > ?1 ORDER BY seq LIMIT ?2";
-        let last = self.each(sql, params![after.to_sql(), most], |row| {
+        let sql = "SELECT seq, id, origin FROM log WHERE seq > ?1 AND seq <= ?2 ORDER BY seq LIMIT ?3";
+        let last = self.each(sql, params![after.to_sql(), until.to_sql(), most], |row| {
             each(id(row, 1)?, row.get(2).map_err(LogFault::from)?);
             Ok::<_, LogFault>(())
         })?;

@@ -156,6 +156,7 @@ impl Eventlog {
         }
         self.conn.execute("DELETE FROM log WHERE seq > ?1", [after.to_sql()])?;
         self.conn.execute("DELETE FROM checkpoint WHERE seq > ?1", [after.to_sql()])?;
+        self.forget_messages_after(after)?;
         let last = self.checkpoint_before(after)?;
         self.checked.borrow_mut().forget_after(from, last.seq);
         self.set_end(from);

@@ -49,6 +49,19 @@ pub struct HistoryStanding {
     pub here: u64,
 }
 
+impl HistoryStanding {
+    /// Returns what is here, if the log begins at a snapshot.
+    pub(crate) fn of(tip: &Tip) -> Option<Self> {
+        let Tip { base, history, .. } = *tip;
+        (!tip.is_whole()).then_some(Self { base: base.seq, length: base.length, here: history.end.length })
+    }
+
+    /// Returns how many events are missing.
+    pub fn missing(&self) -> u64 {
+        self.length.saturating_sub(self.here)
+    }
+}
+
 impl From<HistoryStanding> for Error {
     fn from(HistoryStanding { length, here, .. }: HistoryStanding) -> Self {
         Self::HistoryMissing { here, length }
@@ -71,7 +84,7 @@ impl Replica {
     /// not be.
     pub fn can_join(&self) -> bool {
         let tip = self.log.tip();
-        matches!(tip.whose, Whose::Upstream(_)) && tip.is_whole() && tip.length == 0
+        matches!(tip.whose, Whose::Upstream(_)) && tip.stream.is_none() && tip.is_whole() && tip.length == 0
     }
 
     /// Makes a snapshot the state, and its place the beginning of the log. Pending events are applied on top of it. Returns
@@ -113,15 +126,6 @@ impl Replica {
         let Tip { whose, base, history, .. } = *self.log.tip();
         let log = whose.log_id().filter(|_| base.seq > Seq::START)?;
         Some(HistoryPosition { log, after: history.after, digest: history.end.digest, until: base.seq })
-    }
-
-    pub(super) fn history_standing(&self) -> Option<HistoryStanding> {
-        let Tip { base, history, .. } = *self.log.tip();
-        (base.seq > Seq::START).then_some(HistoryStanding {
-            base: base.seq,
-            length: base.length,
-            here: history.end.length,
-        })
     }
 
     /// Takes in the next page of the history: what comes after [`history`](Self::history). Events above the base are passed

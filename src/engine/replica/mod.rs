@@ -16,6 +16,7 @@ mod authority;
 mod base;
 mod settle;
 mod standing;
+mod stream;
 mod write;
 
 use std::fs;
@@ -29,6 +30,7 @@ use base::Parts;
 pub use base::{Concluded, HistoryPosition, HistoryStanding};
 pub(crate) use settle::replay_log;
 pub use standing::{NoEffect, Skipped, Standing, committed_state};
+pub use stream::Arrival;
 pub use write::Outcome;
 
 use super::error::{DbError, Fault};

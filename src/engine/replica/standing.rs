@@ -107,7 +107,7 @@ impl Replica {
         let (skipped, unknown) = self.state.count_skipped();
         let Tip { head, length, generation, whose, pending, set_aside, .. } = *self.log.tip();
         let cursor = self.state.cursor().seq;
-        let history = self.history_standing();
+        let history = HistoryStanding::of(self.log.tip());
         Ok(Standing { whose, generation, head, length, cursor, pending, set_aside, skipped, unknown, history })
     }
 }

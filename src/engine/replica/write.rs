@@ -204,7 +204,7 @@ impl Replica {
         Ok(Outcome::Conflict)
     }
 
-    pub(super) fn find(&self, id: EventId) -> Result<Option<Found>, Fault> {
+    pub(crate) fn find(&self, id: EventId) -> Result<Option<Found>, Fault> {
         Ok(self.log.find(id)?)
     }
 }
