@@ -180,14 +180,9 @@ impl Client {
         };
         let bytes = unless_silent(stream::iter(first).chain(bytes));
         let mut events = pin!(sse::events(bytes, self.upstream.ration()));
-        let hello: Hello = match timeout(SILENCE, events.next()).await {
-            Err(_) => return silent(),
-            Ok(Some(Ok(event))) if event.event == "hello" => match serde_json::from_str(&event.data) {
-                Ok(hello) => hello,
-                Err(why) => return not_understood(&why),
-            },
-            Ok(Some(Err(error))) => return End::Offline(format!("the stream broke: {error}")),
-            Ok(_) => return End::Offline("the stream didn't begin as a hub's does".to_owned()),
+        let hello = match hello(&mut events).await {
+            Ok(hello) => hello,
+            Err(end) => return end,
         };
         let running = match Session::begin(position, hello) {
             Ok(session) => Running { session: Arc::new(Mutex::new(session)), arrived: Notify::new() },
@@ -401,6 +396,20 @@ struct Running {
 
 fn lock(session: &Mutex<Session>) -> MutexGuard<'_, Session> {
     session.lock().expect("BUG: a session panicked")
+}
+
+/// Returns the first event of a stream.
+pub(super) async fn hello(
+    events: &mut (impl Stream<Item = std::io::Result<sse::SseEvent>> + Unpin),
+) -> Result<Hello, End> {
+    match timeout(SILENCE, events.next()).await {
+        Err(_) => Err(silent()),
+        Ok(Some(Ok(event))) if event.event == "hello" => {
+            serde_json::from_str(&event.data).map_err(|why| not_understood(&why))
+        }
+        Ok(Some(Err(error))) => Err(End::Offline(format!("the stream broke: {error}"))),
+        Ok(_) => Err(End::Offline("the stream didn't begin as a hub's does".to_owned())),
+    }
 }
 
 /// Takes in what the hub sends.

@@ -135,6 +135,8 @@ impl Fetch {
         }
         let length = text(header::CONTENT_LENGTH).and_then(|length| length.parse::<u64>().ok());
         match status {
+            // Something else than a hub answers like that, such as the network of a hotel.
+            StatusCode::OK if !headers.contains_key(name::LOG) => Err(Not::Offered),
             StatusCode::OK => {
                 let bytes = length.ok_or(Not::Right("it doesn't say how long it is"))?;
                 let offer = read(headers, bytes).map_err(Not::Right)?;

@@ -20,6 +20,7 @@ mod proxies;
 mod proxy;
 mod shares;
 mod snapshot;
+mod snapshot_liars;
 mod story;
 mod support;
 mod tls;
