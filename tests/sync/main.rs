@@ -21,6 +21,7 @@ mod proxy;
 mod shares;
 mod snapshot;
 mod snapshot_liars;
+mod snapshot_rows;
 mod story;
 mod support;
 mod tls;
