@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use serde_json::Value;
 
+use crate::common::mounted::Mounted;
 use crate::common::{errors, wait_for};
 use crate::proxy::Mode;
 use crate::support::{Node, hub_behind_proxy, likes, new_id, wait_until_level};
@@ -351,4 +352,57 @@ fn trust_42_a_revoked_tokens_download_is_cut() {
     assert_eq!(phone.count(), 0);
     let status: Value = phone.status();
     assert!(status["history"].is_null(), "{status}");
+}
+
+/// Leaves the file system only this much room, until it is deleted.
+fn fill(mounted: &Mounted, left: u64) -> std::path::PathBuf {
+    let disk = rustix::fs::statvfs(&mounted.path()).unwrap();
+    let path = mounted.path().join("ballast");
+    fs::write(&path, vec![1; usize::try_from(disk.f_bavail * disk.f_frsize - left).unwrap()]).unwrap();
+    path
+}
+
+#[test]
+fn trust_61_a_disk_that_fills_up_during_a_download_takes_likes_and_the_log() {
+    let (hub, proxy) = hub_behind_proxy();
+    hub.import(&(likes(LONG) + &unknown(40_000)));
+    let mounted = Mounted::in_memory(96);
+    let mut phone = Node::prepared("phone", &proxy.url, &hub);
+    phone.data = mounted.path().join("data");
+    proxy.set(on("/snapshot", Mode::Slow(4_096, Duration::from_millis(20))));
+    phone.start();
+    wait_for_part(&phone, 65_536);
+    let ballast = fill(&mounted, 12 << 20);
+    phone.like();
+    wait_for("the download to end", || phone.log().contains("the disk has no room for it").then_some(()));
+    assert_eq!(part(&phone), 0);
+    phone.like();
+    assert!(phone.count() >= 2);
+    fs::remove_file(ballast).unwrap();
+    wait_until_level(&[&hub, &phone], LONG as u64 + 2);
+    phone.stop();
+}
+
+#[test]
+fn trust_61_a_hub_without_room_for_a_snapshot_syncs_on_and_says_so() {
+    let mounted = Mounted::in_memory(64);
+    let mut hub = Node::stopped_hub();
+    hub.data = mounted.path().join("data");
+    hub.start();
+    hub.import(&likes(LONG));
+    let ballast = fill(&mounted, 8 << 20);
+    for name in ["phone", "laptop"] {
+        let url = hub.url().to_owned();
+        let phone = Node::client(name, &url, &hub);
+        let count = hub.count();
+        wait_until_level(&[&hub, &phone], count);
+        assert!(!phone.log().contains(BEGAN), "{}", phone.log());
+        phone.like();
+        wait_until_level(&[&hub, &phone], count + 1);
+    }
+    let log = hub.log();
+    assert_eq!(log.matches("no snapshot can be made").count(), 1, "{log}");
+    assert!(log.contains("would leave the disk without room"), "{log}");
+    fs::remove_file(ballast).unwrap();
+    hub.stop();
 }
