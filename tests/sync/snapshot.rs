@@ -9,7 +9,7 @@ use serde_json::Value;
 use crate::common::mounted::Mounted;
 use crate::common::{errors, wait_for};
 use crate::proxy::Mode;
-use crate::support::{Node, hub_behind_proxy, likes, new_id, wait_until_level};
+use crate::support::{Node, get, hub_behind_proxy, likes, new_id, wait_until_level};
 
 /// More than a hub says is too short for a snapshot.
 const LONG: usize = 12_000;
@@ -202,6 +202,16 @@ fn trust_73_without_its_history_a_device_says_so_and_takes_no_ones_place() {
     assert_eq!(history["length"], LONG);
     let words = phone.run(&["status"]);
     assert!(words.contains(&format!("0 of the {LONG} events in the hub's snapshot are here")), "{words}");
+    let doctor = String::from_utf8(phone.command(&["doctor"]).output().unwrap().stdout).unwrap();
+    assert!(doctor.contains(&format!("this device leaves {LONG} events of the log out")), "{doctor}");
+    let exported = phone.command(&["export"]).output().unwrap();
+    assert!(
+        errors(&exported).contains(&format!("{LONG} events of the log of likes are not here")),
+        "{}",
+        errors(&exported)
+    );
+    let (_, page) = get(&format!("{}/history", phone.url()));
+    assert!(page.contains("in the hub’s snapshot, with which this device began"), "{page}");
     let noted = phone.run(&["verify"]);
     assert!(noted.contains("snapshot"), "{noted}");
     for command in [["adopt", "--yes"], ["promote", "--yes"]] {
