@@ -137,7 +137,7 @@ impl Beginning {
                     }
                     Err(Not::Offered) => return Err(Failed::NotOffered),
                     Err(Not::Yet) => {
-                        let why = "the hub is still making the snapshot that this device begins with".to_owned();
+                        let why = "the hub has no snapshot ready yet for this device to begin with".to_owned();
                         let rest = rest.unwrap_or(LONGEST_REST).min(LONGEST_REST);
                         return Err(Failed::Now(End::Later(why, rest)));
                     }

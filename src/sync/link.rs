@@ -157,7 +157,11 @@ impl Client {
 
     /// Runs one pull stream, with pushes beside it. An empty log begins with the hub's snapshot before.
     async fn session(&self, store: &Store, beginning: &mut Beginning) -> End {
-        let begun = || self.usage.tried.send_modify(|times| *times += 1);
+        let begun = || {
+            self.tell(LinkState::Connecting, None, None);
+            self.usage.tried.send_modify(|times| *times += 1);
+            self.clients.hear();
+        };
         if let Err(end) = beginning.attempt(store, &self.clients.shared.stores, &self.upstream, begun).await {
             return end;
         }
