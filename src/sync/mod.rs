@@ -12,6 +12,8 @@ mod client;
 #[cfg(feature = "app")]
 mod http;
 #[cfg(feature = "app")]
+mod jetstream;
+#[cfg(feature = "app")]
 mod joined;
 #[cfg(feature = "app")]
 mod link;
@@ -35,6 +37,10 @@ pub(crate) use client::{Clients, LinkState, LinkStatus};
 pub use http::{TokenSource, UpstreamOptions};
 #[cfg(feature = "app")]
 pub(crate) use http::{Upstream, is_local};
+#[cfg(feature = "app")]
+pub(crate) use jetstream::{Cluster, Overview, Stand, is_cluster};
+#[cfg(feature = "app")]
+pub use jetstream::{ClusterOptions, WithoutTls};
 #[cfg(feature = "app")]
 pub(crate) use joined::{Joined, Link, joined, leave};
 #[cfg(feature = "app")]
