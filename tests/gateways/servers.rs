@@ -19,7 +19,8 @@ impl Bare {
     fn new(nats: &Nats) -> Self {
         let runtime = Runtime::new().unwrap();
         let stream = runtime.block_on(async {
-            let options = async_nats::ConnectOptions::new().retry_on_initial_connect();
+            let options =
+                async_nats::ConnectOptions::new().retry_on_initial_connect().ping_interval(Duration::from_secs(2));
             let mut context = jetstream::new(options.connect(nats.urls()).await.unwrap());
             context.set_timeout(Duration::from_secs(5));
             let config = Config {
@@ -37,7 +38,7 @@ impl Bare {
 
     /// Publishes until it is acknowledged, and returns the sequence.
     fn publish(&self, text: &'static str) -> u64 {
-        wait_for("an acknowledgement", || {
+        wait_for(&format!("an acknowledgement of {text:?}"), || {
             self.runtime.block_on(async {
                 let sent = self.stream.publish("bare.one", text.into()).await.ok()?;
                 Some(sent.await.ok()?.sequence)
