@@ -4,5 +4,15 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+#[allow(dead_code, reason = "other tests use the rest")]
+#[path = "../sync/proxy.rs"]
+mod proxy;
+#[allow(dead_code, reason = "other tests use the rest")]
+#[path = "../sync/support.rs"]
+mod support;
 
+mod fire;
+mod fleet;
+mod front;
+mod people;
 mod servers;
