@@ -26,13 +26,15 @@ mod session;
 #[cfg(feature = "app")]
 pub(crate) mod sse;
 #[cfg(feature = "app")]
+mod stay;
+#[cfg(feature = "app")]
 mod tls;
 #[cfg(feature = "app")]
 pub(crate) mod tokens;
 
 pub use authority::{AuthorityError, Incoming, NextPage, Refusal, Start, judged};
 #[cfg(feature = "app")]
-pub(crate) use client::{Clients, LinkState, LinkStatus};
+pub(crate) use client::{Authority, Clients, LinkState, LinkStatus};
 #[cfg(feature = "app")]
 pub use http::{TokenSource, UpstreamOptions};
 #[cfg(feature = "app")]
