@@ -3,11 +3,16 @@
 
 mod address;
 mod api;
+mod attendant;
 mod bucket;
 mod cluster;
+mod feed;
 mod settings;
 mod shared;
 
 pub(crate) use address::is_cluster;
+pub(super) use attendant::Attendant;
+pub(crate) use attendant::{Desk, NotReady};
 pub use address::{ClusterOptions, WithoutTls};
 pub(crate) use cluster::{Cluster, Overview, Stand};
+pub(super) use feed::Feed;
