@@ -35,7 +35,9 @@ pub(super) async fn hub(app: &App, data: &Path, args: HubArgs) -> anyhow::Result
     let HubArgs { listen, upstream, root_certificate, nats } = args;
     if let Some(upstream) = upstream {
         if !is_cluster(&upstream) {
-            bail!("a hub follows no other hub; leave --upstream out, or name the servers of a NATS cluster (nats://… or tls://…)");
+            bail!(
+                "a hub follows no other hub; leave --upstream out, or name the servers of a NATS cluster (nats://… or tls://…)"
+            );
         }
         let cluster = Some(cluster_at(&upstream, root_certificate, nats));
         return run(app, Role::Hub, &listen.listen, Options { cluster, ..options(data, &listen) }).await;

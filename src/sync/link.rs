@@ -20,8 +20,7 @@ use super::sse;
 use super::stay::{Stay, standing};
 use crate::engine::{Error, LogId, Position, Replica, Store};
 use crate::limits::sync::client::{
-    LOGGED, LONGEST_WAIT, LOOK_EVERY, NO_PAGE_EVERY, NO_PAGES, OWING,
-    RESTARTS, SEEN_AFTER, SEEN_AFTER_TIMES,
+    LOGGED, LONGEST_WAIT, LOOK_EVERY, NO_PAGE_EVERY, NO_PAGES, OWING, RESTARTS, SEEN_AFTER, SEEN_AFTER_TIMES,
 };
 use crate::limits::sync::stream::SILENCE;
 
@@ -90,7 +89,11 @@ impl Client {
                 }
                 End::Offline(why) => {
                     self.stay.tell(LinkState::Offline, None, Some(why));
-                    let wait = if self.stay.is_watched() { wait.min(while_watched(self.stay.clients.watched())) } else { wait };
+                    let wait = if self.stay.is_watched() {
+                        wait.min(while_watched(self.stay.clients.watched()))
+                    } else {
+                        wait
+                    };
                     let found = self.stay.clients.shared.found.subscribe();
                     tokio::select! {
                         () = may_try_again(wait, &self.stay.usage.again, found) => {}
@@ -263,7 +266,6 @@ impl Client {
         let standing = standing(health.as_ref().unwrap_or(&self.stay.health));
         Terms { token: self.upstream.token_stamp(), log: standing.whose.log_id() }
     }
-
 }
 
 /// What may have to change before the hub stops refusing a store.

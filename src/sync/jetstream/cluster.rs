@@ -212,6 +212,20 @@ impl Cluster {
         }
     }
 
+    /// Why the cluster can't be used now, if it can't.
+    pub(crate) fn trouble(&self) -> Option<String> {
+        self.api().err()
+    }
+
+    /// Makes the bucket and this gateway's files level now.
+    ///
+    /// # Errors
+    ///
+    /// Why they aren't.
+    pub(crate) async fn share(&self) -> Result<(), String> {
+        self.inner.bucket.level(&self.api()?, None).await.map(drop).map_err(|error| error.to_string())
+    }
+
     /// The run that this gateway serves under, if the bucket was heard of lately. What a gateway knows otherwise may be out
     /// of date, and a revoked device must not live on behind a partition.
     pub(crate) fn run(&self) -> Option<Arc<str>> {
@@ -375,15 +389,14 @@ impl Cluster {
             }
         };
         settings::check_stream(&name, &info.config).map_err(unfit)?;
-        let id: StreamId = settings::id(&info.config).unwrap_or_default().parse().map_err(|error| {
-            Trouble::Unfit(format!("the id in the metadata of the stream {name} is none: {error}"))
-        })?;
+        let id: StreamId = settings::id(&info.config)
+            .unwrap_or_default()
+            .parse()
+            .map_err(|error| Trouble::Unfit(format!("the id in the metadata of the stream {name} is none: {error}")))?;
         self.inner.bucket.meet_stream(&id.to_string()).map_err(|error| Trouble::Away(format!("{error:#}")))?;
         let shared = match self.found(api, &bucket).await? {
             Some(info) => info,
-            None => {
-                self.make(api, &bucket, |replicas| settings::of_bucket(&bucket, &prefix, replicas)).await?
-            }
+            None => self.make(api, &bucket, |replicas| settings::of_bucket(&bucket, &prefix, replicas)).await?,
         };
         settings::check_bucket(&bucket, &prefix, &shared.config).map_err(unfit)?;
         self.inner.bucket.level(api, Some(&shared)).await.map_err(of_bucket)?;

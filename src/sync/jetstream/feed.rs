@@ -162,7 +162,8 @@ impl Feed {
     /// The server says that it is there, or asks whether this gateway keeps up.
     async fn is_there(&self, api: &Api, hint: &Message) {
         let stalled = hint.headers.as_ref().and_then(|headers| headers.get("Nats-Consumer-Stalled"));
-        let asks = hint.reply.as_ref().map(|reply| reply.to_string()).or(stalled.map(|reply| reply.as_str().to_owned()));
+        let asks =
+            hint.reply.as_ref().map(|reply| reply.to_string()).or(stalled.map(|reply| reply.as_str().to_owned()));
         if let Some(reply) = asks {
             drop(api.client().publish(reply, Vec::new().into()).await);
         }
@@ -179,7 +180,8 @@ impl Feed {
             let found = info.state.subjects.len() as u64;
             for (subject, count) in info.state.subjects {
                 let Some(store) = self.store_of(&subject) else { continue };
-                if self.counts.insert(store.clone(), count) != Some(count) && !self.clients.wake_attended(&store, last) {
+                if self.counts.insert(store.clone(), count) != Some(count) && !self.clients.wake_attended(&store, last)
+                {
                     self.cold.push_back(store);
                 }
             }

@@ -11,8 +11,8 @@ mod settings;
 mod shared;
 
 pub(crate) use address::is_cluster;
+pub use address::{ClusterOptions, WithoutTls};
 pub(super) use attendant::Attendant;
 pub(crate) use attendant::{Desk, NotReady};
-pub use address::{ClusterOptions, WithoutTls};
 pub(crate) use cluster::{Cluster, Overview, Stand};
 pub(super) use feed::Feed;
