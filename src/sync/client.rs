@@ -11,7 +11,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::http::Upstream;
-use super::jetstream::{Attendant, Cluster, Desk, Feed};
+use super::jetstream::{Attendant, Cluster, Desk, Feed, is_cluster};
 use super::link::Client;
 use super::ration::Allowance;
 use super::stay::Stay;
@@ -59,11 +59,18 @@ pub(crate) struct LinkStatus {
     pub(crate) error: Option<String>,
     /// When it entered this state, in milliseconds since the Unix epoch.
     pub(crate) since: Option<u64>,
+    /// Where the copies of the stream are, if the upstream is a cluster and was reached.
+    pub(crate) copies: Option<Arc<str>>,
 }
 
 impl LinkStatus {
     pub(crate) fn none() -> Self {
-        Self { url: None, state: LinkState::None, code: None, error: None, since: None }
+        Self { url: None, state: LinkState::None, code: None, error: None, since: None, copies: None }
+    }
+
+    /// Returns whether the upstream is a cluster, to which this instance is a gateway.
+    pub(crate) fn is_of_gateway(&self) -> bool {
+        self.url.as_deref().is_some_and(is_cluster)
     }
 }
 

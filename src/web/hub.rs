@@ -138,6 +138,11 @@ impl Hub {
         }
     }
 
+    /// Why devices can't be served at present, if they can't.
+    pub(super) fn not_serving(&self) -> Option<Problem> {
+        self.run().err()
+    }
+
     /// Returns when a run is over. A hub's own ends with its process.
     async fn run_ends(&self, run: &str) {
         match &self.runs {
@@ -383,6 +388,7 @@ fn not_ready(why: &str) -> Problem {
         "Nothing is lost. Come again, here or at another gateway.",
         2,
     )
+    .and_leave()
 }
 
 impl From<NotReady> for Problem {

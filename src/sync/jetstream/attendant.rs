@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::pin::pin;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Instant;
 
@@ -458,6 +459,12 @@ impl Attendant {
         self.stay.tell(LinkState::Online, None, None);
         self.stay.usage.tried.send_modify(|times| *times += 1);
         self.stay.clients.hear();
+        let copies = self.cluster.copies();
+        self.stay.status.send_if_modified(|status| {
+            let is_new = status.copies != copies;
+            status.copies = copies;
+            is_new
+        });
     }
 
     /// Passes in what came of the last step, applies what was read ahead, and asks what to do next.
@@ -603,18 +610,22 @@ impl Attendant {
             }
         }
         let bytes = Bytes::from(bytes);
+        let counts = self.cluster.counts();
         match serving.api.publish(&self.subject, expected, bytes.clone()).await {
             Ok(sequence) => {
                 // The acknowledgement says that the stream has these bytes at this place, and nothing of the subject in
                 // between: it is as good as reading them.
+                counts.published.fetch_add(1, Ordering::Relaxed);
                 let message = Stored { subject: self.subject.clone(), sequence, payload: bytes };
                 serving.ahead = Ahead { after: expected, messages: VecDeque::from([message]) };
                 Ok(Outcome::Acknowledged(number, sequence))
             }
             Err(error) if error.is(code::WRONG_LAST_SEQUENCE) || error.is(code::WRONG_LAST_SEQUENCE_CONSTANT) => {
+                counts.raced.fetch_add(1, Ordering::Relaxed);
                 Ok(Outcome::Refused(number, error.last_sequence()))
             }
             Err(ApiError::NoAnswer(why)) => {
+                counts.unanswered.fetch_add(1, Ordering::Relaxed);
                 lock(&serving.gateway).unanswered(number);
                 Err(Trouble::Away(why))
             }

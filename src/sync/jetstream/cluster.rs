@@ -6,6 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -78,6 +79,8 @@ pub(super) struct Epoch {
     /// The number of the run.
     pub(super) run: u64,
     losses: Vec<Loss>,
+    /// Goes up when the copies of the stream are elsewhere, or are otherwise.
+    copies: u64,
 }
 
 impl Epoch {
@@ -87,6 +90,19 @@ impl Epoch {
         before < self.run
             && (!is_remembered || self.losses.iter().any(|loss| loss.run > before && loss.store == store.as_str()))
     }
+}
+
+/// What became of this gateway's messages.
+#[derive(Debug, Default)]
+pub(crate) struct Counts {
+    /// The stream has them.
+    pub(crate) published: AtomicU64,
+    /// Another gateway was faster, and they were made anew.
+    pub(crate) raced: AtomicU64,
+    /// No answer came.
+    pub(crate) unanswered: AtomicU64,
+    /// How often it was found that the stream had lost something.
+    pub(crate) losses: AtomicU64,
 }
 
 /// The cluster that a gateway stands before.
@@ -102,6 +118,8 @@ struct Inner {
     api: Mutex<Option<Api>>,
     stand: watch::Sender<Stand>,
     epoch: Arc<watch::Sender<Epoch>>,
+    /// Where the copies of the stream are, in words.
+    copies: Mutex<Option<Arc<str>>>,
     /// Stores of which the stream lost something, for which no new run has begun yet; each with the run in which that was
     /// found.
     lost: Mutex<BTreeMap<StoreId, u64>>,
@@ -111,6 +129,7 @@ struct Inner {
     last: watch::Sender<u64>,
     /// What the connection last complained of.
     complaint: Arc<Mutex<Option<String>>>,
+    counts: Counts,
 }
 
 impl Cluster {
@@ -133,10 +152,12 @@ impl Cluster {
                 api: Mutex::default(),
                 stand: watch::channel(Stand::Connecting).0,
                 epoch,
+                copies: Mutex::default(),
                 lost: Mutex::default(),
                 now: Notify::new(),
                 last: watch::channel(0).0,
                 complaint,
+                counts: Counts::default(),
             }),
         })
     }
@@ -150,6 +171,11 @@ impl Cluster {
     /// Its servers, without passwords.
     pub(crate) fn url(&self) -> String {
         self.inner.address.to_string()
+    }
+
+    /// What became of this gateway's messages.
+    pub(crate) fn counts(&self) -> &Counts {
+        &self.inner.counts
     }
 
     /// The name of the stream.
@@ -177,6 +203,11 @@ impl Cluster {
         self.inner.bucket.moved(store)
     }
 
+    /// Where the copies of the stream are, in words, if it was reached.
+    pub(super) fn copies(&self) -> Option<Arc<str>> {
+        self.inner.copies.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// What stores have to know, now and as it changes.
     pub(super) fn epoch(&self) -> watch::Receiver<Epoch> {
         self.inner.epoch.subscribe()
@@ -184,6 +215,7 @@ impl Cluster {
 
     /// Notes that the stream lost something of a store. There is no run from now on until a new one has begun.
     pub(super) fn lost(&self, store: &StoreId) {
+        self.inner.counts.losses.fetch_add(1, Ordering::Relaxed);
         let run = self.inner.epoch.borrow().run;
         self.inner.lost.lock().unwrap_or_else(PoisonError::into_inner).insert(store.clone(), run);
         self.inner.now.notify_one();
@@ -294,12 +326,18 @@ impl Cluster {
         let is_another = before.is_none_or(|before| (&before.leader, &before.created) != (&now.leader, &now.created));
         let is_damaged = before.is_some_and(|before| (before.first, before.gaps) != (now.first, now.gaps));
         let (run, losses) = self.inner.bucket.losses();
+        let copies: Arc<str> = now.copies().into();
+        let mut known = self.inner.copies.lock().unwrap_or_else(PoisonError::into_inner);
+        let are_others = known.as_ref() != Some(&copies);
+        *known = Some(copies);
+        drop(known);
         self.inner.epoch.send_if_modified(|epoch| {
             let next = Epoch {
                 connection: epoch.connection + u64::from(is_another),
                 damage: epoch.damage + u64::from(is_damaged),
                 run,
                 losses,
+                copies: epoch.copies + u64::from(are_others),
             };
             let is_new = *epoch != next;
             *epoch = next;
@@ -515,16 +553,17 @@ fn overview(info: &StreamInfo, id: StreamId, server: &async_nats::ServerInfo) ->
 }
 
 impl Overview {
-    /// In a line: where its copies are.
+    /// Says in a line where its copies are.
     pub(crate) fn copies(&self) -> String {
-        let mut text = match self.replicas {
-            1 => "one copy".to_owned(),
-            replicas => format!("{replicas} copies, led by {}", self.leader),
-        };
+        if self.replicas == 1 {
+            return "one copy of the stream".to_owned();
+        }
+        let mut text = format!("{} copies of the stream: {} leads", self.replicas, self.leader);
         for (name, fault) in &self.followers {
             let _ = match fault {
-                Some(fault) => write!(text, ", {name} {fault}"),
-                None => write!(text, ", {name} current"),
+                // A number would change each second.
+                Some(fault) => write!(text, ", {name} is {}", fault.split(" by ").next().unwrap_or_default()),
+                None => write!(text, ", {name} is current"),
             };
         }
         text
