@@ -125,6 +125,10 @@ pub(super) enum Cli {
     Doctor {
         #[command(flatten)]
         hub: UpstreamArgs,
+        /// Where a server of the NATS cluster tells about itself, such as http://10.0.0.1:8222, to learn whether it syncs each
+        /// message to its disk (repeatable)
+        #[arg(long, value_name = "URL", env = "NATS_MONITOR", value_delimiter = ',')]
+        nats_monitor: Vec<String>,
         /// Where others reach this server, through the proxy in front of it [default: what the server was told]
         #[arg(long, value_name = "URL", env = "PUBLIC_URL")]
         public_url: Option<String>,

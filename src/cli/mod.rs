@@ -112,9 +112,11 @@ async fn obey(app: &App, asked: Asked, data: &Path) -> anyhow::Result<ExitCode> 
         Cli::Stores { json } => stores::stores(app, data, json).await,
         Cli::Items { command } => items::items(app, data, command).await,
         Cli::Health { store } => health::health(&at(store.store)).await,
-        Cli::Doctor { hub, public_url, json } => {
-            let upstream = serve::upstream(app, data, &hub)?;
-            let told = doctor::Told { upstream, root_certificate: hub.root_certificate, public_url, json };
+        Cli::Doctor { hub, nats_monitor, public_url, json } => {
+            let cluster = serve::cluster(&hub);
+            let upstream = if cluster.is_some() { None } else { serve::upstream(app, data, &hub)? };
+            let (monitors, root_certificate) = (nats_monitor, hub.root_certificate);
+            let told = doctor::Told { upstream, cluster, monitors, root_certificate, public_url, json };
             doctor::doctor(app, data, told).await
         }
         Cli::Verify { store } => verify::verify(&at(store.store)).await,

@@ -288,7 +288,13 @@ where
         if app.clients.follow_hub() {
             return Err(not_a_hub("This program follows a hub itself, so it is none."));
         }
-        let token = bearer_token(&parts.headers).and_then(|token| app.hub.tokens.find(token, Purpose::Sync));
+        let find = || bearer_token(&parts.headers).and_then(|token| app.hub.tokens.find(token, Purpose::Sync));
+        let mut token = find();
+        if token.is_none() && bearer_token(&parts.headers).is_some() {
+            // It may have been added at another gateway a moment ago, and a device that is told to go away does so.
+            app.hub.share().await?;
+            token = find();
+        }
         let token = token.ok_or_else(|| {
             app.metrics.refused();
             app.hub.refusals.log(parts.extensions.get().copied());

@@ -174,7 +174,11 @@ impl LookedUp<'_> {
     fn gateway(&mut self, cluster: &Cluster) {
         let stand = cluster.stand().borrow().clone();
         let is_ready = cluster.run().is_some();
-        self.gauge("gateway_ready", "1 if this gateway serves devices; 0 while it is cut off from its cluster", is_ready.into());
+        self.gauge(
+            "gateway_ready",
+            "1 if this gateway serves devices; 0 while it is cut off from its cluster",
+            is_ready.into(),
+        );
         if let Stand::Ready(now) = stand {
             let current = now.followers.iter().filter(|(_, fault)| fault.is_none()).count() as u64 + 1;
             for (own, help, value) in [

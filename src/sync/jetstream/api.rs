@@ -118,14 +118,6 @@ pub(super) struct Stored {
     pub(super) payload: Bytes,
 }
 
-/// Part of a subject's messages.
-#[derive(Debug)]
-pub(super) struct Read {
-    pub(super) messages: Vec<Stored>,
-    /// Whether there were more when it was read.
-    pub(super) more: bool,
-}
-
 /// JetStream, over one connection.
 #[derive(Clone)]
 pub(super) struct Api {
@@ -171,11 +163,6 @@ impl Api {
         self.get(stream, &json!({ "last_by_subj": subject })).await
     }
 
-    /// Returns the first message of a subject from `sequence` on, from the leader.
-    pub(super) async fn next(&self, stream: &str, subject: &str, sequence: u64) -> Result<Option<Stored>, ApiError> {
-        self.get(stream, &json!({ "next_by_subj": subject, "seq": sequence })).await
-    }
-
     async fn get(&self, stream: &str, asked: &Value) -> Result<Option<Stored>, ApiError> {
         #[derive(Deserialize)]
         struct Answer {
@@ -199,7 +186,7 @@ impl Api {
     }
 
     /// Reads messages of a subject from `sequence` on, in order. Any replica may answer, so the newest may be missing.
-    pub(super) async fn read(&self, stream: &str, subject: &str, sequence: u64) -> Result<Read, ApiError> {
+    pub(super) async fn read(&self, stream: &str, subject: &str, sequence: u64) -> Result<Vec<Stored>, ApiError> {
         let asked = json!({
             "next_by_subj": subject, "seq": sequence, "batch": READ_MESSAGES, "max_bytes": READ_BYTES,
         });
@@ -214,11 +201,8 @@ impl Api {
             let mut messages = Vec::new();
             while let Ok(Some(answer)) = timeout(ANSWER, answers.next()).await {
                 match answer.status.map(|status| status.as_u16()) {
-                    Some(204) => {
-                        let more = header(&answer, "Nats-Num-Pending").is_some_and(|pending: u64| pending > 0);
-                        return Ok(Read { messages, more });
-                    }
-                    Some(404) => return Ok(Read { messages, more: false }),
+                    // The end, and nothing at all.
+                    Some(204 | 404) => return Ok(messages),
                     Some(503) => break,
                     Some(status) => {
                         let why = answer.description.unwrap_or_default();

@@ -17,7 +17,7 @@ use super::super::gateway::{
 };
 use super::super::protocol::{Pushed, code as hub_code};
 use super::super::stay::Stay;
-use super::api::{Api, ApiError, Read, Stored, code};
+use super::api::{Api, ApiError, Stored, code};
 use super::cluster::{Cluster, Epoch, Stand};
 use crate::engine::{Error, Fault, Health, LogId, Replica, Store, StreamId};
 use crate::limits::sync::nats::{
@@ -569,7 +569,7 @@ impl Attendant {
 
     /// Reads what comes after a message. A replica that is behind may not have it yet.
     async fn read(&mut self, serving: &mut Serving, after: Sequence) -> Result<Outcome, Trouble> {
-        let Read { messages, .. } = serving.api.read(&self.stream, &self.subject, after + 1).await?;
+        let messages = serving.api.read(&self.stream, &self.subject, after + 1).await?;
         if !messages.is_empty() {
             (serving.since, serving.is_answered) = (None, false);
             serving.ahead = Ahead { after, messages: messages.into() };
@@ -636,7 +636,7 @@ impl Attendant {
 
     /// Reads what is new after a message, if anything is.
     async fn read_news(&mut self, serving: &mut Serving, after: Sequence) -> Result<Outcome, Trouble> {
-        let Read { messages, .. } = serving.api.read(&self.stream, &self.subject, after + 1).await?;
+        let messages = serving.api.read(&self.stream, &self.subject, after + 1).await?;
         serving.ahead = Ahead { after, messages: messages.into() };
         Ok(Outcome::Nothing)
     }

@@ -78,15 +78,6 @@ struct Inner {
     run: watch::Sender<Option<Arc<str>>>,
 }
 
-/// What came of making the bucket and the copy level.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Levelled {
-    /// Nothing was lost.
-    Well,
-    /// The bucket had lost something, which is there again. A new run has begun.
-    Mended,
-}
-
 impl Bucket {
     /// The bucket `stream` with this prefix, and the copy of it in `data`.
     ///
@@ -165,23 +156,35 @@ impl Bucket {
         replace(&DataDir::gateways(&self.inner.data), &serde_json::to_vec_pretty(copy)?)
     }
 
-    /// Makes the bucket, this copy and the files level. `info` describes the bucket as it is now, if that was just asked: if
-    /// nothing changed there or here, no more is asked.
-    pub(super) async fn level(&self, api: &Api, info: Option<&StreamInfo>) -> Result<Levelled, BucketError> {
+    /// Makes the bucket, this copy and the files level. `info` describes the bucket as it was after `began`. If nothing changed
+    /// there or here, no more is asked.
+    pub(super) async fn level(&self, api: &Api, info: &StreamInfo, began: Instant) -> Result<(), BucketError> {
         let _alone = self.inner.levelling.lock().await;
-        let began = Instant::now();
-        let is_level = info.is_some_and(|info| {
-            let copy = self.copy();
-            copy.shared.is_some()
-                && copy.revision == Revision { bucket: info.created.clone(), sequence: info.state.last_seq }
-        });
-        if is_level && !self.has_changes()? {
-            return Ok(self.heard_at(began, Levelled::Well));
+        self.level_with(api, info, began).await
+    }
+
+    /// Asks for the bucket, and makes it level. All who ask at the same moment are served by one question.
+    pub(super) async fn level_now(&self, api: &Api) -> Result<(), BucketError> {
+        let came = Instant::now();
+        let _alone = self.inner.levelling.lock().await;
+        if self.heard().is_some_and(|heard| heard >= came) && !self.has_changes()? {
+            return Ok(());
         }
-        let info = match info {
-            Some(info) => info.clone(),
-            None => api.info(&self.inner.stream, None).await?,
+        let began = Instant::now();
+        let info = api.info(&self.inner.stream, None).await?;
+        self.level_with(api, &info, began).await
+    }
+
+    async fn level_with(&self, api: &Api, info: &StreamInfo, began: Instant) -> Result<(), BucketError> {
+        let there = Revision { bucket: info.created.clone(), sequence: info.state.last_seq };
+        let is_level = {
+            let copy = self.copy();
+            copy.shared.is_some() && copy.revision == there
         };
+        if is_level && !self.has_changes()? {
+            self.hear(began);
+            return Ok(());
+        }
         self.swap(api, &info.created, began, |_| {}).await
     }
 
@@ -192,7 +195,7 @@ impl Bucket {
         let began = Instant::now();
         let info = api.info(&self.inner.stream, None).await?;
         let begin = |shared: &mut Shared| lost.iter().for_each(|(store, seen)| shared.lose(store, *seen));
-        self.swap(api, &info.created, began, begin).await.map(drop)
+        self.swap(api, &info.created, began, begin).await
     }
 
     /// Reads the document, merges what is known here into it with `change`, and writes it back, again and again until no
@@ -203,7 +206,7 @@ impl Bucket {
         bucket: &str,
         began: Instant,
         change: impl Fn(&mut Shared),
-    ) -> Result<Levelled, BucketError> {
+    ) -> Result<(), BucketError> {
         let Inner { stream, subject, .. } = &*self.inner;
         for _ in 0..SWAPS {
             let found = api.last(stream, subject).await?;
@@ -253,7 +256,8 @@ impl Bucket {
                     "the bucket of the gateways had lost its newest changes; they are there again, and a new run begins"
                 );
             }
-            return Ok(self.heard_at(began, if is_lost { Levelled::Mended } else { Levelled::Well }));
+            self.hear(began);
+            return Ok(());
         }
         Err(BucketError::Unfit("other gateways change the bucket without pause; this one tries again".to_owned()))
     }
@@ -300,7 +304,7 @@ impl Bucket {
     }
 
     /// Notes that the bucket was heard of, as of a moment before it was asked.
-    fn heard_at(&self, began: Instant, levelled: Levelled) -> Levelled {
+    fn hear(&self, began: Instant) {
         let run = self.copy().shared.as_ref().map(|shared| Arc::from(&*shared.run.id));
         self.inner.run.send_if_modified(|known| {
             let is_new = *known != run;
@@ -308,12 +312,6 @@ impl Bucket {
             is_new
         });
         *self.inner.heard.lock().unwrap_or_else(PoisonError::into_inner) = Some(began);
-        levelled
-    }
-
-    /// Whether the token with this hash is one that all gateways know.
-    pub(super) fn has(&self, hash: &str) -> bool {
-        self.copy().shared.as_ref().is_some_and(|shared| shared.tokens.iter().any(|token| token.hash == hash))
     }
 }
 

@@ -8,11 +8,11 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::Context;
+use anyhow::{Context, anyhow};
 use async_nats::connection::State;
-use async_nats::{ConnectOptions, Event};
+use async_nats::{ConnectOptions, Event, ServerInfo};
 use tokio::sync::{Notify, watch};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
@@ -255,7 +255,7 @@ impl Cluster {
     ///
     /// Why they aren't.
     pub(crate) async fn share(&self) -> Result<(), String> {
-        self.inner.bucket.level(&self.api()?, None).await.map(drop).map_err(|error| error.to_string())
+        self.inner.bucket.level_now(&self.api()?).await.map_err(|error| error.to_string())
     }
 
     /// The run that this gateway serves under, if the bucket was heard of lately. What a gateway knows otherwise may be out
@@ -398,17 +398,31 @@ impl Cluster {
         complaint.unwrap_or_else(|| "the connection broke".to_owned())
     }
 
+    /// Looks at the cluster once, and changes nothing there. Returns `None` if it is well and has no stream yet.
+    ///
+    /// # Errors
+    ///
+    /// Why it can't be used.
+    pub(crate) async fn examine(&self) -> anyhow::Result<Option<Overview>> {
+        let examining = async {
+            let api = self.connect().await.map_err(Trouble::Away)?;
+            let server = check_server(&api)?;
+            let name = self.inner.address.stream();
+            let Some(info) = self.found(&api, &name).await? else { return Ok(None) };
+            settings::check_stream(&name, &info.config).map_err(unfit)?;
+            let id = stream_id(&name, &info)?;
+            Ok(Some(overview(&info, id, &server)))
+        };
+        let examined: Result<_, Trouble> = examining.await;
+        self.hang_up().await;
+        examined.map_err(|trouble| match trouble {
+            Trouble::Away(why) | Trouble::Unfit(why) => anyhow!(why),
+        })
+    }
+
     /// Looks at everything once.
     async fn look(&self, api: &Api) -> Result<Overview, Trouble> {
-        let server = api.client().server_info();
-        settings::check_version(&server.version).map_err(unfit)?;
-        if api.client().max_payload() < MESSAGE_BYTES {
-            return Err(Trouble::Unfit(format!(
-                "the servers take messages of up to {} bytes, and a message of events has up to {MESSAGE_BYTES}; raise \
-                 max_payload",
-                api.client().max_payload()
-            )));
-        }
+        let server = check_server(api)?;
         let (name, bucket) = (self.inner.address.stream(), self.inner.address.bucket());
         let prefix = self.inner.address.prefix().to_string();
         let info = match self.found(api, &name).await? {
@@ -427,17 +441,15 @@ impl Cluster {
             }
         };
         settings::check_stream(&name, &info.config).map_err(unfit)?;
-        let id: StreamId = settings::id(&info.config)
-            .unwrap_or_default()
-            .parse()
-            .map_err(|error| Trouble::Unfit(format!("the id in the metadata of the stream {name} is none: {error}")))?;
+        let id = stream_id(&name, &info)?;
         self.inner.bucket.meet_stream(&id.to_string()).map_err(|error| Trouble::Away(format!("{error:#}")))?;
+        let began = Instant::now();
         let shared = match self.found(api, &bucket).await? {
             Some(info) => info,
             None => self.make(api, &bucket, |replicas| settings::of_bucket(&bucket, &prefix, replicas)).await?,
         };
         settings::check_bucket(&bucket, &prefix, &shared.config).map_err(unfit)?;
-        self.inner.bucket.level(api, Some(&shared)).await.map_err(of_bucket)?;
+        self.inner.bucket.level(api, &shared, began).await.map_err(of_bucket)?;
         let lost = self.inner.lost.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if !lost.is_empty() {
             self.inner.bucket.begin_runs(api, &lost).await.map_err(of_bucket)?;
@@ -524,7 +536,25 @@ fn trouble(error: ApiError) -> Trouble {
     }
 }
 
-fn overview(info: &StreamInfo, id: StreamId, server: &async_nats::ServerInfo) -> Overview {
+/// Fails if the server that is connected to won't do.
+fn check_server(api: &Api) -> Result<ServerInfo, Trouble> {
+    let server = api.client().server_info();
+    settings::check_version(&server.version).map_err(unfit)?;
+    if server.max_payload < MESSAGE_BYTES {
+        return Err(Trouble::Unfit(format!(
+            "the servers take messages of up to {} bytes, and a message of events has up to {MESSAGE_BYTES}; raise max_payload",
+            server.max_payload
+        )));
+    }
+    Ok(server)
+}
+
+fn stream_id(name: &str, info: &StreamInfo) -> Result<StreamId, Trouble> {
+    let id = settings::id(&info.config).unwrap_or_default();
+    id.parse().map_err(|error| Trouble::Unfit(format!("the id in the metadata of the stream {name} is none: {error}")))
+}
+
+fn overview(info: &StreamInfo, id: StreamId, server: &ServerInfo) -> Overview {
     let peers = info.cluster.clone().unwrap_or_default();
     let followers = peers.replicas.iter().map(|peer| {
         let fault = match (peer.offline, peer.current, peer.lag) {
