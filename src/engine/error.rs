@@ -53,6 +53,9 @@ pub enum Malformed {
     /// Not a cursor from a stream of events.
     #[error("`{0}` is not a cursor of events: use one that was given with an event, or `start`")]
     Cursor(String),
+    /// Not the id of a stream.
+    #[error("`{0}` is not the id of a stream: it must be a UUID")]
+    Stream(String),
     /// A number too large for a seq.
     #[error("{0} is no seq: a log ends before 2^62")]
     Seq(u64),

@@ -55,20 +55,20 @@ pub use batch::Batch;
 pub(crate) use contents::TableRows;
 pub use error::{Database, DbError, Error, Fault, Malformed, NotOurs};
 pub use event::{Args, Device, Envelope, Event, EventId, EventName};
-pub use eventlog::{PageSize, Progress, Whose};
+pub use eventlog::{Applied, PageSize, Progress, Whose};
 pub use events::{EventCursor, Events, Told};
 pub(crate) use files::{Access, check_dir, create_private_dir, exists, open_private_file, open_to_read, sync_dir};
 pub use health::Health;
 pub use history::History;
 pub use materialize::Db;
 pub(crate) use materialize::panic_message;
-pub use place::{Cursor, Digest, Entry, Generation, LogId, Seq};
+pub use place::{Cursor, Digest, Entry, Generation, LogId, Seq, StreamId};
 pub use query::Query;
 pub use receipt::Receipt;
 #[cfg(feature = "app")]
 pub(crate) use rehearsal::Rehearsed;
 pub(crate) use remote::{Answer, Question};
-pub use replica::{NoEffect, Outcome, Page, Position, Replica, Skipped, Standing, committed_state};
+pub use replica::{Arrival, NoEffect, Outcome, Page, Position, Replica, Skipped, Standing, committed_state};
 /// What an author's own code says to SQLite, in the version that the engine is built with.
 pub use rusqlite::{self, Params, Row, ToSql, params, types::FromSql};
 pub use schema::Schema;

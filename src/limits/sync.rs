@@ -49,6 +49,36 @@ pub(crate) mod session {
     pub(crate) const BEFORE_GROWTH: u32 = 16;
 }
 
+/// A stream of messages, and a gateway in front of it.
+pub(crate) mod gateway {
+    use super::Duration;
+
+    /// The longest message, in bytes. A NATS server takes 1 MiB at a time unless it is told otherwise, with the headers. Every
+    /// gateway refuses a longer one alike, so this can't change.
+    pub(crate) const MESSAGE_BYTES: usize = 1_000_000;
+
+    /// Places in a log that a message has for itself. A message has fewer events, and this can't change either: the places
+    /// of all events follow from it.
+    pub(crate) const PLACES: u64 = 1_024;
+
+    /// The longest prefix of names in a cluster, in bytes.
+    pub(crate) const PREFIX: usize = 32;
+
+    /// How much a closing message tells of where a store went, in characters.
+    pub(crate) const MOVED_TO: usize = 200;
+
+    /// Events of devices that wait for their turn at one store. They are in memory, and their devices have them, too. Those
+    /// that come beyond it are told to come again.
+    pub(crate) const WAITING: usize = 20_000;
+
+    /// Things for people that wait to be said. Anybody who may publish could cause them.
+    pub(crate) const NOTICES: usize = 20;
+
+    /// The longest time that a gateway leaves to others before it publishes to a store on which they are busy, too. About
+    /// what a cluster takes for one message.
+    pub(crate) const TURN: Duration = Duration::from_millis(20);
+}
+
 /// A pull stream, as both ends see it.
 #[cfg(feature = "app")]
 pub(crate) mod stream {

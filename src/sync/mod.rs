@@ -9,6 +9,7 @@ mod authority;
 mod backoff;
 #[cfg(feature = "app")]
 mod client;
+pub mod gateway;
 #[cfg(feature = "app")]
 mod http;
 #[cfg(feature = "app")]
@@ -31,6 +32,7 @@ pub(crate) mod tokens;
 pub use authority::{AuthorityError, Incoming, NextPage, Refusal, Start, judged};
 #[cfg(feature = "app")]
 pub(crate) use client::{Clients, LinkState, LinkStatus};
+pub use gateway::Gateway;
 #[cfg(feature = "app")]
 pub use http::{TokenSource, UpstreamOptions};
 #[cfg(feature = "app")]
@@ -41,7 +43,7 @@ pub(crate) use joined::{Joined, Link, joined, leave};
 pub(crate) use pairings::{NotPaired, PairingFile, Shown};
 #[cfg(feature = "app")]
 pub(crate) use protocol::plain;
-pub use protocol::{Hello, Point, Push, Pushed, PushedEvent, WireEntry, WireEvent, WirePage};
+pub use protocol::{Has, Hello, Placed, Point, Push, Pushed, PushedEvent, WireEntry, WireEvent, WirePage};
 pub(crate) use protocol::{PAGE, code};
 pub use session::{End, Outgoing, PushAnswer, Session, SessionError, ended, repair};
 #[cfg(feature = "app")]

@@ -34,6 +34,8 @@ pub(crate) mod code {
     pub(crate) const TOO_MANY_STORES: &str = "too-many-stores";
     /// The push has more events than a push may have.
     pub(crate) const TOO_LARGE: &str = "body-too-large";
+    /// The store was moved to another hub. The detail says where it went.
+    pub(crate) const MOVED: &str = "moved";
 }
 
 /// The codes of refused events.
@@ -89,6 +91,33 @@ pub struct Push {
     pub run: String,
     /// The events, in the order in which to append them.
     pub events: Vec<WireEvent>,
+    /// What the client has of the log. A gateway that hasn't as much catches up first. Other hubs don't need it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub has: Option<Has>,
+    /// Whether the client takes an answer to the first events alone, and pushes the others again.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub part: bool,
+}
+
+/// What a client has of the log that it pushes to.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Has {
+    /// How far it has pulled.
+    pub after: Seq,
+    /// The digest of its log up to there.
+    pub digest: Digest,
+    /// The last event that it pushed and that was answered, if it has not arrived yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answered: Option<Placed>,
+}
+
+/// An event with the place that it was given.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Placed {
+    /// The event.
+    pub id: EventId,
+    /// Its place.
+    pub seq: Seq,
 }
 
 /// The answer to a push.
@@ -256,7 +285,7 @@ pub(super) fn points<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<P
 }
 
 /// Reads a list of at most `N` items. One more is an error, before memory is taken for the rest.
-fn at_most<'de, const N: usize, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
+pub(super) fn at_most<'de, const N: usize, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
 where
     D: Deserializer<'de>,
     T: Deserialize<'de>,

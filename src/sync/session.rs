@@ -220,6 +220,8 @@ impl Session {
             log: self.log,
             run: self.run.clone(),
             events: page.iter().map(|(_, event)| WireEvent::from(event)).collect(),
+            has: None,
+            part: false,
         };
         Ok(Some(Outgoing { push, last: *last, ids: page.iter().map(|(_, event)| event.id).collect() }))
     }

@@ -323,6 +323,12 @@ impl From<Refusal> for Problem {
                 format!("A push has at most {} events, and this one has {events}.", PAGE.events),
                 "Nothing was stored. Push fewer at once.",
             ),
+            Refusal::Moved(to) => Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                code::MOVED,
+                format!("The store was moved to another hub: {to}."),
+                "Nothing was stored. Sync with the hub that has it now.",
+            ),
             Refusal::Diverged { head, points } => Self::conflict(
                 code::DIVERGED,
                 "The hub's log is not the one that the client has up to where it has pulled.",

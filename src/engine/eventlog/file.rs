@@ -19,8 +19,11 @@ use crate::engine::place::{Digest, Generation, LogId, Seq};
 use crate::engine::storage::{Beside, WalGauge, connect, set_up};
 use crate::limits::engine::eventlog::HASHED_AT_ONCE;
 
-/// The format of the tables below. Files of a higher format are left alone.
+/// The format of the tables below.
 pub(super) const FORMAT: i64 = 2;
+
+/// The format of a file that has messages of a stream, too. Files of a higher format are left alone.
+pub(super) const GATEWAY: i64 = 3;
 
 /// The first format whose rows have hashes.
 pub(super) const HASHED: i64 = 2;
@@ -110,6 +113,7 @@ impl Eventlog {
             generation: Generation(meta(&conn, "generation")?.unwrap_or_default()),
             whose: whose(&conn)?,
             pulled: Seq(meta(&conn, "pulled")?.unwrap_or_default()),
+            stream: meta::<String>(&conn, "stream")?.and_then(|text| text.parse().ok()),
             pending: conn.query_row("SELECT count(*) FROM outbox", (), |row| row.get(0))?,
             n: conn.query_row("SELECT coalesce(max(seq), 0) FROM sqlite_sequence", (), |row| row.get(0))?,
             set_aside: conn.query_row("SELECT count(*) FROM set_aside", (), |row| row.get(0))?,
@@ -180,8 +184,8 @@ pub(crate) fn refuse_newer_header(path: &Path) -> Result<(), Fault> {
     }
     let number = |at: usize| i32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
     let (found, id) = (i64::from(number(60)), i64::from(number(68)));
-    if id == APPLICATION_ID && found > FORMAT {
-        return Err(Fault::NewerFormat { path: path.to_owned(), found, known: FORMAT });
+    if id == APPLICATION_ID && found > GATEWAY {
+        return Err(Fault::NewerFormat { path: path.to_owned(), found, known: GATEWAY });
     }
     Ok(())
 }
@@ -200,8 +204,8 @@ pub(crate) fn look(path: &Path) -> Result<Option<Beside>> {
 pub(super) fn refuse_newer(conn: &Connection, path: &Path) -> Result<bool> {
     let pragma = |name: &str| conn.query_row(&format!("PRAGMA {name}"), (), |row| row.get::<_, i64>(0));
     let found = pragma("user_version")?;
-    if found > FORMAT {
-        return Err(Fault::NewerFormat { path: path.to_owned(), found, known: FORMAT }.into());
+    if found > GATEWAY {
+        return Err(Fault::NewerFormat { path: path.to_owned(), found, known: GATEWAY }.into());
     }
     let tables: i64 = conn.query_row("SELECT count(*) FROM sqlite_schema", (), |row| row.get(0))?;
     if tables > 0 && pragma("application_id")? != APPLICATION_ID {

@@ -3,6 +3,7 @@
 mod checks;
 mod digests;
 mod file;
+mod messages;
 mod names;
 mod read;
 mod taken;
@@ -23,13 +24,14 @@ pub use checks::Progress;
 pub(crate) use digests::CHECKPOINT_EVERY;
 use file::set_meta;
 pub(crate) use file::{look, refuse_newer_header};
+pub use messages::Applied;
 use names::Interned;
 pub use read::PageSize;
 pub(crate) use read::{Content, Found, Rescued, Waiting};
 pub(crate) use tally::Tally;
 
 use super::error::{Fault, LogFault};
-use super::place::{Digest, Generation, LogId, Seq};
+use super::place::{Digest, Generation, LogId, Seq, StreamId};
 use super::storage::{Beside, WalGauge, checkpoint_on_close};
 use super::witness::Testimony;
 use crate::limits::engine::event::MAX_ARGS;
@@ -75,6 +77,8 @@ pub(crate) struct Tip {
     pub(crate) whose: Whose,
     /// The last place of the upstream's log that was pulled.
     pub(crate) pulled: Seq,
+    /// The stream whose messages make the log, if this is a gateway's.
+    pub(crate) stream: Option<StreamId>,
     /// How many events wait in the outbox.
     pub(crate) pending: u64,
     /// The highest number that the outbox has ever assigned.

@@ -125,6 +125,7 @@ impl Eventlog {
         }
         self.conn.execute("DELETE FROM log WHERE seq > ?1", [after.to_sql()])?;
         self.conn.execute("DELETE FROM checkpoint WHERE seq > ?1", [after.to_sql()])?;
+        self.forget_messages_after(after)?;
         let last = self.checkpoint_before(after)?;
         self.checked.borrow_mut().forget_after(from, last.seq);
         self.tip.head = from.seq;

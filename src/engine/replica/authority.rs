@@ -82,6 +82,7 @@ impl Replica {
         let Whose::Upstream(log) = self.log.tip().whose else { return Ok(()) };
         let device = self.setup.device.clone();
         self.change(|own| {
+            own.set_stream(None)?;
             own.set_whose(Whose::Own(log.unwrap_or_else(LogId::random)))?;
             own.place_pending(&device)
         })?;

@@ -15,6 +15,7 @@ mod arrive;
 mod authority;
 mod settle;
 mod standing;
+mod stream;
 mod write;
 
 use std::fs;
@@ -26,6 +27,7 @@ use std::time::Duration;
 pub use arrive::{Page, Position};
 pub(crate) use settle::replay_log;
 pub use standing::{NoEffect, Skipped, Standing, committed_state};
+pub use stream::Arrival;
 pub use write::Outcome;
 
 use super::error::{DbError, Fault};
