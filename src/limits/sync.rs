@@ -265,3 +265,69 @@ pub(crate) mod tokens {
     /// The longest token that is looked at, in bytes. Ours have 67.
     pub(crate) const MAX_TOKEN: usize = 200;
 }
+
+/// A gateway and its NATS cluster.
+#[cfg(feature = "app")]
+pub(crate) mod nats {
+    use super::Duration;
+
+    /// The oldest nats-server that is trusted with events. 2.10.23 fixed that killed servers could forget a stream, and
+    /// 2.12.3 that removing servers from a cluster could lose acknowledged messages.
+    pub(crate) const OLDEST_SERVER: (u32, u32, u32) = (2, 12, 3);
+
+    /// Copies of a stream that is made on a cluster: one server may die, and the others still agree.
+    pub(crate) const REPLICAS: u64 = 3;
+
+    /// Servers that an address may name. A cluster has three or five.
+    pub(crate) const SERVERS: usize = 16;
+
+    /// The longest prefix, in characters. It begins names of streams and directories at the servers.
+    pub(crate) const LONGEST_PREFIX: usize = 32;
+
+    /// The largest message, in bytes, that the servers must take: what nats-server takes unless it is told otherwise.
+    pub(crate) const MESSAGE_BYTES: usize = 1 << 20;
+
+    /// How long a server may take to be connected to.
+    pub(crate) const CONNECT: Duration = Duration::from_secs(3);
+
+    /// How often a connection is tried. A third try without an answer ends it.
+    pub(crate) const PING: Duration = Duration::from_secs(2);
+
+    /// The shortest wait before the next try to connect.
+    pub(crate) const SHORTEST_WAIT: Duration = Duration::from_millis(50);
+
+    /// The longest wait before the next try to connect. Gateways are few, and people wait behind them.
+    pub(crate) const LONGEST_WAIT: Duration = Duration::from_secs(2);
+
+    /// How long a leader may take to answer. Electing one takes a few seconds, and it is asked again.
+    pub(crate) const ANSWER: Duration = Duration::from_secs(4);
+
+    /// How often a gateway looks at stream and bucket. A token that is revoked elsewhere opens nothing here after as long.
+    pub(crate) const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+    /// Looks in a row without an answer, after which another server is connected to.
+    pub(crate) const UNANSWERED: u32 = 3;
+
+    /// How long what was heard of the bucket is believed. After that, pulls end: a device that was revoked meanwhile must not
+    /// go on behind a partition. Electing a leader takes less.
+    pub(crate) const BELIEVED: Duration = Duration::from_secs(30);
+
+    /// Messages that are read at once.
+    pub(crate) const READ_MESSAGES: usize = 256;
+
+    /// Bytes that are read at once, beyond which the next message is left for later.
+    pub(crate) const READ_BYTES: usize = 4 << 20;
+
+    /// The largest document of what gateways share, in bytes: about five thousand tokens. A message of a NATS server has a
+    /// megabyte.
+    pub(crate) const BUCKET_MESSAGE: usize = 1_000_000;
+
+    /// Earlier documents that a bucket keeps, for people who look into it.
+    pub(crate) const HISTORY: u32 = 16;
+
+    /// Revoked tokens that are remembered. Only as long do they stay revoked where the bucket lost that.
+    pub(crate) const REVOKED: usize = 4_096;
+
+    /// How often a gateway tries in a row to change the bucket. Each time another one was faster.
+    pub(crate) const SWAPS: u32 = 32;
+}

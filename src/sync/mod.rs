@@ -13,6 +13,8 @@ pub mod gateway;
 #[cfg(feature = "app")]
 mod http;
 #[cfg(feature = "app")]
+mod jetstream;
+#[cfg(feature = "app")]
 mod joined;
 #[cfg(feature = "app")]
 mod link;
@@ -37,6 +39,10 @@ pub use gateway::Gateway;
 pub use http::{TokenSource, UpstreamOptions};
 #[cfg(feature = "app")]
 pub(crate) use http::{Upstream, is_local};
+#[cfg(feature = "app")]
+pub(crate) use jetstream::{Cluster, Overview, Stand, is_cluster};
+#[cfg(feature = "app")]
+pub use jetstream::{ClusterOptions, WithoutTls};
 #[cfg(feature = "app")]
 pub(crate) use joined::{Joined, Link, joined, leave};
 #[cfg(feature = "app")]

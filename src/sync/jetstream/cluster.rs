@@ -1,0 +1,467 @@
+//! The cluster that a gateway stands before: one connection, the stream, the bucket, and how all of it is.
+//!
+//! One task looks after it. Every second it asks for the stream and the bucket, which their leaders answer. So whatever is
+//! known of them is at most as old as the last look, and a gateway that was cut off knows it.
+
+use std::fmt::Write as _;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::Context;
+use async_nats::connection::State;
+use async_nats::{ConnectOptions, Event};
+use tokio::sync::watch;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::super::http::read_certificates;
+use super::super::tls::{Trust, tls};
+use super::address::{Address, ClusterOptions};
+use super::api::{Api, ApiError, StreamInfo, code};
+use super::bucket::{Bucket, BucketError, Levelled};
+use super::settings;
+use crate::limits::sync::nats::{
+    ANSWER, BELIEVED, CONNECT, LONGEST_WAIT, LOOK_EVERY, MESSAGE_BYTES, PING, REPLICAS, SHORTEST_WAIT, UNANSWERED,
+};
+use crate::random;
+
+/// How the cluster is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Stand {
+    /// Nothing is known yet.
+    Connecting,
+    /// Stream and bucket are there and as they have to be.
+    Ready(Arc<Overview>),
+    /// It isn't reached. That changes by itself. Holds the reason.
+    Away(String),
+    /// It can't be used until somebody acts. Holds the reason, and what to do.
+    Unfit(String),
+}
+
+/// A cluster that can be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Overview {
+    /// The id of the stream, from which the ids of its logs follow.
+    pub(super) stream: String,
+    /// The server that is connected to, and its version.
+    pub(crate) server: String,
+    pub(crate) version: String,
+    /// The server that leads the stream; empty where there is only one.
+    pub(crate) leader: String,
+    /// How many copies the stream is to have.
+    pub(crate) replicas: u64,
+    /// The servers that hold the other copies, each with what is wrong with it, if anything is.
+    pub(crate) followers: Vec<(String, Option<String>)>,
+    /// Where the stream's messages begin and how many are missing. A change of these in the middle is damage.
+    pub(super) first: u64,
+    pub(super) gaps: u64,
+    pub(super) created: String,
+    /// What should be better, and what to do.
+    pub(crate) flaws: Vec<String>,
+    /// How many messages the stream holds, and their bytes.
+    pub(crate) messages: u64,
+    pub(crate) bytes: u64,
+}
+
+/// The cluster that a gateway stands before.
+#[derive(Clone)]
+pub(crate) struct Cluster {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    address: Address,
+    options: ConnectOptions,
+    bucket: Bucket,
+    api: Mutex<Option<Api>>,
+    stand: watch::Sender<Stand>,
+    /// The last sequence of the stream, as of the last look.
+    last: watch::Sender<u64>,
+    /// What the connection last complained of.
+    complaint: Arc<Mutex<Option<String>>>,
+}
+
+impl Cluster {
+    /// Checks the options. Connects to nothing yet.
+    ///
+    /// # Errors
+    ///
+    /// When one of them can't be used.
+    pub(crate) fn new(options: &ClusterOptions, data: &Path) -> anyhow::Result<Self> {
+        let address = Address::parse(&options.servers, options.without_tls)?;
+        let complaint = Arc::new(Mutex::new(None));
+        let connect = connect_options(options, &address, Arc::clone(&complaint))?;
+        let bucket = Bucket::new(data, address.bucket(), address.prefix())?;
+        Ok(Self {
+            inner: Arc::new(Inner {
+                address,
+                options: connect,
+                bucket,
+                api: Mutex::default(),
+                stand: watch::channel(Stand::Connecting).0,
+                last: watch::channel(0).0,
+                complaint,
+            }),
+        })
+    }
+
+    /// Keeps looking after the cluster until `shutdown`.
+    pub(crate) async fn look_after(self, shutdown: CancellationToken) {
+        shutdown.run_until_cancelled(self.keep()).await;
+        self.hang_up().await;
+    }
+
+    /// Its servers, without passwords.
+    pub(crate) fn url(&self) -> String {
+        self.inner.address.to_string()
+    }
+
+    pub(super) fn address(&self) -> &Address {
+        &self.inner.address
+    }
+
+    pub(super) fn bucket(&self) -> &Bucket {
+        &self.inner.bucket
+    }
+
+    /// How it is, now and as that changes.
+    pub(crate) fn stand(&self) -> watch::Receiver<Stand> {
+        self.inner.stand.subscribe()
+    }
+
+    /// The last sequence of the stream, now and as it grows.
+    pub(super) fn last(&self) -> watch::Receiver<u64> {
+        self.inner.last.subscribe()
+    }
+
+    /// JetStream, if the cluster can be used.
+    ///
+    /// # Errors
+    ///
+    /// Why it can't.
+    pub(super) fn api(&self) -> Result<Api, String> {
+        match &*self.inner.stand.borrow() {
+            Stand::Ready(_) => self.connected().ok_or_else(|| "there is no connection".to_owned()),
+            Stand::Connecting => Err(format!("{} is not reached yet", self.inner.address)),
+            Stand::Away(why) | Stand::Unfit(why) => Err(why.clone()),
+        }
+    }
+
+    /// The run that this gateway serves under, if the bucket was heard of lately. What a gateway knows otherwise may be out
+    /// of date, and a revoked device must not live on behind a partition.
+    pub(crate) fn run(&self) -> Option<Arc<str>> {
+        let is_lately = self.inner.bucket.heard().is_some_and(|heard| heard.elapsed() < BELIEVED);
+        self.inner.bucket.run().filter(|_| is_lately)
+    }
+
+    fn connected(&self) -> Option<Api> {
+        self.inner.api.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    async fn keep(&self) {
+        let mut ticks = interval(LOOK_EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut failures = 0;
+        loop {
+            ticks.tick().await;
+            if failures >= UNANSWERED {
+                // A server that stands still keeps its connections, and a connection whose server refuses to have it again
+                // ends without a word. Another one may do better.
+                self.hang_up().await;
+                failures = 0;
+            }
+            let looked = match self.connect().await {
+                Ok(api) => self.look(&api).await,
+                Err(why) => Err(Trouble::Away(why)),
+            };
+            let stand = match looked {
+                Ok(overview) => Stand::Ready(Arc::new(overview)),
+                Err(Trouble::Away(why)) => Stand::Away(why),
+                Err(Trouble::Unfit(why)) => Stand::Unfit(why),
+            };
+            failures = if matches!(stand, Stand::Away(_)) { failures + 1 } else { 0 };
+            self.tell(stand);
+        }
+    }
+
+    /// Ends the connection.
+    async fn hang_up(&self) {
+        let api = self.inner.api.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(api) = api {
+            drop(timeout(CONNECT, api.client().drain()).await);
+        }
+    }
+
+    fn tell(&self, stand: Stand) {
+        let address = &self.inner.address;
+        self.inner.stand.send_if_modified(|known| {
+            match (&*known, &stand) {
+                (Stand::Ready(before), Stand::Ready(now)) => {
+                    for flaw in now.flaws.iter().filter(|flaw| !before.flaws.contains(flaw)) {
+                        tracing::warn!("{flaw}");
+                    }
+                }
+                (_, Stand::Ready(now)) => {
+                    tracing::info!(server = now.server, version = now.version, "connected to {address}");
+                    now.flaws.iter().for_each(|flaw| tracing::warn!("{flaw}"));
+                }
+                (Stand::Unfit(before), Stand::Unfit(now)) if before == now => {}
+                (_, Stand::Unfit(why)) => tracing::error!("{address} can't be used: {why}"),
+                (Stand::Away(_), Stand::Away(_)) => {}
+                (_, Stand::Away(why)) => tracing::warn!("{address} isn't reached: {why}"),
+                (_, Stand::Connecting) => {}
+            }
+            let is_new = *known != stand;
+            *known = stand;
+            is_new
+        });
+    }
+
+    /// Returns the connection, made if there is none. One that broke is made again by itself, once to each server.
+    async fn connect(&self) -> Result<Api, String> {
+        if let Some(api) = self.connected() {
+            let is_connected = api.client().connection_state() == State::Connected;
+            return if is_connected { Ok(api) } else { Err(self.complaint()) };
+        }
+        let servers = self.inner.address.servers.clone();
+        let connecting = self.inner.options.clone().connect(servers);
+        match timeout(CONNECT * self.rounds(), connecting).await {
+            Ok(Ok(client)) => {
+                let api = Api::new(client);
+                *self.inner.api.lock().unwrap_or_else(PoisonError::into_inner) = Some(api.clone());
+                Ok(api)
+            }
+            Ok(Err(error)) => Err(in_words(&error)),
+            Err(_) => Err("no server answered in time".to_owned()),
+        }
+    }
+
+    fn rounds(&self) -> u32 {
+        u32::try_from(self.inner.address.servers.len()).unwrap_or(u32::MAX).max(1)
+    }
+
+    fn complaint(&self) -> String {
+        let complaint = self.inner.complaint.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        complaint.unwrap_or_else(|| "the connection broke".to_owned())
+    }
+
+    /// Looks at everything once.
+    async fn look(&self, api: &Api) -> Result<Overview, Trouble> {
+        let server = api.client().server_info();
+        settings::check_version(&server.version).map_err(unfit)?;
+        if api.client().max_payload() < MESSAGE_BYTES {
+            return Err(Trouble::Unfit(format!(
+                "the servers take messages of up to {} bytes, and a message of events has up to {MESSAGE_BYTES}; raise \
+                 max_payload",
+                api.client().max_payload()
+            )));
+        }
+        let (name, bucket) = (self.inner.address.stream().to_owned(), self.inner.address.bucket());
+        let info = match self.found(api, &name).await? {
+            Some(info) => info,
+            None => {
+                let known = self.inner.bucket.known_stream();
+                if known.is_some() {
+                    tracing::warn!(
+                        "the stream {name} is gone from {}; it is made again, and what it held is published again as far as \
+                         gateways and devices have it",
+                        self.inner.address
+                    );
+                }
+                let id = known.unwrap_or_else(settings::random_id);
+                self.make(api, &name, |replicas| settings::of_stream(&name, &id, replicas)).await?
+            }
+        };
+        settings::check_stream(&name, &info.config).map_err(unfit)?;
+        let id = settings::id(&info.config).unwrap_or_default().to_owned();
+        self.inner.bucket.meet_stream(&id).map_err(|error| Trouble::Away(format!("{error:#}")))?;
+        let shared = match self.found(api, &bucket).await? {
+            Some(info) => info,
+            None => {
+                let prefix = self.inner.address.prefix();
+                self.make(api, &bucket, |replicas| settings::of_bucket(&bucket, prefix, replicas)).await?
+            }
+        };
+        settings::check_bucket(&bucket, self.inner.address.prefix(), &shared.config).map_err(unfit)?;
+        match self.inner.bucket.level(api, Some(&shared)).await {
+            Ok(Levelled::Well | Levelled::Mended) => {}
+            Err(BucketError::Unfit(why)) => return Err(Trouble::Unfit(why)),
+            Err(BucketError::Api(error)) => return Err(trouble(error)),
+            Err(error @ BucketError::Files(_)) => return Err(Trouble::Away(error.to_string())),
+        }
+        self.inner.last.send_if_modified(|last| {
+            let is_new = *last != info.state.last_seq;
+            *last = info.state.last_seq;
+            is_new
+        });
+        Ok(overview(&info, id, &server))
+    }
+
+    async fn found(&self, api: &Api, name: &str) -> Result<Option<StreamInfo>, Trouble> {
+        match api.info(name, None).await {
+            Ok(info) => Ok(Some(info)),
+            Err(error) if error.is(code::STREAM_NOT_FOUND) => Ok(None),
+            Err(error) => Err(trouble(error)),
+        }
+    }
+
+    /// Makes a stream: on three servers if there are as many, or else on one.
+    async fn make(
+        &self,
+        api: &Api,
+        name: &str,
+        config: impl Fn(u64) -> serde_json::Value,
+    ) -> Result<StreamInfo, Trouble> {
+        let is_alone = api.client().server_info().cluster.is_none();
+        let replicas = if is_alone { 1 } else { REPLICAS };
+        match api.create(name, &config(replicas)).await {
+            Ok(info) => {
+                tracing::info!(replicas, "made the stream {name}");
+                Ok(info)
+            }
+            // Another gateway was faster.
+            Err(error) if error.is(code::NAME_IN_USE) => match self.found(api, name).await? {
+                Some(info) => Ok(info),
+                None => Err(Trouble::Away(error.to_string())),
+            },
+            Err(ApiError::Refused(found, why)) if code::TOO_FEW_SERVERS.contains(&found) => {
+                Err(Trouble::Away(format!(
+                    "the stream {name} can't be made on {REPLICAS} servers: {why}. Start them all; or make it yourself with \
+                 fewer replicas, and it can be lost with them"
+                )))
+            }
+            Err(error) => Err(trouble(error)),
+        }
+    }
+}
+
+/// Why a look came to nothing.
+enum Trouble {
+    Away(String),
+    Unfit(String),
+}
+
+fn unfit(error: anyhow::Error) -> Trouble {
+    Trouble::Unfit(format!("{error:#}"))
+}
+
+fn trouble(error: ApiError) -> Trouble {
+    match error {
+        ApiError::Refused(code::NOT_ENABLED, _) => Trouble::Unfit(
+            "JetStream isn't turned on there; start nats-server with --jetstream, or `jetstream {}` in its file"
+                .to_owned(),
+        ),
+        ApiError::Refused(code::NOT_ENABLED_FOR_ACCOUNT, _) => {
+            Trouble::Unfit("this account may not use JetStream; enable it for the account".to_owned())
+        }
+        ApiError::Refused(found, why) if code::FULL.contains(&found) => {
+            Trouble::Away(format!("JetStream has no room: {why}. Raise its limit, or give its disk more room"))
+        }
+        error => Trouble::Away(error.to_string()),
+    }
+}
+
+fn overview(info: &StreamInfo, id: String, server: &async_nats::ServerInfo) -> Overview {
+    let peers = info.cluster.clone().unwrap_or_default();
+    let followers = peers.replicas.iter().map(|peer| {
+        let fault = match (peer.offline, peer.current, peer.lag) {
+            (true, ..) => Some("offline".to_owned()),
+            (false, false, lag) => Some(format!("behind by {lag}")),
+            (false, true, _) => None,
+        };
+        (peer.name.clone(), fault)
+    });
+    let replicas = settings::replicas(&info.config);
+    Overview {
+        stream: id,
+        server: server.server_name.clone(),
+        version: server.version.clone(),
+        leader: if replicas > 1 { peers.leader.clone() } else { String::new() },
+        replicas,
+        followers: followers.collect(),
+        first: info.state.first_seq,
+        gaps: info.state.num_deleted,
+        created: info.created.clone(),
+        flaws: settings::few_replicas(&info.config).into_iter().collect(),
+        messages: info.state.messages,
+        bytes: info.state.bytes,
+    }
+}
+
+impl Overview {
+    /// In a line: where its copies are.
+    pub(crate) fn copies(&self) -> String {
+        let mut text = match self.replicas {
+            1 => "one copy".to_owned(),
+            replicas => format!("{replicas} copies, led by {}", self.leader),
+        };
+        for (name, fault) in &self.followers {
+            let _ = match fault {
+                Some(fault) => write!(text, ", {name} {fault}"),
+                None => write!(text, ", {name} current"),
+            };
+        }
+        text
+    }
+}
+
+fn connect_options(
+    options: &ClusterOptions,
+    address: &Address,
+    complaint: Arc<Mutex<Option<String>>>,
+) -> anyhow::Result<ConnectOptions> {
+    let mut connect = ConnectOptions::new()
+        .name("likewise")
+        .ping_interval(PING)
+        .connection_timeout(CONNECT)
+        .request_timeout(Some(ANSWER))
+        // Whoever set this up named the servers that may be talked to.
+        .ignore_discovered_servers()
+        .max_reconnects(address.servers.len())
+        .reconnect_delay_callback(|attempts| {
+            let doubled = SHORTEST_WAIT * 2_u32.saturating_pow(u32::try_from(attempts).unwrap_or(u32::MAX).min(16));
+            let bound: Duration = doubled.min(LONGEST_WAIT);
+            bound.mul_f64(0.5 + 0.5 * random::fraction())
+        })
+        .event_callback(move |event| {
+            let said = match event {
+                Event::Connected => None,
+                Event::ServerError(error) => Some(format!("a server says: {error}")),
+                Event::ClientError(error) => Some(error.to_string()),
+                Event::Disconnected => Some("the connection broke".to_owned()),
+                Event::LameDuckMode => Some("the server is being shut down".to_owned()),
+                _ => None,
+            };
+            tracing::debug!(said, "the connection to a NATS server changed");
+            *complaint.lock().unwrap_or_else(PoisonError::into_inner) = said;
+            std::future::ready(())
+        });
+    if let Some(path) = &options.credentials {
+        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        connect = connect.credentials(&text).with_context(|| {
+            format!("{} holds no credentials of NATS, as `nsc generate creds` makes them", path.display())
+        })?;
+    }
+    if address.has_tls {
+        let roots = options.root_certificate.as_deref().map(read_certificates).transpose()?.unwrap_or_default();
+        let mut config = tls(Trust::SystemAnd(roots)).context("cannot connect over TLS")?;
+        config.alpn_protocols.clear();
+        connect = connect.require_tls(true).tls_client_config(config);
+    }
+    Ok(connect)
+}
+
+/// Describes what went wrong, down to its cause.
+fn in_words(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let why = error.to_string();
+        if !text.contains(&why) {
+            let _ = write!(text, ": {why}");
+        }
+        cause = error.source();
+    }
+    text
+}
