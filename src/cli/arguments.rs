@@ -40,7 +40,7 @@ impl Command {
     pub(super) fn log_format(&self) -> LogFormat {
         match self {
             Self::Common(Cli::Serve(args)) => args.listen.log_format,
-            Self::Common(Cli::Hub(args)) => args.log_format,
+            Self::Common(Cli::Hub(args)) => args.listen.log_format,
             Self::Common(_) | Self::Own { .. } => LogFormat::Text,
         }
     }
@@ -85,7 +85,7 @@ pub(super) enum Cli {
     ///
     /// A hub puts the events of its devices in one order and need not know what they mean, so {app} can be the hub of any
     /// app. It answers /sync, /healthz, /status and /metrics, and has no page.
-    Hub(Box<ListenArgs>),
+    Hub(Box<HubArgs>),
     /// Show the state of a store
     Status {
         #[command(flatten)]
@@ -346,10 +346,11 @@ pub(super) struct ListenArgs {
     pub(super) public_url: Option<PublicUrl>,
 }
 
-/// The hub to sync with.
+/// The hub to sync with, or the cluster to be a gateway to.
 #[derive(Args)]
 pub(super) struct UpstreamArgs {
-    /// The hub to sync with, such as https://hub.example.org
+    /// The hub to sync with, such as https://hub.example.org; or the servers of the NATS cluster to be a gateway to, such as
+    /// tls://nats1.example.org,tls://nats2.example.org, with a prefix of its own (/PREFIX) if others share the cluster
     #[arg(long, value_name = "URL", env = "UPSTREAM")]
     pub(super) upstream: Option<String>,
     /// File that holds this device's token for the hub; it is read again when it changes. {APP}_TOKEN may hold the token
@@ -358,9 +359,38 @@ pub(super) struct UpstreamArgs {
     pub(super) token_file: Option<PathBuf>,
     #[arg(long, env = "TOKEN", hide = true, hide_env_values = true)]
     pub(super) token: Option<String>,
-    /// Certificates in PEM form to trust for the hub, besides the system's
+    /// Certificates in PEM form to trust for the hub or the NATS servers, besides the system's
     #[arg(long, value_name = "FILE", env = "ROOT_CERTIFICATE")]
     pub(super) root_certificate: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) nats: NatsArgs,
+}
+
+/// How to be let in at a NATS cluster.
+#[derive(Args, Clone)]
+pub(super) struct NatsArgs {
+    /// Credentials file for the NATS servers, as `nsc generate creds` makes it
+    #[arg(long, value_name = "FILE", env = "NATS_CREDENTIALS")]
+    pub(super) nats_credentials: Option<PathBuf>,
+    /// Talk to NATS servers on other machines without TLS, because the network between is private: all events and the hashes
+    /// of all tokens can be read there
+    #[arg(long, env = "NATS_WITHOUT_TLS", value_parser = BoolishValueParser::new())]
+    pub(super) nats_without_tls: bool,
+}
+
+#[derive(Args)]
+pub(super) struct HubArgs {
+    #[command(flatten)]
+    pub(super) listen: ListenArgs,
+    /// The servers of the NATS cluster to be a gateway to, such as tls://nats1.example.org,tls://nats2.example.org, with a
+    /// prefix of its own (/PREFIX) if others share the cluster
+    #[arg(long, value_name = "URL", env = "UPSTREAM")]
+    pub(super) upstream: Option<String>,
+    /// Certificates in PEM form to trust for the NATS servers, besides the system's
+    #[arg(long, value_name = "FILE", env = "ROOT_CERTIFICATE")]
+    pub(super) root_certificate: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) nats: NatsArgs,
 }
 
 #[derive(Args)]
@@ -382,7 +412,7 @@ pub(super) struct ServeArgs {
 }
 
 /// The flags that may stand without a command.
-const SERVE_FLAGS: [&str; 15] = [
+const SERVE_FLAGS: [&str; 17] = [
     "public_url",
     "listen",
     "device",
@@ -397,6 +427,8 @@ const SERVE_FLAGS: [&str; 15] = [
     "token_file",
     "token",
     "root_certificate",
+    "nats_credentials",
+    "nats_without_tls",
     "retry_halted",
 ];
 

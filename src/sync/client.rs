@@ -11,10 +11,12 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::http::Upstream;
+use super::jetstream::{Attendant, Cluster, Desk};
 use super::link::Client;
 use super::ration::Allowance;
+use super::stay::Stay;
 use super::tokens;
-use crate::engine::{Error, Store, StoreId, Stores};
+use crate::engine::{Device, Error, Store, StoreId, Stores};
 use crate::limits::sync::client::{IDLE_AFTER, LOOK_EVERY, REPAIR_EVERY, REPAIRS};
 
 /// The state of a store's link to its upstream.
@@ -65,6 +67,25 @@ impl LinkStatus {
     }
 }
 
+/// Who orders the events of the stores here, if this instance doesn't.
+#[derive(Clone)]
+pub(crate) enum Authority {
+    /// A hub, of which this instance is a device.
+    Hub(Upstream),
+    /// A cluster, to which this instance is a gateway.
+    Cluster(Cluster),
+}
+
+impl Authority {
+    /// Returns its address, without a slash at the end and without passwords.
+    fn url(&self) -> String {
+        match self {
+            Self::Hub(hub) => hub.url().to_owned(),
+            Self::Cluster(cluster) => cluster.url(),
+        }
+    }
+}
+
 /// The clients of all stores that follow one upstream.
 #[derive(Clone)]
 pub(crate) struct Clients {
@@ -73,7 +94,9 @@ pub(crate) struct Clients {
 
 pub(super) struct Shared {
     pub(super) stores: Stores,
-    upstream: Option<Upstream>,
+    /// The name of this instance, from which its own events come.
+    pub(super) device: Device,
+    upstream: Option<Authority>,
     /// How long a halted store waits before it tries again.
     pub(super) retry_halted: Duration,
     pub(super) shutdown: CancellationToken,
@@ -90,6 +113,8 @@ pub(super) struct Link {
     status: watch::Sender<LinkStatus>,
     usage: Arc<Usage>,
     lane: usize,
+    /// Where a gateway brings what devices ask of the store.
+    desk: Option<Desk>,
 }
 
 /// When a store was last used.
@@ -112,7 +137,8 @@ impl Link {
 impl Clients {
     pub(crate) fn new(
         stores: Stores,
-        upstream: Option<Upstream>,
+        device: Device,
+        upstream: Option<Authority>,
         retry_halted: Duration,
         shutdown: CancellationToken,
     ) -> Self {
@@ -121,6 +147,7 @@ impl Clients {
         Self {
             shared: Arc::new(Shared {
                 stores,
+                device,
                 upstream,
                 retry_halted,
                 shutdown,
@@ -133,13 +160,34 @@ impl Clients {
     }
 
     /// Returns whether there is an upstream.
-    pub(crate) fn follow(&self) -> bool {
+    pub(crate) fn have_upstream(&self) -> bool {
         self.shared.upstream.is_some()
     }
 
+    /// Returns whether the upstream is a hub. Then this instance is none.
+    pub(crate) fn follow_hub(&self) -> bool {
+        matches!(self.shared.upstream, Some(Authority::Hub(_)))
+    }
+
+    /// Returns the cluster to which this instance is a gateway, if it is one.
+    pub(crate) fn cluster(&self) -> Option<&Cluster> {
+        match &self.shared.upstream {
+            Some(Authority::Cluster(cluster)) => Some(cluster),
+            Some(Authority::Hub(_)) | None => None,
+        }
+    }
+
     /// Returns the address of the upstream, if there is one.
-    pub(crate) fn hub(&self) -> Option<&str> {
-        self.shared.upstream.as_ref().map(Upstream::url)
+    pub(crate) fn upstream(&self) -> Option<String> {
+        self.shared.upstream.as_ref().map(Authority::url)
+    }
+
+    /// Returns where to bring what devices ask of a store, if this is a gateway. It keeps the store level from now on.
+    pub(crate) fn desk(&self, store: &Store) -> Option<Desk> {
+        self.cluster()?;
+        drop(self.attend(store, usize::MAX));
+        let links = self.shared.links.lock().expect("BUG: attending to a store panicked");
+        links.get(store.id()).and_then(|link| link.desk.clone())
     }
 
     /// Keeps `store`, which somebody is using, level with the upstream, and returns the status of its link. Doesn't
@@ -175,7 +223,7 @@ impl Clients {
     }
 
     /// Returns the link of a store that was last used at `used`. Creates the link if needed.
-    fn link(&self, upstream: &Upstream, store: &Store, used: Instant) -> watch::Receiver<LinkStatus> {
+    fn link(&self, upstream: &Authority, store: &Store, used: Instant) -> watch::Receiver<LinkStatus> {
         let mut links = self.shared.links.lock().expect("BUG: attending to a store panicked");
         if let Some(link) = links.get(store.id()) {
             let mut last = link.usage.last.lock().expect("BUG: touching a link panicked");
@@ -196,18 +244,27 @@ impl Clients {
             now: Notify::new(),
             tried: watch::channel(0).0,
         });
-        let lane = Upstream::lane_beside(links.values().map(|link| link.lane));
-        let client = Client {
+        let stay = Stay {
             id: store.id().clone(),
             health: store.health(),
-            upstream: upstream.in_lane(lane),
             status: sender.clone(),
             usage: Arc::clone(&usage),
-            repairs: Allowance::new(REPAIRS, REPAIR_EVERY),
             clients: self.clone(),
         };
-        links.insert(store.id().clone(), Link { status: sender, usage, lane });
-        tokio::spawn(client.run());
+        let (lane, desk) = match upstream {
+            Authority::Hub(hub) => {
+                let lane = Upstream::lane_beside(links.values().map(|link| link.lane));
+                let repairs = Allowance::new(REPAIRS, REPAIR_EVERY);
+                tokio::spawn(Client { stay, upstream: hub.in_lane(lane), repairs }.run());
+                (lane, None)
+            }
+            Authority::Cluster(cluster) => {
+                let (attendant, desk) = Attendant::new(stay, cluster.clone());
+                tokio::spawn(attendant.run());
+                (0, Some(desk))
+            }
+        };
+        links.insert(store.id().clone(), Link { status: sender, usage, lane, desk });
         status
     }
 
@@ -280,8 +337,8 @@ mod tests {
             token: TokenSource::Given("lw_0".to_owned()),
             root_certificate: None,
         };
-        let upstream = Upstream::new(upstream).expect("an upstream");
-        Clients::new(stores, Some(upstream), Duration::from_secs(60), CancellationToken::new())
+        let upstream = Authority::Hub(Upstream::new(upstream).expect("an upstream"));
+        Clients::new(stores, "test".parse().expect("a name"), Some(upstream), Duration::from_secs(60), CancellationToken::new())
     }
 
     async fn open(stores: &Stores, name: &str) -> Store {

@@ -27,13 +27,15 @@ mod session;
 #[cfg(feature = "app")]
 pub(crate) mod sse;
 #[cfg(feature = "app")]
+mod stay;
+#[cfg(feature = "app")]
 mod tls;
 #[cfg(feature = "app")]
 pub(crate) mod tokens;
 
 pub use authority::{AuthorityError, Incoming, NextPage, Refusal, Start, judged};
 #[cfg(feature = "app")]
-pub(crate) use client::{Clients, LinkState, LinkStatus};
+pub(crate) use client::{Authority, Clients, LinkState, LinkStatus};
 pub use gateway::Gateway;
 #[cfg(feature = "app")]
 pub use http::{TokenSource, UpstreamOptions};

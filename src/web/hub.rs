@@ -237,7 +237,7 @@ where
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         let app = App::from_ref(state);
-        if app.clients.follow() {
+        if app.clients.follow_hub() {
             return Err(not_a_hub("This program follows a hub itself, so it is none."));
         }
         let token = bearer_token(&parts.headers).and_then(|token| app.hub.tokens.find(token, Purpose::Sync));

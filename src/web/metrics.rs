@@ -170,11 +170,13 @@ impl LookedUp<'_> {
 
     /// The devices that sync with this hub, or the hub that this instance syncs with.
     fn sync(&mut self, app: &App) {
-        if !app.clients.follow() {
+        if !app.clients.follow_hub() {
             let (devices, connected, pulls) = app.hub.devices();
             self.gauge("devices", "Devices that may sync with this hub", devices as u64);
             self.gauge("devices_connected", "Devices that are connected", connected as u64);
             self.gauge("pulls", "Streams in which devices pull stores", pulls as u64);
+        }
+        if !app.clients.have_upstream() {
             return;
         }
         let states = Family::<[(&str, &str); 1], Gauge>::default();

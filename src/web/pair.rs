@@ -165,7 +165,7 @@ async fn give(
 
 /// Refuses to pair with an instance that follows a hub: devices can't sync with it, and the hub names what it pushes.
 fn must_be_authority(app: &App) -> Result<(), Problem> {
-    if app.clients.follow() { Err(follows()) } else { Ok(()) }
+    if app.clients.follow_hub() { Err(follows()) } else { Ok(()) }
 }
 
 /// This instance follows a hub.
