@@ -35,7 +35,9 @@ pub(super) async fn hub(app: &App, data: &Path, args: HubArgs) -> anyhow::Result
     let HubArgs { listen, upstream, root_certificate, nats } = args;
     if let Some(upstream) = upstream {
         if !is_cluster(&upstream) {
-            bail!("a hub follows no other hub; leave --upstream out, or name the servers of a NATS cluster (nats://… or tls://…)");
+            bail!(
+                "a hub follows no other hub; leave --upstream out, or name the servers of a NATS cluster (nats://… or tls://…)"
+            );
         }
         let cluster = Some(cluster_at(&upstream, root_certificate, nats));
         return run(app, Role::Hub, &listen.listen, Options { cluster, ..options(data, &listen) }).await;
@@ -100,7 +102,7 @@ pub(super) fn cluster(args: &UpstreamArgs) -> Option<ClusterOptions> {
     Some(cluster_at(servers, args.root_certificate.clone(), args.nats.clone()))
 }
 
-fn cluster_at(servers: &str, root_certificate: Option<PathBuf>, nats: NatsArgs) -> ClusterOptions {
+pub(super) fn cluster_at(servers: &str, root_certificate: Option<PathBuf>, nats: NatsArgs) -> ClusterOptions {
     let NatsArgs { nats_credentials, nats_without_tls } = nats;
     ClusterOptions {
         servers: servers.to_owned(),

@@ -338,7 +338,13 @@ mod tests {
             root_certificate: None,
         };
         let upstream = Authority::Hub(Upstream::new(upstream).expect("an upstream"));
-        Clients::new(stores, "test".parse().expect("a name"), Some(upstream), Duration::from_secs(60), CancellationToken::new())
+        Clients::new(
+            stores,
+            "test".parse().expect("a name"),
+            Some(upstream),
+            Duration::from_secs(60),
+            CancellationToken::new(),
+        )
     }
 
     async fn open(stores: &Stores, name: &str) -> Store {

@@ -90,7 +90,11 @@ impl Client {
                 }
                 End::Offline(why) => {
                     self.stay.tell(LinkState::Offline, None, Some(why));
-                    let wait = if self.stay.is_watched() { wait.min(while_watched(self.stay.clients.watched())) } else { wait };
+                    let wait = if self.stay.is_watched() {
+                        wait.min(while_watched(self.stay.clients.watched()))
+                    } else {
+                        wait
+                    };
                     let found = self.stay.clients.shared.found.subscribe();
                     tokio::select! {
                         () = may_try_again(wait, &self.stay.usage.again, found) => {}
@@ -263,7 +267,6 @@ impl Client {
         let standing = standing(health.as_ref().unwrap_or(&self.stay.health));
         Terms { token: self.upstream.token_stamp(), log: standing.whose.log_id() }
     }
-
 }
 
 /// What may have to change before the hub stops refusing a store.

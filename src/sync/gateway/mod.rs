@@ -23,12 +23,14 @@
 //!   [`suspect`](Gateway::suspect) for the store that it names.
 
 mod message;
+mod moving;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 pub use message::{Group, Message, MovingIn, Prefix, Sequence, Unread, log_in};
 use message::{Pack, digest_with};
+pub use moving::{MoveError, MoveIn, MoveStep};
 
 use super::authority::{Incoming, Refusal, taken, too_many_names};
 use super::protocol::{Has, Pushed, PushedEvent};

@@ -5,9 +5,11 @@ mod address;
 mod api;
 mod bucket;
 mod cluster;
+mod moving;
 mod settings;
 mod shared;
 
 pub(crate) use address::is_cluster;
 pub use address::{ClusterOptions, WithoutTls};
 pub(crate) use cluster::{Cluster, Overview, Stand};
+pub(crate) use moving::{Moved, Mover};
