@@ -22,12 +22,14 @@
 //! - A new run in the bucket, whoever wrote it: [`begin_run`](Gateway::begin_run) for all stores, and
 //!   [`suspect`](Gateway::suspect) for the store that it names.
 
+mod bucket;
 mod message;
 mod moving;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
+pub use bucket::{Bucket, RUN, Value, Write, fingerprint};
 pub use message::{Group, Message, MovingIn, Prefix, Sequence, Unread, log_in};
 use message::{Pack, digest_with};
 pub use moving::{MoveError, MoveIn, MoveStep};
