@@ -14,5 +14,6 @@ mod support;
 mod fire;
 mod fleet;
 mod front;
+mod moving;
 mod people;
 mod servers;
