@@ -461,6 +461,11 @@ fn free_network() -> [u8; 2] {
     }
 }
 
+/// A loopback address on which nobody has the usual ports.
+pub fn free_host() -> Ipv4Addr {
+    host(free_network(), 1)
+}
+
 /// Copies a directory. A file that goes away meanwhile is left out.
 fn copy_all(from: &Path, to: &Path) {
     fs::create_dir_all(to).expect("a directory for the copy");

@@ -11,6 +11,7 @@ mod proxy;
 #[path = "../sync/support.rs"]
 mod support;
 
+mod document;
 mod fire;
 mod fleet;
 mod front;
