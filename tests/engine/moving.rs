@@ -144,14 +144,14 @@ fn a_moved_log_keeps_ids_order_places_and_origins_and_a_level_device_pulls_nothi
 #[test]
 fn a_move_goes_on_after_an_interruption_anywhere_and_a_second_one_adds_nothing() {
     let home = Home::new();
-    let (mut replica, _) = hub(&home, 3_500);
+    let (mut replica, _) = hub(&home, 6_500);
     let mut subject = Subject::default();
     subject.messages.push((1, b"somebody else's".to_vec()));
     for most in [0, 1, 1, 2] {
         assert!(move_in(&replica, &mut subject, most).unwrap().is_none(), "interrupted");
     }
     // The hub was started again meanwhile.
-    add(&mut replica, 3_500, 100);
+    add(&mut replica, 6_500, 100);
     assert!(move_in(&replica, &mut subject, usize::MAX).unwrap().is_some());
     let messages = subject.messages.len();
     assert!(move_in(&replica, &mut subject, usize::MAX).unwrap().is_some());
@@ -174,6 +174,7 @@ fn a_gateway_waits_until_all_is_moved() {
     let moved = move_in(&replica, &mut subject, usize::MAX).unwrap().expect("all of it");
     let (after, digest) = level(&replica);
     moved.conclude(&mut replica, stream).unwrap();
+    gateway.doubt();
     run(&mut gateway, &mut other, &mut subject);
     assert_eq!(gateway.judges(&other, subject.last()).unwrap(), Judges::Yes);
     Start::vouch(Some(&other), Some(log), after, digest).expect("it has the device's log");
