@@ -1,5 +1,6 @@
 //! `move`: a hub's stores into a stream, and back.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -60,18 +61,24 @@ pub(super) async fn go(app: &App, data: &Path, command: MoveCommand) -> anyhow::
 async fn move_in(app: &App, dir: &DataDir, cluster: &Cluster) -> anyhow::Result<usize> {
     let setup = setup(app)?;
     let mut mover = Mover::new(cluster.clone(), setup.device.clone()).await?;
-    let mut count = 0;
+    let mut logs = BTreeMap::new();
     for store in engine::stores_in(&DataDir::stores(dir.path()))? {
         let files = DataDir::files(dir.path(), &store);
         if engine::is_blank(&files)? {
             continue;
         }
-        let mut replica = Replica::open(files, setup.clone())?;
-        tell(&store, &mover.move_in(&mut replica, &store).await.with_context(|| cannot(&store))?);
-        drop(replica);
-        count += 1;
+        // All are looked at before the first one moves.
+        let replica = Replica::open(files, setup.clone())?;
+        if let Some(log) = mover.log_to_move(&replica).with_context(|| cannot(&store))? {
+            logs.insert(store, log);
+        }
     }
-    Ok(count)
+    mover.bring(&logs).await?;
+    for store in logs.keys() {
+        let mut replica = Replica::open(DataDir::files(dir.path(), store), setup.clone())?;
+        tell(store, &mover.move_in(&mut replica, store).await.with_context(|| cannot(store))?);
+    }
+    Ok(logs.len())
 }
 
 async fn move_out(app: &App, dir: &DataDir, cluster: &Cluster, to: &str) -> anyhow::Result<usize> {

@@ -281,12 +281,6 @@ pub(crate) mod nats {
     /// Servers that an address may name. A cluster has three or five.
     pub(crate) const SERVERS: usize = 16;
 
-    /// The longest prefix, in characters. It begins names of streams and directories at the servers.
-    pub(crate) const LONGEST_PREFIX: usize = 32;
-
-    /// The largest message, in bytes, that the servers must take: what nats-server takes unless it is told otherwise.
-    pub(crate) const MESSAGE_BYTES: usize = 1 << 20;
-
     /// How long a server may take to be connected to.
     pub(crate) const CONNECT: Duration = Duration::from_secs(3);
 
@@ -327,6 +321,41 @@ pub(crate) mod nats {
 
     /// Revoked tokens that are remembered. Only as long do they stay revoked where the bucket lost that.
     pub(crate) const REVOKED: usize = 4_096;
+
+    /// Requests of devices that wait for one store's turn. Each is a push or a pull that begins, and those have limits of their
+    /// own.
+    pub(crate) const REQUESTS: usize = 4_096;
+
+    /// How long a device waits for a gateway to catch up or to publish, before it is told to come again. It gives up itself
+    /// after 25 s, which would tell it less.
+    pub(crate) const PATIENCE: Duration = Duration::from_secs(15);
+
+    /// Messages that are applied in one go. What else waits for the store, such as a click, comes in between.
+    pub(crate) const AT_ONCE: usize = 64;
+
+    /// How long to wait before a message is read again that a replica doesn't have yet.
+    pub(crate) const READ_AGAIN: Duration = Duration::from_millis(5);
+
+    /// How long a message may be late until the leader is asked whether there is one.
+    pub(crate) const DOUBT_AFTER: Duration = Duration::from_secs(1);
+
+    /// How long devices wait for an acknowledged message to be read, too.
+    pub(crate) const ANSWER_WITHOUT_READING: Duration = Duration::from_millis(500);
+
+    /// How long a store rests after it found the cluster in trouble, unless that is over sooner.
+    pub(crate) const REST_AFTER_TROUBLE: Duration = Duration::from_secs(2);
+
+    /// Stores that are made level with the stream at once, when a gateway starts. Each takes a thread and memory.
+    pub(crate) const WARMING: usize = 16;
+
+    /// How often the server says that it still tells what is new in the stream. After three times without it, it is asked anew.
+    pub(crate) const HEARTBEAT: Duration = Duration::from_secs(2);
+
+    /// Subjects that name no store, of which people are told. Whoever may publish could make up more.
+    pub(crate) const ODD_SUBJECTS: usize = 100;
+
+    /// Losses that the bucket remembers with their stores, so that gateways which were away look at the same ones.
+    pub(crate) const LOSSES: usize = 64;
 
     /// How often a gateway tries in a row to change the bucket. Each time another one was faster.
     pub(crate) const SWAPS: u32 = 32;

@@ -6,12 +6,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, watch};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::http::Upstream;
-use super::jetstream::{Attendant, Cluster, Desk};
+use super::jetstream::{Attendant, Cluster, Desk, Feed};
 use super::link::Client;
 use super::ration::Allowance;
 use super::stay::Stay;
@@ -197,7 +197,7 @@ impl Clients {
         if most < usize::MAX && self.count() >= most && self.status(store.id()).is_none() {
             return self.shared.none.subscribe();
         }
-        self.link(upstream, store, Instant::now())
+        self.link(upstream, store, Instant::now(), None)
     }
 
     /// Returns how many stores have a link in each state.
@@ -223,7 +223,13 @@ impl Clients {
     }
 
     /// Returns the link of a store that was last used at `used`. Creates the link if needed.
-    fn link(&self, upstream: &Authority, store: &Store, used: Instant) -> watch::Receiver<LinkStatus> {
+    fn link(
+        &self,
+        upstream: &Authority,
+        store: &Store,
+        used: Instant,
+        warming: Option<OwnedSemaphorePermit>,
+    ) -> watch::Receiver<LinkStatus> {
         let mut links = self.shared.links.lock().expect("BUG: attending to a store panicked");
         if let Some(link) = links.get(store.id()) {
             let mut last = link.usage.last.lock().expect("BUG: touching a link panicked");
@@ -259,13 +265,47 @@ impl Clients {
                 (lane, None)
             }
             Authority::Cluster(cluster) => {
-                let (attendant, desk) = Attendant::new(stay, cluster.clone());
+                let (attendant, desk) = Attendant::new(stay, cluster.clone(), warming);
                 tokio::spawn(attendant.run());
                 (0, Some(desk))
             }
         };
         links.insert(store.id().clone(), Link { status: sender, usage, lane, desk });
         status
+    }
+
+    /// Watches the stream of the cluster to which this is a gateway, if it is one.
+    pub(crate) async fn follow_stream(self) {
+        if let Some(cluster) = self.cluster().cloned() {
+            let shutdown = self.shared.shutdown.clone();
+            shutdown.run_until_cancelled(Feed::new(self, cluster).run()).await;
+        }
+    }
+
+    /// Tells whoever attends to the store `id` that the stream may have something new of it, up to that sequence. Has it
+    /// attended to if it isn't.
+    pub(super) fn wake(&self, id: &StoreId, sequence: u64) {
+        if !self.wake_attended(id, sequence)
+            && let (Some(upstream), Ok(store)) = (&self.shared.upstream, self.shared.stores.get(id))
+        {
+            drop(self.link(upstream, &store, Instant::now(), None));
+        }
+    }
+
+    /// Works like [`wake`](Self::wake) for a store that is attended to. Returns whether it is.
+    pub(super) fn wake_attended(&self, id: &StoreId, sequence: u64) -> bool {
+        let links = self.shared.links.lock().expect("BUG: attending to a store panicked");
+        let desk = links.get(id).and_then(|link| link.desk.as_ref());
+        desk.inspect(|desk| desk.tell(sequence)).is_some()
+    }
+
+    /// Has a store made level with the stream that nobody uses. `permit` is held until it is.
+    pub(super) fn warm(&self, id: &StoreId, permit: OwnedSemaphorePermit) -> Result<(), Error> {
+        let Some(upstream) = &self.shared.upstream else { return Ok(()) };
+        let store = self.shared.stores.get(id)?;
+        let long_ago = Instant::now().checked_sub(IDLE_AFTER).unwrap_or_else(Instant::now);
+        drop(self.link(upstream, &store, long_ago, Some(permit)));
+        Ok(())
     }
 
     /// Has `store` try to reach the upstream at once, whatever it waits for. Returns when that has come to something.
@@ -309,7 +349,7 @@ impl Clients {
             if *id == first {
                 drop(self.attend(&store, usize::MAX));
             } else if store.healthy().await.standing().is_some_and(|standing| standing.pending > 0) {
-                drop(self.link(upstream, &store, long_ago));
+                drop(self.link(upstream, &store, long_ago, None));
             }
         }
     }

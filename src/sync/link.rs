@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 use tokio::time::{sleep, timeout, timeout_at};
 
 use super::backoff::{Backoff, at_least, may_try_again, while_watched};
@@ -20,8 +20,7 @@ use super::sse;
 use super::stay::{Stay, standing};
 use crate::engine::{Error, LogId, Position, Replica, Store};
 use crate::limits::sync::client::{
-    IDLE_AFTER, IDLE_CHECK, IDLE_WHEN_CROWDED, LOGGED, LONGEST_WAIT, LOOK_EVERY, NO_PAGE_EVERY, NO_PAGES, OWING,
-    RESTARTS, SEEN_AFTER, SEEN_AFTER_TIMES,
+    LOGGED, LONGEST_WAIT, LOOK_EVERY, NO_PAGE_EVERY, NO_PAGES, OWING, RESTARTS, SEEN_AFTER, SEEN_AFTER_TIMES,
 };
 use crate::limits::sync::stream::SILENCE;
 

@@ -292,6 +292,11 @@ impl Gateway {
         }
     }
 
+    /// Returns the id that the log has if it begins in the stream.
+    pub fn log(&self) -> LogId {
+        self.home.log
+    }
+
     /// Returns a question to the leader, to be asked from now on.
     ///
     /// # Errors
@@ -853,6 +858,12 @@ impl Gateway {
             self.notices.push(what);
         }
     }
+}
+
+/// Whether a store is halted because its log is not the stream's. Then it can adopt that.
+#[cfg(feature = "app")]
+pub(crate) fn is_other_log(why: &str) -> bool {
+    why == OTHER_STREAM || why == OTHER_LOG
 }
 
 /// Said when a directory was made from the messages of another stream.

@@ -7,11 +7,9 @@ use anyhow::{Context, bail};
 use async_nats::ServerAddr;
 use reqwest::Url;
 
+use super::super::gateway::Prefix;
 use super::super::http::is_local;
-use crate::limits::sync::nats::{LONGEST_PREFIX, SERVERS};
-
-/// The prefix of an address that names none.
-const PREFIX: &str = "likewise";
+use crate::limits::sync::nats::SERVERS;
 
 /// A NATS JetStream cluster, and how to be let in.
 #[derive(Clone, PartialEq, Eq)]
@@ -55,7 +53,7 @@ pub enum WithoutTls {
 #[derive(Clone)]
 pub(super) struct Address {
     pub(super) servers: Vec<ServerAddr>,
-    prefix: String,
+    prefix: Prefix,
     pub(super) has_tls: bool,
     shown: String,
 }
@@ -108,17 +106,17 @@ impl Address {
         if let Some(prefix) = &prefix {
             shown = format!("{shown}/{prefix}");
         }
-        Ok(Self { servers, prefix: prefix.unwrap_or_else(|| PREFIX.to_owned()), has_tls, shown })
+        Ok(Self { servers, prefix: prefix.unwrap_or_default(), has_tls, shown })
     }
 
     /// What everything that is stored there begins with.
-    pub(super) fn prefix(&self) -> &str {
+    pub(super) fn prefix(&self) -> &Prefix {
         &self.prefix
     }
 
     /// The name of the stream.
-    pub(super) fn stream(&self) -> &str {
-        &self.prefix
+    pub(super) fn stream(&self) -> String {
+        self.prefix.to_string()
     }
 
     /// The name of the bucket's stream. Tools know it as the bucket with the prefix as its name.
@@ -153,15 +151,10 @@ impl Server {
         Ok(Self { has_tls, url })
     }
 
-    fn prefix(&self) -> anyhow::Result<Option<String>> {
+    fn prefix(&self) -> anyhow::Result<Option<Prefix>> {
         let path = self.url.path().trim_matches('/');
-        let is_allowed = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_';
-        if path.len() > LONGEST_PREFIX || !path.bytes().all(is_allowed) {
-            bail!(
-                "the prefix {path:?} can't begin the names of streams: it may have up to {LONGEST_PREFIX} letters, digits, - and _"
-            );
-        }
-        Ok((!path.is_empty()).then(|| path.to_owned()))
+        let prefix = (!path.is_empty()).then(|| path.parse().map_err(anyhow::Error::msg));
+        prefix.transpose()
     }
 
     /// Its address, without user and password.
@@ -202,12 +195,12 @@ mod tests {
     fn an_address_names_servers_and_a_prefix_and_shows_no_password() {
         let address = parse("nats://localhost, nats://me:secret@127.0.0.1:14222/shop").expect("an address");
         assert_eq!(address.to_string(), "nats://localhost,nats://127.0.0.1:14222/shop");
-        assert_eq!((address.stream(), &*address.bucket(), address.has_tls), ("shop", "KV_shop", false));
+        assert_eq!((&*address.stream(), &*address.bucket(), address.has_tls), ("shop", "KV_shop", false));
         let ports: Vec<_> = address.servers.iter().map(ServerAddr::port).collect();
         assert_eq!(ports, [4222, 14222]);
         assert_eq!(address.servers[1].username(), Some("me"));
         let address = parse("tls://nats.example.org").expect("an address");
-        assert_eq!((address.stream(), address.has_tls), ("likewise", true));
+        assert_eq!((&*address.stream(), address.has_tls), ("likewise", true));
         assert_eq!(address.to_string(), "tls://nats.example.org");
     }
 
@@ -218,7 +211,7 @@ mod tests {
             ("http://localhost", "names no NATS server"),
             ("nats://", "not the address"),
             ("nats://localhost,localhost", "not the address"),
-            ("nats://localhost/a.b", "the prefix"),
+            ("nats://localhost/a.b", "no prefix"),
             ("nats://localhost/a?b", "not the address"),
             ("nats://localhost/a,nats://localhost/b", "two prefixes"),
             ("nats://localhost,tls://localhost", "alike"),

@@ -51,6 +51,14 @@ impl ApiError {
     pub(super) fn is(&self, code: u64) -> bool {
         matches!(self, Self::Refused(found, _) if *found == code)
     }
+
+    /// The last sequence of the subject, if a publication was refused for it and the answer tells it.
+    pub(super) fn last_sequence(&self) -> Option<u64> {
+        match self {
+            Self::Refused(code::WRONG_LAST_SEQUENCE, why) => why.rsplit(' ').next()?.parse().ok(),
+            _ => None,
+        }
+    }
 }
 
 /// A stream, as JetStream describes it.
@@ -60,6 +68,9 @@ pub(super) struct StreamInfo {
     pub(super) config: Value,
     pub(super) created: String,
     pub(super) state: StreamState,
+    /// How many subjects there are in all, where they were asked for.
+    #[serde(default)]
+    pub(super) total: u64,
     pub(super) cluster: Option<Peers>,
 }
 
@@ -137,6 +148,12 @@ impl Api {
             None => json!({}),
         };
         self.request(&format!("STREAM.INFO.{stream}"), &asked).await
+    }
+
+    /// Counts the messages of a subject.
+    pub(super) async fn count(&self, stream: &str, subject: &str) -> Result<u64, ApiError> {
+        let info = self.info(stream, Some((subject, 0))).await?;
+        Ok(info.state.subjects.get(subject).copied().unwrap_or_default())
     }
 
     /// Makes a stream.

@@ -5,6 +5,7 @@
 //! what changed in the bucket goes to the files. So the other gateways learn of a command that ran while this one was
 //! stopped as soon as it starts.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -16,8 +17,9 @@ use tokio::sync::watch;
 use super::super::pairings::PairingFile;
 use super::super::tokens::{Token, TokenFile, now, read, replace};
 use super::api::{Api, ApiError, StreamInfo, code};
-use super::shared::Shared;
+use super::shared::{Loss, Shared};
 use crate::data_dir::DataDir;
+use crate::engine::{LogId, StoreId};
 use crate::limits::sync::nats::{BUCKET_MESSAGE, SWAPS};
 use crate::random;
 
@@ -139,6 +141,17 @@ impl Bucket {
         self.inner.run.subscribe()
     }
 
+    /// The number of the last run that is known, and the losses for which runs began.
+    pub(super) fn losses(&self) -> (u64, Vec<Loss>) {
+        let copy = self.copy();
+        copy.shared.as_ref().map(|shared| (shared.run.number, shared.losses.clone())).unwrap_or_default()
+    }
+
+    /// The id that the log of a store brought along, if it was moved here.
+    pub(super) fn moved(&self, store: &StoreId) -> Option<LogId> {
+        self.copy().shared.as_ref()?.logs.get(store.as_str()).copied()
+    }
+
     /// When the bucket was last heard of.
     pub(super) fn heard(&self) -> Option<Instant> {
         *self.inner.heard.lock().unwrap_or_else(PoisonError::into_inner)
@@ -172,18 +185,27 @@ impl Bucket {
         self.swap(api, &info.created, began, |_| {}).await
     }
 
-    /// Begins a new run, because the stream or the bucket lost something. Does nothing if the run is no longer `seen`: another
-    /// gateway found the same.
-    pub(super) async fn begin_run(&self, api: &Api, seen: Option<&str>) -> Result<(), BucketError> {
+    /// Begins a new run for each of these stores, of which the stream lost something. Each comes with the number of the run
+    /// in which that was found.
+    pub(super) async fn begin_runs(&self, api: &Api, lost: &BTreeMap<StoreId, u64>) -> Result<(), BucketError> {
         let _alone = self.inner.levelling.lock().await;
         let began = Instant::now();
         let info = api.info(&self.inner.stream, None).await?;
-        let begin = |shared: &mut Shared| {
-            if seen.is_none_or(|seen| seen == shared.run.id) {
-                shared.run = shared.run.next();
+        let begin = |shared: &mut Shared| lost.iter().for_each(|(store, seen)| shared.lose(store, *seen));
+        self.swap(api, &info.created, began, begin).await.map(drop)
+    }
+
+    /// Notes which logs stores bring along into the stream, before they do.
+    pub(super) async fn bring(&self, api: &Api, logs: &BTreeMap<StoreId, LogId>) -> Result<(), BucketError> {
+        let _alone = self.inner.levelling.lock().await;
+        let began = Instant::now();
+        let info = api.info(&self.inner.stream, None).await?;
+        let logs = |shared: &mut Shared| {
+            for (store, log) in logs {
+                shared.logs.entry(store.as_str().to_owned()).or_insert(*log);
             }
         };
-        self.swap(api, &info.created, began, begin).await.map(drop)
+        self.swap(api, &info.created, began, logs).await.map(drop)
     }
 
     /// Reads the document, merges what is known here into it with `change`, and writes it back, again and again until no

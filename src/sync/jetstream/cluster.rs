@@ -3,6 +3,7 @@
 //! One task looks after it. Every second it asks for the stream and the bucket, which their leaders answer. So whatever is
 //! known of them is at most as old as the last look, and a gateway that was cut off knows it.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,7 +12,7 @@ use std::time::Duration;
 use anyhow::Context;
 use async_nats::connection::State;
 use async_nats::{ConnectOptions, Event};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -19,10 +20,13 @@ use super::super::http::read_certificates;
 use super::super::tls::{Trust, tls};
 use super::address::{Address, ClusterOptions};
 use super::api::{Api, ApiError, StreamInfo, code};
-use super::bucket::{Bucket, BucketError, Levelled};
+use super::bucket::{Bucket, BucketError};
 use super::settings;
+use super::shared::Loss;
+use crate::engine::{LogId, StoreId, StreamId};
+use crate::limits::sync::gateway::MESSAGE_BYTES;
 use crate::limits::sync::nats::{
-    ANSWER, BELIEVED, CONNECT, LONGEST_WAIT, LOOK_EVERY, MESSAGE_BYTES, PING, REPLICAS, SHORTEST_WAIT, UNANSWERED,
+    ANSWER, BELIEVED, CONNECT, LONGEST_WAIT, LOOK_EVERY, LOSSES, PING, REPLICAS, SHORTEST_WAIT, UNANSWERED,
 };
 use crate::random;
 
@@ -43,7 +47,7 @@ pub(crate) enum Stand {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Overview {
     /// The id of the stream, from which the ids of its logs follow.
-    pub(super) stream: String,
+    pub(super) stream: StreamId,
     /// The server that is connected to, and its version.
     pub(crate) server: String,
     pub(crate) version: String,
@@ -64,6 +68,27 @@ pub(crate) struct Overview {
     pub(crate) bytes: u64,
 }
 
+/// What a gateway's stores have to know of the cluster, beside the messages.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Epoch {
+    /// Goes up when the connection, the leader or the stream may be another.
+    pub(super) connection: u64,
+    /// Goes up when the stream lost something from its middle.
+    pub(super) damage: u64,
+    /// The number of the run.
+    pub(super) run: u64,
+    losses: Vec<Loss>,
+}
+
+impl Epoch {
+    /// Whether the stream lost something of `store` since the run with the number `before`, as far as is known.
+    pub(super) fn has_suspected(&self, store: &StoreId, before: u64) -> bool {
+        let is_remembered = self.losses.len() < LOSSES || self.losses.first().is_some_and(|first| first.run <= before);
+        before < self.run
+            && (!is_remembered || self.losses.iter().any(|loss| loss.run > before && loss.store == store.as_str()))
+    }
+}
+
 /// The cluster that a gateway stands before.
 #[derive(Clone)]
 pub(crate) struct Cluster {
@@ -76,6 +101,12 @@ struct Inner {
     bucket: Bucket,
     api: Mutex<Option<Api>>,
     stand: watch::Sender<Stand>,
+    epoch: Arc<watch::Sender<Epoch>>,
+    /// Stores of which the stream lost something, for which no new run has begun yet; each with the run in which that was
+    /// found.
+    lost: Mutex<BTreeMap<StoreId, u64>>,
+    /// Wakes whoever looks after the cluster.
+    now: Notify,
     /// The last sequence of the stream, as of the last look.
     last: watch::Sender<u64>,
     /// What the connection last complained of.
@@ -91,8 +122,9 @@ impl Cluster {
     pub(crate) fn new(options: &ClusterOptions, data: &Path) -> anyhow::Result<Self> {
         let address = Address::parse(&options.servers, options.without_tls)?;
         let complaint = Arc::new(Mutex::new(None));
-        let connect = connect_options(options, &address, Arc::clone(&complaint))?;
-        let bucket = Bucket::new(data, address.bucket(), address.prefix())?;
+        let epoch = Arc::new(watch::channel(Epoch::default()).0);
+        let connect = connect_options(options, &address, Arc::clone(&complaint), Arc::clone(&epoch))?;
+        let bucket = Bucket::new(data, address.bucket(), &address.prefix().to_string())?;
         Ok(Self {
             inner: Arc::new(Inner {
                 address,
@@ -100,6 +132,9 @@ impl Cluster {
                 bucket,
                 api: Mutex::default(),
                 stand: watch::channel(Stand::Connecting).0,
+                epoch,
+                lost: Mutex::default(),
+                now: Notify::new(),
                 last: watch::channel(0).0,
                 complaint,
             }),
@@ -117,12 +152,51 @@ impl Cluster {
         self.inner.address.to_string()
     }
 
-    pub(super) fn address(&self) -> &Address {
-        &self.inner.address
+    /// The name of the stream.
+    pub(super) fn stream(&self) -> String {
+        self.inner.address.stream()
     }
 
-    pub(super) fn bucket(&self) -> &Bucket {
-        &self.inner.bucket
+    /// The subject of a store.
+    pub(super) fn subject(&self, store: &StoreId) -> String {
+        self.inner.address.prefix().subject(store)
+    }
+
+    /// The subjects of all stores.
+    pub(super) fn subjects(&self) -> String {
+        self.inner.address.prefix().subjects()
+    }
+
+    /// The store of a subject, or why it is none's.
+    pub(super) fn store_of(&self, subject: &str) -> Result<StoreId, String> {
+        self.inner.address.prefix().store_of(subject)
+    }
+
+    /// The id that the log of a store brought along, if it was moved here.
+    pub(super) fn moved(&self, store: &StoreId) -> Option<LogId> {
+        self.inner.bucket.moved(store)
+    }
+
+    /// Makes what gateways share and this directory's tokens level now.
+    pub(super) async fn level(&self, api: &Api) -> Result<(), BucketError> {
+        self.inner.bucket.level(api, None).await.map(drop)
+    }
+
+    /// Notes which logs stores bring along into the stream, before they do.
+    pub(super) async fn bring(&self, api: &Api, logs: &BTreeMap<StoreId, LogId>) -> Result<(), BucketError> {
+        self.inner.bucket.bring(api, logs).await
+    }
+
+    /// What stores have to know, now and as it changes.
+    pub(super) fn epoch(&self) -> watch::Receiver<Epoch> {
+        self.inner.epoch.subscribe()
+    }
+
+    /// Notes that the stream lost something of a store. There is no run from now on until a new one has begun.
+    pub(super) fn lost(&self, store: &StoreId) {
+        let run = self.inner.epoch.borrow().run;
+        self.inner.lost.lock().unwrap_or_else(PoisonError::into_inner).insert(store.clone(), run);
+        self.inner.now.notify_one();
     }
 
     /// How it is, now and as that changes.
@@ -152,7 +226,18 @@ impl Cluster {
     /// of date, and a revoked device must not live on behind a partition.
     pub(crate) fn run(&self) -> Option<Arc<str>> {
         let is_lately = self.inner.bucket.heard().is_some_and(|heard| heard.elapsed() < BELIEVED);
-        self.inner.bucket.run().filter(|_| is_lately)
+        let is_whole = self.inner.lost.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
+        self.inner.bucket.run().filter(|_| is_lately && is_whole)
+    }
+
+    /// Returns once `run` is over: another one has begun, the stream lost something, or the bucket wasn't heard of for too
+    /// long.
+    pub(crate) async fn run_ends(&self, run: &str) {
+        let mut runs = self.inner.bucket.runs();
+        while self.run().as_deref() == Some(run) {
+            let heard = self.inner.bucket.heard().map(|heard| heard.elapsed()).unwrap_or_default();
+            drop(timeout(BELIEVED.saturating_sub(heard).max(LOOK_EVERY), runs.changed()).await);
+        }
     }
 
     fn connected(&self) -> Option<Api> {
@@ -164,7 +249,10 @@ impl Cluster {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut failures = 0;
         loop {
-            ticks.tick().await;
+            tokio::select! {
+                _ = ticks.tick() => {}
+                () = self.inner.now.notified() => {}
+            }
             if failures >= UNANSWERED {
                 // A server that stands still keeps its connections, and a connection whose server refuses to have it again
                 // ends without a word. Another one may do better.
@@ -181,6 +269,7 @@ impl Cluster {
                 Err(Trouble::Unfit(why)) => Stand::Unfit(why),
             };
             failures = if matches!(stand, Stand::Away(_)) { failures + 1 } else { 0 };
+            self.note(&stand);
             self.tell(stand);
         }
     }
@@ -191,6 +280,27 @@ impl Cluster {
         if let Some(api) = api {
             drop(timeout(CONNECT, api.client().drain()).await);
         }
+    }
+
+    /// Notes what stores have to know of the cluster as it is now.
+    fn note(&self, stand: &Stand) {
+        let Stand::Ready(now) = stand else { return };
+        let known = self.inner.stand.borrow().clone();
+        let before = if let Stand::Ready(before) = &known { Some(before) } else { None };
+        let is_another = before.is_none_or(|before| (&before.leader, &before.created) != (&now.leader, &now.created));
+        let is_damaged = before.is_some_and(|before| (before.first, before.gaps) != (now.first, now.gaps));
+        let (run, losses) = self.inner.bucket.losses();
+        self.inner.epoch.send_if_modified(|epoch| {
+            let next = Epoch {
+                connection: epoch.connection + u64::from(is_another),
+                damage: epoch.damage + u64::from(is_damaged),
+                run,
+                losses,
+            };
+            let is_new = *epoch != next;
+            *epoch = next;
+            is_new
+        });
     }
 
     fn tell(&self, stand: Stand) {
@@ -257,7 +367,8 @@ impl Cluster {
                 api.client().max_payload()
             )));
         }
-        let (name, bucket) = (self.inner.address.stream().to_owned(), self.inner.address.bucket());
+        let (name, bucket) = (self.inner.address.stream(), self.inner.address.bucket());
+        let prefix = self.inner.address.prefix().to_string();
         let info = match self.found(api, &name).await? {
             Some(info) => info,
             None => {
@@ -274,21 +385,22 @@ impl Cluster {
             }
         };
         settings::check_stream(&name, &info.config).map_err(unfit)?;
-        let id = settings::id(&info.config).unwrap_or_default().to_owned();
-        self.inner.bucket.meet_stream(&id).map_err(|error| Trouble::Away(format!("{error:#}")))?;
+        let id: StreamId = settings::id(&info.config)
+            .unwrap_or_default()
+            .parse()
+            .map_err(|error| Trouble::Unfit(format!("the id in the metadata of the stream {name} is none: {error}")))?;
+        self.inner.bucket.meet_stream(&id.to_string()).map_err(|error| Trouble::Away(format!("{error:#}")))?;
         let shared = match self.found(api, &bucket).await? {
             Some(info) => info,
-            None => {
-                let prefix = self.inner.address.prefix();
-                self.make(api, &bucket, |replicas| settings::of_bucket(&bucket, prefix, replicas)).await?
-            }
+            None => self.make(api, &bucket, |replicas| settings::of_bucket(&bucket, &prefix, replicas)).await?,
         };
-        settings::check_bucket(&bucket, self.inner.address.prefix(), &shared.config).map_err(unfit)?;
-        match self.inner.bucket.level(api, Some(&shared)).await {
-            Ok(Levelled::Well | Levelled::Mended) => {}
-            Err(BucketError::Unfit(why)) => return Err(Trouble::Unfit(why)),
-            Err(BucketError::Api(error)) => return Err(trouble(error)),
-            Err(error @ BucketError::Files(_)) => return Err(Trouble::Away(error.to_string())),
+        settings::check_bucket(&bucket, &prefix, &shared.config).map_err(unfit)?;
+        self.inner.bucket.level(api, Some(&shared)).await.map_err(of_bucket)?;
+        let lost = self.inner.lost.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if !lost.is_empty() {
+            self.inner.bucket.begin_runs(api, &lost).await.map_err(of_bucket)?;
+            let mut still = self.inner.lost.lock().unwrap_or_else(PoisonError::into_inner);
+            still.retain(|store, run| lost.get(store) != Some(run));
         }
         self.inner.last.send_if_modified(|last| {
             let is_new = *last != info.state.last_seq;
@@ -342,6 +454,14 @@ enum Trouble {
     Unfit(String),
 }
 
+fn of_bucket(error: BucketError) -> Trouble {
+    match error {
+        BucketError::Unfit(why) => Trouble::Unfit(why),
+        BucketError::Api(error) => trouble(error),
+        BucketError::Files(_) => Trouble::Away(error.to_string()),
+    }
+}
+
 fn unfit(error: anyhow::Error) -> Trouble {
     Trouble::Unfit(format!("{error:#}"))
 }
@@ -362,7 +482,7 @@ fn trouble(error: ApiError) -> Trouble {
     }
 }
 
-fn overview(info: &StreamInfo, id: String, server: &async_nats::ServerInfo) -> Overview {
+fn overview(info: &StreamInfo, id: StreamId, server: &async_nats::ServerInfo) -> Overview {
     let peers = info.cluster.clone().unwrap_or_default();
     let followers = peers.replicas.iter().map(|peer| {
         let fault = match (peer.offline, peer.current, peer.lag) {
@@ -380,7 +500,8 @@ fn overview(info: &StreamInfo, id: String, server: &async_nats::ServerInfo) -> O
         leader: if replicas > 1 { peers.leader.clone() } else { String::new() },
         replicas,
         followers: followers.collect(),
-        first: info.state.first_seq,
+        // A stream without messages begins at 0, and its first message is 1.
+        first: info.state.first_seq.max(1),
         gaps: info.state.num_deleted,
         created: info.created.clone(),
         flaws: settings::few_replicas(&info.config).into_iter().collect(),
@@ -410,6 +531,7 @@ fn connect_options(
     options: &ClusterOptions,
     address: &Address,
     complaint: Arc<Mutex<Option<String>>>,
+    epoch: Arc<watch::Sender<Epoch>>,
 ) -> anyhow::Result<ConnectOptions> {
     let mut connect = ConnectOptions::new()
         .name("likewise")
@@ -431,8 +553,12 @@ fn connect_options(
                 Event::ClientError(error) => Some(error.to_string()),
                 Event::Disconnected => Some("the connection broke".to_owned()),
                 Event::LameDuckMode => Some("the server is being shut down".to_owned()),
-                _ => None,
+                Event::Draining | Event::Closed => Some("the connection was ended".to_owned()),
+                Event::SlowConsumer(_) => Some("this gateway reads too slowly".to_owned()),
             };
+            if said.is_none() {
+                epoch.send_modify(|epoch| epoch.connection += 1);
+            }
             tracing::debug!(said, "the connection to a NATS server changed");
             *complaint.lock().unwrap_or_else(PoisonError::into_inner) = said;
             std::future::ready(())

@@ -3,13 +3,18 @@
 
 mod address;
 mod api;
+mod attendant;
 mod bucket;
 mod cluster;
+mod feed;
 mod moving;
 mod settings;
 mod shared;
 
 pub(crate) use address::is_cluster;
 pub use address::{ClusterOptions, WithoutTls};
+pub(super) use attendant::Attendant;
+pub(crate) use attendant::{Desk, NotReady};
 pub(crate) use cluster::{Cluster, Overview, Stand};
+pub(super) use feed::Feed;
 pub(crate) use moving::{Moved, Mover};

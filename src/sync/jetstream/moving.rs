@@ -1,23 +1,24 @@
 //! Moves stores into a stream and out of it, for a command that has the data directory. Each step can be interrupted and done
 //! again.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use anyhow::{Context, bail};
 use tokio::time::{Instant, sleep};
 
-use super::super::gateway::{Ends, Gateway, Home, Judges, Message, MoveIn, MoveStep, Prefix, Sequence, Step, log_in};
+use super::super::gateway::{
+    Ends, Gateway, Home, Judges, Message, MoveError, MoveIn, MoveStep, Sequence, Step, log_in,
+};
 use super::api::{Api, ApiError, code};
 use super::bucket::BucketError;
 use super::cluster::{Cluster, Overview, Stand};
-use crate::engine::{Device, Replica, StoreId, StreamId, Whose};
+use crate::engine::{Device, LogId, Replica, StoreId, StreamId, Whose};
 use crate::limits::sync::nats::{MOVE_PATIENCE, MOVE_PAUSE};
 
 /// A cluster that is ready for a move.
 pub(crate) struct Mover {
     cluster: Cluster,
-    prefix: Prefix,
     stream: StreamId,
     device: Device,
     /// When the cluster last answered.
@@ -50,7 +51,7 @@ impl Mover {
             match seen {
                 Stand::Ready(overview) => {
                     let Overview { stream, .. } = &*overview;
-                    break stream.parse()?;
+                    break *stream;
                 }
                 Stand::Unfit(why) => bail!("{} can't be used: {why}", cluster.url()),
                 Stand::Away(why) if began.elapsed() > MOVE_PATIENCE => bail!("{} isn't reached: {why}", cluster.url()),
@@ -58,8 +59,7 @@ impl Mover {
             }
             drop(tokio::time::timeout(MOVE_PAUSE, stand.changed()).await);
         };
-        let prefix = cluster.address().prefix().parse().map_err(anyhow::Error::msg)?;
-        Ok(Self { cluster, prefix, stream, device, heard: Instant::now() })
+        Ok(Self { cluster, stream, device, heard: Instant::now() })
     }
 
     /// Lists the stores that the stream has messages of.
@@ -71,15 +71,49 @@ impl Mover {
         let mut stores = BTreeSet::new();
         let mut offset = 0;
         loop {
-            let filter = self.prefix.subjects();
+            let filter = self.cluster.subjects();
             let info = self.persist(async |api, stream| api.info(stream, Some((&filter, offset))).await).await?;
             // A subject that is no store's is nobody's of ours.
-            stores.extend(info.state.subjects.keys().filter_map(|subject| self.prefix.store_of(subject).ok()));
+            stores.extend(info.state.subjects.keys().filter_map(|subject| self.cluster.store_of(subject).ok()));
             let count = info.state.subjects.len() as u64;
             if count == 0 {
                 return Ok(stores);
             }
             offset += count;
+        }
+    }
+
+    /// Returns the log of a store that is to be moved in, if it has any events.
+    ///
+    /// # Errors
+    ///
+    /// When the log isn't this directory's own to move.
+    pub(crate) fn log_to_move(&self, replica: &Replica) -> anyhow::Result<Option<LogId>> {
+        let standing = replica.standing()?;
+        let is_moved = replica.stream() == Some(self.stream);
+        match standing.whose {
+            Whose::Own(log) => Ok((standing.length > 0).then_some(log)),
+            Whose::Upstream(log) if is_moved => Ok(log),
+            Whose::Upstream(_) => Err(MoveError::NotOwn.into()),
+        }
+    }
+
+    /// Notes which logs are moved in, before any is: gateways then know them even where the stream loses their events.
+    ///
+    /// # Errors
+    ///
+    /// When the cluster doesn't answer.
+    pub(crate) async fn bring(&mut self, logs: &BTreeMap<StoreId, LogId>) -> anyhow::Result<()> {
+        loop {
+            let brought = match self.cluster.api() {
+                Ok(api) => self.cluster.bring(&api, logs).await,
+                Err(why) => Err(BucketError::Api(ApiError::NoAnswer(why))),
+            };
+            match brought {
+                Ok(()) => return Ok(()),
+                Err(BucketError::Api(error)) => self.wait(error).await?,
+                Err(error) => return Err(error.into()),
+            }
         }
     }
 
@@ -92,7 +126,7 @@ impl Mover {
         if replica.stream() == Some(self.stream) {
             return Ok(Moved::Before);
         }
-        let subject = self.prefix.subject(store);
+        let subject = self.cluster.subject(store);
         let mut moving = MoveIn::new(replica)?;
         loop {
             match moving.next(replica)? {
@@ -125,19 +159,19 @@ impl Mover {
     ///
     /// As [`move_in`](Self::move_in).
     pub(crate) async fn move_out(&mut self, replica: &mut Replica, store: &StoreId, to: &str) -> anyhow::Result<Moved> {
-        let subject = self.prefix.subject(store);
+        let subject = self.cluster.subject(store);
         if matches!(replica.standing()?.whose, Whose::Own(_)) && replica.standing()?.length > 0 {
             return self.was_moved(&subject, to).await;
         }
         let home = Home {
             stream: self.stream,
             store: store.clone(),
-            log: log_in(self.stream, store),
+            log: self.cluster.moved(store).unwrap_or_else(|| log_in(self.stream, store)),
             device: self.device.clone(),
         };
         let mut gateway = Gateway::begin(replica, home)?;
         loop {
-            self.read_all(&mut gateway, replica, &subject).await?;
+            self.read_all(&mut gateway, replica, store).await?;
             if let Some(closed) = replica.closed()? {
                 must_be_same(&closed, to)?;
                 break;
@@ -146,7 +180,7 @@ impl Mover {
             if last == 0 {
                 return Ok(Moved::Apart);
             }
-            drop(self.publish(&subject, last, Message::closing(to).to_bytes()).await?);
+            self.publish(&subject, last, Message::closing(to).to_bytes()).await?;
             gateway.doubt();
         }
         let length = replica.standing()?.length;
@@ -162,11 +196,11 @@ impl Mover {
     pub(crate) async fn take_tokens(&mut self) -> anyhow::Result<()> {
         loop {
             let levelled = match self.cluster.api() {
-                Ok(api) => self.cluster.bucket().level(&api, None).await,
+                Ok(api) => self.cluster.level(&api).await,
                 Err(why) => Err(BucketError::Api(ApiError::NoAnswer(why))),
             };
             match levelled {
-                Ok(_) => return Ok(()),
+                Ok(()) => return Ok(()),
                 Err(BucketError::Api(error)) => self.wait(error).await?,
                 Err(error) => return Err(error.into()),
             }
@@ -189,14 +223,13 @@ impl Mover {
     }
 
     /// Brings a replica to the end of its subject, and what waits here into the stream.
-    async fn read_all(&mut self, gateway: &mut Gateway, replica: &mut Replica, subject: &str) -> anyhow::Result<()> {
+    async fn read_all(&mut self, gateway: &mut Gateway, replica: &mut Replica, store: &StoreId) -> anyhow::Result<()> {
+        let subject = &*self.cluster.subject(store);
         let mut chance = 0.0;
         loop {
             if let Some(what) = gateway.take_loss() {
                 tracing::warn!("{subject}: {what}; it is published again, under a new run");
-                let run = self.cluster.bucket().run();
-                let api = self.cluster.api().map_err(anyhow::Error::msg)?;
-                self.cluster.bucket().begin_run(&api, run.as_deref()).await?;
+                self.cluster.lost(store);
             }
             for notice in gateway.take_notices() {
                 tracing::warn!("{subject}: {notice}");
@@ -277,7 +310,7 @@ impl Mover {
     async fn persist<T>(&mut self, ask: impl AsyncFn(&Api, &str) -> Result<T, ApiError>) -> anyhow::Result<T> {
         loop {
             let asked = match self.cluster.api() {
-                Ok(api) => ask(&api, self.cluster.address().stream()).await,
+                Ok(api) => ask(&api, &self.cluster.stream()).await,
                 Err(why) => Err(ApiError::NoAnswer(why)),
             };
             match asked {

@@ -6,8 +6,9 @@
 use anyhow::bail;
 use serde_json::{Value, json};
 
-use crate::limits::sync::nats::{BUCKET_MESSAGE, HISTORY, MESSAGE_BYTES, OLDEST_SERVER, REPLICAS};
-use crate::random;
+use crate::engine::StreamId;
+use crate::limits::sync::gateway::MESSAGE_BYTES;
+use crate::limits::sync::nats::{BUCKET_MESSAGE, HISTORY, OLDEST_SERVER, REPLICAS};
 
 /// Where a stream's settings keep its id.
 const ID: &str = "likewise-id";
@@ -65,7 +66,7 @@ pub(super) fn of_bucket(name: &str, prefix: &str, replicas: u64) -> Value {
 
 /// An id for a new stream.
 pub(super) fn random_id() -> String {
-    random::hex::<16>()
+    StreamId::random().to_string()
 }
 
 /// The id that a stream's settings keep.

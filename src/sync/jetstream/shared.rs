@@ -5,13 +5,14 @@
 //! away adds what it knows, and what the bucket lost comes back from whoever still has it. Nothing is taken out: a revoked
 //! token is one that stands among the revoked.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
 use super::super::pairings::Pairing;
 use super::super::tokens::Token;
-use crate::limits::sync::nats::REVOKED;
+use crate::engine::{LogId, StoreId};
+use crate::limits::sync::nats::{LOSSES, REVOKED};
 use crate::limits::sync::pairing::{OPEN, REMEMBERED};
 use crate::random;
 
@@ -27,6 +28,12 @@ pub(super) struct Shared {
     /// Tokens that opened something once, and must never do so again.
     #[serde(default)]
     pub(super) revoked: Vec<Revoked>,
+    /// Which runs began because the stream had lost something, and of which store.
+    #[serde(default)]
+    pub(super) losses: Vec<Loss>,
+    /// The logs of stores that were moved here, and brought their ids along.
+    #[serde(default)]
+    pub(super) logs: BTreeMap<String, LogId>,
     #[serde(default)]
     pub(super) pairings: Vec<Pairing>,
     /// The key of the hashes by which apps tell visitors apart, in hexadecimal.
@@ -39,6 +46,14 @@ pub(super) struct Shared {
 pub(super) struct Run {
     pub(super) number: u64,
     pub(super) id: String,
+}
+
+/// A run that began because the stream had lost something.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub(super) struct Loss {
+    /// The number of the run.
+    pub(super) run: u64,
+    pub(super) store: String,
 }
 
 /// A revoked token.
@@ -94,6 +109,15 @@ impl Shared {
         serde_json::to_vec(self).expect("BUG: a document that isn't JSON")
     }
 
+    /// Begins a new run, because the stream lost something of `store`. Does nothing if another gateway did so after the run
+    /// with the number `seen`.
+    pub(super) fn lose(&mut self, store: &StoreId, seen: u64) {
+        if !self.losses.iter().any(|loss| loss.run > seen && loss.store == store.as_str()) {
+            self.run = self.run.next();
+            self.losses.push(Loss { run: self.run.number, store: store.to_string() });
+        }
+    }
+
     /// Whether the token with this hash was revoked.
     pub(super) fn is_revoked(&self, hash: &str) -> bool {
         self.revoked.iter().any(|revoked| revoked.hash == hash)
@@ -107,6 +131,7 @@ impl Shared {
         other.run <= self.run
             && other.tokens.iter().all(has_token)
             && (is_full || other.revoked.iter().all(|revoked| self.is_revoked(&revoked.hash)))
+            && other.logs.keys().all(|store| self.logs.contains_key(store))
             && (other.visitors.is_none() || self.visitors == other.visitors)
     }
 
@@ -137,6 +162,17 @@ impl Shared {
         self.revoked.sort();
         let many = self.revoked.len().saturating_sub(REVOKED);
         self.revoked.drain(..many);
+        for loss in &other.losses {
+            if !self.losses.contains(loss) {
+                self.losses.push(loss.clone());
+            }
+        }
+        self.losses.sort();
+        let many = self.losses.len().saturating_sub(LOSSES);
+        self.losses.drain(..many);
+        for (store, log) in &other.logs {
+            self.logs.entry(store.clone()).or_insert(*log);
+        }
         self.merge_pairings(&other.pairings);
         if self.visitors.is_none() {
             self.visitors.clone_from(&other.visitors);
