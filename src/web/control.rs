@@ -129,8 +129,10 @@ async fn existing(app: &App, asked: &AskedStore) -> Result<Files, Problem> {
     Ok(files)
 }
 
-/// `POST /control/v1/tokens`: reads the tokens again, and answers when what was changed there holds.
+/// `POST /control/v1/tokens`: reads the tokens again, and answers when what was changed there holds. What a gateway's files
+/// have, all gateways know then.
 pub(crate) async fn tokens(State(app): State<App>) -> Result<StatusCode, Problem> {
+    app.hub.share().await?;
     match app.hub.trouble() {
         None => Ok(StatusCode::NO_CONTENT),
         Some(why) => Err(tokens_unknown(&why)),

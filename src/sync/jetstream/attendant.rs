@@ -349,7 +349,7 @@ impl Attendant {
                     device: self.stay.clients.shared.device.clone(),
                 };
                 if store.is_absent() {
-                    match self.wait_for_reason(&api, home.log).await? {
+                    match self.wait_for_reason(api.clone(), home.log).await? {
                         Reason::Idle => return Ok(()),
                         Reason::Events => {}
                         Reason::Push(request) => first = Some(request),
@@ -413,7 +413,7 @@ impl Attendant {
     }
 
     /// Waits until a store without events gets some. Looking at it makes nothing.
-    async fn wait_for_reason(&mut self, api: &Api, log: LogId) -> Result<Reason, Trouble> {
+    async fn wait_for_reason(&mut self, mut api: Api, log: LogId) -> Result<Reason, Trouble> {
         let mut health = self.stay.health.clone();
         let mut is_known = false;
         loop {
@@ -443,7 +443,10 @@ impl Attendant {
                     }
                 }
                 // What is known may be another leader's word.
-                _ = self.epoch.changed() => return Err(Trouble::Away("the connection was made anew".to_owned())),
+                _ = self.epoch.changed() => {
+                    api = self.cluster.api().map_err(Trouble::Away)?;
+                    is_known = false;
+                }
                 () = self.stay.idle() => return Ok(Reason::Idle),
             }
         }

@@ -222,6 +222,20 @@ impl Cluster {
         }
     }
 
+    /// Why the cluster can't be used now, if it can't.
+    pub(crate) fn trouble(&self) -> Option<String> {
+        self.api().err()
+    }
+
+    /// Makes the bucket and this gateway's files level now.
+    ///
+    /// # Errors
+    ///
+    /// Why they aren't.
+    pub(crate) async fn share(&self) -> Result<(), String> {
+        self.inner.bucket.level(&self.api()?, None).await.map(drop).map_err(|error| error.to_string())
+    }
+
     /// The run that this gateway serves under, if the bucket was heard of lately. What a gateway knows otherwise may be out
     /// of date, and a revoked device must not live on behind a partition.
     pub(crate) fn run(&self) -> Option<Arc<str>> {
