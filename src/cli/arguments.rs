@@ -213,6 +213,14 @@ pub(super) enum Cli {
         #[arg(long)]
         yes: bool,
     },
+    /// Move a hub's stores into a NATS JetStream stream, for gateways to serve, or back out of it
+    ///
+    /// Ids, order, places and origins are kept, and so are the tokens: devices notice nothing. A move that was interrupted goes
+    /// on when the same command is given again.
+    Move {
+        #[command(subcommand)]
+        command: MoveCommand,
+    },
     /// List, retry or export events that the hub refused
     SetAside {
         #[command(flatten)]
@@ -264,6 +272,42 @@ pub(super) enum TokenCommand {
         /// Name of the device or browser
         name: Device,
     },
+}
+
+#[derive(Subcommand)]
+pub(super) enum MoveCommand {
+    /// Put all stores of this hub into a stream; afterwards, start {app} with the same --upstream
+    ///
+    /// Stop the hub first. Its data directory becomes a gateway's. Start other gateways when all is moved.
+    In {
+        #[command(flatten)]
+        cluster: ClusterArgs,
+    },
+    /// Make this data directory the one hub of all stores of a stream; afterwards, start {app} without --upstream
+    ///
+    /// Name the directory of a gateway that is stopped, or a new one, which then reads all events. Each store is closed in the
+    /// stream first: all gateways refuse it from then on, and say where it went.
+    Out {
+        #[command(flatten)]
+        cluster: ClusterArgs,
+        /// Where the stores are from now on, such as https://hub.example.org, for people who look at a gateway
+        #[arg(long, value_name = "TEXT")]
+        to: String,
+    },
+}
+
+/// A NATS cluster.
+#[derive(Args)]
+pub(super) struct ClusterArgs {
+    /// The servers of the NATS cluster, such as tls://nats1.example.org,tls://nats2.example.org, with a prefix of its own
+    /// (/PREFIX) if others share the cluster
+    #[arg(long, value_name = "URL", env = "UPSTREAM", required = true)]
+    pub(super) upstream: String,
+    /// Certificates in PEM form to trust for the NATS servers, besides the system's
+    #[arg(long, value_name = "FILE", env = "ROOT_CERTIFICATE")]
+    pub(super) root_certificate: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) nats: NatsArgs,
 }
 
 #[derive(Subcommand)]

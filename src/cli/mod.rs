@@ -10,6 +10,7 @@ mod listen;
 mod log;
 mod logging;
 mod manual;
+mod moving;
 mod owner;
 mod pair;
 mod process;
@@ -128,6 +129,7 @@ async fn obey(app: &App, asked: Asked, data: &Path) -> anyhow::Result<ExitCode> 
         Cli::Join { link, root_certificate } => join::join(app, data, link, root_certificate.as_deref()).await,
         Cli::Adopt { store, yes } => log::adopt(&at(store.store), yes).await,
         Cli::Promote { store, yes } => log::promote(&at(store.store), yes).await,
+        Cli::Move { command } => moving::go(app, data, command).await,
         Cli::Completions { shell } => manual::completions(app, shell),
         Cli::Man => manual::page(app),
         Cli::SetAside { store, command } => set_aside::set_aside(&at(store.store), &command).await,

@@ -102,7 +102,7 @@ pub(super) fn cluster(args: &UpstreamArgs) -> Option<ClusterOptions> {
     Some(cluster_at(servers, args.root_certificate.clone(), args.nats.clone()))
 }
 
-fn cluster_at(servers: &str, root_certificate: Option<PathBuf>, nats: NatsArgs) -> ClusterOptions {
+pub(super) fn cluster_at(servers: &str, root_certificate: Option<PathBuf>, nats: NatsArgs) -> ClusterOptions {
     let NatsArgs { nats_credentials, nats_without_tls } = nats;
     ClusterOptions {
         servers: servers.to_owned(),

@@ -359,4 +359,11 @@ pub(crate) mod nats {
 
     /// How often a gateway tries in a row to change the bucket. Each time another one was faster.
     pub(crate) const SWAPS: u32 = 32;
+
+    /// How long a move waits for a cluster that doesn't answer. Electing a leader takes less, and the move goes on when the
+    /// command is given again.
+    pub(crate) const MOVE_PATIENCE: Duration = Duration::from_secs(60);
+
+    /// How long a move waits before it asks again.
+    pub(crate) const MOVE_PAUSE: Duration = Duration::from_millis(250);
 }

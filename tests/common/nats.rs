@@ -37,12 +37,20 @@ pub struct Plan {
     has_links: bool,
     jetstream: String,
     more: String,
+    dir: Option<TempDir>,
 }
 
 impl Plan {
     /// As many servers, which are a cluster if there are several.
     pub fn new(servers: usize) -> Self {
-        Self { servers, has_jetstream: true, has_links: false, jetstream: String::new(), more: String::new() }
+        Self {
+            servers,
+            has_jetstream: true,
+            has_links: false,
+            jetstream: String::new(),
+            more: String::new(),
+            dir: None,
+        }
     }
 
     /// NATS alone, which keeps nothing.
@@ -70,9 +78,15 @@ impl Plan {
         self
     }
 
+    /// Their files are in this directory.
+    pub fn in_dir(mut self, dir: TempDir) -> Self {
+        self.dir = Some(dir);
+        self
+    }
+
     /// Starts them, and waits until they take messages.
-    pub fn start(self) -> Nats {
-        let dir = tempfile::tempdir().expect("a directory for the servers");
+    pub fn start(mut self) -> Nats {
+        let dir = self.dir.take().unwrap_or_else(|| tempfile::tempdir().expect("a directory for the servers"));
         let network = free_network();
         let addresses: Vec<_> = (1..=self.servers).map(|n| host(network, n)).collect();
         let mut links = Vec::new();
@@ -445,6 +459,11 @@ fn free_network() -> [u8; 2] {
             return [a, b];
         }
     }
+}
+
+/// A loopback address on which nobody has the usual ports.
+pub fn free_host() -> Ipv4Addr {
+    host(free_network(), 1)
 }
 
 /// Copies a directory. A file that goes away meanwhile is left out.

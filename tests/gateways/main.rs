@@ -11,8 +11,10 @@ mod proxy;
 #[path = "../sync/support.rs"]
 mod support;
 
+mod document;
 mod fire;
 mod fleet;
 mod front;
+mod moving;
 mod people;
 mod servers;

@@ -198,6 +198,19 @@ impl Bucket {
         self.swap(api, &info.created, began, begin).await
     }
 
+    /// Notes which logs stores bring along into the stream, before they do.
+    pub(super) async fn bring(&self, api: &Api, logs: &BTreeMap<StoreId, LogId>) -> Result<(), BucketError> {
+        let _alone = self.inner.levelling.lock().await;
+        let began = Instant::now();
+        let info = api.info(&self.inner.stream, None).await?;
+        let logs = |shared: &mut Shared| {
+            for (store, log) in logs {
+                shared.logs.entry(store.as_str().to_owned()).or_insert(*log);
+            }
+        };
+        self.swap(api, &info.created, began, logs).await
+    }
+
     /// Reads the document, merges what is known here into it with `change`, and writes it back, again and again until no
     /// other gateway is faster.
     async fn swap(

@@ -208,6 +208,16 @@ impl Cluster {
         self.inner.copies.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Makes what gateways share and this directory's tokens level now.
+    pub(super) async fn level(&self, api: &Api) -> Result<(), BucketError> {
+        self.inner.bucket.level_now(api).await
+    }
+
+    /// Notes which logs stores bring along into the stream, before they do.
+    pub(super) async fn bring(&self, api: &Api, logs: &BTreeMap<StoreId, LogId>) -> Result<(), BucketError> {
+        self.inner.bucket.bring(api, logs).await
+    }
+
     /// What stores have to know, now and as it changes.
     pub(super) fn epoch(&self) -> watch::Receiver<Epoch> {
         self.inner.epoch.subscribe()

@@ -7,6 +7,7 @@ mod attendant;
 mod bucket;
 mod cluster;
 mod feed;
+mod moving;
 mod settings;
 mod shared;
 
@@ -16,3 +17,4 @@ pub(super) use attendant::Attendant;
 pub(crate) use attendant::{Desk, NotReady};
 pub(crate) use cluster::{Cluster, Overview, Stand};
 pub(super) use feed::Feed;
+pub(crate) use moving::{Moved, Mover};

@@ -127,7 +127,7 @@ fn name(at: usize) -> String {
     format!("device {at}")
 }
 
-pub(super) fn log_of(replica: &Replica) -> Vec<Entry> {
+pub(in crate::testing) fn log_of(replica: &Replica) -> Vec<Entry> {
     replica.entries(Seq::START, PageSize::events(usize::MAX >> 1)).expect(WORKS)
 }
 
@@ -136,18 +136,18 @@ fn outbox_of(replica: &Replica) -> Vec<Envelope> {
     pending.into_iter().map(|(_, event)| event).collect()
 }
 
-fn set_aside_of(replica: &Replica) -> Vec<Envelope> {
+pub(in crate::testing) fn set_aside_of(replica: &Replica) -> Vec<Envelope> {
     replica.all_set_aside().expect(WORKS).into_iter().map(|(event, _)| event).collect()
 }
 
 /// Returns the ids of the log, followed by those of the outbox.
-pub(super) fn ids_of(replica: &Replica) -> Vec<EventId> {
+pub(in crate::testing) fn ids_of(replica: &Replica) -> Vec<EventId> {
     let log = log_of(replica).into_iter().map(|entry| entry.event.id);
     log.chain(outbox_of(replica).into_iter().map(|event| event.id)).collect()
 }
 
 /// Returns every event that a replica holds: in its log, in its outbox, or set aside.
-pub(super) fn all_of(replica: &Replica) -> Vec<Envelope> {
+pub(in crate::testing) fn all_of(replica: &Replica) -> Vec<Envelope> {
     let log = log_of(replica).into_iter().map(|entry| entry.event);
     log.chain(outbox_of(replica)).chain(set_aside_of(replica)).collect()
 }

@@ -13,6 +13,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use checks::check_places;
+pub(super) use checks::{all_of, ids_of, log_of, set_aside_of};
+pub(super) use faults::leave_after_power_cut;
 
 use super::scratch::Scratch;
 use super::{Rng, Simulation};
@@ -293,7 +295,7 @@ pub(super) fn open(simulation: &Simulation, dir: &Path) -> Result<Replica, Fault
     Replica::open(Files::in_dir(dir), setup)
 }
 
-fn device(name: &str) -> Device {
+pub(super) fn device(name: &str) -> Device {
     name.parse().expect("BUG: a name that a device may have")
 }
 
@@ -301,6 +303,6 @@ fn run_id(run: u64) -> String {
     format!("run-{run}")
 }
 
-fn is_kept(outcome: &Outcome) -> bool {
+pub(super) fn is_kept(outcome: &Outcome) -> bool {
     matches!(outcome, Outcome::Stored(_) | Outcome::Known(_))
 }
