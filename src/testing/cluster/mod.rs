@@ -14,9 +14,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use checks::check_places;
-use snapshots::{Below, Kept};
 pub(super) use checks::{all_of, ids_of, log_of, set_aside_of};
 pub(super) use faults::leave_after_power_cut;
+use snapshots::{Below, Kept};
 
 use super::scratch::Scratch;
 use super::{Rng, Simulation};
