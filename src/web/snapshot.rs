@@ -56,7 +56,7 @@ pub(crate) async fn send(
         return Err(problem);
     }
     let lease = app.shares.downloads.lend(&who, 1).map_err(|full| {
-        full.problem("too-many-snapshots", "More snapshots are being sent", "Ask again in a moment.", COME_BACK)
+        full.problem(code::TOO_MANY_SNAPSHOTS, "More snapshots are being sent", "Ask again in a moment.", COME_BACK)
     })?;
     let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
     let range = text(header::RANGE);
@@ -131,7 +131,7 @@ fn no_snapshot(why: &NoSnapshot) -> Problem {
         NoSnapshot::Useless(why) => none((*why).to_owned()),
         NoSnapshot::Failed(_) => none("This hub can't make a snapshot at present; its log says why.".to_owned()),
         NoSnapshot::NotYet => Problem::unavailable(
-            "snapshot-not-ready",
+            code::SNAPSHOT_NOT_READY,
             "The snapshot is being made.",
             "Ask again in a moment.",
             COME_BACK,
