@@ -181,6 +181,7 @@ impl Store {
     ///
     /// The same as for [`commit`](Self::commit), [`Error::OwnLog`] and [`Error::HistoryMissing`].
     pub async fn adopt(&self) -> Result<Standing, Error> {
+        self.prove().await?;
         let adopted = self.with(|replica| {
             let standing = replica.standing()?;
             if let Whose::Own(_) = standing.whose {
@@ -201,6 +202,7 @@ impl Store {
     ///
     /// The same as for [`commit`](Self::commit), and [`Error::HistoryMissing`].
     pub async fn promote(&self) -> Result<Standing, Error> {
+        self.prove().await?;
         let promoted = self.with(|replica| {
             let is_promoted = replica.promote()?;
             let standing = replica.standing()?;

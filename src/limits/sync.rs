@@ -240,7 +240,10 @@ pub(crate) mod snapshot {
     pub(crate) const BEGUN: u32 = 4;
 
     /// How often a hub may say that its snapshot is not ready yet.
-    pub(crate) const NOT_READY: u32 = 60;
+    pub(crate) const NOT_READY: u32 = 20;
+
+    /// The longest that it can have a device wait each time.
+    pub(crate) const LONGEST_REST: Duration = Duration::from_secs(30);
 
     /// Bytes that are written at a time.
     pub(crate) const PIECE: usize = 64 << 10;

@@ -3,22 +3,21 @@
 
 use std::pin::pin;
 use std::sync::{Arc, Mutex};
-use std::thread;
 
 use futures_util::StreamExt as _;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
 use super::backfill::{Backfill, Backfilled};
 use super::backoff::at_least;
 use super::client::{Clients, LinkStatus};
 use super::http::Upstream;
-use super::link::{here, silent, unless_silent};
-use super::protocol::{Hello, WirePage, words};
+use super::link::{hello, here, silent, unless_silent};
+use super::protocol::{WirePage, words};
 use super::ration::Allowance;
 use super::session::{End, ended, not_understood};
 use super::sse;
-use crate::engine::{Concluded, Fault, HistoryPosition, Proof, Store, StoreId, prove};
+use crate::engine::{Concluded, HistoryPosition, Replica, Store, StoreId};
 use crate::limits::sync::client::{NO_PAGE_EVERY, NO_PAGES};
 use crate::limits::sync::snapshot::{HISTORY_WAITS, SOME_PAGES};
 use crate::limits::sync::stream::SILENCE;
@@ -131,7 +130,7 @@ impl Behind {
             Err(_) => return Err(silent()),
         };
         let mut events = pin!(sse::events(unless_silent(bytes), self.upstream.ration()));
-        let mut backfill: Option<Arc<Mutex<Backfill>>> = None;
+        let backfill = Arc::new(Mutex::new(Backfill::begin(position, &hello(&mut events).await?)?));
         let mut others = Allowance::new(NO_PAGES, NO_PAGE_EVERY);
         let mut pages = 0;
         let end = loop {
@@ -139,15 +138,6 @@ impl Behind {
                 Some(Ok(event)) => event,
                 Some(Err(error)) => break End::Offline(format!("the stream broke: {error}")),
                 None => break End::Offline("the hub ended the stream".to_owned()),
-            };
-            let Some(backfill) = &backfill else {
-                let hello: Hello = match serde_json::from_str(&event.data) {
-                    Ok(hello) if event.event == "hello" => hello,
-                    Ok(_) => break End::Offline("the stream didn't begin as a hub's does".to_owned()),
-                    Err(why) => break not_understood(&why),
-                };
-                backfill = Some(Arc::new(Mutex::new(Backfill::begin(position, &hello)?)));
-                continue;
             };
             if event.event != "page" {
                 if !others.spend() {
@@ -159,8 +149,8 @@ impl Behind {
                 Ok(page) => page,
                 Err(why) => break not_understood(&why),
             };
-            let backfill = Arc::clone(backfill);
-            let arrive = move |replica: &mut crate::engine::Replica| {
+            let backfill = Arc::clone(&backfill);
+            let arrive = move |replica: &mut Replica| {
                 ended(backfill.lock().expect("BUG: a backfill panicked").arrive(replica, page))
             };
             match store.with(arrive).await.map_err(|error| here(&error))?? {
@@ -175,30 +165,24 @@ impl Behind {
         if pages >= SOME_PAGES { Ok(()) } else { Err(end) }
     }
 
-    /// Proves the snapshot by its history, on a thread of its own: it takes as long as making the state of all of it.
+    /// Proves the snapshot by its history.
     async fn prove(&self, store: &Store) -> Result<(), End> {
-        let (tell, told) = oneshot::channel::<Result<Option<Proof>, Fault>>();
-        let (files, setup) = (store.files().clone(), self.clients.shared.stores.setup().clone());
-        let run = move || drop(tell.send(prove(&files, &setup)));
-        let begun = thread::Builder::new().name(format!("proof of {}", self.id)).spawn(run);
-        begun.map_err(|why| End::Offline(format!("cannot start a thread: {why}")))?;
-        let proof = match told.await {
-            Ok(Ok(Some(proof))) => proof,
-            Ok(Ok(None)) => return Err(End::PullFirst),
-            Ok(Err(fault)) => {
-                tracing::warn!(store = self.id.as_str(), %fault, "cannot prove the snapshot by its history now");
-                return Err(End::Offline(fault.to_string()));
-            }
-            Err(_) => return Err(End::Offline("the proof of the snapshot panicked".to_owned())),
-        };
-        match store.with(move |replica| replica.conclude(proof)).await.map_err(|error| here(&error))? {
-            Concluded::Proven => {
+        match store.prove().await {
+            Ok(Some(Concluded::Proven)) => {
                 tracing::info!(store = self.id.as_str(), "all of the log is here, and the snapshot is proven by it");
+                Ok(())
             }
-            Concluded::Disproven => self.say_that_it_was_wrong(),
-            Concluded::Outdated => {}
+            Ok(Some(Concluded::Disproven)) => {
+                self.say_that_it_was_wrong();
+                Ok(())
+            }
+            // Something changed meanwhile.
+            Ok(Some(Concluded::Outdated) | None) => Err(End::PullFirst),
+            Err(error) => {
+                tracing::warn!(store = self.id.as_str(), %error, "cannot prove the snapshot by its history now");
+                Err(here(&error))
+            }
         }
-        Ok(())
     }
 
     fn say_that_it_was_wrong(&self) {

@@ -6,19 +6,22 @@
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
+use std::pin::pin;
 
 use futures_util::StreamExt as _;
 use reqwest::Response;
 use tokio::time::{Instant, timeout};
 
 use super::http::{Upstream, offline, retry_after};
-use super::link::here;
-use super::protocol::words;
+use super::link::{hello, here, unless_silent};
+use super::protocol::{code, words};
 use super::session::End;
 use super::snapshot::{Fetch, Not, Part, Take};
-use crate::engine::{Error, Fault, Files, Snapshot, SnapshotError, Store, Stores, free_bytes, open_private_file};
-use crate::limits::sync::kept::COME_BACK;
-use crate::limits::sync::snapshot::{ANSWER, LASTS, LEFT_FREE, MEASURED_OVER, PIECE, SLOWEST};
+use super::sse;
+use crate::engine::{
+    Error, Fault, Files, Position, Snapshot, SnapshotError, Store, Stores, free_bytes, open_private_file,
+};
+use crate::limits::sync::snapshot::{ANSWER, LASTS, LEFT_FREE, LONGEST_REST, MEASURED_OVER, PIECE, SLOWEST};
 use crate::limits::sync::stream::SILENCE;
 
 /// The attempts of a store to begin with its hub's snapshot.
@@ -134,8 +137,8 @@ impl Beginning {
                     }
                     Err(Not::Offered) => return Err(Failed::NotOffered),
                     Err(Not::Yet) => {
-                        let why = "the hub is still making the snapshot that this device begins with".to_owned();
-                        let rest = rest.unwrap_or(std::time::Duration::from_secs(COME_BACK.into()));
+                        let why = "the hub has no snapshot ready yet for this device to begin with".to_owned();
+                        let rest = rest.unwrap_or(LONGEST_REST).min(LONGEST_REST);
                         return Err(Failed::Now(End::Later(why, rest)));
                     }
                     Err(Not::Right(why)) => return Err(Failed::ForGood(why.to_owned())),
@@ -155,6 +158,7 @@ impl Beginning {
                 Err(SnapshotError::Fault(fault)) => return Err(Error::from(&fault).into()),
                 Err(why) => return Err(Failed::ForGood(why.to_string())),
             };
+            confirm(store, upstream, &snapshot).await?;
             drop(fs::remove_file(&beside.label));
             return match store.with(move |replica| replica.join(checked)).await? {
                 true => Ok(snapshot),
@@ -162,6 +166,23 @@ impl Beginning {
             };
         }
     }
+}
+
+/// Asks the hub whether its log has the snapshot's place, as every session does that begins there. A device that had joined
+/// could do nothing more by itself if the hub's log was another one.
+async fn confirm(store: &Store, upstream: &Upstream, snapshot: &Snapshot) -> Result<(), Failed> {
+    let Snapshot { log, seq, digest, .. } = *snapshot;
+    let position = Position { log: Some(log), after: seq, digest, ..Position::start() };
+    let contradicts = || Failed::ForGood("the hub's log doesn't have its place".to_owned());
+    let bytes = match timeout(SILENCE, upstream.pull(store.id(), position)).await {
+        Ok(Ok(bytes)) => bytes,
+        Ok(Err(End::Diverged(_) | End::Halted(code::WRONG_LOG, _))) => return Err(contradicts()),
+        Ok(Err(end)) => return Err(Failed::Now(end)),
+        Err(_) => return Err(Failed::Now(held_up())),
+    };
+    let mut events = pin!(sse::events(unless_silent(bytes), upstream.ration()));
+    let hello = hello(&mut events).await.map_err(Failed::Now)?;
+    if hello.log == Some(log) { Ok(()) } else { Err(contradicts()) }
 }
 
 /// Writes the body of an answer to the file beside.

@@ -157,7 +157,11 @@ impl Client {
 
     /// Runs one pull stream, with pushes beside it. An empty log begins with the hub's snapshot before.
     async fn session(&self, store: &Store, beginning: &mut Beginning) -> End {
-        let begun = || self.usage.tried.send_modify(|times| *times += 1);
+        let begun = || {
+            self.tell(LinkState::Connecting, None, None);
+            self.usage.tried.send_modify(|times| *times += 1);
+            self.clients.hear();
+        };
         if let Err(end) = beginning.attempt(store, &self.clients.shared.stores, &self.upstream, begun).await {
             return end;
         }
@@ -180,14 +184,9 @@ impl Client {
         };
         let bytes = unless_silent(stream::iter(first).chain(bytes));
         let mut events = pin!(sse::events(bytes, self.upstream.ration()));
-        let hello: Hello = match timeout(SILENCE, events.next()).await {
-            Err(_) => return silent(),
-            Ok(Some(Ok(event))) if event.event == "hello" => match serde_json::from_str(&event.data) {
-                Ok(hello) => hello,
-                Err(why) => return not_understood(&why),
-            },
-            Ok(Some(Err(error))) => return End::Offline(format!("the stream broke: {error}")),
-            Ok(_) => return End::Offline("the stream didn't begin as a hub's does".to_owned()),
+        let hello = match hello(&mut events).await {
+            Ok(hello) => hello,
+            Err(end) => return end,
         };
         let running = match Session::begin(position, hello) {
             Ok(session) => Running { session: Arc::new(Mutex::new(session)), arrived: Notify::new() },
@@ -271,17 +270,26 @@ impl Client {
             return End::Offline(why.to_owned());
         }
         let asked = points.clone();
-        match store.with(move |replica| session::repair(replica, &asked)).await {
-            Ok(Some((first, last))) => {
+        let repair = move |replica: &mut Replica| {
+            let base = replica.base();
+            Ok((session::repair(replica, &asked)?, base != replica.base()))
+        };
+        let store_name = self.id.as_str();
+        match store.with(repair).await {
+            Ok((Some(_), true)) => {
                 tracing::warn!(
-                    store = self.id.as_str(),
-                    "the hub lacks events {first} to {last}; they are pushed again"
+                    store = store_name,
+                    "the hub doesn't know the place of the snapshot with which this device began; it begins anew"
                 );
                 End::Diverged(points)
             }
-            Ok(None) => End::Offline("the hub says that its log is another, and shows that it is ours".to_owned()),
+            Ok((Some((first, last)), false)) => {
+                tracing::warn!(store = store_name, "the hub lacks events {first} to {last}; they are pushed again");
+                End::Diverged(points)
+            }
+            Ok((None, _)) => End::Offline("the hub says that its log is another, and shows that it is ours".to_owned()),
             Err(error) => {
-                tracing::error!(store = self.id.as_str(), %error, "cannot repair");
+                tracing::error!(store = store_name, %error, "cannot repair");
                 here(&error)
             }
         }
@@ -392,6 +400,20 @@ struct Running {
 
 fn lock(session: &Mutex<Session>) -> MutexGuard<'_, Session> {
     session.lock().expect("BUG: a session panicked")
+}
+
+/// Returns the first event of a stream.
+pub(super) async fn hello(
+    events: &mut (impl Stream<Item = std::io::Result<sse::SseEvent>> + Unpin),
+) -> Result<Hello, End> {
+    match timeout(SILENCE, events.next()).await {
+        Err(_) => Err(silent()),
+        Ok(Some(Ok(event))) if event.event == "hello" => {
+            serde_json::from_str(&event.data).map_err(|why| not_understood(&why))
+        }
+        Ok(Some(Err(error))) => Err(End::Offline(format!("the stream broke: {error}"))),
+        Ok(_) => Err(End::Offline("the stream didn't begin as a hub's does".to_owned())),
+    }
 }
 
 /// Takes in what the hub sends.

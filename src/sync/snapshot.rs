@@ -135,6 +135,8 @@ impl Fetch {
         }
         let length = text(header::CONTENT_LENGTH).and_then(|length| length.parse::<u64>().ok());
         match status {
+            // Something else than a hub answers like that, such as the network of a hotel.
+            StatusCode::OK if !headers.contains_key(name::LOG) => Err(Not::Offered),
             StatusCode::OK => {
                 let bytes = length.ok_or(Not::Right("it doesn't say how long it is"))?;
                 let offer = read(headers, bytes).map_err(Not::Right)?;
@@ -172,6 +174,7 @@ impl Fetch {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fuzz::{fuzz, text};
 
     fn digest(byte: u8) -> Digest {
         Digest([byte; 32])
@@ -204,6 +207,24 @@ mod tests {
         let mut fetch = Fetch::default();
         assert_eq!(fetch.range(), None);
         assert_eq!(fetch.judge(StatusCode::OK, &head(&offer, &[])), Ok(Take::Whole(offer)));
+    }
+
+    #[test]
+    fn trust_38_fuzzed_heads_of_snapshots_are_offers_or_none() {
+        let names = ["likewise-seq: ", "likewise-length: ", "likewise-log: ", "content-length: ", "etag: \""];
+        fuzz("offer", &names, |input| {
+            let text = text(input);
+            let lines = text.lines().filter_map(|line| line.split_once(": "));
+            let headers = lines.filter_map(|(name, value)| Some((name.parse().ok()?, value.parse().ok()?)));
+            match Fetch::default().judge(StatusCode::OK, &HeaderMap::from_iter(headers)) {
+                Ok(Take::Whole(snapshot)) => {
+                    assert!(snapshot.seq.0 < SEQS && snapshot.length <= snapshot.seq.0 && snapshot.length > 0);
+                    assert!(snapshot.bytes > 0 && snapshot.bytes <= LARGEST);
+                    "right".to_owned()
+                }
+                judged => format!("{judged:?}"),
+            }
+        });
     }
 
     #[test]

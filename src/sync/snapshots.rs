@@ -146,8 +146,9 @@ impl Snapshots {
         wanted: Option<&str>,
     ) -> Result<Result<Kept, NoSnapshot>, Error> {
         let program = self.shared.stores.setup().executable.clone();
+        // Until all of it is known again, the files are what counts.
         let (dir, kept) = (store.files().dir().join(DIR), std::mem::take(&mut shelf.kept));
-        let is_read = std::mem::replace(&mut shelf.is_read, true);
+        let is_read = std::mem::take(&mut shelf.is_read);
         let there = blocking(move || if is_read { still_there(kept) } else { read(&dir, &program) }).await?;
         let offers: Vec<Snapshot> = there.iter().map(|kept| kept.snapshot).collect();
         // A log that was restored from a backup may be another one than the log of a snapshot.
@@ -161,6 +162,7 @@ impl Snapshots {
         let Some((good, length)) = store.look(judge).await? else {
             return Ok(Err(NoSnapshot::Useless("The store has no events.")));
         };
+        shelf.is_read = true;
         for (kept, is_good) in there.into_iter().zip(good) {
             if is_good { shelf.kept.push(kept) } else { remove(&kept.path) }
         }

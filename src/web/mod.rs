@@ -49,7 +49,7 @@ use crate::engine::{Device, Stores};
 use crate::sync::{Clients, Snapshots};
 
 pub use base_path::BasePath;
-pub(crate) use control::{AFTER_IMPORT, Exported, Followed, PairingAt};
+pub(crate) use control::{AFTER_IMPORT, Exported, Followed, MISSING, PairingAt};
 pub(crate) use face::{Embed, Face};
 pub use guard::{AllowedHost, EmbeddingSite, TrustedProxy};
 pub(crate) use guard::{Browsers, PairingCookies, Pass, Passes, Policy, Sees, Sites, protect};

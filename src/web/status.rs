@@ -81,7 +81,7 @@ impl HistoryState {
 }
 
 impl HistoryStatus {
-    fn of(history: HistoryStanding, wanted: HistoryWanted) -> Self {
+    pub(super) fn of(history: HistoryStanding, wanted: HistoryWanted) -> Self {
         let HistoryStanding { base, length, here } = history;
         let state = match wanted {
             _ if here >= length => HistoryState::Proving,

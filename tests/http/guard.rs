@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use crate::client::{Answer, listing, new_id};
 use crate::common::{Server, data_dir, errors, printed, run, run_with, wait_for};
 
-const ROUTES: [(&str, &str); 22] = [
+const ROUTES: [(&str, &str); 21] = [
     ("GET", "/"),
     ("POST", "/likes"),
     ("GET", "/live"),
@@ -23,7 +23,6 @@ const ROUTES: [(&str, &str); 22] = [
     ("GET", "/s/work/status"),
     ("GET", "/static/likewise.js"),
     ("GET", "/favicon.ico"),
-    ("GET", "/sync/v1/likes/snapshot?schema=a"),
     ("POST", "/control/v1/likes/import"),
     ("GET", "/embed.js"),
     ("POST", "/embed/v1/a/likes"),

@@ -20,6 +20,8 @@ mod proxies;
 mod proxy;
 mod shares;
 mod snapshot;
+mod snapshot_liars;
+mod snapshot_rows;
 mod story;
 mod support;
 mod tls;
