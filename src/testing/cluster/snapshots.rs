@@ -139,7 +139,14 @@ impl Cluster<'_> {
         let position = self.history(at).filter(|position| !position.is_complete())?;
         let after = Seq(position.after.0 / self.stride);
         let start = judged(Start::vouch(Some(self.authority()), Some(position.log), after, position.digest));
-        let mut start = start.expect(WORKS).expect("the hub has vouched for what is behind it");
+        let mut start = match start.expect(WORKS) {
+            Ok(start) => start,
+            Err(_) => {
+                assert!(self.nodes[at].is_lied_to, "the hub has vouched for the base");
+                self.drop_base(at);
+                return None;
+            }
+        };
         let backfill = Backfill::begin(position, &start.hello("any")).expect("it is the same log");
         let NextPage::Page(mut page) = self.wire(&mut start, position.after, limit) else { return None };
         if self.rng.chance(2)
