@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use tokio_util::sync::CancellationToken;
 
 use crate::app::App;
@@ -17,7 +17,7 @@ use crate::data_dir::DataDir;
 use crate::engine::{Device, Schema, Setup, Store, StoreId, StoreLimits, Stores};
 use crate::limits::app::{ATTEND_EVERY, RETRY_HALTED};
 use crate::limits::engine::stores::SWEEP_EVERY;
-use crate::sync::{Clients, Upstream, UpstreamOptions, joined};
+use crate::sync::{Clients, HistoryWanted, Upstream, UpstreamOptions, joined};
 use crate::web::{AllowedHost, BasePath, EmbeddingSite, PublicUrl, TrustedProxy};
 
 /// How an app runs. [`Options::default`] is what the program does without flags.
@@ -29,6 +29,8 @@ pub struct Options {
     pub device: Option<Device>,
     /// The hub to sync with, if any. By default, the one that the data directory was joined to.
     pub upstream: Option<UpstreamOptions>,
+    /// How much of a log this device has in the end, if it begins with the hub's snapshot.
+    pub history: HistoryWanted,
     /// How long a store that the hub refuses waits before it tries again.
     pub retry_halted: Duration,
     /// The names, besides the loopback names, under which a server answers requests for sync and `/healthz`.
@@ -58,6 +60,7 @@ impl Default for Options {
             data: None,
             device: None,
             upstream: None,
+            history: HistoryWanted::Full,
             retry_halted: Duration::from_secs(RETRY_HALTED),
             allow_hosts: Vec::new(),
             base_path: BasePath::default(),
@@ -122,7 +125,7 @@ impl Node {
     ) -> anyhow::Result<Self> {
         let device = options.device.clone().unwrap_or_else(|| host_name(app));
         let stores = open_stores(&dir, app.schema(), &device, limits, upstream.is_some(), show_progress)?;
-        let clients = Clients::new(stores.clone(), upstream, options.retry_halted, shutdown.clone());
+        let clients = Clients::new(stores.clone(), upstream, options.history, options.retry_halted, shutdown.clone());
         tokio::spawn(close_idle(stores.clone(), shutdown.clone()));
         tokio::spawn(clients.clone().resume(app.store_name().parse()?));
         let named = Arc::default();
@@ -256,6 +259,12 @@ pub(crate) fn base(app: &App, options: &Options) -> anyhow::Result<Base> {
         Some(given) => Some(given.clone()),
         None => joined(&path)?,
     };
+    if options.history == HistoryWanted::None && upstream.is_none() {
+        bail!(
+            "without its history, a device can follow a hub and be none, and this one follows none: name the hub with --upstream, \
+             or leave --history none out"
+        );
+    }
     let upstream = upstream.map(Upstream::new).transpose()?;
     Ok(Base { dir: DataDir::take(&path)?, upstream })
 }

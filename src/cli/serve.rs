@@ -21,9 +21,9 @@ use crate::web::Role;
 /// Serves the app.
 pub(super) async fn serve(app: &App, data: &Path, args: ServeArgs) -> anyhow::Result<ExitCode> {
     let upstream = upstream(app, data, &args.hub)?;
-    let ServeArgs { listen, retry_halted, public, embed, .. } = args;
+    let ServeArgs { listen, retry_halted, public, embed, history, .. } = args;
     let retry_halted = Duration::from_secs(retry_halted);
-    let options = Options { upstream, retry_halted, public, embed, ..options(data, &listen) };
+    let options = Options { upstream, history, retry_halted, public, embed, ..options(data, &listen) };
     run(app, Role::App, &listen.listen, options).await
 }
 

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 
-use super::protocol::{Hello, PAGE, Point, Push, Pushed, PushedEvent, WirePage, refused};
+use super::protocol::{Has, Hello, PAGE, Point, Push, Pushed, PushedEvent, WirePage, refused};
 use crate::engine::{
     Device, Digest, Envelope, Fault, Generation, LogId, Outcome, PageSize, Replica, Seq, Standing, Whose,
 };
@@ -22,6 +22,8 @@ pub enum Refusal {
     PullFirst,
     /// The push has more events than a push may have. Holds their number.
     TooMany(usize),
+    /// The store was moved to another hub. Says where it went.
+    Moved(String),
     /// Its log and the client's differ.
     Diverged {
         /// The last event of its log.
@@ -89,6 +91,8 @@ impl Start {
     /// # Errors
     ///
     /// When the hub has another log, or the machine fails.
+    ///
+    /// A gateway asks only once its log is [level](super::Gateway::judges) with its stream.
     pub fn vouch(
         replica: Option<&Replica>,
         known: Option<LogId>,
@@ -99,8 +103,8 @@ impl Start {
             let knows_more = known.is_some() || after > Seq::START;
             return if knows_more { Err(Refusal::WrongLog.into()) } else { Ok(Self::default()) };
         };
-        let Standing { whose, generation, head, .. } = replica.standing()?;
-        let log = own(whose, known)?;
+        let Standing { generation, head, .. } = replica.standing()?;
+        let log = served(replica, known)?;
         if !replica.vouches_for(after, digest)? {
             let points = replica.points()?.into_iter().map(|(seq, digest)| Point { seq, digest }).collect();
             return Err(Refusal::Diverged { head, points }.into());
@@ -128,8 +132,8 @@ impl Start {
     ///
     /// A fault of the machine.
     pub(crate) fn page_of(&mut self, replica: &Replica, after: Seq, size: PageSize) -> Result<NextPage, Fault> {
-        let Standing { whose, generation, head, .. } = replica.standing()?;
-        let Whose::Own(log) = whose else { return Ok(NextPage::Over) };
+        let Standing { generation, head, .. } = replica.standing()?;
+        let Some(log) = replica.served() else { return Ok(NextPage::Over) };
         if self.log.is_some_and(|known| known != log || self.generation != generation) {
             return Ok(NextPage::Over);
         }
@@ -141,23 +145,35 @@ impl Start {
     }
 }
 
-/// Returns the id of the log. Fails unless the log is the replica's own and the one that the client knows, if it knows
+/// Returns the id of the log. Fails unless the replica may serve it, and it is the one that the client knows, if it knows
 /// one.
-fn own(whose: Whose, known: Option<LogId>) -> Result<LogId, Refusal> {
-    match whose {
-        Whose::Upstream(_) => Err(Refusal::NotAHub),
-        Whose::Own(log) if known.is_some_and(|known| known != log) => Err(Refusal::WrongLog),
-        Whose::Own(log) => Ok(log),
+fn served(replica: &Replica, known: Option<LogId>) -> Result<LogId, Refusal> {
+    match replica.served() {
+        None => Err(Refusal::NotAHub),
+        Some(log) if known.is_some_and(|known| known != log) => Err(Refusal::WrongLog),
+        Some(log) => Ok(log),
+    }
+}
+
+/// Returns the id of the log, if events may be added to it here. Events for a stream's log go through the stream.
+fn own(replica: &Replica, known: Option<LogId>) -> Result<LogId, AuthorityError> {
+    match replica.standing()?.whose {
+        Whose::Own(_) => Ok(served(replica, known)?),
+        Whose::Upstream(_) => Err(Refusal::NotAHub.into()),
     }
 }
 
 /// A push whose events the hub has checked one by one.
 #[derive(Debug)]
 pub struct Incoming {
-    known: Option<LogId>,
-    events: Vec<(Envelope, Device)>,
+    pub(super) known: Option<LogId>,
+    pub(super) events: Vec<(Envelope, Device)>,
     /// The answer for each item that isn't an event, and `None` for each that is.
-    answers: Vec<Option<PushedEvent>>,
+    pub(super) answers: Vec<Option<PushedEvent>>,
+    /// What the device has of the log.
+    pub(super) has: Option<Has>,
+    /// Whether the device takes an answer to a part of the push.
+    pub(super) takes_part: bool,
 }
 
 impl Incoming {
@@ -173,7 +189,8 @@ impl Incoming {
         if push.run != run {
             return Err(Refusal::PullFirst);
         }
-        let mut incoming = Self { known: push.log, events: Vec::new(), answers: Vec::new() };
+        let mut incoming =
+            Self { known: push.log, events: Vec::new(), answers: Vec::new(), has: push.has, takes_part: push.part };
         for event in push.events {
             incoming.answers.push(match Envelope::try_from(event) {
                 Ok(event) => {
@@ -209,11 +226,11 @@ impl Incoming {
     ///
     /// When the hub has another log, or the machine fails. Nothing of the push is stored then.
     pub fn store(self, replica: Option<&mut Replica>) -> Result<Pushed, AuthorityError> {
-        let Self { known, events, answers } = self;
+        let Self { known, events, answers, .. } = self;
         let (log, outcomes) = match replica {
             None if known.is_some() || !events.is_empty() => return Err(Refusal::WrongLog.into()),
             None => (None, Vec::new()),
-            Some(replica) => (Some(own(replica.standing()?.whose, known)?), add_known(replica, events)?),
+            Some(replica) => (Some(own(replica, known)?), add_known(replica, events)?),
         };
         let mut outcomes = outcomes.into_iter();
         let answer = |answer: Option<PushedEvent>| {
@@ -241,8 +258,7 @@ fn add_known(replica: &mut Replica, events: Vec<(Envelope, Device)>) -> Result<V
         if is_welcome {
             return added.next().expect("BUG: as many answers as events");
         }
-        let why = format!("its name is new here, and the store knows {MAX_NAMES} names already");
-        PushedEvent::Refused { refused: refused::TOO_MANY_NAMES.to_owned(), why }
+        too_many_names()
     };
     Ok(is_welcome.into_iter().map(answer).collect())
 }
@@ -251,7 +267,6 @@ fn add(replica: &mut Replica, events: &[(Envelope, Device)]) -> Result<Vec<Pushe
     let outcomes = replica.add(events)?;
     let has_skipped = replica.standing()?.skipped > 0;
     let answer = |(outcome, (event, _)): (Outcome, &(Envelope, Device))| {
-        let taken = |why: &str| PushedEvent::Refused { refused: refused::ID_TAKEN.to_owned(), why: why.to_owned() };
         Ok(match outcome {
             Outcome::Stored(Some(seq)) | Outcome::Known(Some(seq)) => {
                 let no_effect = if has_skipped { replica.why_skipped(event.id)? } else { None };
@@ -265,6 +280,15 @@ fn add(replica: &mut Replica, events: &[(Envelope, Device)]) -> Result<Vec<Pushe
     outcomes.into_iter().zip(events).map(answer).collect()
 }
 
-fn malformed(why: String) -> PushedEvent {
+pub(super) fn taken(why: &str) -> PushedEvent {
+    PushedEvent::Refused { refused: refused::ID_TAKEN.to_owned(), why: why.to_owned() }
+}
+
+pub(super) fn too_many_names() -> PushedEvent {
+    let why = format!("its name is new here, and the store knows {MAX_NAMES} names already");
+    PushedEvent::Refused { refused: refused::TOO_MANY_NAMES.to_owned(), why }
+}
+
+pub(super) fn malformed(why: String) -> PushedEvent {
     PushedEvent::Refused { refused: refused::MALFORMED.to_owned(), why }
 }

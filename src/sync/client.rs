@@ -10,11 +10,13 @@ use tokio::sync::{Notify, watch};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
+use super::behind::HistoryWanted;
+use super::download::Beginning;
 use super::http::Upstream;
 use super::link::Client;
 use super::ration::Allowance;
 use super::tokens;
-use crate::engine::{Error, Store, StoreId, Stores};
+use crate::engine::{Error, HistoryStanding, Standing, Store, StoreId, Stores};
 use crate::limits::sync::client::{IDLE_AFTER, LOOK_EVERY, REPAIR_EVERY, REPAIRS};
 
 /// The state of a store's link to its upstream.
@@ -55,13 +57,25 @@ pub(crate) struct LinkStatus {
     pub(crate) code: Option<&'static str>,
     /// Why it is not online.
     pub(crate) error: Option<String>,
+    /// Whether what is behind a snapshot is fetched.
+    pub(crate) history: HistoryWanted,
+    /// Whether the hub's snapshot, with which the store began, has turned out to be wrong.
+    pub(crate) was_wrong: bool,
     /// When it entered this state, in milliseconds since the Unix epoch.
     pub(crate) since: Option<u64>,
 }
 
 impl LinkStatus {
     pub(crate) fn none() -> Self {
-        Self { url: None, state: LinkState::None, code: None, error: None, since: None }
+        Self {
+            url: None,
+            state: LinkState::None,
+            code: None,
+            error: None,
+            history: HistoryWanted::Full,
+            was_wrong: false,
+            since: None,
+        }
     }
 }
 
@@ -74,6 +88,8 @@ pub(crate) struct Clients {
 pub(super) struct Shared {
     pub(super) stores: Stores,
     upstream: Option<Upstream>,
+    /// Whether what is behind a snapshot is fetched.
+    pub(super) history: HistoryWanted,
     /// How long a halted store waits before it tries again.
     pub(super) retry_halted: Duration,
     pub(super) shutdown: CancellationToken,
@@ -113,6 +129,7 @@ impl Clients {
     pub(crate) fn new(
         stores: Stores,
         upstream: Option<Upstream>,
+        history: HistoryWanted,
         retry_halted: Duration,
         shutdown: CancellationToken,
     ) -> Self {
@@ -122,6 +139,7 @@ impl Clients {
             shared: Arc::new(Shared {
                 stores,
                 upstream,
+                history,
                 retry_halted,
                 shutdown,
                 links,
@@ -186,6 +204,7 @@ impl Clients {
         let first = LinkStatus {
             url: Some(upstream.url().into()),
             state: LinkState::Connecting,
+            history: self.shared.history,
             since: Some(tokens::now()),
             ..LinkStatus::none()
         };
@@ -204,6 +223,8 @@ impl Clients {
             status: sender.clone(),
             usage: Arc::clone(&usage),
             repairs: Allowance::new(REPAIRS, REPAIR_EVERY),
+            beginning: Beginning::default(),
+            is_online: watch::channel(false).0,
             clients: self.clone(),
         };
         links.insert(store.id().clone(), Link { status: sender, usage, lane });
@@ -235,8 +256,15 @@ impl Clients {
         self.shared.links.lock().expect("BUG: attending to a store panicked").len()
     }
 
-    /// Keeps `first` level from the start. Does the same for every store in which an earlier process left something to
-    /// push, whether or not anybody visits it.
+    /// Returns whether a store has something to push, or something behind a snapshot to fetch or prove.
+    pub(super) fn has_work(&self, standing: &Standing) -> bool {
+        let is_coming =
+            |history: &HistoryStanding| self.shared.history == HistoryWanted::Full || history.here == history.length;
+        standing.pending > 0 || standing.history.as_ref().is_some_and(is_coming)
+    }
+
+    /// Keeps `first` level from the start. Does the same for every store in which an earlier process left work, whether or
+    /// not anybody visits it.
     pub(crate) async fn resume(self, first: StoreId) {
         let Shared { stores, upstream, .. } = &*self.shared;
         let Some(upstream) = upstream else { return };
@@ -251,7 +279,7 @@ impl Clients {
             let Ok(store) = found else { continue };
             if *id == first {
                 drop(self.attend(&store, usize::MAX));
-            } else if store.healthy().await.standing().is_some_and(|standing| standing.pending > 0) {
+            } else if store.healthy().await.standing().is_some_and(|standing| self.has_work(standing)) {
                 drop(self.link(upstream, &store, long_ago));
             }
         }
@@ -281,7 +309,7 @@ mod tests {
             root_certificate: None,
         };
         let upstream = Upstream::new(upstream).expect("an upstream");
-        Clients::new(stores, Some(upstream), Duration::from_secs(60), CancellationToken::new())
+        Clients::new(stores, Some(upstream), HistoryWanted::Full, Duration::from_secs(60), CancellationToken::new())
     }
 
     async fn open(stores: &Stores, name: &str) -> Store {

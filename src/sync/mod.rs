@@ -5,10 +5,16 @@
 //! event need not be sent again for now.
 
 mod authority;
+mod backfill;
 #[cfg(feature = "app")]
 mod backoff;
 #[cfg(feature = "app")]
+mod behind;
+#[cfg(feature = "app")]
 mod client;
+#[cfg(feature = "app")]
+mod download;
+pub mod gateway;
 #[cfg(feature = "app")]
 mod http;
 #[cfg(feature = "app")]
@@ -22,6 +28,10 @@ mod protocol;
 mod ration;
 mod session;
 #[cfg(feature = "app")]
+pub(crate) mod snapshot;
+#[cfg(feature = "app")]
+mod snapshots;
+#[cfg(feature = "app")]
 pub(crate) mod sse;
 #[cfg(feature = "app")]
 mod tls;
@@ -29,8 +39,14 @@ mod tls;
 pub(crate) mod tokens;
 
 pub use authority::{AuthorityError, Incoming, NextPage, Refusal, Start, judged};
+pub use backfill::{Backfill, Backfilled};
+#[cfg(feature = "app")]
+pub use behind::HistoryWanted;
+#[cfg(feature = "app")]
+pub(crate) use behind::WAS_WRONG;
 #[cfg(feature = "app")]
 pub(crate) use client::{Clients, LinkState, LinkStatus};
+pub use gateway::Gateway;
 #[cfg(feature = "app")]
 pub use http::{TokenSource, UpstreamOptions};
 #[cfg(feature = "app")]
@@ -41,9 +57,11 @@ pub(crate) use joined::{Joined, Link, joined, leave};
 pub(crate) use pairings::{NotPaired, PairingFile, Shown};
 #[cfg(feature = "app")]
 pub(crate) use protocol::plain;
-pub use protocol::{Hello, Point, Push, Pushed, PushedEvent, WireEntry, WireEvent, WirePage};
+pub use protocol::{Has, Hello, Placed, Point, Push, Pushed, PushedEvent, WireEntry, WireEvent, WirePage};
 pub(crate) use protocol::{PAGE, code};
 pub use session::{End, Outgoing, PushAnswer, Session, SessionError, ended, repair};
+#[cfg(feature = "app")]
+pub(crate) use snapshots::{NoSnapshot, Snapshots};
 #[cfg(feature = "app")]
 pub(crate) use tls::{Trust, tls};
 #[cfg(feature = "app")]

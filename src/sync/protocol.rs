@@ -30,10 +30,15 @@ pub(crate) mod code {
     /// This device can't read its own token. It is never sent; programs are told [`UNAUTHORIZED`].
     #[cfg(feature = "app")]
     pub(crate) const NO_TOKEN: &str = "no-token";
+    /// The hub has no snapshot that is of use to the client.
+    #[cfg(feature = "app")]
+    pub(crate) const NO_SNAPSHOT: &str = "no-snapshot";
     /// The hub takes no more stores.
     pub(crate) const TOO_MANY_STORES: &str = "too-many-stores";
     /// The push has more events than a push may have.
     pub(crate) const TOO_LARGE: &str = "body-too-large";
+    /// The store was moved to another hub. The detail says where it went.
+    pub(crate) const MOVED: &str = "moved";
 }
 
 /// The codes of refused events.
@@ -89,6 +94,33 @@ pub struct Push {
     pub run: String,
     /// The events, in the order in which to append them.
     pub events: Vec<WireEvent>,
+    /// What the client has of the log. A gateway that hasn't as much catches up first. Other hubs don't need it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub has: Option<Has>,
+    /// Whether the client takes an answer to the first events alone, and pushes the others again.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub part: bool,
+}
+
+/// What a client has of the log that it pushes to.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Has {
+    /// How far it has pulled.
+    pub after: Seq,
+    /// The digest of its log up to there.
+    pub digest: Digest,
+    /// The last event that it pushed and that was answered, if it has not arrived yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answered: Option<Placed>,
+}
+
+/// An event with the place that it was given.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Placed {
+    /// The event.
+    pub id: EventId,
+    /// Its place.
+    pub seq: Seq,
 }
 
 /// The answer to a push.
@@ -224,6 +256,16 @@ impl WirePage {
         (self.next.0 >= SEQS).then_some("no log is so long")
     }
 
+    /// Returns the part of the page up to `end`.
+    pub(crate) fn until(mut self, end: Seq) -> Self {
+        if self.next >= end {
+            self.events.retain(|entry| entry.seq <= end);
+            self.next = end;
+            self.more = false;
+        }
+        self
+    }
+
     pub(crate) fn new(log: LogId, entries: &[Entry], next: Seq, more: bool) -> Self {
         let wire = |entry: &Entry| WireEntry {
             seq: entry.seq,
@@ -256,7 +298,7 @@ pub(super) fn points<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<P
 }
 
 /// Reads a list of at most `N` items. One more is an error, before memory is taken for the rest.
-fn at_most<'de, const N: usize, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
+pub(super) fn at_most<'de, const N: usize, D, T>(deserializer: D) -> Result<Vec<T>, D::Error>
 where
     D: Deserializer<'de>,
     T: Deserialize<'de>,

@@ -167,6 +167,11 @@ impl Hub {
         }
     }
 
+    /// Returns whether a token that was shown is still valid.
+    pub(super) fn lets_in(&self, token: &Token) -> bool {
+        self.tokens.is_valid(token)
+    }
+
     fn lock_pullers(&self) -> MutexGuard<'_, Pullers> {
         self.pullers.lock().expect("BUG: counting pulls panicked")
     }
@@ -226,7 +231,7 @@ async fn note(devices: Arc<Mutex<BTreeMap<String, Seen>>>, dir: PathBuf, shutdow
 }
 
 /// A device that showed a valid token to a hub.
-pub(crate) struct Bearer(Token);
+pub(crate) struct Bearer(pub(super) Token);
 
 impl<S> FromRequestParts<S> for Bearer
 where
@@ -295,7 +300,7 @@ pub(crate) async fn push(
 }
 
 /// Says that a token did something too often, and when it may do so again.
-fn too_often(code: &'static str, detail: &'static str, wait: Duration) -> Problem {
+pub(super) fn too_often(code: &'static str, detail: &'static str, wait: Duration) -> Problem {
     let advice = "Nothing was changed. Wait, and repeat it.";
     Problem::new(StatusCode::TOO_MANY_REQUESTS, code, detail, advice).retry_in(wait)
 }
@@ -322,6 +327,12 @@ impl From<Refusal> for Problem {
                 code::TOO_LARGE,
                 format!("A push has at most {} events, and this one has {events}.", PAGE.events),
                 "Nothing was stored. Push fewer at once.",
+            ),
+            Refusal::Moved(to) => Self::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                code::MOVED,
+                format!("The store was moved to another hub: {to}."),
+                "Nothing was stored. Sync with the hub that has it now.",
             ),
             Refusal::Diverged { head, points } => Self::conflict(
                 code::DIVERGED,
@@ -356,6 +367,8 @@ pub(crate) struct Pull {
     #[serde(default)]
     after: Seq,
     digest: Option<Digest>,
+    /// Where the stream ends, if it isn't to stay open: a client fetches what is behind its snapshot.
+    until: Option<Seq>,
     /// The client's last event. Only authorities without digests need it.
     #[serde(rename = "last_id")]
     _last_id: Option<String>,
@@ -369,7 +382,7 @@ pub(crate) async fn pull(
     connection: Option<Extension<Connection>>,
     query: Result<Query<Pull>, axum::extract::rejection::QueryRejection>,
 ) -> Result<Response, Problem> {
-    let Query(Pull { log, after, digest, .. }) = query.map_err(|why| {
+    let Query(Pull { log, after, digest, until, .. }) = query.map_err(|why| {
         Problem::bad_request("malformed-pull", format!("{}.", why.body_text()), "See docs/wire.md for its parameters.")
     })?;
     app.shares
@@ -401,6 +414,7 @@ pub(crate) async fn pull(
         hello: Some(hello),
         start,
         after,
+        until: until.unwrap_or(Seq(u64::MAX)),
         news: app.stores.news(store.id()),
         is_level: false,
         stores: app.stores.clone(),
@@ -436,6 +450,7 @@ struct PullStream {
     hello: Option<Hello>,
     start: Start,
     after: Seq,
+    until: Seq,
     news: watch::Receiver<u64>,
     /// Whether the last look found nothing more.
     is_level: bool,
@@ -476,6 +491,9 @@ impl PullStream {
                 || self.puller.is_over.is_cancelled()
                 || !self.hub.tokens.is_valid(&self.token)
             {
+                return None;
+            }
+            if self.after >= self.until {
                 return None;
             }
             if !self.is_level {
@@ -529,10 +547,14 @@ impl PullStream {
             Err(_) => return NextPage::Over,
         };
         self.start = start;
-        if let NextPage::Page(page) = &page {
-            self.after = page.next;
+        match page {
+            NextPage::Page(page) => {
+                let page = page.until(self.until);
+                self.after = page.next;
+                NextPage::Page(page)
+            }
+            page => page,
         }
-        page
     }
 }
 

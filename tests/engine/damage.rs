@@ -183,7 +183,8 @@ fn trust_63_an_old_event_that_was_altered_is_noticed_before_it_is_served_and_in_
     assert!(matches!(fault, AuthorityError::Fault(Fault::Damaged(_))), "{fault}");
     // Nor is it told that its event is somebody else's.
     let incoming = |n| {
-        let push = Push { log, run: "run".to_owned(), events: vec![WireEvent::from(&note_of(n))] };
+        let push =
+            Push { log, run: "run".to_owned(), events: vec![WireEvent::from(&note_of(n))], has: None, part: false };
         Incoming::check(push, "run", &device("phone")).unwrap()
     };
     let fault = incoming(957).store(Some(&mut replica)).unwrap_err();

@@ -16,6 +16,7 @@ mod live;
 mod replica;
 mod session;
 mod simulation;
+mod snapshots;
 mod stores;
 mod support;
 mod verify;

@@ -147,7 +147,7 @@ fn refusal<T: std::fmt::Debug>(result: Result<T, AuthorityError>) -> Refusal {
 
 #[test]
 fn a_hub_without_a_log_makes_one_only_for_events() {
-    let push = |log, events| Push { log, run: "run".to_owned(), events };
+    let push = |log, events| Push { log, run: "run".to_owned(), events, has: None, part: false };
     let check = |push| Incoming::check(push, "run", &device("phone")).unwrap();
     let bad = WireEvent { id: "no id".to_owned(), name: "Liked".to_owned(), args: None };
 
@@ -169,7 +169,8 @@ fn a_hub_answers_only_under_its_run_and_for_its_log() {
     let home = Home::new();
     let mut replica = home.open();
     let log = replica.standing().unwrap().whose.log_id();
-    let push = |log, run: &str| Push { log, run: run.to_owned(), events: vec![(&like(1)).into()] };
+    let push =
+        |log, run: &str| Push { log, run: run.to_owned(), events: vec![(&like(1)).into()], has: None, part: false };
     let refused = Incoming::check(push(log, "earlier"), "run", &device("phone")).unwrap_err();
     assert_eq!(refused, Refusal::PullFirst);
     let other = Incoming::check(push(Some(LogId::random()), "run"), "run", &device("phone")).unwrap();

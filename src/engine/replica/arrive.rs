@@ -2,7 +2,7 @@
 
 use super::{Replica, View};
 use crate::engine::error::{Fault, LogFault};
-use crate::engine::eventlog::{Found, PageSize, Tip};
+use crate::engine::eventlog::{Eventlog, Found, ID_TAKEN, PageSize, Tip};
 use crate::engine::place::{Digest, Entry, Generation, LogId, Seq};
 use crate::limits::engine::replica::{PUT_BACK, SETTLE_EVERY};
 
@@ -56,37 +56,61 @@ impl Replica {
     }
 
     pub(super) fn try_arrive(&mut self, page: &Page) -> Result<(), Fault> {
+        self.try_arrive_with(page, |_, _| Ok(true)).map(drop)
+    }
+
+    /// Takes in a page. `conclude` runs at the end of its transaction, and gets the place where the page ends. If it returns
+    /// false, nothing is changed. Returns what it returned.
+    pub(super) fn try_arrive_with(
+        &mut self,
+        page: &Page,
+        conclude: impl FnOnce(&mut Eventlog, Seq) -> Result<bool, LogFault>,
+    ) -> Result<bool, Fault> {
         let before = *self.log.tip();
         let mut is_ours_in_order = !self.is_behind();
         self.log.begin()?;
+        let mark = self.log.mark()?;
         for entry in &page.entries {
             is_ours_in_order &= self.admit(entry)?;
         }
         if page.next > before.pulled {
             self.log.set_pulled(page.next)?;
         }
+        if !conclude(&mut self.log, page.next)? {
+            self.log.undo(mark)?;
+            self.log.commit()?;
+            return Ok(false);
+        }
+        self.log.keep()?;
         self.log.commit()?;
         self.witness.write(self.log.testimony())?;
 
         let now = *self.log.tip();
         let added = now.length - before.length;
-        if added == 0 && now.pending == before.pending {
-            return self.settle_if_due(page.more);
+        self.follow_arrivals(added, now.pending != before.pending, is_ours_in_order, page.more)?;
+        Ok(true)
+    }
+
+    /// Brings the state after arrivals, as far as that is due.
+    fn follow_arrivals(&mut self, added: u64, has_left: bool, is_ours_in_order: bool, more: bool) -> Result<(), Fault> {
+        let pending = self.log.tip().pending;
+        if added == 0 && !has_left {
+            return self.settle_if_due(more);
         }
         if is_ours_in_order {
             // The open transaction has already applied exactly these events, in this order.
             self.unsettled += added;
-            if now.pending == 0 {
+            if pending == 0 {
                 return self.commit_state();
             }
             // Settling re-applies all pending events. With a million pending, settling every 10,000 would do that a
             // hundred times. Opening applies the pending events in any case.
-            let most = SETTLE_EVERY.max(now.pending);
+            let most = SETTLE_EVERY.max(pending);
             return if self.unsettled >= most { self.try_settle() } else { Ok(()) };
         }
         let earlier = if let View::Behind { lag } = self.view { lag } else { 0 };
         self.view = View::Behind { lag: earlier + added };
-        self.settle_if_due(page.more)
+        self.settle_if_due(more)
     }
 
     /// Shows the arrived events to queries, if that is worth re-applying all pending events.
@@ -106,16 +130,24 @@ impl Replica {
             // It has arrived before.
             return Ok(true);
         }
-        let found = if tip.pending > 0 || tip.set_aside > 0 { self.log.find(event.id)? } else { None };
+        let may_be_ours = tip.pending > 0 || tip.set_aside > 0 || tip.early > 0;
+        let found = if may_be_ours { self.log.find(event.id)? } else { None };
         let is_same = found.as_ref().is_some_and(|found| found.is(event));
         let mut is_next = false;
         match found {
             Some(Found::Log(..)) => return Ok(true),
+            // An upstream that said it was below the base has contradicted itself. What it brings counts.
+            Some(Found::Early(at, content)) => {
+                if !is_same {
+                    self.log.set_aside(&content.of(event.id), ID_TAKEN)?;
+                }
+                self.log.remove_early(at)?;
+            }
             Some(Found::Outbox(n, _)) => {
                 let first = self.log.pending(i64::MIN, ONE)?;
                 is_next = is_same && first.first().is_some_and(|(first, _)| *first == n);
                 if !is_same && let Some((_, ours)) = self.log.pending(n - 1, ONE)?.first() {
-                    self.log.set_aside(ours, "its id belongs to another event in the upstream's log")?;
+                    self.log.set_aside(ours, ID_TAKEN)?;
                 }
                 self.log.remove_pending(n)?;
             }
@@ -144,7 +176,7 @@ impl Replica {
     ///
     /// A fault of the machine.
     pub fn vouches_for(&self, after: Seq, digest: Digest) -> Result<bool, Fault> {
-        Ok(after <= self.log.tip().head && self.digest_at(after)? == digest)
+        Ok(after <= self.log.tip().head && self.known_digest(after)? == Some(digest))
     }
 
     /// Returns points of the log with their digests, from its end to its beginning. They are close together at first,

@@ -51,6 +51,8 @@ fn wire_bytes_are_fixed() {
     let push = Push {
         log: None,
         run: "r1".to_owned(),
+        has: None,
+        part: false,
         events: vec![WireEvent::from(&event("")), WireEvent::from(&event(r#"{"n":1.0,"s":"é\u000d"}"#))],
     };
     assert_eq!(

@@ -1,0 +1,114 @@
+//! Proves a snapshot by the events behind it, beside the thread that writes: a state made from them has to be the
+//! snapshot's.
+
+use std::path::{Path, PathBuf};
+
+use super::contents::digest_of;
+use super::error::{Fault, is_damage, is_of_machine};
+use super::eventlog::{Checkpoint, Eventlog, Tip};
+use super::materialize::{Enders, Stop};
+use super::opening::{beside, remove_file};
+use super::place::{Cursor, Digest, Generation, Seq};
+use super::replica::replay_log;
+use super::setup::{Files, Setup};
+use super::snapshot::open_strangers;
+use super::state::State;
+use crate::limits::engine::replica::PER_COMMIT;
+
+/// The result of replaying the events behind a snapshot. [`Replica::conclude`](super::Replica::conclude) acts on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Proof {
+    /// The generation of the eventlog whose events were replayed.
+    pub(super) generation: Generation,
+    /// The place of the snapshot.
+    pub(super) base: Seq,
+    /// The digest of the state that follows from the events.
+    pub(super) replayed: Digest,
+    /// The digest of the snapshot's state.
+    pub(super) snapshot: Digest,
+}
+
+impl Proof {
+    /// Returns whether the snapshot is the state that follows from the events.
+    pub fn is_right(&self) -> bool {
+        self.replayed == self.snapshot
+    }
+}
+
+/// Replays the events behind the snapshot of the store in `files`, and compares the state that they make with it. Takes
+/// as long as rebuilding the state, so it belongs on a thread of its own. Returns `None` if there is nothing to prove
+/// yet: the log is whole, or its history isn't complete.
+///
+/// # Errors
+///
+/// A fault of the machine.
+pub fn prove(files: &Files, setup: &Setup) -> Result<Option<Proof>, Fault> {
+    let begun = Eventlog::snapshot(&files.eventlog())?;
+    let Tip { generation, base, history, .. } = *begun.tip();
+    drop(begun);
+    if base.seq == Seq::START || history.after < base.seq {
+        return Ok(None);
+    }
+    let scratch = Scratch::new(files);
+    let Some(mut state) = State::scratch(&scratch.0, None, &setup.schema)? else { return Ok(None) };
+    let (mut enders, mut point) = (Enders::new(), Checkpoint::default());
+    while point.seq < base.seq {
+        // Each portion has a snapshot of its own: while one is held, the WAL can't start over.
+        let log = Eventlog::snapshot(&files.eventlog())?;
+        if (log.tip().generation, log.tip().base) != (generation, base) {
+            return Ok(None);
+        }
+        let milestone = log.milestone_after(point.seq, PER_COMMIT)?;
+        let milestone = if milestone.seq > base.seq { base } else { milestone };
+        if log.walk(point, Some(milestone.seq))? != milestone {
+            return Err(Fault::Damaged("some events of the history are not those that were stored".to_owned()));
+        }
+        state.begin()?;
+        match replay_log(&log, &state, milestone.seq, &enders) {
+            Ok(()) => {}
+            Err(Stop::Ended(id, why)) => {
+                state.rollback()?;
+                enders.insert(id, why);
+                continue;
+            }
+            Err(Stop::Fault(fault)) => return Err(fault),
+        }
+        state.commit(Cursor { generation, seq: milestone.seq, digest: milestone.digest })?;
+        point = milestone;
+    }
+    let replayed = state.digest()?;
+    let snapshot = snapshot_digest(&files.base()).map_err(Fault::state)?.unwrap_or(Digest::EMPTY);
+    Ok(Some(Proof { generation, base: base.seq, replayed, snapshot }))
+}
+
+/// Returns the digest of a snapshot's content, or `None` if the file is damaged. Checks its indexes, too: no digest of rows
+/// covers them, and the running state has the same ones.
+fn snapshot_digest(path: &Path) -> rusqlite::Result<Option<Digest>> {
+    let digest = || {
+        let conn = open_strangers(path)?;
+        let found: String = conn.query_row("PRAGMA integrity_check(1)", (), |row| row.get(0))?;
+        if found == "ok" { digest_of(&conn).map(Some) } else { Ok(None) }
+    };
+    match digest() {
+        Err(error) if is_damage(&error) || !is_of_machine(&error) => Ok(None),
+        other => other,
+    }
+}
+
+/// The path of a state that is deleted when this value is dropped.
+pub(super) struct Scratch(pub(super) PathBuf);
+
+impl Scratch {
+    pub(super) fn new(files: &Files) -> Self {
+        Self(files.scratch())
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // Opening the store deletes what is left.
+        for path in [self.0.clone(), beside(&self.0, "-journal")] {
+            drop(remove_file(&path));
+        }
+    }
+}
