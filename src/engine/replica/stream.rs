@@ -28,7 +28,7 @@ impl Replica {
         self.log.stream()
     }
 
-    /// Records that messages of this stream make the log from now on.
+    /// Records that messages of this stream make the log from now on. `log` is its id if there is none yet.
     ///
     /// A log of our own stays what it is, under its id, if the stream has it already: then its messages are compared with
     /// it as they are read. Otherwise [`take it back`](Self::follow) first.
@@ -36,12 +36,10 @@ impl Replica {
     /// # Errors
     ///
     /// A fault of the machine.
-    pub fn follow_stream(&mut self, stream: StreamId) -> Result<(), Fault> {
-        let log = self.log.tip().whose.log_id();
+    pub fn follow_stream(&mut self, stream: StreamId, log: LogId) -> Result<(), Fault> {
+        let log = self.log.tip().whose.log_id().unwrap_or(log);
         self.change(|own| {
-            if let Whose::Own(_) = own.tip().whose {
-                own.set_whose(Whose::Upstream(log))?;
-            }
+            own.set_whose(Whose::Upstream(Some(log)))?;
             own.set_pulled(Seq::START)?;
             own.set_stream(Some(stream))
         })
