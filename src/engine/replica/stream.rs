@@ -147,7 +147,8 @@ impl Replica {
     ///
     /// # Errors
     ///
-    /// As [`take_back`](Self::take_back).
+    /// As [`take_back`](Self::take_back). After a crash in between, the log has more than its messages brought. It is compared
+    /// with the messages that are read next, as a log is that came here in another way.
     pub fn take_back_messages(&mut self, sequence: u64) -> Result<(), Fault> {
         let after = self.applied_until(sequence)?.map_or(Seq::START, |last| last.seq);
         let whose = self.log.tip().whose;

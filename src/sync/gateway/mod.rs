@@ -530,14 +530,15 @@ impl Gateway {
         arrival.offset = group.offset;
         arrival.page.entries = group.entries(sequence);
         arrival.page.next = arrival.page.entries.last().map_or(end, |last| last.seq);
-        let is_kept = replica.standing()?.head >= arrival.page.next;
-        if replica.arrive_message(group.log, &arrival, Some(group.digest))? {
+        // The log may have come here in another way. Then it has to be the stream's, place by place.
+        let is_kept = standing.head > end;
+        let size = PageSize { events: arrival.page.entries.len(), bytes: usize::MAX };
+        let is_amiss = is_kept && replica.entries(end, size)? != arrival.page.entries;
+        if !is_amiss && replica.arrive_message(group.log, &arrival, Some(group.digest))? {
             return self.has_read(applied, sequence, arrival.hash);
         }
         if is_kept {
-            // The log came here in another way, and is not the stream's from this message on.
-            let whose = replica.standing()?.whose;
-            replica.take_back(end, whose)?;
+            replica.take_back(end, standing.whose)?;
             return Ok(());
         }
         if self.takes_any || applied.is_none() {

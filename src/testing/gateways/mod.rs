@@ -131,6 +131,7 @@ impl<'s> Gateways<'s> {
         }
         story.heal();
         let log = story.agree();
+        story.roam();
         if story.rng.chance(25) {
             story.move_out();
         }
