@@ -111,7 +111,7 @@ fn show(
     // One word for one state, here and on the page.
     let state = if upstream.state == "halted" { "stopped" } else { &upstream.state };
     writeln!(out, "upstream   {state}{since}{url}")?;
-    for line in [&upstream.why, &upstream.error].into_iter().flatten() {
+    for line in [&upstream.why, &upstream.error, &upstream.copies].into_iter().flatten() {
         writeln!(out, "           {line}")?;
     }
     if let Some(advice) = upstream.code.as_deref().and_then(|code| web::what_to_do(app.face(), code)) {

@@ -24,6 +24,7 @@
 
 mod bucket;
 mod message;
+mod moving;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
@@ -31,6 +32,7 @@ use std::time::Duration;
 pub use bucket::{Bucket, RUN, Value, Write, fingerprint};
 pub use message::{Group, Message, MovingIn, Prefix, Sequence, Unread, log_in};
 use message::{Pack, digest_with};
+pub use moving::{MoveError, MoveIn, MoveStep};
 
 use super::authority::{Incoming, Refusal, taken, too_many_names};
 use super::protocol::{Has, Pushed, PushedEvent};
@@ -291,6 +293,11 @@ impl Gateway {
                 self.read_on(replica, applied)
             }
         }
+    }
+
+    /// Returns the id that the log has if it begins in the stream.
+    pub fn log(&self) -> LogId {
+        self.home.log
     }
 
     /// Returns a question to the leader, to be asked from now on.
@@ -742,7 +749,8 @@ impl Gateway {
         let applied = replica.applied()?;
         let is_level = applied.map_or(0, |applied| applied.sequence) >= last;
         let is_whole = replica.standing()?.head <= applied.map_or(Seq::START, |applied| applied.seq);
-        Ok(if self.phase == Phase::Reading && is_level && is_whole { Judges::Yes } else { Judges::NotYet })
+        let is_level = is_level && is_whole && !is_moving_in(applied);
+        Ok(if self.phase == Phase::Reading && is_level { Judges::Yes } else { Judges::NotYet })
     }
 
     /// Gives answers to the pushes whose events all have one, or to the beginning of a push whose device takes a part.
@@ -790,7 +798,8 @@ impl Gateway {
         let most = if standing.pending > 0 { page::EVENTS / 2 } else { page::EVENTS };
         let mut names = MAX_NAMES.saturating_sub(replica.names());
         let mut fresh = BTreeSet::new();
-        'all: for push in self.waiting.iter_mut().filter(|push| push.is_believed) {
+        let may_push = !is_moving_in(applied);
+        'all: for push in self.waiting.iter_mut().filter(|push| push.is_believed && may_push) {
             for ((event, origin), item) in push.events.iter().zip(&push.items) {
                 if push.answers[*item].is_some() {
                     continue;
@@ -875,6 +884,12 @@ impl Gateway {
     }
 }
 
+/// Whether a store is halted because its log is not the stream's. Then it can adopt that.
+#[cfg(feature = "app")]
+pub(crate) fn is_other_log(why: &str) -> bool {
+    why == OTHER_STREAM || why == OTHER_LOG
+}
+
 /// Said when a directory was made from the messages of another stream.
 const OTHER_STREAM: &str = "This store's log comes from another stream: the one under this name was made anew, or is another \
                             cluster's. Nothing was changed. If it is meant to be its stream from now on, run `likewise adopt`.";
@@ -921,6 +936,14 @@ fn in_log(replica: &Replica, event: &Envelope) -> Result<Option<PushedEvent>, Fa
         Some(_) => Some(taken("its id belongs to another event in the log")),
         None => None,
     })
+}
+
+/// Returns whether part of a log that is moved into the stream is still to come. Devices that were level with its hub are
+/// ahead of it till then, and what they push belongs behind the rest.
+///
+/// What a gateway has of its own is published all the same: it may be the rest itself, after the stream lost it.
+fn is_moving_in(applied: Option<Applied>) -> bool {
+    applied.is_some_and(|applied| applied.seq.0 < applied.offset)
 }
 
 fn hash(bytes: &[u8]) -> Digest {
