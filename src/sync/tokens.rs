@@ -33,6 +33,13 @@ pub(crate) struct Token {
     pub(crate) purpose: Purpose,
 }
 
+impl Token {
+    /// Whether it is the one whose text this is.
+    pub(crate) fn is(&self, text: &str) -> bool {
+        self.hash == self.purpose.hash(text)
+    }
+}
+
 /// What a token is for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

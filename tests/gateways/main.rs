@@ -11,6 +11,7 @@ mod proxy;
 #[path = "../sync/support.rs"]
 mod support;
 
+mod devices;
 mod document;
 mod fire;
 mod fleet;
@@ -18,3 +19,6 @@ mod front;
 mod moving;
 mod people;
 mod servers;
+mod stranger;
+mod unfit;
+mod words;

@@ -86,10 +86,10 @@ impl Feed {
         let inbox = api.client().new_inbox();
         let subscribed = api.client().subscribe(inbox.clone()).await;
         let mut hints = subscribed.map_err(|error| ApiError::NoAnswer(error.to_string()))?;
-        api.request::<Value>(&format!("CONSUMER.CREATE.{}", self.cluster.stream()), &self.consumer(&inbox)).await?;
-        // In this order nothing is missed in between.
         let mut reached = self.list(api).await?;
-        let (mut heard, mut nth, mut missed) = (Instant::now(), 0, 0);
+        let consumer = self.consumer(&inbox, reached + 1);
+        api.request::<Value>(&format!("CONSUMER.CREATE.{}", self.cluster.stream()), &consumer).await?;
+        let (mut heard, mut nth, mut looks) = (Instant::now(), 0, 0);
         let mut ticks = interval(LOOK_EVERY);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let last = self.cluster.last();
@@ -108,8 +108,7 @@ impl Feed {
                     if of_consumer != nth + 1 {
                         return Err(Lost::Hints("some of its hints are missing"));
                     }
-                    nth = of_consumer;
-                    reached = reached.max(of_stream);
+                    (nth, reached, looks) = (of_consumer, of_stream, 0);
                     if let Some(store) = self.store_of(hint.subject.as_str()) {
                         *self.counts.entry(store.clone()).or_default() += 1;
                         self.clients.wake(&store, of_stream);
@@ -126,9 +125,10 @@ impl Feed {
                     if heard.elapsed() > 3 * HEARTBEAT {
                         return Err(Lost::Hints("it fell silent"));
                     }
-                    missed = if *last.borrow() > reached { missed + 1 } else { 0 };
-                    if missed > 2 {
-                        return Err(Lost::Hints("the stream has more than it told"));
+                    // The stream may also end before what was told, if it has lost something.
+                    looks = if *last.borrow() == reached { 0 } else { looks + 1 };
+                    if looks > 2 {
+                        return Err(Lost::Hints("the stream ends elsewhere than it told"));
                     }
                 }
                 changed = epoch.changed() => {
@@ -140,13 +140,14 @@ impl Feed {
         }
     }
 
-    /// A consumer that tells this inbox what is new, for as long as somebody listens.
-    fn consumer(&self, inbox: &str) -> Value {
+    /// A consumer that tells this inbox what comes from that sequence on, for as long as somebody listens.
+    fn consumer(&self, inbox: &str, from: Sequence) -> Value {
         json!({
             "stream_name": self.cluster.stream(),
             "config": {
                 "deliver_subject": inbox,
-                "deliver_policy": "new",
+                "deliver_policy": "by_start_sequence",
+                "opt_start_seq": from,
                 "ack_policy": "none",
                 "replay_policy": "instant",
                 "headers_only": true,
