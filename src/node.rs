@@ -29,11 +29,11 @@ pub struct Options {
     pub device: Option<Device>,
     /// The hub to sync with, if any. By default, the one that the data directory was joined to.
     pub upstream: Option<UpstreamOptions>,
-    /// How much of a log this device has in the end, if it begins with the hub's snapshot.
-    pub history: HistoryWanted,
     /// The NATS cluster to be a gateway to, if any. Devices sync with a gateway as with any hub, and all gateways to one
     /// cluster serve the same logs. It takes the place of `upstream`.
     pub cluster: Option<ClusterOptions>,
+    /// How much of a log this device has in the end, if it begins with the hub's snapshot.
+    pub history: HistoryWanted,
     /// How long a store that the hub refuses waits before it tries again.
     pub retry_halted: Duration,
     /// The names, besides the loopback names, under which a server answers requests for sync and `/healthz`.
@@ -63,8 +63,8 @@ impl Default for Options {
             data: None,
             device: None,
             upstream: None,
-            history: HistoryWanted::Full,
             cluster: None,
+            history: HistoryWanted::Full,
             retry_halted: Duration::from_secs(RETRY_HALTED),
             allow_hosts: Vec::new(),
             base_path: BasePath::default(),
@@ -278,8 +278,8 @@ pub(crate) fn base(app: &App, options: &Options) -> anyhow::Result<Base> {
     };
     if options.history == HistoryWanted::None && !matches!(upstream, Some(Authority::Hub(_))) {
         bail!(
-            "without its history, a device can follow a hub and be none, and this one follows none: name the hub with --upstream, \
-             or leave --history none out"
+            "only a device of a hub can do without its history, because a hub or gateway needs every event: name the hub with \
+             --upstream, or leave --history none out"
         );
     }
     Ok(Base { dir: DataDir::take(&path)?, upstream })

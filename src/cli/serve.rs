@@ -26,7 +26,7 @@ pub(super) async fn serve(app: &App, data: &Path, args: ServeArgs) -> anyhow::Re
     };
     let ServeArgs { listen, retry_halted, public, embed, history, .. } = args;
     let retry_halted = Duration::from_secs(retry_halted);
-    let options = Options { upstream, cluster, history, retry_halted, public, embed, ..options(data, &listen) };
+    let options = Options { upstream, history, cluster, retry_halted, public, embed, ..options(data, &listen) };
     run(app, Role::App, &listen.listen, options).await
 }
 

@@ -288,14 +288,9 @@ impl Clients {
             Authority::Hub(hub) => {
                 let lane = Upstream::lane_beside(links.values().map(|link| link.lane));
                 let repairs = Allowance::new(REPAIRS, REPAIR_EVERY);
-                let client = Client {
-                    stay,
-                    upstream: hub.in_lane(lane),
-                    repairs,
-                    beginning: Beginning::default(),
-                    is_online: watch::channel(false).0,
-                };
-                tokio::spawn(client.run());
+                let (beginning, is_online) = (Beginning::default(), watch::channel(false).0);
+                let upstream = hub.in_lane(lane);
+                tokio::spawn(Client { stay, upstream, repairs, beginning, is_online }.run());
                 (lane, None)
             }
             Authority::Cluster(cluster) => {

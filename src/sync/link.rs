@@ -40,14 +40,13 @@ pub(super) struct Client {
 
 impl Client {
     pub(super) async fn run(mut self) {
-        let Stay { id, status, clients, .. } = &self.stay;
-        let shutdown = clients.shared.shutdown.clone();
+        let shutdown = self.stay.clients.shared.shutdown.clone();
         let behind = Behind {
-            id: id.clone(),
+            id: self.stay.id.clone(),
             upstream: self.upstream.clone(),
-            clients: clients.clone(),
+            clients: self.stay.clients.clone(),
             is_online: self.is_online.subscribe(),
-            status: status.clone(),
+            status: self.stay.status.clone(),
         };
         let mut behind = pin!(behind.run());
         loop {
@@ -153,7 +152,8 @@ impl Client {
             self.stay.usage.tried.send_modify(|times| *times += 1);
             self.stay.clients.hear();
         };
-        if let Err(end) = beginning.attempt(store, &self.stay.clients.shared.stores, &self.upstream, begun).await {
+        let stores = &self.stay.clients.shared.stores;
+        if let Err(end) = beginning.attempt(store, stores, &self.upstream, begun).await {
             return end;
         }
         let position = match store.look(|replica| replica.position()).await {
