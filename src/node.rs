@@ -17,7 +17,7 @@ use crate::data_dir::DataDir;
 use crate::engine::{Device, Schema, Setup, Store, StoreId, StoreLimits, Stores};
 use crate::limits::app::{ATTEND_EVERY, RETRY_HALTED};
 use crate::limits::engine::stores::SWEEP_EVERY;
-use crate::sync::{Clients, HistoryWanted, Upstream, UpstreamOptions, joined};
+use crate::sync::{Authority, Clients, Cluster, ClusterOptions, HistoryWanted, Upstream, UpstreamOptions, joined};
 use crate::web::{AllowedHost, BasePath, EmbeddingSite, PublicUrl, TrustedProxy};
 
 /// How an app runs. [`Options::default`] is what the program does without flags.
@@ -29,6 +29,9 @@ pub struct Options {
     pub device: Option<Device>,
     /// The hub to sync with, if any. By default, the one that the data directory was joined to.
     pub upstream: Option<UpstreamOptions>,
+    /// The NATS cluster to be a gateway to, if any. Devices sync with a gateway as with any hub, and all gateways to one
+    /// cluster serve the same logs. It takes the place of `upstream`.
+    pub cluster: Option<ClusterOptions>,
     /// How much of a log this device has in the end, if it begins with the hub's snapshot.
     pub history: HistoryWanted,
     /// How long a store that the hub refuses waits before it tries again.
@@ -60,6 +63,7 @@ impl Default for Options {
             data: None,
             device: None,
             upstream: None,
+            cluster: None,
             history: HistoryWanted::Full,
             retry_halted: Duration::from_secs(RETRY_HALTED),
             allow_hosts: Vec::new(),
@@ -125,11 +129,22 @@ impl Node {
     ) -> anyhow::Result<Self> {
         let device = options.device.clone().unwrap_or_else(|| host_name(app));
         let stores = open_stores(&dir, app.schema(), &device, limits, upstream.is_some(), show_progress)?;
-        let clients = Clients::new(stores.clone(), upstream, options.history, options.retry_halted, shutdown.clone());
+        let clients = Clients::new(
+            stores.clone(),
+            device.clone(),
+            upstream,
+            options.history,
+            options.retry_halted,
+            shutdown.clone(),
+        );
+        if let Some(cluster) = clients.cluster() {
+            tokio::spawn(cluster.clone().look_after(shutdown.clone()));
+            tokio::spawn(clients.clone().follow_stream());
+        }
         tokio::spawn(close_idle(stores.clone(), shutdown.clone()));
         tokio::spawn(clients.clone().resume(app.store_name().parse()?));
         let named = Arc::default();
-        if clients.follow() {
+        if clients.have_upstream() {
             tokio::spawn(attend(stores.clone(), clients.clone(), Arc::clone(&named), shutdown.clone()));
         }
         Ok(Self { stores, clients, device, shutdown, named, dir: Some(dir) })
@@ -241,10 +256,11 @@ async fn attend(stores: Stores, clients: Clients, named: Arc<Mutex<BTreeSet<Stor
 /// What a node must check or take before anything else happens.
 pub(crate) struct Base {
     pub(crate) dir: DataDir,
-    upstream: Option<Upstream>,
+    upstream: Option<Authority>,
 }
 
-/// Checks the hub that the options name, or that the data directory was joined to, and takes the data directory: the one in the options, or the app's own.
+/// Checks the hub or the cluster that the options name, or the hub that the data directory was joined to, and takes the data
+/// directory: the one in the options, or the app's own.
 ///
 /// # Errors
 ///
@@ -255,17 +271,17 @@ pub(crate) fn base(app: &App, options: &Options) -> anyhow::Result<Base> {
         None => crate::data_dir::default_path(app.name())?,
     };
     let path = crate::data_dir::locate(&named).with_context(|| crate::data_dir::unusable(&named))?;
-    let upstream = match &options.upstream {
-        Some(given) => Some(given.clone()),
-        None => joined(&path)?,
+    let upstream = match (&options.cluster, &options.upstream) {
+        (Some(cluster), _) => Some(Authority::Cluster(Cluster::new(cluster, &path)?)),
+        (None, Some(given)) => Some(Authority::Hub(Upstream::new(given.clone())?)),
+        (None, None) => joined(&path)?.map(Upstream::new).transpose()?.map(Authority::Hub),
     };
-    if options.history == HistoryWanted::None && upstream.is_none() {
+    if options.history == HistoryWanted::None && !matches!(upstream, Some(Authority::Hub(_))) {
         bail!(
-            "without its history, a device can follow a hub and be none, and this one follows none: name the hub with --upstream, \
-             or leave --history none out"
+            "only a device of a hub can do without its history, because a hub or gateway needs every event: name the hub with \
+             --upstream, or leave --history none out"
         );
     }
-    let upstream = upstream.map(Upstream::new).transpose()?;
     Ok(Base { dir: DataDir::take(&path)?, upstream })
 }
 

@@ -126,7 +126,7 @@ impl Server {
             probes: Default::default(),
             public_url: front,
             faults,
-            visitors: VisitorKey::in_dir(dir.path()),
+            visitors: VisitorKey::in_dir(dir.path(), node.clients.cluster().is_some()),
             face: Arc::clone(&face),
             stores: node.stores.clone(),
             device: node.device.clone(),
@@ -135,7 +135,7 @@ impl Server {
             clients: node.clients.clone(),
             data: dir.path().to_owned(),
             snapshots: Snapshots::new(node.stores.clone(), shutdown.clone()),
-            hub: Hub::new(tokens.clone(), dir.path().to_owned(), shutdown.clone()),
+            hub: Hub::new(tokens.clone(), dir.path().to_owned(), node.clients.cluster().cloned(), shutdown.clone()),
             shutdown,
             anew: anew.clone(),
         });

@@ -30,6 +30,16 @@ impl Scale {
         Self { is_full, time: Duration::from_secs(if is_full { seconds } else { 0 }) }
     }
 
+    /// Whether to measure, and not just to see that it runs.
+    pub(crate) fn is_full(self) -> bool {
+        self.is_full
+    }
+
+    /// How often to measure what takes long and needs a setup of its own.
+    pub(crate) fn rounds(self) -> usize {
+        if self.is_full { ROUNDS.0 } else { 1 }
+    }
+
     /// `full` when measuring, or a few when testing.
     pub(crate) fn of(self, full: usize) -> usize {
         if self.is_full { full } else { full.div_ceil(1_000).min(20) }

@@ -41,7 +41,7 @@ impl Command {
     pub(super) fn log_format(&self) -> LogFormat {
         match self {
             Self::Common(Cli::Serve(args)) => args.listen.log_format,
-            Self::Common(Cli::Hub(args)) => args.log_format,
+            Self::Common(Cli::Hub(args)) => args.listen.log_format,
             Self::Common(_) | Self::Own { .. } => LogFormat::Text,
         }
     }
@@ -86,7 +86,7 @@ pub(super) enum Cli {
     ///
     /// A hub puts the events of its devices in one order and need not know what they mean, so {app} can be the hub of any
     /// app. It answers /sync, /healthz, /status and /metrics, and has no page.
-    Hub(Box<ListenArgs>),
+    Hub(Box<HubArgs>),
     /// Show the state of a store
     Status {
         #[command(flatten)]
@@ -126,6 +126,10 @@ pub(super) enum Cli {
     Doctor {
         #[command(flatten)]
         hub: UpstreamArgs,
+        /// Where a server of the NATS cluster tells about itself, such as http://10.0.0.1:8222, to learn whether it syncs each
+        /// message to its disk (repeatable)
+        #[arg(long, value_name = "URL", env = "NATS_MONITOR", value_delimiter = ',')]
+        nats_monitor: Vec<String>,
         /// Where others reach this server, through the proxy in front of it [default: what the server was told]
         #[arg(long, value_name = "URL", env = "PUBLIC_URL")]
         public_url: Option<String>,
@@ -210,6 +214,14 @@ pub(super) enum Cli {
         #[arg(long)]
         yes: bool,
     },
+    /// Move a hub's stores into a NATS JetStream stream, for gateways to serve, or back out of it
+    ///
+    /// Ids, order, places and origins are kept, and so are the tokens: devices notice nothing. A move that was interrupted goes
+    /// on when the same command is given again.
+    Move {
+        #[command(subcommand)]
+        command: MoveCommand,
+    },
     /// List, retry or export events that the hub refused
     SetAside {
         #[command(flatten)]
@@ -261,6 +273,42 @@ pub(super) enum TokenCommand {
         /// Name of the device or browser
         name: Device,
     },
+}
+
+#[derive(Subcommand)]
+pub(super) enum MoveCommand {
+    /// Put all stores of this hub into a stream; afterwards, start {app} with the same --upstream
+    ///
+    /// Stop the hub first. Its data directory becomes a gateway's. Start other gateways when all is moved.
+    In {
+        #[command(flatten)]
+        cluster: ClusterArgs,
+    },
+    /// Make this data directory the one hub of all stores of a stream; afterwards, start {app} without --upstream
+    ///
+    /// Name the directory of a gateway that is stopped, or a new one, which then reads all events. Each store is closed in the
+    /// stream first: all gateways refuse it from then on, and say where it went.
+    Out {
+        #[command(flatten)]
+        cluster: ClusterArgs,
+        /// Where the stores are from now on, such as https://hub.example.org, for people who look at a gateway
+        #[arg(long, value_name = "TEXT")]
+        to: String,
+    },
+}
+
+/// A NATS cluster.
+#[derive(Args)]
+pub(super) struct ClusterArgs {
+    /// The servers of the NATS cluster, such as tls://nats1.example.org,tls://nats2.example.org, with a prefix of its own
+    /// (/PREFIX) if others share the cluster
+    #[arg(long, value_name = "URL", env = "UPSTREAM", required = true)]
+    pub(super) upstream: String,
+    /// Certificates in PEM form to trust for the NATS servers, besides the system's
+    #[arg(long, value_name = "FILE", env = "ROOT_CERTIFICATE")]
+    pub(super) root_certificate: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) nats: NatsArgs,
 }
 
 #[derive(Subcommand)]
@@ -347,10 +395,11 @@ pub(super) struct ListenArgs {
     pub(super) public_url: Option<PublicUrl>,
 }
 
-/// The hub to sync with.
+/// The hub to sync with, or the cluster to be a gateway to.
 #[derive(Args)]
 pub(super) struct UpstreamArgs {
-    /// The hub to sync with, such as https://hub.example.org
+    /// The hub to sync with, such as https://hub.example.org; or the servers of the NATS cluster to be a gateway to, such as
+    /// tls://nats1.example.org,tls://nats2.example.org, with a prefix of its own (/PREFIX) if others share the cluster
     #[arg(long, value_name = "URL", env = "UPSTREAM")]
     pub(super) upstream: Option<String>,
     /// File that holds this device's token for the hub; it is read again when it changes. {APP}_TOKEN may hold the token
@@ -359,9 +408,38 @@ pub(super) struct UpstreamArgs {
     pub(super) token_file: Option<PathBuf>,
     #[arg(long, env = "TOKEN", hide = true, hide_env_values = true)]
     pub(super) token: Option<String>,
-    /// Certificates in PEM form to trust for the hub, besides the system's
+    /// Certificates in PEM form to trust for the hub or the NATS servers, besides the system's
     #[arg(long, value_name = "FILE", env = "ROOT_CERTIFICATE")]
     pub(super) root_certificate: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) nats: NatsArgs,
+}
+
+/// How to be let in at a NATS cluster.
+#[derive(Args, Clone)]
+pub(super) struct NatsArgs {
+    /// Credentials file for the NATS servers, as `nsc generate creds` makes it
+    #[arg(long, value_name = "FILE", env = "NATS_CREDENTIALS")]
+    pub(super) nats_credentials: Option<PathBuf>,
+    /// Talk to NATS servers on other machines without TLS, because the network between is private: all events and the hashes
+    /// of all tokens can be read there
+    #[arg(long, env = "NATS_WITHOUT_TLS", value_parser = BoolishValueParser::new())]
+    pub(super) nats_without_tls: bool,
+}
+
+#[derive(Args)]
+pub(super) struct HubArgs {
+    #[command(flatten)]
+    pub(super) listen: ListenArgs,
+    /// The servers of the NATS cluster to be a gateway to, such as tls://nats1.example.org,tls://nats2.example.org, with a
+    /// prefix of its own (/PREFIX) if others share the cluster
+    #[arg(long, value_name = "URL", env = "UPSTREAM")]
+    pub(super) upstream: Option<String>,
+    /// Certificates in PEM form to trust for the NATS servers, besides the system's
+    #[arg(long, value_name = "FILE", env = "ROOT_CERTIFICATE")]
+    pub(super) root_certificate: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) nats: NatsArgs,
 }
 
 #[derive(Args)]
@@ -387,7 +465,7 @@ pub(super) struct ServeArgs {
 }
 
 /// The flags that may stand without a command.
-const SERVE_FLAGS: [&str; 16] = [
+const SERVE_FLAGS: [&str; 18] = [
     "public_url",
     "listen",
     "device",
@@ -402,6 +480,8 @@ const SERVE_FLAGS: [&str; 16] = [
     "token_file",
     "token",
     "root_certificate",
+    "nats_credentials",
+    "nats_without_tls",
     "retry_halted",
     "history",
 ];

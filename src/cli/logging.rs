@@ -22,11 +22,14 @@ pub(super) enum LogFormat {
     Json,
 }
 
+/// What is logged unless somebody says otherwise. The client of NATS tells what a gateway tells in its own words.
+const USUAL: &str = "info,async_nats=off";
+
 /// Writes the log to standard error, as far as the program's own variable asks for it.
 pub(super) fn log_to_stderr(app: &App, format: LogFormat) -> anyhow::Result<()> {
     let variable = arguments::log_variable(app);
     let asked = env::var(&variable).ok().filter(|filter| !filter.trim().is_empty());
-    let filter = log_filter(asked.as_deref().unwrap_or("info")).with_context(|| {
+    let filter = log_filter(asked.as_deref().unwrap_or(USUAL)).with_context(|| {
         format!(
             "{variable} says what is logged: error, warn, info, debug, trace or off, or for a part alone, as in \
              `info,{}=debug`",

@@ -10,6 +10,7 @@ mod listen;
 mod log;
 mod logging;
 mod manual;
+mod moving;
 mod owner;
 mod pair;
 mod process;
@@ -112,9 +113,11 @@ async fn obey(app: &App, asked: Asked, data: &Path) -> anyhow::Result<ExitCode> 
         Cli::Stores { json } => stores::stores(app, data, json).await,
         Cli::Items { command } => items::items(app, data, command).await,
         Cli::Health { store } => health::health(&at(store.store)).await,
-        Cli::Doctor { hub, public_url, json } => {
-            let upstream = serve::upstream(app, data, &hub)?;
-            let told = doctor::Told { upstream, root_certificate: hub.root_certificate, public_url, json };
+        Cli::Doctor { hub, nats_monitor, public_url, json } => {
+            let cluster = serve::cluster(&hub);
+            let upstream = if cluster.is_some() { None } else { serve::upstream(app, data, &hub)? };
+            let (monitors, root_certificate) = (nats_monitor, hub.root_certificate);
+            let told = doctor::Told { upstream, cluster, monitors, root_certificate, public_url, json };
             doctor::doctor(app, data, told).await
         }
         Cli::Verify { store } => verify::verify(&at(store.store)).await,
@@ -126,6 +129,7 @@ async fn obey(app: &App, asked: Asked, data: &Path) -> anyhow::Result<ExitCode> 
         Cli::Join { link, root_certificate } => join::join(app, data, link, root_certificate.as_deref()).await,
         Cli::Adopt { store, yes } => log::adopt(&at(store.store), yes).await,
         Cli::Promote { store, yes } => log::promote(&at(store.store), yes).await,
+        Cli::Move { command } => moving::go(app, data, command).await,
         Cli::Completions { shell } => manual::completions(app, shell),
         Cli::Man => manual::page(app),
         Cli::SetAside { store, command } => set_aside::set_aside(&at(store.store), &command).await,

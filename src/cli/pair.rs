@@ -10,6 +10,7 @@ use qrcode::render::unicode::Dense1x2;
 use reqwest::Method;
 
 use super::process::Process;
+use super::tokens::tell_process;
 use crate::app::App;
 use crate::data_dir::{Claim, DataDir};
 use crate::engine::{self, Device};
@@ -35,6 +36,10 @@ pub(super) async fn pair(app: &App, data: &Path, name: Device, asked: Asked) -> 
     }
     engine::create_private_dir(data)?;
     let invitation = PairingFile::in_dir(data).open(name.clone())?;
+    if DataDir::gateways(data).exists() {
+        // Whoever opens the link may get to another gateway.
+        tell_process(app, data).await?;
+    }
     let link = format!("{url}/pair#{}", invitation.secret);
     let is_shown = io::stdout().is_terminal();
     if is_shown || asked.qr {

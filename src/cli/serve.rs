@@ -1,7 +1,7 @@
 //! `serve` and `hub`: the program in the foreground, until a signal ends it.
 
 use std::io::{self, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -9,26 +9,39 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use tokio_util::sync::CancellationToken;
 
-use super::arguments::{ListenArgs, ServeArgs, UpstreamArgs};
+use super::arguments::{HubArgs, ListenArgs, NatsArgs, ServeArgs, UpstreamArgs};
 use super::listen::{Listen, Listening, tell_service_manager};
 use crate::app::App;
 use crate::limits::app::SHUTDOWN;
 use crate::node::{Options, base};
 use crate::serve::{self, Server};
-use crate::sync::{TokenSource, UpstreamOptions, joined};
+use crate::sync::{ClusterOptions, TokenSource, UpstreamOptions, WithoutTls, is_cluster, joined};
 use crate::web::Role;
 
 /// Serves the app.
 pub(super) async fn serve(app: &App, data: &Path, args: ServeArgs) -> anyhow::Result<ExitCode> {
-    let upstream = upstream(app, data, &args.hub)?;
+    let (upstream, cluster) = match cluster(&args.hub) {
+        Some(cluster) => (None, Some(cluster)),
+        None => (upstream(app, data, &args.hub)?, None),
+    };
     let ServeArgs { listen, retry_halted, public, embed, history, .. } = args;
     let retry_halted = Duration::from_secs(retry_halted);
-    let options = Options { upstream, history, retry_halted, public, embed, ..options(data, &listen) };
+    let options = Options { upstream, history, cluster, retry_halted, public, embed, ..options(data, &listen) };
     run(app, Role::App, &listen.listen, options).await
 }
 
 /// Serves sync alone.
-pub(super) async fn hub(app: &App, data: &Path, listen: ListenArgs) -> anyhow::Result<ExitCode> {
+pub(super) async fn hub(app: &App, data: &Path, args: HubArgs) -> anyhow::Result<ExitCode> {
+    let HubArgs { listen, upstream, root_certificate, nats } = args;
+    if let Some(upstream) = upstream {
+        if !is_cluster(&upstream) {
+            bail!(
+                "a hub follows no other hub; leave --upstream out, or name the servers of a NATS cluster (nats://… or tls://…)"
+            );
+        }
+        let cluster = Some(cluster_at(&upstream, root_certificate, nats));
+        return run(app, Role::Hub, &listen.listen, Options { cluster, ..options(data, &listen) }).await;
+    }
     if let Some(UpstreamOptions { url, .. }) = joined(data)? {
         bail!(
             "{} is a device of the hub {url}, so it is no hub itself; name another directory with --data",
@@ -80,6 +93,22 @@ fn options(data: &Path, listen: &ListenArgs) -> Options {
         base_path: base_path.unwrap_or_default(),
         public_url,
         ..Options::default()
+    }
+}
+
+/// The cluster to be a gateway to, if the command line names one.
+pub(super) fn cluster(args: &UpstreamArgs) -> Option<ClusterOptions> {
+    let servers = args.upstream.as_ref().filter(|upstream| is_cluster(upstream))?;
+    Some(cluster_at(servers, args.root_certificate.clone(), args.nats.clone()))
+}
+
+pub(super) fn cluster_at(servers: &str, root_certificate: Option<PathBuf>, nats: NatsArgs) -> ClusterOptions {
+    let NatsArgs { nats_credentials, nats_without_tls } = nats;
+    ClusterOptions {
+        servers: servers.to_owned(),
+        credentials: nats_credentials,
+        root_certificate,
+        without_tls: if nats_without_tls { WithoutTls::Anywhere } else { WithoutTls::Here },
     }
 }
 

@@ -122,7 +122,7 @@ fn show(
     if upstream.snapshot_was_wrong {
         writeln!(out, "           {WAS_WRONG}")?;
     }
-    for line in [&upstream.why, &upstream.error].into_iter().flatten() {
+    for line in [&upstream.why, &upstream.error, &upstream.copies].into_iter().flatten() {
         writeln!(out, "           {line}")?;
     }
     if let Some(advice) = upstream.code.as_deref().and_then(|code| web::what_to_do(app.face(), code)) {

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 
 use super::arguments::TokenCommand;
 use super::process::Process;
@@ -15,15 +15,20 @@ use crate::engine;
 use crate::sync::{Purpose, Seen, TokenFile};
 use crate::web;
 
-/// Has the process that serves the data read its tokens, and says that it did. Says nothing if there is none: it reads them
-/// when it starts.
-async fn tell_process(app: &App, data: &Path) -> anyhow::Result<&'static str> {
-    let Claim::Taken(holder) = DataDir::claim(data)? else { return Ok("") };
+/// Has the process that serves the data read its tokens and links, and says that it did. A gateway's process tells all other
+/// gateways, too. Says what follows if there is no process: it reads them when it starts.
+pub(super) async fn tell_process(app: &App, data: &Path) -> anyhow::Result<&'static str> {
+    let is_of_gateway = DataDir::gateways(data).exists();
+    let later = if is_of_gateway { "; the other gateways know once this one is started" } else { "" };
+    let Claim::Taken(holder) = DataDir::claim(data)? else { return Ok(later) };
     // One that doesn't listen yet hasn't read them yet.
-    let Ok(process) = Process::new(app, data, holder) else { return Ok("") };
+    let Ok(process) = Process::new(app, data, holder) else { return Ok(later) };
     let asked = process.tell("tokens").await;
-    asked.context("the file is changed, but the running process may not know it yet")?;
-    Ok("; the running process knows")
+    asked.with_context(|| match is_of_gateway {
+        true => "the file is changed, and all other gateways will know when the cluster is reached; they may not know it yet",
+        false => "the file is changed, but the running process may not know it yet",
+    })?;
+    Ok(if is_of_gateway { "; all gateways know, or will within seconds" } else { "; the running process knows" })
 }
 
 /// A file that was not there before, for a token. It goes again if there is none.
@@ -75,6 +80,13 @@ pub(super) async fn token(app: &App, data: &Path, command: TokenCommand) -> anyh
                 None => writeln!(io::stdout(), "{token}")?,
             }
             let told = tell_process(app, data).await?;
+            if !file.list()?.iter().any(|known| known.device == device && known.is(&token)) {
+                bail!(
+                    "the device {0} has a token already, from another gateway, so this one was taken back; revoke that first \
+                     with `token revoke {0}`, or choose another name",
+                    device.as_str()
+                );
+            }
             let use_it = match purpose {
                 Purpose::Sync => format!(
                     "Put it into a file on that device, and start {name} there with --upstream URL --token-file FILE"

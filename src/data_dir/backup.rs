@@ -61,9 +61,10 @@ fn copy_all(data: &Path, stores: &[StoreId], to: &Path) -> anyhow::Result<()> {
         engine::backup(&DataDir::files(data, store), &DataDir::files(to, store))
             .with_context(|| format!("the store {store} was not copied"))?;
     }
-    // A restored hub goes on with the same devices, recognizes the same visitors, and knows the names of its items.
+    // A restored hub goes on with the same devices, recognizes the same visitors, and knows the names of its items. A restored
+    // gateway knows which tokens were in the bucket, so that it revokes none by having fewer, and brings none back.
     TokenFile::in_dir(data).copy_to(to)?;
-    for file in [DataDir::visitor_key, DataDir::items] {
+    for file in [DataDir::visitor_key, DataDir::items, DataDir::gateways] {
         if let Some(bytes) = read(&file(data))? {
             replace(&file(to), &bytes)?;
         }

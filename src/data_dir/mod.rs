@@ -220,6 +220,11 @@ impl DataDir {
         data.join("visitor.key")
     }
 
+    /// Returns the path of what a gateway knows of its cluster.
+    pub(crate) fn gateways(data: &Path) -> PathBuf {
+        data.join("gateways.json")
+    }
+
     /// Returns the path of the list of items that other sites embed.
     pub(crate) fn items(data: &Path) -> PathBuf {
         data.join("items.json")

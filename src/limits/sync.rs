@@ -360,3 +360,105 @@ pub(crate) mod tokens {
     /// The longest token that is looked at, in bytes. Ours have 67.
     pub(crate) const MAX_TOKEN: usize = 200;
 }
+
+/// A gateway and its NATS cluster.
+#[cfg(feature = "app")]
+pub(crate) mod nats {
+    use super::Duration;
+
+    /// The oldest nats-server that is trusted with events. 2.10.23 fixed that killed servers could forget a stream, and
+    /// 2.12.3 that removing servers from a cluster could lose acknowledged messages.
+    pub(crate) const OLDEST_SERVER: (u32, u32, u32) = (2, 12, 3);
+
+    /// Copies of a stream that is made on a cluster: one server may die, and the others still agree.
+    pub(crate) const REPLICAS: u64 = 3;
+
+    /// Servers that an address may name. A cluster has three or five.
+    pub(crate) const SERVERS: usize = 16;
+
+    /// How long a server may take to be connected to.
+    pub(crate) const CONNECT: Duration = Duration::from_secs(3);
+
+    /// How often a connection is tried. A third try without an answer ends it.
+    pub(crate) const PING: Duration = Duration::from_secs(2);
+
+    /// The shortest wait before the next try to connect.
+    pub(crate) const SHORTEST_WAIT: Duration = Duration::from_millis(50);
+
+    /// The longest wait before the next try to connect. Gateways are few, and people wait behind them.
+    pub(crate) const LONGEST_WAIT: Duration = Duration::from_secs(2);
+
+    /// How long a leader may take to answer. Electing one takes a few seconds, and it is asked again.
+    pub(crate) const ANSWER: Duration = Duration::from_secs(4);
+
+    /// How often a gateway looks at stream and bucket. A token that is revoked elsewhere opens nothing here after as long.
+    pub(crate) const LOOK_EVERY: Duration = Duration::from_secs(1);
+
+    /// Looks in a row without an answer, after which another server is connected to.
+    pub(crate) const UNANSWERED: u32 = 3;
+
+    /// How long what was heard of the bucket is believed. After that, pulls end: a device that was revoked meanwhile must not
+    /// go on behind a partition. Electing a leader takes less.
+    pub(crate) const BELIEVED: Duration = Duration::from_secs(30);
+
+    /// Messages that are read at once.
+    pub(crate) const READ_MESSAGES: usize = 256;
+
+    /// Bytes that are read at once, beyond which the next message is left for later.
+    pub(crate) const READ_BYTES: usize = 4 << 20;
+
+    /// The largest document of what gateways share, in bytes: about five thousand tokens. A message of a NATS server has a
+    /// megabyte.
+    pub(crate) const BUCKET_MESSAGE: usize = 1_000_000;
+
+    /// Earlier documents that a bucket keeps, for people who look into it.
+    pub(crate) const HISTORY: u32 = 16;
+
+    /// Revoked tokens that are remembered. Only as long do they stay revoked where the bucket lost that.
+    pub(crate) const REVOKED: usize = 4_096;
+
+    /// Requests of devices that wait for one store's turn. Each is a push or a pull that begins, and those have limits of their
+    /// own.
+    pub(crate) const REQUESTS: usize = 4_096;
+
+    /// How long a device waits for a gateway to catch up or to publish, before it is told to come again. It gives up itself
+    /// after 25 s, which would tell it less.
+    pub(crate) const PATIENCE: Duration = Duration::from_secs(15);
+
+    /// Messages that are applied in one go. What else waits for the store, such as a click, comes in between.
+    pub(crate) const AT_ONCE: usize = 64;
+
+    /// How long to wait before a message is read again that a replica doesn't have yet.
+    pub(crate) const READ_AGAIN: Duration = Duration::from_millis(5);
+
+    /// How long a message may be late until the leader is asked whether there is one.
+    pub(crate) const DOUBT_AFTER: Duration = Duration::from_secs(1);
+
+    /// How long devices wait for an acknowledged message to be read, too.
+    pub(crate) const ANSWER_WITHOUT_READING: Duration = Duration::from_millis(500);
+
+    /// How long a store rests after it found the cluster in trouble, unless that is over sooner.
+    pub(crate) const REST_AFTER_TROUBLE: Duration = Duration::from_secs(2);
+
+    /// Stores that are made level with the stream at once, when a gateway starts. Each takes a thread and memory.
+    pub(crate) const WARMING: usize = 16;
+
+    /// How often the server says that it still tells what is new in the stream. After three times without it, it is asked anew.
+    pub(crate) const HEARTBEAT: Duration = Duration::from_secs(2);
+
+    /// Subjects that name no store, of which people are told. Whoever may publish could make up more.
+    pub(crate) const ODD_SUBJECTS: usize = 100;
+
+    /// Losses that the bucket remembers with their stores, so that gateways which were away look at the same ones.
+    pub(crate) const LOSSES: usize = 64;
+
+    /// How often a gateway tries in a row to change the bucket. Each time another one was faster.
+    pub(crate) const SWAPS: u32 = 32;
+
+    /// How long a move waits for a cluster that doesn't answer. Electing a leader takes less, and the move goes on when the
+    /// command is given again.
+    pub(crate) const MOVE_PATIENCE: Duration = Duration::from_secs(60);
+
+    /// How long a move waits before it asks again.
+    pub(crate) const MOVE_PAUSE: Duration = Duration::from_millis(250);
+}

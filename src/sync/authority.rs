@@ -112,6 +112,30 @@ impl Start {
         Ok(Self { log: Some(log), generation, head })
     }
 
+    /// Works like [`vouch`](Self::vouch) at a gateway that has caught up with its stream. While the stream has nothing of
+    /// the store, its log has not begun, and will have the id `begins`.
+    ///
+    /// # Errors
+    ///
+    /// As [`vouch`](Self::vouch).
+    pub fn vouch_before(
+        replica: Option<&Replica>,
+        known: Option<LogId>,
+        after: Seq,
+        digest: Digest,
+        begins: LogId,
+    ) -> Result<Self, AuthorityError> {
+        if replica.is_some_and(|replica| replica.served().is_some()) {
+            return Self::vouch(replica, known, after, digest);
+        }
+        match known {
+            Some(known) if known != begins => Err(Refusal::WrongLog.into()),
+            // The stream lost all of the store.
+            _ if after > Seq::START => Err(Refusal::Diverged { head: Seq::START, points: Vec::new() }.into()),
+            log => Ok(Self { log, ..Self::default() }),
+        }
+    }
+
     /// Returns the hub's first message.
     pub fn hello(&self, run: &str) -> Hello {
         Hello { log: self.log, run: run.to_owned(), head: self.head }
@@ -133,7 +157,10 @@ impl Start {
     /// A fault of the machine.
     pub(crate) fn page_of(&mut self, replica: &Replica, after: Seq, size: PageSize) -> Result<NextPage, Fault> {
         let Standing { generation, head, .. } = replica.standing()?;
-        let Some(log) = replica.served() else { return Ok(NextPage::Over) };
+        let Some(log) = replica.served() else {
+            // A gateway's log begins with the first message of the stream.
+            return Ok(if replica.stream().is_some() { NextPage::Level } else { NextPage::Over });
+        };
         if self.log.is_some_and(|known| known != log || self.generation != generation) {
             return Ok(NextPage::Over);
         }
@@ -211,6 +238,13 @@ impl Incoming {
     /// Returns how many events it has.
     pub(crate) fn count(&self) -> usize {
         self.events.len()
+    }
+
+    /// Returns how many different names its events have that `replica` doesn't know.
+    pub(crate) fn new_names(&self, replica: Option<&Replica>) -> usize {
+        let names = self.events.iter().map(|(event, _)| event.name.as_str());
+        let is_new = |name: &&str| replica.is_none_or(|replica| !replica.has_name(name));
+        names.filter(is_new).collect::<BTreeSet<_>>().len()
     }
 
     /// Returns how many different names its events have.

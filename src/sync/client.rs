@@ -6,17 +6,19 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, watch};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::behind::HistoryWanted;
 use super::download::Beginning;
 use super::http::Upstream;
+use super::jetstream::{Attendant, Cluster, Desk, Feed, is_cluster};
 use super::link::Client;
 use super::ration::Allowance;
+use super::stay::Stay;
 use super::tokens;
-use crate::engine::{Error, HistoryStanding, Standing, Store, StoreId, Stores};
+use crate::engine::{Device, Error, HistoryStanding, Standing, Store, StoreId, Stores};
 use crate::limits::sync::client::{IDLE_AFTER, LOOK_EVERY, REPAIR_EVERY, REPAIRS};
 
 /// The state of a store's link to its upstream.
@@ -63,6 +65,8 @@ pub(crate) struct LinkStatus {
     pub(crate) was_wrong: bool,
     /// When it entered this state, in milliseconds since the Unix epoch.
     pub(crate) since: Option<u64>,
+    /// Where the copies of the stream are, if the upstream is a cluster and was reached.
+    pub(crate) copies: Option<Arc<str>>,
 }
 
 impl LinkStatus {
@@ -75,6 +79,31 @@ impl LinkStatus {
             history: HistoryWanted::Full,
             was_wrong: false,
             since: None,
+            copies: None,
+        }
+    }
+
+    /// Returns whether the upstream is a cluster, to which this instance is a gateway.
+    pub(crate) fn is_of_gateway(&self) -> bool {
+        self.url.as_deref().is_some_and(is_cluster)
+    }
+}
+
+/// Who orders the events of the stores here, if this instance doesn't.
+#[derive(Clone)]
+pub(crate) enum Authority {
+    /// A hub, of which this instance is a device.
+    Hub(Upstream),
+    /// A cluster, to which this instance is a gateway.
+    Cluster(Cluster),
+}
+
+impl Authority {
+    /// Returns its address, without a slash at the end and without passwords.
+    fn url(&self) -> String {
+        match self {
+            Self::Hub(hub) => hub.url().to_owned(),
+            Self::Cluster(cluster) => cluster.url(),
         }
     }
 }
@@ -87,7 +116,9 @@ pub(crate) struct Clients {
 
 pub(super) struct Shared {
     pub(super) stores: Stores,
-    upstream: Option<Upstream>,
+    /// The name of this instance, from which its own events come.
+    pub(super) device: Device,
+    upstream: Option<Authority>,
     /// Whether what is behind a snapshot is fetched.
     pub(super) history: HistoryWanted,
     /// How long a halted store waits before it tries again.
@@ -106,6 +137,8 @@ pub(super) struct Link {
     status: watch::Sender<LinkStatus>,
     usage: Arc<Usage>,
     lane: usize,
+    /// Where a gateway brings what devices ask of the store.
+    desk: Option<Desk>,
 }
 
 /// When a store was last used.
@@ -128,7 +161,8 @@ impl Link {
 impl Clients {
     pub(crate) fn new(
         stores: Stores,
-        upstream: Option<Upstream>,
+        device: Device,
+        upstream: Option<Authority>,
         history: HistoryWanted,
         retry_halted: Duration,
         shutdown: CancellationToken,
@@ -138,6 +172,7 @@ impl Clients {
         Self {
             shared: Arc::new(Shared {
                 stores,
+                device,
                 upstream,
                 history,
                 retry_halted,
@@ -151,13 +186,34 @@ impl Clients {
     }
 
     /// Returns whether there is an upstream.
-    pub(crate) fn follow(&self) -> bool {
+    pub(crate) fn have_upstream(&self) -> bool {
         self.shared.upstream.is_some()
     }
 
+    /// Returns whether the upstream is a hub. Then this instance is none.
+    pub(crate) fn follow_hub(&self) -> bool {
+        matches!(self.shared.upstream, Some(Authority::Hub(_)))
+    }
+
+    /// Returns the cluster to which this instance is a gateway, if it is one.
+    pub(crate) fn cluster(&self) -> Option<&Cluster> {
+        match &self.shared.upstream {
+            Some(Authority::Cluster(cluster)) => Some(cluster),
+            Some(Authority::Hub(_)) | None => None,
+        }
+    }
+
     /// Returns the address of the upstream, if there is one.
-    pub(crate) fn hub(&self) -> Option<&str> {
-        self.shared.upstream.as_ref().map(Upstream::url)
+    pub(crate) fn upstream(&self) -> Option<String> {
+        self.shared.upstream.as_ref().map(Authority::url)
+    }
+
+    /// Returns where to bring what devices ask of a store, if this is a gateway. It keeps the store level from now on.
+    pub(crate) fn desk(&self, store: &Store) -> Option<Desk> {
+        self.cluster()?;
+        drop(self.attend(store, usize::MAX));
+        let links = self.shared.links.lock().expect("BUG: attending to a store panicked");
+        links.get(store.id()).and_then(|link| link.desk.clone())
     }
 
     /// Keeps `store`, which somebody is using, level with the upstream, and returns the status of its link. Doesn't
@@ -167,7 +223,7 @@ impl Clients {
         if most < usize::MAX && self.count() >= most && self.status(store.id()).is_none() {
             return self.shared.none.subscribe();
         }
-        self.link(upstream, store, Instant::now())
+        self.link(upstream, store, Instant::now(), None)
     }
 
     /// Returns how many stores have a link in each state.
@@ -193,7 +249,13 @@ impl Clients {
     }
 
     /// Returns the link of a store that was last used at `used`. Creates the link if needed.
-    fn link(&self, upstream: &Upstream, store: &Store, used: Instant) -> watch::Receiver<LinkStatus> {
+    fn link(
+        &self,
+        upstream: &Authority,
+        store: &Store,
+        used: Instant,
+        warming: Option<OwnedSemaphorePermit>,
+    ) -> watch::Receiver<LinkStatus> {
         let mut links = self.shared.links.lock().expect("BUG: attending to a store panicked");
         if let Some(link) = links.get(store.id()) {
             let mut last = link.usage.last.lock().expect("BUG: touching a link panicked");
@@ -215,21 +277,64 @@ impl Clients {
             now: Notify::new(),
             tried: watch::channel(0).0,
         });
-        let lane = Upstream::lane_beside(links.values().map(|link| link.lane));
-        let client = Client {
+        let stay = Stay {
             id: store.id().clone(),
             health: store.health(),
-            upstream: upstream.in_lane(lane),
             status: sender.clone(),
             usage: Arc::clone(&usage),
-            repairs: Allowance::new(REPAIRS, REPAIR_EVERY),
-            beginning: Beginning::default(),
-            is_online: watch::channel(false).0,
             clients: self.clone(),
         };
-        links.insert(store.id().clone(), Link { status: sender, usage, lane });
-        tokio::spawn(client.run());
+        let (lane, desk) = match upstream {
+            Authority::Hub(hub) => {
+                let lane = Upstream::lane_beside(links.values().map(|link| link.lane));
+                let repairs = Allowance::new(REPAIRS, REPAIR_EVERY);
+                let (beginning, is_online) = (Beginning::default(), watch::channel(false).0);
+                let upstream = hub.in_lane(lane);
+                tokio::spawn(Client { stay, upstream, repairs, beginning, is_online }.run());
+                (lane, None)
+            }
+            Authority::Cluster(cluster) => {
+                let (attendant, desk) = Attendant::new(stay, cluster.clone(), warming);
+                tokio::spawn(attendant.run());
+                (0, Some(desk))
+            }
+        };
+        links.insert(store.id().clone(), Link { status: sender, usage, lane, desk });
         status
+    }
+
+    /// Watches the stream of the cluster to which this is a gateway, if it is one.
+    pub(crate) async fn follow_stream(self) {
+        if let Some(cluster) = self.cluster().cloned() {
+            let shutdown = self.shared.shutdown.clone();
+            shutdown.run_until_cancelled(Feed::new(self, cluster).run()).await;
+        }
+    }
+
+    /// Tells whoever attends to the store `id` that the stream may have something new of it, up to that sequence. Has it
+    /// attended to if it isn't.
+    pub(super) fn wake(&self, id: &StoreId, sequence: u64) {
+        if !self.wake_attended(id, sequence)
+            && let (Some(upstream), Ok(store)) = (&self.shared.upstream, self.shared.stores.get(id))
+        {
+            drop(self.link(upstream, &store, Instant::now(), None));
+        }
+    }
+
+    /// Works like [`wake`](Self::wake) for a store that is attended to. Returns whether it is.
+    pub(super) fn wake_attended(&self, id: &StoreId, sequence: u64) -> bool {
+        let links = self.shared.links.lock().expect("BUG: attending to a store panicked");
+        let desk = links.get(id).and_then(|link| link.desk.as_ref());
+        desk.inspect(|desk| desk.tell(sequence)).is_some()
+    }
+
+    /// Has a store made level with the stream that nobody uses. `permit` is held until it is.
+    pub(super) fn warm(&self, id: &StoreId, permit: OwnedSemaphorePermit) -> Result<(), Error> {
+        let Some(upstream) = &self.shared.upstream else { return Ok(()) };
+        let store = self.shared.stores.get(id)?;
+        let long_ago = Instant::now().checked_sub(IDLE_AFTER).unwrap_or_else(Instant::now);
+        drop(self.link(upstream, &store, long_ago, Some(permit)));
+        Ok(())
     }
 
     /// Has `store` try to reach the upstream at once, whatever it waits for. Returns when that has come to something.
@@ -280,7 +385,7 @@ impl Clients {
             if *id == first {
                 drop(self.attend(&store, usize::MAX));
             } else if store.healthy().await.standing().is_some_and(|standing| self.has_work(standing)) {
-                drop(self.link(upstream, &store, long_ago));
+                drop(self.link(upstream, &store, long_ago, None));
             }
         }
     }
@@ -308,8 +413,15 @@ mod tests {
             token: TokenSource::Given("lw_0".to_owned()),
             root_certificate: None,
         };
-        let upstream = Upstream::new(upstream).expect("an upstream");
-        Clients::new(stores, Some(upstream), HistoryWanted::Full, Duration::from_secs(60), CancellationToken::new())
+        let upstream = Authority::Hub(Upstream::new(upstream).expect("an upstream"));
+        Clients::new(
+            stores,
+            "test".parse().expect("a name"),
+            Some(upstream),
+            HistoryWanted::Full,
+            Duration::from_secs(60),
+            CancellationToken::new(),
+        )
     }
 
     async fn open(stores: &Stores, name: &str) -> Store {

@@ -322,13 +322,7 @@ pub(super) fn retry_after(answer: &Response) -> Option<Duration> {
 
 /// Returns a client of the hub at `url`. It trusts the certificates in the file `certificates`, besides the system's.
 pub(super) fn connect(url: &Url, certificates: Option<&Path>) -> anyhow::Result<(ClientConfig, reqwest::Client)> {
-    let mut roots = Vec::new();
-    if let Some(path) = certificates {
-        let text = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
-        let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
-        let found = found.ok().filter(|roots| !roots.is_empty());
-        roots = found.with_context(|| format!("{} holds no certificate in PEM form", path.display()))?;
-    }
+    let roots = certificates.map(read_certificates).transpose()?.unwrap_or_default();
     let trust = if url.scheme() == "https" { Trust::SystemAnd(roots) } else { Trust::Nobody };
     let tls = tls(trust).context(
         "cannot make requests over TLS. If this machine has no certificate authorities, install them (the package is often \
@@ -336,6 +330,14 @@ pub(super) fn connect(url: &Url, certificates: Option<&Path>) -> anyhow::Result<
     )?;
     let client = client(url, &tls).context("cannot make requests")?;
     Ok((tls, client))
+}
+
+/// Reads certificates in PEM form.
+pub(super) fn read_certificates(path: &Path) -> anyhow::Result<Vec<CertificateDer<'static>>> {
+    let text = std::fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
+    let found = found.ok().filter(|roots| !roots.is_empty());
+    found.with_context(|| format!("{} holds no certificate in PEM form", path.display()))
 }
 
 /// Parses the address of a hub, if the token may be sent there: over TLS, or to this machine.

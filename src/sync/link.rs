@@ -12,46 +12,41 @@ use tokio::time::{sleep, timeout, timeout_at};
 
 use super::backoff::{Backoff, at_least, may_try_again, while_watched};
 use super::behind::Behind;
-use super::client::{Clients, LinkState, LinkStatus, Usage};
+use super::client::{Clients, LinkState};
 use super::download::Beginning;
 use super::http::Upstream;
 use super::protocol::{Hello, Point, PushedEvent, WirePage, words};
 use super::ration::Allowance;
 use super::session::{self, End, Outgoing, PushAnswer, Session, ended, not_understood};
-use super::{sse, tokens};
-use crate::engine::{Error, Health, LogId, Position, Replica, Standing, Store, StoreId};
+use super::sse;
+use super::stay::{Stay, standing};
+use crate::engine::{Error, LogId, Position, Replica, Store};
 use crate::limits::sync::client::{
-    IDLE_AFTER, IDLE_CHECK, IDLE_WHEN_CROWDED, LOGGED, LONGEST_WAIT, LOOK_EVERY, NO_PAGE_EVERY, NO_PAGES, OWING,
-    RESTARTS, SEEN_AFTER, SEEN_AFTER_TIMES,
+    LOGGED, LONGEST_WAIT, LOOK_EVERY, NO_PAGE_EVERY, NO_PAGES, OWING, RESTARTS, SEEN_AFTER, SEEN_AFTER_TIMES,
 };
 use crate::limits::sync::stream::SILENCE;
 
 /// The client of one store. It holds the store only during a session: stores that wait for their hub must not keep others
 /// from being opened.
 pub(super) struct Client {
-    pub(super) id: StoreId,
-    /// The store's health when it was last open.
-    pub(super) health: watch::Receiver<Health>,
+    pub(super) stay: Stay,
     pub(super) upstream: Upstream,
-    pub(super) status: watch::Sender<LinkStatus>,
-    pub(super) usage: Arc<Usage>,
     pub(super) repairs: Allowance,
     /// How far the store has come with its hub's snapshot, while its log is empty.
     pub(super) beginning: Beginning,
     /// Whether a session is under way.
     pub(super) is_online: watch::Sender<bool>,
-    pub(super) clients: Clients,
 }
 
 impl Client {
     pub(super) async fn run(mut self) {
-        let shared = Arc::clone(&self.clients.shared);
+        let shutdown = self.stay.clients.shared.shutdown.clone();
         let behind = Behind {
-            id: self.id.clone(),
+            id: self.stay.id.clone(),
             upstream: self.upstream.clone(),
-            clients: self.clients.clone(),
+            clients: self.stay.clients.clone(),
             is_online: self.is_online.subscribe(),
-            status: self.status.clone(),
+            status: self.stay.status.clone(),
         };
         let mut behind = pin!(behind.run());
         loop {
@@ -61,11 +56,8 @@ impl Client {
                     () = &mut behind => true,
                 }
             };
-            let is_closed = shared.shutdown.run_until_cancelled(level).await;
-            let mut links = shared.links.lock().expect("BUG: attending to a store panicked");
-            // While the lock is held, nobody can begin to use the store.
-            if is_closed.is_none_or(|is_closed| is_closed) || self.is_idle() {
-                links.remove(&self.id);
+            let is_closed = shutdown.run_until_cancelled(level).await;
+            if self.stay.ends(is_closed.is_none_or(|is_closed| is_closed)) {
                 return;
             }
         }
@@ -78,14 +70,14 @@ impl Client {
         // How many sessions in a row ended for a reason that lets the next one go better.
         let mut hopeful = 0;
         loop {
-            let (began, before, terms) = (Instant::now(), self.standing(), self.terms());
-            let end = match self.clients.shared.stores.get(&self.id) {
+            let (began, before, terms) = (Instant::now(), self.stay.standing(), self.terms());
+            let end = match self.stay.clients.shared.stores.get(&self.stay.id) {
                 Ok(store) => {
-                    self.health = store.health();
+                    self.stay.health = store.health();
                     let mut beginning = std::mem::take(&mut self.beginning);
                     let end = tokio::select! {
                         end = self.session(&store, &mut beginning) => Some(end),
-                        () = self.idle() => None,
+                        () = self.stay.idle() => None,
                     };
                     self.beginning = beginning;
                     let Some(end) = end else { return false };
@@ -99,12 +91,12 @@ impl Client {
                 Err(error) => here(&error),
             };
             // A session that lasted, or that did all there was to do, ends the series of failures before it.
-            let now = self.standing();
+            let now = self.stay.standing();
             if began.elapsed() > LONGEST_WAIT || now.head > before.head && now.pending == 0 {
                 backoff = Backoff::default();
                 hopeful = 0;
             }
-            let wait = backoff.next(self.clients.count());
+            let wait = backoff.next(self.stay.clients.count());
             let end = match end {
                 End::PullFirst if hopeful == RESTARTS => {
                     End::Offline("the hub says again and again that this store has to be pulled first".to_owned())
@@ -119,50 +111,49 @@ impl Client {
                     continue;
                 }
                 End::Offline(why) => {
-                    self.tell(LinkState::Offline, None, Some(why));
-                    let wait = if self.is_watched() { wait.min(while_watched(self.clients.watched())) } else { wait };
-                    let found = self.clients.shared.found.subscribe();
+                    self.stay.tell(LinkState::Offline, None, Some(why));
+                    let wait = if self.stay.is_watched() {
+                        wait.min(while_watched(self.stay.clients.watched()))
+                    } else {
+                        wait
+                    };
+                    let found = self.stay.clients.shared.found.subscribe();
                     tokio::select! {
-                        () = may_try_again(wait, &self.usage.again, found) => {}
-                        () = self.is_asked_now() => {}
-                        () = self.idle() => return false,
+                        () = may_try_again(wait, &self.stay.usage.again, found) => {}
+                        () = self.stay.is_asked_now() => {}
+                        () = self.stay.idle() => return false,
                     }
                 }
                 End::Later(why, least) => {
-                    self.tell(LinkState::Offline, None, Some(why));
+                    self.stay.tell(LinkState::Offline, None, Some(why));
                     tokio::select! {
                         () = sleep(at_least(least)) => {}
-                        () = self.is_asked_now() => {}
-                        () = self.idle() => return false,
+                        () = self.stay.is_asked_now() => {}
+                        () = self.stay.idle() => return false,
                     }
                 }
                 End::Halted(code, why) => {
-                    self.tell(LinkState::Halted, Some(code), Some(why));
+                    self.stay.tell(LinkState::Halted, Some(code), Some(why));
                     tokio::select! {
-                        () = sleep(self.clients.shared.retry_halted) => {}
+                        () = sleep(self.stay.clients.shared.retry_halted) => {}
                         () = self.mended(terms) => {}
-                        () = self.is_asked_now() => {}
-                        () = self.idle() => return false,
+                        () = self.stay.is_asked_now() => {}
+                        () = self.stay.idle() => return false,
                     }
                 }
             }
         }
     }
 
-    /// Tells whoever waits for the attempt that was just made, and returns when somebody asks for one at once.
-    async fn is_asked_now(&self) {
-        self.usage.tried.send_modify(|times| *times += 1);
-        self.usage.now.notified().await;
-    }
-
     /// Runs one pull stream, with pushes beside it. An empty log begins with the hub's snapshot before.
     async fn session(&self, store: &Store, beginning: &mut Beginning) -> End {
         let begun = || {
-            self.tell(LinkState::Connecting, None, None);
-            self.usage.tried.send_modify(|times| *times += 1);
-            self.clients.hear();
+            self.stay.tell(LinkState::Connecting, None, None);
+            self.stay.usage.tried.send_modify(|times| *times += 1);
+            self.stay.clients.hear();
         };
-        if let Err(end) = beginning.attempt(store, &self.clients.shared.stores, &self.upstream, begun).await {
+        let stores = &self.stay.clients.shared.stores;
+        if let Err(end) = beginning.attempt(store, stores, &self.upstream, begun).await {
             return end;
         }
         let position = match store.look(|replica| replica.position()).await {
@@ -170,11 +161,11 @@ impl Client {
             Err(error) => return here(&error),
         };
         // An offline or halted store keeps that state until it is known to be online.
-        if self.status.borrow().state == LinkState::Online {
-            self.tell(LinkState::Connecting, None, None);
+        if self.stay.status.borrow().state == LinkState::Online {
+            self.stay.tell(LinkState::Connecting, None, None);
         }
         let position_or_start = position.unwrap_or_else(Position::start);
-        let mut bytes = match timeout(SILENCE, self.upstream.pull(&self.id, position_or_start)).await {
+        let mut bytes = match timeout(SILENCE, self.upstream.pull(&self.stay.id, position_or_start)).await {
             Ok(Ok(bytes)) => bytes,
             Ok(Err(end)) => return end,
             Err(_) => return held_back("took the request, but gave no answer", &self.upstream),
@@ -192,12 +183,12 @@ impl Client {
             Ok(session) => Running { session: Arc::new(Mutex::new(session)), arrived: Notify::new() },
             Err(end) => return end,
         };
-        self.tell(LinkState::Online, None, None);
-        self.usage.tried.send_modify(|times| *times += 1);
-        self.clients.hear();
+        self.stay.tell(LinkState::Online, None, None);
+        self.stay.usage.tried.send_modify(|times| *times += 1);
+        self.stay.clients.hear();
         let _online = Online::begin(&self.is_online);
         let end = tokio::select! {
-            end = pull(store, events, &running, &self.clients) => end,
+            end = pull(store, events, &running, &self.stay.clients) => end,
             end = self.push(store, &running) => end,
         };
         let session = running.session;
@@ -224,7 +215,7 @@ impl Client {
                 }
                 continue;
             };
-            let answer = match self.upstream.push(&self.id, &outgoing.push).await {
+            let answer = match self.upstream.push(&self.stay.id, &outgoing.push).await {
                 Ok(answer) => answer,
                 Err(end) => return end,
             };
@@ -241,7 +232,7 @@ impl Client {
     /// Logs the events that the hub refuses, and those that have no effect there.
     fn log(&self, outgoing: &Outgoing, answer: &PushAnswer) {
         let PushAnswer::Pushed(pushed) = answer else { return };
-        let store = self.id.as_str();
+        let store = self.stay.id.as_str();
         let is_plain = |answer: &PushedEvent| matches!(answer, PushedEvent::Stored { no_effect: None, .. });
         let mut odd = outgoing.ids().iter().zip(&pushed.events).filter(|(_, answer)| !is_plain(answer));
         for (id, answer) in odd.by_ref().take(LOGGED) {
@@ -274,7 +265,7 @@ impl Client {
             let base = replica.base();
             Ok((session::repair(replica, &asked)?, base != replica.base()))
         };
-        let store_name = self.id.as_str();
+        let store_name = self.stay.id.as_str();
         match store.with(repair).await {
             Ok((Some(_), true)) => {
                 tracing::warn!(
@@ -308,63 +299,9 @@ impl Client {
     /// Returns the terms on which the hub is asked now.
     fn terms(&self) -> Terms {
         // The store is open while somebody adopts another log.
-        let health = self.clients.shared.stores.opened(&self.id).map(|store| store.health());
-        let standing = standing(health.as_ref().unwrap_or(&self.health));
+        let health = self.stay.clients.shared.stores.opened(&self.stay.id).map(|store| store.health());
+        let standing = standing(health.as_ref().unwrap_or(&self.stay.health));
         Terms { token: self.upstream.token_stamp(), log: standing.whose.log_id() }
-    }
-
-    /// Returns when nobody has used the store for a while and nothing waits to be pushed.
-    async fn idle(&self) {
-        while !self.is_idle() {
-            sleep(IDLE_CHECK).await;
-        }
-    }
-
-    fn is_idle(&self) -> bool {
-        let used = *self.usage.last.lock().expect("BUG: touching a link panicked");
-        let patience = if self.clients.shared.stores.are_crowded() { IDLE_WHEN_CROWDED } else { IDLE_AFTER };
-        let is_level = match &*self.health.borrow() {
-            Health::Absent => true,
-            health => health.standing().is_some_and(|standing| !self.clients.has_work(standing)),
-        };
-        is_level && used.elapsed() > patience && !self.is_watched()
-    }
-
-    /// Returns whether a page shows the store.
-    fn is_watched(&self) -> bool {
-        self.status.receiver_count() > 0
-    }
-
-    /// Returns the last known standing of the store.
-    fn standing(&self) -> Standing {
-        standing(&self.health)
-    }
-
-    fn tell(&self, state: LinkState, code: Option<&'static str>, error: Option<String>) {
-        // Most errors are in the hub's own words.
-        let error = error.map(|why| words(&why));
-        self.status.send_if_modified(|status| {
-            if status.state == state && status.code == code && status.error == error {
-                return false;
-            }
-            let store = self.id.as_str();
-            match (&error, state) {
-                (Some(why), LinkState::Halted) => tracing::error!(store, code, why, "sync stopped"),
-                (Some(why), _) if status.state != state => tracing::warn!(store, why, "offline"),
-                (None, LinkState::Online) => tracing::info!(store, "online"),
-                _ => {}
-            }
-            if status.state != state {
-                status.since = Some(tokens::now());
-                if (status.state, state) == (LinkState::Offline, LinkState::Online) {
-                    self.clients.shared.found.send_modify(|times| *times += 1);
-                }
-            }
-            status.state = state;
-            status.code = code;
-            status.error = error;
-            true
-        });
     }
 }
 
@@ -495,10 +432,6 @@ async fn show(store: &Store) -> Duration {
     let begun = Instant::now();
     drop(store.look(|replica| replica.settle_arrivals()).await);
     SEEN_AFTER.max(begun.elapsed() * SEEN_AFTER_TIMES)
-}
-
-fn standing(health: &watch::Receiver<Health>) -> Standing {
-    health.borrow().standing().cloned().unwrap_or_default()
 }
 
 /// Returns the end of a session after a fault on this side. The store itself says what is wrong with it.

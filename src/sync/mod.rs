@@ -18,6 +18,8 @@ pub mod gateway;
 #[cfg(feature = "app")]
 mod http;
 #[cfg(feature = "app")]
+mod jetstream;
+#[cfg(feature = "app")]
 mod joined;
 #[cfg(feature = "app")]
 mod link;
@@ -34,6 +36,8 @@ mod snapshots;
 #[cfg(feature = "app")]
 pub(crate) mod sse;
 #[cfg(feature = "app")]
+mod stay;
+#[cfg(feature = "app")]
 mod tls;
 #[cfg(feature = "app")]
 pub(crate) mod tokens;
@@ -45,12 +49,16 @@ pub use behind::HistoryWanted;
 #[cfg(feature = "app")]
 pub(crate) use behind::WAS_WRONG;
 #[cfg(feature = "app")]
-pub(crate) use client::{Clients, LinkState, LinkStatus};
+pub(crate) use client::{Authority, Clients, LinkState, LinkStatus};
 pub use gateway::Gateway;
 #[cfg(feature = "app")]
 pub use http::{TokenSource, UpstreamOptions};
 #[cfg(feature = "app")]
 pub(crate) use http::{Upstream, is_local};
+#[cfg(feature = "app")]
+pub(crate) use jetstream::{Cluster, Desk, Moved, Mover, NotReady, Overview, Stand, is_cluster};
+#[cfg(feature = "app")]
+pub use jetstream::{ClusterOptions, WithoutTls};
 #[cfg(feature = "app")]
 pub(crate) use joined::{Joined, Link, joined, leave};
 #[cfg(feature = "app")]

@@ -71,23 +71,23 @@ pub(crate) struct PairingFile {
 }
 
 /// A pairing as it is stored.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct Pairing {
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Pairing {
     /// The name of the token that comes of it.
-    name: Device,
+    pub(super) name: Device,
     /// The hashes of its secret and its code.
-    secret: String,
+    pub(super) secret: String,
     code: String,
     /// When it was made, in milliseconds since the Unix epoch.
-    made: u64,
+    pub(super) made: u64,
     /// The hash of the token that came of it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    token: Option<String>,
+    pub(super) token: Option<String>,
 }
 
 impl Pairing {
     /// How long ago it was made. A clock that was set back a little makes it no older.
-    fn age(&self) -> u128 {
+    pub(super) fn age(&self) -> u128 {
         u128::from(now().abs_diff(self.made))
     }
 
@@ -95,7 +95,7 @@ impl Pairing {
         self.age() > LASTS.as_millis()
     }
 
-    fn is_open(&self) -> bool {
+    pub(super) fn is_open(&self) -> bool {
         self.token.is_none() && !self.is_expired()
     }
 }
@@ -180,7 +180,7 @@ impl PairingFile {
         Ok(Paired { device, token })
     }
 
-    fn list(&self) -> anyhow::Result<Vec<Pairing>> {
+    pub(super) fn list(&self) -> anyhow::Result<Vec<Pairing>> {
         let path = self.path();
         match read(&path)? {
             Some(text) => serde_json::from_slice(&text)
@@ -189,7 +189,8 @@ impl PairingFile {
         }
     }
 
-    fn write(&self, pairings: &[Pairing]) -> anyhow::Result<()> {
+    /// Replaces the pairings. The caller holds the lock of the tokens.
+    pub(super) fn write(&self, pairings: &[Pairing]) -> anyhow::Result<()> {
         replace(&self.path(), &serde_json::to_vec_pretty(pairings)?)
     }
 }

@@ -39,6 +39,9 @@ pub(crate) mod code {
     pub(crate) const TOO_LARGE: &str = "body-too-large";
     /// The store was moved to another hub. The detail says where it went.
     pub(crate) const MOVED: &str = "moved";
+    /// The cluster behind a gateway can't be used until somebody acts. It is never sent; devices are told to come again.
+    #[cfg(feature = "app")]
+    pub(crate) const UNFIT: &str = "unfit-cluster";
 }
 
 /// The codes of refused events.

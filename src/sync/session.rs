@@ -3,9 +3,10 @@
 //! A session is one pull stream. The client remembers what it has pushed for that stream only. So it notices a replaced
 //! hub before anything of ours reaches that hub out of order.
 
+use std::collections::VecDeque;
 use std::time::Duration;
 
-use super::protocol::{self, Hello, PAGE, Point, Push, Pushed, PushedEvent, WireEvent, WirePage, words};
+use super::protocol::{self, Has, Hello, PAGE, Placed, Point, Push, Pushed, PushedEvent, WireEvent, WirePage, words};
 use crate::engine::{EventId, Fault, Generation, LogId, PageSize, Position, Replica, Seq};
 use crate::limits::sync::session::{BEFORE_GROWTH, IN_VAIN, REFUSED_TOGETHER};
 
@@ -64,8 +65,8 @@ pub struct Outgoing {
     /// The body to send.
     pub push: Push,
     ids: Vec<EventId>,
-    /// The number of the last of these events in the outbox.
-    last: i64,
+    /// The numbers of these events in the outbox.
+    numbers: Vec<i64>,
 }
 
 impl Outgoing {
@@ -104,6 +105,10 @@ pub struct Session {
     in_vain: u32,
     /// The outbox number of the last event that was pushed and answered.
     pushed: i64,
+    /// The pushes whose answers the pull hasn't come to yet: the last event of each in the outbox, and its last place.
+    answered: VecDeque<(i64, Seq)>,
+    /// The last event that was answered.
+    last_answered: Option<Placed>,
     /// How much is pushed at once.
     size: PageSize,
     /// How many pushes of that size got through.
@@ -137,6 +142,8 @@ impl Session {
             reached: pulled,
             in_vain: 0,
             pushed: i64::MIN,
+            answered: VecDeque::new(),
+            last_answered: None,
             size: PAGE,
             got_through: 0,
             refused: Vec::new(),
@@ -186,7 +193,26 @@ impl Session {
         if self.in_vain > IN_VAIN {
             return Err(End::Offline("the hub sends page after page that brings nothing".to_owned()).into());
         }
+        self.check_passed(replica)?;
         Ok(self.put_aside(replica, false)?)
+    }
+
+    /// Ends the session if the pull has passed the places of events that were pushed, and they didn't come: the log lost
+    /// them after it had answered. Whatever is pushed next could overtake them.
+    fn check_passed(&mut self, replica: &Replica) -> Result<(), SessionError> {
+        while let Some((last, seq)) = self.answered.front().copied() {
+            if seq > self.reached {
+                break;
+            }
+            // What was refused is pending until it is set aside.
+            let first = replica.pending(i64::MIN, PageSize::events(self.refused.len() + 1))?;
+            let is_refused = |id: EventId| self.refused.iter().any(|(refused, _)| *refused == id);
+            if first.iter().any(|(n, event)| *n <= last && !is_refused(event.id)) {
+                return Err(End::PullFirst.into());
+            }
+            self.answered.pop_front();
+        }
+        Ok(())
     }
 
     /// Returns whether the hub owes something: pages up to the head it named, or a place in its log for events it has
@@ -215,15 +241,20 @@ impl Session {
             return Ok(None);
         }
         let page = replica.pending(self.pushed, self.size)?;
-        let Some((last, _)) = page.last() else { return Ok(None) };
+        if page.is_empty() {
+            return Ok(None);
+        }
+        let Position { after, digest, .. } = replica.position()?;
+        let answered = self.last_answered.clone().filter(|last| last.seq > self.reached);
         let push = Push {
             log: self.log,
             run: self.run.clone(),
             events: page.iter().map(|(_, event)| WireEvent::from(event)).collect(),
-            has: None,
-            part: false,
+            has: Some(Has { after, digest, answered }),
+            part: true,
         };
-        Ok(Some(Outgoing { push, last: *last, ids: page.iter().map(|(_, event)| event.id).collect() }))
+        let (numbers, ids) = page.into_iter().map(|(n, event)| (n, event.id)).unzip();
+        Ok(Some(Outgoing { push, ids, numbers }))
     }
 
     /// Takes in the answer to a push. Sets aside what the hub refuses.
@@ -239,6 +270,7 @@ impl Session {
     ) -> Result<(), SessionError> {
         self.check_is_on(replica)?;
         let mut early = Vec::new();
+        let mut count = outgoing.ids.len();
         let refused = match answer {
             PushAnswer::TooMuch(_) | PushAnswer::TooLarge if outgoing.ids.len() > 1 => {
                 self.size.events = outgoing.ids.len() / 2;
@@ -249,7 +281,9 @@ impl Session {
             // Only the hub itself can say that one event is too large.
             PushAnswer::TooLarge => vec![(outgoing.ids[0], "it is larger than the hub takes".to_owned())],
             PushAnswer::Pushed(answer) => {
-                if answer.events.len() != outgoing.ids.len() {
+                // A gateway may have taken only the first events. The others are pushed again.
+                count = answer.events.len();
+                if count == 0 || count > outgoing.ids.len() {
                     return Err(End::Offline("the hub answered for other events than were pushed".to_owned()).into());
                 }
                 // A hub makes its log with the first event that it stores.
@@ -262,6 +296,7 @@ impl Session {
                 let base = replica.base();
                 let places = outgoing.ids.iter().zip(&answer.events);
                 early.extend(places.filter_map(|(id, answer)| Some((*id, answer.seq().filter(|seq| *seq <= base)?))));
+                self.note_places(outgoing, &answer);
                 let answers = outgoing.ids.iter().zip(answer.events);
                 answers.filter_map(|(id, answer)| answer.refusal().map(|why| (*id, why))).collect()
             }
@@ -269,14 +304,28 @@ impl Session {
         if !early.is_empty() && !replica.are_in_snapshot(&early)? {
             return Err(no_hubs("it has events in places where others are").into());
         }
-        self.pushed = outgoing.last;
+        self.pushed = outgoing.numbers[count - 1];
         self.got_through += 1;
         if self.got_through >= BEFORE_GROWTH {
             self.size.events = (2 * self.size.events).min(PAGE.events);
             self.got_through = 0;
         }
         self.refused.extend(refused);
+        self.check_passed(replica)?;
         Ok(self.put_aside(replica, false)?)
+    }
+
+    /// Remembers where the hub says that the events of a push are.
+    fn note_places(&mut self, outgoing: &Outgoing, answer: &Pushed) {
+        let places = outgoing.ids.iter().zip(&answer.events).filter_map(|(id, answer)| match answer {
+            PushedEvent::Stored { seq, .. } => Some(Placed { id: *id, seq: *seq }),
+            PushedEvent::Refused { .. } => None,
+        });
+        let places: Vec<_> = places.collect();
+        if let Some(highest) = places.iter().map(|place| place.seq).max() {
+            self.answered.push_back((outgoing.numbers[answer.events.len() - 1], highest));
+            self.last_answered = places.into_iter().next_back();
+        }
     }
 
     /// Sets aside what the hub refused, once nothing more is left to push or many refusals have gathered. Suppose each

@@ -33,6 +33,13 @@ pub(crate) struct Token {
     pub(crate) purpose: Purpose,
 }
 
+impl Token {
+    /// Whether it is the one whose text this is.
+    pub(crate) fn is(&self, text: &str) -> bool {
+        self.hash == self.purpose.hash(text)
+    }
+}
+
 /// What a token is for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -89,11 +96,14 @@ impl TokenFile {
 
     /// Returns all tokens, in the order in which they were added.
     pub(crate) fn list(&self) -> anyhow::Result<Vec<Token>> {
+        Ok(self.list_if_any()?.unwrap_or_default())
+    }
+
+    /// Works like [`list`](Self::list), but returns `None` if there is no file.
+    pub(super) fn list_if_any(&self) -> anyhow::Result<Option<Vec<Token>>> {
         let path = self.path();
-        match read(&path)? {
-            Some(text) => serde_json::from_slice(&text).with_context(|| format!("{} is damaged", path.display())),
-            None => Ok(Vec::new()),
-        }
+        let parse = |text: Vec<u8>| serde_json::from_slice(&text);
+        read(&path)?.map(parse).transpose().with_context(|| format!("{} is damaged", path.display()))
     }
 
     /// Makes a token for `device`, and returns the token itself, which is kept nowhere else.

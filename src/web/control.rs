@@ -140,8 +140,10 @@ async fn existing(app: &App, asked: &AskedStore) -> Result<Files, Problem> {
     Ok(files)
 }
 
-/// `POST /control/v1/tokens`: reads the tokens again, and answers when what was changed there holds.
+/// `POST /control/v1/tokens`: reads the tokens again, and answers when what was changed there holds. What a gateway's files
+/// have, all gateways know then.
 pub(crate) async fn tokens(State(app): State<App>) -> Result<StatusCode, Problem> {
+    app.hub.share().await?;
     match app.hub.trouble() {
         None => Ok(StatusCode::NO_CONTENT),
         Some(why) => Err(tokens_unknown(&why)),
@@ -150,7 +152,7 @@ pub(crate) async fn tokens(State(app): State<App>) -> Result<StatusCode, Problem
 
 /// `GET /control/v1/pairing`: where others reach this hub, for a command that makes a link.
 pub(crate) async fn pairing(State(app): State<App>) -> Result<Json<PairingAt>, Problem> {
-    if app.clients.follow() {
+    if app.clients.follow_hub() {
         return Err(pair::follows());
     }
     Ok(Json(PairingAt { public_url: app.pairings.public_url.as_ref().map(ToString::to_string) }))
@@ -164,13 +166,13 @@ pub(crate) struct Followed {
 
 /// `GET /control/v1/joined`: which hub this process follows, for a command that joins its directory to one.
 pub(crate) async fn followed(State(app): State<App>) -> Json<Followed> {
-    Json(Followed { url: app.clients.hub().map(str::to_owned) })
+    Json(Followed { url: app.clients.upstream() })
 }
 
 /// `POST /control/v1/joined`: the directory was joined to a hub. A process that follows none begins anew, and then follows
 /// it. Any other looks at its token again by itself.
 pub(crate) async fn joined(state: State<App>) -> Json<Followed> {
-    if !state.clients.follow() {
+    if !state.clients.have_upstream() {
         state.anew.cancel();
         state.shutdown.cancel();
     }
@@ -215,7 +217,7 @@ fn path(bytes: Bytes) -> Option<PathBuf> {
 
 /// `POST /control/v1/{store}/adopt`
 pub(crate) async fn adopt(State(app): State<App>, Opened { store, .. }: Opened) -> Result<Json<Standing>, Problem> {
-    if !app.clients.follow() {
+    if !app.clients.have_upstream() {
         return Err(Problem::conflict(
             "no-upstream",
             "This program follows no hub that it could adopt the log of.",
@@ -227,7 +229,7 @@ pub(crate) async fn adopt(State(app): State<App>, Opened { store, .. }: Opened) 
 
 /// `POST /control/v1/{store}/promote`
 pub(crate) async fn promote(State(app): State<App>, Opened { store, .. }: Opened) -> Result<Json<Standing>, Problem> {
-    if app.clients.follow() {
+    if app.clients.have_upstream() {
         return Err(Problem::conflict(
             "follows-a-hub",
             "This program follows a hub, so it can't be the authority of the log itself.",

@@ -176,7 +176,7 @@ pub(crate) async fn sync_now(
     headers: HeaderMap,
     Opened { asked, store, .. }: Opened,
 ) -> Result<Response, Problem> {
-    if !app.clients.follow() {
+    if !app.clients.have_upstream() {
         return Err(Problem::conflict(
             "no-upstream",
             "This program follows no hub that it could sync with.",

@@ -21,13 +21,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::guard::{ClientAddress, bearer_token};
 use super::{App, Connection, Lease, Opened, Problem, Received, STREAM_HEADERS, Who};
-use crate::engine::{Device, Digest, LogId, PageSize, Replica, Seq, Spare, StoreId, Stores};
+use crate::engine::{Device, Digest, LogId, PageSize, Replica, Seq, Spare, Store, StoreId, Stores};
 use crate::limits::sync::stream::{PING_EVERY, SILENCE};
 use crate::limits::web::hub::{LEAST_BYTES, LEAST_EVENTS, NOTE_EVERY, NOTED, PULLS_OF_A_STORE, QUICK, REFUSED_EVERY};
 use crate::limits::web::shares::DIVERGED;
 use crate::sync::{
-    Hello, Incoming, NextPage, PAGE, Purpose, Push, Pushed, Refusal, Seen, Start, Token, Tokens, code, judged, sse,
-    tokens,
+    Cluster, Desk, Hello, Incoming, NextPage, NotReady, PAGE, Purpose, Push, Pushed, Refusal, Seen, Start, Token,
+    Tokens, code, judged, sse, tokens,
 };
 
 /// What a pull stream sends at once to a client that isn't known to read.
@@ -36,10 +36,19 @@ const LEAST: PageSize = PageSize { events: LEAST_EVENTS, bytes: LEAST_BYTES };
 /// Identifies one run of a hub, from its start to its end.
 pub(crate) type RunId = Arc<str>;
 
+/// Where a hub has its run from.
+#[derive(Clone)]
+enum Runs {
+    /// It is one with its process.
+    Own(RunId),
+    /// It shares one with all gateways to its cluster.
+    Shared(Cluster),
+}
+
 /// What a hub knows besides its stores.
 #[derive(Clone)]
 pub(crate) struct Hub {
-    run: RunId,
+    runs: Runs,
     tokens: Tokens,
     devices: Arc<Mutex<BTreeMap<String, Seen>>>,
     pullers: Arc<Mutex<Pullers>>,
@@ -104,17 +113,56 @@ impl Pullers {
 }
 
 impl Hub {
-    /// A hub with these tokens. It records in `dir` what it sees of its devices.
-    pub(crate) fn new(tokens: Tokens, dir: PathBuf, shutdown: CancellationToken) -> Self {
+    /// A hub with these tokens, which may be a gateway to a cluster. It records in `dir` what it sees of its devices.
+    pub(crate) fn new(tokens: Tokens, dir: PathBuf, cluster: Option<Cluster>, shutdown: CancellationToken) -> Self {
         let devices = Arc::new(Mutex::new(Seen::read(&dir)));
         tokio::spawn(note(Arc::clone(&devices), dir, shutdown));
         Self {
-            run: uuid::Uuid::new_v4().to_string().into(),
+            runs: cluster.map_or_else(|| Runs::Own(uuid::Uuid::new_v4().to_string().into()), Runs::Shared),
             tokens,
             devices,
             pullers: Arc::default(),
             refusals: Arc::default(),
         }
+    }
+
+    /// The run that devices are served under now. A gateway has none while it is cut off from its cluster.
+    fn run(&self) -> Result<RunId, Problem> {
+        match &self.runs {
+            Runs::Own(run) => Ok(Arc::clone(run)),
+            Runs::Shared(cluster) => cluster.run().ok_or_else(|| {
+                let why =
+                    cluster.trouble().unwrap_or_else(|| "the stream lost something, and a new run begins".to_owned());
+                not_ready(&why)
+            }),
+        }
+    }
+
+    /// Why devices can't be served at present, if they can't.
+    pub(super) fn not_serving(&self) -> Option<Problem> {
+        self.run().err()
+    }
+
+    /// Returns when a run is over. A hub's own ends with its process.
+    async fn run_ends(&self, run: &str) {
+        match &self.runs {
+            Runs::Own(_) => std::future::pending().await,
+            Runs::Shared(cluster) => cluster.run_ends(run).await,
+        }
+    }
+
+    /// Has what is in this gateway's files known to all gateways, and the other way round. A hub that is no gateway has
+    /// nothing to share.
+    pub(crate) async fn share(&self) -> Result<(), Problem> {
+        match &self.runs {
+            Runs::Own(_) => Ok(()),
+            Runs::Shared(cluster) => cluster.share().await.map_err(|why| not_ready(&why)),
+        }
+    }
+
+    /// Whether this token, which was just made, is one of the hub's. Another gateway may have given one for the same link.
+    pub(super) fn knows(&self, token: &str, purpose: Purpose) -> bool {
+        self.tokens.find(token.as_bytes(), purpose).is_some()
     }
 
     /// Why the hub may not know its tokens as they are in the file.
@@ -242,10 +290,16 @@ where
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         let app = App::from_ref(state);
-        if app.clients.follow() {
+        if app.clients.follow_hub() {
             return Err(not_a_hub("This program follows a hub itself, so it is none."));
         }
-        let token = bearer_token(&parts.headers).and_then(|token| app.hub.tokens.find(token, Purpose::Sync));
+        let find = || bearer_token(&parts.headers).and_then(|token| app.hub.tokens.find(token, Purpose::Sync));
+        let mut token = find();
+        if token.is_none() && bearer_token(&parts.headers).is_some() {
+            // It may have been added at another gateway a moment ago, and a device that is told to go away does so.
+            app.hub.share().await?;
+            token = find();
+        }
         let token = token.ok_or_else(|| {
             app.metrics.refused();
             app.hub.refusals.log(parts.extensions.get().copied());
@@ -266,7 +320,10 @@ pub(crate) async fn push(
     let push: Push = serde_json::from_slice(&body.bytes).map_err(|why| {
         Problem::bad_request("malformed-push", format!("This is not a push: {why}."), "See docs/wire.md for its form.")
     })?;
-    let incoming = Incoming::check(push, &app.hub.run, &token.device)?;
+    let incoming = Incoming::check(push, &app.hub.run()?, &token.device)?;
+    if app.clients.cluster().is_some() {
+        return publish(&app, &token, &store, &who, incoming).await;
+    }
     let names = incoming.names() as f64;
     let events = incoming.count();
     app.shares
@@ -297,6 +354,61 @@ pub(crate) async fn push(
     app.hub.saw(&token.device, store.id(), None);
     app.hub.carried(&token.device, 0, events);
     Ok(Json(pushed?))
+}
+
+/// Has a gateway publish what a device pushed. The answer comes once the stream has it.
+async fn publish(
+    app: &App,
+    token: &Token,
+    store: &Store,
+    who: &Who,
+    incoming: Incoming,
+) -> Result<Json<Pushed>, Problem> {
+    let events = incoming.count();
+    if events > 0 {
+        app.begin(store, who)?;
+    }
+    let count = move |replica: Option<&mut Replica>| {
+        let new = incoming.new_names(replica.as_deref());
+        Ok((incoming, new))
+    };
+    let (incoming, new) = store.look_if_any(count).await?;
+    app.shares
+        .names
+        .take(who, new as f64)
+        .map_err(|wait| too_often("too-many-new-names", "This token brings new names of events too fast.", wait))?;
+    // The token may have been revoked while the push was on its way.
+    if !app.hub.tokens.is_still_valid(token) {
+        return Err(StatusCode::UNAUTHORIZED.into());
+    }
+    let pushed = desk(app, store)?.push(incoming).await??;
+    app.hub.saw(&token.device, store.id(), None);
+    app.hub.carried(&token.device, 0, events);
+    Ok(Json(pushed))
+}
+
+fn desk(app: &App, store: &Store) -> Result<Desk, Problem> {
+    app.clients.desk(store).ok_or_else(|| not_ready("the store was just let go of"))
+}
+
+/// A gateway can't serve at present. Devices come again, and lose nothing.
+fn not_ready(why: &str) -> Problem {
+    Problem::unavailable(
+        "gateway-not-ready",
+        format!("This gateway is not level with its cluster: {why}."),
+        "Nothing is lost. Come again, here or at another gateway.",
+        2,
+    )
+    .and_leave()
+}
+
+impl From<NotReady> for Problem {
+    fn from(why: NotReady) -> Self {
+        match why {
+            NotReady::Later(why) => not_ready(&why),
+            NotReady::Moved(to) => Refusal::Moved(to).into(),
+        }
+    }
 }
 
 /// Says that a token did something too often, and when it may do so again.
@@ -333,7 +445,8 @@ impl From<Refusal> for Problem {
                 code::MOVED,
                 format!("The store was moved to another hub: {to}."),
                 "Nothing was stored. Sync with the hub that has it now.",
-            ),
+            )
+            .ends_connection(),
             Refusal::Diverged { head, points } => Self::conflict(
                 code::DIVERGED,
                 "The hub's log is not the one that the client has up to where it has pulled.",
@@ -393,8 +506,22 @@ pub(crate) async fn pull(
         full.problem("too-many-streams", "More streams are open", "Pull fewer stores, or come back later.", 5)
     })?;
     let digest = digest.unwrap_or_default();
-    let vouch = move |replica: Option<&mut Replica>| judged(Start::vouch(replica.as_deref(), log, after, digest));
+    let run = app.hub.run()?;
+    // A gateway judges a device only by what the stream has by now.
+    let begins = match app.clients.cluster() {
+        Some(_) => Some(desk(&app, &store)?.level().await?),
+        None => None,
+    };
+    let vouch = move |replica: Option<&mut Replica>| {
+        judged(match begins {
+            Some(begins) => Start::vouch_before(replica.as_deref(), log, after, digest, begins),
+            None => Start::vouch(replica.as_deref(), log, after, digest),
+        })
+    };
     let start = store.look_if_any(vouch).await?;
+    if app.hub.run()? != run {
+        return Err(not_ready("a new run has just begun"));
+    }
     let is_to_repair = matches!(start, Err(Refusal::Diverged { .. }));
     if is_to_repair {
         app.shares.pulls.charge(&who, DIVERGED);
@@ -405,7 +532,7 @@ pub(crate) async fn pull(
             tracing::warn!(device, store, why = problem.code(), "a device was refused");
         }
     })?;
-    let hello = start.hello(&app.hub.run);
+    let hello = start.hello(&run);
     // A store that doesn't exist is not recorded: there are as many as there are names.
     app.hub.saw(&token.device, store.id(), hello.log.map(|_| after));
     let mut ping = interval_at(tokio::time::Instant::now() + PING_EVERY, PING_EVERY);
@@ -421,6 +548,7 @@ pub(crate) async fn pull(
         store: store.id().clone(),
         puller: app.hub.begin_pull(&token.device, store.id()),
         token,
+        run,
         hub: app.hub.clone(),
         ping,
         handed: None,
@@ -458,6 +586,8 @@ struct PullStream {
     store: StoreId,
     puller: Puller,
     token: Token,
+    /// The run that the device was told. The pull ends with it.
+    run: RunId,
     hub: Hub,
     ping: Interval,
     /// When the last piece was handed to the connection.
@@ -490,6 +620,7 @@ impl PullStream {
             if self.shutdown.is_cancelled()
                 || self.puller.is_over.is_cancelled()
                 || !self.hub.tokens.is_valid(&self.token)
+                || self.hub.run().ok().as_ref() != Some(&self.run)
             {
                 return None;
             }
@@ -512,6 +643,7 @@ impl PullStream {
                 () = self.shutdown.cancelled() => return None,
                 () = self.puller.is_over.cancelled() => return None,
                 () = self.hub.tokens.revoked(&self.token) => return None,
+                () = self.hub.run_ends(&self.run) => return None,
                 changed = self.news.changed() => {
                     changed.ok()?;
                     self.is_level = false;

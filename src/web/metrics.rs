@@ -3,6 +3,7 @@
 //! [docs/metrics.md](../../docs/metrics.md) lists them. There may be ten thousand stores, so no number has one series for
 //! each: stores are added up, and the one in the address is shown by itself.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use axum::extract::State;
@@ -21,6 +22,7 @@ use super::status::figures;
 use super::{App, Opened, Problem};
 use crate::clock;
 use crate::engine::{Error, Receipt, Stores, rusqlite};
+use crate::sync::{Cluster, Stand};
 
 /// What an instance counts. Names begin with the app's.
 pub(crate) struct Metrics {
@@ -169,14 +171,52 @@ impl LookedUp<'_> {
         }
     }
 
+    /// The cluster to which this instance is a gateway.
+    fn gateway(&mut self, cluster: &Cluster) {
+        let stand = cluster.stand().borrow().clone();
+        let is_ready = cluster.run().is_some();
+        self.gauge(
+            "gateway_ready",
+            "1 if this gateway serves devices; 0 while it is cut off from its cluster",
+            is_ready.into(),
+        );
+        if let Stand::Ready(now) = stand {
+            let current = now.followers.iter().filter(|(_, fault)| fault.is_none()).count() as u64 + 1;
+            for (own, help, value) in [
+                ("gateway_stream_messages", "Messages in the stream", now.messages),
+                ("gateway_stream_bytes", "Bytes of the stream", now.bytes),
+                ("gateway_replicas", "Copies that the stream is to have", now.replicas),
+                ("gateway_replicas_current", "Copies of the stream that are complete", current),
+            ] {
+                self.gauge(own, help, value);
+            }
+        }
+        let counts = cluster.counts();
+        for (own, help, count) in [
+            ("gateway_published", "Messages that this gateway put into the stream", &counts.published),
+            ("gateway_raced", "Messages that were made anew because another gateway was faster", &counts.raced),
+            ("gateway_unanswered", "Messages to which the stream gave no answer", &counts.unanswered),
+            ("gateway_losses", "How often it was found that the stream had lost something", &counts.losses),
+        ] {
+            let counter = Counter::<u64>::default();
+            counter.inc_by(count.load(Ordering::Relaxed));
+            self.registry.register(name(self.face, own), help, counter);
+        }
+    }
+
     /// The devices that sync with this hub, or the hub that this instance syncs with.
     fn sync(&mut self, app: &App) {
-        if !app.clients.follow() {
+        if !app.clients.follow_hub() {
             let (devices, connected, pulls) = app.hub.devices();
             self.gauge("devices", "Devices that may sync with this hub", devices as u64);
             self.gauge("devices_connected", "Devices that are connected", connected as u64);
             self.gauge("pulls", "Streams in which devices pull stores", pulls as u64);
+        }
+        if !app.clients.have_upstream() {
             return;
+        }
+        if let Some(cluster) = app.clients.cluster() {
+            self.gateway(cluster);
         }
         let states = Family::<[(&str, &str); 1], Gauge>::default();
         for (state, count) in app.clients.states() {

@@ -64,7 +64,7 @@ pub(crate) use received::Received;
 pub(crate) use rehearsal::{Flaw, Rehearsal};
 pub(crate) use remote::Committed;
 pub(crate) use server::{Connection, Door, Limits, Listener, raise_open_file_limit, serve, stores_within_open_files};
-pub(crate) use setting::Setting;
+pub(crate) use setting::{ClusterSetting, Setting};
 pub(crate) use shares::{Full, Lease, Shares, Who};
 pub(crate) use status::{Digests, HistoryState, HistoryStatus, StatusReport, date_time, digests, what_to_do};
 pub(crate) use store::{AskedStore, Opened};

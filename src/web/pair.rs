@@ -140,9 +140,15 @@ async fn give(
         Kind::Browser => Purpose::Browser,
         Kind::Device => Purpose::Sync,
     };
+    // The link may have been made at another gateway, or used there.
+    app.hub.share().await?;
     let file = app.pairings.file.clone();
     let redeemed = tokio::task::spawn_blocking(move || file.redeem(&shown, &nonce, purpose)).await;
     let paired = redeemed.map_err(Problem::internal)?.map_err(|why| refused(app, why))?;
+    app.hub.share().await?;
+    if !app.hub.knows(&paired.token, purpose) {
+        return Err(refused(app, NotPaired::Used));
+    }
     if is_guess {
         app.pairings.guesses.take_back(client);
     }
@@ -165,7 +171,7 @@ async fn give(
 
 /// Refuses to pair with an instance that follows a hub: devices can't sync with it, and the hub names what it pushes.
 fn must_be_authority(app: &App) -> Result<(), Problem> {
-    if app.clients.follow() { Err(follows()) } else { Ok(()) }
+    if app.clients.follow_hub() { Err(follows()) } else { Ok(()) }
 }
 
 /// This instance follows a hub.

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::embed::Embedding;
 use super::status::{HistoryStatus, UpstreamStatus};
 use super::{App, Problem};
+use crate::sync::{Cluster, Overview, Stand};
 
 /// How an instance is set up, and how it is.
 #[derive(Debug, Serialize, Deserialize)]
@@ -18,10 +19,47 @@ pub(crate) struct Setting {
     /// What is here of the events behind the hub's snapshot, if that store began with one.
     #[serde(default)]
     pub(crate) history: Option<HistoryStatus>,
+    /// The cluster, if it is a gateway.
+    #[serde(default)]
+    pub(crate) cluster: Option<ClusterSetting>,
     /// Why nothing can be stored in that store.
     pub(crate) trouble: Option<String>,
     /// Flags that don't fit together, each with what to do about it.
     pub(crate) faults: Vec<(String, String)>,
+}
+
+/// The cluster to which an instance is a gateway, and how it is.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct ClusterSetting {
+    /// Why it can't be used, if it can't.
+    pub(crate) trouble: Option<String>,
+    /// Which server is connected to, with its version.
+    pub(crate) server: String,
+    /// Where the copies of the stream are.
+    pub(crate) copies: String,
+    /// What should be better, and what to do.
+    pub(crate) flaws: Vec<String>,
+}
+
+impl ClusterSetting {
+    /// Describes a cluster as it was found.
+    pub(crate) fn of(overview: &Overview) -> Self {
+        let Overview { server, version, flaws, .. } = overview;
+        let server = format!("{server}, nats-server {version}");
+        Self { trouble: None, server, copies: overview.copies(), flaws: flaws.clone() }
+    }
+
+    fn now(cluster: &Cluster) -> Self {
+        match &*cluster.stand().borrow() {
+            Stand::Ready(overview) => Self::of(overview),
+            Stand::Away(why) | Stand::Unfit(why) => Self::in_trouble(why),
+            Stand::Connecting => Self::in_trouble("it is not reached yet"),
+        }
+    }
+
+    fn in_trouble(why: &str) -> Self {
+        Self { trouble: Some(why.to_owned()), server: String::new(), copies: String::new(), flaws: Vec::new() }
+    }
 }
 
 /// `GET /control/v1/setting`
@@ -35,5 +73,6 @@ pub(crate) async fn setting(State(app): State<App>) -> Result<Json<Setting>, Pro
     let history = history.map(|found| HistoryStatus::of(found, link.history));
     let (public_url, mut faults) = (app.public_url.clone(), app.faults.clone());
     faults.extend(app.embedding.iter().flat_map(Embedding::faults));
-    Ok(Json(Setting { public_url, upstream: (&link).into(), history, trouble, faults }))
+    let cluster = app.clients.cluster().map(ClusterSetting::now);
+    Ok(Json(Setting { public_url, upstream: (&link).into(), history, cluster, trouble, faults }))
 }

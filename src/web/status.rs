@@ -108,6 +108,9 @@ pub(crate) struct UpstreamStatus {
     pub(crate) snapshot_was_wrong: bool,
     /// Since when, in milliseconds since the Unix epoch.
     pub(crate) since: Option<u64>,
+    /// Where the copies of the stream are, if this is a gateway that has reached its cluster.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) copies: Option<String>,
 }
 
 impl From<&LinkStatus> for UpstreamStatus {
@@ -121,6 +124,7 @@ impl From<&LinkStatus> for UpstreamStatus {
             why: what_is_wrong(link),
             snapshot_was_wrong: link.was_wrong,
             since: link.since,
+            copies: link.copies.as_deref().map(str::to_owned),
         }
     }
 }
@@ -231,8 +235,7 @@ pub(crate) async fn status(
     if sees != Sees::All {
         return Ok((no_store, Json(PublicStatus::from(report))).into_response());
     }
-    let asks = |query: &str| query.split('&').any(|part| part.split('=').next() == Some("digests"));
-    if query.as_deref().is_some_and(asks) {
+    if query.as_deref().is_some_and(|query| asks(query, "digests")) {
         let busy = |full: Full| {
             full.problem("too-many-digests", "More digests are being counted", "Ask again in a moment.", 1)
         };
@@ -246,16 +249,25 @@ pub(crate) async fn status(
     Ok((no_store, Json(report)).into_response())
 }
 
+/// Whether a query has a parameter of this name, with or without a value.
+fn asks(query: &str, name: &str) -> bool {
+    query.split('&').any(|part| part.split('=').next() == Some(name))
+}
+
 /// `GET /healthz`
 ///
-/// Strangers learn whether, and not why.
+/// Strangers learn whether, and not why. With `?sync` it also says whether devices are served here at present, for a load
+/// balancer in front of gateways: a gateway that is cut off from its cluster still stores what is posted on its own page.
 pub(crate) async fn healthz(
     State(app): State<App>,
     sees: Sees,
+    RawQuery(query): RawQuery,
     Opened { store, .. }: Opened,
 ) -> Result<impl IntoResponse, Problem> {
+    let asks_for_sync = query.as_deref().is_some_and(|query| asks(query, "sync"));
+    let not_serving = if asks_for_sync { app.hub.not_serving() } else { None };
     let of_store = store.healthy().await.trouble().map(|why| Error::Unavailable(why.into()).into());
-    match of_store.or_else(|| app.hub.trouble().as_deref().map(tokens_unknown)) {
+    match of_store.or_else(|| app.hub.trouble().as_deref().map(tokens_unknown)).or(not_serving) {
         Some(_) if sees != Sees::All => Err(StatusCode::SERVICE_UNAVAILABLE.into()),
         Some(problem) => Err(problem),
         None => Ok(([(header::CACHE_CONTROL, "no-store")], "ok\n")),
@@ -278,6 +290,10 @@ pub(crate) struct StatusLine {
 pub(crate) struct More {
     pub(crate) app: &'static str,
     pub(crate) hub: Option<String>,
+    /// What the upstream is called: a hub, or a gateway's cluster.
+    pub(crate) upstream: &'static str,
+    /// Where the copies of the stream are, if it is a cluster.
+    pub(crate) copies: Option<String>,
     pub(crate) since: Option<String>,
     /// What is wrong, in a sentence from this side.
     pub(crate) why: Option<String>,
@@ -312,6 +328,8 @@ impl StatusLine {
         let is_away = matches!(link.state, LinkState::Offline | LinkState::Halted);
         let more = More {
             hub: link.url.as_deref().map(str::to_owned),
+            upstream: if link.is_of_gateway() { "cluster" } else { "hub" },
+            copies: link.copies.as_deref().map(str::to_owned),
             since: since.clone(),
             why: what_is_wrong(link),
             error: link.error.clone(),
@@ -347,6 +365,9 @@ impl StatusLine {
 /// Why a store is stopped, as its device sees it.
 fn what_is_wrong(link: &LinkStatus) -> Option<String> {
     let sentence = match link.code.filter(|_| link.state == LinkState::Halted)? {
+        code::WRONG_LOG if link.is_of_gateway() => "The stream has another log than the one that is here.",
+        code::UNFIT => "The cluster can't be used as it is set up.",
+        code::MOVED => "The store was moved to another hub.",
         code::UNAUTHORIZED => "The hub no longer accepts this device's token.",
         code::NO_TOKEN => "This device has no token for the hub.",
         code::WRONG_LOG => "The hub has another log than the one that this device was synced with.",
@@ -370,6 +391,8 @@ pub(crate) fn what_to_do(face: &Face, code: &str) -> Option<String> {
             format!("Check the hub's address. If it is a new hub, move to it: `{app} adopt` pushes them there.")
         }
         code::NOT_A_HUB => "Sync with the hub itself, with --upstream.".to_owned(),
+        code::UNFIT => "It goes on by itself once that is changed.".to_owned(),
+        code::MOVED => "Sync with the hub that has it now.".to_owned(),
         code::TOO_MANY_STORES => "The hub has to make room.".to_owned(),
         _ => return None,
     };

@@ -7,7 +7,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Mutex;
 
-use anyhow::{Context as _, anyhow};
+use anyhow::{Context as _, anyhow, bail};
 use axum::http::header::{HeaderMap, HeaderValue};
 
 use super::cookies;
@@ -55,13 +55,15 @@ impl fmt::Debug for Visitor {
 /// The key of the hashes. It is made in the data directory when an app first asks who posts.
 pub(crate) struct VisitorKey {
     path: PathBuf,
+    /// Whether all gateways to a cluster share it. Then it comes from there.
+    is_shared: bool,
     key: Mutex<Option<[u8; blake3::KEY_LEN]>>,
 }
 
 impl VisitorKey {
     /// The key in the data directory `data`.
-    pub(crate) fn in_dir(data: &std::path::Path) -> Self {
-        Self { path: DataDir::visitor_key(data), key: Mutex::default() }
+    pub(crate) fn in_dir(data: &std::path::Path, is_shared: bool) -> Self {
+        Self { path: DataDir::visitor_key(data), is_shared, key: Mutex::default() }
     }
 
     /// Who sent a request with these headers, and the cookie that identifies their browser from now on.
@@ -89,6 +91,9 @@ impl VisitorKey {
             Some(text) => *blake3::Hash::from_hex(text.trim_ascii())
                 .map_err(|why| anyhow!("{path} is damaged ({why}); put it back from a backup"))?
                 .as_bytes(),
+            None if self.is_shared => {
+                bail!("this gateway has not reached its cluster yet, so it can't tell visitors apart as the others do")
+            }
             None => {
                 let key = random::bytes();
                 replace(&self.path, format!("{}\n", blake3::Hash::from_bytes(key).to_hex()).as_bytes())
@@ -137,33 +142,35 @@ mod tests {
     #[test]
     fn a_visitor_is_the_same_over_restarts_and_another_elsewhere() {
         let dir = tempfile::tempdir().expect("a directory");
-        let key = VisitorKey::in_dir(dir.path());
+        let key = VisitorKey::in_dir(dir.path(), false);
         let (first, cookie) = key.who(&todo(), &HeaderMap::new()).expect("a visitor");
         let cookie = cookie.to_str().expect("text").split(';').next().expect("a cookie").to_owned();
         assert!(cookie.starts_with("todo-visitor="), "{cookie}");
         let (again, _) = key.who(&todo(), &with_cookie(&format!("a=b; todo-visitor=x; {cookie}"))).expect("a visitor");
         assert_eq!(again, first);
-        let (restarted, _) = VisitorKey::in_dir(dir.path()).who(&todo(), &with_cookie(&cookie)).expect("a visitor");
+        let (restarted, _) =
+            VisitorKey::in_dir(dir.path(), false).who(&todo(), &with_cookie(&cookie)).expect("a visitor");
         assert_eq!(restarted, first);
         let (other, _) = key.who(&todo(), &HeaderMap::new()).expect("a visitor");
         assert_ne!(other, first);
         let (elsewhere, _) = key.who(&Face::new("notes"), &with_cookie(&cookie)).expect("a visitor");
         assert_ne!(elsewhere, first, "the cookie of another app");
         let other_dir = tempfile::tempdir().expect("a directory");
-        let (there, _) = VisitorKey::in_dir(other_dir.path()).who(&todo(), &with_cookie(&cookie)).expect("a visitor");
+        let (there, _) =
+            VisitorKey::in_dir(other_dir.path(), false).who(&todo(), &with_cookie(&cookie)).expect("a visitor");
         assert_ne!(there, first, "the hash depends on the key");
     }
 
     #[test]
     fn a_cookie_that_is_not_ours_makes_a_new_visitor_and_a_damaged_key_stays() {
         let dir = tempfile::tempdir().expect("a directory");
-        let key = VisitorKey::in_dir(dir.path());
+        let key = VisitorKey::in_dir(dir.path(), false);
         for cookie in ["todo-visitor=me", "todo-visitor=", "todo-visitor=ABCDEF00112233445566778899AABBCC", "="] {
             let (_, given) = key.who(&todo(), &with_cookie(cookie)).expect("a visitor");
             assert!(!given.to_str().expect("text").contains(&format!("{cookie};")), "{cookie}");
         }
         fs::write(dir.path().join("visitor.key"), "damaged").expect("written");
-        assert!(VisitorKey::in_dir(dir.path()).who(&todo(), &HeaderMap::new()).is_err());
+        assert!(VisitorKey::in_dir(dir.path(), false).who(&todo(), &HeaderMap::new()).is_err());
         assert_eq!(fs::read(dir.path().join("visitor.key")).expect("read"), b"damaged");
     }
 }

@@ -3,6 +3,7 @@
 
 pub mod authority;
 pub mod mounted;
+pub mod nats;
 pub mod reverse_proxy;
 pub mod served;
 
@@ -11,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, ExitStatus, Output, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::{NamedTempFile, TempDir};
 
 /// How long a test waits for something that must happen. Long, because the machine may be busy; a passing test never waits
@@ -179,9 +181,13 @@ impl Server {
 
     /// Sends it the signal with which service managers end a program.
     pub fn send_term(&self) {
+        self.signal(Signal::TERM);
+    }
+
+    /// Sends it a signal.
+    pub fn signal(&self, signal: Signal) {
         let pid = i32::try_from(self.child.id()).expect("a process id");
-        let pid = rustix::process::Pid::from_raw(pid).expect("a process id");
-        rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("it gets the signal");
+        kill_process(Pid::from_raw(pid).expect("a process id"), signal).expect("it gets the signal");
     }
 
     /// Waits until it has ended, and returns its status.

@@ -13,6 +13,7 @@ mod faults;
 mod formats;
 mod ledger;
 mod live;
+mod moving;
 mod replica;
 mod session;
 mod simulation;

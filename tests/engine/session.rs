@@ -133,11 +133,53 @@ fn an_answer_for_other_events_is_not_believed() {
     let log = LogId::random();
     let (mut replica, mut session) = client(&home, 2, log, 0);
     let outgoing = ended(session.next_push(&replica)).unwrap().unwrap().unwrap();
-    let pushed = serde_json::json!({ "log": log, "events": [{ "refused": "malformed", "why": "so" }] });
-    let answer = PushAnswer::Pushed(serde_json::from_value(pushed).unwrap());
-    let answered = ended(session.answer(&mut replica, &outgoing, answer)).unwrap();
-    assert!(matches!(answered, Err(End::Offline(_))), "{answered:?}");
-    assert_eq!(replica.standing().unwrap().pending, 2);
+    let refused = serde_json::json!({ "refused": "malformed", "why": "so" });
+    for count in [0, 3] {
+        let pushed = serde_json::json!({ "log": log, "events": vec![refused.clone(); count] });
+        let answer = PushAnswer::Pushed(serde_json::from_value(pushed).unwrap());
+        let answered = ended(session.answer(&mut replica, &outgoing, answer)).unwrap();
+        assert!(matches!(answered, Err(End::Offline(_))), "{answered:?}");
+        assert_eq!(replica.standing().unwrap().pending, 2);
+    }
+}
+
+/// The answer of a hub that has stored the pushed events at these places.
+fn stored(log: LogId, seqs: &[u64]) -> PushAnswer {
+    let events: Vec<_> = seqs.iter().map(|seq| serde_json::json!({ "seq": seq })).collect();
+    PushAnswer::Pushed(serde_json::from_value(serde_json::json!({ "log": log, "events": events })).unwrap())
+}
+
+#[test]
+fn after_an_answer_to_a_part_the_rest_is_pushed() {
+    let home = Home::new();
+    let log = LogId::random();
+    let (mut replica, mut session) = client(&home, 5, log, 0);
+    let outgoing = ended(session.next_push(&replica)).unwrap().unwrap().unwrap();
+    assert!(outgoing.push.part && outgoing.ids().len() == 5);
+    assert_eq!(ended(session.answer(&mut replica, &outgoing, stored(log, &[7, 8]))).unwrap(), Ok(()));
+    let outgoing = ended(session.next_push(&replica)).unwrap().unwrap().unwrap();
+    assert_eq!(outgoing.ids(), [102, 103, 104].map(|n| like(n).id));
+    let answered = outgoing.push.has.and_then(|has| has.answered).map(|place| (place.id, place.seq));
+    assert_eq!(answered, Some((like(101).id, Seq(8))), "the hub has to have what it answered for");
+}
+
+#[test]
+fn a_pull_that_passes_an_answered_event_without_it_ends_the_session() {
+    let home = Home::new();
+    let log = LogId::random();
+    let (mut replica, mut session) = client(&home, 2, log, 0);
+    let outgoing = ended(session.next_push(&replica)).unwrap().unwrap().unwrap();
+    assert_eq!(ended(session.answer(&mut replica, &outgoing, stored(log, &[3, 4]))).unwrap(), Ok(()));
+    assert_eq!(ended(session.arrive(&mut replica, wire_page(log, 2, &[like(1), like(100)]))).unwrap(), Ok(()));
+    let passed = ended(session.arrive(&mut replica, wire_page(log, 4, &[like(2)]))).unwrap();
+    assert_eq!(passed, Err(End::PullFirst));
+    assert_eq!(replica.standing().unwrap().pending, 1, "it is kept, and pushed again by the next session");
+
+    // An answer that names a place which was passed before is no better.
+    let (mut replica, mut session) = client(&Home::new(), 1, log, 0);
+    assert_eq!(ended(session.arrive(&mut replica, wire_page(log, 5, &[like(1)]))).unwrap(), Ok(()));
+    let outgoing = ended(session.next_push(&replica)).unwrap().unwrap().unwrap();
+    assert_eq!(ended(session.answer(&mut replica, &outgoing, stored(log, &[4]))).unwrap(), Err(End::PullFirst));
 }
 
 /// What the client is told instead of an answer.

@@ -7,6 +7,7 @@ use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use rustix::process::Signal;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -48,6 +49,11 @@ impl Node {
     /// An instance without an upstream; not started.
     pub fn stopped_hub() -> Self {
         Self::new(&["--device", "hub"])
+    }
+
+    /// A hub before the NATS servers at `servers`; not started.
+    pub fn gateway(name: &str, servers: &str) -> Self {
+        Self::new(&["--device", name, "--upstream", servers])
     }
 
     /// An instance that says nothing of a hub; not started.
@@ -149,6 +155,16 @@ impl Node {
         let server = self.server.take().expect("it runs");
         self.earlier += &server.log();
         server.kill();
+    }
+
+    /// Stops it in the middle of whatever it does.
+    pub fn pause(&self) {
+        self.server.as_ref().expect("it runs").signal(Signal::STOP);
+    }
+
+    /// Lets it go on.
+    pub fn resume(&self) {
+        self.server.as_ref().expect("it runs").signal(Signal::CONT);
     }
 
     pub fn url(&self) -> &str {

@@ -3,6 +3,7 @@
 //! Each check is one function that gives one finding, and changes nothing that stays. A check that can't be made says why, and
 //! counts as no problem.
 
+mod cluster;
 mod machine;
 mod network;
 
@@ -16,7 +17,7 @@ use super::process::Process;
 use crate::app::App;
 use crate::data_dir::{Claim, DataDir};
 use crate::node::in_full;
-use crate::sync::{UpstreamOptions, WAS_WRONG, plain};
+use crate::sync::{ClusterOptions, UpstreamOptions, WAS_WRONG, plain};
 use crate::web::{HistoryState, HistoryStatus, Setting};
 
 /// What a check found.
@@ -75,6 +76,10 @@ struct Patient<'a> {
     data: &'a Path,
     /// The hub, where the command line names one.
     upstream: Option<UpstreamOptions>,
+    /// The cluster, where the command line names one.
+    cluster: Option<ClusterOptions>,
+    /// Where the servers of the cluster tell about themselves.
+    monitors: Vec<String>,
     /// Certificates that are trusted besides the system's.
     root_certificate: Option<PathBuf>,
     public_url: Option<String>,
@@ -85,14 +90,16 @@ struct Patient<'a> {
 /// What the command line says beside the data directory.
 pub(super) struct Told {
     pub(super) upstream: Option<UpstreamOptions>,
+    pub(super) cluster: Option<ClusterOptions>,
+    pub(super) monitors: Vec<String>,
     pub(super) root_certificate: Option<PathBuf>,
     pub(super) public_url: Option<String>,
     pub(super) json: bool,
 }
 
 pub(super) async fn doctor(app: &App, data: &Path, told: Told) -> anyhow::Result<ExitCode> {
-    let Told { upstream, root_certificate, public_url, json } = told;
-    let mut patient = Patient { app, data, upstream, root_certificate, public_url, process: None };
+    let Told { upstream, cluster, monitors, root_certificate, public_url, json } = told;
+    let mut patient = Patient { app, data, upstream, cluster, monitors, root_certificate, public_url, process: None };
     let mut findings = vec![patient.files()];
     // Only the owner can look further, and a place that nobody has used has nothing to look at.
     if DataDir::is_used(data).unwrap_or(false) && DataDir::check(data).is_ok() {
@@ -103,6 +110,7 @@ pub(super) async fn doctor(app: &App, data: &Path, told: Told) -> anyhow::Result
     let (hub, clock) = patient.hub_and_clock().await;
     findings.extend(hub);
     findings.extend(patient.history());
+    findings.extend(patient.cluster().await);
     findings.extend(patient.setting());
     let (front, clock) = patient.front(clock).await;
     findings.extend(front);

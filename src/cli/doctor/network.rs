@@ -58,8 +58,12 @@ impl Patient<'_> {
 
     /// What the process that serves the data says of its hub, if it has one.
     fn hub_by_the_process(&self) -> Option<Finding> {
-        let upstream = &self.process.as_ref()?.1.upstream;
+        let setting = &self.process.as_ref()?.1;
+        let upstream = &setting.upstream;
         let url = upstream.url.as_ref()?;
+        if setting.cluster.is_some() && upstream.state == "online" {
+            return Some(Finding::ok(HUB, format!("this one is a gateway to {url}, and level with its stream")));
+        }
         let advice = upstream.code.as_deref().and_then(|code| web::what_to_do(self.app.face(), code));
         Some(match (upstream.state.as_str(), &upstream.error) {
             ("online", _) => Finding::ok(HUB, format!("this one is in sync with {url}")),

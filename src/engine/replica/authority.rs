@@ -24,16 +24,20 @@ impl Replica {
         }
     }
 
-    /// Records which log the upstream has, when first meeting it.
+    /// Records which log the upstream has, when first meeting it. If a stream's messages made the log so far, they no longer
+    /// do.
     ///
     /// # Errors
     ///
     /// A fault of the machine.
     pub fn meet(&mut self, log: LogId) -> Result<(), Fault> {
-        if self.log.tip().whose == Whose::Upstream(Some(log)) {
+        if self.log.tip().whose == Whose::Upstream(Some(log)) && self.log.stream().is_none() {
             return Ok(());
         }
-        self.change(|own| own.set_whose(Whose::Upstream(Some(log))))
+        self.change(|own| {
+            own.set_stream(None)?;
+            own.set_whose(Whose::Upstream(Some(log)))
+        })
     }
 
     /// Takes all events of the log after `after` back to the front of the outbox. If `after` is below the base, the base is

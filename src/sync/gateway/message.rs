@@ -324,8 +324,8 @@ pub(super) fn digest_with<'e>(digest: Digest, events: impl IntoIterator<Item = &
 /// origin along, so devices notice nothing.
 ///
 /// The same log always makes the same messages, so a move that was interrupted can go on: what the subject has already is
-/// compared, byte by byte, with what comes next here.
-#[derive(Debug)]
+/// compared with what comes next here.
+#[derive(Debug, Clone)]
 pub struct MovingIn {
     log: LogId,
     /// The last place of the log that is moved.
@@ -351,6 +351,20 @@ impl MovingIn {
         let seqs = Some(entries[..count].iter().map(|entry| entry.seq).collect());
         let (log, digest, offset) = (self.log, self.digest, self.head.0);
         Some((Message::Group(Group { log, events: pack.events, digest, offset, seqs }), count))
+    }
+
+    /// Goes past a message that the subject has already, if it holds the log's next entries. Returns how many those are.
+    pub fn pass(&mut self, group: &Group, entries: &[Entry]) -> Option<usize> {
+        let seqs = group.seqs.as_ref().filter(|_| group.log == self.log)?;
+        let entries = entries.get(..seqs.len())?;
+        let digest = entries.iter().fold(self.digest, |digest, Entry { event, origin, .. }| {
+            digest.extended(event.id.as_bytes(), event.name.as_str(), event.args.as_text(), origin.as_str())
+        });
+        if digest != group.digest || !entries.iter().map(|entry| entry.seq).eq(seqs.iter().copied()) {
+            return None;
+        }
+        self.digest = digest;
+        Some(seqs.len())
     }
 }
 

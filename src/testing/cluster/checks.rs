@@ -142,7 +142,7 @@ fn name(at: usize) -> String {
     format!("device {at}")
 }
 
-pub(super) fn log_of(replica: &Replica) -> Vec<Entry> {
+pub(in crate::testing) fn log_of(replica: &Replica) -> Vec<Entry> {
     replica.entries(Seq::START, PageSize::events(usize::MAX >> 1)).expect(WORKS)
 }
 
@@ -151,7 +151,7 @@ fn outbox_of(replica: &Replica) -> Vec<Envelope> {
     pending.into_iter().map(|(_, event)| event).collect()
 }
 
-fn set_aside_of(replica: &Replica) -> Vec<Envelope> {
+pub(in crate::testing) fn set_aside_of(replica: &Replica) -> Vec<Envelope> {
     replica.all_set_aside().expect(WORKS).into_iter().map(|(event, _)| event).collect()
 }
 
@@ -178,7 +178,7 @@ fn seen_by(replica: &Replica, below: Option<&Below>) -> Option<Vec<Entry>> {
 }
 
 /// Returns the ids of the log and of what is here of its history, followed by those of the outbox.
-pub(super) fn ids_of(replica: &Replica) -> Vec<EventId> {
+pub(in crate::testing) fn ids_of(replica: &Replica) -> Vec<EventId> {
     let (history, early) = replica.below_base().expect(WORKS);
     let history = history.into_iter().map(|entry| entry.event.id);
     let log = log_of(replica).into_iter().map(|entry| entry.event.id);
@@ -187,7 +187,7 @@ pub(super) fn ids_of(replica: &Replica) -> Vec<EventId> {
 }
 
 /// Returns every event that a replica holds: in its log or the history of it, in its outbox, or set aside.
-pub(super) fn all_of(replica: &Replica) -> Vec<Envelope> {
+pub(in crate::testing) fn all_of(replica: &Replica) -> Vec<Envelope> {
     let (history, early) = replica.below_base().expect(WORKS);
     let log = history.into_iter().chain(log_of(replica)).map(|entry| entry.event);
     log.chain(early).chain(outbox_of(replica)).chain(set_aside_of(replica)).collect()

@@ -304,7 +304,13 @@ impl Cluster<'_> {
 /// eventlog, which they follow only once it is synced. A snapshot's file is there before the eventlog needs it, and until it
 /// needs it no more. Whatever opening finds counts as synced from then on. Nothing
 /// here can show that opening makes sure of that; the recorder's tests do.
-pub(super) fn leave_after_power_cut(rng: &mut Rng, before: &Path, after: &Path, earlier: Option<&Path>, left: &Path) {
+pub(in crate::testing) fn leave_after_power_cut(
+    rng: &mut Rng,
+    before: &Path,
+    after: &Path,
+    earlier: Option<&Path>,
+    left: &Path,
+) {
     fs::create_dir_all(left).expect(WORKS);
     fs::copy(before.join("eventlog.db"), left.join("eventlog.db")).expect(WORKS);
     let read = |dir: &Path| fs::read(dir.join("eventlog.db-wal")).unwrap_or_default();

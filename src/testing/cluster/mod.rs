@@ -14,6 +14,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 pub use checks::check_places;
+pub(super) use checks::{all_of, ids_of, log_of, set_aside_of};
+pub(super) use faults::leave_after_power_cut;
 use snapshots::{Below, Kept};
 
 use super::scratch::Scratch;
@@ -336,7 +338,7 @@ fn setup(simulation: &Simulation) -> Setup {
     Setup { schema, device: device("here"), executable: "one".to_owned(), progress: |_, _| {} }
 }
 
-fn device(name: &str) -> Device {
+pub(super) fn device(name: &str) -> Device {
     name.parse().expect("BUG: a name that a device may have")
 }
 
@@ -344,6 +346,6 @@ fn run_id(run: u64) -> String {
     format!("run-{run}")
 }
 
-fn is_kept(outcome: &Outcome) -> bool {
+pub(super) fn is_kept(outcome: &Outcome) -> bool {
     matches!(outcome, Outcome::Stored(_) | Outcome::Known(_))
 }

@@ -1,0 +1,127 @@
+//! `move`: a hub's stores into a stream, and back.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use tokio_util::sync::CancellationToken;
+
+use super::arguments::{ClusterArgs, MoveCommand};
+use super::serve::cluster_at;
+use crate::app::App;
+use crate::data_dir::DataDir;
+use crate::engine::{self, Replica, Setup, StoreId};
+use crate::node::{host_name, show_progress};
+use crate::sync::{Cluster, Moved, Mover, TokenFile, joined};
+
+pub(super) async fn go(app: &App, data: &Path, command: MoveCommand) -> anyhow::Result<ExitCode> {
+    let (args, to) = match command {
+        MoveCommand::In { cluster } => (cluster, None),
+        MoveCommand::Out { cluster, to } => (cluster, Some(to)),
+    };
+    if let Some(to) = &to
+        && to.trim().is_empty()
+    {
+        bail!("--to is empty; say where the stores are from now on, for people who look at a gateway");
+    }
+    if let Some(hub) = joined(data)? {
+        bail!("{} is a device of the hub {}; move that hub's data", data.display(), hub.url);
+    }
+    if to.is_none() && !DataDir::is_used(data)? {
+        bail!("there is no data in {}; name the directory of the hub with --data", data.display());
+    }
+    let dir = DataDir::take(data).context("a move takes a data directory that nobody uses")?;
+    let ClusterArgs { upstream, root_certificate, nats } = args;
+    let cluster = Cluster::new(&cluster_at(&upstream, root_certificate, nats), dir.path())?;
+    let end = CancellationToken::new();
+    let looking = tokio::spawn(cluster.clone().look_after(end.clone()));
+    let moved = match &to {
+        None => move_in(app, &dir, &cluster).await,
+        Some(to) => move_out(app, &dir, &cluster, to).await,
+    };
+    end.cancel();
+    drop(looking.await);
+    let moved = moved.context("not all was moved. What was moved stays so; give the same command again to go on")?;
+    let tokens = TokenFile::in_dir(dir.path()).list()?.len();
+    let (data, url) = (dir.path().display(), cluster.url());
+    eprintln!("{moved} stores and {tokens} tokens are moved.");
+    match to {
+        None => eprintln!("{data} is a gateway's now: start {} with --upstream {url}", app.name()),
+        Some(_) => {
+            forget(&dir)?;
+            eprintln!("{data} is a hub's now: start {} without --upstream", app.name());
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+async fn move_in(app: &App, dir: &DataDir, cluster: &Cluster) -> anyhow::Result<usize> {
+    let setup = setup(app)?;
+    let mut mover = Mover::new(cluster.clone(), setup.device.clone()).await?;
+    let mut logs = BTreeMap::new();
+    for store in engine::stores_in(&DataDir::stores(dir.path()))? {
+        let files = DataDir::files(dir.path(), &store);
+        if engine::is_blank(&files)? {
+            continue;
+        }
+        // All are looked at before the first one moves.
+        let replica = Replica::open(files, setup.clone())?;
+        if let Some(log) = mover.log_to_move(&replica).with_context(|| cannot(&store))? {
+            logs.insert(store, log);
+        }
+    }
+    mover.bring(&logs).await?;
+    for store in logs.keys() {
+        let mut replica = Replica::open(DataDir::files(dir.path(), store), setup.clone())?;
+        tell(store, &mover.move_in(&mut replica, store).await.with_context(|| cannot(store))?);
+    }
+    Ok(logs.len())
+}
+
+async fn move_out(app: &App, dir: &DataDir, cluster: &Cluster, to: &str) -> anyhow::Result<usize> {
+    let setup = setup(app)?;
+    let mut mover = Mover::new(cluster.clone(), setup.device.clone()).await?;
+    let mut stores = mover.stores().await?;
+    // What waits here has to get into the stream before that is closed.
+    for store in engine::stores_in(&DataDir::stores(dir.path()))? {
+        if !engine::is_blank(&DataDir::files(dir.path(), &store))? {
+            stores.insert(store);
+        }
+    }
+    for store in &stores {
+        let mut replica = Replica::open(DataDir::files(dir.path(), store), setup.clone())?;
+        tell(store, &mover.move_out(&mut replica, store, to).await.with_context(|| cannot(store))?);
+    }
+    mover.take_tokens().await?;
+    Ok(stores.len())
+}
+
+/// Removes what a gateway knows of its cluster. A hub knows of none.
+fn forget(dir: &DataDir) -> anyhow::Result<()> {
+    let path = DataDir::gateways(dir.path());
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("cannot remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn setup(app: &App) -> anyhow::Result<Setup> {
+    Ok(Setup { progress: show_progress, ..Setup::new(app.schema(), host_name(app))? })
+}
+
+fn cannot(store: &StoreId) -> String {
+    format!("cannot move the store {store}")
+}
+
+fn tell(store: &StoreId, moved: &Moved) {
+    match moved {
+        Moved::Now(events) => eprintln!("{store}: {events} events moved"),
+        Moved::Before => eprintln!("{store}: was moved before"),
+        Moved::Apart => eprintln!("{store}: stays what it is; the stream has nothing of it"),
+    }
+}

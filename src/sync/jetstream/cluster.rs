@@ -1,0 +1,690 @@
+//! The cluster that a gateway stands before: one connection, the stream, the bucket, and how all of it is.
+//!
+//! One task looks after it. Every second it asks for the stream and the bucket, which their leaders answer. So whatever is
+//! known of them is at most as old as the last look, and a gateway that was cut off knows it.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow};
+use async_nats::connection::State;
+use async_nats::{ConnectOptions, Event, ServerInfo};
+use tokio::sync::{Notify, watch};
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio_util::sync::CancellationToken;
+
+use super::super::http::read_certificates;
+use super::super::tls::{Trust, tls};
+use super::address::{Address, ClusterOptions};
+use super::api::{Api, ApiError, StreamInfo, code};
+use super::bucket::{Bucket, BucketError};
+use super::settings;
+use super::shared::Loss;
+use crate::engine::{LogId, StoreId, StreamId};
+use crate::limits::sync::gateway::MESSAGE_BYTES;
+use crate::limits::sync::nats::{
+    ANSWER, BELIEVED, CONNECT, LONGEST_WAIT, LOOK_EVERY, LOSSES, PING, REPLICAS, SHORTEST_WAIT, UNANSWERED,
+};
+use crate::random;
+
+/// How the cluster is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Stand {
+    /// Nothing is known yet.
+    Connecting,
+    /// Stream and bucket are there and as they have to be.
+    Ready(Arc<Overview>),
+    /// It isn't reached. That changes by itself. Holds the reason.
+    Away(String),
+    /// It can't be used until somebody acts. Holds the reason, and what to do.
+    Unfit(String),
+}
+
+/// A cluster that can be used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Overview {
+    /// The id of the stream, from which the ids of its logs follow.
+    pub(super) stream: StreamId,
+    /// The server that is connected to, and its version.
+    pub(crate) server: String,
+    pub(crate) version: String,
+    /// The server that leads the stream; empty where there is only one.
+    pub(crate) leader: String,
+    /// How many copies the stream is to have.
+    pub(crate) replicas: u64,
+    /// The servers that hold the other copies, each with what is wrong with it, if anything is.
+    pub(crate) followers: Vec<(String, Option<String>)>,
+    /// Where the stream's messages begin and how many are missing. A change of these in the middle is damage.
+    pub(super) first: u64,
+    pub(super) gaps: u64,
+    pub(super) created: String,
+    /// What should be better, and what to do.
+    pub(crate) flaws: Vec<String>,
+    /// How many messages the stream holds, and their bytes.
+    pub(crate) messages: u64,
+    pub(crate) bytes: u64,
+}
+
+/// What a gateway's stores have to know of the cluster, beside the messages.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Epoch {
+    /// Goes up when the connection, the leader or the stream may be another.
+    pub(super) connection: u64,
+    /// Goes up when the stream lost something from its middle.
+    pub(super) damage: u64,
+    /// The number of the run.
+    pub(super) run: u64,
+    losses: Vec<Loss>,
+    /// Goes up when the copies of the stream are elsewhere, or are otherwise.
+    copies: u64,
+}
+
+impl Epoch {
+    /// Whether the stream lost something of `store` since the run with the number `before`, as far as is known.
+    pub(super) fn has_suspected(&self, store: &StoreId, before: u64) -> bool {
+        let is_remembered = self.losses.len() < LOSSES || self.losses.first().is_some_and(|first| first.run <= before);
+        before < self.run
+            && (!is_remembered || self.losses.iter().any(|loss| loss.run > before && loss.store == store.as_str()))
+    }
+}
+
+/// What became of this gateway's messages.
+#[derive(Debug, Default)]
+pub(crate) struct Counts {
+    /// The stream has them.
+    pub(crate) published: AtomicU64,
+    /// Another gateway was faster, and they were made anew.
+    pub(crate) raced: AtomicU64,
+    /// No answer came.
+    pub(crate) unanswered: AtomicU64,
+    /// How often it was found that the stream had lost something.
+    pub(crate) losses: AtomicU64,
+}
+
+/// The cluster that a gateway stands before.
+#[derive(Clone)]
+pub(crate) struct Cluster {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    address: Address,
+    options: ConnectOptions,
+    bucket: Bucket,
+    api: Mutex<Option<Api>>,
+    stand: watch::Sender<Stand>,
+    epoch: Arc<watch::Sender<Epoch>>,
+    /// Where the copies of the stream are, in words.
+    copies: Mutex<Option<Arc<str>>>,
+    /// Stores of which the stream lost something, for which no new run has begun yet; each with the run in which that was
+    /// found.
+    lost: Mutex<BTreeMap<StoreId, u64>>,
+    /// Wakes whoever looks after the cluster.
+    now: Notify,
+    /// The last sequence of the stream, as of the last look.
+    last: watch::Sender<u64>,
+    /// What the connection last complained of.
+    complaint: Arc<Mutex<Option<String>>>,
+    counts: Counts,
+}
+
+impl Cluster {
+    /// Checks the options. Connects to nothing yet.
+    ///
+    /// # Errors
+    ///
+    /// When one of them can't be used.
+    pub(crate) fn new(options: &ClusterOptions, data: &Path) -> anyhow::Result<Self> {
+        let address = Address::parse(&options.servers, options.without_tls)?;
+        let complaint = Arc::new(Mutex::new(None));
+        let epoch = Arc::new(watch::channel(Epoch::default()).0);
+        let connect = connect_options(options, &address, Arc::clone(&complaint), Arc::clone(&epoch))?;
+        let bucket = Bucket::new(data, address.bucket(), &address.prefix().to_string())?;
+        Ok(Self {
+            inner: Arc::new(Inner {
+                address,
+                options: connect,
+                bucket,
+                api: Mutex::default(),
+                stand: watch::channel(Stand::Connecting).0,
+                epoch,
+                copies: Mutex::default(),
+                lost: Mutex::default(),
+                now: Notify::new(),
+                last: watch::channel(0).0,
+                complaint,
+                counts: Counts::default(),
+            }),
+        })
+    }
+
+    /// Keeps looking after the cluster until `shutdown`.
+    pub(crate) async fn look_after(self, shutdown: CancellationToken) {
+        shutdown.run_until_cancelled(self.keep()).await;
+        self.hang_up().await;
+    }
+
+    /// Its servers, without passwords.
+    pub(crate) fn url(&self) -> String {
+        self.inner.address.to_string()
+    }
+
+    /// What became of this gateway's messages.
+    pub(crate) fn counts(&self) -> &Counts {
+        &self.inner.counts
+    }
+
+    /// The name of the stream.
+    pub(super) fn stream(&self) -> String {
+        self.inner.address.stream()
+    }
+
+    /// The subject of a store.
+    pub(super) fn subject(&self, store: &StoreId) -> String {
+        self.inner.address.prefix().subject(store)
+    }
+
+    /// The subjects of all stores.
+    pub(super) fn subjects(&self) -> String {
+        self.inner.address.prefix().subjects()
+    }
+
+    /// The store of a subject, or why it is none's.
+    pub(super) fn store_of(&self, subject: &str) -> Result<StoreId, String> {
+        self.inner.address.prefix().store_of(subject)
+    }
+
+    /// The id that the log of a store brought along, if it was moved here.
+    pub(super) fn moved(&self, store: &StoreId) -> Option<LogId> {
+        self.inner.bucket.moved(store)
+    }
+
+    /// Where the copies of the stream are, in words, if it was reached.
+    pub(super) fn copies(&self) -> Option<Arc<str>> {
+        self.inner.copies.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Makes what gateways share and this directory's tokens level now.
+    pub(super) async fn level(&self, api: &Api) -> Result<(), BucketError> {
+        self.inner.bucket.level_now(api).await
+    }
+
+    /// Notes which logs stores bring along into the stream, before they do.
+    pub(super) async fn bring(&self, api: &Api, logs: &BTreeMap<StoreId, LogId>) -> Result<(), BucketError> {
+        self.inner.bucket.bring(api, logs).await
+    }
+
+    /// What stores have to know, now and as it changes.
+    pub(super) fn epoch(&self) -> watch::Receiver<Epoch> {
+        self.inner.epoch.subscribe()
+    }
+
+    /// Notes that the stream lost something of a store. There is no run from now on until a new one has begun.
+    pub(super) fn lost(&self, store: &StoreId) {
+        self.inner.counts.losses.fetch_add(1, Ordering::Relaxed);
+        let run = self.inner.epoch.borrow().run;
+        self.inner.lost.lock().unwrap_or_else(PoisonError::into_inner).insert(store.clone(), run);
+        self.inner.now.notify_one();
+    }
+
+    /// How it is, now and as that changes.
+    pub(crate) fn stand(&self) -> watch::Receiver<Stand> {
+        self.inner.stand.subscribe()
+    }
+
+    /// The last sequence of the stream, now and as it grows.
+    pub(super) fn last(&self) -> watch::Receiver<u64> {
+        self.inner.last.subscribe()
+    }
+
+    /// JetStream, if the cluster can be used.
+    ///
+    /// # Errors
+    ///
+    /// Why it can't.
+    pub(super) fn api(&self) -> Result<Api, String> {
+        match &*self.inner.stand.borrow() {
+            Stand::Ready(_) => self.connected().ok_or_else(|| "there is no connection".to_owned()),
+            Stand::Connecting => Err(format!("{} is not reached yet", self.inner.address)),
+            Stand::Away(why) | Stand::Unfit(why) => Err(why.clone()),
+        }
+    }
+
+    /// Why the cluster can't be used now, if it can't.
+    pub(crate) fn trouble(&self) -> Option<String> {
+        self.api().err()
+    }
+
+    /// Makes the bucket and this gateway's files level now.
+    ///
+    /// # Errors
+    ///
+    /// Why they aren't.
+    pub(crate) async fn share(&self) -> Result<(), String> {
+        self.inner.bucket.level_now(&self.api()?).await.map_err(|error| error.to_string())
+    }
+
+    /// The run that this gateway serves under, if the bucket was heard of lately. What a gateway knows otherwise may be out
+    /// of date, and a revoked device must not live on behind a partition.
+    pub(crate) fn run(&self) -> Option<Arc<str>> {
+        let is_lately = self.inner.bucket.heard().is_some_and(|heard| heard.elapsed() < BELIEVED);
+        let is_whole = self.inner.lost.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
+        self.inner.bucket.run().filter(|_| is_lately && is_whole)
+    }
+
+    /// Returns once `run` is over: another one has begun, the stream lost something, or the bucket wasn't heard of for too
+    /// long.
+    pub(crate) async fn run_ends(&self, run: &str) {
+        let mut runs = self.inner.bucket.runs();
+        while self.run().as_deref() == Some(run) {
+            let heard = self.inner.bucket.heard().map(|heard| heard.elapsed()).unwrap_or_default();
+            drop(timeout(BELIEVED.saturating_sub(heard).max(LOOK_EVERY), runs.changed()).await);
+        }
+    }
+
+    fn connected(&self) -> Option<Api> {
+        self.inner.api.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    async fn keep(&self) {
+        let mut ticks = interval(LOOK_EVERY);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut failures = 0;
+        loop {
+            tokio::select! {
+                _ = ticks.tick() => {}
+                () = self.inner.now.notified() => {}
+            }
+            if failures >= UNANSWERED {
+                // A server that stands still keeps its connections, and a connection whose server refuses to have it again
+                // ends without a word. Another one may do better.
+                self.hang_up().await;
+                failures = 0;
+            }
+            let looked = match self.connect().await {
+                Ok(api) => self.look(&api).await,
+                Err(why) => Err(Trouble::Away(why)),
+            };
+            let stand = match looked {
+                Ok(overview) => Stand::Ready(Arc::new(overview)),
+                Err(Trouble::Away(why)) => Stand::Away(self.explained(why)),
+                Err(Trouble::Unfit(why)) => Stand::Unfit(why),
+            };
+            failures = if matches!(stand, Stand::Away(_)) { failures + 1 } else { 0 };
+            self.note(&stand);
+            self.tell(stand);
+        }
+    }
+
+    /// Ends the connection.
+    async fn hang_up(&self) {
+        let api = self.inner.api.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(api) = api {
+            drop(timeout(CONNECT, api.client().drain()).await);
+        }
+    }
+
+    /// Notes what stores have to know of the cluster as it is now.
+    fn note(&self, stand: &Stand) {
+        let Stand::Ready(now) = stand else { return };
+        let known = self.inner.stand.borrow().clone();
+        let before = if let Stand::Ready(before) = &known { Some(before) } else { None };
+        let is_another = before.is_none_or(|before| (&before.leader, &before.created) != (&now.leader, &now.created));
+        let is_damaged = before.is_some_and(|before| (before.first, before.gaps) != (now.first, now.gaps));
+        let (run, losses) = self.inner.bucket.losses();
+        let copies: Arc<str> = now.copies().into();
+        let mut known = self.inner.copies.lock().unwrap_or_else(PoisonError::into_inner);
+        let are_others = known.as_ref() != Some(&copies);
+        *known = Some(copies);
+        drop(known);
+        self.inner.epoch.send_if_modified(|epoch| {
+            let next = Epoch {
+                connection: epoch.connection + u64::from(is_another),
+                damage: epoch.damage + u64::from(is_damaged),
+                run,
+                losses,
+                copies: epoch.copies + u64::from(are_others),
+            };
+            let is_new = *epoch != next;
+            *epoch = next;
+            is_new
+        });
+    }
+
+    fn tell(&self, stand: Stand) {
+        let address = &self.inner.address;
+        self.inner.stand.send_if_modified(|known| {
+            match (&*known, &stand) {
+                (Stand::Ready(before), Stand::Ready(now)) => {
+                    for flaw in now.flaws.iter().filter(|flaw| !before.flaws.contains(flaw)) {
+                        tracing::warn!("{flaw}");
+                    }
+                }
+                (_, Stand::Ready(now)) => {
+                    tracing::info!(server = now.server, version = now.version, "connected to {address}");
+                    now.flaws.iter().for_each(|flaw| tracing::warn!("{flaw}"));
+                }
+                (Stand::Unfit(before), Stand::Unfit(now)) if before == now => {}
+                (_, Stand::Unfit(why)) => tracing::error!("{address} can't be used: {why}"),
+                (Stand::Away(_), Stand::Away(_)) => {}
+                (_, Stand::Away(why)) => tracing::warn!("{address} isn't reached: {why}"),
+                (_, Stand::Connecting) => {}
+            }
+            let is_new = *known != stand;
+            *known = stand;
+            is_new
+        });
+    }
+
+    /// Returns the connection, made if there is none. One that broke is made again by itself, once to each server.
+    async fn connect(&self) -> Result<Api, String> {
+        if let Some(api) = self.connected() {
+            let is_connected = api.client().connection_state() == State::Connected;
+            return if is_connected { Ok(api) } else { Err(self.complaint()) };
+        }
+        let servers = self.inner.address.servers.clone();
+        let connecting = self.inner.options.clone().connect(servers);
+        match timeout(CONNECT * self.rounds(), connecting).await {
+            Ok(Ok(client)) => {
+                let api = Api::new(client);
+                *self.inner.api.lock().unwrap_or_else(PoisonError::into_inner) = Some(api.clone());
+                Ok(api)
+            }
+            Ok(Err(error)) => Err(in_words(&error)),
+            Err(_) => Err("no server answered in time".to_owned()),
+        }
+    }
+
+    fn rounds(&self) -> u32 {
+        u32::try_from(self.inner.address.servers.len()).unwrap_or(u32::MAX).max(1)
+    }
+
+    /// Says with `why` what a server complained of, such as rights that this gateway doesn't have: such a server gives no other
+    /// answer.
+    fn explained(&self, why: String) -> String {
+        let complaint = self.inner.complaint.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        match complaint.filter(|complaint| !why.contains(complaint)) {
+            Some(complaint) => format!("{why}; {complaint}"),
+            None => why,
+        }
+    }
+
+    fn complaint(&self) -> String {
+        let complaint = self.inner.complaint.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        complaint.unwrap_or_else(|| "the connection broke".to_owned())
+    }
+
+    /// Looks at the cluster once, and changes nothing there. Returns `None` if it is well and has no stream yet.
+    ///
+    /// # Errors
+    ///
+    /// Why it can't be used.
+    pub(crate) async fn examine(&self) -> anyhow::Result<Option<Overview>> {
+        let examining = async {
+            let api = self.connect().await.map_err(Trouble::Away)?;
+            let server = check_server(&api)?;
+            let name = self.inner.address.stream();
+            let Some(info) = self.found(&api, &name).await? else { return Ok(None) };
+            settings::check_stream(&name, &info.config).map_err(unfit)?;
+            let id = stream_id(&name, &info)?;
+            Ok(Some(overview(&info, id, &server)))
+        };
+        let examined: Result<_, Trouble> = examining.await;
+        self.hang_up().await;
+        examined.map_err(|trouble| match trouble {
+            Trouble::Away(why) | Trouble::Unfit(why) => anyhow!(why),
+        })
+    }
+
+    /// Looks at everything once.
+    async fn look(&self, api: &Api) -> Result<Overview, Trouble> {
+        let server = check_server(api)?;
+        let (name, bucket) = (self.inner.address.stream(), self.inner.address.bucket());
+        let prefix = self.inner.address.prefix().to_string();
+        let info = match self.found(api, &name).await? {
+            Some(info) => info,
+            None => {
+                let known = self.inner.bucket.known_stream();
+                if known.is_some() {
+                    tracing::warn!(
+                        "the stream {name} is gone from {}; it is made again, and what it held is published again as far as \
+                         gateways and devices have it",
+                        self.inner.address
+                    );
+                }
+                let id = known.unwrap_or_else(settings::random_id);
+                self.make(api, &name, |replicas| settings::of_stream(&name, &id, replicas)).await?
+            }
+        };
+        settings::check_stream(&name, &info.config).map_err(unfit)?;
+        let id = stream_id(&name, &info)?;
+        self.inner.bucket.meet_stream(&id.to_string()).map_err(|error| Trouble::Away(format!("{error:#}")))?;
+        let began = Instant::now();
+        let shared = match self.found(api, &bucket).await? {
+            Some(info) => info,
+            None => self.make(api, &bucket, |replicas| settings::of_bucket(&bucket, &prefix, replicas)).await?,
+        };
+        settings::check_bucket(&bucket, &prefix, &shared.config).map_err(unfit)?;
+        self.inner.bucket.level(api, &shared, began).await.map_err(of_bucket)?;
+        let lost = self.inner.lost.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        if !lost.is_empty() {
+            self.inner.bucket.begin_runs(api, &lost).await.map_err(of_bucket)?;
+            let mut still = self.inner.lost.lock().unwrap_or_else(PoisonError::into_inner);
+            still.retain(|store, run| lost.get(store) != Some(run));
+        }
+        self.inner.last.send_if_modified(|last| {
+            let is_new = *last != info.state.last_seq;
+            *last = info.state.last_seq;
+            is_new
+        });
+        Ok(overview(&info, id, &server))
+    }
+
+    async fn found(&self, api: &Api, name: &str) -> Result<Option<StreamInfo>, Trouble> {
+        match api.info(name, None).await {
+            Ok(info) => Ok(Some(info)),
+            Err(error) if error.is(code::STREAM_NOT_FOUND) => Ok(None),
+            Err(error) => Err(trouble(error)),
+        }
+    }
+
+    /// Makes a stream: on three servers if there are as many, or else on one.
+    async fn make(
+        &self,
+        api: &Api,
+        name: &str,
+        config: impl Fn(u64) -> serde_json::Value,
+    ) -> Result<StreamInfo, Trouble> {
+        let is_alone = api.client().server_info().cluster.is_none();
+        let replicas = if is_alone { 1 } else { REPLICAS };
+        match api.create(name, &config(replicas)).await {
+            Ok(info) => {
+                tracing::info!(replicas, "made the stream {name}");
+                Ok(info)
+            }
+            // Another gateway was faster.
+            Err(error) if error.is(code::NAME_IN_USE) => match self.found(api, name).await? {
+                Some(info) => Ok(info),
+                None => Err(Trouble::Away(error.to_string())),
+            },
+            Err(ApiError::Refused(found, why)) if code::TOO_FEW_SERVERS.contains(&found) => {
+                Err(Trouble::Away(format!(
+                    "the stream {name} can't be made on {REPLICAS} servers: {why}. Start them all; or make it yourself with \
+                 fewer replicas, and it can be lost with them"
+                )))
+            }
+            Err(error) => Err(trouble(error)),
+        }
+    }
+}
+
+/// Why a look came to nothing.
+enum Trouble {
+    Away(String),
+    Unfit(String),
+}
+
+fn of_bucket(error: BucketError) -> Trouble {
+    match error {
+        BucketError::Unfit(why) => Trouble::Unfit(why),
+        BucketError::Api(error) => trouble(error),
+        BucketError::Files(_) => Trouble::Away(error.to_string()),
+    }
+}
+
+fn unfit(error: anyhow::Error) -> Trouble {
+    Trouble::Unfit(format!("{error:#}"))
+}
+
+fn trouble(error: ApiError) -> Trouble {
+    match error {
+        ApiError::Refused(code::NOT_ENABLED, _) => Trouble::Unfit(
+            "JetStream isn't turned on there; start nats-server with --jetstream, or `jetstream {}` in its file"
+                .to_owned(),
+        ),
+        ApiError::Refused(code::NOT_ENABLED_FOR_ACCOUNT, _) => {
+            Trouble::Unfit("this account may not use JetStream; enable it for the account".to_owned())
+        }
+        ApiError::Refused(found, why) if code::FULL.contains(&found) => {
+            Trouble::Away(format!("JetStream has no room: {why}. Raise its limit, or give its disk more room"))
+        }
+        error => Trouble::Away(error.to_string()),
+    }
+}
+
+/// Fails if the server that is connected to won't do.
+fn check_server(api: &Api) -> Result<ServerInfo, Trouble> {
+    let server = api.client().server_info();
+    settings::check_version(&server.version).map_err(unfit)?;
+    if server.max_payload < MESSAGE_BYTES {
+        return Err(Trouble::Unfit(format!(
+            "the servers take messages of up to {} bytes, and a message of events has up to {MESSAGE_BYTES}; raise max_payload",
+            server.max_payload
+        )));
+    }
+    Ok(server)
+}
+
+fn stream_id(name: &str, info: &StreamInfo) -> Result<StreamId, Trouble> {
+    let id = settings::id(&info.config).unwrap_or_default();
+    id.parse().map_err(|error| Trouble::Unfit(format!("the id in the metadata of the stream {name} is none: {error}")))
+}
+
+fn overview(info: &StreamInfo, id: StreamId, server: &ServerInfo) -> Overview {
+    let peers = info.cluster.clone().unwrap_or_default();
+    let followers = peers.replicas.iter().map(|peer| {
+        let fault = match (peer.offline, peer.current, peer.lag) {
+            (true, ..) => Some("offline".to_owned()),
+            (false, false, lag) => Some(format!("behind by {lag}")),
+            (false, true, _) => None,
+        };
+        (peer.name.clone(), fault)
+    });
+    let replicas = settings::replicas(&info.config);
+    Overview {
+        stream: id,
+        server: server.server_name.clone(),
+        version: server.version.clone(),
+        leader: if replicas > 1 { peers.leader.clone() } else { String::new() },
+        replicas,
+        followers: followers.collect(),
+        // A stream without messages begins at 0, and its first message is 1.
+        first: info.state.first_seq.max(1),
+        gaps: info.state.num_deleted,
+        created: info.created.clone(),
+        flaws: settings::few_replicas(&info.config).into_iter().collect(),
+        messages: info.state.messages,
+        bytes: info.state.bytes,
+    }
+}
+
+impl Overview {
+    /// Says in a line where its copies are.
+    pub(crate) fn copies(&self) -> String {
+        if self.replicas == 1 {
+            return "one copy of the stream".to_owned();
+        }
+        let mut text = format!("{} copies of the stream: {} leads", self.replicas, self.leader);
+        for (name, fault) in &self.followers {
+            let _ = match fault {
+                // A number would change each second.
+                Some(fault) => write!(text, ", {name} is {}", fault.split(" by ").next().unwrap_or_default()),
+                None => write!(text, ", {name} is current"),
+            };
+        }
+        text
+    }
+}
+
+fn connect_options(
+    options: &ClusterOptions,
+    address: &Address,
+    complaint: Arc<Mutex<Option<String>>>,
+    epoch: Arc<watch::Sender<Epoch>>,
+) -> anyhow::Result<ConnectOptions> {
+    let mut connect = ConnectOptions::new()
+        .name("likewise")
+        .ping_interval(PING)
+        .connection_timeout(CONNECT)
+        .request_timeout(Some(ANSWER))
+        // Whoever set this up named the servers that may be talked to.
+        .ignore_discovered_servers()
+        .max_reconnects(address.servers.len())
+        .reconnect_delay_callback(|attempts| {
+            let doubled = SHORTEST_WAIT * 2_u32.saturating_pow(u32::try_from(attempts).unwrap_or(u32::MAX).min(16));
+            let bound: Duration = doubled.min(LONGEST_WAIT);
+            bound.mul_f64(0.5 + 0.5 * random::fraction())
+        })
+        .event_callback(move |event| {
+            let said = match event {
+                Event::Connected => None,
+                Event::ServerError(error) => Some(format!("a server says: {error}")),
+                Event::ClientError(error) => Some(error.to_string()),
+                Event::Disconnected => Some("the connection broke".to_owned()),
+                Event::LameDuckMode => Some("the server is being shut down".to_owned()),
+                Event::Draining | Event::Closed => Some("the connection was ended".to_owned()),
+                Event::SlowConsumer(_) => Some("this gateway reads too slowly".to_owned()),
+            };
+            if said.is_none() {
+                epoch.send_modify(|epoch| epoch.connection += 1);
+            }
+            tracing::debug!(said, "the connection to a NATS server changed");
+            *complaint.lock().unwrap_or_else(PoisonError::into_inner) = said;
+            std::future::ready(())
+        });
+    if let Some(path) = &options.credentials {
+        let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+        connect = connect.credentials(&text).with_context(|| {
+            format!("{} holds no credentials of NATS, as `nsc generate creds` makes them", path.display())
+        })?;
+    }
+    let roots = options.root_certificate.as_deref().map(read_certificates).transpose()?.unwrap_or_default();
+    match tls(Trust::SystemAnd(roots)) {
+        Ok(mut config) => {
+            config.alpn_protocols.clear();
+            // A server may ask for TLS though its address doesn't.
+            connect = connect.tls_client_config(config).require_tls(address.has_tls);
+        }
+        Err(error) if address.has_tls => return Err(error).context("cannot connect over TLS"),
+        Err(_) => {}
+    }
+    Ok(connect)
+}
+
+/// Describes what went wrong, down to its cause.
+fn in_words(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let why = error.to_string();
+        if !text.contains(&why) {
+            let _ = write!(text, ": {why}");
+        }
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,20 @@
+//! A gateway's authority: a NATS JetStream cluster. Any number of hubs stand before one, and each is a gateway to the same
+//! logs.
+
+mod address;
+mod api;
+mod attendant;
+mod bucket;
+mod cluster;
+mod feed;
+mod moving;
+mod settings;
+mod shared;
+
+pub(crate) use address::is_cluster;
+pub use address::{ClusterOptions, WithoutTls};
+pub(super) use attendant::Attendant;
+pub(crate) use attendant::{Desk, NotReady};
+pub(crate) use cluster::{Cluster, Overview, Stand};
+pub(super) use feed::Feed;
+pub(crate) use moving::{Moved, Mover};
