@@ -164,7 +164,7 @@ impl Cluster<'_> {
         let base = self.nodes[at].replica.as_ref().map_or(Seq::START, |replica| replica.base());
         self.nodes[at].is_lied_to &= base > Seq::START;
         let limit = 1 + self.rng.below(7);
-        for _ in 0..=self.rng.below(4) {
+        for _ in 0..=self.rng.below(2) {
             let Some((mut backfill, page)) = self.history_page(at, limit) else { break };
             let arrived = ended(backfill.arrive(self.replica(at), page)).expect(WORKS).expect("nobody else changes it");
             self.replica(at).settle_arrivals().expect(WORKS);
