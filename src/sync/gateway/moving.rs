@@ -63,6 +63,7 @@ pub enum MoveStep {
 /// A move of one store's log.
 #[derive(Debug)]
 pub struct MoveIn {
+    log: LogId,
     moving: MovingIn,
     /// The last event of the log.
     head: Seq,
@@ -88,7 +89,7 @@ impl MoveIn {
     }
 
     fn of(log: LogId, head: Seq) -> Self {
-        Self { moving: MovingIn::new(log, head), head, after: Seq::START, last: 0, is_level: false, next: None }
+        Self { log, moving: MovingIn::new(log, head), head, after: Seq::START, last: 0, is_level: false, next: None }
     }
 
     /// Returns how far the log has been moved.
@@ -166,6 +167,6 @@ impl MoveIn {
     /// A fault of the machine.
     pub fn conclude(self, replica: &mut Replica, stream: StreamId) -> Result<(), Fault> {
         debug_assert_eq!(self.after, self.head, "BUG: not all of it was moved");
-        replica.follow_stream(stream)
+        replica.follow_stream(stream, self.log)
     }
 }
