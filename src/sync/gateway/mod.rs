@@ -222,6 +222,8 @@ pub struct Gateway {
     answered: Vec<Answered>,
     loss: Option<String>,
     notices: Vec<String>,
+    /// Where the store is to be moved.
+    closing: Option<String>,
 }
 
 impl Gateway {
@@ -232,13 +234,13 @@ impl Gateway {
     /// A fault of the machine.
     pub fn begin(replica: &mut Replica, home: Home) -> Result<Self, Fault> {
         let mut phase = Phase::Asking;
-        let whose = replica.standing()?.whose;
-        match replica.stream() {
-            Some(stream) if stream == home.stream => {}
-            Some(_) if whose.log_id().is_some() => phase = Phase::Halted(OTHER_STREAM.to_owned()),
+        let log = replica.standing()?.whose.log_id();
+        match (replica.stream(), log) {
+            (Some(stream), Some(_)) if stream == home.stream => {}
+            (Some(_), Some(_)) => phase = Phase::Halted(OTHER_STREAM.to_owned()),
             _ => {
                 replica.follow()?;
-                replica.follow_stream(home.stream)?;
+                replica.follow_stream(home.stream, home.log)?;
             }
         }
         let is_compared = replica.applied()?.is_none();
@@ -258,6 +260,7 @@ impl Gateway {
             answered: Vec::new(),
             loss: None,
             notices: Vec::new(),
+            closing: None,
         })
     }
 
@@ -493,8 +496,11 @@ impl Gateway {
             page: Page { entries: Vec::new(), next: end, more: self.has_more(sequence) },
             closed: None,
         };
-        let known = replica.standing()?.whose.log_id();
+        let standing = replica.standing()?;
+        let known = standing.whose.log_id();
         let log = known.unwrap_or(self.home.log);
+        // As long as it is empty, the log may turn out to be another: one that was moved into the stream.
+        let is_begun = applied.is_some() || standing.length > 0;
         let group = match Message::read(bytes) {
             Err(Unread::Newer(version)) => {
                 self.phase = Phase::Halted(format!("message {sequence}: {}", Unread::Newer(version)));
@@ -524,21 +530,22 @@ impl Gateway {
                 return self.has_read(applied, sequence, arrival.hash);
             }
         };
-        if known.is_some_and(|known| known != group.log) {
+        if is_begun && known.is_some_and(|known| known != group.log) {
             self.phase = Phase::Halted(OTHER_LOG.to_owned());
             return Ok(());
         }
         arrival.offset = group.offset;
         arrival.page.entries = group.entries(sequence);
         arrival.page.next = arrival.page.entries.last().map_or(end, |last| last.seq);
-        let is_kept = replica.standing()?.head >= arrival.page.next;
-        if replica.arrive_message(group.log, &arrival, Some(group.digest))? {
+        // The log may have come here in another way. Then it has to be the stream's, place by place.
+        let is_kept = standing.head > end;
+        let size = PageSize { events: arrival.page.entries.len(), bytes: usize::MAX };
+        let is_amiss = is_kept && replica.entries(end, size)? != arrival.page.entries;
+        if !is_amiss && replica.arrive_message(group.log, &arrival, Some(group.digest))? {
             return self.has_read(applied, sequence, arrival.hash);
         }
         if is_kept {
-            // The log came here in another way, and is not the stream's from this message on.
-            let whose = replica.standing()?.whose;
-            replica.take_back(end, whose)?;
+            replica.take_back(end, standing.whose)?;
             return Ok(());
         }
         if self.takes_any || applied.is_none() {
@@ -609,11 +616,19 @@ impl Gateway {
             Some(flight) => return Ok(Step::Publish(Publication { turn: self.turn, ..flight.publication.clone() })),
             None => {}
         }
-        if replica.closed()?.is_some() {
-            self.refuse_moved(replica)?;
-            return Ok(Step::Rest);
+        if let Some(to) = replica.closed()? {
+            self.refuse_moved(&to);
+            // The closing message is the last one, or the stream has lost it.
+            let closing = Message::closing(&to).to_bytes();
+            if applied.is_some_and(|applied| applied.hash == hash(&closing)) {
+                return Ok(Step::Rest);
+            }
+            self.launch(last, closing, Vec::new(), 0);
+        } else if let Some(to) = self.closing.as_ref().filter(|_| replica.log().tip().pending == 0) {
+            self.launch(last, Message::closing(to).to_bytes(), Vec::new(), 0);
+        } else {
+            self.compose(replica, applied)?;
         }
-        self.compose(replica, applied)?;
         if self.wants_ends {
             return Ok(Step::Ask(self.question(replica)?));
         }
@@ -687,6 +702,13 @@ impl Gateway {
         Ok(self.ticket)
     }
 
+    /// Moves the store out of the stream, once the outbox is empty: a closing message is published, after which every gateway
+    /// refuses the store. `to` tells people where it went. It is done when [`Replica::closed`] says so. Then
+    /// [`promote`](Replica::promote) the replica that goes on with the log.
+    pub fn close(&mut self, to: &str) {
+        self.closing = Some(to.to_owned());
+    }
+
     /// Answers what the stream has acknowledged, though it was not read yet. For when that takes long.
     pub fn answer_now(&mut self) {
         let Some(flight) = self.flight.as_mut().filter(|flight| flight.is_acknowledged) else { return };
@@ -745,12 +767,24 @@ impl Gateway {
         });
     }
 
-    fn refuse_moved(&mut self, replica: &Replica) -> Result<(), Fault> {
-        let to = replica.closed()?.unwrap_or_default();
+    fn refuse_moved(&mut self, to: &str) {
         for Waiting { ticket, .. } in self.waiting.drain(..) {
-            self.answered.push(Answered { ticket, result: Err(Refusal::Moved(to.clone())) });
+            self.answered.push(Answered { ticket, result: Err(Refusal::Moved(to.to_owned())) });
         }
-        Ok(())
+    }
+
+    /// Readies a message to be published behind the message `expected`.
+    fn launch(&mut self, expected: Sequence, bytes: Vec<u8>, events: Vec<(Ticket, usize, u64)>, offset: u64) {
+        self.number += 1;
+        self.flight = Some(Flight {
+            hash: hash(&bytes),
+            publication: Publication { number: self.number, expected, bytes, turn: self.turn },
+            sequence: None,
+            is_acknowledged: false,
+            events,
+            offset,
+        });
+        self.turn.is_contended = false;
     }
 
     /// Makes the next message to publish, if there is anything: of what devices push and of the outbox, without what the log
@@ -801,18 +835,8 @@ impl Gateway {
         let offset = applied.map_or(0, |applied| applied.offset);
         let digest = digest_with(replica.digest_at(standing.head)?, &pack.pack.events);
         let message = Message::Group(Group { log, events: pack.pack.events, digest, offset, seqs: None });
-        let (bytes, events) = (message.to_bytes(), pack.events);
-        self.number += 1;
         let expected = applied.map_or(0, |applied| applied.sequence);
-        self.flight = Some(Flight {
-            hash: hash(&bytes),
-            publication: Publication { number: self.number, expected, bytes, turn: self.turn },
-            sequence: None,
-            is_acknowledged: false,
-            events,
-            offset,
-        });
-        self.turn.is_contended = false;
+        self.launch(expected, message.to_bytes(), pack.events, offset);
         Ok(())
     }
 
