@@ -36,6 +36,8 @@ pub(crate) struct Problem {
     advice: Cow<'static, str>,
     retry_after: Option<u32>,
     /// Whether the connection ends with the answer.
+    ends_connection: bool,
+    /// Whether the connection ends with the answer.
     is_last: bool,
     members: Option<Box<Map<String, Value>>>,
     typed: Option<Box<Typed>>,
@@ -87,6 +89,7 @@ impl Problem {
             detail: detail.into(),
             advice: advice.into(),
             retry_after: None,
+            ends_connection: false,
             is_last: false,
             members: None,
             typed: None,
@@ -155,6 +158,13 @@ impl Problem {
     /// Ends the connection with the answer. What stands in front may then lead the client to another instance.
     pub(crate) fn and_leave(self) -> Self {
         Self { is_last: true, ..self }
+    }
+
+    /// Ends the connection with the answer. The next try makes a new one, which a load balancer may lead to somebody who can do
+    /// what this server can't.
+    pub(crate) fn ends_connection(mut self) -> Self {
+        self.ends_connection = true;
+        self
     }
 
     /// Adds an extension member to the JSON form. Pages don't show it.
