@@ -180,6 +180,7 @@ impl MoveIn {
     /// A fault of the machine.
     pub fn conclude(self, replica: &mut Replica, stream: StreamId) -> Result<(), Fault> {
         debug_assert_eq!(self.after, self.head, "BUG: not all of it was moved");
-        replica.follow_stream(stream)
+        let Some(log) = replica.standing()?.whose.log_id() else { return Ok(()) };
+        replica.follow_stream(stream, log)
     }
 }
