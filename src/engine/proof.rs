@@ -112,3 +112,70 @@ impl Drop for Scratch {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::engine::{
+        Device, Envelope, Error, EventCursor, EventId, PageSize, Replica, Snapshot, StoreLimits, Stores, Told,
+    };
+    use crate::likes::{self, LikeAdded};
+
+    #[tokio::test]
+    async fn a_store_says_that_the_history_is_needed_first_and_goes_on_with_it() {
+        let scratch = tempfile::tempdir().unwrap();
+        let setup = || Setup {
+            schema: Arc::new(likes::schema()),
+            device: "hub".parse().unwrap(),
+            executable: "one".to_owned(),
+            progress: |_, _| {},
+        };
+        let files = Files::in_dir(scratch.path().join("hub"));
+        let mut hub = Replica::open(files.clone(), setup()).unwrap();
+        let likes: Vec<_> =
+            (0..50).map(|n| Envelope::new(EventId::from_parts(n, [7; 10]), &LikeAdded {}).unwrap()).collect();
+        hub.commit(&likes).unwrap();
+        let path = scratch.path().join("snapshot");
+        let snapshot = Snapshot::make(&files, &path).unwrap().unwrap();
+        let checked = snapshot.check(&path, &setup().schema).unwrap();
+
+        let stores = Stores::following(&scratch.path().join("device"), setup(), StoreLimits::default()).unwrap();
+        let store = stores.get(&"likes".parse().unwrap()).unwrap();
+        assert!(store.with(move |replica| replica.join(checked)).await.unwrap());
+        assert_eq!(store.read(likes::count()).await.unwrap(), 50);
+        let missing = Error::HistoryMissing { here: 0, length: 50 };
+        assert_eq!(store.promote().await.unwrap_err(), missing);
+        assert_eq!(store.adopt().await.unwrap_err(), missing);
+        assert!(missing.to_string().contains("0 of the 50 events"), "{missing}");
+        assert_eq!(store.history(|_| Some(0)).unwrap().missing, 50);
+        assert_eq!(store.prove().await.unwrap(), None);
+        // A stream of events waits for the history, and then tells it.
+        let mut events = store.events(EventCursor::START);
+        assert_eq!(events.next().await.unwrap_err(), missing);
+
+        // Another device's export is the history, too.
+        let mut exported = Vec::new();
+        crate::engine::export(&files, &mut exported).unwrap();
+        let here: Device = "here".parse().unwrap();
+        let imported = crate::engine::import(&store, &here, &exported[..]).await.unwrap();
+        assert_eq!((imported.added, imported.known), (50, 0));
+        assert!(!store.files().base().exists(), "it is proven");
+        for seq in 1..=50 {
+            match events.next().await.unwrap() {
+                Told::Confirmed { entry, .. } => assert_eq!((entry.seq, entry.origin.as_str()), (Seq(seq), "hub")),
+                other => panic!("{other:?}"),
+            }
+        }
+        let history = store.history(|_| Some(0)).unwrap();
+        assert_eq!((history.missing, history.days[&0]), (0, 50));
+        assert_eq!(store.prove().await.unwrap(), None);
+        let imported = crate::engine::import(&store, &here, &exported[..]).await.unwrap();
+        assert_eq!((imported.added, imported.known), (0, 50));
+        store.promote().await.unwrap();
+        let all = store.look(|replica| replica.entries(Seq::START, PageSize::events(100))).await.unwrap().unwrap();
+        assert_eq!(all, hub.entries(Seq::START, PageSize::events(100)).unwrap());
+        assert_eq!(store.read(likes::count()).await.unwrap(), 50);
+    }
+}

@@ -237,3 +237,77 @@ fn is_of_disk(error: &rusqlite::Error) -> bool {
 fn wrong(why: impl Into<String>) -> SnapshotError {
     SnapshotError::Wrong(why.into())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::engine::{Envelope, EventId, Page, Replica, Setup, prove};
+    use crate::fuzz::{fuzz, outcome};
+    use crate::likes::{self, LikeAdded};
+
+    /// Few pages, so that a fuzzer meets all of them.
+    fn setup() -> Setup {
+        Setup {
+            schema: Arc::new(likes::schema()),
+            device: "test".parse().unwrap(),
+            executable: "one".to_owned(),
+            progress: |_, _| {},
+        }
+    }
+
+    fn open(dir: &Path) -> Replica {
+        Replica::open(Files::in_dir(dir), setup()).unwrap()
+    }
+
+    /// The input is not a file of its own: each program's SQLite makes another one. It is what is done to the file.
+    #[test]
+    fn trust_38_fuzzed_snapshots_are_refused_or_proven_wrong() {
+        let scratch = tempfile::tempdir().unwrap();
+        let mut hub = open(&scratch.path().join("hub"));
+        let like = |n| Envelope::new(EventId::from_parts(n, [7; 10]), &LikeAdded {}).unwrap();
+        hub.commit(&(0..30).map(like).collect::<Vec<_>>()).unwrap();
+        let entries = hub.entries(Seq::START, crate::engine::PageSize::events(100)).unwrap();
+        let path = scratch.path().join("snapshot");
+        let snapshot = Snapshot::make(&Files::in_dir(scratch.path().join("hub")), &path).unwrap().unwrap();
+        let right = fs::read(&path).unwrap();
+        fuzz("snapshot", &[], |input| {
+            // Each six bytes change one byte of the file, cut it, or repeat a part.
+            let mut file = right.clone();
+            for change in input.chunks_exact(6) {
+                let at = u32::from_le_bytes([change[1], change[2], change[3], 0]) as usize % file.len().max(1);
+                match change[0] % 16 {
+                    0 => file.truncate(at),
+                    1 => file.extend_from_slice(&right[..at.min(right.len())]),
+                    // The header says how all of the rest is read.
+                    2..=5 if file.len() > 100 => file[at % 100] = change[4],
+                    _ if at < file.len() => file[at] ^= change[4] | change[5],
+                    _ => {}
+                }
+            }
+            fs::write(&path, &file).unwrap();
+            let (bytes, file_digest) = hash(&path).unwrap();
+            let claimed = Snapshot { bytes, file_digest, ..snapshot };
+            let checked = claimed.check(&path, &setup().schema);
+            let said = outcome(&checked);
+            let Ok(checked) = checked else { return said };
+            // What is believed can be used, and history tells whether it was right.
+            let dir = scratch.path().join("device");
+            let mut device = open(&dir);
+            device.follow().unwrap();
+            assert!(device.join(checked).unwrap());
+            drop(device.query(&likes::count()));
+            let page = Page { entries: entries.clone(), next: snapshot.seq, more: false };
+            device.arrive_history(&page).unwrap();
+            let proof = prove(&Files::in_dir(&dir), &setup()).unwrap().unwrap();
+            device.conclude(proof).unwrap();
+            assert_eq!(device.query(&likes::count()).unwrap(), 30);
+            drop(device);
+            assert_eq!(open(&dir).query(&likes::count()).unwrap(), 30);
+            fs::remove_dir_all(&dir).unwrap();
+            format!("{said}, {}", proof.is_right())
+        });
+    }
+}

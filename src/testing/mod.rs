@@ -28,6 +28,7 @@
 mod cluster;
 mod difference;
 mod draft;
+mod gateways;
 mod rng;
 mod scratch;
 
@@ -48,6 +49,7 @@ pub use cluster::check_places;
 use cluster::{Cluster, Story, Tally, Tried};
 use difference::{Order, Trace, not_deterministic, wait_for_a_second_since};
 pub use draft::Draft;
+use gateways::Gateways;
 pub use rng::Rng;
 
 /// The environment variable that selects one seed to run.
@@ -164,13 +166,28 @@ impl Simulation {
         self.tell(seeds);
     }
 
+    /// Runs one story of gateways before a stream for each of `seeds`, like [`run`](Self::run).
+    ///
+    /// # Panics
+    ///
+    /// As [`run`](Self::run).
+    #[doc(hidden)]
+    pub fn run_gateways(&self, seeds: Range<u64>) {
+        self.tell_by(|simulation, seed| Gateways::tell(simulation, seed), seeds);
+    }
+
     fn tell(&self, seeds: Range<u64>) -> Tally {
+        self.tell_by(|simulation, seed| Cluster::tell(simulation, seed), seeds)
+    }
+
+    fn tell_by(&self, teller: Teller, seeds: Range<u64>) -> Tally {
         if let Err(fault) = (self.schema)().check() {
             panic!("the schema can't be used: {fault}");
         }
         let seeds = asked_for(seeds);
         let run = Run {
             simulation: self,
+            teller,
             next: AtomicU64::new(seeds.start),
             end: seeds.end,
             has_failed: AtomicBool::new(false),
@@ -211,9 +228,13 @@ fn command(seed: u64) -> String {
     format!("{ONE_SEED}={seed} cargo test{test}")
 }
 
+/// Tells the story of a seed.
+type Teller = fn(&Simulation, u64) -> Story;
+
 /// The stories of one run.
 struct Run<'s> {
     simulation: &'s Simulation,
+    teller: Teller,
     next: AtomicU64,
     end: u64,
     has_failed: AtomicBool,
@@ -238,7 +259,7 @@ impl Run<'_> {
                 return;
             }
             if (self.simulation.is_wanted)(seed) {
-                let told = catch_unwind(AssertUnwindSafe(|| Cluster::tell(self.simulation, seed)));
+                let told = catch_unwind(AssertUnwindSafe(|| (self.teller)(self.simulation, seed)));
                 self.note(seed, told);
             }
         }

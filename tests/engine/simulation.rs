@@ -35,3 +35,14 @@ fn trust_14_whatever_the_network_and_the_machines_do_all_replicas_agree_in_the_e
     let are_few = ["LIKEWISE_SEED", "LIKEWISE_SEEDS"].iter().any(|name| std::env::var_os(name).is_some());
     assert!(are_few || FAILED_SYNCS.load(Ordering::Relaxed) > 0, "no sync has failed");
 }
+
+/// How many seeds of gateways an ordinary run takes.
+const SEEDS_OF_GATEWAYS: u64 = 1_000;
+
+#[test]
+fn trust_80_gateways_before_a_stream_that_loses_messages_agree_in_the_end() {
+    let bank = Simulation::new(bank, |rng| random_event(rng).into()).always_holds(check_state_file).holds(check_view);
+    let ledger = Simulation::new(ledger::schema, |rng| ledger::random_event(rng).into());
+    bank.only(|seed| seed % 2 == 0).run_gateways(0..SEEDS_OF_GATEWAYS);
+    ledger.only(|seed| seed % 2 == 1).run_gateways(0..SEEDS_OF_GATEWAYS);
+}

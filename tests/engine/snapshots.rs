@@ -649,7 +649,10 @@ fn files_that_are_no_snapshots_are_refused() {
     let bytes = fs::read(&right).unwrap();
     let path = home.scratch.path().join("wrong");
     // A file that isn't the one that the hub has promised.
-    for wrong in [&bytes[..bytes.len() / 2], &bytes[1..], b"", &[bytes.as_slice(), b"x"].concat()] {
+    fs::write(&path, [bytes.as_slice(), b"x"].concat()).unwrap();
+    is_wrong(snapshot.check(&path, &bank()));
+    // Nor one of which a hostile hub says the truth.
+    for wrong in [&bytes[..bytes.len() / 2], &bytes[1..], b""] {
         fs::write(&path, wrong).unwrap();
         is_wrong(snapshot.check(&path, &bank()));
         is_wrong(about(&path, snapshot).check(&path, &bank()));

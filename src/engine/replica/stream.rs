@@ -28,7 +28,7 @@ impl Replica {
         self.log.stream()
     }
 
-    /// Records that messages of this stream make the log from now on.
+    /// Records that messages of this stream make the log from now on. `log` is its id if there is none yet.
     ///
     /// A log of our own stays what it is, under its id, if the stream has it already: then its messages are compared with
     /// it as they are read. Otherwise [`take it back`](Self::follow) first.
@@ -36,14 +36,12 @@ impl Replica {
     /// # Errors
     ///
     /// A fault of the machine.
-    pub fn follow_stream(&mut self, stream: StreamId) -> Result<(), Fault> {
+    pub fn follow_stream(&mut self, stream: StreamId, log: LogId) -> Result<(), Fault> {
         // A gateway needs every id, and its stream has all of them.
         self.drop_base()?;
-        let log = self.log.tip().whose.log_id();
+        let log = self.log.tip().whose.log_id().unwrap_or(log);
         self.change(|own| {
-            if let Whose::Own(_) = own.tip().whose {
-                own.set_whose(Whose::Upstream(log))?;
-            }
+            own.set_whose(Whose::Upstream(Some(log)))?;
             own.set_pulled(Seq::START)?;
             own.set_stream(Some(stream))
         })
@@ -151,7 +149,8 @@ impl Replica {
     ///
     /// # Errors
     ///
-    /// As [`take_back`](Self::take_back).
+    /// As [`take_back`](Self::take_back). After a crash in between, the log has more than its messages brought. It is compared
+    /// with the messages that are read next, as a log is that came here in another way.
     pub fn take_back_messages(&mut self, sequence: u64) -> Result<(), Fault> {
         let after = self.applied_until(sequence)?.map_or(Seq::START, |last| last.seq);
         let whose = self.log.tip().whose;

@@ -40,7 +40,7 @@ use crate::engine::{
     Applied, Arrival, Device, Digest, Envelope, EventId, Fault, LogId, Page, PageSize, Replica, Seq, StoreId, StreamId,
 };
 use crate::limits::sync::authority::MAX_NAMES;
-use crate::limits::sync::gateway::{NOTICES, TURN, WAITING};
+use crate::limits::sync::gateway::{GAP, NOTICES, TURN, WAITING};
 use crate::limits::sync::page;
 
 /// What a gateway is told about itself and its store.
@@ -104,23 +104,28 @@ pub struct Publication {
     pub turn: Turn,
 }
 
-/// Whose turn it is where several gateways publish to one subject. Who was just served waits a little, and who was refused
-/// often waits least. Without that, the one nearest to the leader would always win.
+/// Whose turn it is where several gateways publish to one subject. Who was just served waits for the others, and who was
+/// refused often waits least. Without that, the one nearest to the leader would always win.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Turn {
     /// How often in a row another gateway was faster.
     refusals: u32,
     /// Whether others have published since our last message, or right before it.
     is_contended: bool,
+    /// Whether the last message was ours.
+    is_last: bool,
 }
 
 impl Turn {
-    /// Returns how long to wait, given a random number from 0 to 1.
+    /// Returns how long to wait, counted from the outcome of the last publication, given a random number from 0 to 1. An
+    /// event that comes later than that waits for nothing.
     pub fn pause(self, chance: f64) -> Duration {
-        if !self.is_contended && self.refusals == 0 {
-            return Duration::ZERO;
-        }
-        TURN.mul_f64(chance.clamp(0.0, 1.0)) / (1 << self.refusals.min(8))
+        let most = match self {
+            Self { is_contended: true, .. } => TURN / (1 << self.refusals.min(8)),
+            Self { is_last: true, .. } => GAP,
+            _ => Duration::ZERO,
+        };
+        most.mul_f64(chance.clamp(0.0, 1.0))
     }
 }
 
@@ -181,6 +186,7 @@ struct Flight {
     /// Which events of which pushes are in it, and where.
     events: Vec<(Ticket, usize, u64)>,
     offset: u64,
+    log: Option<LogId>,
 }
 
 /// A push that waits.
@@ -210,6 +216,8 @@ pub struct Gateway {
     wants_ends: bool,
     /// How often the leader was heard.
     heard: u64,
+    /// Whether it began with nothing, and has not yet come to the end of the subject.
+    is_new: bool,
     /// Whether each message that was applied has been compared with the stream since there was reason to.
     is_compared: bool,
     /// The next message may be applied although it doesn't follow from our log.
@@ -222,6 +230,8 @@ pub struct Gateway {
     answered: Vec<Answered>,
     loss: Option<String>,
     notices: Vec<String>,
+    /// Where the store is to be moved.
+    closing: Option<String>,
 }
 
 impl Gateway {
@@ -232,13 +242,13 @@ impl Gateway {
     /// A fault of the machine.
     pub fn begin(replica: &mut Replica, home: Home) -> Result<Self, Fault> {
         let mut phase = Phase::Asking;
-        let whose = replica.standing()?.whose;
-        match replica.stream() {
-            Some(stream) if stream == home.stream => {}
-            Some(_) if whose.log_id().is_some() => phase = Phase::Halted(OTHER_STREAM.to_owned()),
+        let log = replica.standing()?.whose.log_id();
+        match (replica.stream(), log) {
+            (Some(stream), Some(_)) if stream == home.stream => {}
+            (Some(_), Some(_)) => phase = Phase::Halted(OTHER_STREAM.to_owned()),
             _ => {
                 replica.follow()?;
-                replica.follow_stream(home.stream)?;
+                replica.follow_stream(home.stream, home.log)?;
             }
         }
         let is_compared = replica.applied()?.is_none();
@@ -248,6 +258,7 @@ impl Gateway {
             ends: None,
             wants_ends: false,
             heard: 0,
+            is_new: is_compared,
             is_compared,
             takes_any: false,
             flight: None,
@@ -258,6 +269,7 @@ impl Gateway {
             answered: Vec::new(),
             loss: None,
             notices: Vec::new(),
+            closing: None,
         })
     }
 
@@ -493,8 +505,11 @@ impl Gateway {
             page: Page { entries: Vec::new(), next: end, more: self.has_more(sequence) },
             closed: None,
         };
-        let known = replica.standing()?.whose.log_id();
+        let standing = replica.standing()?;
+        let known = standing.whose.log_id();
         let log = known.unwrap_or(self.home.log);
+        // As long as it is empty, the log may turn out to be another: one that was moved into the stream.
+        let is_begun = applied.is_some() || standing.length > 0;
         let group = match Message::read(bytes) {
             Err(Unread::Newer(version)) => {
                 self.phase = Phase::Halted(format!("message {sequence}: {}", Unread::Newer(version)));
@@ -524,28 +539,35 @@ impl Gateway {
                 return self.has_read(applied, sequence, arrival.hash);
             }
         };
-        if known.is_some_and(|known| known != group.log) {
+        if is_begun && known.is_some_and(|known| known != group.log) {
             self.phase = Phase::Halted(OTHER_LOG.to_owned());
             return Ok(());
         }
         arrival.offset = group.offset;
         arrival.page.entries = group.entries(sequence);
         arrival.page.next = arrival.page.entries.last().map_or(end, |last| last.seq);
-        let is_kept = replica.standing()?.head >= arrival.page.next;
-        if replica.arrive_message(group.log, &arrival, Some(group.digest))? {
+        // The log may have come here in another way. Then it has to be the stream's, place by place.
+        let is_kept = standing.head > end;
+        let size = PageSize { events: arrival.page.entries.len(), bytes: usize::MAX };
+        let is_amiss = is_kept && replica.entries(end, size)? != arrival.page.entries;
+        if !is_amiss && replica.arrive_message(group.log, &arrival, Some(group.digest))? {
             return self.has_read(applied, sequence, arrival.hash);
         }
         if is_kept {
-            // The log came here in another way, and is not the stream's from this message on.
-            let whose = replica.standing()?.whose;
-            replica.take_back(end, whose)?;
+            replica.take_back(end, standing.whose)?;
             return Ok(());
         }
         if self.takes_any || applied.is_none() {
             replica.arrive_message(group.log, &arrival, None)?;
             self.takes_any = false;
             self.has_read(applied, sequence, arrival.hash)?;
-            self.lose(format!("message {sequence} doesn't follow from those before it: the stream has lost some"));
+            let what = format!("message {sequence} doesn't follow from those before it: the stream has lost some");
+            // A new gateway has promised nothing to anybody, and others have seen this before.
+            if self.is_new {
+                self.notice(what)
+            } else {
+                self.lose(what)
+            }
             return Ok(());
         }
         self.phase = Phase::Comparing { is_amiss: true };
@@ -559,17 +581,17 @@ impl Gateway {
     /// Notes that a message was read, which may be the one that was published last.
     fn has_read(&mut self, applied: Option<Applied>, sequence: Sequence, hash: Digest) -> Result<(), Fault> {
         let Some(flight) = &mut self.flight else {
-            self.turn.is_contended = true;
+            (self.turn.is_contended, self.turn.is_last) = (true, false);
             return Ok(());
         };
         let is_it = flight.hash == hash && applied.map_or(0, |applied| applied.sequence) == flight.publication.expected;
         if is_it {
             flight.sequence = Some(sequence);
-            self.turn.refusals = 0;
+            (self.turn.refusals, self.turn.is_last) = (0, true);
             self.flight.take_if(|flight| flight.is_acknowledged);
             return Ok(());
         }
-        self.turn.is_contended = true;
+        (self.turn.is_contended, self.turn.is_last) = (true, false);
         if flight.is_acknowledged && flight.sequence.is_some_and(|at| sequence >= at) {
             self.lose(format!("message {sequence} is not the one that the stream had acknowledged"));
         } else if !flight.is_acknowledged {
@@ -587,7 +609,7 @@ impl Gateway {
             if last < ends.last {
                 return Ok(Step::Read(last));
             }
-            self.ends = None;
+            (self.ends, self.is_new) = (None, false);
             let count = replica.applied_until(ends.last)?.map_or(0, |message| message.nth);
             if ends.messages.is_some_and(|messages| messages != count) {
                 self.is_compared = false;
@@ -609,11 +631,19 @@ impl Gateway {
             Some(flight) => return Ok(Step::Publish(Publication { turn: self.turn, ..flight.publication.clone() })),
             None => {}
         }
-        if replica.closed()?.is_some() {
-            self.refuse_moved(replica)?;
-            return Ok(Step::Rest);
+        if let Some(to) = replica.closed()? {
+            self.refuse_moved(&to);
+            // The closing message is the last one, or the stream has lost it.
+            let closing = Message::closing(&to).to_bytes();
+            if applied.is_some_and(|applied| applied.hash == hash(&closing)) {
+                return Ok(Step::Rest);
+            }
+            self.launch(last, closing, Contents::default());
+        } else if let Some(to) = self.closing.as_ref().filter(|_| replica.log().tip().pending == 0) {
+            self.launch(last, Message::closing(to).to_bytes(), Contents::default());
+        } else {
+            self.compose(replica, applied)?;
         }
-        self.compose(replica, applied)?;
         if self.wants_ends {
             return Ok(Step::Ask(self.question(replica)?));
         }
@@ -643,7 +673,7 @@ impl Gateway {
         if self.flight.take_if(|flight| flight.publication.number == number).is_none() {
             return Ok(());
         }
-        self.turn = Turn { refusals: self.turn.refusals + 1, is_contended: true };
+        self.turn = Turn { refusals: self.turn.refusals + 1, is_contended: true, is_last: false };
         let applied = replica.applied()?.map_or(0, |applied| applied.sequence);
         match last.filter(|last| *last > applied) {
             Some(last) => self.ends = Some(Ends { last, messages: None }),
@@ -687,6 +717,13 @@ impl Gateway {
         Ok(self.ticket)
     }
 
+    /// Moves the store out of the stream, once the outbox is empty: a closing message is published, after which every gateway
+    /// refuses the store. `to` tells people where it went. It is done when [`Replica::closed`] says so. Then
+    /// [`promote`](Replica::promote) the replica that goes on with the log.
+    pub fn close(&mut self, to: &str) {
+        self.closing = Some(to.to_owned());
+    }
+
     /// Answers what the stream has acknowledged, though it was not read yet. For when that takes long.
     pub fn answer_now(&mut self) {
         let Some(flight) = self.flight.as_mut().filter(|flight| flight.is_acknowledged) else { return };
@@ -697,7 +734,7 @@ impl Gateway {
                 push.answers[item] = Some(PushedEvent::Stored { seq, no_effect: None });
             }
         }
-        let log = Some(self.home.log);
+        let log = flight.log;
         self.answer(log);
     }
 
@@ -745,12 +782,26 @@ impl Gateway {
         });
     }
 
-    fn refuse_moved(&mut self, replica: &Replica) -> Result<(), Fault> {
-        let to = replica.closed()?.unwrap_or_default();
+    fn refuse_moved(&mut self, to: &str) {
         for Waiting { ticket, .. } in self.waiting.drain(..) {
-            self.answered.push(Answered { ticket, result: Err(Refusal::Moved(to.clone())) });
+            self.answered.push(Answered { ticket, result: Err(Refusal::Moved(to.to_owned())) });
         }
-        Ok(())
+    }
+
+    /// Readies a message to be published behind the message `expected`.
+    fn launch(&mut self, expected: Sequence, bytes: Vec<u8>, contents: Contents) {
+        let Contents { events, offset, log } = contents;
+        self.number += 1;
+        self.flight = Some(Flight {
+            hash: hash(&bytes),
+            publication: Publication { number: self.number, expected, bytes, turn: self.turn },
+            sequence: None,
+            is_acknowledged: false,
+            events,
+            offset,
+            log,
+        });
+        self.turn.is_contended = false;
     }
 
     /// Makes the next message to publish, if there is anything: of what devices push and of the outbox, without what the log
@@ -762,16 +813,14 @@ impl Gateway {
         let mut pack = Composition { pack: Pack::default(), ids: BTreeSet::new(), events: Vec::new() };
         // If both wait, each has half of the message.
         let most = if standing.pending > 0 { page::EVENTS / 2 } else { page::EVENTS };
+        self.look_up(replica)?;
+        self.answer(Some(log));
         let mut names = MAX_NAMES.saturating_sub(replica.names());
         let mut fresh = BTreeSet::new();
         let may_push = !is_moving_in(applied);
         'all: for push in self.waiting.iter_mut().filter(|push| push.is_believed && may_push) {
             for ((event, origin), item) in push.events.iter().zip(&push.items) {
                 if push.answers[*item].is_some() {
-                    continue;
-                }
-                if let Some(answer) = in_log(replica, event)? {
-                    push.answers[*item] = Some(answer);
                     continue;
                 }
                 let name = event.name.as_str();
@@ -801,18 +850,20 @@ impl Gateway {
         let offset = applied.map_or(0, |applied| applied.offset);
         let digest = digest_with(replica.digest_at(standing.head)?, &pack.pack.events);
         let message = Message::Group(Group { log, events: pack.pack.events, digest, offset, seqs: None });
-        let (bytes, events) = (message.to_bytes(), pack.events);
-        self.number += 1;
         let expected = applied.map_or(0, |applied| applied.sequence);
-        self.flight = Some(Flight {
-            hash: hash(&bytes),
-            publication: Publication { number: self.number, expected, bytes, turn: self.turn },
-            sequence: None,
-            is_acknowledged: false,
-            events,
-            offset,
-        });
-        self.turn.is_contended = false;
+        self.launch(expected, message.to_bytes(), Contents { events: pack.events, offset, log: Some(log) });
+        Ok(())
+    }
+
+    /// Finds out which events of the pushes that wait are in the log by now.
+    fn look_up(&mut self, replica: &Replica) -> Result<(), Fault> {
+        for push in self.waiting.iter_mut().filter(|push| push.is_believed) {
+            for ((event, _), item) in push.events.iter().zip(&push.items) {
+                if push.answers[*item].is_none() {
+                    push.answers[*item] = in_log(replica, event)?;
+                }
+            }
+        }
         Ok(())
     }
 
@@ -879,6 +930,14 @@ impl Phase {
     fn reads(&self) -> bool {
         matches!(self, Self::Reading | Self::Auditing { .. })
     }
+}
+
+/// What a publication holds for pushes that wait.
+#[derive(Default)]
+struct Contents {
+    events: Vec<(Ticket, usize, u64)>,
+    offset: u64,
+    log: Option<LogId>,
 }
 
 /// A message in the making.

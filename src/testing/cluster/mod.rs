@@ -76,6 +76,8 @@ struct Node {
     committed: Vec<EventId>,
     /// What is behind the snapshot that it began with last.
     below: Option<Below>,
+    /// Whether a page of its history was not what the hub has.
+    is_lied_to: bool,
     /// Whether it stays at its snapshot for good.
     wants_no_history: bool,
     /// An earlier copy of its files. After a power cut, files that were never synced may be back in this state.
@@ -93,6 +95,7 @@ impl Node {
             held: Vec::new(),
             committed: Vec::new(),
             below: None,
+            is_lied_to: false,
             wants_no_history: false,
             earlier: None,
         }

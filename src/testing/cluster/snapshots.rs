@@ -7,7 +7,7 @@ use std::rc::Rc;
 use rusqlite::Connection;
 
 use super::checks::{ids_of, log_of};
-use super::{Cluster, WORKS, setup};
+use super::{Cluster, WORKS, device, setup};
 use crate::engine::{
     CheckedSnapshot, Concluded, Digest, Entry, Files, HistoryPosition, Page, Proof, Seq, Snapshot, SnapshotError, prove,
 };
@@ -139,16 +139,32 @@ impl Cluster<'_> {
         let position = self.history(at).filter(|position| !position.is_complete())?;
         let after = Seq(position.after.0 / self.stride);
         let start = judged(Start::vouch(Some(self.authority()), Some(position.log), after, position.digest));
-        let mut start = start.expect(WORKS).expect("the hub has vouched for what is behind it");
+        let mut start = match start.expect(WORKS) {
+            Ok(start) => start,
+            Err(_) => {
+                assert!(self.nodes[at].is_lied_to, "the hub has vouched for the base");
+                self.drop_base(at);
+                return None;
+            }
+        };
         let backfill = Backfill::begin(position, &start.hello("any")).expect("it is the same log");
-        let NextPage::Page(page) = self.wire(&mut start, position.after, limit) else { return None };
+        let NextPage::Page(mut page) = self.wire(&mut start, position.after, limit) else { return None };
+        if self.rng.chance(2)
+            && let Some(entry) = page.events.first_mut()
+        {
+            // Another origin makes another log of it, whose digest doesn't come out as the snapshot's.
+            entry.origin = device("liar");
+            self.nodes[at].is_lied_to = true;
+        }
         Some((backfill, page))
     }
 
     /// Fetches some of a device's history, and proves it once all of it is here.
     pub(super) fn fetch_history(&mut self, at: usize) {
+        let base = self.nodes[at].replica.as_ref().map_or(Seq::START, |replica| replica.base());
+        self.nodes[at].is_lied_to &= base > Seq::START;
         let limit = 1 + self.rng.below(7);
-        for _ in 0..=self.rng.below(4) {
+        for _ in 0..=self.rng.below(2) {
             let Some((mut backfill, page)) = self.history_page(at, limit) else { break };
             let arrived = ended(backfill.arrive(self.replica(at), page)).expect(WORKS).expect("nobody else changes it");
             self.replica(at).settle_arrivals().expect(WORKS);
@@ -156,7 +172,10 @@ impl Cluster<'_> {
             match arrived {
                 Backfilled::More => {}
                 Backfilled::Complete => break,
-                Backfilled::Disproven => panic!("the hub has vouched for the base"),
+                Backfilled::Disproven => {
+                    assert!(self.nodes[at].is_lied_to, "the hub has vouched for the base");
+                    self.drop_stream(at);
+                }
             }
         }
         self.conclude(at);
