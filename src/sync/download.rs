@@ -32,8 +32,10 @@ pub(super) struct Beginning {
     since: Option<Instant>,
     /// Whether a part was found that an earlier process left. A power cut may have changed it.
     was_found: bool,
-    /// Whether the last attempt got no answer at all.
+    /// Whether the last attempt got no answer that is a hub's.
     is_unanswered: bool,
+    /// Whether nothing is left of earlier attempts.
+    is_tidy: bool,
     /// Whether the log is pulled instead, for as long as this process runs.
     is_given_up: bool,
 }
@@ -69,7 +71,8 @@ impl Beginning {
         }
         let can_join = store.look_if_any(|replica| Ok(replica.is_none_or(|replica| replica.can_join()))).await;
         if !can_join.map_err(|error| here(&error))? {
-            if self.fetch.take().is_some() {
+            // An earlier process may have left something, too.
+            if self.fetch.take().is_some() || !std::mem::replace(&mut self.is_tidy, true) {
                 drop(Beside::of(store.files()).remove().await);
             }
             return Ok(());
@@ -95,6 +98,28 @@ impl Beginning {
                 Ok(())
             }
         }
+    }
+
+    /// Whoever answered can't send a snapshot now. Only the hub itself can say that it is still making one.
+    async fn put_off(&mut self, upstream: &Upstream, answer: Response) -> Failed {
+        let (rest, status) = (retry_after(&answer), answer.status());
+        let problem = upstream.problem(answer).await.ok().flatten();
+        let rest = rest.map(|rest| rest.min(LONGEST_REST));
+        let code = problem.as_ref().map(|problem| problem.code.as_str());
+        if matches!(code, Some(code::SNAPSHOT_NOT_READY | code::TOO_MANY_SNAPSHOTS)) {
+            let why = "the hub has no snapshot ready yet for this device to begin with".to_owned();
+            let is_put_off = self.fetch.as_mut().is_some_and(Fetch::is_put_off);
+            return if is_put_off {
+                Failed::Now(End::Later(why, rest.unwrap_or(LONGEST_REST)))
+            } else {
+                Failed::ForGood("the hub never has it ready".to_owned())
+            };
+        }
+        let why = problem.map_or_else(|| format!("{} answered {status}", upstream.url()), |problem| problem.detail);
+        self.unanswered(match rest {
+            Some(rest) => End::Later(why, rest),
+            None => End::Offline(why),
+        })
     }
 
     /// Something may be in the way of this route alone. So after every other request without an answer, the pull has its
@@ -127,20 +152,15 @@ impl Beginning {
                     Ok(Err(why)) => return Err(self.unanswered(why)),
                     Err(_) => return Err(self.unanswered(held_up())),
                 };
-                self.is_unanswered = false;
                 let taken = fetch.judge(answer.status(), answer.headers());
-                let rest = retry_after(&answer);
                 match taken {
                     Ok(take) => {
+                        self.is_unanswered = false;
                         begun();
                         download(store, fetch, take, answer, &beside, since).await?;
                     }
                     Err(Not::Offered) => return Err(Failed::NotOffered),
-                    Err(Not::Yet) => {
-                        let why = "the hub has no snapshot ready yet for this device to begin with".to_owned();
-                        let rest = rest.unwrap_or(LONGEST_REST).min(LONGEST_REST);
-                        return Err(Failed::Now(End::Later(why, rest)));
-                    }
+                    Err(Not::Now) => return Err(self.put_off(upstream, answer).await),
                     Err(Not::Right(why)) => return Err(Failed::ForGood(why.to_owned())),
                 }
             }

@@ -272,7 +272,7 @@ impl Upstream {
     }
 
     /// Reads the problem that an answer carries, if it carries one.
-    async fn problem(&self, answer: Response) -> Result<Option<Problem>, End> {
+    pub(super) async fn problem(&self, answer: Response) -> Result<Option<Problem>, End> {
         let kind = answer.headers().get(header::CONTENT_TYPE);
         let is_problem = kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/problem+json"));
         if is_problem { self.read(answer, MAX_PROBLEM).await } else { Ok(None) }
@@ -392,9 +392,9 @@ fn client(url: &Url, tls: &ClientConfig) -> reqwest::Result<reqwest::Client> {
 
 /// What a hub says when it refuses a request.
 #[derive(Deserialize)]
-struct Problem {
-    code: String,
-    detail: String,
+pub(super) struct Problem {
+    pub(super) code: String,
+    pub(super) detail: String,
     #[serde(default, deserialize_with = "points")]
     checkpoints: Vec<Point>,
 }

@@ -33,6 +33,12 @@ pub(crate) mod code {
     /// The hub has no snapshot that is of use to the client.
     #[cfg(feature = "app")]
     pub(crate) const NO_SNAPSHOT: &str = "no-snapshot";
+    /// The hub is still making its snapshot.
+    #[cfg(feature = "app")]
+    pub(crate) const SNAPSHOT_NOT_READY: &str = "snapshot-not-ready";
+    /// The hub sends as many snapshots as it can.
+    #[cfg(feature = "app")]
+    pub(crate) const TOO_MANY_SNAPSHOTS: &str = "too-many-snapshots";
     /// The hub takes no more stores.
     pub(crate) const TOO_MANY_STORES: &str = "too-many-stores";
     /// The push has more events than a push may have.

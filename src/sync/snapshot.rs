@@ -93,8 +93,8 @@ pub(crate) enum Take {
 pub(crate) enum Not {
     /// The hub has none for this device, and says so, or something else has to be done first. The pull will tell.
     Offered,
-    /// The hub is busy with it. It may be asked again in a moment.
-    Yet,
+    /// Whoever answered is in trouble, or busy. Its words say with what.
+    Now,
     /// The hub's answer can't be right.
     Right(&'static str),
 }
@@ -156,12 +156,16 @@ impl Fetch {
                 }
                 Ok(Take::Rest)
             }
-            StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => {
-                self.not_ready += 1;
-                if self.not_ready > NOT_READY { Err(Not::Offered) } else { Err(Not::Yet) }
-            }
+            StatusCode::TOO_MANY_REQUESTS => Err(Not::Now),
+            status if status.is_server_error() => Err(Not::Now),
             _ => Err(Not::Offered),
         }
+    }
+
+    /// Notes that the hub itself says that its snapshot is not ready yet. Returns whether to believe that it will be.
+    pub(crate) fn is_put_off(&mut self) -> bool {
+        self.not_ready += 1;
+        self.not_ready <= NOT_READY
     }
 
     /// Notes that an attempt is over, and how many bytes it brought. Returns whether another one is worth it.
@@ -294,8 +298,10 @@ mod tests {
             }
         }
         let mut fetch = Fetch::default();
-        let busy = |fetch: &mut Fetch| fetch.judge(StatusCode::SERVICE_UNAVAILABLE, &HeaderMap::new());
-        assert!((0..NOT_READY).all(|_| busy(&mut fetch) == Err(Not::Yet)));
-        assert_eq!(busy(&mut fetch), Err(Not::Offered));
+        for status in [StatusCode::SERVICE_UNAVAILABLE, StatusCode::BAD_GATEWAY, StatusCode::TOO_MANY_REQUESTS] {
+            assert_eq!(fetch.judge(status, &HeaderMap::new()), Err(Not::Now));
+        }
+        assert!((0..NOT_READY).all(|_| fetch.is_put_off()));
+        assert!(!fetch.is_put_off());
     }
 }

@@ -399,7 +399,7 @@ fn not_ready(why: &str) -> Problem {
         "Nothing is lost. Come again, here or at another gateway.",
         2,
     )
-    .and_leave()
+    .ends_connection()
 }
 
 impl From<NotReady> for Problem {

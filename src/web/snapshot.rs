@@ -52,8 +52,11 @@ pub(crate) async fn send(
         .pulls
         .take(&who, 1.0)
         .map_err(|wait| too_often("too-many-pulls", "This token asks for snapshots too often.", wait))?;
+    if let Some(problem) = app.hub.not_serving() {
+        return Err(problem);
+    }
     let lease = app.shares.downloads.lend(&who, 1).map_err(|full| {
-        full.problem("too-many-snapshots", "More snapshots are being sent", "Ask again in a moment.", COME_BACK)
+        full.problem(code::TOO_MANY_SNAPSHOTS, "More snapshots are being sent", "Ask again in a moment.", COME_BACK)
     })?;
     let text = |name| headers.get(name).and_then(|value| value.to_str().ok());
     let range = text(header::RANGE);
@@ -128,7 +131,7 @@ fn no_snapshot(why: &NoSnapshot) -> Problem {
         NoSnapshot::Useless(why) => none((*why).to_owned()),
         NoSnapshot::Failed(_) => none("This hub can't make a snapshot at present; its log says why.".to_owned()),
         NoSnapshot::NotYet => Problem::unavailable(
-            "snapshot-not-ready",
+            code::SNAPSHOT_NOT_READY,
             "The snapshot is being made.",
             "Ask again in a moment.",
             COME_BACK,
@@ -156,7 +159,8 @@ impl Sending {
         if self.handed.is_some_and(|handed| handed.elapsed() > SILENCE) {
             return Err(io::Error::new(io::ErrorKind::TimedOut, "the device reads too slowly"));
         }
-        if self.app.shutdown.is_cancelled() || !self.app.hub.lets_in(&self.token) {
+        let is_cut_off = self.app.hub.not_serving().is_some();
+        if self.app.shutdown.is_cancelled() || is_cut_off || !self.app.hub.lets_in(&self.token) {
             return Err(io::Error::new(io::ErrorKind::ConnectionAborted, "the download is over"));
         }
         let length = usize::try_from(self.left).unwrap_or(PIECE).min(PIECE);

@@ -261,9 +261,15 @@ fn trust_76_a_download_that_always_breaks_ends_in_pulling() {
     assert_eq!(asked.load(Ordering::SeqCst), 2);
 
     // Never ready.
-    let answer = "HTTP/1.1 503 Service Unavailable\r\nRetry-After: 0\r\nContent-Length: 0\r\n\r\n";
+    let body = r#"{"code":"snapshot-not-ready","detail":""}"#;
+    let answer = format!(
+        "HTTP/1.1 503 Service Unavailable\r\nRetry-After: 0\r\nContent-Type: application/problem+json\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
     let asked = lie(&proxy, move |_, _, client| client.write_all(answer.as_bytes()));
-    begins(&hub, &proxy, "four", &asked);
+    let phone = begins(&hub, &proxy, "four", &asked);
+    assert!(phone.log().contains("never has it ready"), "{}", phone.log());
+    assert_eq!(asked.load(Ordering::SeqCst), 21);
 }
 
 #[test]

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::super::http::read_certificates;
 use super::super::tls::{Trust, tls};
-use super::address::{Address, ClusterOptions};
+use super::address::{Address, ClusterOptions, Login};
 use super::api::{Api, ApiError, StreamInfo, code};
 use super::bucket::{Bucket, BucketError};
 use super::settings;
@@ -656,6 +656,11 @@ fn connect_options(
             *complaint.lock().unwrap_or_else(PoisonError::into_inner) = said;
             std::future::ready(())
         });
+    connect = match address.login.clone() {
+        Some(Login::User(user, password)) => connect.user_and_password(user, password),
+        Some(Login::Token(token)) => connect.token(token),
+        None => connect,
+    };
     if let Some(path) = &options.credentials {
         let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
         connect = connect.credentials(&text).with_context(|| {
