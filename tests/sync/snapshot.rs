@@ -271,6 +271,32 @@ fn trust_75_a_hub_restored_to_before_the_snapshot_gets_everything_back() {
 }
 
 #[test]
+fn trust_75_a_snapshot_whose_place_the_restored_log_does_not_have_is_made_anew() {
+    let (mut hub, proxy) = hub_behind_proxy();
+    hub.import(&likes(LONG));
+    let backup = hub.file("backup");
+    hub.run(&["backup", backup.to_str().unwrap()]);
+    hub.import(&likes(100));
+    let phone = Node::client("phone", &proxy.url, &hub);
+    wait_until_level(&[&hub, &phone], LONG as u64 + 100);
+    drop(phone);
+    hub.kill();
+    // The snapshot stays where it is, beside the files of an earlier day.
+    let store = hub.data.join("stores/likes");
+    for name in ["eventlog.db", "eventlog.db-wal", "state.db", "state.db-wal", "witness"] {
+        drop(fs::remove_file(store.join(name)));
+    }
+    crate::support::copy_all(&backup.join("stores/likes"), &store);
+    assert_eq!(kept(&hub), 1);
+    hub.start();
+    proxy.point_to(hub.url());
+    let laptop = Node::client("laptop", &proxy.url, &hub);
+    wait_until_level(&[&hub, &laptop], LONG as u64);
+    assert!(laptop.log().contains(BEGAN), "{}", laptop.log());
+    assert_eq!((made(&hub), kept(&hub)), (2, 1));
+}
+
+#[test]
 fn trust_75_an_event_that_is_in_the_snapshot_is_pushed_again_if_the_hub_loses_it() {
     let (mut hub, proxy) = hub_behind_proxy();
     hub.import(&likes(LONG));
