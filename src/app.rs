@@ -58,7 +58,7 @@ const OWN_COMMANDS: [&str; 20] = [
 ];
 
 /// Fields of `/status` and metrics of the program, beside which figures stand.
-const TAKEN_FROM_FIGURES: [&str; 37] = [
+const TAKEN_FROM_FIGURES: [&str; 46] = [
     "store",
     "device",
     "version",
@@ -96,6 +96,15 @@ const TAKEN_FROM_FIGURES: [&str; 37] = [
     "queue_limit",
     "upstream_stores",
     "upstream_last_sync_timestamp",
+    "gateway_ready",
+    "gateway_stream_messages",
+    "gateway_stream_bytes",
+    "gateway_replicas",
+    "gateway_replicas_current",
+    "gateway_published",
+    "gateway_raced",
+    "gateway_unanswered",
+    "gateway_losses",
 ];
 
 /// A program of its own around a schema.

@@ -394,7 +394,7 @@ fn not_ready(why: &str) -> Problem {
         "Nothing is lost. Come again, here or at another gateway.",
         2,
     )
-    .and_leave()
+    .ends_connection()
 }
 
 impl From<NotReady> for Problem {
@@ -440,7 +440,8 @@ impl From<Refusal> for Problem {
                 code::MOVED,
                 format!("The store was moved to another hub: {to}."),
                 "Nothing was stored. Sync with the hub that has it now.",
-            ),
+            )
+            .ends_connection(),
             Refusal::Diverged { head, points } => Self::conflict(
                 code::DIVERGED,
                 "The hub's log is not the one that the client has up to where it has pulled.",

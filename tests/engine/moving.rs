@@ -198,6 +198,24 @@ fn another_log_is_not_moved_over_the_one_that_is_there() {
 }
 
 #[test]
+fn a_log_that_gateways_went_on_with_is_not_moved_behind_theirs() {
+    let (old, new) = (Home::new(), Home::new());
+    let (mut replica, _) = hub(&old, 2_500);
+    let (stream, mut subject) = (StreamId::random(), Subject::default());
+    move_in(&replica, &mut subject, usize::MAX).unwrap().expect("all of it");
+    let mut other = new.open();
+    serve(&mut other, &mut subject, stream, LogId::random());
+    other.commit(&[like(1_000_000)]).unwrap();
+    serve(&mut other, &mut subject, stream, LogId::random());
+    assert!(move_in(&replica, &mut subject, usize::MAX).unwrap().is_some(), "all of it was there before");
+    add(&mut replica, 2_500, 1);
+    let messages = subject.messages.len();
+    let refused = move_in(&replica, &mut subject, usize::MAX).unwrap_err();
+    assert!(matches!(refused, MoveError::GoneOn(_)), "{refused}");
+    assert_eq!(subject.messages.len(), messages, "nothing is published");
+}
+
+#[test]
 fn a_log_that_went_through_a_stream_comes_out_as_a_hubs() {
     let (old, new) = (Home::new(), Home::new());
     let (replica, log) = hub(&old, 2_500);

@@ -99,7 +99,7 @@ fn a_link_that_is_made_at_one_gateway_is_good_once_at_another() {
     assert!(joined.status.success(), "{}", String::from_utf8_lossy(&joined.stderr));
     let refused = join(&second);
     assert!(!refused.status.success());
-    assert!(one.run(&["token", "list"]).contains("laptop"));
+    wait_for("the other gateway to know it", || one.run(&["token", "list"]).contains("laptop").then_some(()));
     first.start();
     first.like();
     wait_until_level(&[&one, &two, &first], 1);

@@ -1,6 +1,7 @@
 //! What docs/scale.md tells people to type, typed.
 
 use std::fs;
+use std::net::TcpStream;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -78,6 +79,9 @@ fn three_servers_and_two_gateways_on_one_machine_work_as_written() {
     let mut shell = Shell::start(&script);
     let jobs = shell.jobs();
     let [one, two, phone] = [3001, 3002, 3003].map(|port| format!("http://{host}:{port}"));
+    for url in [&one, &two, &phone] {
+        wait_for(url, || TcpStream::connect(url.trim_start_matches("http://")).ok());
+    }
     let status = |url: &str| serde_json::from_str::<Value>(&get(&format!("{url}/status")).1).unwrap();
     let seen_by_all = |count: u64| {
         wait_for(&format!("{count} likes everywhere"), || {

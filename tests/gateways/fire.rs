@@ -26,13 +26,10 @@ fn leader(fleet: &Fleet) -> usize {
 }
 
 #[test]
-fn likes_survive_whatever_happens_to_servers_and_gateways() {
+fn likes_survive_servers_and_gateways_that_die_stand_still_or_are_cut_off() {
     let mut fleet = Fleet::start(SERVERS, GATEWAYS, 4);
     fleet.wait_for_progress();
-    fleet.save_all();
-    fleet.save_server(0);
-
-    // The one that leads, killed; then the next, paused.
+    // The server that leads is killed; then the next one is paused.
     let killed = leader(&fleet);
     fleet.nats.kill(killed);
     fleet.wait_for_progress();
@@ -43,8 +40,7 @@ fn likes_survive_whatever_happens_to_servers_and_gateways() {
     fleet.wait_for_progress();
     fleet.nats.resume(paused);
     fleet.nats.wait_until_ready();
-
-    // A gateway killed, another paused, and the third cut off from the servers.
+    // A gateway is killed, another paused, and the third cut off from the servers.
     fleet.kill_or_start_gateway(0);
     fleet.wait_for_progress();
     fleet.kill_or_start_gateway(0);
@@ -54,13 +50,24 @@ fn likes_survive_whatever_happens_to_servers_and_gateways() {
     fleet.set_links_of_gateway(2, Course::Swallow);
     fleet.wait_for_progress();
     fleet.check();
+}
 
-    // A server comes back with old files; all are killed at once; all come back with the files of one moment.
+#[test]
+fn likes_survive_servers_whose_files_are_set_back() {
+    let mut fleet = Fleet::start(SERVERS, GATEWAYS, 4);
+    fleet.wait_for_progress();
+    fleet.save_server(0);
+    fleet.wait_for_progress();
+    // One comes back with old files; then all are killed at once.
     fleet.set_server_back(0);
     fleet.nats.wait_until_ready();
     fleet.wait_for_progress();
     fleet.kill_all_servers();
     fleet.nats.wait_until_ready();
+    fleet.wait_for_progress();
+    fleet.check();
+    // All come back with the files of one moment. No server has what came after it.
+    fleet.save_all();
     fleet.wait_for_progress();
     fleet.set_all_back();
     fleet.check();

@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::common::nats::{Course, Link, Nats, Plan, Saved};
-use crate::common::wait_for;
+use crate::common::{PATIENCE, wait_for};
 use crate::front::Front;
 use crate::people::Person;
-use crate::support::{Node, wait_until_level};
+use crate::support::Node;
 
 /// How long somebody waits between two likes.
 const PAUSE: Duration = Duration::from_millis(40);
@@ -234,7 +234,7 @@ impl Fleet {
         let began = Instant::now();
         let count = self.stop_people();
         let all = self.all();
-        wait_until_level(&all, count);
+        level(&all, count);
         let took = began.elapsed();
         let mut first: Option<Vec<Value>> = None;
         for node in &all {
@@ -258,5 +258,33 @@ impl Fleet {
     pub fn wait_for_progress(&self) {
         let before = self.devices[0].status()["cursor"].clone();
         wait_for("new likes at a device", || (self.devices[0].status()["cursor"] != before).then_some(()));
+    }
+}
+
+/// Waits until all have this many likes and nothing to push, and are equal down to the digests.
+fn level(nodes: &[&Node], count: u64) {
+    let began = Instant::now();
+    loop {
+        let all: Vec<_> = nodes.iter().map(|node| node.status()).collect();
+        let key = |status: &Value| {
+            ["log", "head", "schema", "log_digest", "state_digest", "digest_seq"].map(|name| status[name].clone())
+        };
+        let is_level =
+            |status: &Value| status["count"] == count && status["pending"] == 0 && key(status) == key(&all[0]);
+        if all.iter().all(is_level) {
+            return;
+        }
+        if began.elapsed() > PATIENCE {
+            for status in &all {
+                let upstream = &status["upstream"];
+                let [name, likes, pending, head] = ["device", "count", "pending", "head"].map(|name| &status[name]);
+                eprintln!(
+                    "{name}: {likes} likes, {pending} pending, up to {head}, {}, {}",
+                    upstream["state"], upstream["error"]
+                );
+            }
+            panic!("waited {PATIENCE:?} for {count} likes everywhere");
+        }
+        std::thread::sleep(Duration::from_millis(200));
     }
 }

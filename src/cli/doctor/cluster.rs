@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::{Finding, Patient};
 use crate::limits::sync::http::ANSWER;
-use crate::sync::Cluster;
+use crate::sync::{Cluster, Trust, tls};
 use crate::web::ClusterSetting;
 
 const STREAM: &str = "stream";
@@ -86,7 +86,10 @@ async fn disk(monitor: &str) -> Finding {
 }
 
 async fn settings(monitor: &str) -> Result<Value, String> {
-    let client = Client::builder().no_proxy().timeout(ANSWER).build().map_err(|error| error.to_string())?;
+    let trust = if monitor.starts_with("https:") { Trust::SystemAnd(Vec::new()) } else { Trust::Nobody };
+    let tls = tls(trust).map_err(|error| error.to_string())?;
+    let client = Client::builder().no_proxy().timeout(ANSWER).tls_backend_preconfigured(tls).build();
+    let client = client.map_err(|error| error.to_string())?;
     let answer = client.get(format!("{monitor}/jsz?config=true")).send().await;
     let answer = answer.map_err(|error| error.without_url().to_string())?;
     let told: Value = serde_json::from_slice(&answer.bytes().await.map_err(|error| error.to_string())?)

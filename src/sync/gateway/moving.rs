@@ -63,7 +63,6 @@ pub enum MoveStep {
 /// A move of one store's log.
 #[derive(Debug)]
 pub struct MoveIn {
-    log: LogId,
     moving: MovingIn,
     /// The last event of the log.
     head: Seq,
@@ -72,6 +71,8 @@ pub struct MoveIn {
     /// The subject's last message that is known.
     last: Sequence,
     is_level: bool,
+    /// A message with which gateways went on with the log before the subject had all of it.
+    gone_on: Option<Sequence>,
     /// What is published: how the move stands with it, and the last place in it.
     next: Option<(MovingIn, Seq)>,
 }
@@ -89,7 +90,15 @@ impl MoveIn {
     }
 
     fn of(log: LogId, head: Seq) -> Self {
-        Self { log, moving: MovingIn::new(log, head), head, after: Seq::START, last: 0, is_level: false, next: None }
+        Self {
+            moving: MovingIn::new(log, head),
+            head,
+            after: Seq::START,
+            last: 0,
+            is_level: false,
+            gone_on: None,
+            next: None,
+        }
     }
 
     /// Returns how far the log has been moved.
@@ -105,6 +114,9 @@ impl MoveIn {
     pub fn next(&mut self, replica: &Replica) -> Result<MoveStep, MoveError> {
         if !self.is_level {
             return Ok(MoveStep::Read(self.last));
+        }
+        if let Some(sequence) = self.gone_on {
+            return Err(MoveError::GoneOn(sequence));
         }
         let entries = replica.entries(self.after, NEXT)?;
         let mut moving = self.moving.clone();
@@ -127,10 +139,11 @@ impl MoveIn {
             Err(newer @ Unread::Newer(_)) => return Err(MoveError::Newer(sequence, newer)),
             // Gateways pass over it as well.
             Err(Unread::Foreign(_)) => {}
-            // Gateways go on with the log.
-            Ok(Message::Group(group)) if self.after == self.head && group.seqs.is_none() => {}
+            // Gateways go on with the log. What they added to all of it is theirs.
             Ok(Message::Group(group)) if group.seqs.is_none() && self.after > Seq::START => {
-                return Err(MoveError::GoneOn(sequence));
+                if self.after < self.head {
+                    self.gone_on.get_or_insert(sequence);
+                }
             }
             Ok(Message::Group(group)) => {
                 let entries = replica.entries(self.after, NEXT)?;
@@ -167,6 +180,7 @@ impl MoveIn {
     /// A fault of the machine.
     pub fn conclude(self, replica: &mut Replica, stream: StreamId) -> Result<(), Fault> {
         debug_assert_eq!(self.after, self.head, "BUG: not all of it was moved");
-        replica.follow_stream(stream, self.log)
+        let Some(log) = replica.standing()?.whose.log_id() else { return Ok(()) };
+        replica.follow_stream(stream, log)
     }
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use anyhow::{Context, bail};
 use async_nats::ServerAddr;
+use percent_encoding::percent_decode_str;
 use reqwest::Url;
 
 use super::super::gateway::Prefix;
@@ -49,10 +50,18 @@ pub enum WithoutTls {
     Anywhere,
 }
 
+/// How an address itself says to be let in.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) enum Login {
+    User(String, String),
+    Token(String),
+}
+
 /// The servers of a cluster, and the prefix. Shown, it has no password in it.
 #[derive(Clone)]
 pub(super) struct Address {
     pub(super) servers: Vec<ServerAddr>,
+    pub(super) login: Option<Login>,
     prefix: Prefix,
     pub(super) has_tls: bool,
     shown: String,
@@ -80,7 +89,7 @@ impl Address {
         if parts.len() > SERVERS {
             bail!("these are more than {SERVERS} NATS servers; name those that the gateway connects to");
         }
-        let (mut servers, mut shown, mut prefix) = (Vec::new(), Vec::new(), None);
+        let (mut servers, mut shown, mut prefix, mut login) = (Vec::new(), Vec::new(), None, None);
         for part in parts {
             let server = Server::parse(part)?;
             if server.has_tls != has_tls {
@@ -99,6 +108,12 @@ impl Address {
                 }
                 prefix = Some(named);
             }
+            if let Some(named) = server.login() {
+                if login.as_ref().is_some_and(|login| *login != named) {
+                    bail!("these addresses name two users, and a gateway is one");
+                }
+                login = Some(named);
+            }
             shown.push(server.shown());
             servers.push(server.address()?);
         }
@@ -106,7 +121,7 @@ impl Address {
         if let Some(prefix) = &prefix {
             shown = format!("{shown}/{prefix}");
         }
-        Ok(Self { servers, prefix: prefix.unwrap_or_default(), has_tls, shown })
+        Ok(Self { servers, login, prefix: prefix.unwrap_or_default(), has_tls, shown })
     }
 
     /// What everything that is stored there begins with.
@@ -169,16 +184,20 @@ impl Server {
         self.url.port()
     }
 
+    fn login(&self) -> Option<Login> {
+        let decoded = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
+        match (self.url.username(), self.url.password()) {
+            ("", _) => None,
+            (token, None) => Some(Login::Token(decoded(token))),
+            (user, Some(password)) => Some(Login::User(decoded(user), decoded(password))),
+        }
+    }
+
     fn address(&self) -> anyhow::Result<ServerAddr> {
-        let user = match (self.url.username(), self.url.password()) {
-            ("", _) => String::new(),
-            (user, None) => format!("{user}@"),
-            (user, Some(password)) => format!("{user}:{password}@"),
-        };
         let host = self.url.host_str().unwrap_or_default();
         let scheme = if self.has_tls { "tls" } else { "nats" };
         let port = self.port().unwrap_or(4222);
-        format!("{scheme}://{user}{host}:{port}").parse().with_context(|| format!("{} is no address", self.shown()))
+        format!("{scheme}://{host}:{port}").parse().with_context(|| format!("{} is no address", self.shown()))
     }
 }
 
@@ -198,7 +217,7 @@ mod tests {
         assert_eq!((&*address.stream(), &*address.bucket(), address.has_tls), ("shop", "KV_shop", false));
         let ports: Vec<_> = address.servers.iter().map(ServerAddr::port).collect();
         assert_eq!(ports, [4222, 14222]);
-        assert_eq!(address.servers[1].username(), Some("me"));
+        assert!(address.login == Some(Login::User("me".to_owned(), "secret".to_owned())));
         let address = parse("tls://nats.example.org").expect("an address");
         assert_eq!((&*address.stream(), address.has_tls), ("likewise", true));
         assert_eq!(address.to_string(), "tls://nats.example.org");
@@ -215,6 +234,7 @@ mod tests {
             ("nats://localhost/a?b", "not the address"),
             ("nats://localhost/a,nats://localhost/b", "two prefixes"),
             ("nats://localhost,tls://localhost", "alike"),
+            ("nats://a:secret@localhost,nats://b:secret@localhost", "two users"),
             ("nats://10.1.2.3", "--nats-without-tls"),
             ("nats://nats.example.org", "--nats-without-tls"),
             ("nats://me:secret@nats.example.org", "nats://nats.example.org"),

@@ -25,11 +25,20 @@ use crate::limits::sync::nats::{
 };
 use crate::random;
 
+/// What was last told of a store's messages.
+#[derive(Debug, Clone, Copy, Default)]
+struct News {
+    /// How often something was told.
+    nth: u64,
+    /// The message that the stream has.
+    sequence: Sequence,
+}
+
 /// Where the hub's routes bring what devices ask of a store.
 #[derive(Clone)]
 pub(crate) struct Desk {
     requests: mpsc::Sender<Request>,
-    news: watch::Sender<Sequence>,
+    news: watch::Sender<News>,
 }
 
 /// Why a gateway can't serve a store at this moment.
@@ -80,13 +89,10 @@ impl Desk {
         }
     }
 
-    /// Tells that the stream has a message of this store with that sequence.
+    /// Tells that the stream has a message of this store with that sequence. A stream that has lost messages tells of lower ones
+    /// than before.
     pub(in super::super) fn tell(&self, sequence: Sequence) {
-        self.news.send_if_modified(|known| {
-            let is_new = sequence > *known;
-            *known = sequence.max(*known);
-            is_new
-        });
+        self.news.send_modify(|news| *news = News { nth: news.nth + 1, sequence });
     }
 }
 
@@ -97,7 +103,7 @@ pub(in super::super) struct Attendant {
     stream: String,
     subject: String,
     requests: mpsc::Receiver<Request>,
-    news: watch::Receiver<Sequence>,
+    news: watch::Receiver<News>,
     epoch: watch::Receiver<Epoch>,
     /// What of it the gateway was told.
     seen: Epoch,
@@ -164,7 +170,7 @@ struct Serving {
     is_answered: bool,
     /// Since when a hint of something new is looked into, and the last one that came to nothing.
     hinted: Option<Instant>,
-    settled: Sequence,
+    settled: u64,
 }
 
 /// Messages that follow one another in the subject.
@@ -220,7 +226,7 @@ impl Attendant {
     /// Attends to a store from now on. `warming` is held until it is level.
     pub(in super::super) fn new(stay: Stay, cluster: Cluster, warming: Option<OwnedSemaphorePermit>) -> (Self, Desk) {
         let (requests, receiver) = mpsc::channel(REQUESTS);
-        let (news, heard) = watch::channel(0);
+        let (news, heard) = watch::channel(News::default());
         let desk = Desk { requests, news };
         let (stream, subject) = (cluster.stream(), cluster.subject(&stay.id));
         let epoch = cluster.epoch();
@@ -645,14 +651,14 @@ impl Attendant {
     async fn wait(&mut self, serving: &mut Serving, applied: Sequence) -> Result<Option<Outcome>, Trouble> {
         self.is_level();
         let hint = *self.news.borrow_and_update();
-        if hint > applied.max(serving.settled) {
+        if hint.sequence > applied && hint.nth != serving.settled {
             let outcome = self.read_news(serving, applied).await?;
             if serving.ahead.follows(applied) {
                 return Ok(Some(outcome));
             }
             // The replica that answered may be behind.
             if serving.hinted.get_or_insert_with(Instant::now).elapsed() > DOUBT_AFTER {
-                (serving.hinted, serving.settled) = (None, hint);
+                (serving.hinted, serving.settled) = (None, hint.nth);
                 return Ok(Some(Outcome::Doubt));
             }
             tokio::select! {

@@ -232,9 +232,7 @@ impl Bucket {
             let is_lost = before.shared.is_some() && there.as_ref().is_none_or(|there| !there.includes(&known));
             next.merge(&known, now());
             let files = Files::of(&self.inner.data).map_err(BucketError::Files)?;
-            if let Some(tokens) = &files.tokens {
-                next.change(&known, tokens, &files.pairings, now());
-            }
+            next.change(&known, files.tokens_of(&known), &files.pairings, now());
             if next.visitors.is_none() {
                 next.visitors = Some(files.visitors.clone().unwrap_or_else(random::hex::<32>));
             }
@@ -285,9 +283,7 @@ impl Bucket {
         // Somebody may have changed them meanwhile.
         let found = Files::of(data)?;
         let mut kept = shared.clone();
-        if let Some(now_there) = &found.tokens {
-            kept.change(before, now_there, &found.pairings, now());
-        }
+        kept.change(before, found.tokens_of(before), &found.pairings, now());
         if found.tokens.as_deref().unwrap_or_default() != kept.tokens {
             tokens.write(&kept.tokens)?;
         }
@@ -337,6 +333,11 @@ struct Files {
 }
 
 impl Files {
+    /// The tokens in the file, or those that are known if there is none.
+    fn tokens_of<'a>(&'a self, known: &'a Shared) -> &'a [Token] {
+        self.tokens.as_deref().unwrap_or(&known.tokens)
+    }
+
     fn of(data: &Path) -> anyhow::Result<Self> {
         let visitors = read(&DataDir::visitor_key(data))?;
         let visitors = visitors.map(|text| String::from_utf8_lossy(&text).trim().to_owned());

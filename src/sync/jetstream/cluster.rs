@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::super::http::read_certificates;
 use super::super::tls::{Trust, tls};
-use super::address::{Address, ClusterOptions};
+use super::address::{Address, ClusterOptions, Login};
 use super::api::{Api, ApiError, StreamInfo, code};
 use super::bucket::{Bucket, BucketError};
 use super::settings;
@@ -311,7 +311,7 @@ impl Cluster {
             };
             let stand = match looked {
                 Ok(overview) => Stand::Ready(Arc::new(overview)),
-                Err(Trouble::Away(why)) => Stand::Away(why),
+                Err(Trouble::Away(why)) => Stand::Away(self.explained(why)),
                 Err(Trouble::Unfit(why)) => Stand::Unfit(why),
             };
             failures = if matches!(stand, Stand::Away(_)) { failures + 1 } else { 0 };
@@ -401,6 +401,16 @@ impl Cluster {
 
     fn rounds(&self) -> u32 {
         u32::try_from(self.inner.address.servers.len()).unwrap_or(u32::MAX).max(1)
+    }
+
+    /// Says with `why` what a server complained of, such as rights that this gateway doesn't have: such a server gives no other
+    /// answer.
+    fn explained(&self, why: String) -> String {
+        let complaint = self.inner.complaint.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        match complaint.filter(|complaint| !why.contains(complaint)) {
+            Some(complaint) => format!("{why}; {complaint}"),
+            None => why,
+        }
     }
 
     fn complaint(&self) -> String {
@@ -646,17 +656,26 @@ fn connect_options(
             *complaint.lock().unwrap_or_else(PoisonError::into_inner) = said;
             std::future::ready(())
         });
+    connect = match address.login.clone() {
+        Some(Login::User(user, password)) => connect.user_and_password(user, password),
+        Some(Login::Token(token)) => connect.token(token),
+        None => connect,
+    };
     if let Some(path) = &options.credentials {
         let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
         connect = connect.credentials(&text).with_context(|| {
             format!("{} holds no credentials of NATS, as `nsc generate creds` makes them", path.display())
         })?;
     }
-    if address.has_tls {
-        let roots = options.root_certificate.as_deref().map(read_certificates).transpose()?.unwrap_or_default();
-        let mut config = tls(Trust::SystemAnd(roots)).context("cannot connect over TLS")?;
-        config.alpn_protocols.clear();
-        connect = connect.require_tls(true).tls_client_config(config);
+    let roots = options.root_certificate.as_deref().map(read_certificates).transpose()?.unwrap_or_default();
+    match tls(Trust::SystemAnd(roots)) {
+        Ok(mut config) => {
+            config.alpn_protocols.clear();
+            // A server may ask for TLS though its address doesn't.
+            connect = connect.tls_client_config(config).require_tls(address.has_tls);
+        }
+        Err(error) if address.has_tls => return Err(error).context("cannot connect over TLS"),
+        Err(_) => {}
     }
     Ok(connect)
 }

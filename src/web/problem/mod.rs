@@ -36,7 +36,7 @@ pub(crate) struct Problem {
     advice: Cow<'static, str>,
     retry_after: Option<u32>,
     /// Whether the connection ends with the answer.
-    is_last: bool,
+    ends_connection: bool,
     members: Option<Box<Map<String, Value>>>,
     typed: Option<Box<Typed>>,
 }
@@ -87,7 +87,7 @@ impl Problem {
             detail: detail.into(),
             advice: advice.into(),
             retry_after: None,
-            is_last: false,
+            ends_connection: false,
             members: None,
             typed: None,
         }
@@ -152,9 +152,11 @@ impl Problem {
         self.retry_after(u32::try_from(wait.as_secs()).unwrap_or(u32::MAX).saturating_add(1))
     }
 
-    /// Ends the connection with the answer. What stands in front may then lead the client to another instance.
-    pub(crate) fn and_leave(self) -> Self {
-        Self { is_last: true, ..self }
+    /// Ends the connection with the answer. The next try makes a new one, which a load balancer may lead to somebody who can do
+    /// what this server can't.
+    pub(crate) fn ends_connection(mut self) -> Self {
+        self.ends_connection = true;
+        self
     }
 
     /// Adds an extension member to the JSON form. Pages don't show it.
@@ -250,7 +252,7 @@ pub(crate) fn render(face: &Face, method: &Method, uri: &Uri, asks_for_json: boo
     tracing::debug!(%method, path = uri.path(), status = problem.status.as_u16(), code = problem.code, "refused");
 
     let status = problem.status;
-    let (retry_after, is_last) = (problem.retry_after, problem.is_last);
+    let (retry_after, ends_connection) = (problem.retry_after, problem.ends_connection);
     let (media_type, body) = if asks_for_json || speaks_json(uri.path()) {
         ("application/problem+json", problem.into_json())
     } else {
@@ -278,7 +280,7 @@ pub(crate) fn render(face: &Face, method: &Method, uri: &Uri, asks_for_json: boo
     if status == StatusCode::UNAUTHORIZED {
         headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
     }
-    if is_last || LEAVES_BODY_UNREAD.contains(&status) {
+    if ends_connection || LEAVES_BODY_UNREAD.contains(&status) {
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     answer
