@@ -50,11 +50,14 @@ pub(crate) enum NotReady {
     Moved(String),
 }
 
+/// Where an answer goes.
+type Reply<T> = oneshot::Sender<Result<T, NotReady>>;
+
 enum Request {
     /// Tell when the log is what the stream had after this came.
-    Level(oneshot::Sender<Result<LogId, NotReady>>),
+    Level(Reply<LogId>),
     /// Put these events into the stream.
-    Push(Incoming, oneshot::Sender<Result<Result<Pushed, Refusal>, NotReady>>),
+    Push(Incoming, Reply<Result<Pushed, Refusal>>),
 }
 
 impl Desk {
@@ -108,8 +111,8 @@ pub(in super::super) struct Attendant {
     /// What of it the gateway was told.
     seen: Epoch,
     /// Devices that wait to be judged, each with what the leader said since, and pushes that wait for their answer.
-    levels: Vec<(Option<Sequence>, oneshot::Sender<Result<LogId, NotReady>>)>,
-    pushes: HashMap<Ticket, oneshot::Sender<Result<Result<Pushed, Refusal>, NotReady>>>,
+    levels: Vec<(Option<Sequence>, Reply<LogId>)>,
+    pushes: HashMap<Ticket, Reply<Result<Pushed, Refusal>>>,
     /// Held until the store is level for the first time: only so many become so at once.
     warming: Option<OwnedSemaphorePermit>,
 }
