@@ -344,13 +344,15 @@ impl Attendant {
     }
 
     /// Keeps the store level with the stream. Returns when nobody uses it.
-    async fn serve(&mut self, kept: &mut Option<Arc<Mutex<Gateway>>>) -> Result<(), Trouble> {
+    async fn serve(&mut self, kept: &mut Option<(StreamId, Arc<Mutex<Gateway>>)>) -> Result<(), Trouble> {
         let (api, stream) = self.ready().await?;
+        // What is known of another stream is of no use.
+        kept.take_if(|(known, _)| *known != stream);
         let store = self.stay.clients.shared.stores.get(&self.stay.id)?;
         self.stay.health = store.health();
         let mut first = None;
         let gateway = match kept {
-            Some(gateway) => Arc::clone(gateway),
+            Some((_, gateway)) => Arc::clone(gateway),
             None => {
                 let home = Home {
                     stream,
@@ -367,7 +369,7 @@ impl Attendant {
                 }
                 self.seen = self.epoch.borrow_and_update().clone();
                 let begun = store.with(move |replica| Gateway::begin(replica, home)).await?;
-                Arc::clone(kept.insert(Arc::new(Mutex::new(begun))))
+                Arc::clone(&kept.insert((stream, Arc::new(Mutex::new(begun)))).1)
             }
         };
         if let Some(request) = first {
@@ -381,7 +383,11 @@ impl Attendant {
         loop {
             let now = self.epoch.borrow_and_update().clone();
             if now != self.seen {
-                serving.api = self.cluster.api().map_err(Trouble::Away)?;
+                let (api, found) = self.ready().await?;
+                if found != stream {
+                    return Err(Trouble::Away("the stream is another than it was".to_owned()));
+                }
+                serving.api = api;
                 let before = std::mem::replace(&mut self.seen, now.clone());
                 let mut gateway = lock(&serving.gateway);
                 if now.run != before.run {
