@@ -11,6 +11,7 @@ mod evolution;
 mod face;
 mod faults;
 mod formats;
+mod gateway;
 mod ledger;
 mod live;
 mod moving;

@@ -40,7 +40,7 @@ use crate::engine::{
     Applied, Arrival, Device, Digest, Envelope, EventId, Fault, LogId, Page, PageSize, Replica, Seq, StoreId, StreamId,
 };
 use crate::limits::sync::authority::MAX_NAMES;
-use crate::limits::sync::gateway::{NOTICES, TURN, WAITING};
+use crate::limits::sync::gateway::{GAP, NOTICES, TURN, WAITING};
 use crate::limits::sync::page;
 
 /// What a gateway is told about itself and its store.
@@ -104,23 +104,28 @@ pub struct Publication {
     pub turn: Turn,
 }
 
-/// Whose turn it is where several gateways publish to one subject. Who was just served waits a little, and who was refused
-/// often waits least. Without that, the one nearest to the leader would always win.
+/// Whose turn it is where several gateways publish to one subject. Who was just served waits for the others, and who was
+/// refused often waits least. Without that, the one nearest to the leader would always win.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Turn {
     /// How often in a row another gateway was faster.
     refusals: u32,
     /// Whether others have published since our last message, or right before it.
     is_contended: bool,
+    /// Whether the last message was ours.
+    is_last: bool,
 }
 
 impl Turn {
-    /// Returns how long to wait, given a random number from 0 to 1.
+    /// Returns how long to wait, counted from the outcome of the last publication, given a random number from 0 to 1. An
+    /// event that comes later than that waits for nothing.
     pub fn pause(self, chance: f64) -> Duration {
-        if !self.is_contended && self.refusals == 0 {
-            return Duration::ZERO;
-        }
-        TURN.mul_f64(chance.clamp(0.0, 1.0)) / (1 << self.refusals.min(8))
+        let most = match self {
+            Self { is_contended: true, .. } => TURN / (1 << self.refusals.min(8)),
+            Self { is_last: true, .. } => GAP,
+            _ => Duration::ZERO,
+        };
+        most.mul_f64(chance.clamp(0.0, 1.0))
     }
 }
 
@@ -181,6 +186,7 @@ struct Flight {
     /// Which events of which pushes are in it, and where.
     events: Vec<(Ticket, usize, u64)>,
     offset: u64,
+    log: Option<LogId>,
 }
 
 /// A push that waits.
@@ -210,6 +216,8 @@ pub struct Gateway {
     wants_ends: bool,
     /// How often the leader was heard.
     heard: u64,
+    /// Whether it began with nothing, and has not yet come to the end of the subject.
+    is_new: bool,
     /// Whether each message that was applied has been compared with the stream since there was reason to.
     is_compared: bool,
     /// The next message may be applied although it doesn't follow from our log.
@@ -250,6 +258,7 @@ impl Gateway {
             ends: None,
             wants_ends: false,
             heard: 0,
+            is_new: is_compared,
             is_compared,
             takes_any: false,
             flight: None,
@@ -552,7 +561,13 @@ impl Gateway {
             replica.arrive_message(group.log, &arrival, None)?;
             self.takes_any = false;
             self.has_read(applied, sequence, arrival.hash)?;
-            self.lose(format!("message {sequence} doesn't follow from those before it: the stream has lost some"));
+            let what = format!("message {sequence} doesn't follow from those before it: the stream has lost some");
+            // A new gateway has promised nothing to anybody, and others have seen this before.
+            if self.is_new {
+                self.notice(what)
+            } else {
+                self.lose(what)
+            }
             return Ok(());
         }
         self.phase = Phase::Comparing { is_amiss: true };
@@ -566,17 +581,17 @@ impl Gateway {
     /// Notes that a message was read, which may be the one that was published last.
     fn has_read(&mut self, applied: Option<Applied>, sequence: Sequence, hash: Digest) -> Result<(), Fault> {
         let Some(flight) = &mut self.flight else {
-            self.turn.is_contended = true;
+            (self.turn.is_contended, self.turn.is_last) = (true, false);
             return Ok(());
         };
         let is_it = flight.hash == hash && applied.map_or(0, |applied| applied.sequence) == flight.publication.expected;
         if is_it {
             flight.sequence = Some(sequence);
-            self.turn.refusals = 0;
+            (self.turn.refusals, self.turn.is_last) = (0, true);
             self.flight.take_if(|flight| flight.is_acknowledged);
             return Ok(());
         }
-        self.turn.is_contended = true;
+        (self.turn.is_contended, self.turn.is_last) = (true, false);
         if flight.is_acknowledged && flight.sequence.is_some_and(|at| sequence >= at) {
             self.lose(format!("message {sequence} is not the one that the stream had acknowledged"));
         } else if !flight.is_acknowledged {
@@ -594,7 +609,7 @@ impl Gateway {
             if last < ends.last {
                 return Ok(Step::Read(last));
             }
-            self.ends = None;
+            (self.ends, self.is_new) = (None, false);
             let count = replica.applied_until(ends.last)?.map_or(0, |message| message.nth);
             if ends.messages.is_some_and(|messages| messages != count) {
                 self.is_compared = false;
@@ -623,9 +638,9 @@ impl Gateway {
             if applied.is_some_and(|applied| applied.hash == hash(&closing)) {
                 return Ok(Step::Rest);
             }
-            self.launch(last, closing, Vec::new(), 0);
+            self.launch(last, closing, Contents::default());
         } else if let Some(to) = self.closing.as_ref().filter(|_| replica.log().tip().pending == 0) {
-            self.launch(last, Message::closing(to).to_bytes(), Vec::new(), 0);
+            self.launch(last, Message::closing(to).to_bytes(), Contents::default());
         } else {
             self.compose(replica, applied)?;
         }
@@ -658,7 +673,7 @@ impl Gateway {
         if self.flight.take_if(|flight| flight.publication.number == number).is_none() {
             return Ok(());
         }
-        self.turn = Turn { refusals: self.turn.refusals + 1, is_contended: true };
+        self.turn = Turn { refusals: self.turn.refusals + 1, is_contended: true, is_last: false };
         let applied = replica.applied()?.map_or(0, |applied| applied.sequence);
         match last.filter(|last| *last > applied) {
             Some(last) => self.ends = Some(Ends { last, messages: None }),
@@ -719,7 +734,7 @@ impl Gateway {
                 push.answers[item] = Some(PushedEvent::Stored { seq, no_effect: None });
             }
         }
-        let log = Some(self.home.log);
+        let log = flight.log;
         self.answer(log);
     }
 
@@ -774,7 +789,8 @@ impl Gateway {
     }
 
     /// Readies a message to be published behind the message `expected`.
-    fn launch(&mut self, expected: Sequence, bytes: Vec<u8>, events: Vec<(Ticket, usize, u64)>, offset: u64) {
+    fn launch(&mut self, expected: Sequence, bytes: Vec<u8>, contents: Contents) {
+        let Contents { events, offset, log } = contents;
         self.number += 1;
         self.flight = Some(Flight {
             hash: hash(&bytes),
@@ -783,6 +799,7 @@ impl Gateway {
             is_acknowledged: false,
             events,
             offset,
+            log,
         });
         self.turn.is_contended = false;
     }
@@ -796,16 +813,14 @@ impl Gateway {
         let mut pack = Composition { pack: Pack::default(), ids: BTreeSet::new(), events: Vec::new() };
         // If both wait, each has half of the message.
         let most = if standing.pending > 0 { page::EVENTS / 2 } else { page::EVENTS };
+        self.look_up(replica)?;
+        self.answer(Some(log));
         let mut names = MAX_NAMES.saturating_sub(replica.names());
         let mut fresh = BTreeSet::new();
         let may_push = !is_moving_in(applied);
         'all: for push in self.waiting.iter_mut().filter(|push| push.is_believed && may_push) {
             for ((event, origin), item) in push.events.iter().zip(&push.items) {
                 if push.answers[*item].is_some() {
-                    continue;
-                }
-                if let Some(answer) = in_log(replica, event)? {
-                    push.answers[*item] = Some(answer);
                     continue;
                 }
                 let name = event.name.as_str();
@@ -836,7 +851,19 @@ impl Gateway {
         let digest = digest_with(replica.digest_at(standing.head)?, &pack.pack.events);
         let message = Message::Group(Group { log, events: pack.pack.events, digest, offset, seqs: None });
         let expected = applied.map_or(0, |applied| applied.sequence);
-        self.launch(expected, message.to_bytes(), pack.events, offset);
+        self.launch(expected, message.to_bytes(), Contents { events: pack.events, offset, log: Some(log) });
+        Ok(())
+    }
+
+    /// Finds out which events of the pushes that wait are in the log by now.
+    fn look_up(&mut self, replica: &Replica) -> Result<(), Fault> {
+        for push in self.waiting.iter_mut().filter(|push| push.is_believed) {
+            for ((event, _), item) in push.events.iter().zip(&push.items) {
+                if push.answers[*item].is_none() {
+                    push.answers[*item] = in_log(replica, event)?;
+                }
+            }
+        }
         Ok(())
     }
 
@@ -903,6 +930,14 @@ impl Phase {
     fn reads(&self) -> bool {
         matches!(self, Self::Reading | Self::Auditing { .. })
     }
+}
+
+/// What a publication holds for pushes that wait.
+#[derive(Default)]
+struct Contents {
+    events: Vec<(Ticket, usize, u64)>,
+    offset: u64,
+    log: Option<LogId>,
 }
 
 /// A message in the making.

@@ -18,6 +18,7 @@ impl Gateways<'_> {
             gate.gateway = Some(Gateway::begin(replica, home).expect(WORKS));
             gate.life += 1;
             gate.outstanding = None;
+            gate.answered.clear();
         }
         if self.gate(at).bucket.run().is_none() {
             self.poll_bucket(at);
