@@ -58,7 +58,7 @@ const OWN_COMMANDS: [&str; 20] = [
 ];
 
 /// Fields of `/status` and metrics of the program, beside which figures stand.
-const TAKEN_FROM_FIGURES: [&str; 46] = [
+const TAKEN_FROM_FIGURES: [&str; 48] = [
     "store",
     "device",
     "version",
@@ -71,6 +71,7 @@ const TAKEN_FROM_FIGURES: [&str; 46] = [
     "log",
     "schema",
     "upstream",
+    "history",
     "log_digest",
     "state_digest",
     "digest_seq",
@@ -91,6 +92,7 @@ const TAKEN_FROM_FIGURES: [&str; 46] = [
     "events_set_aside",
     "events_skipped",
     "events_unknown",
+    "events_missing",
     "queue_length",
     "queue_longest",
     "queue_limit",
