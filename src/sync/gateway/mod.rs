@@ -364,6 +364,7 @@ impl Gateway {
         }
         if let Phase::Auditing { after } = self.phase
             && ends.last <= after
+            && replica.applied_after(after)?.is_some()
         {
             // The stream ends before what is left to compare.
             return self.give_up_after(replica, after);
