@@ -59,7 +59,7 @@ const OWN_COMMANDS: [&str; 21] = [
 ];
 
 /// Fields of `/status` and metrics of the program, beside which figures stand.
-const TAKEN_FROM_FIGURES: [&str; 37] = [
+const TAKEN_FROM_FIGURES: [&str; 48] = [
     "store",
     "device",
     "version",
@@ -72,6 +72,7 @@ const TAKEN_FROM_FIGURES: [&str; 37] = [
     "log",
     "schema",
     "upstream",
+    "history",
     "log_digest",
     "state_digest",
     "digest_seq",
@@ -92,11 +93,21 @@ const TAKEN_FROM_FIGURES: [&str; 37] = [
     "events_set_aside",
     "events_skipped",
     "events_unknown",
+    "events_missing",
     "queue_length",
     "queue_longest",
     "queue_limit",
     "upstream_stores",
     "upstream_last_sync_timestamp",
+    "gateway_ready",
+    "gateway_stream_messages",
+    "gateway_stream_bytes",
+    "gateway_replicas",
+    "gateway_replicas_current",
+    "gateway_published",
+    "gateway_raced",
+    "gateway_unanswered",
+    "gateway_losses",
 ];
 
 /// A program of its own around a schema.

@@ -20,5 +20,6 @@ mod moving;
 mod people;
 mod servers;
 mod stranger;
+mod tls;
 mod unfit;
 mod words;

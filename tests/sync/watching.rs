@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
+use crate::common::nats::Nats;
 use crate::common::wait_for;
 use crate::support::{Node, Wire, get, hub_behind_proxy, likes};
 
@@ -39,7 +40,11 @@ fn every_metric_is_in_the_document_and_every_documented_one_is_there() {
     let (hub, proxy) = hub_behind_proxy();
     let device = Node::client("laptop", &proxy.url, &hub);
     device.wait_until("online");
-    let shown = metrics(&hub) + &metrics(&device);
+    let nats = Nats::single();
+    let mut gateway = Node::gateway("gateway", &nats.url());
+    gateway.start();
+    gateway.wait_until("online");
+    let shown = metrics(&hub) + &metrics(&device) + &metrics(&gateway);
     let shown: BTreeSet<_> = shown.lines().filter(|line| !line.starts_with('#')).flat_map(names).collect();
     assert_eq!(names(DOCUMENT), shown);
     for (what, text) in [("alerts", ALERTS), ("dashboard", DASHBOARD)] {
@@ -58,6 +63,7 @@ fn numbers_follow_what_happens_on_a_device_and_its_hub() {
     device.like();
     device.like_in("/s/work");
     hub.wait_for_count(1);
+    wait_for("the other store", || (hub.status_of("/s/work")["count"] == 1).then_some(()));
     let of_hub = metrics(&hub);
     for (series, expected) in [
         ("likewise_healthy", 1.0),

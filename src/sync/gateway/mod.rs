@@ -40,7 +40,7 @@ use crate::engine::{
     Applied, Arrival, Device, Digest, Envelope, EventId, Fault, LogId, Page, PageSize, Replica, Seq, StoreId, StreamId,
 };
 use crate::limits::sync::authority::MAX_NAMES;
-use crate::limits::sync::gateway::{NOTICES, TURN, WAITING};
+use crate::limits::sync::gateway::{GAP, NOTICES, TURN, WAITING};
 use crate::limits::sync::page;
 
 /// What a gateway is told about itself and its store.
@@ -104,23 +104,58 @@ pub struct Publication {
     pub turn: Turn,
 }
 
-/// Whose turn it is where several gateways publish to one subject. Who was just served waits a little, and who was refused
-/// often waits least. Without that, the one nearest to the leader would always win.
+/// Whose turn it is where several gateways publish to one subject. Otherwise the one nearest to the leader would always win.
+///
+/// Who was served lets those publish who published between its last two messages. Who was never fast enough gets its turn when
+/// one of the others leaves a gap, and counts from then on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Turn {
-    /// How often in a row another gateway was faster.
-    refusals: u32,
-    /// Whether others have published since our last message, or right before it.
-    is_contended: bool,
+    /// Others are to publish first.
+    is_theirs: bool,
+    /// Another gateway was faster the last time.
+    is_refused: bool,
+    /// There was always something to publish since this gateway's last message.
+    is_busy: bool,
 }
 
 impl Turn {
-    /// Returns how long to wait, given a random number from 0 to 1.
+    /// Returns how long to wait for other gateways' messages, given a random number from 0 to 1. When one comes, ask
+    /// [`Gateway::next`] again.
     pub fn pause(self, chance: f64) -> Duration {
-        if !self.is_contended && self.refusals == 0 {
-            return Duration::ZERO;
+        match self {
+            Self { is_theirs: true, .. } => TURN,
+            // Most gaps are short, and a few are long enough for somebody far away.
+            Self { is_busy: true, is_refused: false, .. } => GAP.mul_f64(chance.clamp(0.0, 1.0).powi(16)),
+            _ => Duration::ZERO,
         }
-        TURN.mul_f64(chance.clamp(0.0, 1.0)) / (1 << self.refusals.min(8))
+    }
+}
+
+/// Who publishes to the subject besides this gateway.
+#[derive(Debug, Default)]
+struct Others {
+    /// How many messages others have published since our last one.
+    since: u32,
+    /// How many they published between our last two.
+    before: u32,
+    is_refused: bool,
+    is_busy: bool,
+}
+
+impl Others {
+    fn turn(&self) -> Turn {
+        Turn { is_theirs: self.since < self.before, is_refused: self.is_refused, is_busy: self.is_busy }
+    }
+
+    fn have_published(&mut self) {
+        self.since += 1;
+    }
+
+    /// Counts a message of ours. One gateway may have published all that came before it, so the others that are waited for
+    /// grow in number only little by little.
+    fn let_us(&mut self) {
+        let before = self.since.min(2 * self.before + 1);
+        *self = Self { since: 0, before, is_refused: false, is_busy: true };
     }
 }
 
@@ -181,6 +216,7 @@ struct Flight {
     /// Which events of which pushes are in it, and where.
     events: Vec<(Ticket, usize, u64)>,
     offset: u64,
+    log: Option<LogId>,
 }
 
 /// A push that waits.
@@ -210,13 +246,15 @@ pub struct Gateway {
     wants_ends: bool,
     /// How often the leader was heard.
     heard: u64,
+    /// Whether it began with nothing, and has not yet come to the end of the subject.
+    is_new: bool,
     /// Whether each message that was applied has been compared with the stream since there was reason to.
     is_compared: bool,
     /// The next message may be applied although it doesn't follow from our log.
     takes_any: bool,
     flight: Option<Flight>,
     number: u64,
-    turn: Turn,
+    others: Others,
     ticket: Ticket,
     waiting: VecDeque<Waiting>,
     answered: Vec<Answered>,
@@ -250,11 +288,12 @@ impl Gateway {
             ends: None,
             wants_ends: false,
             heard: 0,
+            is_new: is_compared,
             is_compared,
             takes_any: false,
             flight: None,
             number: 0,
-            turn: Turn::default(),
+            others: Others::default(),
             ticket: 0,
             waiting: VecDeque::new(),
             answered: Vec::new(),
@@ -500,7 +539,7 @@ impl Gateway {
         let known = standing.whose.log_id();
         let log = known.unwrap_or(self.home.log);
         // As long as it is empty, the log may turn out to be another: one that was moved into the stream.
-        let is_begun = applied.is_some() || standing.length > 0;
+        let is_in_stream = end > Seq::START;
         let group = match Message::read(bytes) {
             Err(Unread::Newer(version)) => {
                 self.phase = Phase::Halted(format!("message {sequence}: {}", Unread::Newer(version)));
@@ -514,7 +553,7 @@ impl Gateway {
                 self.begin_run();
                 return Ok(());
             }
-            Ok(Message::Group(group)) if applied.is_some_and(|_| known.is_some_and(|known| known != group.log)) => {
+            Ok(Message::Group(group)) if is_in_stream && known.is_some_and(|known| known != group.log) => {
                 Err(format!("it belongs to the log {}", group.log))
             }
             Ok(Message::Group(group)) if group.places(sequence).first().is_some_and(|first| *first <= end) => {
@@ -530,7 +569,7 @@ impl Gateway {
                 return self.has_read(applied, sequence, arrival.hash);
             }
         };
-        if is_begun && known.is_some_and(|known| known != group.log) {
+        if standing.length > 0 && known.is_some_and(|known| known != group.log) {
             self.phase = Phase::Halted(OTHER_LOG.to_owned());
             return Ok(());
         }
@@ -552,7 +591,13 @@ impl Gateway {
             replica.arrive_message(group.log, &arrival, None)?;
             self.takes_any = false;
             self.has_read(applied, sequence, arrival.hash)?;
-            self.lose(format!("message {sequence} doesn't follow from those before it: the stream has lost some"));
+            let what = format!("message {sequence} doesn't follow from those before it: the stream has lost some");
+            // A new gateway has promised nothing to anybody, and others have seen this before.
+            if self.is_new {
+                self.notice(what)
+            } else {
+                self.lose(what)
+            }
             return Ok(());
         }
         self.phase = Phase::Comparing { is_amiss: true };
@@ -566,23 +611,22 @@ impl Gateway {
     /// Notes that a message was read, which may be the one that was published last.
     fn has_read(&mut self, applied: Option<Applied>, sequence: Sequence, hash: Digest) -> Result<(), Fault> {
         let Some(flight) = &mut self.flight else {
-            self.turn.is_contended = true;
+            self.others.have_published();
             return Ok(());
         };
         let is_it = flight.hash == hash && applied.map_or(0, |applied| applied.sequence) == flight.publication.expected;
         if is_it {
             flight.sequence = Some(sequence);
-            self.turn.refusals = 0;
+            self.others.let_us();
             self.flight.take_if(|flight| flight.is_acknowledged);
             return Ok(());
         }
-        self.turn.is_contended = true;
+        self.others.have_published();
         if flight.is_acknowledged && flight.sequence.is_some_and(|at| sequence >= at) {
             self.lose(format!("message {sequence} is not the one that the stream had acknowledged"));
         } else if !flight.is_acknowledged {
             // Its condition can't be met any more.
             self.flight = None;
-            self.turn.refusals += 1;
         }
         Ok(())
     }
@@ -594,7 +638,7 @@ impl Gateway {
             if last < ends.last {
                 return Ok(Step::Read(last));
             }
-            self.ends = None;
+            (self.ends, self.is_new) = (None, false);
             let count = replica.applied_until(ends.last)?.map_or(0, |message| message.nth);
             if ends.messages.is_some_and(|messages| messages != count) {
                 self.is_compared = false;
@@ -613,7 +657,9 @@ impl Gateway {
         }
         match &self.flight {
             Some(flight) if flight.sequence.is_some() => return Ok(Step::Read(last)),
-            Some(flight) => return Ok(Step::Publish(Publication { turn: self.turn, ..flight.publication.clone() })),
+            Some(flight) => {
+                return Ok(Step::Publish(Publication { turn: self.others.turn(), ..flight.publication.clone() }));
+            }
             None => {}
         }
         if let Some(to) = replica.closed()? {
@@ -623,9 +669,9 @@ impl Gateway {
             if applied.is_some_and(|applied| applied.hash == hash(&closing)) {
                 return Ok(Step::Rest);
             }
-            self.launch(last, closing, Vec::new(), 0);
+            self.launch(last, closing, Contents::default());
         } else if let Some(to) = self.closing.as_ref().filter(|_| replica.log().tip().pending == 0) {
-            self.launch(last, Message::closing(to).to_bytes(), Vec::new(), 0);
+            self.launch(last, Message::closing(to).to_bytes(), Contents::default());
         } else {
             self.compose(replica, applied)?;
         }
@@ -634,7 +680,11 @@ impl Gateway {
         }
         Ok(match &self.flight {
             Some(flight) => Step::Publish(flight.publication.clone()),
-            None => Step::Rest,
+            None => {
+                // Whoever else has something can publish it now.
+                self.others = Others::default();
+                Step::Rest
+            }
         })
     }
 
@@ -658,7 +708,7 @@ impl Gateway {
         if self.flight.take_if(|flight| flight.publication.number == number).is_none() {
             return Ok(());
         }
-        self.turn = Turn { refusals: self.turn.refusals + 1, is_contended: true };
+        self.others.is_refused = true;
         let applied = replica.applied()?.map_or(0, |applied| applied.sequence);
         match last.filter(|last| *last > applied) {
             Some(last) => self.ends = Some(Ends { last, messages: None }),
@@ -719,7 +769,7 @@ impl Gateway {
                 push.answers[item] = Some(PushedEvent::Stored { seq, no_effect: None });
             }
         }
-        let log = Some(self.home.log);
+        let log = flight.log;
         self.answer(log);
     }
 
@@ -774,17 +824,18 @@ impl Gateway {
     }
 
     /// Readies a message to be published behind the message `expected`.
-    fn launch(&mut self, expected: Sequence, bytes: Vec<u8>, events: Vec<(Ticket, usize, u64)>, offset: u64) {
+    fn launch(&mut self, expected: Sequence, bytes: Vec<u8>, contents: Contents) {
+        let Contents { events, offset, log } = contents;
         self.number += 1;
         self.flight = Some(Flight {
             hash: hash(&bytes),
-            publication: Publication { number: self.number, expected, bytes, turn: self.turn },
+            publication: Publication { number: self.number, expected, bytes, turn: self.others.turn() },
             sequence: None,
             is_acknowledged: false,
             events,
             offset,
+            log,
         });
-        self.turn.is_contended = false;
     }
 
     /// Makes the next message to publish, if there is anything: of what devices push and of the outbox, without what the log
@@ -796,16 +847,14 @@ impl Gateway {
         let mut pack = Composition { pack: Pack::default(), ids: BTreeSet::new(), events: Vec::new() };
         // If both wait, each has half of the message.
         let most = if standing.pending > 0 { page::EVENTS / 2 } else { page::EVENTS };
+        self.look_up(replica)?;
+        self.answer(Some(log));
         let mut names = MAX_NAMES.saturating_sub(replica.names());
         let mut fresh = BTreeSet::new();
         let may_push = !is_moving_in(applied);
         'all: for push in self.waiting.iter_mut().filter(|push| push.is_believed && may_push) {
             for ((event, origin), item) in push.events.iter().zip(&push.items) {
                 if push.answers[*item].is_some() {
-                    continue;
-                }
-                if let Some(answer) = in_log(replica, event)? {
-                    push.answers[*item] = Some(answer);
                     continue;
                 }
                 let name = event.name.as_str();
@@ -836,7 +885,19 @@ impl Gateway {
         let digest = digest_with(replica.digest_at(standing.head)?, &pack.pack.events);
         let message = Message::Group(Group { log, events: pack.pack.events, digest, offset, seqs: None });
         let expected = applied.map_or(0, |applied| applied.sequence);
-        self.launch(expected, message.to_bytes(), pack.events, offset);
+        self.launch(expected, message.to_bytes(), Contents { events: pack.events, offset, log: Some(log) });
+        Ok(())
+    }
+
+    /// Finds out which events of the pushes that wait are in the log by now.
+    fn look_up(&mut self, replica: &Replica) -> Result<(), Fault> {
+        for push in self.waiting.iter_mut().filter(|push| push.is_believed) {
+            for ((event, _), item) in push.events.iter().zip(&push.items) {
+                if push.answers[*item].is_none() {
+                    push.answers[*item] = in_log(replica, event)?;
+                }
+            }
+        }
         Ok(())
     }
 
@@ -903,6 +964,14 @@ impl Phase {
     fn reads(&self) -> bool {
         matches!(self, Self::Reading | Self::Auditing { .. })
     }
+}
+
+/// What a publication holds for pushes that wait.
+#[derive(Default)]
+struct Contents {
+    events: Vec<(Ticket, usize, u64)>,
+    offset: u64,
+    log: Option<LogId>,
 }
 
 /// A message in the making.

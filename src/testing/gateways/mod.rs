@@ -73,6 +73,8 @@ struct Pull {
     session: Session,
     start: Start,
     sent: Seq,
+    /// The places that were answered for events that haven't come yet.
+    answered: Vec<(EventId, Seq)>,
 }
 
 /// A publication on its way to the stream, perhaps for the second time.
