@@ -260,11 +260,15 @@ async fn publish_bare(context: &Context, messages: Vec<(String, bytes::Bytes)>) 
         tokio::spawn(async move {
             let mut last = 0;
             for payload in payloads {
-                let mut headers = HeaderMap::new();
-                headers.insert(async_nats::header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, last.to_string().as_str());
-                let sent =
-                    context.publish_with_headers(format!("bare.{subject}"), headers, payload).await.expect("sent");
-                last = sent.await.expect("an acknowledgement").sequence;
+                // A leader that isn't sure of the condition yet refuses, and takes the same a moment later.
+                last = loop {
+                    let mut headers = HeaderMap::new();
+                    headers.insert(async_nats::header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, last.to_string().as_str());
+                    let sent = context.publish_with_headers(format!("bare.{subject}"), headers, payload.clone()).await;
+                    if let Ok(acknowledged) = sent.expect("sent").await {
+                        break acknowledged.sequence;
+                    }
+                };
             }
         })
     });
