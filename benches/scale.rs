@@ -260,11 +260,15 @@ async fn publish_bare(context: &Context, messages: Vec<(String, bytes::Bytes)>) 
         tokio::spawn(async move {
             let mut last = 0;
             for payload in payloads {
-                let mut headers = HeaderMap::new();
-                headers.insert(async_nats::header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, last.to_string().as_str());
-                let sent =
-                    context.publish_with_headers(format!("bare.{subject}"), headers, payload).await.expect("sent");
-                last = sent.await.expect("an acknowledgement").sequence;
+                // A leader that isn't sure of the condition yet refuses, and takes the same a moment later.
+                last = loop {
+                    let mut headers = HeaderMap::new();
+                    headers.insert(async_nats::header::NATS_EXPECTED_LAST_SUBJECT_SEQUENCE, last.to_string().as_str());
+                    let sent = context.publish_with_headers(format!("bare.{subject}"), headers, payload.clone()).await;
+                    if let Ok(acknowledged) = sent.expect("sent").await {
+                        break acknowledged.sequence;
+                    }
+                };
             }
         })
     });
@@ -381,7 +385,7 @@ fn fair(scale: Scale) {
 /// Devices that pull one store from one hub: what each costs in memory, and how long a like takes to reach all.
 fn pulls(scale: Scale) {
     const OF_A_TOKEN: usize = 16;
-    let wanted = scale.of(10_000);
+    let wanted = scale.of(10_000).min(room());
     let dir = on_disk();
     let tokens: Vec<_> = (0..wanted.div_ceil(OF_A_TOKEN)).map(|n| format!("lw_bench{n}")).collect();
     let list: Vec<_> = tokens
@@ -433,6 +437,14 @@ fn pulls(scale: Scale) {
         times[times.len() - 1],
         times.len()
     );
+}
+
+/// How many pulls a hub takes here. It keeps half of the files that it may open for stores, a sixth of the connections for
+/// posts, and two elevenths of the streams for others than devices.
+fn room() -> usize {
+    use rustix::process::{Resource, getrlimit};
+    let files = getrlimit(Resource::Nofile).maximum.unwrap_or(u64::MAX).min(1 << 20);
+    usize::try_from(files / 2 * 5 / 6 * 9 / 11).expect("a number of files") - 50
 }
 
 /// Moves a hub's log into a stream, and starts a new gateway on an empty directory, beside a client that only reads all of it.
@@ -523,7 +535,8 @@ async fn pull(address: &str, token: &str, reached: &AtomicU64) {
         if line.starts_with(b"event: page") {
             reached.fetch_add(1, Ordering::SeqCst);
         }
-        assert!(!line.starts_with(b"HTTP/1.1 4"), "refused: {}", String::from_utf8_lossy(&line));
+        let is_refused = line.starts_with(b"HTTP/1.1 ") && !line.starts_with(b"HTTP/1.1 200");
+        assert!(!is_refused, "refused: {}", String::from_utf8_lossy(&line));
         line.clear();
     }
 }

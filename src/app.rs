@@ -34,7 +34,7 @@ const RESERVED: [&str; 17] = [
 const EVENTS: [&str; 2] = ["done", "current"];
 
 /// Commands that every program has.
-const OWN_COMMANDS: [&str; 20] = [
+const OWN_COMMANDS: [&str; 21] = [
     "serve",
     "hub",
     "status",
@@ -51,6 +51,7 @@ const OWN_COMMANDS: [&str; 20] = [
     "join",
     "adopt",
     "promote",
+    "move",
     "set-aside",
     "help",
     "completions",

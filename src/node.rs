@@ -273,8 +273,8 @@ pub(crate) fn base(app: &App, options: &Options) -> anyhow::Result<Base> {
     let path = crate::data_dir::locate(&named).with_context(|| crate::data_dir::unusable(&named))?;
     let upstream = match (&options.cluster, &options.upstream) {
         (Some(cluster), _) => Some(Authority::Cluster(Cluster::new(cluster, &path)?)),
-        (None, Some(given)) => Some(Authority::Hub(Upstream::new(given.clone())?)),
-        (None, None) => joined(&path)?.map(Upstream::new).transpose()?.map(Authority::Hub),
+        (None, Some(given)) => Some(Authority::Hub(Box::new(Upstream::new(given.clone())?))),
+        (None, None) => joined(&path)?.map(Upstream::new).transpose()?.map(Box::new).map(Authority::Hub),
     };
     if options.history == HistoryWanted::None && !matches!(upstream, Some(Authority::Hub(_))) {
         bail!(

@@ -248,6 +248,9 @@ mod tests {
     use crate::fuzz::{fuzz, outcome};
     use crate::likes::{self, LikeAdded};
 
+    /// How many of the files that are believed are tried. Each takes a device that joins by it, and its proof.
+    const MOST_JOINED: usize = 150;
+
     /// Few pages, so that a fuzzer meets all of them.
     fn setup() -> Setup {
         Setup {
@@ -265,7 +268,10 @@ mod tests {
     /// The input is not a file of its own: each program's SQLite makes another one. It is what is done to the file.
     #[test]
     fn trust_38_fuzzed_snapshots_are_refused_or_proven_wrong() {
-        let scratch = tempfile::tempdir().unwrap();
+        let memory = Path::new("/dev/shm");
+        let scratch = tempfile::tempdir_in(if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() });
+        let scratch = scratch.unwrap();
+        let mut believed = 0;
         let mut hub = open(&scratch.path().join("hub"));
         let like = |n| Envelope::new(EventId::from_parts(n, [7; 10]), &LikeAdded {}).unwrap();
         hub.commit(&(0..30).map(like).collect::<Vec<_>>()).unwrap();
@@ -293,6 +299,10 @@ mod tests {
             let checked = claimed.check(&path, &setup().schema);
             let said = outcome(&checked);
             let Ok(checked) = checked else { return said };
+            believed += 1;
+            if believed > MOST_JOINED {
+                return said;
+            }
             // What is believed can be used, and history tells whether it was right.
             let dir = scratch.path().join("device");
             let mut device = open(&dir);

@@ -74,12 +74,12 @@ pub(crate) mod gateway {
     /// Things for people that wait to be said. Anybody who may publish could cause them.
     pub(crate) const NOTICES: usize = 20;
 
-    /// The longest time that a gateway leaves to others before it publishes again to a store on which they are busy, too: ten
-    /// of them, each several milliseconds from the leader, get their turn within it.
-    pub(crate) const TURN: Duration = Duration::from_millis(160);
+    /// How long a gateway waits for the next message of others whose turn it is. They may have nothing more to publish. A
+    /// message takes a few milliseconds each way.
+    pub(crate) const TURN: Duration = Duration::from_millis(50);
 
-    /// The same while no others are seen. They may be there all the same, and never have been fast enough.
-    pub(crate) const GAP: Duration = Duration::from_millis(5);
+    /// The longest gap that a busy gateway leaves behind its own message, for others that were never fast enough.
+    pub(crate) const GAP: Duration = Duration::from_millis(40);
 }
 
 /// A pull stream, as both ends see it.

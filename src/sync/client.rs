@@ -93,7 +93,7 @@ impl LinkStatus {
 #[derive(Clone)]
 pub(crate) enum Authority {
     /// A hub, of which this instance is a device.
-    Hub(Upstream),
+    Hub(Box<Upstream>),
     /// A cluster, to which this instance is a gateway.
     Cluster(Cluster),
 }
@@ -413,7 +413,7 @@ mod tests {
             token: TokenSource::Given("lw_0".to_owned()),
             root_certificate: None,
         };
-        let upstream = Authority::Hub(Upstream::new(upstream).expect("an upstream"));
+        let upstream = Authority::Hub(Box::new(Upstream::new(upstream).expect("an upstream")));
         Clients::new(
             stores,
             "test".parse().expect("a name"),

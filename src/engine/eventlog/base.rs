@@ -114,9 +114,13 @@ impl Eventlog {
 
     /// Adds one event to the history, unless it has arrived before or lies above the base.
     pub(crate) fn add_history(&mut self, entry: &Entry) -> Result<Brought> {
-        let Tip { base, history, .. } = self.tip;
+        let Tip { base, history, pending, set_aside, early, .. } = self.tip;
         let Entry { seq, event, origin } = entry;
         if *seq <= history.end.seq || *seq > base.seq {
+            return Ok(Brought::Events);
+        }
+        let may_be_ours = pending > 0 || set_aside > 0 || early > 0;
+        if !may_be_ours && self.append_history(*seq, event, origin)? {
             return Ok(Brought::Events);
         }
         let mut moved = self.early_to_outbox(*seq, Some(event.id))?;

@@ -21,12 +21,13 @@ impl Eventlog {
         Ok(is_new)
     }
 
-    /// Appends `event` to the history below the base as `seq`. Its id must not be in the log or the history.
-    pub(super) fn append_history(&mut self, seq: Seq, event: &Envelope, origin: &Device) -> Result<()> {
+    /// Appends `event` to the history below the base as `seq`. Returns false, and changes nothing, if the log or the history
+    /// already has its id.
+    pub(super) fn append_history(&mut self, seq: Seq, event: &Envelope, origin: &Device) -> Result<bool> {
         let mut appender = self.appender(self.tip.history.end)?;
-        appender.append(seq, event, origin)?;
+        let is_new = appender.append(seq, event, origin)?;
         self.tip.history.end = appender.finish();
-        Ok(())
+        Ok(is_new)
     }
 
     /// Appends `events` to the log, in the next places. Returns the place of each, or `None` if the log already has its

@@ -104,28 +104,58 @@ pub struct Publication {
     pub turn: Turn,
 }
 
-/// Whose turn it is where several gateways publish to one subject. Who was just served waits for the others, and who was
-/// refused often waits least. Without that, the one nearest to the leader would always win.
+/// Whose turn it is where several gateways publish to one subject. Otherwise the one nearest to the leader would always win.
+///
+/// Who was served lets those publish who published between its last two messages. Who was never fast enough gets its turn when
+/// one of the others leaves a gap, and counts from then on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Turn {
-    /// How often in a row another gateway was faster.
-    refusals: u32,
-    /// Whether others have published since our last message, or right before it.
-    is_contended: bool,
-    /// Whether the last message was ours.
-    is_last: bool,
+    /// Others are to publish first.
+    is_theirs: bool,
+    /// Another gateway was faster the last time.
+    is_refused: bool,
+    /// There was always something to publish since this gateway's last message.
+    is_busy: bool,
 }
 
 impl Turn {
-    /// Returns how long to wait, counted from the outcome of the last publication, given a random number from 0 to 1. An
-    /// event that comes later than that waits for nothing.
+    /// Returns how long to wait for other gateways' messages, given a random number from 0 to 1. When one comes, ask
+    /// [`Gateway::next`] again.
     pub fn pause(self, chance: f64) -> Duration {
-        let most = match self {
-            Self { is_contended: true, .. } => TURN / (1 << self.refusals.min(8)),
-            Self { is_last: true, .. } => GAP,
+        match self {
+            Self { is_theirs: true, .. } => TURN,
+            // Most gaps are short, and a few are long enough for somebody far away.
+            Self { is_busy: true, is_refused: false, .. } => GAP.mul_f64(chance.clamp(0.0, 1.0).powi(16)),
             _ => Duration::ZERO,
-        };
-        most.mul_f64(chance.clamp(0.0, 1.0))
+        }
+    }
+}
+
+/// Who publishes to the subject besides this gateway.
+#[derive(Debug, Default)]
+struct Others {
+    /// How many messages others have published since our last one.
+    since: u32,
+    /// How many they published between our last two.
+    before: u32,
+    is_refused: bool,
+    is_busy: bool,
+}
+
+impl Others {
+    fn turn(&self) -> Turn {
+        Turn { is_theirs: self.since < self.before, is_refused: self.is_refused, is_busy: self.is_busy }
+    }
+
+    fn have_published(&mut self) {
+        self.since += 1;
+    }
+
+    /// Counts a message of ours. One gateway may have published all that came before it, so the others that are waited for
+    /// grow in number only little by little.
+    fn let_us(&mut self) {
+        let before = self.since.min(2 * self.before + 1);
+        *self = Self { since: 0, before, is_refused: false, is_busy: true };
     }
 }
 
@@ -224,7 +254,7 @@ pub struct Gateway {
     takes_any: bool,
     flight: Option<Flight>,
     number: u64,
-    turn: Turn,
+    others: Others,
     ticket: Ticket,
     waiting: VecDeque<Waiting>,
     answered: Vec<Answered>,
@@ -263,7 +293,7 @@ impl Gateway {
             takes_any: false,
             flight: None,
             number: 0,
-            turn: Turn::default(),
+            others: Others::default(),
             ticket: 0,
             waiting: VecDeque::new(),
             answered: Vec::new(),
@@ -334,6 +364,7 @@ impl Gateway {
         }
         if let Phase::Auditing { after } = self.phase
             && ends.last <= after
+            && replica.applied_after(after)?.is_some()
         {
             // The stream ends before what is left to compare.
             return self.give_up_after(replica, after);
@@ -509,7 +540,7 @@ impl Gateway {
         let known = standing.whose.log_id();
         let log = known.unwrap_or(self.home.log);
         // As long as it is empty, the log may turn out to be another: one that was moved into the stream.
-        let is_begun = applied.is_some() || standing.length > 0;
+        let is_in_stream = end > Seq::START;
         let group = match Message::read(bytes) {
             Err(Unread::Newer(version)) => {
                 self.phase = Phase::Halted(format!("message {sequence}: {}", Unread::Newer(version)));
@@ -523,7 +554,7 @@ impl Gateway {
                 self.begin_run();
                 return Ok(());
             }
-            Ok(Message::Group(group)) if applied.is_some_and(|_| known.is_some_and(|known| known != group.log)) => {
+            Ok(Message::Group(group)) if is_in_stream && known.is_some_and(|known| known != group.log) => {
                 Err(format!("it belongs to the log {}", group.log))
             }
             Ok(Message::Group(group)) if group.places(sequence).first().is_some_and(|first| *first <= end) => {
@@ -539,7 +570,7 @@ impl Gateway {
                 return self.has_read(applied, sequence, arrival.hash);
             }
         };
-        if is_begun && known.is_some_and(|known| known != group.log) {
+        if standing.length > 0 && known.is_some_and(|known| known != group.log) {
             self.phase = Phase::Halted(OTHER_LOG.to_owned());
             return Ok(());
         }
@@ -581,23 +612,22 @@ impl Gateway {
     /// Notes that a message was read, which may be the one that was published last.
     fn has_read(&mut self, applied: Option<Applied>, sequence: Sequence, hash: Digest) -> Result<(), Fault> {
         let Some(flight) = &mut self.flight else {
-            (self.turn.is_contended, self.turn.is_last) = (true, false);
+            self.others.have_published();
             return Ok(());
         };
         let is_it = flight.hash == hash && applied.map_or(0, |applied| applied.sequence) == flight.publication.expected;
         if is_it {
             flight.sequence = Some(sequence);
-            (self.turn.refusals, self.turn.is_last) = (0, true);
+            self.others.let_us();
             self.flight.take_if(|flight| flight.is_acknowledged);
             return Ok(());
         }
-        (self.turn.is_contended, self.turn.is_last) = (true, false);
+        self.others.have_published();
         if flight.is_acknowledged && flight.sequence.is_some_and(|at| sequence >= at) {
             self.lose(format!("message {sequence} is not the one that the stream had acknowledged"));
         } else if !flight.is_acknowledged {
             // Its condition can't be met any more.
             self.flight = None;
-            self.turn.refusals += 1;
         }
         Ok(())
     }
@@ -628,7 +658,9 @@ impl Gateway {
         }
         match &self.flight {
             Some(flight) if flight.sequence.is_some() => return Ok(Step::Read(last)),
-            Some(flight) => return Ok(Step::Publish(Publication { turn: self.turn, ..flight.publication.clone() })),
+            Some(flight) => {
+                return Ok(Step::Publish(Publication { turn: self.others.turn(), ..flight.publication.clone() }));
+            }
             None => {}
         }
         if let Some(to) = replica.closed()? {
@@ -649,7 +681,11 @@ impl Gateway {
         }
         Ok(match &self.flight {
             Some(flight) => Step::Publish(flight.publication.clone()),
-            None => Step::Rest,
+            None => {
+                // Whoever else has something can publish it now.
+                self.others = Others::default();
+                Step::Rest
+            }
         })
     }
 
@@ -673,7 +709,7 @@ impl Gateway {
         if self.flight.take_if(|flight| flight.publication.number == number).is_none() {
             return Ok(());
         }
-        self.turn = Turn { refusals: self.turn.refusals + 1, is_contended: true, is_last: false };
+        self.others.is_refused = true;
         let applied = replica.applied()?.map_or(0, |applied| applied.sequence);
         match last.filter(|last| *last > applied) {
             Some(last) => self.ends = Some(Ends { last, messages: None }),
@@ -690,15 +726,12 @@ impl Gateway {
     }
 
     /// Takes a push, to be published. Its answer comes later, under the ticket that is returned. The events are kept
-    /// nowhere but in memory: the device has them until they arrive.
-    ///
-    /// # Errors
-    ///
-    /// The push, if as much waits as may. Tell the device to come again.
-    pub fn push(&mut self, incoming: Incoming) -> Result<Ticket, Incoming> {
+    /// nowhere but in memory: the device has them until they arrive. Returns `None` if as much waits as may: tell the device
+    /// to come again.
+    pub fn push(&mut self, incoming: Incoming) -> Option<Ticket> {
         let waiting: usize = self.waiting.iter().map(|push| push.events.len()).sum();
         if waiting > 0 && waiting + incoming.count() > WAITING {
-            return Err(incoming);
+            return None;
         }
         self.ticket += 1;
         let items = (0..incoming.answers.len()).filter(|nth| incoming.answers[*nth].is_none()).collect();
@@ -714,7 +747,7 @@ impl Gateway {
             answers,
             items,
         });
-        Ok(self.ticket)
+        Some(self.ticket)
     }
 
     /// Moves the store out of the stream, once the outbox is empty: a closing message is published, after which every gateway
@@ -794,14 +827,13 @@ impl Gateway {
         self.number += 1;
         self.flight = Some(Flight {
             hash: hash(&bytes),
-            publication: Publication { number: self.number, expected, bytes, turn: self.turn },
+            publication: Publication { number: self.number, expected, bytes, turn: self.others.turn() },
             sequence: None,
             is_acknowledged: false,
             events,
             offset,
             log,
         });
-        self.turn.is_contended = false;
     }
 
     /// Makes the next message to publish, if there is anything: of what devices push and of the outbox, without what the log

@@ -6,7 +6,7 @@ use std::fs;
 use super::gate::REVOKED;
 use super::roaming::is_same;
 use super::{Gateways, Role, WORKS, log_of, open};
-use crate::engine::{Entry, EventId, Outcome, Replica, Standing, Whose};
+use crate::engine::{Entry, Envelope, EventId, Outcome, Replica, Standing, Whose};
 use crate::sync::gateway::{Judges, Message, Step};
 use crate::testing::cluster::{all_of, check_places, set_aside_of};
 use crate::testing::difference::{Order, Replay, check_order, compare};
@@ -167,6 +167,11 @@ impl Gateways<'_> {
         for event in &self.acknowledged {
             let is_in_log = log.iter().any(|entry| entry.event == *event);
             assert!(is_in_log || set_aside.contains(event), "{event:?} was acknowledged, and is nowhere");
+        }
+        if !self.has_lost {
+            let mut entered = BTreeSet::new();
+            let is_new = |event: Envelope| entered.insert(event.id);
+            assert!(self.stream.events().all(is_new), "an event enters the stream once");
         }
         self.check_stream(&log);
         self.check_tokens();

@@ -176,8 +176,9 @@ impl Gateways<'_> {
         let Some(gateway) = gate.gateway.as_mut() else { return };
         gate.answered.extend(gateway.take_answers());
         drop(gateway.take_notices());
-        if gateway.take_loss().is_some() {
+        if let Some(what) = gateway.take_loss() {
             gate.bucket.begin_run();
+            assert!(self.has_lost, "gateway {at}: {what}; and the stream has lost nothing");
         }
     }
 

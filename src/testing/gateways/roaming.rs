@@ -3,7 +3,8 @@
 use super::{Gateways, Machine, Pull, Role, WORKS, device, log_of};
 use crate::engine::{Entry, PageSize, Replica};
 use crate::sync::{
-    End, Incoming, NextPage, Point, Push, PushAnswer, Pushed, Refusal, Session, Start, ended, judged, repair,
+    End, Incoming, NextPage, Point, Push, PushAnswer, Pushed, PushedEvent, Refusal, Session, Start, ended, judged,
+    repair,
 };
 use crate::testing::cluster::ids_of;
 
@@ -46,7 +47,8 @@ impl Gateways<'_> {
             match judged(Start::vouch(replica, position.log, position.after, position.digest)).expect(WORKS) {
                 Ok(start) => {
                     let session = Session::begin(Some(position), start.hello(&run)).expect("the gateway has vouched");
-                    self.roamer(at).pull = Some(Pull { gate, life, session, start, sent: position.after });
+                    self.roamer(at).pull =
+                        Some(Pull { gate, life, session, start, sent: position.after, answered: Vec::new() });
                     return true;
                 }
                 Err(Refusal::Diverged { points, .. }) => {
@@ -124,7 +126,10 @@ impl Gateways<'_> {
         let arrived = ended(pull.session.arrive(self.replica(at), page)).expect(WORKS);
         self.roamer(at).is_between_pages = more;
         match arrived {
-            Ok(()) => self.roamer(at).pull = Some(pull),
+            Ok(()) => {
+                self.roamer(at).pull = Some(pull);
+                self.check_answered(at);
+            }
             Err(End::PullFirst) => {
                 assert!(self.has_lost, "an answered event was passed over, and the stream has lost nothing");
                 self.drop_pull(at);
@@ -193,6 +198,11 @@ impl Gateways<'_> {
             }
             Delivered::Nothing => return self.hears_nothing(at),
         };
+        let places = outgoing.ids().iter().zip(&pushed.events).filter_map(|(id, event)| match event {
+            PushedEvent::Stored { seq, .. } => Some((*id, *seq)),
+            PushedEvent::Refused { .. } => None,
+        });
+        let places: Vec<_> = places.collect();
         let Some((replica, session)) = self.session(at) else { return false };
         match ended(session.answer(replica, &outgoing, PushAnswer::Pushed(pushed))).expect(WORKS) {
             Ok(()) => {}
@@ -203,8 +213,23 @@ impl Gateways<'_> {
             }
             Err(other) => panic!("{other:?}"),
         }
+        self.roamer(at).pull.as_mut().into_iter().for_each(|pull| pull.answered.extend(&places));
+        self.check_answered(at);
         self.look_at(at);
         true
+    }
+
+    /// What was answered has come, or the pull hasn't come to its place. Otherwise the next push could overtake it.
+    fn check_answered(&mut self, at: usize) {
+        let Machine { replica, role: Role::Roamer(roamer), .. } = &mut self.machines[at] else { return };
+        let (Some(replica), Some(pull)) = (replica, &mut roamer.pull) else { return };
+        let pending = replica.pending(i64::MIN, PageSize::events(usize::MAX >> 1)).expect(WORKS);
+        pull.answered.retain(|(id, _)| pending.iter().any(|(_, event)| event.id == *id));
+        for (id, seq) in &pull.answered {
+            // A page's last place counts once all of a push is behind it.
+            let is_whole = pull.answered.iter().all(|(_, other)| *other <= pull.sent);
+            assert!(*seq > pull.sent || !is_whole, "the pull has passed {seq}, and {id} didn't come");
+        }
     }
 
     /// Returns a device's session, with its replica.
