@@ -3,11 +3,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use likewise::engine::{LogId, Outcome, Replica, Seq, StreamId, Whose};
+use likewise::engine::{Digest, LogId, Outcome, Replica, Seq, StreamId, Whose};
 use likewise::sync::gateway::{
     Answered, Ends, Gateway, Group, Home as Place, Judges, Message, Publication, Sequence, Step, log_in,
 };
-use likewise::sync::{Incoming, Push, Pushed, PushedEvent, Refusal, WireEvent};
+use likewise::sync::{Has, Incoming, Placed, Push, Pushed, PushedEvent, Refusal, WireEvent};
 
 use crate::support::*;
 
@@ -342,6 +342,36 @@ fn what_the_stream_lost_is_published_again_in_a_new_run() {
     gate.gateway.reconnected();
     gate.work(&mut stream);
     assert!(gate.gateway.take_loss().is_none(), "all is well now");
+}
+
+#[test]
+fn a_push_that_rests_on_more_than_the_gateway_has_waits_for_it_or_is_refused() {
+    let mut stream = Stream::default();
+    let (mut one, mut other) = (Gate::new("one"), Gate::new("other"));
+    other.work(&mut stream);
+    one.replica.commit(&[like(1)]).unwrap();
+    one.work(&mut stream);
+    let position = one.replica.position().unwrap();
+    let has = |answered| Some(Has { after: position.after, digest: position.digest, answered });
+    let events = vec![WireEvent::from(&like(2))];
+    let push = |has| Push { log: None, run: "run".to_owned(), events: events.clone(), has, part: false };
+    let incoming = |has| Incoming::check(push(has), "run", &device("phone")).unwrap();
+
+    // The stream has what the device has. The other gateway reads that first.
+    other.gateway.push(incoming(has(None))).unwrap();
+    assert!(matches!(other.next(), Step::Ask(_)), "it publishes nothing yet");
+    other.work(&mut stream);
+    assert_eq!(seqs(&other.answers().remove(0).unwrap()), [2_048]);
+
+    // The stream doesn't have what was answered, or has another log than the device.
+    let gone = Placed { id: like(3).id, seq: Seq(3_072) };
+    let another = Some(Has { after: Seq(1_024), digest: Digest::EMPTY, answered: None });
+    for has in [has(Some(gone)), another] {
+        other.gateway.push(incoming(has)).unwrap();
+        other.work(&mut stream);
+        assert_eq!(other.answers().remove(0).unwrap_err(), Refusal::PullFirst);
+        assert_eq!(stream.0.len(), 2);
+    }
 }
 
 #[test]
