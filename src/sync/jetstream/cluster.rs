@@ -113,7 +113,7 @@ pub(crate) struct Cluster {
 
 struct Inner {
     address: Address,
-    options: ConnectOptions,
+    options: ClusterOptions,
     bucket: Bucket,
     api: Mutex<Option<Api>>,
     stand: watch::Sender<Stand>,
@@ -142,12 +142,12 @@ impl Cluster {
         let address = Address::parse(&options.servers, options.without_tls)?;
         let complaint = Arc::new(Mutex::new(None));
         let epoch = Arc::new(watch::channel(Epoch::default()).0);
-        let connect = connect_options(options, &address, Arc::clone(&complaint), Arc::clone(&epoch))?;
+        drop(connect_options(options, &address, &complaint, &epoch)?);
         let bucket = Bucket::new(data, address.bucket(), &address.prefix().to_string())?;
         Ok(Self {
             inner: Arc::new(Inner {
                 address,
-                options: connect,
+                options: options.clone(),
                 bucket,
                 api: Mutex::default(),
                 stand: watch::channel(Stand::Connecting).0,
@@ -386,8 +386,9 @@ impl Cluster {
             let is_connected = api.client().connection_state() == State::Connected;
             return if is_connected { Ok(api) } else { Err(self.complaint()) };
         }
-        let servers = self.inner.address.servers.clone();
-        let connecting = self.inner.options.clone().connect(servers);
+        let Inner { address, options, complaint, epoch, .. } = &*self.inner;
+        let options = connect_options(options, address, complaint, epoch).map_err(|error| format!("{error:#}"))?;
+        let connecting = options.connect(address.servers.clone());
         match timeout(CONNECT * self.rounds(), connecting).await {
             Ok(Ok(client)) => {
                 let api = Api::new(client);
@@ -631,9 +632,10 @@ impl Overview {
 fn connect_options(
     options: &ClusterOptions,
     address: &Address,
-    complaint: Arc<Mutex<Option<String>>>,
-    epoch: Arc<watch::Sender<Epoch>>,
+    complaint: &Arc<Mutex<Option<String>>>,
+    epoch: &Arc<watch::Sender<Epoch>>,
 ) -> anyhow::Result<ConnectOptions> {
+    let (complaint, epoch) = (Arc::clone(complaint), Arc::clone(epoch));
     let mut connect = ConnectOptions::new()
         .name("likewise")
         .ping_interval(PING)
@@ -700,4 +702,22 @@ fn in_words(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_gateway_that_was_away_suspects_each_store_that_lost_something_or_else_all() {
+        let loss = |run, store: &str| Loss { run, store: store.to_owned() };
+        let (likes, todo) = ("likes".parse().expect("a name"), "todo".parse().expect("a name"));
+        let few = Epoch { run: 5, losses: vec![loss(3, "likes"), loss(5, "todo")], ..Epoch::default() };
+        assert!(few.has_suspected(&likes, 2) && few.has_suspected(&todo, 3));
+        assert!(!few.has_suspected(&likes, 3) && !few.has_suspected(&todo, 5));
+        let many = (100..).take(LOSSES).map(|run| loss(run, "likes")).collect();
+        let many = Epoch { run: 99 + LOSSES as u64, losses: many, ..Epoch::default() };
+        assert!(many.has_suspected(&todo, 50), "what it was is no longer known");
+        assert!(!many.has_suspected(&todo, 100));
+    }
 }

@@ -261,6 +261,26 @@ mod tests {
     }
 
     #[test]
+    fn each_loss_begins_a_run_and_two_who_find_it_begin_one() {
+        let (likes, todo) = ("likes".parse().expect("a name"), "todo".parse().expect("a name"));
+        let mut all = Shared::new();
+        let seen = all.run.clone();
+        all.lose(&likes, seen.number);
+        let first = all.run.clone();
+        assert!(first > seen && first.id != seen.id);
+        all.lose(&likes, seen.number);
+        assert_eq!(all.run, first, "another gateway found the same");
+        all.lose(&todo, seen.number);
+        all.lose(&likes, first.number);
+        let stores: Vec<_> = all.losses.iter().map(|loss| (loss.run, loss.store.as_str())).collect();
+        assert_eq!(stores, [(2, "likes"), (3, "todo"), (4, "likes")]);
+        let mut other = Shared { run: seen, ..all.clone() };
+        other.losses.clear();
+        other.merge(&all, 0);
+        assert_eq!((other.run, other.losses), (all.run, all.losses));
+    }
+
+    #[test]
     fn a_name_that_is_given_twice_stands_for_the_first() {
         let mut here = Shared::new();
         here.tokens = vec![token("phone", 5)];
