@@ -198,7 +198,7 @@ impl Api {
             let subject = format!("$JS.API.DIRECT.GET.{stream}");
             let asked = serde_json::to_vec(&asked).expect("BUG: a request that isn't JSON").into();
             self.client.publish_with_reply(subject, inbox, asked).await.map_err(|error| lost(&error))?;
-            let mut messages = Vec::new();
+            let (mut messages, mut bytes) = (Vec::new(), 0);
             while let Ok(Some(answer)) = timeout(ANSWER, answers.next()).await {
                 match answer.status.map(|status| status.as_u16()) {
                     // The end, and nothing at all.
@@ -208,7 +208,14 @@ impl Api {
                         let why = answer.description.unwrap_or_default();
                         return Err(ApiError::NotUnderstood(format!("it answers {status} to a read: {why}")));
                     }
-                    None => messages.push(stored(&answer)?),
+                    None => {
+                        bytes += answer.payload.len();
+                        messages.push(stored(&answer)?);
+                    }
+                }
+                // A server keeps to what it was asked for, up to the message that goes beyond.
+                if messages.len() > READ_MESSAGES || bytes > 2 * READ_BYTES {
+                    return Ok(messages);
                 }
             }
             Err(ApiError::NoAnswer("no replica of the stream answers".to_owned()))

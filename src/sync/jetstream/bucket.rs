@@ -31,9 +31,12 @@ const KEY: &str = "gateways";
 pub(super) enum BucketError {
     #[error("the bucket can't be read: {0}")]
     Api(#[from] ApiError),
-    /// What is in the bucket, or would be.
+    /// What is in the bucket can't be used.
     #[error("{0}")]
     Unfit(String),
+    /// What would be in the bucket is too much for it. What is there holds, and what was added here is known here alone.
+    #[error("{0}")]
+    Full(String),
     /// The files of the data directory.
     #[error("{0:#}")]
     Files(anyhow::Error),
@@ -244,9 +247,13 @@ impl Bucket {
             if there.as_ref() != Some(&next) {
                 let bytes = next.to_bytes();
                 if bytes.len() > BUCKET_MESSAGE {
-                    return Err(BucketError::Unfit(format!(
-                        "there are too many tokens for a bucket, {} bytes of them, and {BUCKET_MESSAGE} is the limit; revoke \
-                         what nobody uses",
+                    if let Some(there) = there {
+                        self.keep(&known, there, revision).map_err(BucketError::Files)?;
+                        self.hear(began);
+                    }
+                    return Err(BucketError::Full(format!(
+                        "the gateways share {} bytes of tokens and links, and {BUCKET_MESSAGE} is the limit, so what was added \
+                         here is known here alone; revoke what nobody uses",
                         bytes.len()
                     )));
                 }
@@ -270,7 +277,7 @@ impl Bucket {
             self.hear(began);
             return Ok(());
         }
-        Err(BucketError::Unfit("other gateways change the bucket without pause; this one tries again".to_owned()))
+        Err(BucketError::Full("other gateways change the bucket without pause; this one tries again".to_owned()))
     }
 
     /// Writes the document into the files of the data directory, and then into the copy. In this order a crash makes the

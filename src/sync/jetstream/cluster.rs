@@ -469,7 +469,13 @@ impl Cluster {
             None => self.make(api, &bucket, |replicas| settings::of_bucket(&bucket, &prefix, replicas)).await?,
         };
         settings::check_bucket(&bucket, &prefix, &shared.config).map_err(unfit)?;
-        self.inner.bucket.level(api, &shared, began).await.map_err(of_bucket)?;
+        let mut flaws = Vec::new();
+        match self.inner.bucket.level(api, &shared, began).await {
+            Ok(()) => {}
+            // Those who are known already go on.
+            Err(BucketError::Full(why)) => flaws.push(why),
+            Err(error) => return Err(of_bucket(error)),
+        }
         let lost = self.inner.lost.lock().unwrap_or_else(PoisonError::into_inner).clone();
         if !lost.is_empty() {
             self.inner.bucket.begin_runs(api, &lost).await.map_err(of_bucket)?;
@@ -481,7 +487,9 @@ impl Cluster {
             *last = info.state.last_seq;
             is_new
         });
-        Ok(overview(&info, id, &server))
+        let mut overview = overview(&info, id, &server);
+        overview.flaws.extend(flaws);
+        Ok(overview)
     }
 
     async fn found(&self, api: &Api, name: &str) -> Result<Option<StreamInfo>, Trouble> {
@@ -532,7 +540,7 @@ fn of_bucket(error: BucketError) -> Trouble {
     match error {
         BucketError::Unfit(why) => Trouble::Unfit(why),
         BucketError::Api(error) => trouble(error),
-        BucketError::Files(_) => Trouble::Away(error.to_string()),
+        BucketError::Files(_) | BucketError::Full(_) => Trouble::Away(error.to_string()),
     }
 }
 
