@@ -2,7 +2,8 @@
 //! devices does. docs/scale.md tells what came of it.
 //!
 //! ```sh
-//! cargo bench --bench scale               # all; or a part: -- likes, -- seen, -- leader, -- fair, -- pulls
+//! cargo bench --bench scale               # all; or a part: -- likes, -- seen, -- leader, -- fair, -- pulls, -- moving
+//! BENCH_LIKES=10000000 cargo bench --bench scale -- moving
 //! ```
 //!
 //! Three NATS servers with `sync_interval: always`, the gateways and the devices are processes of their own on one machine,
@@ -16,6 +17,7 @@ mod common;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
+use std::process::Stdio;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
@@ -52,6 +54,9 @@ fn main() {
     }
     if is_wanted("pulls") {
         pulls(scale);
+    }
+    if is_wanted("moving") {
+        moving(scale);
     }
 }
 
@@ -428,6 +433,75 @@ fn pulls(scale: Scale) {
         times[times.len() - 1],
         times.len()
     );
+}
+
+/// Moves a hub's log into a stream, and starts a new gateway on an empty directory, beside a client that only reads all of it.
+fn moving(scale: Scale) {
+    let likes = std::env::var("BENCH_LIKES").ok().and_then(|likes| likes.parse().ok()).unwrap_or(1_000_000);
+    let likes: usize = scale.of(likes);
+    let nats = cluster();
+    let dir = on_disk();
+    let (hub, new) = (dir.path().join("hub"), dir.path().join("new"));
+    fill(&hub, likes);
+    let hub_bytes = size(&hub.join("stores"));
+    let start = Instant::now();
+    common::printed(common::run(&hub, &["move", "in", "--upstream", &nats.url()]));
+    let moved = start.elapsed();
+    let start = Instant::now();
+    let mut command = likewise();
+    command.args(["serve", "--listen", "127.0.0.1:0", "--upstream", &nats.url()]).env("LIKEWISE_LOG", "error");
+    let gateway = Server::spawn(command, &new);
+    wait_until(&gateway, "/status", |status| status["count"] == likes && status["upstream"]["state"] == "online");
+    let took = start.elapsed();
+    let bare = Runtime::new().expect("start tokio").block_on(read_all(&nats));
+    println!("\n{likes} likes, moved from a hub into a stream: {moved:.1?}");
+    println!("a new gateway has them after {took:.1?}; a client that only reads the messages after {bare:.1?}");
+    let servers: u64 = (0..nats.len()).map(|n| size(&nats.data_of(n))).sum();
+    let each = |bytes: u64| bytes as f64 / likes as f64;
+    println!(
+        "bytes of disk for a like: {:.0} at each gateway or hub, {:.0} at all three servers together",
+        each(hub_bytes),
+        each(servers)
+    );
+}
+
+/// Reads all messages of the stream, and returns how long that took.
+async fn read_all(nats: &Nats) -> Duration {
+    use futures_util::StreamExt as _;
+    let context = connect(nats).await;
+    let start = Instant::now();
+    let stream = context.get_stream(STREAM).await.expect("the stream");
+    let left = stream.cached_info().state.messages;
+    let config = jetstream::consumer::pull::OrderedConfig::default();
+    let consumer = stream.create_consumer(config).await.expect("a consumer");
+    let mut messages = consumer.messages().await.expect("messages").take(usize::try_from(left).expect("a number"));
+    while let Some(message) = messages.next().await {
+        assert!(!message.expect("a message").payload.is_empty());
+    }
+    start.elapsed()
+}
+
+/// Puts new likes into `data`, which no process serves.
+fn fill(data: &Path, likes: usize) {
+    let mut command = likewise();
+    let command = command.args(["import", "--data"]).arg(data);
+    let mut import = command.stdin(Stdio::piped()).stderr(Stdio::null()).spawn().expect("start the import");
+    let mut input = std::io::BufWriter::new(import.stdin.take().expect("its input"));
+    for _ in 0..likes {
+        writeln!(input, r#"{{"id":"{}","name":"LikeAdded"}}"#, EventId::now()).expect("write an event");
+    }
+    drop(input);
+    assert!(import.wait().expect("the import ends").success());
+}
+
+/// The bytes of all files below a directory.
+fn size(dir: &Path) -> u64 {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    entries
+        .map(
+            |entry| if entry.path().is_dir() { size(&entry.path()) } else { entry.metadata().map_or(0, |it| it.len()) },
+        )
+        .sum()
 }
 
 /// Pulls, and counts the events that arrive.

@@ -2,6 +2,7 @@
 //!
 //! ```sh
 //! cargo bench --bench sync                # all; or a part: -- bulk, -- join, -- rebase, -- click
+//! BENCH_EVENTS=10000,10000000 cargo bench --bench sync -- join    # logs of other lengths
 //! ```
 //!
 //! Hub and devices are the release binary on one machine, each in its own process with its own directory.
@@ -11,6 +12,8 @@ mod compare;
 #[path = "../tests/common/mod.rs"]
 mod common;
 
+use std::env;
+use std::fs::File;
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;
 use std::path::Path;
@@ -19,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use common::{Server, likewise, wait_for};
 use compare::{Aim, Scale, compare, each, head, is_wanted, on_disk};
-use likewise::engine::{Entry, Envelope, EventId, Files, Page, Replica, Seq, Setup, Whose};
+use likewise::engine::{Device, Entry, Envelope, EventId, Files, Page, Replica, Seq, Setup, Whose};
 use likewise::likes::{self, LikeAdded};
 use rusqlite::{Connection, params};
 use serde_json::Value;
@@ -61,23 +64,82 @@ fn bulk(scale: Scale) {
     }
 }
 
-/// A new device joins a log. In the end one more machine has the events.
+/// A new device joins a log, and shows the right count: by a snapshot, compared with the bare download of the snapshot's bytes
+/// and one start on data that is there already. Then all of the log is there and proven: compared with a device that pulls it.
 fn join(scale: Scale) {
-    head("a new device joins, per event", "sync", "plain");
-    for likes in [10_000, 100_000, 1_000_000] {
+    let logs: Vec<usize> = match env::var("BENCH_EVENTS") {
+        Ok(list) => list.split(',').map(|events| events.parse().expect("a number of events")).collect(),
+        Err(_) => vec![10_000, 100_000, 1_000_000, 10_000_000],
+    };
+    for likes in logs {
         let likes = scale.of(likes);
         let dir = on_disk();
-        let hub = dir.path().join("hub");
-        fill(&hub, likes);
-        let hub = Hub::start(&hub, &["one"]);
-        let ours = || {
+        let data = dir.path().join("hub");
+        fill_fast(&data, 1);
+        // A device that has a part of the log pulls the rest.
+        let seed = dir.path().join("seed");
+        let hub = Hub::start(&data, &["one"]);
+        let device = hub.device(&seed, "one");
+        wait_until(&device, |status| status["count"] == 1);
+        drop((device, hub));
+        fill_fast(&data, likes);
+        let hub = Hub::start(&data, &[]);
+        wait_until(&hub.server, |status| status["count"] == likes + 1);
+
+        head(&format!("a new device on a log of {likes}"), "likewise", "plain");
+        let joined = dir.path().join("joined");
+        let has_all = |status: &Value| status["count"] == likes + 1;
+        let is_whole = |status: &Value| has_all(status) && status["history"].is_null() && status["head"] == likes + 1;
+        let start = Instant::now();
+        let device = hub.device(&joined, "one");
+        wait_until(&device, has_all);
+        println!("the first one, for which the snapshot is made: {:.2?}", start.elapsed());
+        wait_until(&device, is_whole);
+        drop(device);
+
+        let begin = || {
             let dir = on_disk();
             let start = Instant::now();
-            let one = hub.device(dir.path(), "one");
-            wait_until(&one, |status| status["count"] == likes);
-            each(start, likes)
+            let device = hub.device(dir.path(), "one");
+            wait_until(&device, has_all);
+            let took = start.elapsed();
+            drop(device);
+            took
         };
-        compare(scale, &format!("a log of {likes}"), Aim::Time(4.0), ours, || plain(likes, 1));
+        let download_and_open = || {
+            let dir = on_disk();
+            let start = Instant::now();
+            let bytes = hub.snapshot("one");
+            let mut file = File::create(dir.path().join("snapshot")).expect("a file");
+            file.write_all(&bytes).and_then(|()| file.sync_all()).expect("written");
+            let device = hub.device(&joined, "one");
+            wait_until(&device, has_all);
+            let took = start.elapsed();
+            drop(device);
+            took
+        };
+        compare(scale, "shows the right count", Aim::Time(1.5), begin, download_and_open);
+
+        let whole = || {
+            let dir = on_disk();
+            let start = Instant::now();
+            let device = hub.device(dir.path(), "one");
+            wait_until(&device, is_whole);
+            let took = start.elapsed();
+            drop(device);
+            took
+        };
+        let pull = || {
+            let dir = on_disk();
+            copy_all(&seed, dir.path());
+            let start = Instant::now();
+            let device = hub.device(dir.path(), "one");
+            wait_until(&device, is_whole);
+            let took = start.elapsed();
+            drop(device);
+            took
+        };
+        compare(scale, "has all of the log, proven", Aim::Time(1.3), whole, pull);
     }
 }
 
@@ -178,6 +240,19 @@ impl Hub {
         Self { server: Server::spawn(command, data), data: data.to_owned() }
     }
 
+    /// The bytes of its snapshot, or of its refusal.
+    fn snapshot(&self, name: &str) -> Vec<u8> {
+        let agent = agent();
+        let status = agent.get(format!("{}/status", self.server.url)).call().expect("ask").body_mut().read_to_string();
+        let status: Value = serde_json::from_str(&status.expect("read")).expect("JSON");
+        let schema = status["schema"].as_str().expect("its schema").replace(' ', "%20");
+        let url = format!("{}/sync/v1/likes/snapshot?schema={schema}", self.server.url);
+        let token = std::fs::read_to_string(self.data.join(name)).expect("the token");
+        let request = agent.get(url).header("authorization", format!("Bearer {}", token.trim()));
+        let request = request.config().http_status_as_error(false).build();
+        request.call().expect("ask").into_body().into_with_config().limit(u64::MAX).read_to_vec().expect("read")
+    }
+
     /// A device that syncs with this hub.
     fn device(&self, data: &Path, name: &str) -> Server {
         let mut command = likewise();
@@ -198,6 +273,31 @@ fn fill(data: &Path, likes: usize) {
     }
     drop(input);
     assert!(import.wait().expect("the import ends").success());
+}
+
+/// The same, without a process: the quickest way to a log of ten million.
+fn fill_fast(data: &Path, likes: usize) {
+    let files = Files::in_dir(data.join("stores/likes"));
+    let setup = Setup::new(likes::schema(), "bench".parse().expect("a name")).expect("read the program");
+    let mut replica = Replica::open(files, setup).expect("open");
+    let device: Device = "bench".parse().expect("a name");
+    for from in (0..likes).step_by(10_000) {
+        let events: Vec<_> = (from..likes.min(from + 10_000)).map(|_| (like(), device.clone())).collect();
+        replica.add(&events).expect("add");
+    }
+}
+
+fn copy_all(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("make a directory");
+    for entry in std::fs::read_dir(from).expect("read") {
+        let entry = entry.expect("read");
+        let target = to.join(entry.file_name());
+        if entry.file_type().expect("look").is_dir() {
+            copy_all(&entry.path(), &target);
+        } else {
+            std::fs::copy(entry.path(), target).expect("copy");
+        }
+    }
 }
 
 fn agent() -> ureq::Agent {

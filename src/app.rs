@@ -34,7 +34,7 @@ const RESERVED: [&str; 17] = [
 const EVENTS: [&str; 2] = ["done", "current"];
 
 /// Commands that every program has.
-const OWN_COMMANDS: [&str; 20] = [
+const OWN_COMMANDS: [&str; 21] = [
     "serve",
     "hub",
     "status",
@@ -51,6 +51,7 @@ const OWN_COMMANDS: [&str; 20] = [
     "join",
     "adopt",
     "promote",
+    "move",
     "set-aside",
     "help",
     "completions",
@@ -58,7 +59,7 @@ const OWN_COMMANDS: [&str; 20] = [
 ];
 
 /// Fields of `/status` and metrics of the program, beside which figures stand.
-const TAKEN_FROM_FIGURES: [&str; 46] = [
+const TAKEN_FROM_FIGURES: [&str; 48] = [
     "store",
     "device",
     "version",
@@ -71,6 +72,7 @@ const TAKEN_FROM_FIGURES: [&str; 46] = [
     "log",
     "schema",
     "upstream",
+    "history",
     "log_digest",
     "state_digest",
     "digest_seq",
@@ -91,6 +93,7 @@ const TAKEN_FROM_FIGURES: [&str; 46] = [
     "events_set_aside",
     "events_skipped",
     "events_unknown",
+    "events_missing",
     "queue_length",
     "queue_longest",
     "queue_limit",

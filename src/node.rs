@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use tokio_util::sync::CancellationToken;
 
 use crate::app::App;
@@ -17,7 +17,7 @@ use crate::data_dir::DataDir;
 use crate::engine::{Device, Schema, Setup, Store, StoreId, StoreLimits, Stores};
 use crate::limits::app::{ATTEND_EVERY, RETRY_HALTED};
 use crate::limits::engine::stores::SWEEP_EVERY;
-use crate::sync::{Authority, Clients, Cluster, ClusterOptions, Upstream, UpstreamOptions, joined};
+use crate::sync::{Authority, Clients, Cluster, ClusterOptions, HistoryWanted, Upstream, UpstreamOptions, joined};
 use crate::web::{AllowedHost, BasePath, EmbeddingSite, PublicUrl, TrustedProxy};
 
 /// How an app runs. [`Options::default`] is what the program does without flags.
@@ -32,6 +32,8 @@ pub struct Options {
     /// The NATS cluster to be a gateway to, if any. Devices sync with a gateway as with any hub, and all gateways to one
     /// cluster serve the same logs. It takes the place of `upstream`.
     pub cluster: Option<ClusterOptions>,
+    /// How much of a log this device has in the end, if it begins with the hub's snapshot.
+    pub history: HistoryWanted,
     /// How long a store that the hub refuses waits before it tries again.
     pub retry_halted: Duration,
     /// The names, besides the loopback names, under which a server answers requests for sync and `/healthz`.
@@ -62,6 +64,7 @@ impl Default for Options {
             device: None,
             upstream: None,
             cluster: None,
+            history: HistoryWanted::Full,
             retry_halted: Duration::from_secs(RETRY_HALTED),
             allow_hosts: Vec::new(),
             base_path: BasePath::default(),
@@ -126,7 +129,14 @@ impl Node {
     ) -> anyhow::Result<Self> {
         let device = options.device.clone().unwrap_or_else(|| host_name(app));
         let stores = open_stores(&dir, app.schema(), &device, limits, upstream.is_some(), show_progress)?;
-        let clients = Clients::new(stores.clone(), device.clone(), upstream, options.retry_halted, shutdown.clone());
+        let clients = Clients::new(
+            stores.clone(),
+            device.clone(),
+            upstream,
+            options.history,
+            options.retry_halted,
+            shutdown.clone(),
+        );
         if let Some(cluster) = clients.cluster() {
             tokio::spawn(cluster.clone().look_after(shutdown.clone()));
             tokio::spawn(clients.clone().follow_stream());
@@ -263,9 +273,15 @@ pub(crate) fn base(app: &App, options: &Options) -> anyhow::Result<Base> {
     let path = crate::data_dir::locate(&named).with_context(|| crate::data_dir::unusable(&named))?;
     let upstream = match (&options.cluster, &options.upstream) {
         (Some(cluster), _) => Some(Authority::Cluster(Cluster::new(cluster, &path)?)),
-        (None, Some(given)) => Some(Authority::Hub(Upstream::new(given.clone())?)),
-        (None, None) => joined(&path)?.map(Upstream::new).transpose()?.map(Authority::Hub),
+        (None, Some(given)) => Some(Authority::Hub(Box::new(Upstream::new(given.clone())?))),
+        (None, None) => joined(&path)?.map(Upstream::new).transpose()?.map(Box::new).map(Authority::Hub),
     };
+    if options.history == HistoryWanted::None && !matches!(upstream, Some(Authority::Hub(_))) {
+        bail!(
+            "only a device of a hub can do without its history, because a hub or gateway needs every event: name the hub with \
+             --upstream, or leave --history none out"
+        );
+    }
     Ok(Base { dir: DataDir::take(&path)?, upstream })
 }
 

@@ -19,7 +19,7 @@ use crate::engine::{Health, StoreLimits};
 use crate::limits::app::TAKEN_AGAIN;
 use crate::limits::web::live::STREAMS;
 use crate::node::{Base, Node, Options, base};
-use crate::sync::{Purpose, TokenFile, Tokens};
+use crate::sync::{Purpose, Snapshots, TokenFile, Tokens};
 use crate::web::embed::Embedding;
 use crate::web::live::Pages;
 use crate::web::metrics::Metrics;
@@ -134,6 +134,7 @@ impl Server {
             shares: Shares::new(limits.streams(STREAMS), stores),
             clients: node.clients.clone(),
             data: dir.path().to_owned(),
+            snapshots: Snapshots::new(node.stores.clone(), shutdown.clone()),
             hub: Hub::new(tokens.clone(), dir.path().to_owned(), node.clients.cluster().cloned(), shutdown.clone()),
             shutdown,
             anew: anew.clone(),

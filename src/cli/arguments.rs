@@ -20,6 +20,7 @@ use crate::app::{App, AppCommand, AppError};
 use crate::data_dir;
 use crate::engine::{Device, StoreId};
 use crate::limits::app::RETRY_HALTED;
+use crate::sync::HistoryWanted;
 use crate::web::{AllowedHost, BasePath, EmbeddingSite, PublicUrl, TrustedProxy};
 
 /// What a command line asks for.
@@ -447,6 +448,10 @@ pub(super) struct ServeArgs {
     pub(super) listen: ListenArgs,
     #[command(flatten)]
     pub(super) hub: UpstreamArgs,
+    /// What this device has of a log in the end, if it begins with the hub's snapshot: all of it, which follows behind, or
+    /// only what comes after the snapshot. Without its history, a device can't take the hub's place
+    #[arg(long, value_name = "full|none", env = "HISTORY", value_enum, default_value_t, hide_possible_values = true)]
+    pub(super) history: HistoryWanted,
     /// Seconds until a store that the hub refuses tries again
     #[arg(long, env = "RETRY_HALTED", default_value_t = RETRY_HALTED, hide = true)]
     pub(super) retry_halted: u64,
@@ -460,7 +465,7 @@ pub(super) struct ServeArgs {
 }
 
 /// The flags that may stand without a command.
-const SERVE_FLAGS: [&str; 17] = [
+const SERVE_FLAGS: [&str; 18] = [
     "public_url",
     "listen",
     "device",
@@ -478,6 +483,7 @@ const SERVE_FLAGS: [&str; 17] = [
     "nats_credentials",
     "nats_without_tls",
     "retry_halted",
+    "history",
 ];
 
 /// Reads a command line of the program.

@@ -24,9 +24,9 @@ pub(super) async fn serve(app: &App, data: &Path, args: ServeArgs) -> anyhow::Re
         Some(cluster) => (None, Some(cluster)),
         None => (upstream(app, data, &args.hub)?, None),
     };
-    let ServeArgs { listen, retry_halted, public, embed, .. } = args;
+    let ServeArgs { listen, retry_halted, public, embed, history, .. } = args;
     let retry_halted = Duration::from_secs(retry_halted);
-    let options = Options { upstream, cluster, retry_halted, public, embed, ..options(data, &listen) };
+    let options = Options { upstream, history, cluster, retry_halted, public, embed, ..options(data, &listen) };
     run(app, Role::App, &listen.listen, options).await
 }
 

@@ -13,8 +13,8 @@ use crate::app::App;
 use crate::engine::{Error, NoEffect, Skipped, Store};
 use crate::limits::app::KINDS;
 use crate::node::host_name;
-use crate::sync::{LinkStatus, plain};
-use crate::web::{self, Digests, StatusReport};
+use crate::sync::{LinkStatus, WAS_WRONG, plain};
+use crate::web::{self, Digests, HistoryState, HistoryStatus, StatusReport};
 
 /// How a status is shown.
 #[derive(Clone, Copy)]
@@ -105,12 +105,23 @@ fn show(
     }
     writeln!(out, "log        {} up to {head}", log.as_deref().unwrap_or("none yet,"))?;
     writeln!(out, "state      up to {cursor}")?;
+    if let Some(HistoryStatus { state, length, here, .. }) = &report.history {
+        let words = match state {
+            HistoryState::Coming => "the others are still coming",
+            HistoryState::Proving => "they are compared with it now",
+            HistoryState::LeftOut => "this device leaves the others out",
+        };
+        writeln!(out, "history    {here} of the {length} events in the hub's snapshot are here; {words}")?;
+    }
     let upstream = &report.upstream;
     let url = upstream.url.as_ref().map(|url| format!(", {url}")).unwrap_or_default();
     let since = upstream.since.map(|since| format!(" since {}", web::date_time(since))).unwrap_or_default();
     // One word for one state, here and on the page.
     let state = if upstream.state == "halted" { "stopped" } else { &upstream.state };
     writeln!(out, "upstream   {state}{since}{url}")?;
+    if upstream.snapshot_was_wrong {
+        writeln!(out, "           {WAS_WRONG}")?;
+    }
     for line in [&upstream.why, &upstream.error, &upstream.copies].into_iter().flatten() {
         writeln!(out, "           {line}")?;
     }

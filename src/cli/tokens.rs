@@ -68,6 +68,10 @@ impl Drop for NewFile {
 pub(super) async fn token(app: &App, data: &Path, command: TokenCommand) -> anyhow::Result<ExitCode> {
     let name = app.name();
     let file = TokenFile::in_dir(data);
+    if DataDir::gateways(data).exists() {
+        // Another gateway may have changed them a moment ago. If that can't be known now, it is known later.
+        drop(tell_process(app, data).await);
+    }
     match command {
         TokenCommand::Add { name: device, read, out: place } => {
             engine::create_private_dir(data)?;

@@ -13,7 +13,7 @@ use crate::app::App;
 use crate::data_dir;
 use crate::engine::{self, Imported};
 use crate::node::host_name;
-use crate::web::{self, Exported};
+use crate::web::{self, Exported, MISSING};
 
 pub(super) async fn export(at: &Target<'_>, which: Exported) -> anyhow::Result<ExitCode> {
     let mut out = BufWriter::new(io::stdout().lock());
@@ -22,21 +22,33 @@ pub(super) async fn export(at: &Target<'_>, which: Exported) -> anyhow::Result<E
     Ok(ExitCode::SUCCESS)
 }
 
-/// Writes the events of a store to `out`.
+/// Writes the events of a store to `out`, and says on standard error what of its log is missing.
 pub(super) async fn export_to(out: &mut impl Write, at: &Target<'_>, which: Exported) -> anyhow::Result<()> {
     match at.access()? {
         Access::Asked(process) => {
             let request = process.request(Method::GET, &format!("{}/{}", at.store, which.route()))?;
             let Some(mut answer) = process.answer_about_store(request).await? else { bail!(at.missing()) };
+            let missing = answer.headers().get(MISSING).and_then(|missing| missing.to_str().ok()?.parse().ok());
+            say_what_is_missing(at, missing.unwrap_or_default());
             while let Some(piece) =
                 answer.chunk().await.context("the export broke off; what is missing is not known")?
             {
                 out.write_all(&piece)?;
             }
         }
-        Access::Here(here) => which.write(&at.files(&here)?, out)?,
+        Access::Here(here) => say_what_is_missing(at, which.write(&at.files(&here)?, out)?),
     }
     Ok(())
+}
+
+fn say_what_is_missing(at: &Target<'_>, missing: u64) {
+    if missing > 0 {
+        eprintln!(
+            "{missing} events of the log of {} are not here, so they are missing in this: it began with the hub's snapshot, and \
+             what is behind that comes later, or never with --history none",
+            at.store
+        );
+    }
 }
 
 pub(super) async fn import(at: &Target<'_>) -> anyhow::Result<ExitCode> {

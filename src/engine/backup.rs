@@ -7,8 +7,8 @@ use rusqlite::types::{ToSqlOutput, ValueRef};
 
 use super::error::{Fault, IoContext, LogFault};
 use super::eventlog::Eventlog;
-use super::files::{create_private_dir, open_private_file, sync_dir, sync_parent};
-use super::opening::remove_database;
+use super::files::{create_private_dir, open_private_file, open_to_read, sync_dir, sync_parent};
+use super::opening::{copy_opened, remove_database, remove_file};
 use super::setup::Files;
 use super::storage::Beside;
 use super::verify::check_log;
@@ -33,6 +33,7 @@ pub fn backup(files: &Files, to: &Files) -> Result<(), Fault> {
     if copied.is_err() {
         // A partial copy would open as a store that lacks some or all events.
         drop(remove_database(&to.eventlog()));
+        drop(remove_file(&to.base()));
         drop(fs::remove_file(to.witness()));
         if is_new {
             drop(fs::remove_dir(to.dir()));
@@ -45,6 +46,7 @@ fn copy(files: &Files, to: &Files) -> Result<(), LogFault> {
     create_private_dir(to.dir())?;
     let target = to.eventlog();
     open_private_file(&target)?;
+    let snapshot = open_to_read(&files.base())?;
     let conn = Beside::open(&files.eventlog())?;
     // SQLite takes the bytes of a path as they are, whether or not they are UTF-8.
     let path = ToSqlOutput::Borrowed(ValueRef::Text(target.as_os_str().as_encoded_bytes()));
@@ -56,6 +58,17 @@ fn copy(files: &Files, to: &Files) -> Result<(), LogFault> {
     let problems = check_log(&copy)?.into_iter().chain(copy.check_waiting()?);
     if let Some(problem) = problems.into_iter().next() {
         return Err(Fault::Damaged(problem).into());
+    }
+    // The state is left out, and can't be made without the snapshot where the log begins. The thread that writes deletes the
+    // snapshot once it needs it no more.
+    if let Some(file) = copy.base_file()?.filter(|_| !copy.tip().is_whole()) {
+        let is_copied = match snapshot {
+            Some(snapshot) => copy_opened(&to.base(), (snapshot, &files.base()), &file)?,
+            None => false,
+        };
+        if !is_copied {
+            return Err(Fault::Moved(files.dir().to_owned()).into());
+        }
     }
     Witness::open(&to.witness())?.0.write(copy.testimony())?;
     sync_dir(to.dir())?;

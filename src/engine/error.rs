@@ -20,6 +20,7 @@ use rusqlite::types::FromSqlError;
 
 use super::batch::BATCH;
 use super::event::EventId;
+use super::place::Seq;
 use crate::limits::engine::event::{MAX_ARGS, MAX_DEVICE, MAX_NAME};
 use crate::limits::engine::sql::{LONGEST_QUOTE, QUERY_STEPS};
 
@@ -100,6 +101,18 @@ pub enum Error {
          itself"
     )]
     OwnLog,
+    /// The log begins at a snapshot here, and the events behind it are needed first. Holds how many of how many are here.
+    #[error(
+        "this store began with a snapshot, and only {here} of the {length} events behind it are here. They are needed for this. \
+         They come from the hub as long as it can be reached. If the hub is gone, take them from another device that has all of \
+         its log: `likewise export` there, and `likewise import` here"
+    )]
+    HistoryMissing {
+        /// How many events are here.
+        here: u64,
+        /// How many events the log has up to the snapshot.
+        length: u64,
+    },
     /// A query failed.
     #[error("the query failed: {0}")]
     Query(String),
@@ -348,6 +361,15 @@ pub enum Fault {
         /// The process, if it has recorded its id yet.
         pid: Option<u32>,
     },
+    /// Something needs events that are not here yet, because the log begins at a snapshot.
+    #[error("not all events up to {0} are here: the store began with a snapshot, and they come later")]
+    NotHere(Seq),
+    /// The snapshot where the log begins was replaced or given up while it was copied, or is damaged.
+    #[error(
+        "the snapshot where the log in {} begins changed while it was copied, or is damaged: nothing was copied. Try it again",
+        .0.display()
+    )]
+    Moved(PathBuf),
     /// The schema itself breaks a rule.
     #[error("the schema can't be used: {0}")]
     Schema(DbError),

@@ -15,7 +15,7 @@ use super::event::{Envelope, EventId};
 use super::eventlog::{PageSize, Tally};
 use super::health::Health;
 use super::place::{Entry, Generation, LogId, Seq};
-use super::replica::Replica;
+use super::replica::{HistoryStanding, Replica};
 use super::store::Store;
 use crate::limits::engine::readers::{STREAM_BYTES, STREAM_EVENTS};
 
@@ -135,6 +135,8 @@ pub struct Events {
     health: watch::Receiver<Health>,
     after: EventCursor,
     pending: Option<Marks>,
+    /// Whether the reader knows that the next events are behind a snapshot.
+    knows_of_history: bool,
     ready: VecDeque<Told>,
 }
 
@@ -160,7 +162,8 @@ impl Store {
     /// Use it for effects outside the store: mail, hooks, exports. Delivery is at least once: a reader that stops after
     /// dealing with an event, but before keeping its cursor, is told again.
     pub fn events(&self, after: EventCursor) -> Events {
-        Events { store: self.clone(), health: self.health(), after, pending: None, ready: VecDeque::new() }
+        let (store, health) = (self.clone(), self.health());
+        Events { store, health, after, pending: None, knows_of_history: false, ready: VecDeque::new() }
     }
 }
 
@@ -176,7 +179,8 @@ impl Events {
     ///
     /// # Errors
     ///
-    /// If the store can't be read, or is closed. Unless it is closed, a later call tries again.
+    /// If the store can't be read, or is closed. [`Error::HistoryMissing`], once, if the next events are behind a
+    /// snapshot and not here yet: a later call waits for them. Unless the store is closed, a later call tries again.
     pub async fn next(&mut self) -> Result<Told, Error> {
         loop {
             if let Some(told) = self.ready.pop_front() {
@@ -185,9 +189,19 @@ impl Events {
             drop(self.health.borrow_and_update());
             let (after, pending) = (self.after, self.pending.clone());
             if let Some(found) = self.store.look(move |replica| replica.told_after(after, pending)).await? {
-                self.after = found.after;
-                self.pending = found.pending;
-                self.ready = found.told;
+                match found {
+                    Ok(found) => {
+                        self.after = found.after;
+                        self.pending = found.pending;
+                        self.ready = found.told;
+                        self.knows_of_history = false;
+                    }
+                    Err(_) if self.knows_of_history => {}
+                    Err(history) => {
+                        self.knows_of_history = true;
+                        return Err(history.into());
+                    }
+                }
             }
             if self.ready.is_empty() {
                 self.health.changed().await.map_err(|_| Error::Closed)?;
@@ -204,7 +218,11 @@ struct Look {
 }
 
 impl Replica {
-    fn told_after(&mut self, after: EventCursor, pending: Option<Marks>) -> Result<Look, Fault> {
+    fn told_after(
+        &mut self,
+        after: EventCursor,
+        pending: Option<Marks>,
+    ) -> Result<Result<Look, HistoryStanding>, Fault> {
         let (mut told, tip) = (VecDeque::new(), *self.log().tip());
         let log = tip.whose.log_id();
         let kept = match after.log == log {
@@ -218,6 +236,9 @@ impl Replica {
         } else {
             here(after.seq)
         };
+        if let Some(history) = HistoryStanding::of(&tip).filter(|history| after.seq < history.base) {
+            return Ok(Err(history));
+        }
         for entry in self.entries(after.seq, PAGE)? {
             after = here(entry.seq);
             told.push_back(Told::Confirmed { entry, cursor: after });
@@ -227,7 +248,7 @@ impl Replica {
             Some(marks) if after.seq == tip.head => Some(self.told_pending(marks, &mut told)?),
             other => other,
         };
-        Ok(Look { told, after, pending })
+        Ok(Ok(Look { told, after, pending }))
     }
 
     fn told_pending(&mut self, mut marks: Marks, told: &mut VecDeque<Told>) -> Result<Marks, Fault> {

@@ -215,3 +215,17 @@ pub(crate) fn sync_dir(path: &Path) -> Result<(), Fault> {
     }
     Ok(())
 }
+
+/// Returns how many bytes this user may still write where `path` is, if that can be known; 0 if there is no room for another
+/// file.
+#[cfg(all(unix, feature = "app"))]
+pub(crate) fn free_bytes(path: &Path) -> Option<u64> {
+    let disk = rustix::fs::statvfs(path).ok()?;
+    let has_no_names = disk.f_files > 0 && disk.f_favail == 0;
+    Some(if has_no_names { 0 } else { disk.f_bavail.saturating_mul(disk.f_frsize) })
+}
+
+#[cfg(all(not(unix), feature = "app"))]
+pub(crate) fn free_bytes(_: &Path) -> Option<u64> {
+    None
+}

@@ -10,6 +10,7 @@ use super::error::{Fault, LogFault};
 use super::event::Device;
 use super::eventlog::{Eventlog, Tip};
 use super::place::{Generation, Seq};
+use super::replica::HistoryStanding;
 use super::setup::Files;
 use crate::limits::engine::history::PORTION;
 
@@ -20,6 +21,8 @@ pub struct History {
     pub devices: HashMap<Device, u64>,
     /// How many events wait for a place in the log.
     pub pending: u64,
+    /// How many events of the log are not here, so that nothing is known of them: they are behind a snapshot.
+    pub missing: u64,
     /// How many events happened on each day, by the clocks of the devices where they happened.
     pub days: BTreeMap<i32, u64>,
     /// How many events have a time that belongs to no day.
@@ -33,6 +36,10 @@ pub(super) struct Counted {
     history: History,
     /// The last event that is counted.
     upto: Seq,
+    /// Where the log began then. The events below it are counted as they arrive.
+    base: Seq,
+    /// The last event below the base that is counted.
+    below: Seq,
     /// The log's generation then. If it is another one now, events were taken back.
     generation: Generation,
 }
@@ -49,6 +56,7 @@ impl Counted {
                 continue;
             }
             let mut history = self.history.clone();
+            history.missing = HistoryStanding::of(log.tip()).map_or(0, |history| history.missing());
             log.each_pending(i64::MIN, i64::MAX as usize, &mut |event| {
                 history.pending += 1;
                 history.happened(day(event.id.millis()));
@@ -59,21 +67,26 @@ impl Counted {
     }
 
     fn read_portion(&mut self, log: &Eventlog, day: &mut dyn FnMut(u64) -> Option<i32>) -> Result<usize, Fault> {
-        let Tip { head, generation, .. } = *log.tip();
+        let Tip { head, generation, base, .. } = *log.tip();
         if generation != self.generation || head < self.upto {
             *self = Self { generation, ..Self::default() };
         }
+        // A snapshot begins a generation. So within one, the base is either what it was or gone.
+        self.base = self.base.max(base.seq);
+        self.upto = self.upto.max(self.base);
         let mut read = 0;
         let mut by_number = BTreeMap::new();
-        let last = log.each_origin(self.upto, PORTION, &mut |id, origin| {
-            read += 1;
-            *by_number.entry(origin).or_insert(0) += 1;
-            self.history.happened(day(id.millis()));
-        })?;
+        for (upto, until) in [(&mut self.below, self.base), (&mut self.upto, Seq(u64::MAX >> 1))] {
+            let last = log.each_origin(*upto, until, PORTION - read, &mut |id, origin| {
+                read += 1;
+                *by_number.entry(origin).or_insert(0) += 1;
+                self.history.happened(day(id.millis()));
+            })?;
+            *upto = last.unwrap_or(*upto);
+        }
         for (origin, count) in by_number {
             *self.history.devices.entry(log.origin(origin)?).or_insert(0) += count;
         }
-        self.upto = last.unwrap_or(self.upto);
         Ok(read)
     }
 }

@@ -19,7 +19,9 @@ use std::sync::{Condvar, LazyLock, Mutex, MutexGuard};
 use rusqlite::Connection;
 
 use super::error::{Database, Fault, IoContext};
-use super::files::{open_private_file, sync_dir, sync_parent};
+use super::eventlog::BaseFile;
+use super::files::{open_private_file, open_to_read, sync_dir, sync_parent};
+use super::place::Digest;
 use super::storage::{checkpoint_on_close, connect};
 use crate::limits::engine::files::{PATIENCE, PIECE};
 
@@ -200,6 +202,64 @@ pub(crate) fn make_database(
     let new = beside(path, ".new");
     remove_files(&new)?;
     open_private_file(&new)?;
+    complete(database, path, fill)
+}
+
+/// Works like [`make_database`], with a database that begins as a copy of the file `from`. Returns false, and makes none, if
+/// that file isn't what it should be.
+///
+/// # Errors
+///
+/// The same as for [`make_database`].
+pub(crate) fn copy_database(
+    database: Database,
+    path: &Path,
+    from: (&Path, &BaseFile),
+    _alone: &Alone,
+    fill: impl FnOnce(Connection) -> Result<(), Fault>,
+) -> Result<bool, Fault> {
+    let new = beside(path, ".new");
+    remove_files(&new)?;
+    let is_right = copy_file(&new, from)?;
+    if is_right {
+        complete(database, path, fill)?;
+    }
+    Ok(is_right)
+}
+
+/// Copies a file of ours to the new file `to`. Returns false, and leaves no copy, if the file isn't what it should be.
+///
+/// # Errors
+///
+/// Fails if a file can't be read or written.
+pub(crate) fn copy_file(to: &Path, (from, expected): (&Path, &BaseFile)) -> Result<bool, Fault> {
+    match open_to_read(from)? {
+        Some(source) => copy_opened(to, (source, from), expected),
+        None => Ok(false),
+    }
+}
+
+/// Does the same for a file that is open already, and may have been deleted since.
+pub(crate) fn copy_opened(to: &Path, (mut source, from): (File, &Path), expected: &BaseFile) -> Result<bool, Fault> {
+    let mut copy = open_private_file(to)?;
+    let (mut hasher, mut bytes) = (blake3::Hasher::new(), 0);
+    let copied = each_piece(&mut source, |_, piece| {
+        hasher.update(piece);
+        bytes += piece.len() as u64;
+        copy.write_all(piece)
+    });
+    copied.and_then(|()| copy.sync_all()).doing("copy", from)?;
+    drop(copy);
+    let is_right = (bytes, Digest(*hasher.finalize().as_bytes())) == (expected.bytes, expected.digest);
+    if !is_right {
+        remove_file(to)?;
+    }
+    Ok(is_right)
+}
+
+/// Has `fill` write the database that is being made for `path`, and puts it there.
+fn complete(database: Database, path: &Path, fill: impl FnOnce(Connection) -> Result<(), Fault>) -> Result<(), Fault> {
+    let new = beside(path, ".new");
     // The whole file is synced once, below.
     let fault = |source| Fault::sqlite(database, source);
     let conn = connect(&new).map_err(fault)?;
@@ -215,6 +275,29 @@ pub(crate) fn make_database(
     remove_database(path)?;
     fs::rename(&new, path).doing("put a new database in the place of", path)?;
     sync_parent(path)
+}
+
+/// Durably moves a file of ours to `to`, which it replaces.
+///
+/// # Errors
+///
+/// Fails if the file can't be synced or moved. It may be in either place then.
+pub(crate) fn put_in_place(from: &Path, to: &Path) -> Result<(), Fault> {
+    File::open(from).and_then(|file| file.sync_all()).doing("make durable", from)?;
+    fs::rename(from, to).doing("put a file in the place of", to)?;
+    sync_parent(to)
+}
+
+/// Deletes a file, if it is there.
+///
+/// # Errors
+///
+/// Fails if it can't be deleted.
+pub(crate) fn remove_file(path: &Path) -> Result<(), Fault> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).doing("delete", path),
+        _ => Ok(()),
+    }
 }
 
 /// Deletes a database with everything that SQLite keeps beside it.
@@ -233,13 +316,6 @@ pub(crate) fn remove_database(path: &Path) -> Result<(), Fault> {
 
 fn remove_files(path: &Path) -> Result<(), Fault> {
     ["", "-wal", "-shm", "-journal"].iter().try_for_each(|suffix| remove_file(&beside(path, suffix)))
-}
-
-fn remove_file(path: &Path) -> Result<(), Fault> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error).doing("delete", path),
-        _ => Ok(()),
-    }
 }
 
 /// Makes the names of `dir` and of the two directories above it durable. The process that created them may have died

@@ -137,6 +137,12 @@ impl Digest {
     pub(crate) fn from_slice(bytes: &[u8]) -> Option<Self> {
         bytes.try_into().ok().map(Self)
     }
+
+    /// Reads it as it is written, in hexadecimal.
+    #[cfg(feature = "app")]
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        blake3::Hash::from_hex(text).ok().map(|hash| Self(*hash.as_bytes()))
+    }
 }
 
 impl Serialize for Digest {

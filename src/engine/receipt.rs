@@ -73,7 +73,7 @@ impl Replica {
             return Ok(Some(Placed::SetAside(why)));
         }
         Ok(match self.log().find(id)? {
-            Some(Found::Log(seq, _)) => Some(Placed::At(seq)),
+            Some(Found::Log(seq, _) | Found::Early(seq, _)) => Some(Placed::At(seq)),
             _ => None,
         })
     }

@@ -13,6 +13,12 @@ use super::schema::Schema;
 /// The name of the witness.
 const WITNESS: &str = "witness";
 
+/// The name of the snapshot where the log begins.
+const BASE: &str = "base.db";
+
+/// The beginning of the names of states that are made for a comparison and thrown away.
+const SCRATCH: &str = "scratch-";
+
 /// What a replica needs to know besides its directory.
 #[derive(Clone)]
 pub struct Setup {
@@ -70,7 +76,7 @@ impl Files {
 
     /// Refuses a store whose directory or files are links. Where this process can write, also refuses other users'.
     pub(crate) fn check(&self) -> Result<(), Fault> {
-        check_files(&self.dir, &[Database::Eventlog.file_name(), Database::State.file_name(), WITNESS])
+        check_files(&self.dir, &[Database::Eventlog.file_name(), Database::State.file_name(), BASE, WITNESS])
     }
 
     /// Returns the directory.
@@ -91,6 +97,27 @@ impl Files {
     /// Returns the path of the witness, which says how far the eventlog had come.
     pub fn witness(&self) -> PathBuf {
         self.dir.join(WITNESS)
+    }
+
+    /// Returns the path of the snapshot where the log begins. It is there until the events behind it have proven it.
+    pub fn base(&self) -> PathBuf {
+        self.dir.join(BASE)
+    }
+
+    /// Returns a path for a state that is made for a comparison and thrown away.
+    pub(crate) fn scratch(&self) -> PathBuf {
+        self.dir.join(format!("{SCRATCH}{}.db", crate::random::hex::<8>()))
+    }
+
+    /// Deletes what an interrupted comparison has left.
+    pub(crate) fn remove_scratch(&self) -> Result<(), Fault> {
+        for entry in fs::read_dir(&self.dir).doing("read", &self.dir)? {
+            let entry = entry.doing("read", &self.dir)?;
+            if entry.file_name().as_encoded_bytes().starts_with(SCRATCH.as_bytes()) {
+                fs::remove_file(entry.path()).doing("delete", &entry.path())?;
+            }
+        }
+        Ok(())
     }
 
     /// Returns whether there is a store here, the remains of one, or a link in its place.

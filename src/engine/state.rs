@@ -15,15 +15,18 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use super::changes::{Changes, Written};
 use super::contents::{TableDigests, TableRows, digest_of, table_digests, table_rows};
 use super::depends::{Depends, Key, KeyColumn};
-use super::error::{Database, DbError, IoContext, StateFault, is_damage, is_of_machine};
+use super::error::{Database, DbError, Fault, IoContext, StateFault, is_damage, is_of_machine};
 use super::event::EventId;
+use super::eventlog::BaseFile;
+use super::files::open_private_file;
 use super::materialize::Kind;
-use super::opening::{Alone, make_database};
+use super::opening::{Alone, copy_database, copy_file, make_database};
 use super::place::{Cursor, Digest, Generation, Seq};
 use super::query::Query;
 use super::remote::{Answer, Question};
 use super::sandbox::Sandbox;
 use super::schema::Schema;
+use super::snapshot::{SchemaRow, schema_rows};
 use super::storage::{Beside, WalGauge, checkpoint_on_close, connect, open_in_memory, set_up};
 
 type Result<T, E = StateFault> = result::Result<T, E>;
@@ -112,6 +115,68 @@ impl State {
         Ok(Self::over(sandbox, Some(wal), schema, cursor, Counts::default()))
     }
 
+    /// Creates the state at `base` in a file, from the snapshot `from`. Replaces whatever is there. Returns `None` if the
+    /// snapshot's file isn't what it should be, or of another schema.
+    pub(crate) fn begun(
+        path: &Path,
+        from: (&Path, &BaseFile),
+        schema: &Arc<Schema>,
+        maker: &str,
+        cursor: Cursor,
+        alone: &Alone,
+    ) -> Result<Option<Self>> {
+        if from.1.schema != schema.fingerprint() {
+            return Ok(None);
+        }
+        let is_right = copy_database(Database::State, path, from, alone, |conn| {
+            let Cursor { generation, seq, digest } = cursor;
+            let sql = "UPDATE likewise_cursor SET generation = ?1, seq = ?2, digest = ?3, made_by = ?4";
+            conn.execute(sql, params![generation.0, seq.to_sql(), digest.0, made_by(maker)]).map_err(Fault::state)?;
+            Ok(())
+        })?;
+        if !is_right {
+            return Ok(None);
+        }
+        let mut conn = connect(path)?;
+        let wal = set_up(&mut conn, path, Database::State)?;
+        let sandbox = Sandbox::new(conn)?;
+        sandbox.learn_tables()?;
+        let skipped = Counts::load(sandbox.engine())?;
+        Ok(Some(Self::over(sandbox, Some(wal), schema, cursor, skipped)))
+    }
+
+    /// Creates a state at `path` that is thrown away after a comparison: of an empty log, or of the snapshot whose file is
+    /// `from`. Returns `None` if that file isn't what it should be.
+    pub(crate) fn scratch(
+        path: &Path,
+        from: Option<(&Path, &BaseFile, Cursor)>,
+        schema: &Arc<Schema>,
+    ) -> Result<Option<Self>> {
+        if let Some((from, file, _)) = from
+            && !copy_file(path, (from, file))?
+        {
+            return Ok(None);
+        }
+        drop(open_private_file(path)?);
+        let conn = connect(path)?;
+        conn.query_row("PRAGMA journal_mode = TRUNCATE", (), |_| Ok(()))?;
+        conn.execute_batch("PRAGMA synchronous = OFF")?;
+        let Some((_, _, cursor)) = from else {
+            let sandbox = Self::create(conn, schema, "", Generation(0))?;
+            return Ok(Some(Self::over(sandbox, None, schema, Cursor::default(), Counts::default())));
+        };
+        let sandbox = Sandbox::new(conn)?;
+        sandbox.learn_tables()?;
+        let skipped = Counts::load(sandbox.engine())?;
+        Ok(Some(Self::over(sandbox, None, schema, cursor, skipped)))
+    }
+
+    /// Returns what the database of an empty state consists of.
+    pub(super) fn empty_schema(schema: &Schema) -> Result<Vec<SchemaRow>, Fault> {
+        let sandbox = Self::create(open_in_memory().map_err(Fault::state)?, schema, "", Generation(0))?;
+        schema_rows(sandbox.engine()).map_err(Fault::state)
+    }
+
     fn create(conn: Connection, schema: &Schema, maker: &str, generation: Generation) -> Result<Sandbox> {
         let maker = made_by(maker);
         let sandbox = Sandbox::new(conn)?;
@@ -142,7 +207,7 @@ impl State {
             Err(StateFault(fault)) if fault.is_damaged_state() => return Ok(unusable("it is damaged")),
             other => other?,
         };
-        let row = conn.query_row("SELECT * FROM likewise_cursor", (), read_cursor);
+        let row = read_committed(&conn);
         let (cursor, maker_found, schema_found) = match row {
             Ok(row) => row,
             // SQLite found no such row, table or database. So the file isn't a state.
@@ -404,7 +469,7 @@ pub(crate) fn committed_tables(path: &Path) -> Result<(Cursor, TableDigests)> {
     let conn = Beside::open(path)?;
     conn.only_read()?;
     conn.execute_batch("BEGIN")?;
-    let (cursor, _, _) = conn.query_row("SELECT * FROM likewise_cursor", (), read_cursor)?;
+    let (cursor, _, _) = read_committed(&conn)?;
     Ok((cursor, table_digests(&conn)?))
 }
 
@@ -413,8 +478,13 @@ pub(crate) fn committed(path: &Path) -> Result<Committed> {
     let conn = Beside::open(path)?;
     conn.only_read()?;
     conn.execute_batch("BEGIN")?;
-    let (cursor, made_by, schema) = conn.query_row("SELECT * FROM likewise_cursor", (), read_cursor)?;
+    let (cursor, made_by, schema) = read_committed(&conn)?;
     Ok(Committed { cursor, digest: digest_of(&conn)?, made_by, schema })
+}
+
+/// Returns the cursor of a state, what made it, and the fingerprint of its schema.
+pub(super) fn read_committed(conn: &Connection) -> rusqlite::Result<(Cursor, String, String)> {
+    conn.query_row("SELECT * FROM likewise_cursor", (), read_cursor)
 }
 
 fn read_cursor(row: &Row<'_>) -> rusqlite::Result<(Cursor, String, String)> {

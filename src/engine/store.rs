@@ -6,17 +6,18 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::error::{Error, Fault, Malformed};
+use super::error::{Error, Fault, IoContext, Malformed};
 use super::event::{Device, Envelope, Event, EventId};
 use super::eventlog::Whose;
 use super::health::Health;
 use super::history::{Counted, History};
 use super::live::{Answer, Live};
 use super::place::{Cursor, Digest, Seq};
+use super::proof::prove;
 use super::query::Query;
 use super::receipt::Receipt;
 use super::remote::{Answer as RemoteAnswer, Question};
-use super::replica::{Outcome, Replica, Skipped, Standing};
+use super::replica::{Concluded, Outcome, Replica, Skipped, Standing};
 use super::schema::Schema;
 use super::setup::Files;
 use super::state::State;
@@ -178,29 +179,62 @@ impl Store {
     ///
     /// # Errors
     ///
-    /// The same as for [`commit`](Self::commit), and [`Error::OwnLog`].
+    /// The same as for [`commit`](Self::commit), [`Error::OwnLog`] and [`Error::HistoryMissing`].
     pub async fn adopt(&self) -> Result<Standing, Error> {
+        self.prove().await?;
         let adopted = self.with(|replica| {
-            if let Whose::Own(_) = replica.standing()?.whose {
-                return Ok(None);
+            let standing = replica.standing()?;
+            if let Whose::Own(_) = standing.whose {
+                return Ok(Err(Error::OwnLog));
+            }
+            if let Some(history) = standing.history {
+                return Ok(Err(history.into()));
             }
             replica.take_back(Seq::START, Whose::Upstream(None))?;
-            replica.standing().map(Some)
+            replica.standing().map(Ok)
         });
-        adopted.await?.ok_or(Error::OwnLog)
+        adopted.await?
     }
 
     /// Makes this instance the authority of the store's log. Pending events get their places at its end.
     ///
     /// # Errors
     ///
-    /// The same as for [`commit`](Self::commit).
+    /// The same as for [`commit`](Self::commit), and [`Error::HistoryMissing`].
     pub async fn promote(&self) -> Result<Standing, Error> {
-        self.with(|replica| {
-            replica.promote()?;
-            replica.standing()
-        })
-        .await
+        self.prove().await?;
+        let promoted = self.with(|replica| {
+            let is_promoted = replica.promote()?;
+            let standing = replica.standing()?;
+            Ok(match standing.history {
+                Some(history) if !is_promoted => Err(history.into()),
+                _ => Ok(standing),
+            })
+        });
+        promoted.await?
+    }
+
+    /// Proves the snapshot where the log begins, if all of the history behind it is here: the log is whole then. Returns `None`
+    /// if there is nothing to prove. The events are replayed on a thread of their own, which takes as long as rebuilding the
+    /// state. The store goes on meanwhile.
+    ///
+    /// # Errors
+    ///
+    /// The same as for [`commit`](Self::commit).
+    pub async fn prove(&self) -> Result<Option<Concluded>, Error> {
+        let is_complete = self.look(|replica| Ok(replica.history().is_some_and(|history| history.is_complete())));
+        if is_complete.await? != Some(true) {
+            return Ok(None);
+        }
+        let setup = self.inner.stores.upgrade().ok_or(Error::Closed)?.setup().clone();
+        let files = self.inner.files.clone();
+        let (reply, proof) = oneshot::channel();
+        let prove = move || drop(reply.send(prove(&files, &setup)));
+        let thread = std::thread::Builder::new().name("proof".to_owned()).spawn(prove);
+        thread.doing("start a thread for", self.inner.files.dir())?;
+        let proof = proof.await.map_err(|_| Error::from(&Fault::Panicked("the proof of a snapshot".to_owned())))??;
+        let Some(proof) = proof else { return Ok(None) };
+        self.with(move |replica| replica.conclude(proof)).await.map(Some)
     }
 
     /// Commits the set-aside events again, and returns how many there were.

@@ -61,6 +61,8 @@ pub(crate) struct Census {
     pub(crate) set_aside: u64,
     pub(crate) skipped: u64,
     pub(crate) unknown: u64,
+    /// Events behind snapshots that are not here.
+    pub(crate) missing: u64,
     /// Pieces of work that wait for the threads of all stores together.
     pub(crate) queued: u64,
     /// The most that wait for one store.
@@ -242,6 +244,7 @@ impl Stores {
             census.set_aside += standing.set_aside;
             census.skipped += standing.skipped;
             census.unknown += standing.unknown;
+            census.missing += standing.history.map_or(0, |history| history.missing());
             census.queued += queued;
             census.longest_queue = census.longest_queue.max(queued);
         }
@@ -262,6 +265,12 @@ impl Stores {
     /// Returns the schema that all the stores share.
     pub(crate) fn schema(&self) -> Arc<Schema> {
         Arc::clone(&self.shared.common.setup.schema)
+    }
+
+    /// Returns what all the stores need to know besides their directories.
+    #[cfg(feature = "app")]
+    pub(crate) fn setup(&self) -> &Setup {
+        &self.shared.common.setup
     }
 
     /// Returns the limits on what the stores may use.
@@ -312,6 +321,10 @@ impl Stores {
 }
 
 impl Shared {
+    pub(super) fn setup(&self) -> &Setup {
+        &self.common.setup
+    }
+
     pub(super) fn lock(&self) -> MutexGuard<'_, OpenStores> {
         self.open.lock().expect("BUG: opening a store panicked")
     }

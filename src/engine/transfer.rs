@@ -14,8 +14,8 @@ use super::error::{Error, Fault, IoContext, LogFault, Malformed};
 use super::event::{Args, Device, Envelope, EventId, EventName};
 use super::eventlog::{CHECKPOINT_EVERY, Eventlog, PageSize, Rescued, Waiting};
 use super::health::Health;
-use super::place::Seq;
-use super::replica::Outcome;
+use super::place::{Entry, Seq};
+use super::replica::{HistoryStanding, Outcome, Page, Replica};
 use super::setup::Files;
 use super::store::Store;
 use crate::limits::engine::readers::{EXPORT_BYTES, EXPORT_EVENTS, MAX_LINE};
@@ -72,52 +72,47 @@ impl Line {
     }
 }
 
+/// What an export wrote, and what it could not write.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Written {
+    /// How many events it wrote.
+    pub events: u64,
+    /// How many events of the log are not here, because they are behind a snapshot.
+    pub missing: u64,
+}
+
 /// Writes every event of the store to `out`, one per line: the log in order, then the pending events, then those set
-/// aside. Returns their number. The export has every event that was there at its beginning, even while others come in
-/// and pending ones get their place in the log.
+/// aside. The export has every event that was there at its beginning, even while others come in and pending ones get their
+/// place in the log. If the log begins at a snapshot, it has what is here of the history behind that; events of ours that the
+/// history hasn't brought yet are among the pending ones.
 ///
 /// # Errors
 ///
 /// Fails if the store can't be read, or `out` can't be written.
-pub fn export(files: &Files, out: &mut dyn Write) -> Result<u64, Fault> {
+pub fn export(files: &Files, out: &mut dyn Write) -> Result<Written, Fault> {
     let mut count = 0;
     let mut put = |line: Line| {
         count += 1;
         put(out, &line)
     };
-    let (mut after, mut after_pending) = (Seq::START, i64::MIN);
+    let first = Eventlog::snapshot(&files.eventlog())?;
+    let missing = HistoryStanding::of(first.tip()).map_or(0, |history| history.missing());
+    // Events may move from any place to the history, behind what is written. So while there is one, this snapshot is held.
+    let held = (!first.tip().is_whole()).then_some(first);
+    let mut after = (Seq::START, [(Waiting::Early, i64::MIN), (Waiting::Pending, i64::MIN)]);
     let mut pending = HashSet::new();
     let mut damaged = 0;
     loop {
         // A pending event may move into the log meanwhile. So read the outbox only from a snapshot whose log has been
         // read to its end.
-        let log = Eventlog::snapshot(&files.eventlog())?;
-        let begin = after;
-        let mut lines = Vec::new();
-        while lines.len() < PORTION.events {
-            // Usually one interval between two checkpoints. So an altered event casts no doubt on other intervals.
-            let last = log.entries_end(after, CHECKPOINT_EVERY)?;
-            let Some(last) = last else { break };
-            let is_sound = log.is_sound(after, last)?;
-            log.each_entry(after, CHECKPOINT_EVERY as usize, &mut |entry| {
-                damaged += u64::from(!is_sound);
-                let why = (!is_sound).then(|| ALTERED.to_owned());
-                let entry = entry.filter(|entry| !pending.contains(&entry.event.id));
-                lines.extend(entry.map(|entry| Line::new(Some(entry.seq), &entry.event, Some(entry.origin), why)));
-                Ok::<_, LogFault>(())
-            })?;
-            after = last;
-        }
-        if after == begin {
-            let waiting = log.rescue(Waiting::Pending, after_pending, PORTION)?;
-            let Some(last) = waiting.last() else { break };
-            after_pending = last.n;
-            pending.extend(waiting.iter().filter_map(|rescued| rescued.event.as_ref()).map(|event| event.id));
-            lines.extend(waiting.into_iter().filter_map(|rescued| rescued.line(&mut damaged)));
-        }
-        drop(log);
+        let lines = match &held {
+            Some(log) => portion(log, &mut after, &mut pending, &mut damaged)?,
+            None => portion(&Eventlog::snapshot(&files.eventlog())?, &mut after, &mut pending, &mut damaged)?,
+        };
+        let Some(lines) = lines else { break };
         lines.into_iter().try_for_each(&mut put)?;
     }
+    drop(held);
     let mut after = i64::MIN;
     loop {
         let log = Eventlog::snapshot(&files.eventlog())?;
@@ -134,7 +129,49 @@ pub fn export(files: &Files, out: &mut dyn Write) -> Result<u64, Fault> {
              can still be read, as events to be set aside"
         )));
     }
-    Ok(count)
+    Ok(Written { events: count, missing })
+}
+
+/// Returns the next lines of an export, or `None` at its end. `after` is how far it has come in the log, and in the tables of
+/// events that have no place in it here.
+fn portion(
+    log: &Eventlog,
+    (after, tables): &mut (Seq, [(Waiting, i64); 2]),
+    pending: &mut HashSet<EventId>,
+    damaged: &mut u64,
+) -> Result<Option<Vec<Line>>, Fault> {
+    let begin = *after;
+    let mut lines = Vec::new();
+    while lines.len() < PORTION.events {
+        // Usually one interval between two checkpoints. So an altered event casts no doubt on other intervals.
+        let last = log.entries_end(*after, CHECKPOINT_EVERY)?;
+        let Some(last) = last else { break };
+        let is_sound = log.is_sound(*after, last)?;
+        log.each_entry(*after, CHECKPOINT_EVERY as usize, &mut |entry| {
+            *damaged += u64::from(!is_sound);
+            let why = (!is_sound).then(|| ALTERED.to_owned());
+            let entry = entry.filter(|entry| !pending.contains(&entry.event.id));
+            lines.extend(entry.map(|entry| Line::new(Some(entry.seq), &entry.event, Some(entry.origin), why)));
+            Ok::<_, LogFault>(())
+        })?;
+        *after = last;
+    }
+    if *after > begin {
+        return Ok(Some(lines));
+    }
+    for (which, after) in tables {
+        if *which == Waiting::Early && log.tip().is_whole() {
+            continue;
+        }
+        let waiting = log.rescue(*which, *after, PORTION)?;
+        if let Some(last) = waiting.last() {
+            *after = last.n;
+            pending.extend(waiting.iter().filter_map(|rescued| rescued.event.as_ref()).map(|event| event.id));
+            lines.extend(waiting.into_iter().filter_map(|rescued| rescued.line(damaged)));
+            return Ok(Some(lines));
+        }
+    }
+    Ok(None)
 }
 
 impl Rescued {
@@ -237,27 +274,29 @@ async fn add_all(
             Ok(Some(parsed)) => parsed,
             Ok(None) => continue,
             Err(why) => {
-                batch.flush(store, &mut imported).await?;
+                batch.flush(store, device, &mut imported).await?;
                 return Err(ImportError::Line(number, why));
             }
         };
         match line.set_aside {
             Some(why) => {
-                batch.flush(store, &mut imported).await?;
+                batch.flush(store, device, &mut imported).await?;
                 let outcome =
                     store.set_aside(event, why).await.map_err(|error| ImportError::Store(number - 1, error))?;
                 tally(&[outcome], &[number], &mut imported)?;
             }
             None => {
                 batch.numbers.push(number);
-                batch.events.push((event, line.origin.unwrap_or_else(|| device.clone())));
+                batch.events.push(Brought { event, seq: line.seq, origin: line.origin });
             }
         }
         if batch.events.len() >= MOST_TOGETHER {
-            batch.flush(store, &mut imported).await?;
+            batch.flush(store, device, &mut imported).await?;
         }
     }
-    batch.flush(store, &mut imported).await?;
+    batch.flush(store, device, &mut imported).await?;
+    // The import may have completed the history behind a snapshot.
+    store.prove().await.map_err(|error| ImportError::Store(number, error))?;
     // Without any event, nothing could have failed so far.
     if imported == Imported::default()
         && let Health::Failed(why) = store.healthy().await
@@ -284,14 +323,57 @@ fn parsed(line: Result<String, LinesCodecError>) -> Result<Option<(Envelope, Lin
 #[derive(Default)]
 struct Batch {
     numbers: Vec<u64>,
-    events: Vec<(Envelope, Device)>,
+    events: Vec<Brought>,
+}
+
+/// An event of an export.
+struct Brought {
+    event: Envelope,
+    /// Its place in the log that was exported, and the device that brought it there.
+    seq: Option<Seq>,
+    origin: Option<Device>,
+}
+
+/// Adds events of an export to a store. If its log begins at a snapshot, the export may be one of the same log, from a device
+/// that has all of it: those behind the snapshot count as the history. If they are others, that comes out at its end.
+fn add(replica: &mut Replica, events: Vec<Brought>, device: &Device) -> Result<Vec<Outcome>, Fault> {
+    let mut outcomes = Vec::with_capacity(events.len());
+    let (mut history, mut others) = (Vec::new(), Vec::new());
+    for Brought { event, seq, origin } in events {
+        let below = replica.history().and_then(|history| {
+            let seq = seq.filter(|seq| *seq <= history.until)?;
+            Some((seq, history.after, origin.clone()?))
+        });
+        match below {
+            Some((seq, after, _)) if seq <= after && replica.find(event.id)?.is_some() => {
+                outcomes.push(Some(Outcome::Known(Some(seq))));
+            }
+            Some((seq, after, origin)) if seq > after => {
+                outcomes.push(Some(Outcome::Stored(Some(seq))));
+                history.push(Entry { seq, event, origin });
+            }
+            _ => {
+                outcomes.push(None);
+                others.push((event, origin.unwrap_or_else(|| device.clone())));
+            }
+        }
+    }
+    if let Some(last) = history.last() {
+        let next = last.seq;
+        replica.arrive_history(&Page { entries: history, next, more: false })?;
+    }
+    let mut added = replica.add(&others)?.into_iter();
+    let mut next = || added.next().expect("BUG: as many outcomes as events");
+    Ok(outcomes.into_iter().map(|outcome| outcome.unwrap_or_else(&mut next)).collect())
 }
 
 impl Batch {
-    async fn flush(&mut self, store: &Store, imported: &mut Imported) -> Result<(), ImportError> {
+    async fn flush(&mut self, store: &Store, device: &Device, imported: &mut Imported) -> Result<(), ImportError> {
         let Self { numbers, events } = std::mem::take(self);
         let Some(first) = numbers.first() else { return Ok(()) };
-        let outcomes = store.add(events).await.map_err(|error| ImportError::Store(first - 1, error))?;
+        let device = device.clone();
+        let added = store.with(move |replica| add(replica, events, &device)).await;
+        let outcomes = added.map_err(|error| ImportError::Store(first - 1, error))?;
         tally(&outcomes, &numbers, imported)
     }
 }

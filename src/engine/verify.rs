@@ -9,10 +9,12 @@ use serde::{Deserialize, Serialize};
 
 use super::contents::TableDigests;
 use super::error::{Fault, LogFault, StateFault};
-use super::eventlog::Eventlog;
+use super::eventlog::{Checkpoint, Eventlog, Tip};
 use super::materialize::{Enders, Stop};
+use super::opening::remove_file;
 use super::place::{Cursor, Digest, Generation, Seq};
-use super::replica::replay_log;
+use super::proof::Scratch;
+use super::replica::{HistoryStanding, replay_log};
 use super::schema::Schema;
 use super::setup::{Files, Setup};
 use super::state::{self, Committed, State};
@@ -77,14 +79,33 @@ pub fn verify(files: &Files, setup: &Setup) -> Result<Report, Fault> {
     }
 
     let cursor = committed.as_ref().map_or(Cursor { seq: tip.head, ..Cursor::default() }, |found| found.cursor);
-    report.state_digest = replayed(&log, schema, cursor.seq, Order::Reversed)?.digest()?;
+    if let Some(history) = HistoryStanding::of(&tip) {
+        report.notes.push(format!(
+            "this store began with a snapshot: of the {} events behind it, {} are here. The state is compared with the \
+             snapshot and what came after it",
+            history.length, history.here
+        ));
+    }
+    let scratch = Scratch::new(files);
+    let replay = Replay { files, log: &log, schema, scratch: &scratch };
+    match replay.until(cursor.seq, Order::Reversed)? {
+        Some(state) => report.state_digest = state.digest()?,
+        None => {
+            report.notes.push(
+                "the snapshot is missing, damaged or of another schema. No event is lost: the log is pulled again after \
+                 the next start"
+                    .to_owned(),
+            );
+            return Ok(report);
+        }
+    }
     let Some(found) = committed else { return Ok(report) };
     if cursor.generation != tip.generation {
         report.notes.push("events were taken back out of the log; the state is rebuilt at the next start".to_owned());
     } else if cursor.seq > tip.head {
         let lack = format!("it ends at {}, and its state has come to {}", tip.head, cursor.seq);
         report.problems.push(Fault::LostTail(lack).to_string());
-    } else if log.digest_at(cursor.seq)? != cursor.digest {
+    } else if log.digest_at(cursor.seq)? != Some(cursor.digest) {
         report.problems.push(format!(
             "the events up to {} are not those that the state was made from: one of the two was changed. \
              Restore a backup, or compare with another device",
@@ -93,7 +114,7 @@ pub fn verify(files: &Files, setup: &Setup) -> Result<Report, Fault> {
     } else if !found.is_made_by(schema, executable) {
         report.notes.push("another version of the program made the state; it is rebuilt at the next start".to_owned());
     } else if found.digest != report.state_digest {
-        report.problems.push(difference(files, &log, schema, &found)?);
+        report.problems.push(difference(&replay, &found)?);
     }
     Ok(report)
 }
@@ -102,28 +123,31 @@ const REBUILD: &str = "No event is lost: stop likewise and delete the file state
                        at the next start";
 
 /// Says why the state probably isn't the one that follows from the log, and what to do.
-fn difference(files: &Files, log: &Eventlog, schema: &Arc<Schema>, found: &Committed) -> Result<String, Fault> {
-    let replay = |order| replayed(log, schema, found.cursor.seq, order);
-    let (one, other, reversed) = (replay(Order::Natural)?, replay(Order::Natural)?, replay(Order::Reversed)?);
-    if one.digest()? != other.digest()? {
-        let tables = differing(&one.table_digests()?, &other.table_digests()?);
+fn difference(replay: &Replay<'_>, found: &Committed) -> Result<String, Fault> {
+    let digests = |order| match replay.until(found.cursor.seq, order)? {
+        Some(state) => Ok((state.digest()?, state.table_digests()?)),
+        None => Ok::<_, Fault>(Default::default()),
+    };
+    let ((one, one_tables), (other, other_tables)) = (digests(Order::Natural)?, digests(Order::Natural)?);
+    let (_, reversed_tables) = digests(Order::Reversed)?;
+    if one != other {
+        let tables = differing(&one_tables, &other_tables);
         return Ok(format!(
             "a materializer is not deterministic: two replays of the same log differ in {tables}. Look in what writes there \
              for a clock, chance, a file, a static variable, or the order of a HashMap, and take it out; replicas differ \
              until then. The corrected program rebuilds the state"
         ));
     }
-    if one.digest()? == found.digest {
-        let tables = differing(&one.table_digests()?, &reversed.table_digests()?);
+    if one == found.digest {
+        let tables = differing(&one_tables, &reversed_tables);
         return Ok(format!(
             "a materializer depends on the order of rows that it doesn't ask for: a state made with the rows the other way \
              round differs in {tables}. Add ORDER BY to its SELECTs"
         ));
     }
     // The state may have advanced meanwhile. Then its tables don't show where it differed.
-    let (cursor, tables) = state::committed_tables(&files.state())?;
-    let place =
-        if cursor == found.cursor { differing(&one.table_digests()?, &tables) } else { "its tables".to_owned() };
+    let (cursor, tables) = state::committed_tables(&replay.files.state())?;
+    let place = if cursor == found.cursor { differing(&one_tables, &tables) } else { "its tables".to_owned() };
     Ok(format!(
         "the state differs from one that is rebuilt from the log, in {place}. Two replays agree, so either a materializer \
          used something then that has changed since (a setting, a file, a static variable), or another program wrote to \
@@ -143,8 +167,12 @@ fn differing(one: &TableDigests, other: &TableDigests) -> String {
 pub(super) fn check_log(log: &Eventlog) -> Result<Vec<String>, LogFault> {
     let lines = log.integrity_check()?.into_iter();
     let mut problems: Vec<String> = lines.map(|line| format!("the eventlog is damaged: {line}")).collect();
-    let mut point = log.base()?;
+    let base = log.tip().base;
+    let mut point = Checkpoint::default();
     for stored in log.checkpoints()? {
+        if point.seq < base.seq && stored.seq > base.seq {
+            point = base;
+        }
         if log.walk(point, Some(stored.seq))? != stored {
             problems.push(format!(
                 "of the events {} to {} some are not those that were stored. Restore a backup, or have the store made \
@@ -165,22 +193,46 @@ enum Order {
     Reversed,
 }
 
-/// Builds a state from the log up to `until`.
-fn replayed(log: &Eventlog, schema: &Arc<Schema>, until: Seq, order: Order) -> Result<State, Fault> {
-    let mut enders = Enders::new();
-    loop {
-        let mut state = State::in_memory(schema)?;
-        if order == Order::Reversed {
-            state.reverse_unordered()?;
-        }
-        state.begin()?;
-        match replay_log(log, &state, until, &enders) {
-            Ok(()) => {
-                state.commit(Cursor { generation: Generation(0), seq: until, digest: Digest::EMPTY })?;
-                return Ok(state);
+/// Builds states from the log, and from the snapshot where it begins.
+struct Replay<'a> {
+    files: &'a Files,
+    log: &'a Eventlog,
+    schema: &'a Arc<Schema>,
+    scratch: &'a Scratch,
+}
+
+impl Replay<'_> {
+    /// Builds a state from the log up to `until`. Returns `None` if it can't be made, because the snapshot isn't what it
+    /// should be.
+    fn until(&self, until: Seq, order: Order) -> Result<Option<State>, Fault> {
+        let mut enders = Enders::new();
+        loop {
+            let Some(mut state) = self.begin()? else { return Ok(None) };
+            if order == Order::Reversed {
+                state.reverse_unordered()?;
             }
-            Err(Stop::Ended(id, why)) => drop(enders.insert(id, why)),
-            Err(Stop::Fault(fault)) => return Err(fault),
+            state.begin()?;
+            match replay_log(self.log, &state, until, &enders) {
+                Ok(()) => {
+                    state.commit(Cursor { generation: Generation(0), seq: until, digest: Digest::EMPTY })?;
+                    return Ok(Some(state));
+                }
+                Err(Stop::Ended(id, why)) => drop(enders.insert(id, why)),
+                Err(Stop::Fault(fault)) => return Err(fault),
+            }
         }
+    }
+
+    fn begin(&self) -> Result<Option<State>, Fault> {
+        let Tip { base, generation, .. } = *self.log.tip();
+        if self.log.tip().is_whole() {
+            return Ok(Some(State::in_memory(self.schema)?));
+        }
+        let Some(file) = self.log.base_file()?.filter(|file| file.schema == self.schema.fingerprint()) else {
+            return Ok(None);
+        };
+        remove_file(&self.scratch.0)?;
+        let cursor = Cursor { generation, seq: base.seq, digest: base.digest };
+        Ok(State::scratch(&self.scratch.0, Some((&self.files.base(), &file, cursor)), self.schema)?)
     }
 }

@@ -163,6 +163,101 @@ pub(crate) mod client {
     pub(crate) const LOGGED: usize = 10;
 }
 
+/// The snapshots that a hub makes and keeps.
+#[cfg(feature = "app")]
+pub(crate) mod kept {
+    use super::Duration;
+
+    /// Events of a log below which there is no snapshot of it. To pull that many takes a fraction of a second.
+    pub(crate) const SHORTEST: u64 = 10_000;
+
+    /// Events that may follow a snapshot before the next device gets a newer one. It pulls them afterwards, so they are no
+    /// more than what would have been too short for a snapshot.
+    pub(crate) const EVENTS: u64 = 10_000;
+
+    /// The same for a large snapshot: an event for this many of its bytes. To copy a state of a gigabyte takes as long as to
+    /// pull a million events, so there is no point in doing it more often.
+    pub(crate) const BYTES_AN_EVENT: u64 = 1_000;
+
+    /// Snapshots of a store that are kept: the one that devices get, and the one before, which some may still be
+    /// downloading.
+    pub(crate) const OF_A_STORE: usize = 2;
+
+    /// Snapshots of all stores together. Each takes as much disk as its state.
+    pub(crate) const IN_ALL: usize = 16;
+
+    /// How long a snapshot is kept. Whoever asks later gets a new one.
+    pub(crate) const FOR: Duration = Duration::from_secs(24 * 3_600);
+
+    /// How often it is checked whether one is older.
+    pub(crate) const TIDY_EVERY: Duration = Duration::from_secs(3_600);
+
+    /// How long a device waits for a snapshot that is being made. Less than a device or a proxy waits for an answer. It
+    /// comes back for it.
+    pub(crate) const WAIT: Duration = Duration::from_secs(15);
+
+    /// When it comes back, in seconds.
+    pub(crate) const COME_BACK: u32 = 5;
+
+    /// How long no snapshot of a store is made after that failed. Devices pull meanwhile.
+    pub(crate) const AFTER_FAILURE: Duration = Duration::from_secs(300);
+
+    /// Bytes of the disk that making a snapshot leaves free. They belong to the events that are still to come.
+    pub(crate) const LEFT_FREE: u64 = 16 << 20;
+
+    /// Bytes that are read and sent at a time, and held in memory for each download.
+    pub(crate) const PIECE: usize = 64 << 10;
+}
+
+/// The snapshot that a device gets from a hub.
+#[cfg(feature = "app")]
+pub(crate) mod snapshot {
+    use super::Duration;
+
+    /// The largest snapshot that a device takes, in bytes.
+    pub(crate) const LARGEST: u64 = 1 << 40;
+
+    /// Bytes of the disk that a download leaves free. They belong to what is committed here meanwhile.
+    pub(crate) const LEFT_FREE: u64 = 16 << 20;
+
+    /// How long a hub may take to begin its answer: longer than ours waits for a snapshot that is being made.
+    pub(crate) const ANSWER: Duration = Duration::from_secs(40);
+
+    /// Bytes a second that a download has to bring. A modem of 1994 had more. Slower than that, the log itself is sooner
+    /// there than nothing.
+    pub(crate) const SLOWEST: u64 = 1_024;
+
+    /// How long its speed is averaged.
+    pub(crate) const MEASURED_OVER: Duration = Duration::from_secs(30);
+
+    /// How long one snapshot may take, all attempts together. Then the log is pulled, of which every page is good at once.
+    pub(crate) const LASTS: Duration = Duration::from_secs(4 * 3_600);
+
+    /// Attempts in a row that may bring nothing.
+    pub(crate) const IN_VAIN: u32 = 3;
+
+    /// Bytes that an attempt has to bring to count as something.
+    pub(crate) const SOMETHING: u64 = 64 << 10;
+
+    /// Snapshots that may be begun. Each is another one than the one before, as its tag says.
+    pub(crate) const BEGUN: u32 = 4;
+
+    /// How often a hub may say that its snapshot is not ready yet.
+    pub(crate) const NOT_READY: u32 = 20;
+
+    /// The longest that it can have a device wait each time.
+    pub(crate) const LONGEST_REST: Duration = Duration::from_secs(30);
+
+    /// Bytes that are written at a time.
+    pub(crate) const PIECE: usize = 64 << 10;
+
+    /// Pages of the history that a stream has to bring for the next one to begin at once.
+    pub(crate) const SOME_PAGES: usize = 16;
+
+    /// How long the history waits after an attempt that failed, at least and at most. It is in no hurry.
+    pub(crate) const HISTORY_WAITS: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+}
+
 /// Requests to a hub.
 #[cfg(feature = "app")]
 pub(crate) mod http {
@@ -198,8 +293,8 @@ pub(crate) mod http {
     pub(crate) const FREE: usize = 64 << 10;
 
     /// Stores that share a connection where it carries many requests at once (HTTP/2). Servers should allow a hundred
-    /// requests (RFC 9113, section 6.5.2), and a store has two of them under way. One more than a server allows would wait
-    /// for ever behind those that pull.
+    /// requests (RFC 9113, section 6.5.2), and a store has up to three of them under way: a pull, a push and its history.
+    /// One more than a server allows would wait for ever behind those that pull.
     pub(crate) const STORES_IN_A_LANE: usize = 32;
 }
 

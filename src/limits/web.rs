@@ -161,6 +161,10 @@ pub(crate) mod shares {
     /// name is kept in memory while its store is open, and an app has a few dozen.
     pub(crate) const NAMES: Rate = Rate { burst: 10_000.0, per_second: 1_000.0 / 3_600.0 };
 
+    /// Snapshots that are sent at a time. Each holds a file open and a piece of it in memory. Whoever finds no place comes
+    /// back in a moment.
+    pub(crate) const DOWNLOADS: Quota = Quota { total: 64, kept: [0, 48, 0], a_token: 8 };
+
     /// Digests of states that are computed for visitors at a time. Each reads a whole state.
     pub(crate) const DIGESTS: Quota = Quota { total: 2, kept: [0, 0, 0], a_token: 0 };
 

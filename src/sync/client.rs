@@ -10,13 +10,15 @@ use tokio::sync::{Notify, OwnedSemaphorePermit, watch};
 use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
+use super::behind::HistoryWanted;
+use super::download::Beginning;
 use super::http::Upstream;
 use super::jetstream::{Attendant, Cluster, Desk, Feed, is_cluster};
 use super::link::Client;
 use super::ration::Allowance;
 use super::stay::Stay;
 use super::tokens;
-use crate::engine::{Device, Error, Store, StoreId, Stores};
+use crate::engine::{Device, Error, HistoryStanding, Standing, Store, StoreId, Stores};
 use crate::limits::sync::client::{IDLE_AFTER, LOOK_EVERY, REPAIR_EVERY, REPAIRS};
 
 /// The state of a store's link to its upstream.
@@ -57,6 +59,10 @@ pub(crate) struct LinkStatus {
     pub(crate) code: Option<&'static str>,
     /// Why it is not online.
     pub(crate) error: Option<String>,
+    /// Whether what is behind a snapshot is fetched.
+    pub(crate) history: HistoryWanted,
+    /// Whether the hub's snapshot, with which the store began, has turned out to be wrong.
+    pub(crate) was_wrong: bool,
     /// When it entered this state, in milliseconds since the Unix epoch.
     pub(crate) since: Option<u64>,
     /// Where the copies of the stream are, if the upstream is a cluster and was reached.
@@ -65,7 +71,16 @@ pub(crate) struct LinkStatus {
 
 impl LinkStatus {
     pub(crate) fn none() -> Self {
-        Self { url: None, state: LinkState::None, code: None, error: None, since: None, copies: None }
+        Self {
+            url: None,
+            state: LinkState::None,
+            code: None,
+            error: None,
+            history: HistoryWanted::Full,
+            was_wrong: false,
+            since: None,
+            copies: None,
+        }
     }
 
     /// Returns whether the upstream is a cluster, to which this instance is a gateway.
@@ -78,7 +93,7 @@ impl LinkStatus {
 #[derive(Clone)]
 pub(crate) enum Authority {
     /// A hub, of which this instance is a device.
-    Hub(Upstream),
+    Hub(Box<Upstream>),
     /// A cluster, to which this instance is a gateway.
     Cluster(Cluster),
 }
@@ -104,6 +119,8 @@ pub(super) struct Shared {
     /// The name of this instance, from which its own events come.
     pub(super) device: Device,
     upstream: Option<Authority>,
+    /// Whether what is behind a snapshot is fetched.
+    pub(super) history: HistoryWanted,
     /// How long a halted store waits before it tries again.
     pub(super) retry_halted: Duration,
     pub(super) shutdown: CancellationToken,
@@ -146,6 +163,7 @@ impl Clients {
         stores: Stores,
         device: Device,
         upstream: Option<Authority>,
+        history: HistoryWanted,
         retry_halted: Duration,
         shutdown: CancellationToken,
     ) -> Self {
@@ -156,6 +174,7 @@ impl Clients {
                 stores,
                 device,
                 upstream,
+                history,
                 retry_halted,
                 shutdown,
                 links,
@@ -247,6 +266,7 @@ impl Clients {
         let first = LinkStatus {
             url: Some(upstream.url().into()),
             state: LinkState::Connecting,
+            history: self.shared.history,
             since: Some(tokens::now()),
             ..LinkStatus::none()
         };
@@ -268,7 +288,9 @@ impl Clients {
             Authority::Hub(hub) => {
                 let lane = Upstream::lane_beside(links.values().map(|link| link.lane));
                 let repairs = Allowance::new(REPAIRS, REPAIR_EVERY);
-                tokio::spawn(Client { stay, upstream: hub.in_lane(lane), repairs }.run());
+                let (beginning, is_online) = (Beginning::default(), watch::channel(false).0);
+                let upstream = hub.in_lane(lane);
+                tokio::spawn(Client { stay, upstream, repairs, beginning, is_online }.run());
                 (lane, None)
             }
             Authority::Cluster(cluster) => {
@@ -339,8 +361,15 @@ impl Clients {
         self.shared.links.lock().expect("BUG: attending to a store panicked").len()
     }
 
-    /// Keeps `first` level from the start. Does the same for every store in which an earlier process left something to
-    /// push, whether or not anybody visits it.
+    /// Returns whether a store has something to push, or something behind a snapshot to fetch or prove.
+    pub(super) fn has_work(&self, standing: &Standing) -> bool {
+        let is_coming =
+            |history: &HistoryStanding| self.shared.history == HistoryWanted::Full || history.here == history.length;
+        standing.pending > 0 || standing.history.as_ref().is_some_and(is_coming)
+    }
+
+    /// Keeps `first` level from the start. Does the same for every store in which an earlier process left work, whether or
+    /// not anybody visits it.
     pub(crate) async fn resume(self, first: StoreId) {
         let Shared { stores, upstream, .. } = &*self.shared;
         let Some(upstream) = upstream else { return };
@@ -355,7 +384,7 @@ impl Clients {
             let Ok(store) = found else { continue };
             if *id == first {
                 drop(self.attend(&store, usize::MAX));
-            } else if store.healthy().await.standing().is_some_and(|standing| standing.pending > 0) {
+            } else if store.healthy().await.standing().is_some_and(|standing| self.has_work(standing)) {
                 drop(self.link(upstream, &store, long_ago, None));
             }
         }
@@ -384,11 +413,12 @@ mod tests {
             token: TokenSource::Given("lw_0".to_owned()),
             root_certificate: None,
         };
-        let upstream = Authority::Hub(Upstream::new(upstream).expect("an upstream"));
+        let upstream = Authority::Hub(Box::new(Upstream::new(upstream).expect("an upstream")));
         Clients::new(
             stores,
             "test".parse().expect("a name"),
             Some(upstream),
+            HistoryWanted::Full,
             Duration::from_secs(60),
             CancellationToken::new(),
         )

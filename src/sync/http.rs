@@ -8,6 +8,7 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use bytes::Bytes;
 use futures_util::{Stream, TryStreamExt};
+use reqwest::header::HeaderName;
 use reqwest::{Response, StatusCode, Url, header, redirect};
 use rustls::ClientConfig;
 use rustls::pki_types::CertificateDer;
@@ -20,7 +21,7 @@ use super::ration::Ration;
 use super::session::{End, PushAnswer};
 use super::tls::{Trust, tls};
 use crate::clock;
-use crate::engine::{Position, StoreId};
+use crate::engine::{HistoryPosition, Position, StoreId};
 use crate::limits::sync::http::{
     ANSWER, CONNECT, KEEP, KEEPALIVE, LONGEST_REST, MAX_ANSWER, MAX_PROBLEM, MAX_UNDER_WAY, STORES_IN_A_LANE,
 };
@@ -149,12 +150,45 @@ impl Upstream {
         store: &StoreId,
         position: Position,
     ) -> Result<impl Stream<Item = std::io::Result<Bytes>> + Unpin + Send + use<>, End> {
-        let mut url = self.events_url(store);
+        let mut url = self.url_of(store, "events");
         url.query_pairs_mut()
             .extend_pairs(position.log.map(|log| ("log", log.to_string())))
             .append_pair("after", &position.after.to_string())
             .append_pair("digest", &position.digest.to_string());
         self.stream(url).await
+    }
+
+    /// Starts to fetch what comes after `position`, up to the snapshot that this device began with.
+    pub(crate) async fn history(
+        &self,
+        store: &StoreId,
+        position: HistoryPosition,
+    ) -> Result<impl Stream<Item = std::io::Result<Bytes>> + Unpin + Send + use<>, End> {
+        let HistoryPosition { log, after, digest, until } = position;
+        let mut url = self.url_of(store, "events");
+        url.query_pairs_mut()
+            .append_pair("log", &log.to_string())
+            .append_pair("after", &after.to_string())
+            .append_pair("digest", &digest.to_string())
+            .append_pair("until", &until.to_string());
+        self.stream(url).await
+    }
+
+    /// Asks for a snapshot of a state with this schema, or for the part of one that `range` names. Returns the answer,
+    /// whatever it is.
+    pub(crate) async fn snapshot(
+        &self,
+        store: &StoreId,
+        schema: &str,
+        range: Option<[(HeaderName, String); 2]>,
+    ) -> Result<Response, End> {
+        let mut url = self.url_of(store, "snapshot");
+        url.query_pairs_mut().append_pair("schema", schema);
+        let mut request = self.client.get(url).bearer_auth(self.token()?);
+        for (name, value) in range.into_iter().flatten() {
+            request = request.header(name, value);
+        }
+        request.send().await.map_err(offline)
     }
 
     /// Opens the stream that shows nothing but whether streams arrive.
@@ -177,7 +211,8 @@ impl Upstream {
 
     /// Pushes events.
     pub(crate) async fn push(&self, store: &StoreId, push: &Push) -> Result<PushAnswer, End> {
-        let request = self.client.post(self.events_url(store)).bearer_auth(self.token()?).json(push).timeout(ANSWER);
+        let request =
+            self.client.post(self.url_of(store, "events")).bearer_auth(self.token()?).json(push).timeout(ANSWER);
         let answer = match request.send().await {
             Ok(answer) => answer,
             // On a slow link, a smaller push may get through in time.
@@ -208,9 +243,9 @@ impl Upstream {
         self.client.get(url).timeout(ANSWER).send().await
     }
 
-    fn events_url(&self, store: &StoreId) -> Url {
+    fn url_of(&self, store: &StoreId, what: &str) -> Url {
         let mut url = self.url.clone();
-        url.set_path(&format!("{}/sync/v1/{store}/events", url.path().trim_end_matches('/')));
+        url.set_path(&format!("{}/sync/v1/{store}/{what}", url.path().trim_end_matches('/')));
         url
     }
 
@@ -237,7 +272,7 @@ impl Upstream {
     }
 
     /// Reads the problem that an answer carries, if it carries one.
-    async fn problem(&self, answer: Response) -> Result<Option<Problem>, End> {
+    pub(super) async fn problem(&self, answer: Response) -> Result<Option<Problem>, End> {
         let kind = answer.headers().get(header::CONTENT_TYPE);
         let is_problem = kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/problem+json"));
         if is_problem { self.read(answer, MAX_PROBLEM).await } else { Ok(None) }
@@ -279,7 +314,7 @@ impl Upstream {
 }
 
 /// Returns how long the sender of an answer asks to be left alone. Others than our hub may say so, too.
-fn retry_after(answer: &Response) -> Option<Duration> {
+pub(super) fn retry_after(answer: &Response) -> Option<Duration> {
     let is_busy = matches!(answer.status(), StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
     let seconds = answer.headers().get(header::RETRY_AFTER).filter(|_| is_busy)?.to_str().ok()?.parse().ok()?;
     Some(Duration::from_secs(seconds).min(LONGEST_REST))
@@ -357,15 +392,15 @@ fn client(url: &Url, tls: &ClientConfig) -> reqwest::Result<reqwest::Client> {
 
 /// What a hub says when it refuses a request.
 #[derive(Deserialize)]
-struct Problem {
-    code: String,
-    detail: String,
+pub(super) struct Problem {
+    pub(super) code: String,
+    pub(super) detail: String,
     #[serde(default, deserialize_with = "points")]
     checkpoints: Vec<Point>,
 }
 
 /// Describes what went wrong on the way, down to its cause. Omits the URL, which the status shows anyway.
-fn offline(error: reqwest::Error) -> End {
+pub(super) fn offline(error: reqwest::Error) -> End {
     let error = error.without_url();
     let mut text = error.to_string();
     let mut cause = std::error::Error::source(&error);

@@ -7,11 +7,13 @@ use std::time::{Duration, Instant, SystemTime};
 
 use bytes::Bytes;
 use futures_util::{Stream, StreamExt, stream};
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 use tokio::time::{sleep, timeout, timeout_at};
 
 use super::backoff::{Backoff, at_least, may_try_again, while_watched};
+use super::behind::Behind;
 use super::client::{Clients, LinkState};
+use super::download::Beginning;
 use super::http::Upstream;
 use super::protocol::{Hello, Point, PushedEvent, WirePage, words};
 use super::ration::Allowance;
@@ -30,13 +32,31 @@ pub(super) struct Client {
     pub(super) stay: Stay,
     pub(super) upstream: Upstream,
     pub(super) repairs: Allowance,
+    /// How far the store has come with its hub's snapshot, while its log is empty.
+    pub(super) beginning: Beginning,
+    /// Whether a session is under way.
+    pub(super) is_online: watch::Sender<bool>,
 }
 
 impl Client {
     pub(super) async fn run(mut self) {
         let shutdown = self.stay.clients.shared.shutdown.clone();
+        let behind = Behind {
+            id: self.stay.id.clone(),
+            upstream: self.upstream.clone(),
+            clients: self.stay.clients.clone(),
+            is_online: self.is_online.subscribe(),
+            status: self.stay.status.clone(),
+        };
+        let mut behind = pin!(behind.run());
         loop {
-            let is_closed = shutdown.run_until_cancelled(self.keep_level()).await;
+            let level = async {
+                tokio::select! {
+                    is_closed = self.keep_level() => is_closed,
+                    () = &mut behind => true,
+                }
+            };
+            let is_closed = shutdown.run_until_cancelled(level).await;
             if self.stay.ends(is_closed.is_none_or(|is_closed| is_closed)) {
                 return;
             }
@@ -54,10 +74,13 @@ impl Client {
             let end = match self.stay.clients.shared.stores.get(&self.stay.id) {
                 Ok(store) => {
                     self.stay.health = store.health();
+                    let mut beginning = std::mem::take(&mut self.beginning);
                     let end = tokio::select! {
-                        end = self.session(&store) => end,
-                        () = self.stay.idle() => return false,
+                        end = self.session(&store, &mut beginning) => Some(end),
+                        () = self.stay.idle() => None,
                     };
+                    self.beginning = beginning;
+                    let Some(end) = end else { return false };
                     // Queries may still lag behind the last pages.
                     drop(store.look(|replica| replica.settle_arrivals()).await);
                     match end {
@@ -122,8 +145,17 @@ impl Client {
         }
     }
 
-    /// Runs one pull stream, with pushes beside it.
-    async fn session(&self, store: &Store) -> End {
+    /// Runs one pull stream, with pushes beside it. An empty log begins with the hub's snapshot before.
+    async fn session(&self, store: &Store, beginning: &mut Beginning) -> End {
+        let begun = || {
+            self.stay.tell(LinkState::Connecting, None, None);
+            self.stay.usage.tried.send_modify(|times| *times += 1);
+            self.stay.clients.hear();
+        };
+        let stores = &self.stay.clients.shared.stores;
+        if let Err(end) = beginning.attempt(store, stores, &self.upstream, begun).await {
+            return end;
+        }
         let position = match store.look(|replica| replica.position()).await {
             Ok(position) => position,
             Err(error) => return here(&error),
@@ -143,14 +175,9 @@ impl Client {
         };
         let bytes = unless_silent(stream::iter(first).chain(bytes));
         let mut events = pin!(sse::events(bytes, self.upstream.ration()));
-        let hello: Hello = match timeout(SILENCE, events.next()).await {
-            Err(_) => return silent(),
-            Ok(Some(Ok(event))) if event.event == "hello" => match serde_json::from_str(&event.data) {
-                Ok(hello) => hello,
-                Err(why) => return not_understood(&why),
-            },
-            Ok(Some(Err(error))) => return End::Offline(format!("the stream broke: {error}")),
-            Ok(_) => return End::Offline("the stream didn't begin as a hub's does".to_owned()),
+        let hello = match hello(&mut events).await {
+            Ok(hello) => hello,
+            Err(end) => return end,
         };
         let running = match Session::begin(position, hello) {
             Ok(session) => Running { session: Arc::new(Mutex::new(session)), arrived: Notify::new() },
@@ -159,6 +186,7 @@ impl Client {
         self.stay.tell(LinkState::Online, None, None);
         self.stay.usage.tried.send_modify(|times| *times += 1);
         self.stay.clients.hear();
+        let _online = Online::begin(&self.is_online);
         let end = tokio::select! {
             end = pull(store, events, &running, &self.stay.clients) => end,
             end = self.push(store, &running) => end,
@@ -233,17 +261,26 @@ impl Client {
             return End::Offline(why.to_owned());
         }
         let asked = points.clone();
-        match store.with(move |replica| session::repair(replica, &asked)).await {
-            Ok(Some((first, last))) => {
+        let repair = move |replica: &mut Replica| {
+            let base = replica.base();
+            Ok((session::repair(replica, &asked)?, base != replica.base()))
+        };
+        let store_name = self.stay.id.as_str();
+        match store.with(repair).await {
+            Ok((Some(_), true)) => {
                 tracing::warn!(
-                    store = self.stay.id.as_str(),
-                    "the hub lacks events {first} to {last}; they are pushed again"
+                    store = store_name,
+                    "the hub doesn't know the place of the snapshot with which this device began; it begins anew"
                 );
                 End::Diverged(points)
             }
-            Ok(None) => End::Offline("the hub says that its log is another, and shows that it is ours".to_owned()),
+            Ok((Some((first, last)), false)) => {
+                tracing::warn!(store = store_name, "the hub lacks events {first} to {last}; they are pushed again");
+                End::Diverged(points)
+            }
+            Ok((None, _)) => End::Offline("the hub says that its log is another, and shows that it is ours".to_owned()),
             Err(error) => {
-                tracing::error!(store = self.stay.id.as_str(), %error, "cannot repair");
+                tracing::error!(store = store_name, %error, "cannot repair");
                 here(&error)
             }
         }
@@ -268,6 +305,22 @@ impl Client {
     }
 }
 
+/// Says that a session is under way, until it is dropped.
+struct Online<'a>(&'a watch::Sender<bool>);
+
+impl<'a> Online<'a> {
+    fn begin(told: &'a watch::Sender<bool>) -> Self {
+        told.send_replace(true);
+        Self(told)
+    }
+}
+
+impl Drop for Online<'_> {
+    fn drop(&mut self) {
+        self.0.send_replace(false);
+    }
+}
+
 /// What may have to change before the hub stops refusing a store.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct Terms {
@@ -284,6 +337,20 @@ struct Running {
 
 fn lock(session: &Mutex<Session>) -> MutexGuard<'_, Session> {
     session.lock().expect("BUG: a session panicked")
+}
+
+/// Returns the first event of a stream.
+pub(super) async fn hello(
+    events: &mut (impl Stream<Item = std::io::Result<sse::SseEvent>> + Unpin),
+) -> Result<Hello, End> {
+    match timeout(SILENCE, events.next()).await {
+        Err(_) => Err(silent()),
+        Ok(Some(Ok(event))) if event.event == "hello" => {
+            serde_json::from_str(&event.data).map_err(|why| not_understood(&why))
+        }
+        Ok(Some(Err(error))) => Err(End::Offline(format!("the stream broke: {error}"))),
+        Ok(_) => Err(End::Offline("the stream didn't begin as a hub's does".to_owned())),
+    }
 }
 
 /// Takes in what the hub sends.
@@ -368,14 +435,14 @@ async fn show(store: &Store) -> Duration {
 }
 
 /// Returns the end of a session after a fault on this side. The store itself says what is wrong with it.
-fn here(error: &Error) -> End {
+pub(super) fn here(error: &Error) -> End {
     match error {
         Error::Closed => End::Closed,
         error => End::Offline(error.to_string()),
     }
 }
 
-fn silent() -> End {
+pub(super) fn silent() -> End {
     End::Offline(silence())
 }
 
@@ -394,7 +461,7 @@ fn silence() -> String {
 }
 
 /// Returns the stream until it is silent for too long. Bytes count, not events: on a slow link a page takes its time.
-fn unless_silent(
+pub(super) fn unless_silent(
     bytes: impl Stream<Item = std::io::Result<Bytes>> + Unpin + Send + 'static,
 ) -> impl Stream<Item = std::io::Result<Bytes>> + Unpin + Send + 'static {
     let next = async |mut bytes| match timeout(SILENCE, StreamExt::next(&mut bytes)).await {

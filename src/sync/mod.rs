@@ -5,10 +5,15 @@
 //! event need not be sent again for now.
 
 mod authority;
+mod backfill;
 #[cfg(feature = "app")]
 mod backoff;
 #[cfg(feature = "app")]
+mod behind;
+#[cfg(feature = "app")]
 mod client;
+#[cfg(feature = "app")]
+mod download;
 pub mod gateway;
 #[cfg(feature = "app")]
 mod http;
@@ -25,6 +30,10 @@ mod protocol;
 mod ration;
 mod session;
 #[cfg(feature = "app")]
+pub(crate) mod snapshot;
+#[cfg(feature = "app")]
+mod snapshots;
+#[cfg(feature = "app")]
 pub(crate) mod sse;
 #[cfg(feature = "app")]
 mod stay;
@@ -34,6 +43,11 @@ mod tls;
 pub(crate) mod tokens;
 
 pub use authority::{AuthorityError, Incoming, NextPage, Refusal, Start, judged};
+pub use backfill::{Backfill, Backfilled};
+#[cfg(feature = "app")]
+pub use behind::HistoryWanted;
+#[cfg(feature = "app")]
+pub(crate) use behind::WAS_WRONG;
 #[cfg(feature = "app")]
 pub(crate) use client::{Authority, Clients, LinkState, LinkStatus};
 pub use gateway::Gateway;
@@ -54,6 +68,8 @@ pub(crate) use protocol::plain;
 pub use protocol::{Has, Hello, Placed, Point, Push, Pushed, PushedEvent, WireEntry, WireEvent, WirePage};
 pub(crate) use protocol::{PAGE, code};
 pub use session::{End, Outgoing, PushAnswer, Session, SessionError, ended, repair};
+#[cfg(feature = "app")]
+pub(crate) use snapshots::{NoSnapshot, Snapshots};
 #[cfg(feature = "app")]
 pub(crate) use tls::{Trust, tls};
 #[cfg(feature = "app")]

@@ -30,6 +30,15 @@ pub(crate) mod code {
     /// This device can't read its own token. It is never sent; programs are told [`UNAUTHORIZED`].
     #[cfg(feature = "app")]
     pub(crate) const NO_TOKEN: &str = "no-token";
+    /// The hub has no snapshot that is of use to the client.
+    #[cfg(feature = "app")]
+    pub(crate) const NO_SNAPSHOT: &str = "no-snapshot";
+    /// The hub is still making its snapshot.
+    #[cfg(feature = "app")]
+    pub(crate) const SNAPSHOT_NOT_READY: &str = "snapshot-not-ready";
+    /// The hub sends as many snapshots as it can.
+    #[cfg(feature = "app")]
+    pub(crate) const TOO_MANY_SNAPSHOTS: &str = "too-many-snapshots";
     /// The hub takes no more stores.
     pub(crate) const TOO_MANY_STORES: &str = "too-many-stores";
     /// The push has more events than a push may have.
@@ -254,6 +263,16 @@ impl WirePage {
             return Some("it says that the next one begins before its own end");
         }
         (self.next.0 >= SEQS).then_some("no log is so long")
+    }
+
+    /// Returns the part of the page up to `end`.
+    pub(crate) fn until(mut self, end: Seq) -> Self {
+        if self.next >= end {
+            self.events.retain(|entry| entry.seq <= end);
+            self.next = end;
+            self.more = false;
+        }
+        self
     }
 
     pub(crate) fn new(log: LogId, entries: &[Entry], next: Seq, more: bool) -> Self {

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::protocol::{self, Has, Hello, PAGE, Placed, Point, Push, Pushed, PushedEvent, WireEvent, WirePage, words};
-use crate::engine::{EventId, Fault, Generation, LogId, PageSize, Position, Replica, Seq, Standing};
+use crate::engine::{EventId, Fault, Generation, LogId, PageSize, Position, Replica, Seq};
 use crate::limits::sync::session::{BEFORE_GROWTH, IN_VAIN, REFUSED_TOGETHER};
 
 /// Why a session ended, or can't begin.
@@ -269,6 +269,7 @@ impl Session {
         answer: PushAnswer,
     ) -> Result<(), SessionError> {
         self.check_is_on(replica)?;
+        let mut early = Vec::new();
         let mut count = outgoing.ids.len();
         let refused = match answer {
             PushAnswer::TooMuch(_) | PushAnswer::TooLarge if outgoing.ids.len() > 1 => {
@@ -291,11 +292,18 @@ impl Session {
                     replica.meet(log)?;
                     self.log = Some(log);
                 }
+                // The pull begins after the base, so it never brings what the snapshot has.
+                let base = replica.base();
+                let places = outgoing.ids.iter().zip(&answer.events);
+                early.extend(places.filter_map(|(id, answer)| Some((*id, answer.seq().filter(|seq| *seq <= base)?))));
                 self.note_places(outgoing, &answer);
                 let answers = outgoing.ids.iter().zip(answer.events);
                 answers.filter_map(|(id, answer)| answer.refusal().map(|why| (*id, why))).collect()
             }
         };
+        if !early.is_empty() && !replica.are_in_snapshot(&early)? {
+            return Err(no_hubs("it has events in places where others are").into());
+        }
         self.pushed = outgoing.numbers[count - 1];
         self.got_through += 1;
         if self.got_through >= BEFORE_GROWTH {
@@ -364,17 +372,26 @@ impl Session {
 /// taken back. Does nothing if the hub's own points say that its log is ours: the hub contradicts itself, and taking
 /// back nothing changes nothing.
 ///
+/// A log that begins at a snapshot is first taken back to that. Points are few, and there may be none between the snapshot
+/// and the place where the logs part. If the hub doesn't know the snapshot's place either, the snapshot is given up.
+///
 /// # Errors
 ///
 /// A fault of the machine.
 pub fn repair(replica: &mut Replica, points: &[Point]) -> Result<Option<(Seq, Seq)>, Fault> {
     let points: Vec<_> = points.iter().map(|point| (point.seq, point.digest)).collect();
-    let shared = replica.last_shared(&points)?;
+    let (base, head) = (replica.base(), replica.standing()?.head);
+    let mut shared = replica.last_shared(&points)?.max(base);
     if shared >= replica.position()?.after {
-        return Ok(None);
+        if base == Seq::START || shared > base {
+            return Ok(None);
+        }
+        replica.drop_base()?;
+        shared = replica.last_shared(&points)?;
     }
-    let Standing { whose, head, .. } = replica.standing()?;
-    replica.take_back(shared, whose)?;
+    if shared < replica.position()?.after {
+        replica.take_back(shared, replica.standing()?.whose)?;
+    }
     Ok(Some((shared.next(), head)))
 }
 
@@ -383,11 +400,19 @@ pub(super) fn not_understood(why: &dyn std::fmt::Display) -> End {
 }
 
 /// Returns the end of a session whose hub says something that can't be true.
-fn no_hubs(why: &str) -> End {
+pub(super) fn no_hubs(why: &str) -> End {
     End::Offline(format!("the hub sent what no hub does: {why}"))
 }
 
 impl PushedEvent {
+    /// Returns its place in the hub's log, if it is there.
+    fn seq(&self) -> Option<Seq> {
+        match self {
+            Self::Stored { seq, .. } => Some(*seq),
+            Self::Refused { .. } => None,
+        }
+    }
+
     /// Returns why the hub refuses the event, if it does.
     fn refusal(self) -> Option<String> {
         match self {

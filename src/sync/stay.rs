@@ -52,7 +52,7 @@ impl Stay {
         let patience = if self.clients.shared.stores.are_crowded() { IDLE_WHEN_CROWDED } else { IDLE_AFTER };
         let is_level = match &*self.health.borrow() {
             Health::Absent => true,
-            health => health.standing().is_some_and(|standing| standing.pending == 0),
+            health => health.standing().is_some_and(|standing| !self.clients.has_work(standing)),
         };
         is_level && used.elapsed() > patience && !self.is_watched()
     }

@@ -7,7 +7,8 @@ use std::path::PathBuf;
 use axum::Json;
 use axum::body::{Body, Bytes};
 use axum::extract::State;
-use axum::http::StatusCode;
+use axum::http::{HeaderName, StatusCode};
+use axum::response::IntoResponse;
 use futures_util::{TryStreamExt, stream};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
@@ -34,6 +35,9 @@ pub(crate) async fn import_route(
     Ok(Json(imported))
 }
 
+/// The header that says how many events of the log are missing in an export.
+pub(crate) const MISSING: HeaderName = HeaderName::from_static("likewise-missing");
+
 /// Which events to write out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Exported {
@@ -50,18 +54,25 @@ impl Exported {
         }
     }
 
-    /// Writes them to `out`.
-    pub(crate) fn write(self, files: &Files, out: &mut dyn Write) -> Result<(), Fault> {
+    /// Writes them to `out`, and returns how many events of the log are missing.
+    pub(crate) fn write(self, files: &Files, out: &mut dyn Write) -> Result<u64, Fault> {
         match self {
-            Self::All => engine::export(files, out).map(drop),
-            Self::SetAside => engine::export_set_aside(files, out),
+            Self::All => engine::export(files, out).map(|written| written.missing),
+            Self::SetAside => engine::export_set_aside(files, out).map(|()| 0),
         }
     }
 }
 
 /// `GET /control/v1/{store}/export`
-pub(crate) async fn export(State(app): State<App>, asked: AskedStore) -> Result<Body, Problem> {
-    write_out(&app, &asked, Exported::All).await
+pub(crate) async fn export(State(app): State<App>, asked: AskedStore) -> Result<impl IntoResponse, Problem> {
+    let body = write_out(&app, &asked, Exported::All).await?;
+    // A store that can't be opened can still be exported.
+    let standing = match app.stores.get(asked.id()) {
+        Ok(store) => store.healthy().await.standing().cloned(),
+        Err(_) => None,
+    };
+    let missing = standing.and_then(|standing| standing.history).map_or(0, |history| history.missing());
+    Ok(([(MISSING, missing.to_string())], body))
 }
 
 /// `GET /control/v1/{store}/set-aside`

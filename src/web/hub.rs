@@ -215,6 +215,11 @@ impl Hub {
         }
     }
 
+    /// Returns whether a token that was shown is still valid.
+    pub(super) fn lets_in(&self, token: &Token) -> bool {
+        self.tokens.is_valid(token)
+    }
+
     fn lock_pullers(&self) -> MutexGuard<'_, Pullers> {
         self.pullers.lock().expect("BUG: counting pulls panicked")
     }
@@ -274,7 +279,7 @@ async fn note(devices: Arc<Mutex<BTreeMap<String, Seen>>>, dir: PathBuf, shutdow
 }
 
 /// A device that showed a valid token to a hub.
-pub(crate) struct Bearer(Token);
+pub(crate) struct Bearer(pub(super) Token);
 
 impl<S> FromRequestParts<S> for Bearer
 where
@@ -407,7 +412,7 @@ impl From<NotReady> for Problem {
 }
 
 /// Says that a token did something too often, and when it may do so again.
-fn too_often(code: &'static str, detail: &'static str, wait: Duration) -> Problem {
+pub(super) fn too_often(code: &'static str, detail: &'static str, wait: Duration) -> Problem {
     let advice = "Nothing was changed. Wait, and repeat it.";
     Problem::new(StatusCode::TOO_MANY_REQUESTS, code, detail, advice).retry_in(wait)
 }
@@ -475,6 +480,8 @@ pub(crate) struct Pull {
     #[serde(default)]
     after: Seq,
     digest: Option<Digest>,
+    /// Where the stream ends, if it isn't to stay open: a client fetches what is behind its snapshot.
+    until: Option<Seq>,
     /// The client's last event. Only authorities without digests need it.
     #[serde(rename = "last_id")]
     _last_id: Option<String>,
@@ -488,7 +495,7 @@ pub(crate) async fn pull(
     connection: Option<Extension<Connection>>,
     query: Result<Query<Pull>, axum::extract::rejection::QueryRejection>,
 ) -> Result<Response, Problem> {
-    let Query(Pull { log, after, digest, .. }) = query.map_err(|why| {
+    let Query(Pull { log, after, digest, until, .. }) = query.map_err(|why| {
         Problem::bad_request("malformed-pull", format!("{}.", why.body_text()), "See docs/wire.md for its parameters.")
     })?;
     app.shares
@@ -534,6 +541,7 @@ pub(crate) async fn pull(
         hello: Some(hello),
         start,
         after,
+        until: until.unwrap_or(Seq(u64::MAX)),
         news: app.stores.news(store.id()),
         is_level: false,
         stores: app.stores.clone(),
@@ -570,6 +578,7 @@ struct PullStream {
     hello: Option<Hello>,
     start: Start,
     after: Seq,
+    until: Seq,
     news: watch::Receiver<u64>,
     /// Whether the last look found nothing more.
     is_level: bool,
@@ -613,6 +622,9 @@ impl PullStream {
                 || !self.hub.tokens.is_valid(&self.token)
                 || self.hub.run().ok().as_ref() != Some(&self.run)
             {
+                return None;
+            }
+            if self.after >= self.until {
                 return None;
             }
             if !self.is_level {
@@ -667,10 +679,14 @@ impl PullStream {
             Err(_) => return NextPage::Over,
         };
         self.start = start;
-        if let NextPage::Page(page) = &page {
-            self.after = page.next;
+        match page {
+            NextPage::Page(page) => {
+                let page = page.until(self.until);
+                self.after = page.next;
+                NextPage::Page(page)
+            }
+            page => page,
         }
-        page
     }
 }
 

@@ -162,6 +162,7 @@ impl LookedUp<'_> {
             ("events_set_aside", "Events that the hub refused, and that are kept", census.set_aside),
             ("events_skipped", "Events in the log that can't be applied", census.skipped),
             ("events_unknown", "Events in the log whose name this program doesn't know", census.unknown),
+            ("events_missing", "Events behind the hub's snapshot that are not here", census.missing),
             ("queue_length", "Pieces of work that wait for the threads of all stores", census.queued),
             ("queue_longest", "The most that wait for one store", census.longest_queue),
             ("queue_limit", "The most that may wait for one store", stores.limits().queue as u64),

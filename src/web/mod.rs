@@ -27,6 +27,7 @@ mod remote;
 mod server;
 mod setting;
 mod shares;
+mod snapshot;
 mod status;
 mod store;
 mod stores;
@@ -45,10 +46,10 @@ use axum::{Extension, Router};
 use tokio_util::sync::CancellationToken;
 
 use crate::engine::{Device, Stores};
-use crate::sync::Clients;
+use crate::sync::{Clients, Snapshots};
 
 pub use base_path::BasePath;
-pub(crate) use control::{AFTER_IMPORT, Exported, Followed, PairingAt};
+pub(crate) use control::{AFTER_IMPORT, Exported, Followed, MISSING, PairingAt};
 pub(crate) use face::{Embed, Face};
 pub use guard::{AllowedHost, EmbeddingSite, TrustedProxy};
 pub(crate) use guard::{Browsers, PairingCookies, Pass, Passes, Policy, Sees, Sites, protect};
@@ -65,7 +66,7 @@ pub(crate) use remote::Committed;
 pub(crate) use server::{Connection, Door, Limits, Listener, raise_open_file_limit, serve, stores_within_open_files};
 pub(crate) use setting::{ClusterSetting, Setting};
 pub(crate) use shares::{Full, Lease, Shares, Who};
-pub(crate) use status::{Digests, StatusReport, date_time, digests, what_to_do};
+pub(crate) use status::{Digests, HistoryState, HistoryStatus, StatusReport, date_time, digests, what_to_do};
 pub(crate) use store::{AskedStore, Opened};
 pub use visitor::Visitor;
 pub(crate) use visitor::VisitorKey;
@@ -88,6 +89,8 @@ pub(crate) struct Services {
     pub(crate) clients: Clients,
     /// Lets other instances sync with this one.
     pub(crate) hub: Hub,
+    /// Lets devices begin with the state of this hub.
+    pub(crate) snapshots: Snapshots,
     /// Lets browsers and devices pair with this instance.
     pub(crate) pairings: Pairings,
     /// Lets `doctor` try a stream.
@@ -193,6 +196,7 @@ fn how_it_is() -> Router<App> {
 fn for_devices_and_commands() -> Router<App> {
     Router::new()
         .route("/sync/v1/{store}/events", get(hub::pull).post(hub::push))
+        .route("/sync/v1/{store}/snapshot", get(snapshot::send))
         .route("/sync/v1/probe", get(probe::stream))
         .route("/control/v1/probe", post(probe::begin))
         .route("/control/v1/backup", post(control::backup))

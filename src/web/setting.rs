@@ -5,7 +5,7 @@ use axum::extract::State;
 use serde::{Deserialize, Serialize};
 
 use super::embed::Embedding;
-use super::status::UpstreamStatus;
+use super::status::{HistoryStatus, UpstreamStatus};
 use super::{App, Problem};
 use crate::sync::{Cluster, Overview, Stand};
 
@@ -16,6 +16,9 @@ pub(crate) struct Setting {
     pub(crate) public_url: Option<String>,
     /// Its connection to the hub, for the app's first store.
     pub(crate) upstream: UpstreamStatus,
+    /// What is here of the events behind the hub's snapshot, if that store began with one.
+    #[serde(default)]
+    pub(crate) history: Option<HistoryStatus>,
     /// The cluster, if it is a gateway.
     #[serde(default)]
     pub(crate) cluster: Option<ClusterSetting>,
@@ -64,9 +67,12 @@ pub(crate) async fn setting(State(app): State<App>) -> Result<Json<Setting>, Pro
     let first = app.face.store.parse().map_err(Problem::internal)?;
     let store = app.stores.get(&first)?;
     let link = app.clients.attend(&store, usize::MAX).borrow().clone();
-    let trouble = store.healthy().await.trouble().map(str::to_owned).or_else(|| app.hub.trouble());
+    let health = store.healthy().await;
+    let trouble = health.trouble().map(str::to_owned).or_else(|| app.hub.trouble());
+    let history = health.standing().and_then(|standing| standing.history);
+    let history = history.map(|found| HistoryStatus::of(found, link.history));
     let (public_url, mut faults) = (app.public_url.clone(), app.faults.clone());
     faults.extend(app.embedding.iter().flat_map(Embedding::faults));
     let cluster = app.clients.cluster().map(ClusterSetting::now);
-    Ok(Json(Setting { public_url, upstream: (&link).into(), cluster, trouble, faults }))
+    Ok(Json(Setting { public_url, upstream: (&link).into(), history, cluster, trouble, faults }))
 }

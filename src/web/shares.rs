@@ -14,7 +14,7 @@ use super::problem::Problem;
 use crate::engine::{Device, Spare, StoreLimits};
 use crate::limits::web::{
     Quota, Rate,
-    shares::{BODIES, DIGESTS, NAMES, PAGES, PULLS, VISITORS_STORES},
+    shares::{BODIES, DIGESTS, DOWNLOADS, NAMES, PAGES, PULLS, VISITORS_STORES},
 };
 
 /// Who sent a request.
@@ -242,6 +242,8 @@ pub(crate) struct Shares {
     pub(crate) held: Pool,
     pub(crate) bodies: Pool,
     pub(crate) pages: Pool,
+    /// Snapshots that are being sent.
+    pub(crate) downloads: Pool,
     pub(crate) digests: Pool,
     pub(crate) visitors_stores: Meter,
     pub(crate) pulls: Meter,
@@ -261,6 +263,7 @@ impl Shares {
             held: Pool::new(held),
             bodies: Pool::new(BODIES),
             pages: Pool::new(PAGES),
+            downloads: Pool::new(DOWNLOADS),
             digests: Pool::new(DIGESTS),
             visitors_stores: Meter::new(VISITORS_STORES),
             pulls: Meter::new(PULLS),

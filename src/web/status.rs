@@ -12,8 +12,8 @@ use super::face::{Face, Nouns};
 use super::problem::Problem;
 use super::{App, Full, Opened, Sees, Who};
 use crate::clock;
-use crate::engine::{Device, Error, Health, Standing, Store, committed_state};
-use crate::sync::{LinkState, LinkStatus, code};
+use crate::engine::{Device, Error, Health, HistoryStanding, Standing, Store, committed_state};
+use crate::sync::{HistoryWanted, LinkState, LinkStatus, WAS_WRONG, code};
 
 /// The body of `GET /status`.
 #[derive(Debug, Serialize, Deserialize)]
@@ -36,11 +36,60 @@ pub(crate) struct StatusReport {
     /// Replicas with the same value may compare the digests of their states.
     pub(crate) schema: String,
     pub(crate) upstream: UpstreamStatus,
+    /// What is here of the events behind the hub's snapshot, if this device began with one. Absent once all of the log is
+    /// here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) history: Option<HistoryStatus>,
     /// The program's version; empty from one that is too old to say it.
     #[serde(default)]
     pub(crate) version: String,
     #[serde(flatten, skip_serializing_if = "Option::is_none")]
     pub(crate) digests: Option<Digests>,
+}
+
+/// What is here of the events behind a snapshot.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct HistoryStatus {
+    pub(crate) state: HistoryState,
+    /// The last event that is in the snapshot.
+    pub(crate) base: u64,
+    /// How many events are in it.
+    pub(crate) length: u64,
+    /// How many of them are here.
+    pub(crate) here: u64,
+}
+
+/// What becomes of the events behind a snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum HistoryState {
+    /// They are still coming.
+    Coming,
+    /// All are here, and have to prove the snapshot.
+    Proving,
+    /// They are not asked for.
+    LeftOut,
+}
+
+impl HistoryState {
+    fn in_words(self) -> &'static str {
+        match self {
+            Self::Coming | Self::Proving => "History is still coming.",
+            Self::LeftOut => "This device leaves the history out.",
+        }
+    }
+}
+
+impl HistoryStatus {
+    pub(super) fn of(history: HistoryStanding, wanted: HistoryWanted) -> Self {
+        let HistoryStanding { base, length, here } = history;
+        let state = match wanted {
+            _ if here >= length => HistoryState::Proving,
+            HistoryWanted::Full => HistoryState::Coming,
+            HistoryWanted::None => HistoryState::LeftOut,
+        };
+        Self { state, base: base.0, length, here }
+    }
 }
 
 /// How the connection to the upstream is.
@@ -54,6 +103,9 @@ pub(crate) struct UpstreamStatus {
     /// What is wrong, as this device sees it, for people. Only while somebody has to act.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) why: Option<String>,
+    /// Whether the hub's snapshot, with which this device began, was not what follows from the log.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) snapshot_was_wrong: bool,
     /// Since when, in milliseconds since the Unix epoch.
     pub(crate) since: Option<u64>,
     /// Where the copies of the stream are, if this is a gateway that has reached its cluster.
@@ -70,6 +122,7 @@ impl From<&LinkStatus> for UpstreamStatus {
             code: link.code.map(|code| if code == code::NO_TOKEN { code::UNAUTHORIZED } else { code }.to_owned()),
             error: link.error.clone(),
             why: what_is_wrong(link),
+            snapshot_was_wrong: link.was_wrong,
             since: link.since,
             copies: link.copies.as_deref().map(str::to_owned),
         }
@@ -121,6 +174,7 @@ impl StatusReport {
             log: standing.and_then(|standing| standing.whose.log_id()).map(|id| id.to_string()),
             schema: store.schema_fingerprint(),
             upstream: link.into(),
+            history: standing.and_then(|standing| standing.history).map(|found| HistoryStatus::of(found, link.history)),
             digests: None,
             figures: figures.into_iter().map(|(name, figure)| (name.to_owned(), figure.into())).collect(),
         })
@@ -247,6 +301,10 @@ pub(crate) struct More {
     pub(crate) error: Option<String>,
     pub(crate) what_to_do: Option<String>,
     pub(crate) set_aside: u64,
+    /// What becomes of the events behind a snapshot.
+    pub(crate) history: Option<&'static str>,
+    /// That the snapshot was wrong.
+    pub(crate) was_wrong: Option<&'static str>,
     /// Where to post to have the hub tried at once, while it isn't reached.
     pub(crate) sync_now: Option<String>,
     /// Where to post to move the store to its hub's log, while that is the way out.
@@ -261,7 +319,7 @@ impl StatusLine {
             let more = More { error: Some(why.to_owned()), ..More::default() };
             return Self { state: "failed", more: shown(more), ..blank };
         }
-        let Standing { pending, set_aside, .. } = match health {
+        let Standing { pending, set_aside, history, .. } = match health {
             Health::Opening => return Self { state: "opening", ..blank },
             health => health.standing().cloned().unwrap_or_default(),
         };
@@ -277,6 +335,8 @@ impl StatusLine {
             error: link.error.clone(),
             what_to_do: link.code.filter(|_| is_halted).and_then(|code| what_to_do(face, code)),
             set_aside,
+            history: history.map(|history| HistoryStatus::of(history, link.history).state.in_words()),
+            was_wrong: link.was_wrong.then_some(WAS_WRONG),
             sync_now: is_away.then(|| format!("{base}/sync-now")),
             adopt: (is_halted && link.code == Some(code::WRONG_LOG)).then(|| format!("{base}/adopt")),
             ..More::default()
@@ -377,6 +437,7 @@ mod tests {
             log: None,
             schema: String::new(),
             upstream: (&LinkStatus::none()).into(),
+            history: None,
             digests: Some(Digests { log_digest: "a".to_owned(), state_digest: "b".to_owned(), digest_seq: 7 }),
         };
         let text = serde_json::to_string(&report).expect("JSON");

@@ -14,7 +14,7 @@ use tower::ServiceExt as _;
 use super::*;
 use crate::engine::{Schema, Setup, Store, StoreLimits};
 use crate::likes::{LikeAdded, count};
-use crate::sync::{TokenFile, Tokens};
+use crate::sync::{HistoryWanted, Snapshots, TokenFile, Tokens};
 
 /// Likes without an upstream, on data of its own.
 pub(crate) fn app(dir: &Path, schema: Schema, limits: StoreLimits, max_streams: usize) -> App {
@@ -40,12 +40,20 @@ fn serving(app: crate::App, dir: &Path, schema: Schema, limits: StoreLimits, max
         faults: Vec::new(),
         visitors: VisitorKey::in_dir(dir, false),
         face,
+        snapshots: Snapshots::new(stores.clone(), shutdown.clone()),
         stores: stores.clone(),
         device,
         data: dir.to_owned(),
         pages: live::Pages::default(),
         shares: Shares::new(max_streams, limits),
-        clients: Clients::new(stores, "test".parse().unwrap(), None, Duration::ZERO, shutdown.clone()),
+        clients: Clients::new(
+            stores,
+            "test".parse().unwrap(),
+            None,
+            HistoryWanted::Full,
+            Duration::ZERO,
+            shutdown.clone(),
+        ),
         hub: Hub::new(tokens, dir.to_owned(), None, shutdown.clone()),
         shutdown,
         anew: CancellationToken::new(),

@@ -5,7 +5,7 @@ use std::fs;
 use serde_json::json;
 
 use crate::chromium::{Browser, Tab};
-use crate::common::{Server, data_dir, wait_for};
+use crate::common::{Server, data_dir, likewise, printed, run_with, wait_for};
 use crate::look::{fits, picture};
 use crate::stage::{Stage, fragment};
 use crate::sync::{device, token};
@@ -136,4 +136,59 @@ fn without_scripts_the_line_opens_asks_and_tries_again() {
     let _hub = Server::start_with(hub_data.path(), &["--listen", &listen]);
     tab.click("#status .try");
     tab.until("document.querySelector('#status')?.dataset.state === 'online'");
+}
+
+#[test]
+fn the_opened_line_says_that_history_is_still_coming() {
+    let (hub_data, data) = (data_dir(), data_dir());
+    let token = token(hub_data.path(), "laptop");
+    let hub = Server::start(hub_data.path());
+    let likes: String =
+        (0..12_000).map(|_| format!("{{\"id\":\"{}\",\"name\":\"LikeAdded\"}}\n", uuid::Uuid::now_v7())).collect();
+    printed(run_with(hub_data.path(), &["import"], &likes));
+    let flags = |more: &[&'static str]| {
+        let flags = ["--listen", "127.0.0.1:0", "--upstream", &hub.url, "--token-file", &token];
+        flags.iter().chain(more).map(|flag| (*flag).to_owned()).collect::<Vec<_>>()
+    };
+    let start = |more: &[&'static str]| {
+        let flags = flags(more);
+        Server::start_with(data.path(), &flags.iter().map(String::as_str).collect::<Vec<_>>())
+    };
+    let browser = Browser::launch();
+    browser.network_may_fail();
+    let look = |device: &Server, words: &str, name: &str| {
+        let tab = browser.open(&device.url);
+        tab.shown_as(390, 700, false);
+        tab.until_live();
+        tab.until("document.getElementById('count').dataset.count === '12000'");
+        tab.click("#status summary");
+        until_says(&tab, words);
+        fits(&tab, name);
+        picture(&tab, name);
+        tab.like();
+        tab.until("document.getElementById('count').dataset.count !== '12000'");
+        tab
+    };
+    let left_out = start(&["--history", "none"]);
+    let tab = look(&left_out, "This device leaves the history out.", "status-history-left-out");
+    tab.until("document.getElementById('status').textContent.includes('All synced')");
+    left_out.kill();
+
+    // The hub is away, so the history stays where it is.
+    let (hub_port, upstream) = (hub.port(), hub.url.clone());
+    hub.kill();
+    let mut command = likewise();
+    command.args(["serve", "--listen", "127.0.0.1:0", "--upstream", &upstream, "--token-file", &token]);
+    let device = Server::spawn(command, data.path());
+    let tab = browser.open(&device.url);
+    tab.shown_as(390, 700, false);
+    tab.until_live();
+    tab.click("#status summary");
+    until_says(&tab, "History is still coming.");
+    fits(&tab, "status-history-coming");
+    picture(&tab, "status-history-coming");
+    let listen = format!("127.0.0.1:{hub_port}");
+    let _hub = Server::start_with(hub_data.path(), &["--listen", &listen]);
+    tab.until("!document.getElementById('status').textContent.includes('History')");
+    tab.until("document.getElementById('status').textContent.includes('All synced')");
 }

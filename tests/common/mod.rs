@@ -2,6 +2,7 @@
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
 
 pub mod authority;
+pub mod mounted;
 pub mod nats;
 pub mod reverse_proxy;
 pub mod served;

@@ -3,8 +3,8 @@
 use std::fs;
 
 use crate::check::{Opened, copy, exported, run, text};
+use crate::common::mounted::Mounted;
 use crate::common::{Server, data_dir, printed};
-use crate::full::Mounted;
 
 /// Makes some likes. The program is then shut down, or killed. Returns the ids.
 fn some_likes(data: &std::path::Path, in_order: bool) -> Vec<String> {

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Write as _};
 use std::process::{Command, Stdio};
 
-use likewise::engine::{Envelope, EventId, Outcome, Replica, Seq, Whose};
+use likewise::engine::{Concluded, Envelope, EventId, Outcome, Replica, Seq, Snapshot, Whose, prove};
 use proptest::prelude::*;
 use proptest::test_runner::Config;
 
@@ -325,8 +325,8 @@ fn trust_19_killed_at_any_write_the_state_is_never_ahead_and_nothing_is_lost() {
         panic!("this test needs strace ({why}): install it, on Debian with `apt-get install strace`");
     }
     let mut kills = 0;
-    for story in ["own", "synced"] {
-        for call in ["pwrite64", "write", "unlink"] {
+    for story in ["own", "synced", "proven", "given up"] {
+        for call in ["pwrite64", "write", "unlink", "rename"] {
             // strace counts the calls of each name.
             let mut nth = 1;
             while was_killed(story, call, nth) {
@@ -354,12 +354,49 @@ fn was_killed(story: &str, call: &str, nth: u32) -> bool {
         .output()
         .unwrap();
     let said = String::from_utf8(output.stdout).unwrap();
-    let replica = home.open();
+    if begins_at_a_snapshot(&home) {
+        assert!(home.path("base.db").exists(), "{story}, killed at {call} {nth}: the log begins at nothing");
+    }
+    let mut replica = home.open();
+    assert!(matches!(replica.commit(&[like(1)]).unwrap()[..], [Outcome::Known(_)]), "{story}, {call} {nth}");
+    // What it has of a snapshot is given up, so that all that it holds is in log and outbox.
+    replica.drop_base().unwrap();
+    home.check(&replica);
     let ids = ids_of(&replica);
+    assert!(ids.contains(&id(1)), "{story}, killed at {call} {nth}");
     for line in said.lines().filter_map(|line| line.strip_prefix("acknowledged ")) {
         assert!(ids.contains(&line.parse().unwrap()), "{story}, killed at {call} {nth}: {line} is lost");
     }
     !said.contains("the end")
+}
+
+/// Whether the log begins at a snapshot, as the files say that a killed process has left.
+fn begins_at_a_snapshot(home: &Home) -> bool {
+    let copy = home.scratch.path().join("copy");
+    copy_dir(&home.dir, &copy);
+    let conn = rusqlite::Connection::open(copy.join("eventlog.db")).unwrap();
+    let base: i64 = conn.query_row("SELECT seq FROM base", (), |row| row.get(0)).unwrap();
+    drop(conn);
+    std::fs::remove_dir_all(copy).unwrap();
+    base > 0
+}
+
+/// The log of the hub with whose snapshot a device begins. The third event is the device's.
+fn of_the_hub() -> Vec<Envelope> {
+    let others = (100..107).map(|n| append(n, "h"));
+    let mut events: Vec<_> = others.collect();
+    events.insert(2, like(1));
+    events
+}
+
+/// Has a hub make a snapshot for the device in `home`, and writes down what it says of it.
+fn make_snapshot(home: &Home) {
+    let hub = Home::new();
+    let events: Vec<_> = of_the_hub().into_iter().map(|event| (event, device("elsewhere"))).collect();
+    hub.open().add(&events).unwrap();
+    let snapshot = Snapshot::make(&hub.files(), &home.path("snapshot.part")).unwrap().unwrap();
+    let said = serde_json::to_vec(&snapshot).unwrap();
+    std::fs::write(home.path("snapshot.json"), said).unwrap();
 }
 
 /// A replica with something in log and outbox.
@@ -368,6 +405,9 @@ fn prologue(home: &Home, story: &str) -> Replica {
     replica.commit(&[like(1), append(2, "a"), like(3)]).unwrap();
     if story == "synced" {
         replica.arrive(&page(1, &[like(1)], false)).unwrap();
+    }
+    if matches!(story, "proven" | "given up") {
+        make_snapshot(home);
     }
     replica
 }
@@ -394,6 +434,24 @@ fn child_that_is_killed_at_a_write() {
         replica.take_back(Seq(2), Whose::Upstream(None)).unwrap();
         commit(&mut replica, &[like(15)]);
         replica.promote().unwrap();
+    } else if matches!(story, "proven" | "given up") {
+        let said = std::fs::read(home.path("snapshot.json")).unwrap();
+        let snapshot: Snapshot = serde_json::from_slice(&said).unwrap();
+        let checked = snapshot.check(&home.path("snapshot.part"), &bank()).unwrap();
+        assert!(replica.join(checked).unwrap());
+        commit(&mut replica, &[append(12, "c")]);
+        assert!(replica.are_in_snapshot(&[(id(1), Seq(3))]).unwrap());
+        replica.arrive(&page(9, &[append(20, "x"), append(2, "a")], false)).unwrap();
+        let history = of_the_hub();
+        replica.arrive_history(&page(1, &history[..2], true)).unwrap();
+        if story == "proven" {
+            replica.arrive_history(&page(3, &history[2..], false)).unwrap();
+            let proof = prove(&home.files(), &setup(bank())).unwrap().unwrap();
+            assert_eq!(replica.conclude(proof).unwrap(), Concluded::Proven);
+        } else {
+            replica.drop_base().unwrap();
+        }
+        commit(&mut replica, &[like(15)]);
     } else {
         // Our own events and others', a confirmation of everything pending, and a repair.
         replica.arrive(&page(2, &[append(20, "x"), append(2, "a")], true)).unwrap();

@@ -339,7 +339,7 @@ fn trust_12_a_newer_format_is_left_as_it_is() {
         let replica = filled(&home, 10, 2);
         let raise = |home: &Home| {
             let conn = Connection::open(home.path("eventlog.db")).unwrap();
-            conn.execute_batch("PRAGMA user_version = 3; CREATE TABLE later (a)").unwrap();
+            conn.execute_batch("PRAGMA user_version = 4; CREATE TABLE later (a)").unwrap();
         };
         if crashes {
             // The format's number is still in the WAL.
@@ -351,7 +351,7 @@ fn trust_12_a_newer_format_is_left_as_it_is() {
         }
         let before = bytes_of(&home.dir);
         for _ in 0..2 {
-            assert!(matches!(home.try_open(), Err(Fault::NewerFormat { found: 3, known: 2, .. })));
+            assert!(matches!(home.try_open(), Err(Fault::NewerFormat { found: 4, known: 3, .. })));
             let mut after = bytes_of(&home.dir);
             // SQLite may need its index of the WAL to look. The index holds no data of its own.
             let is_index = |(name, bytes): &(String, Vec<u8>)| {

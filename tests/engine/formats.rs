@@ -1,10 +1,10 @@
 //! Data that earlier versions wrote opens with everything it held, and is converted to the present format wholly or not at all.
-//! Version 0.1.0 wrote `tests/data/format-1`.
+//! Version 0.1.0 wrote `tests/data/format-1`, and the first one with snapshots `tests/data/format-3`.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use likewise::engine::{Files, Replica, Seq, Whose, verify};
+use likewise::engine::{Concluded, Files, Replica, Seq, Whose, prove, verify};
 use likewise::likes;
 use rusqlite::Connection;
 
@@ -128,6 +128,77 @@ fn data_of_format_1_can_be_looked_at_and_is_left_as_it_is() {
         assert_eq!(lines, old.log.0 as usize + old.pending.len() + old.set_aside.len(), "{}", old.path);
         assert_eq!(format_of(&dir), 1, "{}", old.path);
     }
+}
+
+/// A device that was killed while its history came: the log begins at a snapshot of 1,090 events. 1,060 of them are here, and
+/// the device's own at 1,075 is known to be among them. 10 came later, and 2 wait.
+#[test]
+fn data_between_a_snapshot_and_its_history_opens_with_all_that_it_held() {
+    let from = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/format-3/begun-killed/stores/likes");
+    let like = |n| event(id(n), "LikeAdded", "");
+    let home = Home::new();
+    copy_dir(&from, &home.dir);
+    assert_eq!(format_of(&home.dir), 3);
+    copy_dir(&from, &home.dir);
+    let made_for: String = {
+        let conn = Connection::open(home.path("base.db")).unwrap();
+        conn.query_row("SELECT schema FROM likewise_cursor", (), |row| row.get(0)).unwrap()
+    };
+    let mut replica = try_open(&home.dir);
+    for n in [1, 1_060, 1_075, 1_091, 1_100] {
+        let known = replica.commit(&[like(n)]).unwrap();
+        let seq = if n <= 1_060 || replica.base() > Seq::START { Some(Seq(n)) } else { None };
+        assert_eq!(known, [likewise::engine::Outcome::Known(seq)]);
+    }
+    let waiting: Vec<_> = [2_001, 2_002].map(like).into();
+    if made_for == likes::schema().fingerprint() {
+        let standing = replica.standing().unwrap();
+        assert_eq!((standing.length, standing.pending, replica.base()), (1_100, 2, Seq(1_090)));
+        let history = standing.history.unwrap();
+        assert_eq!((history.length, history.here), (1_090, 1_060));
+        assert_eq!(replica.query(&likes::count()).unwrap(), 1_102);
+        assert_eq!(outbox_of(&replica), waiting);
+        let rest: Vec<_> = (1_061..=1_090).map(like).collect();
+        replica.arrive_history(&page(1_061, &rest, false)).unwrap();
+        let proof = prove(&home.files(), &setup(likes::schema())).unwrap().unwrap();
+        assert_eq!(replica.conclude(proof).unwrap(), Concluded::Proven);
+        assert_eq!(log_of(&replica).len(), 1_100);
+    } else {
+        // Another SQLite can't use the snapshot, and nothing is lost.
+        assert_eq!((replica.base(), log_of(&replica).len()), (Seq::START, 1_060));
+        let mut ours = vec![like(1_075)];
+        ours.extend((1_091..=1_100).map(like));
+        ours.extend(waiting);
+        assert_eq!(outbox_of(&replica), ours);
+    }
+    drop(replica);
+    assert_eq!(format_of(&home.dir), 2);
+    assert_eq!(verify(&home.files(), &setup(likes::schema())).unwrap().problems, [""; 0]);
+}
+
+#[test]
+#[ignore = "writes test data"]
+fn write_format_3() {
+    let like = |n| event(id(n), "LikeAdded", "");
+    let hub = Home::new();
+    let mut replica = try_open(&hub.dir);
+    let events: Vec<_> = (1..=1_090).map(|n| (like(n), device("elsewhere"))).collect();
+    replica.add(&events).unwrap();
+    let home = Home::new();
+    std::fs::create_dir_all(&home.dir).unwrap();
+    let path = home.path("snapshot.part");
+    let snapshot = likewise::engine::Snapshot::make(&hub.files(), &path).unwrap().unwrap();
+    let mut replica = try_open(&home.dir);
+    replica.follow().unwrap();
+    replica.commit(&[like(1_075), like(2_001), like(2_002)]).unwrap();
+    assert!(replica.join(snapshot.check(&path, &likes::schema()).unwrap()).unwrap());
+    assert!(replica.are_in_snapshot(&[(id(1_075), Seq(1_075))]).unwrap());
+    let above: Vec<_> = (1_091..=1_100).map(like).collect();
+    replica.arrive(&page(1_091, &above, false)).unwrap();
+    let history: Vec<_> = (1..=1_060).map(like).collect();
+    replica.arrive_history(&page(1, &history, true)).unwrap();
+    let to = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/format-3/begun-killed/stores/likes");
+    copy_dir(&home.dir, &to);
 }
 
 /// Tells a child process what to open, and where.

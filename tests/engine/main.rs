@@ -18,6 +18,7 @@ mod moving;
 mod replica;
 mod session;
 mod simulation;
+mod snapshots;
 mod stores;
 mod support;
 mod verify;

@@ -44,7 +44,7 @@ fn events_on_disk(store: &Store) -> u64 {
         assert!(!store.files().dir().exists());
         return 0;
     }
-    export(store.files(), &mut std::io::sink()).unwrap()
+    export(store.files(), &mut std::io::sink()).unwrap().events
 }
 
 #[tokio::test]

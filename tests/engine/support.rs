@@ -536,8 +536,11 @@ pub(crate) fn check_files(replica: &Replica, dir: &Path) {
     check_state_file(replica, dir);
 }
 
-/// The part of [`check`] about what queries see.
+/// The part of [`check`] about what queries see. What a snapshot stands for isn't known here.
 pub(crate) fn check_view(replica: &Replica, _: &Path) {
+    if replica.base() > Seq::START {
+        return;
+    }
     let (log, outbox) = (log_of(replica), outbox_of(replica));
     let model = Model::of(log.iter().map(|entry| &entry.event).chain(&outbox));
     assert_eq!(view(replica), model.lines(), "what queries see is not the replay of log and outbox");
@@ -546,8 +549,12 @@ pub(crate) fn check_view(replica: &Replica, _: &Path) {
     assert_eq!(standing.unknown, model.unknown.len() as u64, "unknown");
 }
 
-/// The part of [`check_files`] that the simulation doesn't have itself: what is on disk.
+/// The part of [`check_files`] that the simulation doesn't have itself: what is on disk. What a snapshot stands for isn't known
+/// here.
 pub(crate) fn check_state_file(replica: &Replica, dir: &Path) {
+    if replica.base() > Seq::START {
+        return;
+    }
     let log = log_of(replica);
     let (cursor, lines) = committed_view(dir);
     assert_eq!(cursor, replica.standing().unwrap().cursor);

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use crate::common::nats::Nats;
 use crate::common::wait_for;
-use crate::support::{Node, Wire, exchange, get, like, wait_until_level};
+use crate::support::{Node, Wire, exchange, get, like, likes, wait_until_level};
 
 /// As many gateways before one server.
 fn gateways<const N: usize>(nats: &Nats) -> [Node; N] {
@@ -220,4 +220,28 @@ fn a_new_gateway_takes_the_whole_log_of_every_store() {
     });
     assert_eq!(one.export(), two.export());
     two.verify();
+}
+
+#[test]
+fn a_device_begins_with_one_gateways_snapshot_and_has_its_history_from_another() {
+    let nats = Nats::single();
+    let [one, two] = gateways(&nats);
+    one.import(&likes(12_000));
+    wait_until_level(&[&one, &two], 12_000);
+    let mut phone = Node::prepared("phone", one.url(), &one);
+    phone.flag("--history", "none");
+    phone.start();
+    wait_until_level(&[&one, &two, &phone], 12_000);
+    assert!(phone.log().contains("began with the hub's snapshot"), "{}", phone.log());
+    assert_eq!(phone.status()["history"]["state"], "left-out");
+    phone.stop();
+    phone.unflag("--history");
+    phone.flag("--upstream", two.url());
+    phone.start();
+    phone.like();
+    wait_until_level(&[&one, &two, &phone], 12_001);
+    wait_for("the history", || phone.status()["history"].is_null().then_some(()));
+    wait_until_level(&[&one, &two, &phone], 12_001);
+    assert!(phone.status()["upstream"].get("snapshot_was_wrong").is_none());
+    phone.verify();
 }

@@ -168,6 +168,30 @@ fn a_store_that_was_moved_out_is_served_by_no_gateway() {
 }
 
 #[test]
+fn another_stream_of_the_same_name_halts_a_store_until_it_is_adopted() {
+    let nats = Nats::single();
+    let stranger = Stranger::new(&nats);
+    let gateway = gateway(&nats.url());
+    gateway.like();
+    wait_until_level(&[&gateway], 1);
+    let log = gateway.status()["log"].clone();
+    let mut settings = stranger.info("likewise")["config"].clone();
+    settings["metadata"] = json!({ "likewise-id": "0e1f2a3b-4c5d-4e6f-8a9b-0c1d2e3f4a5b" });
+    // Nobody looks in between.
+    gateway.pause();
+    stranger.deletes("likewise");
+    stranger.makes("likewise", settings);
+    gateway.resume();
+    gateway.wait_until_halted("wrong-log");
+    gateway.like();
+    assert_eq!((gateway.count(), gateway.pending()), (2, 1));
+    gateway.run(&["adopt", "--yes"]);
+    wait_until_level(&[&gateway], 2);
+    assert_ne!(gateway.status()["log"], log);
+    gateway.verify();
+}
+
+#[test]
 fn an_open_network_and_a_hub_that_follows_a_hub_are_refused_at_once() {
     let refused = Node::gateway("gateway", "nats://192.0.2.1").refuses_to_start();
     assert!(refused.contains("--nats-without-tls"), "{refused}");

@@ -22,7 +22,7 @@ fn a_gateway_says_which_servers_it_has_and_whether_it_has_caught_up() {
         let text = gateway.run(&["status"]);
         (text.matches("is current").count() == 2).then_some(text)
     });
-    assert!(text.contains(&format!("online since")) && text.contains(&nats.url()), "{text}");
+    assert!(text.contains("online since") && text.contains(&nats.url()), "{text}");
     assert!(text.contains("3 copies of the stream: n"), "{text}");
     let (_, page) = get(gateway.url());
     assert!(page.contains("with the cluster") && page.contains("3 copies of the stream"), "{page}");

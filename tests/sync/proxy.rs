@@ -32,6 +32,8 @@ pub enum Mode {
     Endless,
     /// A malicious hub answers each request as it likes.
     Lie(Lie),
+    /// That is what happens to requests whose first line has this word. All others pass.
+    On(&'static str, Box<Mode>),
 }
 
 /// What to do with a request and the connection that it came on, which ends afterwards.
@@ -159,10 +161,17 @@ fn converse(shared: &Arc<Shared>, mut client: TcpStream) -> std::io::Result<()> 
             shared.lost.fetch_add(1, Ordering::SeqCst);
             continue;
         }
-        let mode = shared.mode.lock().unwrap().clone();
+        let mode = match shared.mode.lock().unwrap().clone() {
+            Mode::On(word, mode) => {
+                *carrier.pace.lock().unwrap() = None;
+                let line = request.split(|byte| *byte == b'\r').next().unwrap_or_default();
+                if String::from_utf8_lossy(line).contains(word) { *mode } else { Mode::Pass }
+            }
+            mode => mode,
+        };
         carrier.is_eating.store(false, Ordering::SeqCst);
         match mode {
-            Mode::Pass => {}
+            Mode::Pass | Mode::On(..) => {}
             Mode::Refuse => return client.shutdown(Shutdown::Both),
             Mode::Silent => continue,
             Mode::Delay(pause) => thread::sleep(pause),

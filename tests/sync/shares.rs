@@ -221,3 +221,79 @@ fn trust_42_a_push_whose_token_is_revoked_while_it_comes_is_not_stored() {
     assert_eq!(status(&mut stream), 401);
     assert_eq!(hub.count(), 1);
 }
+
+#[test]
+fn trust_64_snapshots_that_nobody_reads_leave_room_for_other_tokens() {
+    let hub = Node::hub();
+    let mut lines = likes(10_000);
+    for _ in 0..40_000 {
+        writeln!(lines, r#"{{"id":"{}","name":"Other"}}"#, new_id()).unwrap();
+    }
+    hub.import(&lines);
+    let schema = hub.status()["schema"].as_str().unwrap().replace(' ', "%20");
+    let (phone, laptop) = (Raw::new(&hub, "phone"), Raw::new(&hub, "laptop"));
+    let ask = |raw: &Raw| {
+        let mut stream = raw.send(&raw.head(&format!("GET /sync/v1/likes/snapshot?schema={schema}"), ""));
+        let status = status(&mut stream);
+        (stream, status)
+    };
+    let (memory, mut open) = (hub.memory(), Vec::new());
+    for _ in 0..8 {
+        let (stream, status) = ask(&phone);
+        assert_eq!(status, 200);
+        open.push(stream);
+    }
+    assert_eq!(ask(&phone).1, 429, "a token has its share");
+    assert_eq!(ask(&laptop).1, 200, "and others have theirs");
+    let grown = hub.memory().saturating_sub(memory);
+    assert!(grown < 32 << 20, "{grown} bytes");
+    drop(open);
+    wait_for("room for the phone again", || (ask(&phone).1 == 200).then_some(()));
+    let wrong = phone.head("GET /sync/v1/likes/snapshot", "");
+    assert_eq!(status(&mut phone.send(&wrong)), 400);
+    let foreign = phone.head("GET /sync/v1/likes/snapshot?schema=todo", "");
+    assert_eq!(status(&mut phone.send(&foreign)), 404);
+    let absent = phone.head(&format!("GET /sync/v1/nothing/snapshot?schema={schema}"), "");
+    assert_eq!(status(&mut phone.send(&absent)), 404);
+    assert!(!hub.data.join("stores/nothing").exists());
+}
+
+/// A part of a snapshot, and what is asked for in odd ways.
+#[test]
+fn a_snapshot_is_sent_in_parts_by_its_tag() {
+    let hub = Node::hub();
+    hub.import(&likes(10_000));
+    let schema = hub.status()["schema"].as_str().unwrap().replace(' ', "%20");
+    let phone = Raw::new(&hub, "phone");
+    let ask = |more: &str| {
+        let request = format!("GET /sync/v1/likes/snapshot?schema={schema}");
+        let mut stream = phone.send(&phone.head(&request, &format!("Connection: close\r\n{more}")));
+        let mut answer = Vec::new();
+        stream.read_to_end(&mut answer).expect("an answer");
+        let end = answer.windows(4).position(|window| window == b"\r\n\r\n").expect("a head");
+        let head = String::from_utf8(answer[..end].to_vec()).expect("a text");
+        (head, answer[end + 4..].to_vec())
+    };
+    let header = |head: &str, name: &str| {
+        let line = head.lines().find_map(|line| line.strip_prefix(&format!("{name}: ")));
+        line.unwrap_or_else(|| panic!("no {name}: {head}")).to_owned()
+    };
+    let (head, whole) = ask("");
+    assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+    assert_eq!(header(&head, "content-length"), whole.len().to_string());
+    assert_eq!(header(&head, "likewise-length"), "10000");
+    assert_eq!(header(&head, "likewise-log-digest"), hub.status()["log_digest"]);
+    assert_eq!(header(&head, "likewise-state-digest"), hub.status()["state_digest"]);
+    assert!(whole.starts_with(b"SQLite format 3\0"));
+    let tag = header(&head, "etag");
+    let (head, rest) = ask(&format!("Range: bytes=5000-\r\nIf-Range: {tag}\r\n"));
+    assert!(head.starts_with("HTTP/1.1 206 "), "{head}");
+    assert_eq!(header(&head, "content-range"), format!("bytes 5000-{}/{}", whole.len() - 1, whole.len()));
+    assert_eq!(rest, whole[5_000..]);
+    let (head, all) = ask("Range: bytes=5000-\r\nIf-Range: \"another\"\r\n");
+    assert!(head.starts_with("HTTP/1.1 200 ") && all == whole, "{head}");
+    let (head, _) = ask(&format!("Range: bytes={}-\r\nIf-Range: {tag}\r\n", whole.len()));
+    assert!(head.starts_with("HTTP/1.1 416 "), "{head}");
+    let (head, all) = ask("Accept-Encoding: gzip\r\nRange: bytes=-5\r\n");
+    assert!(head.starts_with("HTTP/1.1 200 ") && all == whole && !head.contains("content-encoding"), "{head}");
+}

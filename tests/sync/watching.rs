@@ -63,6 +63,7 @@ fn numbers_follow_what_happens_on_a_device_and_its_hub() {
     device.like();
     device.like_in("/s/work");
     hub.wait_for_count(1);
+    wait_for("the other store", || (hub.status_of("/s/work")["count"] == 1).then_some(()));
     let of_hub = metrics(&hub);
     for (series, expected) in [
         ("likewise_healthy", 1.0),

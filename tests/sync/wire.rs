@@ -5,7 +5,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::common::{likewise, wait_for};
-use crate::support::{Node, Wire, exchange, get, hub_behind_proxy, like, new_id, wait_until_level};
+use crate::support::{Node, Wire, exchange, get, hub_behind_proxy, like, likes, new_id, wait_until_level};
 
 /// The whole exchange as bytes. Any change here breaks every other client.
 #[test]
@@ -374,4 +374,27 @@ fn an_upstream_without_a_token_is_refused_at_the_start() {
         .unwrap();
     let errors = String::from_utf8(output.stderr).unwrap();
     assert!(!output.status.success() && errors.contains("likewise token add NAME"), "{errors}");
+}
+
+#[test]
+fn a_pull_with_an_end_is_over_there() {
+    let hub = Node::hub();
+    hub.import(&likes(300));
+    let log = hub.status()["log"].as_str().unwrap().to_owned();
+    let phone = Wire::new(&hub, "phone");
+    let pull = |from: u64, until: u64| {
+        let mut pull = phone.pull(&format!("log={log}&after={from}&until={until}&digest={}", "0".repeat(64))).unwrap();
+        let (event, hello) = pull.next().unwrap();
+        assert_eq!((event.as_str(), &hello["head"]), ("hello", &json!(300)));
+        let mut seqs = Vec::new();
+        while let Some((event, page)) = pull.next() {
+            assert_eq!(event, "page");
+            seqs.extend(page["events"].as_array().unwrap().iter().map(|event| event["seq"].as_u64().unwrap()));
+            assert!(page["next"].as_u64().unwrap() <= until);
+        }
+        seqs
+    };
+    assert_eq!(pull(0, 150), (1..=150).collect::<Vec<_>>());
+    assert_eq!(pull(0, 300), (1..=300).collect::<Vec<_>>());
+    assert_eq!(pull(0, 0), Vec::<u64>::new());
 }

@@ -8,7 +8,7 @@ use anyhow::Context as _;
 
 use super::{Finding, Patient};
 use crate::data_dir::DataDir;
-use crate::engine::{Access, open_private_file};
+use crate::engine::{Access, free_bytes, open_private_file};
 use crate::limits::app::doctor::{FREE, PROBE};
 use crate::sync::{Purpose, TokenFile};
 
@@ -53,7 +53,7 @@ impl Patient<'_> {
     /// Whether there is room, and whether it can be written to.
     pub(super) fn disk(&self) -> Finding {
         const CHECK: &str = "disk";
-        let free = free(self.data);
+        let free = free_bytes(self.data);
         let shown = free.map(|free| format!("{} MB free", free / 1_000_000));
         if Access::to(self.data) == Access::Read {
             return Finding::problem(
@@ -145,19 +145,6 @@ fn is_same_owner(one: &Metadata, other: &Metadata) -> bool {
 #[cfg(not(unix))]
 fn is_same_owner(_: &Metadata, _: &Metadata) -> bool {
     true
-}
-
-/// How many bytes this user may still write where `path` is; 0 if there is no room for another file.
-#[cfg(unix)]
-fn free(path: &Path) -> Option<u64> {
-    let disk = rustix::fs::statvfs(path).ok()?;
-    let has_no_names = disk.f_files > 0 && disk.f_favail == 0;
-    Some(if has_no_names { 0 } else { disk.f_bavail.saturating_mul(disk.f_frsize) })
-}
-
-#[cfg(not(unix))]
-fn free(_: &Path) -> Option<u64> {
-    None
 }
 
 /// Writes a little, has it synced, and removes it.

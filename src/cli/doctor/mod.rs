@@ -17,8 +17,8 @@ use super::process::Process;
 use crate::app::App;
 use crate::data_dir::{Claim, DataDir};
 use crate::node::in_full;
-use crate::sync::{ClusterOptions, UpstreamOptions, plain};
-use crate::web::Setting;
+use crate::sync::{ClusterOptions, UpstreamOptions, WAS_WRONG, plain};
+use crate::web::{HistoryState, HistoryStatus, Setting};
 
 /// What a check found.
 #[derive(Debug, Serialize)]
@@ -109,6 +109,7 @@ pub(super) async fn doctor(app: &App, data: &Path, told: Told) -> anyhow::Result
     }
     let (hub, clock) = patient.hub_and_clock().await;
     findings.extend(hub);
+    findings.extend(patient.history());
     findings.extend(patient.cluster().await);
     findings.extend(patient.setting());
     let (front, clock) = patient.front(clock).await;
@@ -174,6 +175,37 @@ impl Patient<'_> {
             }
             None => Finding::ok(CHECK, format!("the process {pid} serves the data on {address}")),
         }
+    }
+
+    /// What is missing of the log on a device that began with its hub's snapshot.
+    fn history(&self) -> Option<Finding> {
+        const CHECK: &str = "history";
+        let (_, Setting { upstream, history, .. }) = self.process.as_ref()?;
+        if upstream.snapshot_was_wrong {
+            let advice = format!(
+                "Look at the hub: run `{0} verify` there. If it finds nothing, the hub has another version of {0}, whose state \
+                 differs",
+                self.app.name()
+            );
+            return Some(Finding::problem(CHECK, WAS_WRONG, advice));
+        }
+        let HistoryStatus { state, length, here, .. } = history.as_ref()?;
+        let missing = length.saturating_sub(*here);
+        Some(match state {
+            HistoryState::Coming => Finding::unknown(
+                CHECK,
+                format!(
+                    "{missing} of the {length} events in the hub's snapshot are still to come; until then, keep the hub"
+                ),
+            ),
+            HistoryState::Proving => {
+                Finding::unknown(CHECK, "all of the log is here, and is compared with the hub's snapshot")
+            }
+            HistoryState::LeftOut => Finding::ok(
+                CHECK,
+                format!("this device leaves {missing} events of the log out, so another one has to have them"),
+            ),
+        })
     }
 
     /// What the process itself finds wrong with its flags.

@@ -36,8 +36,8 @@ pub(crate) struct Checked {
     opened_at: Seq,
     /// The end of the outbox at opening. Its rows were hashed then.
     opened_at_n: i64,
-    /// Which eventlog was checked, and how many transactions had changed it.
-    of: (Option<LogId>, Generation, u64),
+    /// Which eventlog was checked, where its log began, and how many transactions had changed it.
+    of: (Option<LogId>, Generation, Seq, u64),
     /// How far the background check has come in the log.
     swept: Option<Sweep>,
     /// How far the background check has come in the outbox.
@@ -80,8 +80,19 @@ impl Eventlog {
         if after >= known_from {
             return Ok(());
         }
+        let Tip { base, history, .. } = *self.tip();
+        // Opening hashed the events behind the last checkpoint of the history, or they were written since.
+        self.hash_intervals(after, until.min(history.end.seq))?;
+        self.hash_intervals(after.max(base.seq), until.min(known_from))
+    }
+
+    /// Hashes the intervals that touch the events after `after` and up to `until` and were not hashed yet.
+    fn hash_intervals(&self, after: Seq, until: Seq) -> Result<()> {
+        if after >= until {
+            return Ok(());
+        }
         let mut from = self.checkpoint_before(after)?;
-        while from.seq < until.min(known_from) {
+        while from.seq < until {
             let Some(end) = self.checkpoint_after(from.seq)? else { break };
             if !self.checked.borrow().intervals.contains(&end.seq) {
                 if self.walk(from, Some(end.seq))? != end {
@@ -117,15 +128,16 @@ impl Eventlog {
 
     /// Takes what was found right so far, for the next replica of the same files in this process.
     pub(crate) fn take_checked(&self) -> Checked {
-        let Tip { whose, generation, commits, .. } = *self.tip();
-        Checked { of: (whose.log_id(), generation, commits), ..self.checked.take() }
+        let Tip { whose, generation, base, commits, .. } = *self.tip();
+        Checked { of: (whose.log_id(), generation, base.seq, commits), ..self.checked.take() }
     }
 
     /// Continues where an earlier check stopped, unless the files were replaced in between.
     pub(crate) fn go_on_checking(&self, earlier: Checked) -> Result<()> {
-        let Tip { whose, generation, commits, .. } = *self.tip();
-        let (log, generation_then, commits_then) = earlier.of;
-        if (log, generation_then) != (whose.log_id(), generation) || commits_then > commits {
+        let Tip { whose, generation, base, commits, .. } = *self.tip();
+        let (log, generation_then, base_then, commits_then) = earlier.of;
+        let is_other = (log, generation_then, base_then) != (whose.log_id(), generation, base.seq);
+        if is_other || commits_then > commits {
             return Ok(());
         }
         let end = earlier.swept.map(|sweep| self.checkpoint_after(sweep.at.seq)).transpose()?;
@@ -144,7 +156,8 @@ impl Eventlog {
         let Sweep { mut at, mut end } = match swept {
             Some(sweep) => sweep,
             None => {
-                let base = self.base()?;
+                // The proof of a snapshot reads all of the history, and once the log is whole, this starts over.
+                let base = self.tip().base;
                 Sweep { at: base, end: self.checkpoint_after(base.seq)? }
             }
         };
@@ -205,10 +218,12 @@ impl Eventlog {
         Ok(looked_at)
     }
 
-    /// Returns the first point after `seq` whose digest is stored.
+    /// Returns the first point after `seq` whose digest is stored. No interval reaches across the base.
     fn checkpoint_after(&self, seq: Seq) -> Result<Option<Checkpoint>> {
-        let sql = "SELECT seq, digest, length FROM checkpoint WHERE seq > ?1 ORDER BY seq LIMIT 1";
-        first(&mut *self.conn.prepare_cached(sql)?, [seq.to_sql()], read_checkpoint)
+        let base = self.tip().base.seq;
+        let end = if seq < base { base.to_sql() } else { i64::MAX };
+        let sql = "SELECT seq, digest, length FROM checkpoint WHERE seq > ?1 AND seq <= ?2 ORDER BY seq LIMIT 1";
+        first(&mut *self.conn.prepare_cached(sql)?, [seq.to_sql(), end], read_checkpoint)
     }
 }
 

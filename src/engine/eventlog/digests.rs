@@ -4,7 +4,7 @@
 use rusqlite::{Row, params};
 
 use super::file::{HASHED, meta};
-use super::read::{Waiting, id};
+use super::read::id;
 use super::tally::Tally;
 use super::{Eventlog, Result, Tip, damaged, first};
 use crate::engine::error::{Fault, LogFault};
@@ -14,7 +14,7 @@ use crate::engine::place::{Digest, Seq};
 pub(crate) const CHECKPOINT_EVERY: u64 = 1_024;
 
 /// A point of the log whose digest is stored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Checkpoint {
     pub(crate) seq: Seq,
     pub(crate) digest: Digest,
@@ -28,7 +28,7 @@ impl Eventlog {
                        (SELECT * FROM checkpoint WHERE seq <= ?1 UNION ALL SELECT * FROM base WHERE seq <= ?1)
                    ORDER BY seq DESC LIMIT 1";
         let row = first(&mut *self.conn.prepare_cached(sql)?, [seq.to_sql()], read_checkpoint)?;
-        Ok(row.unwrap_or(Checkpoint { seq: Seq::START, digest: Digest::EMPTY, length: 0 }))
+        Ok(row.unwrap_or_default())
     }
 
     /// Returns the first checkpoint after `seq` that is at least `events` events past the last one at or before `seq`.
@@ -45,12 +45,6 @@ impl Eventlog {
         Ok(found.unwrap_or(Checkpoint { seq: head, digest, length }))
     }
 
-    /// Returns the point where the log begins.
-    pub(crate) fn base(&self) -> Result<Checkpoint> {
-        let row = first(&mut self.conn.prepare("SELECT seq, digest, length FROM base")?, (), read_checkpoint)?;
-        Ok(row.unwrap_or(Checkpoint { seq: Seq::START, digest: Digest::EMPTY, length: 0 }))
-    }
-
     /// Returns every checkpoint.
     pub(crate) fn checkpoints(&self) -> Result<Vec<Checkpoint>> {
         self.conn
@@ -59,20 +53,31 @@ impl Eventlog {
             .collect()
     }
 
-    /// Returns the digest of the log up to `seq`, whether or not there is an event at `seq`.
-    pub(crate) fn digest_at(&self, seq: Seq) -> Result<Digest> {
-        if seq >= self.tip.head {
-            return Ok(self.tip.digest);
+    /// Returns the last point of the log at or before `seq`, or `None` if not all events up to there are here.
+    pub(crate) fn point_at(&self, seq: Seq) -> Result<Option<Checkpoint>> {
+        let Tip { head, digest, length, base, history, .. } = self.tip;
+        if seq >= head {
+            return Ok(Some(Checkpoint { seq: head, digest, length }));
         }
-        Ok(self.walk(self.checkpoint_before(seq)?, Some(seq))?.digest)
+        if seq < base.seq && seq > history.end.seq {
+            return Ok((seq <= history.after).then_some(history.end));
+        }
+        self.walk(self.checkpoint_before(seq)?, Some(seq)).map(Some)
+    }
+
+    /// Returns the digest of the log up to `seq`, whether or not there is an event at `seq`. Returns `None` if not all
+    /// events up to there are here.
+    pub(crate) fn digest_at(&self, seq: Seq) -> Result<Option<Digest>> {
+        Ok(self.point_at(seq)?.map(|point| point.digest))
     }
 
     /// Returns points of the log with their digests, from the end to the beginning. Near the end, the distances double,
-    /// and all these points together cost one walk. The others are points whose digests are stored.
+    /// and all these points together cost one walk. The others are points whose digests are stored. No point is in the
+    /// gap below the base.
     pub(crate) fn points(&self) -> Result<Vec<(Seq, Digest)>> {
-        let head = self.tip.head;
-        let back = |distance: u64| Seq(head.0.saturating_sub(distance));
-        let distances = (0..64).map(|power| 1 << power).take_while(|distance| *distance < head.0);
+        let Tip { head, base, .. } = self.tip;
+        let back = |distance: u64| Seq(head.0.saturating_sub(distance)).max(base.seq);
+        let distances = (0..64).map(|power| 1 << power).take_while(|distance| *distance < head.0 - base.seq.0);
         let (near, far): (Vec<u64>, Vec<u64>) = distances.partition(|distance| *distance < CHECKPOINT_EVERY);
         let mut point = self.checkpoint_before(back(near.last().copied().unwrap_or_default()))?;
         let mut points = Vec::new();
@@ -87,7 +92,7 @@ impl Eventlog {
                 points.push((seq, digest));
             }
         }
-        points.push((Seq::START, self.digest_at(Seq::START)?));
+        points.push((base.seq, base.digest));
         Ok(points)
     }
 
@@ -133,8 +138,8 @@ impl Eventlog {
         }
         let mut tip = self.tip;
         let mut problems = Vec::new();
-        for which in Waiting::ALL {
-            let (count, tally) = tip.waiting(which);
+        for which in tip.tables() {
+            let (count, tally) = tip.waiting(*which);
             (*count, *tally) = (0, Tally::default());
             let mut statement = self.conn.prepare_cached(&format!("{} ORDER BY n", which.select()))?;
             let mut rows = statement.query(())?;
@@ -150,16 +155,27 @@ impl Eventlog {
         if !problems.is_empty() {
             return Ok(problems);
         }
+        let history = self.tip.history.end;
+        if self.walk(self.checkpoint_before(history.seq)?, Some(history.seq))? != history {
+            problems.push("the last events of the history are not those that were stored".to_owned());
+        }
         let stored: Vec<u8> = meta(&self.conn, "digests")?.unwrap_or_default();
-        if (tip.pending, tip.set_aside) != (self.tip.pending, self.tip.set_aside) || stored != tip.digests() {
+        let counts = |tip: &Tip| (tip.pending, tip.set_aside, tip.early);
+        if counts(&tip) != counts(&self.tip) || stored != tip.digests() {
             let parts = [
                 (tip.digest.0, "the events at the end of the log"),
                 (tip.outbox_tally.to_bytes(), "the events that wait for a place in the log"),
                 (tip.set_aside_tally.to_bytes(), "the events that were set aside"),
+                (tip.early_tally.to_bytes(), "the events that are in the snapshot"),
             ];
             let differs =
                 |(nth, (digest, _)): &(usize, &([u8; 32], _))| stored.get(32 * nth..32 * nth + 32) != Some(digest);
-            let what = parts.iter().enumerate().find(differs).map_or("what waits", |(_, (_, what))| what);
+            let what = parts
+                .iter()
+                .enumerate()
+                .take(1 + tip.tables().len())
+                .find(differs)
+                .map_or("what waits", |(_, (_, what))| what);
             problems.push(format!("{what} are not those that were stored"));
         }
         Ok(problems)

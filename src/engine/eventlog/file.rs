@@ -9,10 +9,11 @@ use std::sync::Arc;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::checks::Checked;
+use super::digests::read_checkpoint;
 use super::names::Interned;
 use super::read::Waiting;
 use super::tally::Tally;
-use super::{Eventlog, Link, Result, Tip, Whose, damaged};
+use super::{Eventlog, History, Link, Result, Tip, Whose, damaged, first};
 use crate::engine::error::{Database, Fault, IoContext, LogFault};
 use crate::engine::opening::{Alone, make_database, provide_wal};
 use crate::engine::place::{Digest, Generation, LogId, Seq};
@@ -22,8 +23,9 @@ use crate::limits::engine::eventlog::HASHED_AT_ONCE;
 /// The format of the tables below.
 pub(super) const FORMAT: i64 = 2;
 
-/// The format of a file that has messages of a stream, too. Files of a higher format are left alone.
-pub(super) const GATEWAY: i64 = 3;
+/// The format of a file whose log begins at a snapshot, or that has messages of a stream. Older programs would take it for
+/// something else, so they have to refuse it. Files of a higher format are left alone.
+pub(super) const BEYOND: i64 = 3;
 
 /// The first format whose rows have hashes.
 pub(super) const HASHED: i64 = 2;
@@ -106,7 +108,10 @@ impl Eventlog {
         let names = Interned::load(&conn, "SELECT id, text FROM name")?;
         let origins = Interned::load(&conn, "SELECT id, text FROM origin")?;
         let digests: Vec<u8> = meta(&conn, "digests")?.unwrap_or_default();
-        let tip = Tip {
+        let base = first(&mut conn.prepare("SELECT seq, digest, length FROM base")?, (), read_checkpoint)?;
+        let base = base.unwrap_or_default();
+        let tally = |nth: usize| Tally::from_slice(digests.get(32 * nth..32 * nth + 32).unwrap_or_default());
+        let mut tip = Tip {
             head: Seq::START,
             digest: Digest::EMPTY,
             length: 0,
@@ -118,9 +123,18 @@ impl Eventlog {
             n: conn.query_row("SELECT coalesce(max(seq), 0) FROM sqlite_sequence", (), |row| row.get(0))?,
             set_aside: conn.query_row("SELECT count(*) FROM set_aside", (), |row| row.get(0))?,
             commits: meta(&conn, "commits")?.unwrap_or_default(),
-            outbox_tally: Tally::from_slice(digests.get(32..64).unwrap_or_default()),
-            set_aside_tally: Tally::from_slice(digests.get(64..96).unwrap_or_default()),
+            outbox_tally: tally(1),
+            set_aside_tally: tally(2),
+            base,
+            history: History::default(),
+            early: 0,
+            early_tally: Tally::default(),
         };
+        if !tip.is_whole() {
+            tip.history = History::load(&conn)?;
+            tip.early = conn.query_row("SELECT count(*) FROM early", (), |row| row.get(0))?;
+            tip.early_tally = tally(3);
+        }
         let format = conn.query_row("PRAGMA user_version", (), |row| row.get(0))?;
         if let Link::Reads(conn) = &conn {
             if format < HASHED {
@@ -149,7 +163,7 @@ impl Eventlog {
             "ALTER TABLE outbox ADD COLUMN hash INTEGER NOT NULL DEFAULT 0;
              ALTER TABLE set_aside ADD COLUMN hash INTEGER NOT NULL DEFAULT 0;",
         )?;
-        for which in Waiting::ALL {
+        for which in [Waiting::Pending, Waiting::SetAside] {
             let sql = format!("{} WHERE n > ?1 ORDER BY n LIMIT {HASHED_AT_ONCE}", which.select());
             let mut update = self.conn.prepare(&format!("UPDATE {} SET hash = ?2 WHERE n = ?1", which.table()))?;
             let mut after = i64::MIN;
@@ -184,8 +198,8 @@ pub(crate) fn refuse_newer_header(path: &Path) -> Result<(), Fault> {
     }
     let number = |at: usize| i32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
     let (found, id) = (i64::from(number(60)), i64::from(number(68)));
-    if id == APPLICATION_ID && found > GATEWAY {
-        return Err(Fault::NewerFormat { path: path.to_owned(), found, known: GATEWAY });
+    if id == APPLICATION_ID && found > BEYOND {
+        return Err(Fault::NewerFormat { path: path.to_owned(), found, known: BEYOND });
     }
     Ok(())
 }
@@ -204,8 +218,8 @@ pub(crate) fn look(path: &Path) -> Result<Option<Beside>> {
 pub(super) fn refuse_newer(conn: &Connection, path: &Path) -> Result<bool> {
     let pragma = |name: &str| conn.query_row(&format!("PRAGMA {name}"), (), |row| row.get::<_, i64>(0));
     let found = pragma("user_version")?;
-    if found > GATEWAY {
-        return Err(Fault::NewerFormat { path: path.to_owned(), found, known: GATEWAY }.into());
+    if found > BEYOND {
+        return Err(Fault::NewerFormat { path: path.to_owned(), found, known: BEYOND }.into());
     }
     let tables: i64 = conn.query_row("SELECT count(*) FROM sqlite_schema", (), |row| row.get(0))?;
     if tables > 0 && pragma("application_id")? != APPLICATION_ID {

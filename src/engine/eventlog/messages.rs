@@ -6,7 +6,7 @@
 
 use rusqlite::{Row, params};
 
-use super::file::{FORMAT, GATEWAY, meta, set_meta};
+use super::file::{BEYOND, FORMAT, meta, set_meta};
 use super::{Eventlog, Result, damaged, first};
 use crate::engine::place::{Digest, Seq, StreamId};
 
@@ -116,9 +116,11 @@ impl Eventlog {
         first(&mut *self.conn.prepare_cached(sql)?, [key], read_message)
     }
 
-    /// Gives the file the format that its contents need: programs that don't know messages must leave it alone.
-    fn mark_format(&mut self) -> Result<()> {
-        self.format = if self.tip.stream.is_some() { GATEWAY } else { FORMAT };
+    /// Gives the file the format that its contents need: programs that know neither messages nor snapshots must leave it
+    /// alone.
+    pub(super) fn mark_format(&mut self) -> Result<()> {
+        let is_plain = self.tip.stream.is_none() && self.tip.is_whole();
+        self.format = if is_plain { FORMAT } else { BEYOND };
         self.conn.execute_batch(&format!("PRAGMA user_version = {}", self.format))?;
         Ok(())
     }

@@ -1,5 +1,6 @@
 //! The eventlog: one store's log and outbox, in `eventlog.db`. It is the source of truth.
 
+mod base;
 mod checks;
 mod digests;
 mod file;
@@ -19,9 +20,10 @@ use std::time::{Duration, Instant};
 use rusqlite::{Connection, Params, Row, Statement};
 use serde::{Deserialize, Serialize};
 
+pub(crate) use base::{BaseFile, Brought, History, ID_TAKEN};
 pub(crate) use checks::Checked;
 pub use checks::Progress;
-pub(crate) use digests::CHECKPOINT_EVERY;
+pub(crate) use digests::{CHECKPOINT_EVERY, Checkpoint};
 use file::set_meta;
 pub(crate) use file::{look, refuse_newer_header};
 pub use messages::Applied;
@@ -71,8 +73,14 @@ pub(crate) struct Tip {
     pub(crate) head: Seq,
     /// The digest of the whole log.
     pub(crate) digest: Digest,
-    /// How many events the log has.
+    /// How many events the log has, with those below the base.
     pub(crate) length: u64,
+    /// Where the log begins here: at its beginning, or at the place of a snapshot.
+    pub(crate) base: Checkpoint,
+    /// The events below the base, as far as they are here.
+    pub(crate) history: History,
+    /// How many events of ours are in the snapshot, as the upstream says, and not yet in the history.
+    pub(crate) early: u64,
     pub(crate) generation: Generation,
     pub(crate) whose: Whose,
     /// The last place of the upstream's log that was pulled.
@@ -91,6 +99,8 @@ pub(crate) struct Tip {
     pub(crate) outbox_tally: Tally,
     /// The sum over the rows set aside.
     pub(crate) set_aside_tally: Tally,
+    /// The sum over the early rows.
+    pub(crate) early_tally: Tally,
 }
 
 impl Tip {
@@ -99,13 +109,30 @@ impl Tip {
         match which {
             Waiting::Pending => (&mut self.pending, &mut self.outbox_tally),
             Waiting::SetAside => (&mut self.set_aside, &mut self.set_aside_tally),
+            Waiting::Early => (&mut self.early, &mut self.early_tally),
         }
     }
 
-    /// Returns the digests that are stored with each commit. They show at opening whether the end of the log, the
-    /// outbox and the events set aside are unchanged.
+    /// Returns whether the log begins at its beginning.
+    pub(crate) fn is_whole(&self) -> bool {
+        self.base.seq == Seq::START
+    }
+
+    /// Returns the tables outside the log that this eventlog has.
+    fn tables(&self) -> &'static [Waiting] {
+        let all = &[Waiting::Pending, Waiting::SetAside, Waiting::Early];
+        if self.is_whole() { &all[..2] } else { all }
+    }
+
+    /// Returns the digests that are stored with each commit. They show at opening whether the end of the log and the
+    /// events outside it are unchanged.
     fn digests(&self) -> Vec<u8> {
-        [self.digest.0, self.outbox_tally.to_bytes(), self.set_aside_tally.to_bytes()].concat()
+        let mut digests = self.digest.0.to_vec();
+        let mut tip = *self;
+        for which in self.tables() {
+            digests.extend(tip.waiting(*which).1.to_bytes());
+        }
+        digests
     }
 }
 

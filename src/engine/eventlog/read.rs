@@ -53,15 +53,17 @@ pub(crate) enum Waiting {
     Pending,
     /// The events that the authority refused.
     SetAside,
+    /// The events of ours that are in the snapshot where the log begins, as the upstream says. Their numbers are their
+    /// places.
+    Early,
 }
 
 impl Waiting {
-    pub(super) const ALL: [Self; 2] = [Self::Pending, Self::SetAside];
-
     pub(super) fn table(self) -> &'static str {
         match self {
             Self::Pending => "outbox",
             Self::SetAside => "set_aside",
+            Self::Early => "early",
         }
     }
 
@@ -70,6 +72,7 @@ impl Waiting {
         match self {
             Self::Pending => "SELECT n, id, name, args, '', hash FROM outbox",
             Self::SetAside => "SELECT n, id, name, args, why, hash FROM set_aside",
+            Self::Early => "SELECT n, id, name, args, '', hash FROM early",
         }
     }
 }
@@ -88,8 +91,10 @@ pub(crate) struct Rescued {
 /// The place of an event in the eventlog.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Found {
-    /// In the log.
+    /// In the log, or in the history below its base.
     Log(Seq, Content),
+    /// Below the base, where the history has not come yet. It is an event of ours that the upstream has at this place.
+    Early(Seq, Content),
     /// In the outbox, under this number.
     Outbox(i64, Content),
     /// Among the events that the authority refused.
@@ -105,7 +110,8 @@ pub(crate) struct Content {
 
 impl Found {
     pub(crate) fn content(&self) -> &Content {
-        let (Self::Log(_, content) | Self::Outbox(_, content) | Self::SetAside(content)) = self;
+        let (Self::Log(_, content) | Self::Early(_, content) | Self::Outbox(_, content) | Self::SetAside(content)) =
+            self;
         content
     }
 
@@ -115,13 +121,19 @@ impl Found {
 }
 
 impl Content {
+    /// Returns the event with this content and that id.
+    pub(crate) fn of(self, id: EventId) -> Envelope {
+        let Self { name, args } = self;
+        Envelope { id, name, args }
+    }
+
     pub(crate) fn is(&self, event: &Envelope) -> bool {
         self.name == event.name && self.args == event.args
     }
 }
 
 impl Eventlog {
-    /// Returns where the event `id` is, if it is anywhere. Looks in the log first, then in the outbox.
+    /// Returns where the event `id` is, if it is anywhere. Looks in the log and its history first, then in the outbox.
     pub(crate) fn find(&self, id: EventId) -> Result<Option<Found>> {
         let key = [id.as_bytes()];
         let in_log = |row: &Row<'_>| {
@@ -134,6 +146,12 @@ impl Eventlog {
         }
         let waiting =
             |row: &Row<'_>| self.pending_row(row).map(|(n, Envelope { name, args, .. })| (n, Content { name, args }));
+        if self.tip.early > 0 {
+            let sql = "SELECT n, id, name, args, '', hash FROM early WHERE id = ?1";
+            if let Some((n, content)) = first(&mut *self.conn.prepare_cached(sql)?, key, waiting)? {
+                return Ok(Some(Found::Early(Seq::from_sql(n), content)));
+            }
+        }
         if self.tip.pending > 0 {
             let sql = "SELECT n, id, name, args, '', hash FROM outbox WHERE id = ?1";
             if let Some((n, content)) = first(&mut *self.conn.prepare_cached(sql)?, key, waiting)? {
@@ -149,8 +167,14 @@ impl Eventlog {
         Ok(None)
     }
 
-    /// Returns the events of the log after `after`, as many as fit into `size`.
+    /// Returns the events of the log after `after`, as many as fit into `size`. Those below the base are not among them:
+    /// until all of them are here, there would be gaps.
     pub(crate) fn entries(&self, after: Seq, size: PageSize) -> Result<Vec<Entry>> {
+        self.rows(after.max(self.tip.base.seq), size)
+    }
+
+    /// Returns the events after `after` that are here, in the log or in its history, as many as fit into `size`.
+    pub(crate) fn rows(&self, after: Seq, size: PageSize) -> Result<Vec<Entry>> {
         let sql = "SELECT seq, id, name, args, origin FROM log WHERE seq > ?1 ORDER BY seq LIMIT ?2";
         let mut statement = self.conn.prepare_cached(sql)?;
         let most = i64::try_from(size.events).unwrap_or(i64::MAX);
@@ -181,8 +205,8 @@ impl Eventlog {
         Ok(last.map(Seq::from_sql))
     }
 
-    /// Calls `each` with up to `most` events of the log after `after` and up to `until`, in order, without copying
-    /// them. Stops when `each` fails. Returns the place of the last event, if there was one.
+    /// Calls `each` with up to `most` events of the log or its history after `after` and up to `until`, in order, without
+    /// copying them. Stops when `each` fails. Returns the place of the last event, if there was one.
     pub(crate) fn each_in_log<E: From<LogFault>>(
         &self,
         after: Seq,
@@ -207,16 +231,17 @@ impl Eventlog {
         self.each(sql, params![after, most], |row| each(&self.waiting(row)?.1))
     }
 
-    /// Calls `each` with the id of each of up to `most` events of the log after `after`, in order, and with the number of
-    /// the device that brought it. Returns the place of the last event, if there was one.
+    /// Calls `each` with the id of each of up to `most` events of the log or its history after `after` and up to `until`, in
+    /// order, and with the number of the device that brought it. Returns the place of the last event, if there was one.
     pub(crate) fn each_origin(
         &self,
         after: Seq,
+        until: Seq,
         most: usize,
         each: &mut dyn FnMut(EventId, i64),
     ) -> Result<Option<Seq>> {
-        let sql = "SELECT seq, id, origin FROM log WHERE seq > ?1 ORDER BY seq LIMIT ?2";
-        let last = self.each(sql, params![after.to_sql(), most], |row| {
+        let sql = "SELECT seq, id, origin FROM log WHERE seq > ?1 AND seq <= ?2 ORDER BY seq LIMIT ?3";
+        let last = self.each(sql, params![after.to_sql(), until.to_sql(), most], |row| {
             each(id(row, 1)?, row.get(2).map_err(LogFault::from)?);
             Ok::<_, LogFault>(())
         })?;
@@ -289,7 +314,7 @@ impl Eventlog {
         while let Some(row) = rows.next()? {
             let n = row.get(0)?;
             let why = match which {
-                Waiting::Pending => None,
+                Waiting::Pending | Waiting::Early => None,
                 Waiting::SetAside => Some(row.get_ref(4)?.as_str().unwrap_or_default().to_owned()),
             };
             let (event, is_as_stored) = match self.pending_row(row) {

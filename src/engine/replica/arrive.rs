@@ -2,7 +2,7 @@
 
 use super::{Replica, View};
 use crate::engine::error::{Fault, LogFault};
-use crate::engine::eventlog::{Eventlog, Found, PageSize, Tip};
+use crate::engine::eventlog::{Eventlog, Found, ID_TAKEN, PageSize, Tip};
 use crate::engine::place::{Digest, Entry, Generation, LogId, Seq};
 use crate::limits::engine::replica::{PUT_BACK, SETTLE_EVERY};
 
@@ -130,16 +130,24 @@ impl Replica {
             // It has arrived before.
             return Ok(true);
         }
-        let found = if tip.pending > 0 || tip.set_aside > 0 { self.log.find(event.id)? } else { None };
+        let may_be_ours = tip.pending > 0 || tip.set_aside > 0 || tip.early > 0;
+        let found = if may_be_ours { self.log.find(event.id)? } else { None };
         let is_same = found.as_ref().is_some_and(|found| found.is(event));
         let mut is_next = false;
         match found {
             Some(Found::Log(..)) => return Ok(true),
+            // An upstream that said it was below the base has contradicted itself. What it brings counts.
+            Some(Found::Early(at, content)) => {
+                if !is_same {
+                    self.log.set_aside(&content.of(event.id), ID_TAKEN)?;
+                }
+                self.log.remove_early(at)?;
+            }
             Some(Found::Outbox(n, _)) => {
                 let first = self.log.pending(i64::MIN, ONE)?;
                 is_next = is_same && first.first().is_some_and(|(first, _)| *first == n);
                 if !is_same && let Some((_, ours)) = self.log.pending(n - 1, ONE)?.first() {
-                    self.log.set_aside(ours, "its id belongs to another event in the upstream's log")?;
+                    self.log.set_aside(ours, ID_TAKEN)?;
                 }
                 self.log.remove_pending(n)?;
             }
@@ -168,7 +176,7 @@ impl Replica {
     ///
     /// A fault of the machine.
     pub fn vouches_for(&self, after: Seq, digest: Digest) -> Result<bool, Fault> {
-        Ok(after <= self.log.tip().head && self.digest_at(after)? == digest)
+        Ok(after <= self.log.tip().head && self.known_digest(after)? == Some(digest))
     }
 
     /// Returns points of the log with their digests, from its end to its beginning. They are close together at first,

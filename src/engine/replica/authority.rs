@@ -1,13 +1,13 @@
 //! The authority of the log, and changes of it. Such a change takes events back, gives them places, or sets them aside.
 
 use super::Replica;
+use super::base::Parts;
 use super::write::Outcome;
 use crate::engine::error::{Fault, LogFault};
 use crate::engine::event::{Envelope, EventId};
 use crate::engine::eventlog::{Content, Eventlog, Found, PageSize, Whose};
 use crate::engine::opening::Alone;
 use crate::engine::place::{LogId, Seq};
-use crate::engine::setup::Setup;
 use crate::engine::state::State;
 
 impl Replica {
@@ -40,7 +40,8 @@ impl Replica {
         })
     }
 
-    /// Takes all events of the log after `after` back to the front of the outbox. `whose` is the authority of the log
+    /// Takes all events of the log after `after` back to the front of the outbox. If `after` is below the base, the base is
+    /// [dropped](Self::drop_base) first. `whose` is the authority of the log
     /// from now on. No event is lost: those taken back are pending again, under the same ids. If the log becomes our
     /// own, no one else assigns places, so every pending event gets its place at once.
     ///
@@ -56,20 +57,24 @@ impl Replica {
         self.unsettled = 0;
         let device = self.setup.device.clone();
         self.transact(|own| {
+            if after < own.tip().base.seq {
+                own.drop_base()?;
+            }
             own.take_back(after)?;
             own.set_whose(whose)?;
             if let Whose::Own(_) = whose { own.place_pending(&device) } else { Ok(()) }
         })?;
+        self.forget_snapshot();
         self.rebuild()
     }
 
-    /// Rebuilds the state from the log.
+    /// Rebuilds the state from the log, and from the snapshot where the log begins.
     pub(super) fn rebuild(&mut self) -> Result<(), Fault> {
         // Replace the old connection first, because it has to close the file.
         self.state = State::in_memory(&self.setup.schema)?;
         let alone = Alone::in_dir(self.files.dir())?;
-        let Setup { schema, executable, .. } = &self.setup;
-        self.state = State::new(&self.files.state(), schema, executable, self.log.tip().generation, &alone)?;
+        let Self { files, setup, log, witness, .. } = self;
+        self.state = Parts { files, setup, log, witness }.begin_state(&alone)?;
         drop(alone);
         drop(self.state.take_changes());
         self.try_settle()?;
@@ -77,20 +82,25 @@ impl Replica {
         Ok(())
     }
 
-    /// Makes this replica the authority of the log. Pending events get their places at its end.
+    /// Makes this replica the authority of the log. Pending events get their places at its end. Returns false, and changes
+    /// nothing, while the log begins at a snapshot: an authority needs every id.
     ///
     /// # Errors
     ///
     /// A fault of the machine.
-    pub fn promote(&mut self) -> Result<(), Fault> {
-        let Whose::Upstream(log) = self.log.tip().whose else { return Ok(()) };
+    pub fn promote(&mut self) -> Result<bool, Fault> {
+        let Whose::Upstream(log) = self.log.tip().whose else { return Ok(true) };
+        if !self.log.tip().is_whole() {
+            return Ok(false);
+        }
         let device = self.setup.device.clone();
         self.change(|own| {
             own.set_stream(None)?;
             own.set_whose(Whose::Own(log.unwrap_or_else(LogId::random)))?;
             own.place_pending(&device)
         })?;
-        self.settle()
+        self.settle()?;
+        Ok(true)
     }
 
     /// Sets aside pending events that the upstream refuses. Each is kept with the reason and loses its effect.
@@ -119,7 +129,9 @@ impl Replica {
     /// A fault of the machine.
     pub fn set_aside(&mut self, event: &Envelope, why: &str) -> Result<Outcome, Fault> {
         match self.find(event.id)? {
-            Some(Found::Log(seq, content)) if content.is(event) => return Ok(Outcome::Known(Some(seq))),
+            Some(Found::Log(seq, content) | Found::Early(seq, content)) if content.is(event) => {
+                return Ok(Outcome::Known(Some(seq)));
+            }
             Some(found) if found.is(event) => return Ok(Outcome::Known(None)),
             _ => {}
         }

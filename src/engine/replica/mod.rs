@@ -13,6 +13,7 @@
 
 mod arrive;
 mod authority;
+mod base;
 mod settle;
 mod standing;
 mod stream;
@@ -25,6 +26,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use arrive::{Page, Position};
+use base::Parts;
+pub use base::{Concluded, HistoryPosition, HistoryStanding};
 pub(crate) use settle::replay_log;
 pub use standing::{NoEffect, Skipped, Standing, committed_state};
 pub use stream::Arrival;
@@ -34,7 +37,7 @@ use super::error::{DbError, Fault};
 use super::event::Envelope;
 use super::eventlog::{self, Checked, Eventlog, PageSize, Progress, Tip};
 use super::files::{create_private_dir, sync_dir};
-use super::opening::{Alone, secure, secure_names};
+use super::opening::{Alone, remove_file, secure, secure_names};
 use super::place::{Cursor, Digest, Entry, Seq};
 use super::query::Query;
 use super::setup::{Files, Setup};
@@ -97,7 +100,7 @@ impl Replica {
             secure_names(files.dir())?;
         }
         let mut log = Eventlog::open(&files.eventlog(), may_create, &alone)?;
-        let (witness, testimony) = Witness::open(&files.witness())?;
+        let (mut witness, testimony) = Witness::open(&files.witness())?;
         if let Some(lack) = testimony.and_then(|earlier| log.testimony().lacks(earlier)) {
             return Err(Fault::LostTail(lack));
         }
@@ -110,16 +113,22 @@ impl Replica {
             check_cursor(&log, cursor)?;
         }
         log.upgrade()?;
+        let mut parts = Parts { files: &files, setup: &setup, log: &mut log, witness: &mut witness };
         let state = match loaded.state {
-            Ok(state) if state.cursor().generation == generation => state,
+            Ok(state) if state.cursor().generation == generation && parts.has_base()? => state,
             other => {
                 let why = other.err().unwrap_or_else(|| "events were taken back out of the log".to_owned());
-                if log.tip().length > 0 {
+                if parts.log.tip().length > 0 {
                     tracing::info!(store = %files.dir().display(), why, "rebuilding the state");
                 }
-                State::new(&files.state(), &setup.schema, &setup.executable, generation, &alone)?
+                parts.begin_state(&alone)?
             }
         };
+        if log.tip().is_whole() {
+            // A join, a proof or a drop was interrupted.
+            remove_file(&files.base())?;
+        }
+        files.remove_scratch()?;
         sync_dir(files.dir())?;
         drop(alone);
         let mut replica = Self { setup, files, log, state, witness, unsettled: 0, view: View::Level, identity: None };
@@ -214,8 +223,13 @@ impl Replica {
     ///
     /// # Errors
     ///
-    /// A fault of the machine.
+    /// A fault of the machine, and [`Fault::NotHere`] if not all events up to there are here.
     pub fn digest_at(&self, seq: Seq) -> Result<Digest, Fault> {
+        self.known_digest(seq)?.ok_or(Fault::NotHere(seq))
+    }
+
+    /// Returns the digest of the log up to `seq`, or `None` if not all events up to there are here.
+    pub(super) fn known_digest(&self, seq: Seq) -> Result<Option<Digest>, Fault> {
         // Between two checkpoints the digest is computed from the events themselves.
         if Seq::START < seq && seq < self.log.tip().head {
             self.log.ensure(Seq(seq.0 - 1), seq)?;
@@ -298,7 +312,7 @@ fn check_cursor(log: &Eventlog, cursor: Cursor) -> Result<(), Fault> {
         // Report a change made by the disk as damage, not as a lost tail.
         log.ensure(Seq(cursor.seq.0 - 1), cursor.seq)?;
     }
-    if log.digest_at(cursor.seq)? != cursor.digest {
+    if log.digest_at(cursor.seq)? != Some(cursor.digest) {
         return Err(Fault::LostTail(format!(
             "its events up to {} are not those that its state was made from",
             cursor.seq

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Replica;
+use super::{HistoryStanding, Replica};
 use crate::engine::contents::TableRows;
 use crate::engine::error::Fault;
 use crate::engine::event::EventId;
@@ -33,6 +33,9 @@ pub struct Standing {
     pub skipped: u64,
     /// How many events have no effect because nothing here knows their name.
     pub unknown: u64,
+    /// What is here of the events behind the snapshot, if the log begins at one. None once all of the log is here.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub history: Option<HistoryStanding>,
 }
 
 /// An event that has no effect.
@@ -104,7 +107,8 @@ impl Replica {
         let (skipped, unknown) = self.state.count_skipped();
         let Tip { head, length, generation, whose, pending, set_aside, .. } = *self.log.tip();
         let cursor = self.state.cursor().seq;
-        Ok(Standing { whose, generation, head, length, cursor, pending, set_aside, skipped, unknown })
+        let history = HistoryStanding::of(self.log.tip());
+        Ok(Standing { whose, generation, head, length, cursor, pending, set_aside, skipped, unknown, history })
     }
 }
 

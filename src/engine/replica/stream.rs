@@ -37,6 +37,8 @@ impl Replica {
     ///
     /// A fault of the machine.
     pub fn follow_stream(&mut self, stream: StreamId, log: LogId) -> Result<(), Fault> {
+        // A gateway needs every id, and its stream has all of them.
+        self.drop_base()?;
         let log = self.log.tip().whose.log_id().unwrap_or(log);
         self.change(|own| {
             own.set_whose(Whose::Upstream(Some(log)))?;
@@ -123,7 +125,7 @@ impl Replica {
         self.unless_broken(|replica| {
             replica.try_arrive_with(&arrival.page, |own, end| {
                 if let Some(digest) = digest
-                    && own.digest_at(end)? != digest
+                    && own.digest_at(end)? != Some(digest)
                 {
                     return Ok(false);
                 }

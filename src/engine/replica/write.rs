@@ -186,7 +186,7 @@ impl Replica {
     pub(super) fn store_pending(&mut self, event: &Envelope) -> Result<Outcome, Fault> {
         match self.find(event.id)? {
             Some(found) if !found.is(event) => self.conflict(&found),
-            Some(Found::Log(seq, _)) => Ok(Outcome::Known(Some(seq))),
+            Some(Found::Log(seq, _) | Found::Early(seq, _)) => Ok(Outcome::Known(Some(seq))),
             Some(_) => Ok(Outcome::Known(None)),
             None => {
                 self.log.push(event)?;
@@ -204,7 +204,7 @@ impl Replica {
         Ok(Outcome::Conflict)
     }
 
-    pub(super) fn find(&self, id: EventId) -> Result<Option<Found>, Fault> {
+    pub(crate) fn find(&self, id: EventId) -> Result<Option<Found>, Fault> {
         Ok(self.log.find(id)?)
     }
 }

@@ -540,7 +540,7 @@ impl Gateway {
         let known = standing.whose.log_id();
         let log = known.unwrap_or(self.home.log);
         // As long as it is empty, the log may turn out to be another: one that was moved into the stream.
-        let is_begun = applied.is_some() || standing.length > 0;
+        let is_in_stream = end > Seq::START;
         let group = match Message::read(bytes) {
             Err(Unread::Newer(version)) => {
                 self.phase = Phase::Halted(format!("message {sequence}: {}", Unread::Newer(version)));
@@ -554,7 +554,7 @@ impl Gateway {
                 self.begin_run();
                 return Ok(());
             }
-            Ok(Message::Group(group)) if applied.is_some_and(|_| known.is_some_and(|known| known != group.log)) => {
+            Ok(Message::Group(group)) if is_in_stream && known.is_some_and(|known| known != group.log) => {
                 Err(format!("it belongs to the log {}", group.log))
             }
             Ok(Message::Group(group)) if group.places(sequence).first().is_some_and(|first| *first <= end) => {
@@ -570,7 +570,7 @@ impl Gateway {
                 return self.has_read(applied, sequence, arrival.hash);
             }
         };
-        if is_begun && known.is_some_and(|known| known != group.log) {
+        if standing.length > 0 && known.is_some_and(|known| known != group.log) {
             self.phase = Phase::Halted(OTHER_LOG.to_owned());
             return Ok(());
         }

@@ -63,6 +63,7 @@ pub enum MoveStep {
 /// A move of one store's log.
 #[derive(Debug)]
 pub struct MoveIn {
+    log: LogId,
     moving: MovingIn,
     /// The last event of the log.
     head: Seq,
@@ -91,6 +92,7 @@ impl MoveIn {
 
     fn of(log: LogId, head: Seq) -> Self {
         Self {
+            log,
             moving: MovingIn::new(log, head),
             head,
             after: Seq::START,
@@ -180,7 +182,6 @@ impl MoveIn {
     /// A fault of the machine.
     pub fn conclude(self, replica: &mut Replica, stream: StreamId) -> Result<(), Fault> {
         debug_assert_eq!(self.after, self.head, "BUG: not all of it was moved");
-        let Some(log) = replica.standing()?.whose.log_id() else { return Ok(()) };
-        replica.follow_stream(stream, log)
+        replica.follow_stream(stream, self.log)
     }
 }

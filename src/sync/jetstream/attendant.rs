@@ -50,11 +50,14 @@ pub(crate) enum NotReady {
     Moved(String),
 }
 
+/// Where an answer goes.
+type Reply<T> = oneshot::Sender<Result<T, NotReady>>;
+
 enum Request {
     /// Tell when the log is what the stream had after this came.
-    Level(oneshot::Sender<Result<LogId, NotReady>>),
+    Level(Reply<LogId>),
     /// Put these events into the stream.
-    Push(Incoming, oneshot::Sender<Result<Result<Pushed, Refusal>, NotReady>>),
+    Push(Incoming, Reply<Result<Pushed, Refusal>>),
 }
 
 impl Desk {
@@ -108,8 +111,8 @@ pub(in super::super) struct Attendant {
     /// What of it the gateway was told.
     seen: Epoch,
     /// Devices that wait to be judged, each with what the leader said since, and pushes that wait for their answer.
-    levels: Vec<(Option<Sequence>, oneshot::Sender<Result<LogId, NotReady>>)>,
-    pushes: HashMap<Ticket, oneshot::Sender<Result<Result<Pushed, Refusal>, NotReady>>>,
+    levels: Vec<(Option<Sequence>, Reply<LogId>)>,
+    pushes: HashMap<Ticket, Reply<Result<Pushed, Refusal>>>,
     /// Held until the store is level for the first time: only so many become so at once.
     warming: Option<OwnedSemaphorePermit>,
 }
@@ -341,13 +344,15 @@ impl Attendant {
     }
 
     /// Keeps the store level with the stream. Returns when nobody uses it.
-    async fn serve(&mut self, kept: &mut Option<Arc<Mutex<Gateway>>>) -> Result<(), Trouble> {
+    async fn serve(&mut self, kept: &mut Option<(StreamId, Arc<Mutex<Gateway>>)>) -> Result<(), Trouble> {
         let (api, stream) = self.ready().await?;
+        // What is known of another stream is of no use.
+        kept.take_if(|(known, _)| *known != stream);
         let store = self.stay.clients.shared.stores.get(&self.stay.id)?;
         self.stay.health = store.health();
         let mut first = None;
         let gateway = match kept {
-            Some(gateway) => Arc::clone(gateway),
+            Some((_, gateway)) => Arc::clone(gateway),
             None => {
                 let home = Home {
                     stream,
@@ -364,7 +369,7 @@ impl Attendant {
                 }
                 self.seen = self.epoch.borrow_and_update().clone();
                 let begun = store.with(move |replica| Gateway::begin(replica, home)).await?;
-                Arc::clone(kept.insert(Arc::new(Mutex::new(begun))))
+                Arc::clone(&kept.insert((stream, Arc::new(Mutex::new(begun)))).1)
             }
         };
         if let Some(request) = first {
@@ -378,7 +383,11 @@ impl Attendant {
         loop {
             let now = self.epoch.borrow_and_update().clone();
             if now != self.seen {
-                serving.api = self.cluster.api().map_err(Trouble::Away)?;
+                let (api, found) = self.ready().await?;
+                if found != stream {
+                    return Err(Trouble::Away("the stream is another than it was".to_owned()));
+                }
+                serving.api = api;
                 let before = std::mem::replace(&mut self.seen, now.clone());
                 let mut gateway = lock(&serving.gateway);
                 if now.run != before.run {

@@ -17,9 +17,9 @@ impl Cluster<'_> {
         let dir = self.new_dir();
         let node = &self.nodes[at];
         copy_dir(&node.dir, &dir);
-        let held = node.held.clone();
+        let (held, below) = (node.held.clone(), node.below.clone());
         let replica = open(self.simulation, &dir).expect(WORKS);
-        self.nodes.push(Node { held, ..Node::new(dir, replica) });
+        self.nodes.push(Node { held, below, ..Node::new(dir, replica) });
         self.look_at(self.nodes.len() - 1);
     }
 
@@ -27,8 +27,10 @@ impl Cluster<'_> {
     pub(super) fn restore_node(&mut self, at: usize) {
         let dir = self.new_dir();
         let from = self.rng.below(self.nodes.len());
+        let mut below = None;
         if from != at && self.rng.chance(50) {
             copy_dir(&self.nodes[from].dir, &dir);
+            below.clone_from(&self.nodes[from].below);
         }
         let mut replica = open(self.simulation, &dir).expect(WORKS);
         if let Whose::Own(_) = replica.standing().expect(WORKS).whose {
@@ -38,7 +40,7 @@ impl Cluster<'_> {
         node.replica = None;
         fs::remove_dir_all(&node.dir).expect(WORKS);
         // The new node remembers nothing of the old one.
-        *node = Node { is_cut_off: node.is_cut_off, ..Node::new(dir, replica) };
+        *node = Node { is_cut_off: node.is_cut_off, below, ..Node::new(dir, replica) };
         self.forget_what_nobody_holds();
     }
 
@@ -81,8 +83,36 @@ impl Cluster<'_> {
         self.forget_what_nobody_holds();
     }
 
+    /// Loses the hub for good. One of its devices that has all of the log is the hub from now on.
+    pub(super) fn promote(&mut self, at: usize) {
+        if self.nodes.len() < 3 || self.nodes[at].replica.is_none() {
+            return;
+        }
+        self.drop_stream(at);
+        if !self.replica(at).promote().expect(WORKS) {
+            assert!(self.replica(at).base() > Seq::START, "only a log that isn't whole can't be an authority's");
+            return;
+        }
+        let node = self.nodes.remove(at);
+        self.authority = node.replica;
+        fs::remove_dir_all(&self.authority_dir).expect(WORKS);
+        self.authority_dir = node.dir;
+        self.authority_earlier = None;
+        self.run += 1;
+        // The device's places are those on the wire. Older copies of the old hub count otherwise.
+        self.stride = 1;
+        self.backups.clear();
+        self.forget_what_nobody_holds();
+        self.look_at_authority();
+    }
+
     /// Makes a node accept another log as its hub's, as the person using it would.
     pub(super) fn adopt(&mut self, at: usize) {
+        // Without the history, a person has to accept that the other log lacks it.
+        self.import_history(at);
+        if self.nodes[at].replica.is_none() {
+            self.crash(at);
+        }
         let replica = self.replica(at);
         let before = ids_of(replica);
         replica.take_back(Seq::START, Whose::Upstream(None)).expect(WORKS);

@@ -59,16 +59,44 @@ impl Cluster<'_> {
 
     /// Chooses the next write of a node that is up. Afterwards the node has no stream, and may be between two pages.
     pub(super) fn choose_deed(&mut self, at: usize) -> Deed {
+        if let Some(deed) = self.choose_deed_with_snapshot(at) {
+            return deed;
+        }
         let page = self.next_page(at);
         match (self.rng.below(5), page) {
             (0 | 1, Some((stream, page))) => Deed::Arrive(Box::new(stream), page),
             (2, _) => {
                 let head = self.replica(at).standing().expect(WORKS).head;
-                Deed::TakeBack(Seq(self.rng.next() % (head.0 + 1)))
+                let base = if self.rng.chance(80) { self.replica(at).base() } else { Seq::START };
+                Deed::TakeBack(Seq(base.0 + self.rng.next() % (head.0 - base.0 + 1)))
             }
             (3, _) => Deed::Settle,
             _ => Deed::Commit([self.new_event(), self.new_event()]),
         }
+    }
+
+    /// Chooses a step on the way from a snapshot to a whole log, sometimes, for a node that is up.
+    fn choose_deed_with_snapshot(&mut self, at: usize) -> Option<Deed> {
+        if self.rng.chance(50) {
+            let snapshot = self.download(at)?;
+            self.drop_stream(at);
+            return Some(Deed::Join(Some(snapshot)));
+        }
+        if self.rng.chance(50) || self.replica(at).base() == Seq::START {
+            return None;
+        }
+        let limit = 1 + self.rng.below(7);
+        let proof = self.proof(at);
+        let deed = match (self.rng.below(4), proof) {
+            (0, _) => Some(Deed::DropBase),
+            (_, Some(proof)) => Some(Deed::Conclude(proof)),
+            _ => {
+                let (backfill, page) = self.history_page(at, limit)?;
+                Some(Deed::ArriveHistory(Box::new(backfill), page))
+            }
+        };
+        self.drop_stream(at);
+        deed
     }
 
     /// Records the outcomes of events that were committed at one node only. Some may have been stored earlier, without
@@ -133,7 +161,8 @@ impl Cluster<'_> {
                     Incoming::check(outgoing.push.clone(), &run, &device).expect("the stream is of this run");
                 let authority = self.authority();
                 if let Ok(pushed) = while_syncs_fail(faults, &which, || judged(incoming.store(Some(authority)))) {
-                    let pushed = PushAnswer::Pushed(pushed.expect("nobody else changes the log"));
+                    let pushed = self.on_the_wire(pushed.expect("nobody else changes the log"));
+                    let pushed = PushAnswer::Pushed(pushed);
                     assert_eq!(self.answer(at, &outgoing, pushed), Ok(()));
                 }
             }
@@ -272,7 +301,8 @@ impl Cluster<'_> {
 /// Writes to `left` what a power cut may leave of a store, given its files before and after a write. The eventlog keeps
 /// everything that it had synced, and any of the sectors that it was writing. The state and the witness are never
 /// synced with a commit, so they are as they were before the write, or as in `earlier`. Neither is ever ahead of the
-/// eventlog, which they follow only once it is synced. Whatever opening finds counts as synced from then on. Nothing
+/// eventlog, which they follow only once it is synced. A snapshot's file is there before the eventlog needs it, and until it
+/// needs it no more. Whatever opening finds counts as synced from then on. Nothing
 /// here can show that opening makes sure of that; the recorder's tests do.
 pub(in crate::testing) fn leave_after_power_cut(
     rng: &mut Rng,
@@ -285,11 +315,13 @@ pub(in crate::testing) fn leave_after_power_cut(
     fs::copy(before.join("eventlog.db"), left.join("eventlog.db")).expect(WORKS);
     let read = |dir: &Path| fs::read(dir.join("eventlog.db-wal")).unwrap_or_default();
     let (mut wal, written) = (read(before), read(after));
+    let mut is_all_there = false;
     let is_same_file =
         fs::read(before.join("eventlog.db")).expect(WORKS) == fs::read(after.join("eventlog.db")).expect(WORKS);
     if is_same_file && written.starts_with(&wal) {
         let synced = wal.len();
         let kind = rng.below(4);
+        is_all_there = kind == 3;
         for (nth, sector) in written[synced..].chunks(512).enumerate() {
             match kind {
                 0 => break,
@@ -299,6 +331,11 @@ pub(in crate::testing) fn leave_after_power_cut(
                 _ => wal.extend_from_slice(sector),
             }
         }
+    }
+    let base = [after, before].map(|dir| dir.join("base.db"));
+    let [is_after, is_before] = [base[0].exists(), base[1].exists()];
+    if is_after || is_before && !(is_all_there && rng.chance(50)) {
+        fs::copy(&base[usize::from(!is_after)], left.join("base.db")).expect(WORKS);
     }
     if !wal.is_empty() {
         fs::write(left.join("eventlog.db-wal"), wal).expect(WORKS);

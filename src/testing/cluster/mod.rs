@@ -1,12 +1,13 @@
 //! A hub and some devices on a bad network, driven by a seed. The same seed gives the same story.
 //!
 //! This file has the nodes and the steps of a story. [`network`] has pulls and pushes, [`faults`] has machine failures,
-//! [`copies`] has what people do with files, and [`checks`] has the invariants.
+//! [`copies`] has what people do with files, [`snapshots`] has what devices begin with, and [`checks`] has the invariants.
 
 mod checks;
 mod copies;
 mod faults;
 mod network;
+mod snapshots;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -15,11 +16,14 @@ use std::sync::Arc;
 pub use checks::check_places;
 pub(super) use checks::{all_of, ids_of, log_of, set_aside_of};
 pub(super) use faults::leave_after_power_cut;
+use snapshots::{Below, Kept};
 
 use super::scratch::Scratch;
 use super::{Rng, Simulation};
-use crate::engine::{Device, Entry, Envelope, EventId, Fault, Files, Outcome, Replica, Seq, Setup, Whose};
-use crate::sync::{Push, Session, Start, WirePage, ended};
+use crate::engine::{
+    CheckedSnapshot, Device, Entry, Envelope, EventId, Fault, Files, Outcome, Proof, Replica, Seq, Setup, Whose,
+};
+use crate::sync::{Backfill, Push, Session, Start, WirePage, ended};
 
 /// How many steps a story has before everything works again: enough for each kind of step, and few enough to read.
 const STEPS: usize = 60;
@@ -70,6 +74,12 @@ struct Node {
     held: Vec<Envelope>,
     /// The events committed here and nowhere else, in commit order.
     committed: Vec<EventId>,
+    /// What is behind the snapshot that it began with last.
+    below: Option<Below>,
+    /// Whether a page of its history was not what the hub has.
+    is_lied_to: bool,
+    /// Whether it stays at its snapshot for good.
+    wants_no_history: bool,
     /// An earlier copy of its files. After a power cut, files that were never synced may be back in this state.
     earlier: Option<PathBuf>,
 }
@@ -84,6 +94,9 @@ impl Node {
             is_between_pages: false,
             held: Vec::new(),
             committed: Vec::new(),
+            below: None,
+            is_lied_to: false,
+            wants_no_history: false,
             earlier: None,
         }
     }
@@ -95,6 +108,10 @@ enum Deed {
     Arrive(Box<Stream>, WirePage),
     TakeBack(Seq),
     Settle,
+    Join(Option<CheckedSnapshot>),
+    ArriveHistory(Box<Backfill>, WirePage),
+    Conclude(Proof),
+    DropBase,
 }
 
 impl Deed {
@@ -105,8 +122,21 @@ impl Deed {
             Self::Arrive(stream, page) => {
                 assert_eq!(ended(stream.session.arrive(replica, page.clone()))?, Ok(()), "nobody else changes the log");
             }
-            Self::TakeBack(back) => replica.take_back(*back, Whose::Upstream(None))?,
+            Self::TakeBack(back) => {
+                // Who adopts another log has all of the last one.
+                let whose = replica.standing()?.whose;
+                let whose = if replica.base() > Seq::START { whose } else { Whose::Upstream(None) };
+                replica.take_back(*back, whose)?;
+            }
             Self::Settle => replica.settle()?,
+            Self::Join(snapshot) => {
+                replica.join(snapshot.take().expect("BUG: it is done once"))?;
+            }
+            Self::ArriveHistory(backfill, page) => {
+                ended(backfill.arrive(replica, page.clone()))?.expect("nobody else changes the history");
+            }
+            Self::Conclude(proof) => drop(replica.conclude(*proof)?),
+            Self::DropBase => replica.drop_base()?,
         }
         Ok(Vec::new())
     }
@@ -130,6 +160,8 @@ pub(super) struct Cluster<'s> {
     /// The authority's run, a new one with every start.
     run: u64,
     backups: Vec<PathBuf>,
+    /// The snapshots that the authority made, and still serves.
+    snapshots: Vec<Kept>,
     nodes: Vec<Node>,
     /// Copies of pushes that the network delivers later, or never.
     delayed: Vec<Letter>,
@@ -167,6 +199,7 @@ impl<'s> Cluster<'s> {
             authority_earlier: None,
             run: 1,
             backups: Vec::new(),
+            snapshots: Vec::new(),
             nodes: Vec::new(),
             delayed: Vec::new(),
             stride,
@@ -219,7 +252,11 @@ impl<'s> Cluster<'s> {
             (29, Some(faults)) if self.rng.chance(30) => self.failed_sync_at_authority(at, faults),
             (29, Some(faults)) => self.failed_sync(at, faults),
             (30..=34, _) => self.commit_at_authority(),
-            (35..=59, _) => self.pull(at),
+            (35, _) => self.make_snapshot(),
+            (36..=38, _) => self.join(at),
+            (39..=42, _) => self.fetch_history(at),
+            (43..=59, _) => self.pull(at),
+            (60, _) if self.rng.chance(30) => self.drop_base(at),
             (60..=76, _) => self.push(at),
             (77..=79, _) => self.deliver_delayed(),
             (80..=81, _) => self.crash(at),
@@ -227,17 +264,20 @@ impl<'s> Cluster<'s> {
             (85, _) => self.clone_node(at),
             (86..=87, _) => self.restore_node(at),
             (88..=90, _) => self.nodes[at].is_cut_off ^= true,
+            (91, _) if self.rng.chance(50) => self.restore_node(at),
             (91, _) => self.drop_stream(at),
             (92..=94, _) => self.back_up_authority(),
             (95, _) => self.restart_authority(None),
             (96, _) => self.cut_power_of_authority(),
             (97, _) if self.rng.chance(15) => self.recreate_authority(),
+            (97, _) if self.rng.chance(30) => self.promote(at),
             (97, _) => self.restore_authority(),
             (_, Some(faults)) if self.rng.chance(25) => self.machine_fault_at_authority(faults),
             (_, Some(faults)) => self.machine_fault(at, faults),
             (_, None) => self.crash(at),
         }
-        self.look_at(at);
+        // A promoted device is no device any more.
+        self.look_at(at.min(self.nodes.len() - 1));
     }
 
     /// Commits at a node: mostly new events, sometimes a known event again, or another event under a known id.
@@ -290,9 +330,12 @@ impl<'s> Cluster<'s> {
 
 /// Opens the store in `dir`, as a device does.
 pub(super) fn open(simulation: &Simulation, dir: &Path) -> Result<Replica, Fault> {
+    Replica::open(Files::in_dir(dir), setup(simulation))
+}
+
+fn setup(simulation: &Simulation) -> Setup {
     let schema = Arc::new((simulation.schema)());
-    let setup = Setup { schema, device: device("here"), executable: "one".to_owned(), progress: |_, _| {} };
-    Replica::open(Files::in_dir(dir), setup)
+    Setup { schema, device: device("here"), executable: "one".to_owned(), progress: |_, _| {} }
 }
 
 pub(super) fn device(name: &str) -> Device {

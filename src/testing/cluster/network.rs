@@ -4,8 +4,8 @@ use super::checks::ids_of;
 use super::{Cluster, Letter, Stream, WORKS, device, run_id};
 use crate::engine::{Replica, Seq};
 use crate::sync::{
-    End, Hello, Incoming, NextPage, Outgoing, Point, PushAnswer, Pushed, Refusal, Session, Start, WireEntry, ended,
-    judged, repair,
+    End, Hello, Incoming, NextPage, Outgoing, Point, PushAnswer, Pushed, PushedEvent, Refusal, Session, Start,
+    WireEntry, ended, judged, repair,
 };
 
 impl Cluster<'_> {
@@ -44,7 +44,8 @@ impl Cluster<'_> {
             return true;
         }
         self.drop_stream(at);
-        for _ in 0..2 {
+        // A log that begins at a snapshot is repaired in two steps.
+        for _ in 0..3 {
             let position = self.replica(at).position().expect(WORKS);
             let after = Seq(position.after.0 / self.stride);
             match judged(Start::vouch(Some(self.authority()), position.log, after, position.digest)).expect(WORKS) {
@@ -90,6 +91,9 @@ impl Cluster<'_> {
     }
 
     pub(super) fn pull(&mut self, at: usize) {
+        if self.rng.chance(50) {
+            self.join(at);
+        }
         if !self.connect(at) {
             return;
         }
@@ -211,6 +215,16 @@ impl Cluster<'_> {
         let incoming = Incoming::check(letter.push, &run_id(self.run), &device)?;
         let pushed = judged(incoming.store(Some(self.authority()))).expect(WORKS);
         self.look_at_authority();
+        pushed.map(|pushed| self.on_the_wire(pushed))
+    }
+
+    /// Returns an answer with the places as the wire shows them.
+    pub(super) fn on_the_wire(&self, mut pushed: Pushed) -> Pushed {
+        for event in &mut pushed.events {
+            if let PushedEvent::Stored { seq, .. } = event {
+                seq.0 *= self.stride;
+            }
+        }
         pushed
     }
 

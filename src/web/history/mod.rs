@@ -32,10 +32,12 @@ struct HistoryView<'a> {
 #[derive(Debug)]
 struct Account {
     nouns: Nouns,
-    /// All events, those that wait included.
+    /// All events, those that wait and those that are missing included.
     total: u64,
     /// Those that wait for a place in the log.
     pending: u64,
+    /// Those of which nothing is known but their number: they are in the hub's snapshot.
+    missing: u64,
     /// The devices that brought most, with how many they brought.
     devices: Vec<Brought>,
     /// How many the other devices brought, and how many devices these are.
@@ -65,7 +67,7 @@ struct Sums {
 impl Account {
     /// Tells a history in words, as of `today`, on the device `here`.
     fn of(nouns: Nouns, history: History, today: i32, here: &Device) -> Self {
-        let History { devices, days, undated, pending, .. } = history;
+        let History { devices, days, undated, pending, missing, .. } = history;
         let in_log: u64 = devices.values().sum();
         let mut devices: Vec<_> = devices.into_iter().collect();
         devices.sort_by(|(a, some), (b, others)| others.cmp(some).then_with(|| a.as_str().cmp(b.as_str())));
@@ -92,8 +94,8 @@ impl Account {
             ever: sum(i32::MIN),
             since: date_of(*first).strftime("%-d %B %Y").to_string(),
         });
-        let (total, chart) = (in_log + pending, Chart::of(&past, today));
-        Self { nouns, total, pending, devices, others, sums, chart, undated: undated + future }
+        let (total, chart) = (in_log + pending + missing, Chart::of(&past, today));
+        Self { nouns, total, pending, missing, devices, others, sums, chart, undated: undated + future }
     }
 }
 

@@ -51,6 +51,7 @@ impl From<Error> for Problem {
                 2,
             ),
             Error::OwnLog => Self::conflict("own-log", detail, "Nothing was changed."),
+            Error::HistoryMissing { .. } => Self::conflict("history-missing", detail, "Nothing was changed."),
             Error::Closed => Self::unavailable("shutting-down", detail, "Try again when it has started again.", 1),
             Error::Query(_) => Self::internal(&error),
         }
