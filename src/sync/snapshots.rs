@@ -2,8 +2,8 @@
 //!
 //! A snapshot is a copy of the committed state, made beside the thread that writes. It is worth its cost for many devices,
 //! so one is made at a time, and the same one is given out until the log has grown by much. The one before is kept, too: a
-//! device whose download broke goes on with it. Snapshots are copies of what is here anyway. So they are never synced, no
-//! backup has them, and whatever isn't as it was when it was made is deleted.
+//! device whose download broke goes on with it. Snapshots are copies of what is here anyway. So no backup has them, and whatever
+//! isn't as it was when it was made is deleted.
 
 use std::collections::HashMap;
 use std::fs::{self, File};

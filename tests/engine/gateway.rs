@@ -3,11 +3,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use likewise::engine::{LogId, Outcome, Replica, Seq, StreamId, Whose};
+use likewise::engine::{Digest, LogId, Outcome, Replica, Seq, StreamId, Whose};
 use likewise::sync::gateway::{
     Answered, Ends, Gateway, Group, Home as Place, Judges, Message, Publication, Sequence, Step, log_in,
 };
-use likewise::sync::{Incoming, Push, Pushed, PushedEvent, Refusal, WireEvent};
+use likewise::sync::{Has, Incoming, Placed, Push, Pushed, PushedEvent, Refusal, WireEvent};
 
 use crate::support::*;
 
@@ -345,6 +345,36 @@ fn what_the_stream_lost_is_published_again_in_a_new_run() {
 }
 
 #[test]
+fn a_push_that_rests_on_more_than_the_gateway_has_waits_for_it_or_is_refused() {
+    let mut stream = Stream::default();
+    let (mut one, mut other) = (Gate::new("one"), Gate::new("other"));
+    other.work(&mut stream);
+    one.replica.commit(&[like(1)]).unwrap();
+    one.work(&mut stream);
+    let position = one.replica.position().unwrap();
+    let has = |answered| Some(Has { after: position.after, digest: position.digest, answered });
+    let events = vec![WireEvent::from(&like(2))];
+    let push = |has| Push { log: None, run: "run".to_owned(), events: events.clone(), has, part: false };
+    let incoming = |has| Incoming::check(push(has), "run", &device("phone")).unwrap();
+
+    // The stream has what the device has. The other gateway reads that first.
+    other.gateway.push(incoming(has(None))).unwrap();
+    assert!(matches!(other.next(), Step::Ask(_)), "it publishes nothing yet");
+    other.work(&mut stream);
+    assert_eq!(seqs(&other.answers().remove(0).unwrap()), [2_048]);
+
+    // The stream doesn't have what was answered, or has another log than the device.
+    let gone = Placed { id: like(3).id, seq: Seq(3_072) };
+    let another = Some(Has { after: Seq(1_024), digest: Digest::EMPTY, answered: None });
+    for has in [has(Some(gone)), another] {
+        other.gateway.push(incoming(has)).unwrap();
+        other.work(&mut stream);
+        assert_eq!(other.answers().remove(0).unwrap_err(), Refusal::PullFirst);
+        assert_eq!(stream.0.len(), 2);
+    }
+}
+
+#[test]
 fn only_so_much_waits() {
     let mut gate = Gate::new("one");
     for first in 0..20 {
@@ -353,7 +383,7 @@ fn only_so_much_waits() {
     let push =
         Push { log: None, run: "run".to_owned(), events: vec![WireEvent::from(&like(99_999))], has: None, part: false };
     let incoming = Incoming::check(push, "run", &device("phone")).unwrap();
-    assert!(gate.gateway.push(incoming).is_err());
+    assert!(gate.gateway.push(incoming).is_none());
 }
 
 #[test]
@@ -406,8 +436,8 @@ fn each_gateway_on_a_busy_store_makes_progress() {
     let mut gates: Vec<_> = (0..10).map(|nth| (Gate::new(&format!("gate-{nth}")), At::Rest)).collect();
     // What happens when, in microseconds. The second number keeps things of the same time apart.
     let (mut queue, mut nth, mut taken) = (BTreeSet::new(), 0_u64, [0_u32; 10]);
-    for at in 0..10 {
-        gates[at].0.work(&mut stream);
+    for (at, (gate, _)) in gates.iter_mut().enumerate() {
+        gate.work(&mut stream);
         queue.insert((0, at as u64, at, What::Wake));
     }
     while let Some((now, _, at, what)) = queue.pop_first() {

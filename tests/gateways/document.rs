@@ -55,7 +55,8 @@ impl Shell {
 impl Drop for Shell {
     fn drop(&mut self) {
         let group = Pid::from_raw(i32::try_from(self.child.id()).unwrap()).unwrap();
-        drop(kill_process_group(group, Signal::KILL));
+        // It may have ended by itself.
+        let _ = kill_process_group(group, Signal::KILL);
         drop(self.child.wait());
         if std::thread::panicking() {
             eprintln!("---- output of the shell:\n{}", self.output());

@@ -158,11 +158,13 @@ impl Node {
     }
 
     /// Stops it in the middle of whatever it does.
+    #[allow(dead_code, reason = "the tests of gateways use it")]
     pub fn pause(&self) {
         self.server.as_ref().expect("it runs").signal(Signal::STOP);
     }
 
     /// Lets it go on.
+    #[allow(dead_code, reason = "the tests of gateways use it")]
     pub fn resume(&self) {
         self.server.as_ref().expect("it runs").signal(Signal::CONT);
     }

@@ -364,6 +364,7 @@ impl Gateway {
         }
         if let Phase::Auditing { after } = self.phase
             && ends.last <= after
+            && replica.applied_after(after)?.is_some()
         {
             // The stream ends before what is left to compare.
             return self.give_up_after(replica, after);
@@ -725,15 +726,12 @@ impl Gateway {
     }
 
     /// Takes a push, to be published. Its answer comes later, under the ticket that is returned. The events are kept
-    /// nowhere but in memory: the device has them until they arrive.
-    ///
-    /// # Errors
-    ///
-    /// The push, if as much waits as may. Tell the device to come again.
-    pub fn push(&mut self, incoming: Incoming) -> Result<Ticket, Incoming> {
+    /// nowhere but in memory: the device has them until they arrive. Returns `None` if as much waits as may: tell the device
+    /// to come again.
+    pub fn push(&mut self, incoming: Incoming) -> Option<Ticket> {
         let waiting: usize = self.waiting.iter().map(|push| push.events.len()).sum();
         if waiting > 0 && waiting + incoming.count() > WAITING {
-            return Err(incoming);
+            return None;
         }
         self.ticket += 1;
         let items = (0..incoming.answers.len()).filter(|nth| incoming.answers[*nth].is_none()).collect();
@@ -749,7 +747,7 @@ impl Gateway {
             answers,
             items,
         });
-        Ok(self.ticket)
+        Some(self.ticket)
     }
 
     /// Moves the store out of the stream, once the outbox is empty: a closing message is published, after which every gateway

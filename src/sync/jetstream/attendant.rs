@@ -336,8 +336,8 @@ impl Attendant {
                     return;
                 };
                 match lock(gateway).push(incoming) {
-                    Ok(ticket) => drop(self.pushes.insert(ticket, reply)),
-                    Err(_) => drop(reply.send(later("more events of devices wait here than may; come again"))),
+                    Some(ticket) => drop(self.pushes.insert(ticket, reply)),
+                    None => drop(reply.send(later("more events of devices wait here than may; come again"))),
                 }
             }
         }

@@ -38,7 +38,7 @@ impl Gateways<'_> {
                 let Gate { bucket, life, .. } = take(&mut **gate);
                 **gate = Gate { bucket, life: life + 1, ..Gate::default() };
             }
-            Role::Roamer(roamer) => *roamer = Roamer { is_old: roamer.is_old, ..Roamer::default() },
+            Role::Roamer(roamer) => **roamer = Roamer { is_old: roamer.is_old, ..Roamer::default() },
         }
     }
 
@@ -125,7 +125,7 @@ impl Gateways<'_> {
         let dir = self.new_dir();
         copy_dir(&self.machines[at].dir, &dir);
         let held = self.machines[at].held.clone();
-        let role = if self.is_gate(at) { Role::Gate(Box::default()) } else { Role::Roamer(Roamer::default()) };
+        let role = if self.is_gate(at) { Role::Gate(Box::default()) } else { Role::Roamer(Box::default()) };
         let replica = Some(open(self.simulation, &dir).expect(WORKS));
         self.push_machine(Machine { dir, replica, is_cut_off: false, held, committed: Vec::new(), role });
     }

@@ -40,7 +40,7 @@ struct Machine {
 
 enum Role {
     Gate(Box<Gate>),
-    Roamer(Roamer),
+    Roamer(Box<Roamer>),
 }
 
 /// What a gateway's process has in memory.
@@ -192,8 +192,11 @@ impl<'s> Gateways<'s> {
         self.acknowledged.extend(alone.into_iter().map(|(event, _)| event));
         replica.follow().expect(WORKS);
         let is_old = self.rng.chance(25);
-        let role =
-            if is_gate { Role::Gate(Box::default()) } else { Role::Roamer(Roamer { is_old, ..Roamer::default() }) };
+        let role = if is_gate {
+            Role::Gate(Box::default())
+        } else {
+            Role::Roamer(Box::new(Roamer { is_old, ..Roamer::default() }))
+        };
         self.push_machine(Machine {
             dir,
             replica: Some(replica),
@@ -254,7 +257,7 @@ impl<'s> Gateways<'s> {
         if done > 0 {
             self.push_machine(machine(dir, hub, Role::Gate(Box::default())));
             let before = follower.position().expect(WORKS);
-            self.push_machine(machine(of_device, follower, Role::Roamer(Roamer::default())));
+            self.push_machine(machine(of_device, follower, Role::Roamer(Box::default())));
             // The device notices nothing.
             for _ in 0..200 {
                 if self.connect(1) {
