@@ -17,9 +17,9 @@ impl Cluster<'_> {
         let dir = self.new_dir();
         let node = &self.nodes[at];
         copy_dir(&node.dir, &dir);
-        let (held, below) = (node.held.clone(), node.below.clone());
+        let (held, below, is_lied_to) = (node.held.clone(), node.below.clone(), node.is_lied_to);
         let replica = open(self.simulation, &dir).expect(WORKS);
-        self.nodes.push(Node { held, below, ..Node::new(dir, replica) });
+        self.nodes.push(Node { held, below, is_lied_to, ..Node::new(dir, replica) });
         self.look_at(self.nodes.len() - 1);
     }
 
@@ -27,10 +27,11 @@ impl Cluster<'_> {
     pub(super) fn restore_node(&mut self, at: usize) {
         let dir = self.new_dir();
         let from = self.rng.below(self.nodes.len());
-        let mut below = None;
+        let (mut below, mut is_lied_to) = (None, false);
         if from != at && self.rng.chance(50) {
             copy_dir(&self.nodes[from].dir, &dir);
             below.clone_from(&self.nodes[from].below);
+            is_lied_to = self.nodes[from].is_lied_to;
         }
         let mut replica = open(self.simulation, &dir).expect(WORKS);
         if let Whose::Own(_) = replica.standing().expect(WORKS).whose {
@@ -40,7 +41,7 @@ impl Cluster<'_> {
         node.replica = None;
         fs::remove_dir_all(&node.dir).expect(WORKS);
         // The new node remembers nothing of the old one.
-        *node = Node { is_cut_off: node.is_cut_off, below, ..Node::new(dir, replica) };
+        *node = Node { is_cut_off: node.is_cut_off, below, is_lied_to, ..Node::new(dir, replica) };
         self.forget_what_nobody_holds();
     }
 
