@@ -397,15 +397,19 @@ fn trust_64_a_hub_that_keeps_a_device_from_going_on_is_called_offline() {
         &json!({ "log": null, "events": vec![json!({ "seq": 1 }); 9] }).to_string(),
     );
     let long = answer("200 OK\r\nContent-Type: application/json", &" ".repeat(5 << 20));
-    let stored = json!({ "log": null, "events": [{ "seq": 2 }] });
-    let stored = answer("200 OK\r\nContent-Type: application/json", &stored.to_string());
+    let stored = |seq: u64| {
+        let pushed = json!({ "log": null, "events": [{ "seq": seq }] });
+        answer("200 OK\r\nContent-Type: application/json", &pushed.to_string())
+    };
     let (mut count, memory) = (1, phone.memory());
     phone.forget_peak();
     for (pushed, words) in [
         (pull_first, "has to be pulled first"),
         (many, "other events than were pushed"),
         (long, "too long for a hub's"),
-        (stored, "doesn't send what it says"),
+        (stored(100), "doesn't send what it says"),
+        // The pull has been there, and the event was not.
+        (stored(2), "has to be pulled first"),
     ] {
         proxy.part();
         let hello = hello("run");
