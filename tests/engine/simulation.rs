@@ -12,7 +12,7 @@ use crate::ledger;
 use crate::support::*;
 
 /// How many seeds an ordinary run takes.
-const SEEDS: u64 = 1_600;
+const SEEDS: u64 = 1_000;
 
 /// How often something failed because a sync failed.
 static FAILED_SYNCS: AtomicU64 = AtomicU64::new(0);
@@ -37,7 +37,7 @@ fn trust_14_whatever_the_network_and_the_machines_do_all_replicas_agree_in_the_e
 }
 
 /// How many seeds of gateways an ordinary run takes.
-const SEEDS_OF_GATEWAYS: u64 = 300;
+const SEEDS_OF_GATEWAYS: u64 = 200;
 
 #[test]
 fn trust_80_gateways_before_a_stream_that_loses_messages_agree_in_the_end() {
