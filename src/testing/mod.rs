@@ -26,6 +26,7 @@
 //! An event that refers to another gets that event's id from [`Rng::earlier`].
 
 mod cluster;
+mod commits;
 mod difference;
 mod draft;
 mod gateways;

@@ -19,7 +19,7 @@ pub(super) use faults::leave_after_power_cut;
 use snapshots::{Below, Kept};
 
 use super::scratch::Scratch;
-use super::{Rng, Simulation};
+use super::{Rng, Simulation, commits};
 use crate::engine::{
     CheckedSnapshot, Device, Entry, Envelope, EventId, Fault, Files, Outcome, Proof, Replica, Seq, Setup, Whose,
 };
@@ -232,16 +232,11 @@ impl<'s> Cluster<'s> {
     }
 
     fn some_events(&mut self) -> Vec<Envelope> {
-        (0..self.rng.below(4)).map(|_| self.new_event()).collect()
+        commits::some_events(self.simulation, &mut self.rng)
     }
 
-    /// Makes one of the author's events.
     fn new_event(&mut self) -> Envelope {
-        let draft = (self.simulation.events)(&mut self.rng);
-        let event = draft.seal(|| self.rng.new_id());
-        let event = event.unwrap_or_else(|why| panic!("the test made what can't be an event: {why}"));
-        self.rng.remember(&event);
-        event
+        commits::new_event(self.simulation, &mut self.rng)
     }
 
     fn step(&mut self) {
@@ -282,37 +277,14 @@ impl<'s> Cluster<'s> {
 
     /// Commits at a node: mostly new events, sometimes a known event again, or another event under a known id.
     fn commit(&mut self, at: usize) {
-        let mut events = self.some_events();
-        if self.rng.chance(20) && !self.acknowledged.is_empty() {
-            let mut known = self.rng.pick(&self.acknowledged).clone();
-            if self.rng.chance(30) {
-                let other = self.new_event();
-                known = Envelope { id: known.id, ..other };
-            }
-            // Another node may commit it now, so its order is no longer checked.
-            self.nodes.iter_mut().for_each(|node| node.committed.retain(|id| *id != known.id));
-            events.push(known);
+        let (events, known) = commits::choose(self.simulation, &mut self.rng, &self.acknowledged);
+        if let Some(known) = known {
+            self.nodes.iter_mut().for_each(|node| node.committed.retain(|id| *id != known));
         }
-        let known: Vec<_> = self.acknowledged.iter().map(|event| event.id).collect();
         let Some(replica) = self.nodes[at].replica.as_mut() else { return };
         let outcomes = replica.commit(&events).expect(WORKS);
-        for (event, outcome) in events.into_iter().zip(outcomes) {
-            let tried = self.tally.entry(event.name.as_str().to_owned()).or_default();
-            match &outcome {
-                Outcome::Stored(_) => tried.taken += 1,
-                Outcome::Refused(why) => {
-                    tried.refused += 1;
-                    tried.why.clone_from(why);
-                }
-                _ => {}
-            }
-            if is_kept(&outcome) && !self.acknowledged.contains(&event) {
-                if !known.contains(&event.id) {
-                    self.nodes[at].committed.push(event.id);
-                }
-                self.acknowledged.push(event);
-            }
-        }
+        let committed = commits::note(events, outcomes, &mut self.acknowledged, &mut self.tally);
+        self.nodes[at].committed.extend(committed);
     }
 
     fn commit_at_authority(&mut self) {

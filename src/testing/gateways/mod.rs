@@ -17,8 +17,8 @@ use stream::{Keys, Stream, stream_id};
 
 use super::cluster::{Story, Tally, WORKS, device, is_kept, log_of, open};
 use super::scratch::Scratch;
-use super::{Rng, Simulation};
-use crate::engine::{Envelope, EventId, LogId, Outcome, Replica, Seq, StoreId, Whose};
+use super::{Rng, Simulation, commits};
+use crate::engine::{Envelope, EventId, LogId, Replica, Seq, StoreId, Whose};
 use crate::sync::gateway::{Answered, Bucket, Ends, Gateway, Home, MovingIn, Question, Sequence, log_in};
 use crate::sync::{Push, Session, Start};
 
@@ -276,16 +276,11 @@ impl<'s> Gateways<'s> {
     }
 
     fn some_events(&mut self) -> Vec<Envelope> {
-        (0..self.rng.below(4)).map(|_| self.new_event()).collect()
+        commits::some_events(self.simulation, &mut self.rng)
     }
 
-    /// Makes one of the author's events.
     fn new_event(&mut self) -> Envelope {
-        let draft = (self.simulation.events)(&mut self.rng);
-        let event = draft.seal(|| self.rng.new_id());
-        let event = event.unwrap_or_else(|why| panic!("the test made what can't be an event: {why}"));
-        self.rng.remember(&event);
-        event
+        commits::new_event(self.simulation, &mut self.rng)
     }
 
     fn step(&mut self) {
@@ -319,37 +314,14 @@ impl<'s> Gateways<'s> {
 
     /// Commits at a machine: mostly new events, sometimes a known event again, or another event under a known id.
     fn commit(&mut self, at: usize) {
-        let mut events = self.some_events();
-        if self.rng.chance(20) && !self.acknowledged.is_empty() {
-            let mut known = self.rng.pick(&self.acknowledged).clone();
-            if self.rng.chance(30) {
-                let other = self.new_event();
-                known = Envelope { id: known.id, ..other };
-            }
-            // Another machine may commit it now, so its order is no longer checked.
-            self.machines.iter_mut().for_each(|machine| machine.committed.retain(|id| *id != known.id));
-            events.push(known);
+        let (events, known) = commits::choose(self.simulation, &mut self.rng, &self.acknowledged);
+        if let Some(known) = known {
+            self.machines.iter_mut().for_each(|machine| machine.committed.retain(|id| *id != known));
         }
-        let known: BTreeSet<_> = self.acknowledged.iter().map(|event| event.id).collect();
         let Some(replica) = self.machines[at].replica.as_mut() else { return };
         let outcomes = replica.commit(&events).expect(WORKS);
-        for (event, outcome) in events.into_iter().zip(outcomes) {
-            let tried = self.tally.entry(event.name.as_str().to_owned()).or_default();
-            match &outcome {
-                Outcome::Stored(_) => tried.taken += 1,
-                Outcome::Refused(why) => {
-                    tried.refused += 1;
-                    tried.why.clone_from(why);
-                }
-                _ => {}
-            }
-            if is_kept(&outcome) && !self.acknowledged.contains(&event) {
-                if !known.contains(&event.id) {
-                    self.machines[at].committed.push(event.id);
-                }
-                self.acknowledged.push(event);
-            }
-        }
+        let committed = commits::note(events, outcomes, &mut self.acknowledged, &mut self.tally);
+        self.machines[at].committed.extend(committed);
     }
 
     fn is_gate(&self, at: usize) -> bool {
