@@ -15,36 +15,31 @@ const ID: &str = "likewise-id";
 
 /// The settings of a new stream of events.
 pub(super) fn of_stream(name: &str, id: &str, replicas: u64) -> Value {
-    json!({
-        "name": name,
-        "subjects": [format!("{name}.*")],
-        "description": "Events of likewise: a subject for each store. Nothing may be deleted from it.",
-        "storage": "file",
-        "retention": "limits",
-        "discard": "new",
-        "num_replicas": replicas,
-        "max_age": 0,
-        "max_msgs": -1,
-        "max_bytes": -1,
-        "max_msgs_per_subject": -1,
-        "max_msg_size": -1,
-        "max_consumers": -1,
-        "deny_delete": true,
-        "deny_purge": true,
-        "allow_rollup_hdrs": false,
-        "allow_msg_ttl": false,
-        // Many messages are read from any replica. Where one has to be the newest, the leader is asked.
-        "allow_direct": true,
-        "metadata": { ID: id },
-    })
+    let mut settings = durable(name, id, replicas);
+    settings["subjects"] = json!([format!("{name}.*")]);
+    settings["description"] = json!("Events of likewise: a subject for each store. Nothing may be deleted from it.");
+    settings["max_msgs_per_subject"] = json!(-1);
+    settings["max_msg_size"] = json!(-1);
+    // Many messages are read from any replica. Where one has to be the newest, the leader is asked.
+    settings["allow_direct"] = json!(true);
+    settings
 }
 
 /// The settings of a new bucket. Its newest values are asked of its leader alone.
 pub(super) fn of_bucket(name: &str, prefix: &str, replicas: u64) -> Value {
+    let mut settings = durable(name, &random_id(), replicas);
+    settings["subjects"] = json!([format!("$KV.{prefix}.>")]);
+    settings["description"] = json!("What all gateways of likewise share: their run, and who may sync.");
+    settings["max_msgs_per_subject"] = json!(HISTORY);
+    settings["max_msg_size"] = json!(BUCKET_MESSAGE);
+    settings["allow_direct"] = json!(false);
+    settings
+}
+
+/// The settings that both have, so that nothing is forgotten, dropped or deleted.
+fn durable(name: &str, id: &str, replicas: u64) -> Value {
     json!({
         "name": name,
-        "subjects": [format!("$KV.{prefix}.>")],
-        "description": "What all gateways of likewise share: their run, and who may sync.",
         "storage": "file",
         "retention": "limits",
         "discard": "new",
@@ -52,15 +47,12 @@ pub(super) fn of_bucket(name: &str, prefix: &str, replicas: u64) -> Value {
         "max_age": 0,
         "max_msgs": -1,
         "max_bytes": -1,
-        "max_msgs_per_subject": HISTORY,
-        "max_msg_size": BUCKET_MESSAGE,
         "max_consumers": -1,
         "deny_delete": true,
         "deny_purge": true,
         "allow_rollup_hdrs": false,
         "allow_msg_ttl": false,
-        "allow_direct": false,
-        "metadata": { ID: random_id() },
+        "metadata": { ID: id },
     })
 }
 
