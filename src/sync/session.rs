@@ -317,11 +317,8 @@ impl Session {
 
     /// Remembers where the hub says that the events of a push are.
     fn note_places(&mut self, outgoing: &Outgoing, answer: &Pushed) {
-        let places = outgoing.ids.iter().zip(&answer.events).filter_map(|(id, answer)| match answer {
-            PushedEvent::Stored { seq, .. } => Some(Placed { id: *id, seq: *seq }),
-            PushedEvent::Refused { .. } => None,
-        });
-        let places: Vec<_> = places.collect();
+        let places = outgoing.ids.iter().zip(&answer.events);
+        let places: Vec<_> = places.filter_map(|(id, answer)| Some(Placed { id: *id, seq: answer.seq()? })).collect();
         if let Some(highest) = places.iter().map(|place| place.seq).max() {
             self.answered.push_back((outgoing.numbers[answer.events.len() - 1], highest));
             self.last_answered = places.into_iter().next_back();
