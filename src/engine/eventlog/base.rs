@@ -220,11 +220,10 @@ impl Eventlog {
         self.remove(Waiting::Early, seq.to_sql())
     }
 
-    /// Removes a row from the outbox, or an early one.
+    /// Removes the row with this number from a table outside the log.
     pub(super) fn remove(&mut self, which: Waiting, n: i64) -> Result<()> {
-        let sql = format!("DELETE FROM {} WHERE n = ?1 RETURNING n, id, name, args, '', hash", which.table());
         let hash = |row: &Row<'_>| self.waiting(row).map(|(_, _, hash)| hash);
-        if let Some(hash) = first(&mut *self.conn.prepare_cached(&sql)?, [n], hash)? {
+        if let Some(hash) = first(&mut *self.conn.prepare_cached(which.delete())?, [n], hash)? {
             let (count, tally) = self.tip.waiting(which);
             *count -= 1;
             tally.take(hash);

@@ -75,6 +75,15 @@ impl Waiting {
             Self::Early => "SELECT n, id, name, args, '', hash FROM early",
         }
     }
+
+    /// Returns the SQL that deletes the row with a number, and reads it as [`select`](Self::select) does.
+    pub(super) fn delete(self) -> &'static str {
+        match self {
+            Self::Pending => "DELETE FROM outbox WHERE n = ?1 RETURNING n, id, name, args, '', hash",
+            Self::SetAside => "DELETE FROM set_aside WHERE n = ?1 RETURNING n, id, name, args, why, hash",
+            Self::Early => "DELETE FROM early WHERE n = ?1 RETURNING n, id, name, args, '', hash",
+        }
+    }
 }
 
 /// What is left of an event that isn't in the log.
