@@ -97,14 +97,17 @@ fn join(scale: Scale) {
         wait_until(&device, is_whole);
         drop(device);
 
-        let begin = || {
-            let dir = on_disk();
-            let start = Instant::now();
-            let device = hub.device(dir.path(), "one");
-            wait_until(&device, has_all);
+        // Runs a device on `dir` until it is `done`, since `start`. Its end doesn't count.
+        let time = |start: Instant, dir: &Path, done: &dyn Fn(&Value) -> bool| {
+            let device = hub.device(dir, "one");
+            wait_until(&device, done);
             let took = start.elapsed();
             drop(device);
             took
+        };
+        let begin = || {
+            let dir = on_disk();
+            time(Instant::now(), dir.path(), &has_all)
         };
         let download_and_open = || {
             let dir = on_disk();
@@ -112,32 +115,18 @@ fn join(scale: Scale) {
             let bytes = hub.snapshot("one");
             let mut file = File::create(dir.path().join("snapshot")).expect("a file");
             file.write_all(&bytes).and_then(|()| file.sync_all()).expect("written");
-            let device = hub.device(&joined, "one");
-            wait_until(&device, has_all);
-            let took = start.elapsed();
-            drop(device);
-            took
+            time(start, &joined, &has_all)
         };
         compare(scale, "shows the right count", Aim::Time(1.5), begin, download_and_open);
 
         let whole = || {
             let dir = on_disk();
-            let start = Instant::now();
-            let device = hub.device(dir.path(), "one");
-            wait_until(&device, is_whole);
-            let took = start.elapsed();
-            drop(device);
-            took
+            time(Instant::now(), dir.path(), &is_whole)
         };
         let pull = || {
             let dir = on_disk();
             copy_all(&seed, dir.path());
-            let start = Instant::now();
-            let device = hub.device(dir.path(), "one");
-            wait_until(&device, is_whole);
-            let took = start.elapsed();
-            drop(device);
-            took
+            time(Instant::now(), dir.path(), &is_whole)
         };
         compare(scale, "has all of the log, proven", Aim::Time(1.3), whole, pull);
     }
