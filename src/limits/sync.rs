@@ -80,6 +80,12 @@ pub(crate) mod gateway {
 
     /// The longest gap that a busy gateway leaves behind its own message, for others that were never fast enough.
     pub(crate) const GAP: Duration = Duration::from_millis(40);
+
+    /// Revoked tokens that are remembered. Only as long do they stay revoked where the bucket lost that.
+    pub(crate) const REVOKED: usize = 4_096;
+
+    /// Losses that the bucket remembers with their stores, so that gateways which were away look at the same ones.
+    pub(crate) const LOSSES: usize = 64;
 }
 
 /// A pull stream, as both ends see it.
@@ -318,9 +324,8 @@ pub(crate) mod sse {
     pub(crate) const LONG: Duration = Duration::from_secs(30);
 }
 
-/// Links that pair a device or a browser with a hub.
-#[cfg(feature = "app")]
-pub(crate) mod pairing {
+/// Who may sync, as it is stored.
+pub(crate) mod access {
     use super::Duration;
 
     /// How long a link and its code are good: long enough to find the phone and type an address, short enough that a link
@@ -332,6 +337,12 @@ pub(crate) mod pairing {
 
     /// Links that are good at a time. The owner makes them, so this is only a bound on what a guess can hit.
     pub(crate) const OPEN: usize = 64;
+}
+
+/// Links that pair a device or a browser with a hub.
+#[cfg(feature = "app")]
+pub(crate) mod pairing {
+    use super::Duration;
 
     /// The shortest nonce, in characters: 128 bits in hexadecimal. The token of a browser that types the code rests on it.
     pub(crate) const SHORTEST_NONCE: usize = 32;
@@ -417,9 +428,6 @@ pub(crate) mod nats {
     /// Earlier documents that a bucket keeps, for people who look into it.
     pub(crate) const HISTORY: u32 = 16;
 
-    /// Revoked tokens that are remembered. Only as long do they stay revoked where the bucket lost that.
-    pub(crate) const REVOKED: usize = 4_096;
-
     /// Requests of devices that wait for one store's turn. Each is a push or a pull that begins, and those have limits of their
     /// own.
     pub(crate) const REQUESTS: usize = 4_096;
@@ -451,9 +459,6 @@ pub(crate) mod nats {
 
     /// Subjects that name no store, of which people are told. Whoever may publish could make up more.
     pub(crate) const ODD_SUBJECTS: usize = 100;
-
-    /// Losses that the bucket remembers with their stores, so that gateways which were away look at the same ones.
-    pub(crate) const LOSSES: usize = 64;
 
     /// How often a gateway tries in a row to change the bucket. Each time another one was faster.
     pub(crate) const SWAPS: u32 = 32;

@@ -4,6 +4,7 @@
 //! other. An event is confirmed when it arrives in the log through the pull. The answer to a push only says that the
 //! event need not be sent again for now.
 
+pub(crate) mod access;
 mod authority;
 mod backfill;
 #[cfg(feature = "app")]

@@ -11,9 +11,11 @@ use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 use subtle::ConstantTimeEq;
 
-use super::tokens::{Purpose, Token, TokenFile, must_be_free, now, read, replace};
+use super::access::{Pairing, Purpose, Token};
+use super::tokens::{TokenFile, must_be_free, now, read, replace};
 use crate::engine::Device;
-use crate::limits::sync::pairing::{LASTS, LONGEST_NONCE, OPEN, REMEMBERED, SHORTEST_NONCE};
+use crate::limits::sync::access::{OPEN, REMEMBERED};
+use crate::limits::sync::pairing::{LONGEST_NONCE, SHORTEST_NONCE};
 use crate::random;
 
 /// What the holder of a pairing is given. It is kept nowhere else.
@@ -70,36 +72,6 @@ pub(crate) struct PairingFile {
     dir: PathBuf,
 }
 
-/// A pairing as it is stored.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Pairing {
-    /// The name of the token that comes of it.
-    pub(super) name: Device,
-    /// The hashes of its secret and its code.
-    pub(super) secret: String,
-    code: String,
-    /// When it was made, in milliseconds since the Unix epoch.
-    pub(super) made: u64,
-    /// The hash of the token that came of it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(super) token: Option<String>,
-}
-
-impl Pairing {
-    /// How long ago it was made. A clock that was set back a little makes it no older.
-    pub(super) fn age(&self) -> u128 {
-        u128::from(now().abs_diff(self.made))
-    }
-
-    fn is_expired(&self) -> bool {
-        self.age() > LASTS.as_millis()
-    }
-
-    pub(super) fn is_open(&self) -> bool {
-        self.token.is_none() && !self.is_expired()
-    }
-}
-
 impl PairingFile {
     pub(crate) fn in_dir(dir: &Path) -> Self {
         Self { dir: dir.to_owned() }
@@ -119,22 +91,24 @@ impl PairingFile {
         let _lock = tokens.lock()?;
         must_be_free(&tokens.list()?, &name)?;
         let mut pairings = self.list()?;
-        pairings
-            .retain(|pairing| pairing.age() < REMEMBERED.as_millis() && (pairing.name != name || !pairing.is_open()));
-        if pairings.iter().filter(|pairing| pairing.is_open()).count() >= OPEN {
+        let now = now();
+        pairings.retain(|pairing| {
+            pairing.age(now) < REMEMBERED.as_millis() && (pairing.name != name || !pairing.is_open(now))
+        });
+        if pairings.iter().filter(|pairing| pairing.is_open(now)).count() >= OPEN {
             bail!(
                 "{OPEN} links are good at this moment, which is the limit; wait until some of them are used or ten minutes old"
             );
         }
         // What is no longer good is only remembered to tell people why.
         if pairings.len() >= 2 * OPEN
-            && let Some(oldest) = pairings.iter().position(|pairing| !pairing.is_open())
+            && let Some(oldest) = pairings.iter().position(|pairing| !pairing.is_open(now))
         {
             pairings.remove(oldest);
         }
         let invitation = Invitation { secret: random::hex::<16>(), code: random_code() };
         let (secret, code) = (hash_of_secret(&invitation.secret), hash_of_code(&invitation.code));
-        pairings.push(Pairing { name, secret, code, made: now(), token: None });
+        pairings.push(Pairing { name, secret, code, made: now, token: None });
         self.write(&pairings)?;
         Ok(invitation)
     }
@@ -155,7 +129,7 @@ impl PairingFile {
         let _lock = file.lock()?;
         let mut pairings = self.list()?;
         let pairing = find(&mut pairings, shown).ok_or(NotPaired::Unknown)?;
-        if pairing.is_expired() {
+        if pairing.is_expired(now()) {
             return Err(NotPaired::Expired);
         }
         let mut tokens = file.list()?;
@@ -269,6 +243,7 @@ mod tests {
 
     use super::*;
     use crate::fuzz::{fuzz, outcome};
+    use crate::limits::sync::access::LASTS;
 
     const NONCE: &str = "00112233445566778899aabbccddeeff";
     const OTHER: &str = "ffeeddccbbaa99887766554433221100";

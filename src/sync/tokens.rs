@@ -15,23 +15,10 @@ use subtle::{Choice, ConstantTimeEq};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+pub(crate) use super::access::{Purpose, Token};
 use crate::engine::{Device, Seq, open_private_file, open_to_read, sync_dir};
 use crate::limits::sync::tokens::{LOOK_EVERY, MAX_TOKEN};
 use crate::{clock, random};
-
-/// A token as it is stored.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Token {
-    /// The device or browser that it names.
-    pub(crate) device: Device,
-    /// BLAKE3 of the token, in hexadecimal.
-    pub(super) hash: String,
-    /// When it was made, in milliseconds since the Unix epoch.
-    pub(crate) created: u64,
-    /// What it is for.
-    #[serde(default, skip_serializing_if = "Purpose::is_sync")]
-    pub(crate) purpose: Purpose,
-}
 
 impl Token {
     /// Whether it is the one whose text this is.
@@ -40,24 +27,7 @@ impl Token {
     }
 }
 
-/// What a token is for.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Purpose {
-    /// A device syncs with it.
-    #[default]
-    Sync,
-    /// A watcher reads `/status` and `/metrics` with it, and nothing else.
-    Read,
-    /// A browser shows it in a cookie, and gets the page. Versions that don't know of browsers don't read the file at all.
-    Browser,
-}
-
 impl Purpose {
-    fn is_sync(&self) -> bool {
-        *self == Self::Sync
-    }
-
     /// The word for it in a list.
     pub(crate) fn as_str(self) -> &'static str {
         match self {

@@ -76,7 +76,7 @@ fn run(gateway: &mut Gateway, replica: &mut Replica, subject: &mut Subject) {
             }
             Step::Read(after) => match subject.after(after).next().cloned() {
                 Some((sequence, bytes)) => gateway.arrive(replica, after, sequence, &bytes).unwrap(),
-                None if gateway.judges(replica, subject.last()).unwrap() == Judges::NotYet => return,
+                None if gateway.judges(replica, subject.last()).unwrap() == Judges::MovingIn => return,
                 None => gateway.doubt(),
             },
             Step::Publish(publication) => match subject.publish(publication.expected, publication.bytes) {
@@ -170,7 +170,7 @@ fn a_gateway_waits_until_all_is_moved() {
     assert!(move_in(&replica, &mut subject, 1).unwrap().is_none());
     let mut other = new.open();
     let mut gateway = serve(&mut other, &mut subject, stream, LogId::random());
-    assert_eq!(gateway.judges(&other, subject.last()).unwrap(), Judges::NotYet, "a level device is ahead of it");
+    assert_eq!(gateway.judges(&other, subject.last()).unwrap(), Judges::MovingIn, "a level device is ahead of it");
     let moved = move_in(&replica, &mut subject, usize::MAX).unwrap().expect("all of it");
     let (after, digest) = level(&replica);
     moved.conclude(&mut replica, stream).unwrap();
@@ -178,6 +178,23 @@ fn a_gateway_waits_until_all_is_moved() {
     run(&mut gateway, &mut other, &mut subject);
     assert_eq!(gateway.judges(&other, subject.last()).unwrap(), Judges::Yes);
     Start::vouch(Some(&other), Some(log), after, digest).expect("it has the device's log");
+}
+
+#[test]
+fn a_moved_log_whose_end_is_lost_for_good_goes_on_with_a_gateways_own_event() {
+    let (old, new) = (Home::new(), Home::new());
+    let (replica, log) = hub(&old, 3_000);
+    let (stream, mut subject) = (StreamId::random(), Subject::default());
+    assert!(move_in(&replica, &mut subject, 1).unwrap().is_none(), "nobody moves the rest");
+    let mut other = new.open();
+    let mut gateway = serve(&mut other, &mut subject, stream, LogId::random());
+    assert_eq!(gateway.judges(&other, subject.last()).unwrap(), Judges::MovingIn);
+    let (after, digest) = level(&other);
+    other.commit(&[like(5_000)]).unwrap();
+    run(&mut gateway, &mut other, &mut subject);
+    assert_eq!(gateway.judges(&other, subject.last()).unwrap(), Judges::Yes);
+    Start::vouch(Some(&other), Some(log), after, digest).expect("it has the log of a device that had as much");
+    assert!(level(&other).0 > level(&replica).0, "behind all places that the hub gave");
 }
 
 #[test]

@@ -22,14 +22,13 @@
 //! - A new run in the bucket, whoever wrote it: [`begin_run`](Gateway::begin_run) for all stores, and
 //!   [`suspect`](Gateway::suspect) for the store that it names.
 
-mod bucket;
 mod message;
 mod moving;
+pub(crate) mod shared;
 
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
-pub use bucket::{Bucket, RUN, Value, Write, fingerprint};
 pub use message::{Group, Message, MovingIn, Prefix, Sequence, Unread, log_in};
 use message::{Pack, digest_with};
 pub use moving::{MoveError, MoveIn, MoveStep};
@@ -178,6 +177,9 @@ pub enum Judges {
     Yes,
     /// Not yet. Answer 503 if it takes too long; never *diverged*.
     NotYet,
+    /// Not yet, and it may take long: the rest of a log that is moved into the stream is still to come. If it never comes
+    /// because it is lost, an event of a gateway's own goes in its place.
+    MovingIn,
     /// No, until somebody acts. Says why.
     Halted(String),
     /// No longer: the store was moved. Says where to.
@@ -797,8 +799,11 @@ impl Gateway {
         let applied = replica.applied()?;
         let is_level = applied.map_or(0, |applied| applied.sequence) >= last;
         let is_whole = replica.standing()?.head <= applied.map_or(Seq::START, |applied| applied.seq);
-        let is_level = is_level && is_whole && !is_moving_in(applied);
-        Ok(if self.phase == Phase::Reading && is_level { Judges::Yes } else { Judges::NotYet })
+        Ok(match self.phase {
+            Phase::Reading if is_level && is_whole && is_moving_in(applied) => Judges::MovingIn,
+            Phase::Reading if is_level && is_whole => Judges::Yes,
+            _ => Judges::NotYet,
+        })
     }
 
     /// Gives answers to the pushes whose events all have one, or to the beginning of a push whose device takes a part.

@@ -81,6 +81,9 @@ pub(super) struct StreamState {
     pub(super) bytes: u64,
     pub(super) first_seq: u64,
     pub(super) last_seq: u64,
+    /// When the last message was stored.
+    #[serde(default)]
+    pub(super) last_ts: String,
     #[serde(default)]
     pub(super) num_deleted: u64,
     /// How many messages each subject has, where they were asked for.
@@ -155,15 +158,24 @@ impl Api {
 
     /// Returns the message with this sequence, from the leader.
     pub(super) async fn message(&self, stream: &str, sequence: u64) -> Result<Option<Stored>, ApiError> {
-        self.get(stream, &json!({ "seq": sequence })).await
+        Ok(self.get(stream, &json!({ "seq": sequence })).await?.map(|(message, _)| message))
     }
 
     /// Returns the last message of a subject, from the leader.
     pub(super) async fn last(&self, stream: &str, subject: &str) -> Result<Option<Stored>, ApiError> {
+        Ok(self.last_with_time(stream, subject).await?.map(|(message, _)| message))
+    }
+
+    /// Works like [`last`](Self::last), and tells when the message was stored, in JetStream's words.
+    pub(super) async fn last_with_time(
+        &self,
+        stream: &str,
+        subject: &str,
+    ) -> Result<Option<(Stored, String)>, ApiError> {
         self.get(stream, &json!({ "last_by_subj": subject })).await
     }
 
-    async fn get(&self, stream: &str, asked: &Value) -> Result<Option<Stored>, ApiError> {
+    async fn get(&self, stream: &str, asked: &Value) -> Result<Option<(Stored, String)>, ApiError> {
         #[derive(Deserialize)]
         struct Answer {
             message: Message,
@@ -174,11 +186,13 @@ impl Api {
             seq: u64,
             #[serde(default)]
             data: String,
+            #[serde(default)]
+            time: String,
         }
         match self.request::<Answer>(&format!("STREAM.MSG.GET.{stream}"), asked).await {
-            Ok(Answer { message: Message { subject, seq, data } }) => {
+            Ok(Answer { message: Message { subject, seq, data, time } }) => {
                 let payload = BASE64.decode(data).map_err(|error| ApiError::NotUnderstood(error.to_string()))?;
-                Ok(Some(Stored { subject, sequence: seq, payload: payload.into() }))
+                Ok(Some((Stored { subject, sequence: seq, payload: payload.into() }, time)))
             }
             Err(error) if error.is(code::MESSAGE_NOT_FOUND) => Ok(None),
             Err(error) => Err(error),

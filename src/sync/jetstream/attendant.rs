@@ -50,6 +50,11 @@ pub(crate) enum NotReady {
     Moved(String),
 }
 
+/// Said to devices while a log that is moved into the stream isn't whole.
+const MOVING_IN: &str = "this store is being moved into the cluster, and the rest of its log is still to come; if the move was \
+                         interrupted, run `likewise move in` again where it ran, and if that data is lost, like something at \
+                         a gateway's own page";
+
 /// Where an answer goes.
 type Reply<T> = oneshot::Sender<Result<T, NotReady>>;
 
@@ -390,10 +395,10 @@ impl Attendant {
                 serving.api = api;
                 let before = std::mem::replace(&mut self.seen, now.clone());
                 let mut gateway = lock(&serving.gateway);
-                if now.run != before.run {
+                if now.runs.number != before.runs.number {
                     gateway.begin_run();
                 }
-                if now.has_suspected(&self.stay.id, before.run) || now.damage != before.damage {
+                if now.runs.has_suspected(&self.stay.id, before.runs.number) || now.damage != before.damage {
                     gateway.suspect();
                 }
                 if now.connection != before.connection {
@@ -515,7 +520,7 @@ impl Attendant {
                 return Err(Trouble::Halted(code, why));
             }
             Judges::Moved(to) => return Err(Trouble::Moved(to)),
-            Judges::Yes | Judges::NotYet => {}
+            Judges::Yes | Judges::NotYet | Judges::MovingIn => {}
         }
         let store = self.stay.id.as_str();
         for notice in &found.notices {
@@ -537,6 +542,7 @@ impl Attendant {
                 Some(Judges::Yes) => drop(reply.send(Ok(found.log))),
                 Some(Judges::Halted(why)) => drop(reply.send(Err(NotReady::Later(why)))),
                 Some(Judges::Moved(to)) => drop(reply.send(Err(NotReady::Moved(to)))),
+                Some(Judges::MovingIn) => drop(reply.send(Err(NotReady::Later(MOVING_IN.to_owned())))),
                 Some(Judges::NotYet) | None => waiting.push((last, reply)),
             }
         }

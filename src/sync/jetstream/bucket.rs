@@ -11,13 +11,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use anyhow::Context;
-use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+use super::super::gateway::shared::{Merged, Own, Revision, Runs, Shared, SharedCopy};
 use super::super::pairings::PairingFile;
-use super::super::tokens::{Token, TokenFile, now, read, replace};
+use super::super::tokens::{TokenFile, now, read, replace};
 use super::api::{Api, ApiError, StreamInfo, code};
-use super::shared::{Loss, Shared};
 use crate::data_dir::DataDir;
 use crate::engine::{LogId, StoreId};
 use crate::limits::sync::nats::{BUCKET_MESSAGE, SWAPS};
@@ -42,26 +41,6 @@ pub(super) enum BucketError {
     Files(anyhow::Error),
 }
 
-/// Where a document is in the bucket. Another value at the same place is another document: the bucket lost one.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct Revision {
-    /// When the bucket was made.
-    bucket: String,
-    sequence: u64,
-}
-
-/// What a gateway remembers of its cluster, in its data directory.
-#[derive(Debug, Clone, Default, Serialize, Deserialize)]
-struct Copy {
-    /// The id of the stream.
-    #[serde(default)]
-    stream: Option<String>,
-    #[serde(default)]
-    revision: Revision,
-    #[serde(default)]
-    shared: Option<Shared>,
-}
-
 /// The bucket.
 #[derive(Clone)]
 pub(super) struct Bucket {
@@ -72,7 +51,7 @@ struct Inner {
     data: PathBuf,
     stream: String,
     subject: String,
-    copy: Mutex<Copy>,
+    copy: Mutex<SharedCopy>,
     /// Only one at a time makes the copy and the bucket level.
     levelling: tokio::sync::Mutex<()>,
     /// When the bucket was last heard of, and told the truth.
@@ -89,11 +68,11 @@ impl Bucket {
     /// When the copy can't be read.
     pub(super) fn new(data: &Path, stream: String, prefix: &str) -> anyhow::Result<Self> {
         let path = DataDir::gateways(data);
-        let copy: Copy = match read(&path)? {
+        let copy: SharedCopy = match read(&path)? {
             Some(text) => serde_json::from_slice(&text).with_context(|| {
                 format!("{} is damaged; delete it, and this gateway asks its cluster again", path.display())
             })?,
-            None => Copy::default(),
+            None => SharedCopy::default(),
         };
         Ok(Self {
             inner: Arc::new(Inner {
@@ -119,7 +98,7 @@ impl Bucket {
         if copy.stream.as_deref() == Some(id) {
             return Ok(());
         }
-        let met = Copy { stream: Some(id.to_owned()), ..copy.clone() };
+        let met = SharedCopy { stream: Some(id.to_owned()), ..copy.clone() };
         self.write(&met)?;
         *copy = met;
         Ok(())
@@ -135,10 +114,9 @@ impl Bucket {
         self.inner.run.subscribe()
     }
 
-    /// The number of the last run that is known, and the losses for which runs began.
-    pub(super) fn losses(&self) -> (u64, Vec<Loss>) {
-        let copy = self.copy();
-        copy.shared.as_ref().map(|shared| (shared.run.number, shared.losses.clone())).unwrap_or_default()
+    /// The runs that have begun, as far as is known.
+    pub(super) fn begun(&self) -> Runs {
+        self.copy().shared.as_ref().map(Shared::runs).unwrap_or_default()
     }
 
     /// The id that the log of a store brought along, if it was moved here.
@@ -151,11 +129,11 @@ impl Bucket {
         *self.inner.heard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn copy(&self) -> MutexGuard<'_, Copy> {
+    fn copy(&self) -> MutexGuard<'_, SharedCopy> {
         self.inner.copy.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn write(&self, copy: &Copy) -> anyhow::Result<()> {
+    fn write(&self, copy: &SharedCopy) -> anyhow::Result<()> {
         replace(&DataDir::gateways(&self.inner.data), &serde_json::to_vec_pretty(copy)?)
     }
 
@@ -179,16 +157,14 @@ impl Bucket {
     }
 
     async fn level_with(&self, api: &Api, info: &StreamInfo, began: Instant) -> Result<(), BucketError> {
-        let there = Revision { bucket: info.created.clone(), sequence: info.state.last_seq };
-        let is_level = {
-            let copy = self.copy();
-            copy.shared.is_some() && copy.revision == there
-        };
+        let StreamInfo { created, state, .. } = info;
+        let end = Revision { bucket: created.clone(), sequence: state.last_seq, time: state.last_ts.clone() };
+        let is_level = self.copy().is_of(&end);
         if is_level && !self.has_changes()? {
             self.hear(began);
             return Ok(());
         }
-        self.swap(api, &info.created, began, |_| {}).await
+        self.swap(api, created, began, |_| {}).await
     }
 
     /// Begins a new run for each of these stores, of which the stream lost something. Each comes with the number of the run
@@ -197,7 +173,7 @@ impl Bucket {
         let _alone = self.inner.levelling.lock().await;
         let began = Instant::now();
         let info = api.info(&self.inner.stream, None).await?;
-        let begin = |shared: &mut Shared| lost.iter().for_each(|(store, seen)| shared.lose(store, *seen));
+        let begin = |shared: &mut Shared| lost.iter().for_each(|(store, seen)| shared.lose(store, *seen, new_id));
         self.swap(api, &info.created, began, begin).await
     }
 
@@ -225,30 +201,24 @@ impl Bucket {
     ) -> Result<(), BucketError> {
         let Inner { stream, subject, .. } = &*self.inner;
         for _ in 0..SWAPS {
-            let found = api.last(stream, subject).await?;
-            let sequence = found.as_ref().map_or(0, |found| found.sequence);
-            let there = found.map(|found| Shared::read(&found.payload).map_err(BucketError::Unfit)).transpose()?;
-            let before = self.copy().clone();
-            let known = before.shared.clone().unwrap_or_default();
-            let mut next = there.clone().unwrap_or_else(Shared::new);
-            // The first document of a bucket that this gateway never knew is nobody's loss.
-            let is_lost = before.shared.is_some() && there.as_ref().is_none_or(|there| !there.includes(&known));
-            next.merge(&known, now());
-            let files = Files::of(&self.inner.data).map_err(BucketError::Files)?;
-            next.change(&known, files.tokens_of(&known), &files.pairings, now());
-            if next.visitors.is_none() {
-                next.visitors = Some(files.visitors.clone().unwrap_or_else(random::hex::<32>));
-            }
-            if is_lost {
-                next.run = next.run.next();
-            }
+            let found = api.last_with_time(stream, subject).await?;
+            let (there, sequence, time) = match found {
+                Some((found, time)) => {
+                    (Some(Shared::read(&found.payload).map_err(BucketError::Unfit)?), found.sequence, time)
+                }
+                None => Default::default(),
+            };
+            let own = own(&self.inner.data).map_err(BucketError::Files)?;
+            let before = self.offer(&own).map_err(BucketError::Files)?;
+            let Merged { shared: mut next, has_lost } = before.merged(there.as_ref(), &own, now(), new_id);
+            next.visitors.get_or_insert_with(random::hex::<32>);
             change(&mut next);
-            let mut revision = Revision { bucket: bucket.to_owned(), sequence };
+            let mut revision = Revision { bucket: bucket.to_owned(), sequence, time };
             if there.as_ref() != Some(&next) {
                 let bytes = next.to_bytes();
                 if bytes.len() > BUCKET_MESSAGE {
                     if let Some(there) = there {
-                        self.keep(&known, there, revision).map_err(BucketError::Files)?;
+                        self.keep(&before, there, revision).map_err(BucketError::Files)?;
                         self.hear(began);
                     }
                     return Err(BucketError::Full(format!(
@@ -258,7 +228,8 @@ impl Bucket {
                     )));
                 }
                 match api.publish(subject, sequence, bytes.into()).await {
-                    Ok(sequence) => revision.sequence = sequence,
+                    // The next look tells when.
+                    Ok(sequence) => (revision.sequence, revision.time) = (sequence, String::new()),
                     // Another gateway was faster.
                     Err(error)
                         if error.is(code::WRONG_LAST_SEQUENCE) || error.is(code::WRONG_LAST_SEQUENCE_CONSTANT) =>
@@ -268,8 +239,8 @@ impl Bucket {
                     Err(error) => return Err(error.into()),
                 }
             }
-            self.keep(&known, next, revision).map_err(BucketError::Files)?;
-            if is_lost {
+            self.keep(&before, next, revision).map_err(BucketError::Files)?;
+            if has_lost {
                 tracing::warn!(
                     "the bucket of the gateways had lost its newest changes; they are there again, and a new run begins"
                 );
@@ -280,29 +251,39 @@ impl Bucket {
         Err(BucketError::Full("other gateways change the bucket without pause; this one tries again".to_owned()))
     }
 
+    /// Notes in the copy what the files offer, before the bucket has it. Returns the copy.
+    fn offer(&self, own: &Own) -> anyhow::Result<SharedCopy> {
+        let mut copy = self.copy();
+        let mut next = copy.clone();
+        if next.offer(own) {
+            self.write(&next)?;
+            *copy = next;
+        }
+        Ok(copy.clone())
+    }
+
     /// Writes the document into the files of the data directory, and then into the copy. In this order a crash makes the
     /// next process find changes that the bucket has already.
-    fn keep(&self, before: &Shared, shared: Shared, revision: Revision) -> anyhow::Result<()> {
+    fn keep(&self, before: &SharedCopy, shared: Shared, revision: Revision) -> anyhow::Result<()> {
         let data = &self.inner.data;
         let tokens = TokenFile::in_dir(data);
-        let pairings = PairingFile::in_dir(data);
         let lock = tokens.lock()?;
         // Somebody may have changed them meanwhile.
-        let found = Files::of(data)?;
-        let mut kept = shared.clone();
-        kept.change(before, found.tokens_of(before), &found.pairings, now());
-        if found.tokens.as_deref().unwrap_or_default() != kept.tokens {
-            tokens.write(&kept.tokens)?;
+        let found = own(data)?;
+        let kept = before.kept(&shared, &found, now());
+        if found.tokens.as_deref().unwrap_or_default() != kept.tokens.as_deref().unwrap_or_default() {
+            tokens.write(kept.tokens.as_deref().unwrap_or_default())?;
         }
         if found.pairings != kept.pairings {
-            pairings.write(&kept.pairings)?;
+            PairingFile::in_dir(data).write(&kept.pairings)?;
         }
-        if let Some(key) = kept.visitors.as_ref().filter(|key| found.visitors.as_ref() != Some(key)) {
+        if let Some(key) = kept.visitors.filter(|key| found.visitors.as_ref() != Some(key)) {
             replace(&DataDir::visitor_key(data), format!("{key}\n").as_bytes())?;
         }
         let mut copy = self.copy();
-        let next = Copy { stream: copy.stream.clone(), revision, shared: Some(shared) };
-        if copy.revision != next.revision || copy.shared != next.shared {
+        let mut next = copy.clone();
+        next.keep(shared, revision);
+        if *copy != next {
             self.write(&next)?;
             *copy = next;
         }
@@ -312,11 +293,8 @@ impl Bucket {
 
     /// Whether the files differ from the copy.
     fn has_changes(&self) -> Result<bool, BucketError> {
-        let files = Files::of(&self.inner.data).map_err(BucketError::Files)?;
-        let copy = self.copy();
-        let Some(shared) = &copy.shared else { return Ok(true) };
-        let tokens = files.tokens.as_deref().unwrap_or_default();
-        Ok(tokens != shared.tokens || files.pairings != shared.pairings || files.visitors != shared.visitors)
+        let own = own(&self.inner.data).map_err(BucketError::Files)?;
+        Ok(!self.copy().is_in(&own))
     }
 
     /// Notes that the bucket was heard of, as of a moment before it was asked.
@@ -331,27 +309,18 @@ impl Bucket {
     }
 }
 
-/// What commands change in a data directory.
-struct Files {
-    /// `None` if there is no such file: then nothing was revoked by leaving it out.
-    tokens: Option<Vec<Token>>,
-    pairings: Vec<super::super::pairings::Pairing>,
-    visitors: Option<String>,
+/// Makes up the id of a run.
+fn new_id() -> String {
+    random::hex::<16>()
 }
 
-impl Files {
-    /// The tokens in the file, or those that are known if there is none.
-    fn tokens_of<'a>(&'a self, known: &'a Shared) -> &'a [Token] {
-        self.tokens.as_deref().unwrap_or(&known.tokens)
-    }
-
-    fn of(data: &Path) -> anyhow::Result<Self> {
-        let visitors = read(&DataDir::visitor_key(data))?;
-        let visitors = visitors.map(|text| String::from_utf8_lossy(&text).trim().to_owned());
-        Ok(Self {
-            tokens: TokenFile::in_dir(data).list_if_any()?,
-            pairings: PairingFile::in_dir(data).list()?,
-            visitors: visitors.filter(|key| blake3::Hash::from_hex(key).is_ok()),
-        })
-    }
+/// What the files of a data directory hold.
+fn own(data: &Path) -> anyhow::Result<Own> {
+    let visitors = read(&DataDir::visitor_key(data))?;
+    let visitors = visitors.map(|text| String::from_utf8_lossy(&text).trim().to_owned());
+    Ok(Own {
+        tokens: TokenFile::in_dir(data).list_if_any()?,
+        pairings: PairingFile::in_dir(data).list()?,
+        visitors: visitors.filter(|key| blake3::Hash::from_hex(key).is_ok()),
+    })
 }

@@ -17,17 +17,17 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
+use super::super::gateway::shared::Runs;
 use super::super::http::read_certificates;
 use super::super::tls::{Trust, tls};
 use super::address::{Address, ClusterOptions, Login};
 use super::api::{Api, ApiError, StreamInfo, code};
 use super::bucket::{Bucket, BucketError};
 use super::settings;
-use super::shared::Loss;
 use crate::engine::{LogId, StoreId, StreamId};
 use crate::limits::sync::gateway::MESSAGE_BYTES;
 use crate::limits::sync::nats::{
-    ANSWER, BELIEVED, CONNECT, LONGEST_WAIT, LOOK_EVERY, LOSSES, PING, REPLICAS, SHORTEST_WAIT, UNANSWERED,
+    ANSWER, BELIEVED, CONNECT, LONGEST_WAIT, LOOK_EVERY, PING, REPLICAS, SHORTEST_WAIT, UNANSWERED,
 };
 use crate::random;
 
@@ -76,20 +76,10 @@ pub(super) struct Epoch {
     pub(super) connection: u64,
     /// Goes up when the stream lost something from its middle.
     pub(super) damage: u64,
-    /// The number of the run.
-    pub(super) run: u64,
-    losses: Vec<Loss>,
+    /// The runs that have begun.
+    pub(super) runs: Runs,
     /// Goes up when the copies of the stream are elsewhere, or are otherwise.
     copies: u64,
-}
-
-impl Epoch {
-    /// Whether the stream lost something of `store` since the run with the number `before`, as far as is known.
-    pub(super) fn has_suspected(&self, store: &StoreId, before: u64) -> bool {
-        let is_remembered = self.losses.len() < LOSSES || self.losses.first().is_some_and(|first| first.run <= before);
-        before < self.run
-            && (!is_remembered || self.losses.iter().any(|loss| loss.run > before && loss.store == store.as_str()))
-    }
 }
 
 /// What became of this gateway's messages.
@@ -226,7 +216,7 @@ impl Cluster {
     /// Notes that the stream lost something of a store. There is no run from now on until a new one has begun.
     pub(super) fn lost(&self, store: &StoreId) {
         self.inner.counts.losses.fetch_add(1, Ordering::Relaxed);
-        let run = self.inner.epoch.borrow().run;
+        let run = self.inner.epoch.borrow().runs.number;
         self.inner.lost.lock().unwrap_or_else(PoisonError::into_inner).insert(store.clone(), run);
         self.inner.now.notify_one();
     }
@@ -335,7 +325,7 @@ impl Cluster {
         let before = if let Stand::Ready(before) = &known { Some(before) } else { None };
         let is_another = before.is_none_or(|before| (&before.leader, &before.created) != (&now.leader, &now.created));
         let is_damaged = before.is_some_and(|before| (before.first, before.gaps) != (now.first, now.gaps));
-        let (run, losses) = self.inner.bucket.losses();
+        let runs = self.inner.bucket.begun();
         let copies: Arc<str> = now.copies().into();
         let mut known = self.inner.copies.lock().unwrap_or_else(PoisonError::into_inner);
         let are_others = known.as_ref() != Some(&copies);
@@ -345,8 +335,7 @@ impl Cluster {
             let next = Epoch {
                 connection: epoch.connection + u64::from(is_another),
                 damage: epoch.damage + u64::from(is_damaged),
-                run,
-                losses,
+                runs,
                 copies: epoch.copies + u64::from(are_others),
             };
             let is_new = *epoch != next;
@@ -702,22 +691,4 @@ fn in_words(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_gateway_that_was_away_suspects_each_store_that_lost_something_or_else_all() {
-        let loss = |run, store: &str| Loss { run, store: store.to_owned() };
-        let (likes, todo) = ("likes".parse().expect("a name"), "todo".parse().expect("a name"));
-        let few = Epoch { run: 5, losses: vec![loss(3, "likes"), loss(5, "todo")], ..Epoch::default() };
-        assert!(few.has_suspected(&likes, 2) && few.has_suspected(&todo, 3));
-        assert!(!few.has_suspected(&likes, 3) && !few.has_suspected(&todo, 5));
-        let many = (100..).take(LOSSES).map(|run| loss(run, "likes")).collect();
-        let many = Epoch { run: 99 + LOSSES as u64, losses: many, ..Epoch::default() };
-        assert!(many.has_suspected(&todo, 50), "what it was is no longer known");
-        assert!(!many.has_suspected(&todo, 100));
-    }
 }

@@ -9,7 +9,6 @@ mod cluster;
 mod feed;
 mod moving;
 mod settings;
-mod shared;
 
 pub(crate) use address::is_cluster;
 pub use address::{ClusterOptions, WithoutTls};

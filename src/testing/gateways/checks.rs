@@ -3,7 +3,6 @@
 use std::collections::BTreeSet;
 use std::fs;
 
-use super::gate::REVOKED;
 use super::roaming::is_same;
 use super::{Gateways, Role, WORKS, log_of, open};
 use crate::engine::{Entry, Envelope, EventId, Outcome, Replica, Standing, Whose};
@@ -54,10 +53,7 @@ impl Gateways<'_> {
                 }
                 self.look_at(at);
             }
-            let is_told = self.gates().into_iter().all(|at| {
-                let (last, newest) = self.keys.last();
-                self.gate(at).bucket.is_current(last, newest) && self.gate(at).bucket.run().is_some()
-            });
+            let is_told = self.gates().into_iter().all(|at| self.knows_bucket(at));
             if is_told && self.is_quiet() {
                 break;
             }
@@ -76,7 +72,7 @@ impl Gateways<'_> {
             lines.push(match &machine.role {
                 Role::Gate(gate) => format!(
                     "gateway {at}: {length} to {head}, {digest:?}, {pending} wait, {applied:?}, {:?}, {:?}",
-                    gate.gateway, gate.bucket
+                    gate.gateway, gate.access
                 ),
                 Role::Roamer(_) => format!("device {at}: {length} to {head}, {digest:?}, {pending} wait, {whose:?}"),
             });
@@ -85,7 +81,7 @@ impl Gateways<'_> {
     }
 
     fn settle_gate(&mut self, at: usize) {
-        self.poll_bucket(at);
+        self.poll_bucket(at, false);
         if !self.catch_up(at, false) && self.is_halted(at) {
             self.adopt(at);
         }
@@ -94,7 +90,7 @@ impl Gateways<'_> {
                 break;
             }
         }
-        self.poll_bucket(at);
+        self.poll_bucket(at, false);
     }
 
     fn is_halted(&mut self, at: usize) -> bool {
@@ -111,7 +107,7 @@ impl Gateways<'_> {
                 self.adopt(at);
             }
             if !self.connect_to(at, gate, false) {
-                self.poll_bucket(gate);
+                self.poll_bucket(gate, false);
                 continue;
             }
             while !self.pull_page(at, 5) {}
@@ -210,24 +206,9 @@ impl Gateways<'_> {
             role: Role::Gate(Box::default()),
         });
         let at = self.machines.len() - 1;
-        self.poll_bucket(at);
+        self.poll_bucket(at, false);
         assert!(self.catch_up(at, false), "it comes level with the stream");
         assert_eq!(log_of(self.replica(at)), log, "the stream has the log");
-    }
-
-    /// A revoked token stays revoked, as long as anybody remembers it.
-    fn check_tokens(&mut self) {
-        let values = self.keys.values();
-        for at in self.gates() {
-            self.poll_bucket(at);
-            for key in &self.revoked {
-                let Role::Gate(gate) = &self.machines[at].role else { continue };
-                let known = gate.bucket.get(key).map(|value| value.bytes.as_slice());
-                assert_eq!(known, values.get(key).map(|value| value.bytes.as_slice()));
-                assert_ne!(known, Some(&b"valid"[..]), "{key} was revoked");
-            }
-        }
-        assert!(self.revoked.iter().all(|key| values.get(key).is_none_or(|value| value.bytes == REVOKED)));
     }
 
     /// Moves the store out of the stream: one gateway becomes the hub of the log, and the others refuse it.

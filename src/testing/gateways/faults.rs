@@ -3,7 +3,7 @@
 use std::fs;
 use std::mem::take;
 
-use super::{Gate, Gateways, Machine, Roamer, Role, WORKS, open};
+use super::{Access, Gate, Gateways, Machine, Roamer, Role, WORKS, open};
 use crate::engine::{Envelope, Seq};
 use crate::testing::cluster::{all_of, leave_after_power_cut};
 use crate::testing::scratch::copy_dir;
@@ -31,12 +31,12 @@ impl Gateways<'_> {
         self.machines[at].replica = Some(open(self.simulation, &self.machines[at].dir).expect(WORKS));
     }
 
-    /// Takes away what a process had in memory. What a gateway knows of the bucket is in its files.
+    /// Takes away what a process had in memory. What a gateway shares with others is in its files.
     fn forget_memory(&mut self, at: usize) {
         match &mut self.machines[at].role {
             Role::Gate(gate) => {
-                let Gate { bucket, life, .. } = take(&mut **gate);
-                **gate = Gate { bucket, life: life + 1, ..Gate::default() };
+                let Gate { access, life, .. } = take(&mut **gate);
+                **gate = Gate { access, life: life + 1, ..Gate::default() };
             }
             Role::Roamer(roamer) => **roamer = Roamer { is_old: roamer.is_old, ..Roamer::default() },
         }
@@ -88,7 +88,8 @@ impl Gateways<'_> {
         if self.is_gate(at) && self.machines[at].replica.is_some() {
             let dir = self.new_dir();
             copy_dir(&self.machines[at].dir, &dir);
-            self.backups.push(dir);
+            let access = self.gate(at).access.clone();
+            self.backups.push((dir, access));
         }
     }
 
@@ -96,10 +97,14 @@ impl Gateways<'_> {
     pub(super) fn restore(&mut self, at: usize) {
         let dir = self.new_dir();
         let from = self.rng.below(self.machines.len());
+        let mut access = Access::default();
         if self.rng.chance(50) && !self.backups.is_empty() && self.is_gate(at) {
-            copy_dir(&self.rng.pick(&self.backups).clone(), &dir);
+            let (backup, of_backup) = self.rng.pick(&self.backups).clone();
+            copy_dir(&backup, &dir);
+            access = of_backup;
         } else if from != at && self.rng.chance(50) && self.is_gate(from) == self.is_gate(at) {
             copy_dir(&self.machines[from].dir, &dir);
+            access = self.access_of(from);
         }
         let mut replica = open(self.simulation, &dir).expect(WORKS);
         replica.follow().expect(WORKS);
@@ -112,9 +117,10 @@ impl Gateways<'_> {
         machine.held.clear();
         machine.committed.clear();
         if let Role::Gate(gate) = &mut machine.role {
-            gate.bucket = crate::sync::gateway::Bucket::default();
+            gate.access = access;
         }
         self.forget_what_nobody_holds();
+        self.forget_what_no_gate_knows();
     }
 
     /// Copies a machine's data directory. Both copies go on.
@@ -125,7 +131,10 @@ impl Gateways<'_> {
         let dir = self.new_dir();
         copy_dir(&self.machines[at].dir, &dir);
         let held = self.machines[at].held.clone();
-        let role = if self.is_gate(at) { Role::Gate(Box::default()) } else { Role::Roamer(Box::default()) };
+        let role = match self.is_gate(at) {
+            true => Role::Gate(Box::new(Gate { access: self.access_of(at), ..Gate::default() })),
+            false => Role::Roamer(Box::default()),
+        };
         let replica = Some(open(self.simulation, &dir).expect(WORKS));
         self.push_machine(Machine { dir, replica, is_cut_off: false, held, committed: Vec::new(), role });
     }
@@ -147,11 +156,6 @@ impl Gateways<'_> {
             self.has_lost = true;
             self.forget_what_nobody_holds();
         }
-    }
-
-    pub(super) fn keys_forget(&mut self) {
-        let count = 1 + self.rng.below(3);
-        self.keys.forget_last(count);
     }
 
     /// Somebody else publishes to the subject.

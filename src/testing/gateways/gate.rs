@@ -1,17 +1,17 @@
 //! What gateways decide is carried out here, on a bad network.
 
 use super::{Gateways, Late, Outcomes, Publishing, WORKS, stream_id};
-use crate::sync::gateway::{Gateway, Judges, Publication, RUN, Sequence, Step};
-
-/// What makes a token's value final.
-pub(super) const REVOKED: &[u8] = b"revoked";
+use crate::sync::gateway::{Gateway, Judges, Publication, Sequence, Step};
 
 impl Gateways<'_> {
     /// Makes sure that a gateway runs and is connected. Returns false otherwise.
-    pub(super) fn wake(&mut self, at: usize) -> bool {
+    pub(super) fn wake(&mut self, at: usize, is_bad: bool) -> bool {
         let home = self.home(at);
         if self.machines[at].is_cut_off {
             return false;
+        }
+        if !self.gate(at).is_heard {
+            self.poll_bucket(at, is_bad);
         }
         let Some((replica, gate)) = self.running(at) else { return false };
         if gate.gateway.is_none() {
@@ -19,10 +19,9 @@ impl Gateways<'_> {
             gate.life += 1;
             gate.outstanding = None;
             gate.answered.clear();
+            gate.seen = gate.access.begun().number;
         }
-        if self.gate(at).bucket.run().is_none() {
-            self.poll_bucket(at);
-        }
+        self.notice_run(at);
         true
     }
 
@@ -37,7 +36,7 @@ impl Gateways<'_> {
 
     /// Does the next thing that a gateway asks for. Returns false if there is none.
     pub(super) fn work(&mut self, at: usize, is_bad: bool) -> bool {
-        if !self.wake(at) {
+        if !self.wake(at, is_bad) {
             return false;
         }
         let chance = |story: &mut Self, percent| is_bad && story.rng.chance(percent);
@@ -171,74 +170,20 @@ impl Gateways<'_> {
     }
 
     /// Takes from a gateway what it has to say.
-    fn note(&mut self, at: usize) {
+    pub(super) fn note(&mut self, at: usize) {
         let Some((_, gate)) = self.running(at) else { return };
         let Some(gateway) = gate.gateway.as_mut() else { return };
         gate.answered.extend(gateway.take_answers());
         drop(gateway.take_notices());
         if let Some(what) = gateway.take_loss() {
-            gate.bucket.begin_run();
+            gate.lost = Some(gate.access.begun().number);
             assert!(self.has_lost, "gateway {at}: {what}; and the stream has lost nothing");
         }
     }
 
-    pub(super) fn poll_some_bucket(&mut self) {
-        for at in self.gates() {
-            if self.rng.chance(70) {
-                self.poll_bucket(at);
-            }
-        }
-    }
-
-    /// Reads the bucket, and writes what is due.
-    pub(super) fn poll_bucket(&mut self, at: usize) {
-        if self.machines[at].is_cut_off || self.machines[at].replica.is_none() {
-            return;
-        }
-        let (last, newest) = self.keys.last();
-        let before = self.gate(at).bucket.get(RUN).cloned();
-        let values = self.keys.values();
-        let bucket = &mut self.gate(at).bucket;
-        if !bucket.is_current(last, newest) {
-            bucket.read(last, newest, values.clone(), |bytes| bytes == REVOKED);
-        }
-        let run = self.gate(at).bucket.get(RUN).cloned();
-        if run != before {
-            let is_ours = run.is_some_and(|run| run.bytes.ends_with(self.store.as_str().as_bytes()));
-            self.begin_run(at, is_ours);
-        }
-        for write in self.gate(at).bucket.writes(&values) {
-            self.runs += 1;
-            // A run is begun by name of the store that has lost something.
-            let bytes = write.bytes.unwrap_or_else(|| format!("run-{}-{}", self.runs, self.store).into_bytes());
-            if let Some(value) = self.keys.write(&write.key, &bytes, write.expected) {
-                self.gate(at).bucket.written(&write.key, value);
-                if write.key == RUN {
-                    self.begin_run(at, false);
-                }
-            }
-        }
-        self.note(at);
-    }
-
-    fn begin_run(&mut self, at: usize, is_suspect: bool) {
-        if let Some(gateway) = self.gate(at).gateway.as_mut() {
-            gateway.begin_run();
-            if is_suspect {
-                gateway.suspect();
-            }
-        }
-    }
-
-    /// Returns the run that a gateway names to devices.
-    pub(super) fn run_of(&mut self, at: usize) -> Option<String> {
-        let run = self.gate(at).bucket.run()?;
-        Some(String::from_utf8_lossy(&run.bytes).into_owned())
-    }
-
     /// Brings a gateway level with the stream as of now. Returns false if it doesn't get there soon.
     pub(super) fn catch_up(&mut self, at: usize, is_bad: bool) -> bool {
-        if !self.wake(at) {
+        if !self.wake(at, is_bad) {
             return false;
         }
         let ends = self.stream.ends();
@@ -249,7 +194,7 @@ impl Gateways<'_> {
             let (replica, gateway) = self.gateway(at);
             match gateway.judges(replica, ends.last).expect(WORKS) {
                 Judges::Yes => return true,
-                Judges::NotYet => drop(self.work(at, is_bad)),
+                Judges::NotYet | Judges::MovingIn => drop(self.work(at, is_bad)),
                 Judges::Halted(_) | Judges::Moved(_) => return false,
             }
             if self.machines[at].replica.is_none() {
@@ -257,27 +202,6 @@ impl Gateways<'_> {
             }
         }
         false
-    }
-
-    /// A person revokes a device's token at a gateway, or adds one.
-    pub(super) fn change_token(&mut self, at: usize) {
-        if !self.is_gate(at) || !self.wake(at) {
-            return;
-        }
-        self.poll_bucket(at);
-        let (key, bytes) = if self.tokens > 0 && self.rng.chance(60) {
-            (format!("token.{}", self.rng.next() % self.tokens), REVOKED)
-        } else {
-            self.tokens += 1;
-            (format!("token.{}", self.tokens - 1), &b"valid"[..])
-        };
-        let expected = self.keys.values().get(&key).map_or(0, |value| value.revision);
-        if let Some(value) = self.keys.write(&key, bytes, expected) {
-            self.gate(at).bucket.written(&key, value);
-            if bytes == REVOKED {
-                self.revoked.insert(key);
-            }
-        }
     }
 
     /// Another stream stands under the name: the old one was deleted.

@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use crate::engine::{Digest, Envelope, EventId, StreamId};
-use crate::sync::gateway::{Ends, Message, Sequence, Value, fingerprint};
+use super::WORKS;
+use crate::engine::{Envelope, EventId, StreamId};
+use crate::sync::gateway::shared::{Revision, Shared};
+use crate::sync::gateway::{Ends, Message, Sequence};
 
 /// The id of every stream follows from its number, so a seed tells the same story each time.
 pub(super) fn stream_id(number: u64) -> StreamId {
@@ -98,34 +100,54 @@ fn events_in(bytes: &[u8]) -> Vec<Envelope> {
     }
 }
 
-/// The bucket, as a stream of writes.
+/// The bucket, as a stream of documents.
 #[derive(Default)]
-pub(super) struct Keys {
-    writes: Vec<(String, Vec<u8>)>,
+pub(super) struct Bucket {
+    made: u64,
+    documents: Vec<Document>,
+    /// Counts what was ever written, as a clock would.
+    writes: u64,
 }
 
-impl Keys {
-    pub(super) fn last(&self) -> (u64, Option<Digest>) {
-        (self.writes.len() as u64, self.writes.last().map(|(key, bytes)| fingerprint(key, bytes)))
+struct Document {
+    time: String,
+    bytes: Vec<u8>,
+}
+
+impl Bucket {
+    /// Where it ends.
+    pub(super) fn end(&self) -> Revision {
+        let last = self.documents.last();
+        Revision {
+            bucket: self.made.to_string(),
+            sequence: self.documents.len() as u64,
+            time: last.map(|document| document.time.clone()).unwrap_or_default(),
+        }
     }
 
-    pub(super) fn values(&self) -> BTreeMap<String, Value> {
-        let value = |(nth, (key, bytes)): (usize, &(String, Vec<u8>))| {
-            (key.clone(), Value { revision: nth as u64 + 1, bytes: bytes.clone() })
-        };
-        self.writes.iter().enumerate().map(value).collect()
+    /// The last document.
+    pub(super) fn last(&self) -> Option<Shared> {
+        self.documents.last().map(|document| Shared::read(&document.bytes).expect(WORKS))
     }
 
-    /// Writes a value if the key's value has that revision.
-    pub(super) fn write(&mut self, key: &str, bytes: &[u8], expected: u64) -> Option<Value> {
-        if self.values().get(key).map_or(0, |value| value.revision) != expected {
+    /// Writes a document if the last one has that number. Returns its own.
+    pub(super) fn write(&mut self, expected: u64, bytes: Vec<u8>) -> Option<u64> {
+        if self.documents.len() as u64 != expected {
             return None;
         }
-        self.writes.push((key.to_owned(), bytes.to_vec()));
-        Some(Value { revision: self.writes.len() as u64, bytes: bytes.to_vec() })
+        self.writes += 1;
+        self.documents.push(Document { time: self.writes.to_string(), bytes });
+        Some(expected + 1)
     }
 
+    /// A new leader lacks the last documents, and gives their numbers to others.
     pub(super) fn forget_last(&mut self, count: usize) {
-        self.writes.truncate(self.writes.len().saturating_sub(count));
+        self.documents.truncate(self.documents.len().saturating_sub(count));
+    }
+
+    /// Another bucket stands under the name.
+    pub(super) fn recreate(&mut self) {
+        self.made += 1;
+        self.documents.clear();
     }
 }
