@@ -169,6 +169,10 @@ pub(crate) struct Shared {
     /// Tokens that opened something once, and must never do so again.
     #[serde(default)]
     pub(crate) revoked: Vec<Revoked>,
+    /// There were too many of those to remember them all. Of the tokens that were made up to this time, in milliseconds since
+    /// the Unix epoch, only those that are listed are good.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    forgotten: u64,
     /// Which runs began because the stream had lost something, and of which store.
     #[serde(default)]
     pub(crate) losses: Vec<Loss>,
@@ -209,6 +213,13 @@ pub(crate) struct Revoked {
 /// The version of the form that is written here.
 const FORM: u32 = 1;
 
+/// The highest number of a run that is believed. Nobody gets there, and whoever wrote a higher one would leave no next one.
+const MOST_RUNS: u64 = 1 << 53;
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
 impl Run {
     fn next(&self, id: String) -> Self {
         Self { number: self.number + 1, id }
@@ -243,6 +254,9 @@ impl Shared {
         if read.run.id.is_empty() || read.run.number == 0 {
             return Err("what the gateways share is not understood: it names no run".to_owned());
         }
+        if read.run.number > MOST_RUNS || read.losses.iter().any(|loss| loss.run > MOST_RUNS) {
+            return Err("what the gateways share is not understood: no run has that number".to_owned());
+        }
         Ok(read)
     }
 
@@ -269,6 +283,11 @@ impl Shared {
         self.revoked.iter().any(|revoked| revoked.hash == hash)
     }
 
+    /// Whether a token was revoked, as far as is known: it may be one that was forgotten.
+    fn has_revoked(&self, token: &Token) -> bool {
+        self.is_revoked(&token.hash) || token.created <= self.forgotten && !self.has_token(&token.hash)
+    }
+
     /// Whether the token with this hash is good.
     pub(crate) fn has_token(&self, hash: &str) -> bool {
         self.tokens.iter().any(|token| token.hash == hash)
@@ -276,12 +295,11 @@ impl Shared {
 
     /// Whether it has everything that `other` has, which no later document may lack.
     pub(crate) fn includes(&self, other: &Self) -> bool {
-        let has_token = |token: &Token| self.tokens.contains(token) || self.is_revoked(&token.hash);
-        // The oldest revocations are forgotten where there are too many.
-        let is_full = self.revoked.len() >= REVOKED;
+        let has_token = |token: &Token| self.tokens.contains(token) || self.has_revoked(token);
+        let has_revoked = |revoked: &Revoked| revoked.at <= self.forgotten || self.is_revoked(&revoked.hash);
         other.run <= self.run
             && other.tokens.iter().all(has_token)
-            && (is_full || other.revoked.iter().all(|revoked| self.is_revoked(&revoked.hash)))
+            && other.revoked.iter().all(has_revoked)
             && other.logs.keys().all(|store| self.logs.contains_key(store))
             && (other.visitors.is_none() || self.visitors == other.visitors)
     }
@@ -292,11 +310,15 @@ impl Shared {
         self.run = self.run.clone().max(other.run.clone());
         let known: BTreeSet<_> = self.revoked.iter().map(|revoked| revoked.hash.clone()).collect();
         self.revoked.extend(other.revoked.iter().filter(|revoked| !known.contains(&revoked.hash)).cloned());
+        let mut tokens = std::mem::take(&mut self.tokens);
+        tokens.retain(|token| other.has_token(&token.hash) || !other.has_revoked(token));
+        self.tokens = tokens;
         for token in &other.tokens {
-            if !self.has_token(&token.hash) {
+            if !self.has_token(&token.hash) && !self.has_revoked(token) {
                 self.tokens.push(token.clone());
             }
         }
+        self.forgotten = self.forgotten.max(other.forgotten);
         let revoked: BTreeSet<_> = self.revoked.iter().map(|revoked| revoked.hash.as_str()).collect();
         self.tokens.retain(|token| !revoked.contains(token.hash.as_str()));
         self.tokens.sort_by(|a, b| (a.created, &a.hash).cmp(&(b.created, &b.hash)));
@@ -312,7 +334,9 @@ impl Shared {
         self.revoked.extend(second);
         self.revoked.sort();
         let many = self.revoked.len().saturating_sub(REVOKED);
-        self.revoked.drain(..many);
+        for Revoked { at, .. } in self.revoked.drain(..many) {
+            self.forgotten = self.forgotten.max(at);
+        }
         for loss in &other.losses {
             if !self.losses.contains(loss) {
                 self.losses.push(loss.clone());
@@ -471,14 +495,45 @@ mod tests {
     }
 
     #[test]
-    fn revocations_are_bounded() {
-        let mut all = new();
-        let many = (0..REVOKED as u64 + 10).map(|at| Revoked { at, hash: at.to_string() });
-        let other = Shared { revoked: many.collect(), ..new() };
-        all.merge(&other, 0);
+    fn a_token_whose_revocation_was_forgotten_stays_revoked() {
+        let mut away = new();
+        away.tokens = vec![token("thief", 5), token("phone", 6)];
+        let mut all = away.clone();
+        all.change(&away, &own(&[token("phone", 6)]), 10);
+        let many = |from: u64| (from..from + REVOKED as u64).map(|at| Revoked { at, hash: at.to_string() });
+        all.merge(&Shared { revoked: many(11).collect(), ..all.clone() }, 20_000);
         assert_eq!(all.revoked.len(), REVOKED);
-        assert_eq!(all.revoked.last().map(|last| last.at), Some(REVOKED as u64 + 9), "the newest stay");
-        assert!(all.includes(&other) || all.run < other.run);
+        assert_eq!(all.revoked.last().map(|last| last.at), Some(REVOKED as u64 + 10), "the newest stay");
+        assert!(!all.is_revoked(&token("thief", 5).hash), "there were too many since");
+
+        let copy = SharedCopy { shared: Some(away.clone()), ..SharedCopy::default() };
+        let Merged { shared, has_lost } = copy.merged(Some(&all), &own(&away.tokens), 20_001, another);
+        assert!(!has_lost);
+        assert_eq!(names(&shared), ["phone"]);
+        assert_eq!(shared, all);
+        assert_eq!(copy.kept(&shared, &own(&away.tokens), 20_002).tokens, Some(vec![token("phone", 6)]));
+        let mut other = away.clone();
+        other.merge(&all, 20_001);
+        assert_eq!(other, all, "in whichever order they meet");
+
+        // A list that is full of later times has no room for what is revoked now.
+        all.revoked = many(30_000).collect();
+        let before = all.clone();
+        all.change(&before, &own(&[]), 20_003);
+        assert!(all.tokens.is_empty() && !all.is_revoked(&token("phone", 6).hash));
+        let copy = SharedCopy { shared: Some(before.clone()), ..SharedCopy::default() };
+        assert!(copy.merged(Some(&all), &own(&before.tokens), 20_004, another).shared.tokens.is_empty());
+        let later = token("tablet", 20_005);
+        let added = SharedCopy::default().merged(Some(&all), &own(&[later]), 20_005, another).shared;
+        assert_eq!(names(&added), ["tablet"], "a new token is good");
+    }
+
+    #[test]
+    fn a_document_after_which_no_run_could_come_is_refused() {
+        for number in [u64::MAX, MOST_RUNS + 1] {
+            let last = Shared { run: Run { number, id: "last".to_owned() }, ..new() };
+            assert!(Shared::read(&last.to_bytes()).is_err());
+        }
     }
 
     #[test]
