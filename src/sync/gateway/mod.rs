@@ -594,7 +594,9 @@ impl Gateway {
             replica.arrive_message(group.log, &arrival, None)?;
             self.takes_any = false;
             self.has_read(applied, sequence, arrival.hash)?;
-            let what = format!("message {sequence} doesn't follow from those before it: the stream has lost some");
+            let what = format!(
+                "message {sequence} doesn't follow from those before it: the stream has lost some, or it is no gateway's"
+            );
             // A new gateway has promised nothing to anybody, and others have seen this before.
             if self.is_new {
                 self.notice(what)
@@ -750,6 +752,11 @@ impl Gateway {
             items,
         });
         Some(self.ticket)
+    }
+
+    /// Nobody waits for the answer to a push any more. What isn't on its way to the stream is let go of: the device has it.
+    pub fn give_up(&mut self, ticket: Ticket) {
+        self.waiting.retain(|push| push.ticket != ticket);
     }
 
     /// Moves the store out of the stream, once the outbox is empty: a closing message is published, after which every gateway

@@ -348,6 +348,16 @@ impl Attendant {
         }
     }
 
+    /// Lets go of the pushes for whose answers nobody waits any more.
+    fn give_up_pushes(&mut self, gateway: &Mutex<Gateway>) {
+        let is_closed = |(_, reply): &(&Ticket, &Reply<_>)| reply.is_closed();
+        let closed: Vec<_> = self.pushes.iter().filter(is_closed).map(|(ticket, _)| *ticket).collect();
+        for ticket in closed {
+            self.pushes.remove(&ticket);
+            lock(gateway).give_up(ticket);
+        }
+    }
+
     /// Keeps the store level with the stream. Returns when nobody uses it.
     async fn serve(&mut self, kept: &mut Option<(StreamId, Arc<Mutex<Gateway>>)>) -> Result<(), Trouble> {
         let (api, stream) = self.ready().await?;
@@ -413,6 +423,7 @@ impl Attendant {
             while let Ok(request) = self.requests.try_recv() {
                 self.accept(request, Some(&serving.gateway));
             }
+            self.give_up_pushes(&serving.gateway);
             let found = self.decide(&mut serving, std::mem::replace(&mut outcome, Outcome::Nothing)).await?;
             match self.act(&mut serving, found).await? {
                 Some(next) => outcome = next,

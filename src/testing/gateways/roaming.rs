@@ -283,6 +283,10 @@ impl Gateways<'_> {
             self.work(at, is_bad);
             self.look_at(at);
         }
+        let is_noticed = self.rng.chance(50);
+        if let Some(gateway) = self.running(at).and_then(|(_, gate)| gate.gateway.as_mut()).filter(|_| is_noticed) {
+            gateway.give_up(ticket);
+        }
         Delivered::Nothing
     }
 
