@@ -283,6 +283,9 @@ pub(super) enum MoveCommand {
     In {
         #[command(flatten)]
         cluster: ClusterArgs,
+        /// Make one installation of this hub and of the gateways that are there already: each then lets the other's devices in
+        #[arg(long)]
+        yes: bool,
     },
     /// Make this data directory the one hub of all stores of a stream; afterwards, start {app} without --upstream
     ///

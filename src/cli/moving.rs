@@ -15,12 +15,12 @@ use crate::app::App;
 use crate::data_dir::DataDir;
 use crate::engine::{self, Replica, Setup, StoreId};
 use crate::node::{host_name, show_progress};
-use crate::sync::{Cluster, Moved, Mover, TokenFile, joined};
+use crate::sync::{Cluster, Moved, Mover, TokenFile, joined, look_before_moving, plain};
 
 pub(super) async fn go(app: &App, data: &Path, command: MoveCommand) -> anyhow::Result<ExitCode> {
-    let (args, to) = match command {
-        MoveCommand::In { cluster } => (cluster, None),
-        MoveCommand::Out { cluster, to } => (cluster, Some(to)),
+    let (args, to, is_sure) = match command {
+        MoveCommand::In { cluster, yes } => (cluster, None, yes),
+        MoveCommand::Out { cluster, to } => (cluster, Some(to), false),
     };
     if let Some(to) = &to
         && to.trim().is_empty()
@@ -36,6 +36,9 @@ pub(super) async fn go(app: &App, data: &Path, command: MoveCommand) -> anyhow::
     let dir = DataDir::take(data).context("a move takes a data directory that nobody uses")?;
     let ClusterArgs { upstream, root_certificate, nats } = args;
     let cluster = Cluster::new(&cluster_at(&upstream, root_certificate, nats), dir.path())?;
+    if to.is_none() {
+        must_be_free(&dir, &cluster, is_sure).await?;
+    }
     let end = CancellationToken::new();
     let looking = tokio::spawn(cluster.clone().look_after(end.clone()));
     let moved = match &to {
@@ -56,6 +59,38 @@ pub(super) async fn go(app: &App, data: &Path, command: MoveCommand) -> anyhow::
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// Fails if others are where the hub's stores are to go. Nothing has changed then, here or there.
+async fn must_be_free(dir: &DataDir, cluster: &Cluster, is_sure: bool) -> anyhow::Result<()> {
+    let mut logs = BTreeMap::new();
+    for store in engine::stores_in(&DataDir::stores(dir.path()))? {
+        if let Some(log) = engine::own_log(&DataDir::files(dir.path(), &store))? {
+            logs.insert(store, log);
+        }
+    }
+    let there = look_before_moving(cluster, &logs).await?;
+    let url = cluster.url();
+    if !there.others.is_empty() {
+        let stores: Vec<_> = there.others.iter().map(StoreId::as_str).collect();
+        bail!(
+            "nothing was moved: {url} has other logs of these stores already: {}. Give this hub a prefix of its own, as a path \
+             after the last address",
+            stores.join(", ")
+        );
+    }
+    let own = TokenFile::in_dir(dir.path()).list()?;
+    let strangers = there.tokens.iter().filter(|token| !own.contains(token));
+    let strangers: Vec<_> = strangers.map(|token| plain(token.device.as_str())).collect();
+    if !strangers.is_empty() && !is_sure {
+        bail!(
+            "nothing was moved: {url} has gateways with devices of their own: {}. They would be let in here, and this hub's \
+             devices there. If it is another installation, give this hub a prefix of its own, as a path after the last address; \
+             if both are to be one, give --yes",
+            strangers.join(", ")
+        );
+    }
+    Ok(())
 }
 
 async fn move_in(app: &App, dir: &DataDir, cluster: &Cluster) -> anyhow::Result<usize> {

@@ -12,10 +12,12 @@ use tokio_util::sync::CancellationToken;
 use super::arguments::{HubArgs, ListenArgs, NatsArgs, ServeArgs, UpstreamArgs};
 use super::listen::{Listen, Listening, tell_service_manager};
 use crate::app::App;
+use crate::data_dir::DataDir;
+use crate::engine;
 use crate::limits::app::SHUTDOWN;
 use crate::node::{Options, base};
 use crate::serve::{self, Server};
-use crate::sync::{ClusterOptions, TokenSource, UpstreamOptions, WithoutTls, is_cluster, joined};
+use crate::sync::{ClusterOptions, Purpose, TokenFile, TokenSource, UpstreamOptions, WithoutTls, is_cluster, joined};
 use crate::web::Role;
 
 /// Serves the app.
@@ -53,6 +55,9 @@ pub(super) async fn hub(app: &App, data: &Path, args: HubArgs) -> anyhow::Result
 
 async fn run(app: &App, role: Role, listen: &Listen, options: Options) -> anyhow::Result<ExitCode> {
     let base = base(app, &options)?;
+    if options.cluster.is_some() {
+        must_not_be_a_hub(&base.dir)?;
+    }
     let data = base.dir.path().display().to_string();
     // The socket's file goes when everything has ended.
     let Listening { listener, _file } = listen.open().await?;
@@ -94,6 +99,26 @@ fn options(data: &Path, listen: &ListenArgs) -> Options {
         public_url,
         ..Options::default()
     }
+}
+
+/// Fails if a directory that is to be a gateway's is a hub's. Its devices would be stopped: a log that merely goes to the
+/// outbox begins anew in the stream, under another id.
+fn must_not_be_a_hub(dir: &DataDir) -> anyhow::Result<()> {
+    let data = dir.path();
+    let has_devices = TokenFile::in_dir(data).list()?.iter().any(|token| token.purpose == Purpose::Sync);
+    if !has_devices || DataDir::gateways(data).exists() {
+        return Ok(());
+    }
+    for store in engine::stores_in(&DataDir::stores(data))? {
+        if engine::own_log(&DataDir::files(data, &store))?.is_some() {
+            bail!(
+                "{} is the data of a hub that has devices. Move its stores into the cluster first, with `move in` and the same \
+                 --upstream: then its devices notice nothing",
+                data.display()
+            );
+        }
+    }
+    Ok(())
 }
 
 /// The cluster to be a gateway to, if the command line names one.

@@ -8,6 +8,8 @@ use super::error::{Database, Fault, IoContext};
 use super::event::Device;
 use super::eventlog;
 use super::files::check_files;
+#[cfg(feature = "app")]
+use super::place::LogId;
 use super::schema::Schema;
 
 /// The name of the witness.
@@ -142,4 +144,15 @@ pub fn is_blank(files: &Files) -> Result<bool, Fault> {
         }
     }
     Ok(eventlog::look(&files.eventlog())?.is_none())
+}
+
+/// Returns the id of the store's log if this instance is its authority and it has events. Opens nothing for writing.
+///
+/// # Errors
+///
+/// Fails if the eventlog can't be read, or isn't one that this program understands.
+#[cfg(feature = "app")]
+pub(crate) fn own_log(files: &Files) -> Result<Option<LogId>, Fault> {
+    files.check()?;
+    Ok(eventlog::own_log(&files.eventlog())?)
 }

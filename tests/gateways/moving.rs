@@ -153,3 +153,46 @@ fn what_cannot_be_moved_says_why_and_stays_what_it_is() {
     assert_eq!(hub.export(), before);
     hub.verify();
 }
+
+#[test]
+fn a_hub_is_not_mixed_with_another_installation_unasked() {
+    let nats = Nats::single();
+    let mut gateway = Node::gateway("one", &nats.url());
+    gateway.start();
+    gateway.wait_until("online");
+    gateway.token("alice");
+    gateway.like();
+    gateway.wait_for_count(1);
+    let there = tokens(&gateway);
+    let refused = |hub: &Node, arguments: &[&str]| {
+        let before = tokens(hub);
+        let output = hub.command(arguments).output().unwrap();
+        assert!(!output.status.success(), "{arguments:?}");
+        assert_eq!(tokens(hub), before);
+        assert_eq!(tokens(&gateway), there, "nobody else was let in");
+        errors(&output)
+    };
+
+    let hub = Node::stopped_hub();
+    hub.import(&likes(3));
+    hub.token("mallory");
+    let why = refused(&hub, &["move", "in", "--upstream", &nats.url(), "--yes"]);
+    assert!(why.contains("nothing was moved") && why.contains("stores already: likes"), "{why}");
+    let why = refused(&hub, &["serve", "--listen", "127.0.0.1:0", "--upstream", &nats.url()]);
+    assert!(why.contains("a hub that has devices") && why.contains("move in"), "{why}");
+
+    let mut hub = Node::stopped_hub();
+    hub.start();
+    hub.like_in("/s/other");
+    hub.stop();
+    hub.token("mallory");
+    let why = refused(&hub, &["move", "in", "--upstream", &nats.url()]);
+    assert!(why.contains("devices of their own: alice") && why.contains("--yes"), "{why}");
+    hub.run(&["move", "in", "--upstream", &nats.url(), "--yes"]);
+    assert!(tokens(&hub).contains("alice"), "both are one now");
+    hub.run(&["verify", "--store", "other"]);
+}
+
+fn tokens(node: &Node) -> String {
+    node.run(&["token", "list"])
+}

@@ -213,6 +213,16 @@ pub(crate) fn look(path: &Path) -> Result<Option<Beside>> {
     Ok(if refuse_newer(&conn, path)? { None } else { Some(conn) })
 }
 
+/// Returns the id of the log at `path` if it is this instance's own and has events.
+pub(crate) fn own_log(path: &Path) -> Result<Option<LogId>> {
+    let Some(conn) = look(path)? else { return Ok(None) };
+    let has_events = || conn.query_row("SELECT EXISTS (SELECT 1 FROM log)", (), |row| row.get(0));
+    Ok(match whose(&conn)? {
+        Whose::Own(log) if has_events()? => Some(log),
+        _ => None,
+    })
+}
+
 /// Refuses a file of a later format, or of another program, before anything is written to it. Returns whether the file
 /// is still empty: older versions created it in steps and may have been interrupted.
 pub(super) fn refuse_newer(conn: &Connection, path: &Path) -> Result<bool> {

@@ -25,7 +25,7 @@ pub(crate) use checks::Checked;
 pub use checks::Progress;
 pub(crate) use digests::{CHECKPOINT_EVERY, Checkpoint};
 use file::set_meta;
-pub(crate) use file::{look, refuse_newer_header};
+pub(crate) use file::{look, own_log, refuse_newer_header};
 pub use messages::Applied;
 use names::Interned;
 pub use read::PageSize;

@@ -137,6 +137,15 @@ impl Bucket {
         replace(&DataDir::gateways(&self.inner.data), &serde_json::to_vec_pretty(copy)?)
     }
 
+    /// Returns the document that the bucket has, if there are both.
+    pub(super) async fn glance(&self, api: &Api) -> Result<Option<Shared>, BucketError> {
+        match api.last(&self.inner.stream, &self.inner.subject).await {
+            Ok(found) => found.map(|found| Shared::read(&found.payload).map_err(BucketError::Unfit)).transpose(),
+            Err(error) if error.is(code::STREAM_NOT_FOUND) => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// Makes the bucket, this copy and the files level. `info` describes the bucket as it was after `began`. If nothing changed
     /// there or here, no more is asked.
     pub(super) async fn level(&self, api: &Api, info: &StreamInfo, began: Instant) -> Result<(), BucketError> {

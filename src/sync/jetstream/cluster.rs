@@ -17,6 +17,8 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 use tokio_util::sync::CancellationToken;
 
+use super::super::access::Token;
+use super::super::gateway::Message;
 use super::super::gateway::shared::Runs;
 use super::super::http::read_certificates;
 use super::super::tls::{Trust, tls};
@@ -80,6 +82,15 @@ pub(super) struct Epoch {
     pub(super) runs: Runs,
     /// Goes up when the copies of the stream are elsewhere, or are otherwise.
     copies: u64,
+}
+
+/// What a cluster has before stores are moved there.
+#[derive(Debug, Default)]
+pub(crate) struct There {
+    /// Who may sync with the gateways that are there.
+    pub(crate) tokens: Vec<Token>,
+    /// Of which stores it has another log.
+    pub(crate) others: Vec<StoreId>,
 }
 
 /// What became of this gateway's messages.
@@ -428,6 +439,46 @@ impl Cluster {
         examined.map_err(|trouble| match trouble {
             Trouble::Away(why) | Trouble::Unfit(why) => anyhow!(why),
         })
+    }
+
+    /// Looks at what is there already where these logs are to be moved in, once, and changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// Why that can't be known. The outer error may pass.
+    pub(super) async fn glance(&self, logs: &BTreeMap<StoreId, LogId>) -> Result<anyhow::Result<There>, String> {
+        let glancing = async {
+            let api = self.connect().await.map_err(Trouble::Away)?;
+            check_server(&api)?;
+            let name = self.inner.address.stream();
+            let Some(info) = self.found(&api, &name).await? else { return Ok(There::default()) };
+            settings::check_stream(&name, &info.config).map_err(unfit)?;
+            if self.inner.bucket.known_stream() == Some(stream_id(&name, &info)?.to_string()) {
+                // This directory is a gateway's already: a move goes on.
+                return Ok(There::default());
+            }
+            let shared = self.inner.bucket.glance(&api).await.map_err(of_bucket)?;
+            let mut there =
+                There { tokens: shared.map(|shared| shared.tokens).unwrap_or_default(), others: Vec::new() };
+            for (store, log) in logs {
+                let messages = api.read(&name, &self.subject(store), 1).await.map_err(trouble)?;
+                let first = messages.iter().find_map(|message| match Message::read(&message.payload) {
+                    Ok(Message::Group(group)) => Some(group.log),
+                    _ => None,
+                });
+                if first.is_some_and(|first| first != *log) {
+                    there.others.push(store.clone());
+                }
+            }
+            Ok(there)
+        };
+        let there: Result<_, Trouble> = glancing.await;
+        self.hang_up().await;
+        match there {
+            Ok(there) => Ok(Ok(there)),
+            Err(Trouble::Unfit(why)) => Ok(Err(anyhow!("{} can't be used: {why}", self.url()))),
+            Err(Trouble::Away(why)) => Err(self.explained(why)),
+        }
     }
 
     /// Looks at everything once.

@@ -16,4 +16,4 @@ pub(super) use attendant::Attendant;
 pub(crate) use attendant::{Desk, NotReady};
 pub(crate) use cluster::{Cluster, Overview, Stand};
 pub(super) use feed::Feed;
-pub(crate) use moving::{Moved, Mover};
+pub(crate) use moving::{Moved, Mover, look_before_moving};

@@ -12,7 +12,7 @@ use super::super::gateway::{
 };
 use super::api::{Api, ApiError, code};
 use super::bucket::BucketError;
-use super::cluster::{Cluster, Overview, Stand};
+use super::cluster::{Cluster, Overview, Stand, There};
 use crate::engine::{Device, LogId, Replica, StoreId, StreamId, Whose};
 use crate::limits::sync::nats::{MOVE_PATIENCE, MOVE_PAUSE};
 
@@ -34,6 +34,22 @@ pub(crate) enum Moved {
     Before,
     /// It has nothing to do with the stream, and was left as it is.
     Apart,
+}
+
+/// Looks at what a cluster has already where these logs are to be moved in. Nothing is changed.
+///
+/// # Errors
+///
+/// When it can't be used, or isn't reached for a while.
+pub(crate) async fn look_before_moving(cluster: &Cluster, logs: &BTreeMap<StoreId, LogId>) -> anyhow::Result<There> {
+    let began = Instant::now();
+    loop {
+        match cluster.glance(logs).await {
+            Ok(there) => return there,
+            Err(why) if began.elapsed() > MOVE_PATIENCE => bail!("{} isn't reached: {why}", cluster.url()),
+            Err(_) => sleep(MOVE_PAUSE).await,
+        }
+    }
 }
 
 impl Mover {
