@@ -495,6 +495,23 @@ mod tests {
     }
 
     #[test]
+    fn a_token_that_is_revoked_before_it_is_known_to_be_in_the_bucket_stays_revoked() {
+        let base = new();
+        let mut copy = SharedCopy { shared: Some(base.clone()), ..SharedCopy::default() };
+        let phone = token("phone", 1);
+        let with_phone = own(std::slice::from_ref(&phone));
+        assert!(copy.offer(&with_phone) && !copy.offer(&with_phone));
+        let written = copy.merged(Some(&base), &with_phone, 2, another).shared;
+        assert_eq!(names(&written), ["phone"]);
+        let kept = copy.kept(&written, &own(&[]), 3);
+        assert_eq!(kept.tokens, Some(Vec::new()), "revoked while it was written");
+        let next = copy.merged(Some(&written), &own(&[]), 3, another).shared;
+        assert!(next.is_revoked(&phone.hash) && next.tokens.is_empty(), "revoked when nobody knew of the write");
+        copy.keep(next, Revision::default());
+        assert!(copy.offered.is_empty());
+    }
+
+    #[test]
     fn a_token_whose_revocation_was_forgotten_stays_revoked() {
         let mut away = new();
         away.tokens = vec![token("thief", 5), token("phone", 6)];
