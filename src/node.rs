@@ -282,7 +282,18 @@ pub(crate) fn base(app: &App, options: &Options) -> anyhow::Result<Base> {
              --upstream, or leave --history none out"
         );
     }
-    Ok(Base { dir: DataDir::take(&path)?, upstream })
+    let dir = DataDir::take(&path)?;
+    // It may have a part of the log alone, and whatever it has is the stream's.
+    if upstream.is_none() && DataDir::is_gateways(&path)? {
+        bail!(
+            "{} is a gateway's, or a move into a cluster or out of it was interrupted here. Start {name} with --upstream and the \
+             servers of that cluster (nats://… or tls://…), or give the command of the move again. `{name} move out` makes a hub \
+             of it. If the cluster is gone for good, `{name} promote` does so with what is here",
+            path.display(),
+            name = app.name()
+        );
+    }
+    Ok(Base { dir, upstream })
 }
 
 /// Shows a person at a terminal how far the rebuild of a state is.

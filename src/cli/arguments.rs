@@ -206,7 +206,7 @@ pub(super) enum Cli {
     /// Make this instance the authority of a store's log, when its hub is gone for good
     ///
     /// Stop {app} first, and start it without --upstream afterwards. Other devices can then follow this one. A directory that
-    /// was joined to a hub leaves it, so promote its other stores, too.
+    /// was joined to a hub, or is a gateway's, leaves it, so promote its other stores, too.
     Promote {
         #[command(flatten)]
         store: StoreArgs,
@@ -294,8 +294,8 @@ pub(super) enum MoveCommand {
     Out {
         #[command(flatten)]
         cluster: ClusterArgs,
-        /// Where the stores are from now on, such as https://hub.example.org, for people who look at a gateway
-        #[arg(long, value_name = "TEXT")]
+        /// Address of the hub that has the stores from now on, such as https://hub.example.org: gateways and devices are told it
+        #[arg(long, value_name = "URL")]
         to: String,
     },
 }

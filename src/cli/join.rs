@@ -53,6 +53,10 @@ pub(super) async fn join(
     }
     let devices = TokenFile::in_dir(data).list()?;
     let Joined { device, before } = link.join(data, root_certificate).await?;
+    if let Holder::Us(_) = &process {
+        // A gateway whose stores were moved out becomes a device of the hub that has them.
+        DataDir::forget_gateways(data)?;
+    }
     eprintln!("joined {} as {}; `{name}` alone syncs with it from now on", link.hub(), device.as_str());
     if let Some(before) = before.as_ref().map(Device::as_str) {
         eprintln!("it was {before} there before; end that name at the hub with `{name} token revoke {before}`");

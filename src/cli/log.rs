@@ -7,6 +7,7 @@ use anyhow::bail;
 use reqwest::Body;
 
 use super::target::Target;
+use crate::data_dir::DataDir;
 use crate::engine::Standing;
 use crate::sync::{joined, leave};
 
@@ -28,6 +29,9 @@ pub(super) async fn promote(at: &Target<'_>, yes: bool) -> anyhow::Result<ExitCo
     if let Some(hub) = joined(at.data)? {
         leave(at.data)?;
         eprintln!("{} no longer follows the hub {}", at.data.display(), hub.url);
+    }
+    if DataDir::forget_gateways(at.data)? {
+        eprintln!("{} is no gateway any more", at.data.display());
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -1,8 +1,6 @@
 //! `move`: a hub's stores into a stream, and back.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::io;
 use std::path::Path;
 use std::process::ExitCode;
 
@@ -25,7 +23,9 @@ pub(super) async fn go(app: &App, data: &Path, command: MoveCommand) -> anyhow::
     if let Some(to) = &to
         && to.trim().is_empty()
     {
-        bail!("--to is empty; say where the stores are from now on, for people who look at a gateway");
+        bail!(
+            "--to is empty; give the address of the hub that has the stores from now on: gateways and devices are told it"
+        );
     }
     if let Some(hub) = joined(data)? {
         bail!("{} is a device of the hub {}; move that hub's data", data.display(), hub.url);
@@ -54,7 +54,7 @@ pub(super) async fn go(app: &App, data: &Path, command: MoveCommand) -> anyhow::
     match to {
         None => eprintln!("{data} is a gateway's now: start {} with --upstream {url}", app.name()),
         Some(_) => {
-            forget(&dir)?;
+            DataDir::forget_gateways(dir.path())?;
             eprintln!("{data} is a hub's now: start {} without --upstream", app.name());
         }
     }
@@ -126,23 +126,17 @@ async fn move_out(app: &App, dir: &DataDir, cluster: &Cluster, to: &str) -> anyh
             stores.insert(store);
         }
     }
+    // All are the stream's before the first one is this directory's own. So a move that is interrupted can be seen here.
+    for store in &stores {
+        let mut replica = Replica::open(DataDir::files(dir.path(), store), setup.clone())?;
+        mover.begin_out(&mut replica, store).with_context(|| cannot(store))?;
+    }
     for store in &stores {
         let mut replica = Replica::open(DataDir::files(dir.path(), store), setup.clone())?;
         tell(store, &mover.move_out(&mut replica, store, to).await.with_context(|| cannot(store))?);
     }
     mover.take_tokens().await?;
     Ok(stores.len())
-}
-
-/// Removes what a gateway knows of its cluster. A hub knows of none.
-fn forget(dir: &DataDir) -> anyhow::Result<()> {
-    let path = DataDir::gateways(dir.path());
-    match fs::remove_file(&path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("cannot remove {}", path.display()))
-        }
-        _ => Ok(()),
-    }
 }
 
 fn setup(app: &App) -> anyhow::Result<Setup> {

@@ -23,7 +23,12 @@ use crate::web::Role;
 /// Serves the app.
 pub(super) async fn serve(app: &App, data: &Path, args: ServeArgs) -> anyhow::Result<ExitCode> {
     let (upstream, cluster) = match cluster(&args.hub) {
-        Some(cluster) => (None, Some(cluster)),
+        Some(cluster) => {
+            if let Some(joined) = joined(data)? {
+                tell_of_joined(app, "a NATS cluster", &joined);
+            }
+            (None, Some(cluster))
+        }
         None => (upstream(app, data, &args.hub)?, None),
     };
     let ServeArgs { listen, retry_halted, public, embed, history, .. } = args;
@@ -40,6 +45,9 @@ pub(super) async fn hub(app: &App, data: &Path, args: HubArgs) -> anyhow::Result
             bail!(
                 "a hub follows no other hub; leave --upstream out, or name the servers of a NATS cluster (nats://… or tls://…)"
             );
+        }
+        if let Some(joined) = joined(data)? {
+            tell_of_joined(app, "a NATS cluster", &joined);
         }
         let cluster = Some(cluster_at(&upstream, root_certificate, nats));
         return run(app, Role::Hub, &listen.listen, Options { cluster, ..options(data, &listen) }).await;
@@ -142,7 +150,7 @@ pub(super) fn upstream(app: &App, data: &Path, args: &UpstreamArgs) -> anyhow::R
     let joined = joined(data)?;
     let url = match (&args.upstream, &joined) {
         (Some(url), Some(joined)) if !is_same(url, joined) => {
-            tracing::info!("--upstream {url} takes the place of {}, which this directory was joined to", joined.url);
+            tell_of_joined(app, url, joined);
             url.clone()
         }
         (Some(url), _) => url.clone(),
@@ -165,6 +173,16 @@ pub(super) fn upstream(app: &App, data: &Path, args: &UpstreamArgs) -> anyhow::R
     }
     let root_certificate = args.root_certificate.clone().or_else(|| joined?.root_certificate);
     Ok(Some(UpstreamOptions { url, token, root_certificate }))
+}
+
+/// Says that the hub which the directory was joined to isn't followed. The variable may be left from other work in a shell.
+fn tell_of_joined(app: &App, taken: &str, joined: &UpstreamOptions) {
+    tracing::warn!(
+        "{taken} takes the place of {}, which this directory was joined to: --upstream or {}_UPSTREAM says so. To follow that \
+         hub, leave both out",
+        joined.url,
+        app.prefix()
+    );
 }
 
 fn is_same(url: &str, joined: &UpstreamOptions) -> bool {

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
 use anyhow::Context;
@@ -10,10 +11,11 @@ use reqwest::{Method, RequestBuilder};
 use super::process::{At, unanswered, understood};
 use super::target::{Access, Target, access_to_all};
 use crate::app::App;
-use crate::engine::{Error, NoEffect, Skipped, Store};
+use crate::data_dir::DataDir;
+use crate::engine::{NoEffect, Skipped, Store};
 use crate::limits::app::KINDS;
 use crate::node::host_name;
-use crate::sync::{LinkStatus, WAS_WRONG, plain};
+use crate::sync::{LinkStatus, WAS_WRONG, joined, joined_as, plain};
 use crate::web::{self, Digests, HistoryState, HistoryStatus, StatusReport};
 
 /// How a status is shown.
@@ -29,6 +31,7 @@ pub(super) async fn status(at: &Target<'_>, url: Option<String>, shown: Shown) -
     if url.is_none() {
         at.must_be_known()?;
     }
+    let mut is_gateway = false;
     let (report, skipped) = match url {
         // Only the owner may see which events have no effect.
         Some(url) => (ask(at, &At::new(&url, ""), true, |request| request).await?, Vec::new()),
@@ -39,8 +42,9 @@ pub(super) async fn status(at: &Target<'_>, url: Option<String>, shown: Shown) -
                 (report, process.answer(request).await?)
             }
             Access::Here(here) => {
+                is_gateway = DataDir::is_gateways(at.data)?;
                 let report = at.open(&here.dir, async |store| -> anyhow::Result<_> {
-                    let mut report = report_of(at.app, store).await?;
+                    let mut report = report_of(at.app, at.data, store).await?;
                     report.digests = Some(web::digests(store)?);
                     Ok((report, store.skipped().await?))
                 });
@@ -55,16 +59,20 @@ pub(super) async fn status(at: &Target<'_>, url: Option<String>, shown: Shown) -
     } else {
         let digests = report.digests.as_ref().filter(|_| shown.digests);
         let mut text = Vec::new();
-        show(&mut text, at.app, &report, digests, &skipped)?;
+        show(&mut text, at.app, &report, is_gateway, digests, &skipped)?;
         // Some of it is what a server says, which may be anybody's.
         out.write_all(plain(&String::from_utf8_lossy(&text)).as_bytes())?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-/// The status of a store that this command has opened.
-pub(super) async fn report_of(app: &App, store: &Store) -> Result<StatusReport, Error> {
-    StatusReport::of(app.face(), store, &host_name(app), app.version_text(), &LinkStatus::none()).await
+/// The status of a store that this command has opened: it follows nothing while no process serves the data in `data`. A
+/// directory that was joined to a hub still says to which, and under which name.
+pub(super) async fn report_of(app: &App, data: &Path, store: &Store) -> anyhow::Result<StatusReport> {
+    let url = joined(data)?.map(|hub| hub.url.into());
+    let device = joined_as(data)?.unwrap_or_else(|| host_name(app));
+    let link = LinkStatus { url, ..LinkStatus::none() };
+    Ok(StatusReport::of(app.face(), store, &device, app.version_text(), &link).await?)
 }
 
 /// The status that a program answers.
@@ -89,6 +97,7 @@ fn show(
     out: &mut impl Write,
     app: &App,
     report: &StatusReport,
+    is_gateway: bool,
     digests: Option<&Digests>,
     without_effect: &[Skipped],
 ) -> io::Result<()> {
@@ -117,7 +126,12 @@ fn show(
     let url = upstream.url.as_ref().map(|url| format!(", {url}")).unwrap_or_default();
     let since = upstream.since.map(|since| format!(" since {}", web::date_time(since))).unwrap_or_default();
     // One word for one state, here and on the page.
-    let state = if upstream.state == "halted" { "stopped" } else { &upstream.state };
+    let state = match upstream.state.as_str() {
+        "halted" => "stopped",
+        _ if is_gateway => "not followed now: this is a gateway, and no process serves it",
+        "none" if upstream.url.is_some() => "not followed now, because no process serves this data",
+        state => state,
+    };
     writeln!(out, "upstream   {state}{since}{url}")?;
     if upstream.snapshot_was_wrong {
         writeln!(out, "           {WAS_WRONG}")?;

@@ -25,7 +25,7 @@ pub(super) async fn stores(app: &App, data: &Path, json: bool) -> anyhow::Result
             let all = open_all(app, &here.dir, async |stores| -> anyhow::Result<_> {
                 let mut reports = Vec::new();
                 for id in stores.list()? {
-                    reports.push(report_of(app, &stores.get(&id)?).await?);
+                    reports.push(report_of(app, data, &stores.get(&id)?).await?);
                 }
                 Ok(reports)
             });

@@ -12,7 +12,7 @@ use super::process::Process;
 use crate::app::App;
 use crate::data_dir::{Claim, DataDir};
 use crate::engine;
-use crate::sync::{Purpose, Seen, TokenFile};
+use crate::sync::{Purpose, Seen, TokenFile, plain};
 use crate::web;
 
 /// Has the process that serves the data read its tokens and links, and says that it did. A gateway's process tells all other
@@ -79,10 +79,17 @@ pub(super) async fn token(app: &App, data: &Path, command: TokenCommand) -> anyh
             // Before there is a token that would then be nowhere.
             let place = place.map(NewFile::create).transpose()?;
             let token = file.add(device.clone(), purpose)?;
-            match place {
-                Some(place) => place.write(&token)?,
-                None => writeln!(io::stdout(), "{token}")?,
-            }
+            let (is, it) = match place {
+                Some(place) => {
+                    let is = format!("is in {}, and nowhere else", place.path.display());
+                    place.write(&token)?;
+                    (is, "Bring that file to that device")
+                }
+                None => {
+                    writeln!(io::stdout(), "{token}")?;
+                    ("is shown only now".to_owned(), "Put it into a file on that device")
+                }
+            };
             let told = tell_process(app, data).await?;
             if !file.list()?.iter().any(|known| known.device == device && known.is(&token)) {
                 bail!(
@@ -92,14 +99,12 @@ pub(super) async fn token(app: &App, data: &Path, command: TokenCommand) -> anyh
                 );
             }
             let use_it = match purpose {
-                Purpose::Sync => format!(
-                    "Put it into a file on that device, and start {name} there with --upstream URL --token-file FILE"
-                ),
+                Purpose::Sync => format!("{it}, and start {name} there with --upstream URL --token-file FILE"),
                 Purpose::Read | Purpose::Browser => {
                     "It opens /status and /metrics as a bearer token, and nothing else".to_owned()
                 }
             };
-            eprintln!("this is the token of {}, and it is shown only now. {use_it}{told}", device.as_str());
+            eprintln!("the token of {} {is}. {use_it}{told}", device.as_str());
         }
         TokenCommand::Revoke { name: device } => {
             let purpose = file.revoke(&device)?;
@@ -112,7 +117,8 @@ pub(super) async fn token(app: &App, data: &Path, command: TokenCommand) -> anyh
             eprintln!("{} {what}{told}", device.as_str());
         }
         TokenCommand::List => {
-            let mut out = io::stdout().lock();
+            let mut text = Vec::new();
+            let out = &mut text;
             let seen = Seen::read(data);
             let tokens = file.list()?;
             if tokens.is_empty() {
@@ -145,6 +151,8 @@ pub(super) async fn token(app: &App, data: &Path, command: TokenCommand) -> anyh
                     None => writeln!(out, "{device}\tadded {made}\tnever seen\t{kind}")?,
                 }
             }
+            // Another gateway may have put the names there.
+            io::stdout().write_all(plain(&String::from_utf8_lossy(&text)).as_bytes())?;
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -14,7 +14,9 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use backup::backup;
 
-use crate::engine::{Access, Files, StoreId, check_dir, create_private_dir, exists, open_private_file, open_to_read};
+use crate::engine::{
+    self, Access, Files, StoreId, check_dir, create_private_dir, exists, open_private_file, open_to_read,
+};
 use crate::limits::app::LONGEST_PATH;
 
 /// Returns the directory where this user has the data of the program `name`, unless `--data` names another one.
@@ -223,6 +225,33 @@ impl DataDir {
     /// Returns the path of what a gateway knows of its cluster.
     pub(crate) fn gateways(data: &Path) -> PathBuf {
         data.join("gateways.json")
+    }
+
+    /// Returns whether a cluster has the logs of the stores in the data directory, or is to give them: it is a gateway's, or a
+    /// move was interrupted in the middle. A hub that only tried to move in, or whose move didn't begin, is none.
+    pub(crate) fn is_gateways(data: &Path) -> anyhow::Result<bool> {
+        if !exists(&Self::gateways(data))? {
+            return Ok(false);
+        }
+        let mut has_own = false;
+        for store in engine::stores_in(&Self::stores(data))? {
+            let files = Self::files(data, &store);
+            if engine::is_of_stream(&files)? {
+                return Ok(true);
+            }
+            has_own |= engine::own_log(&files)?.is_some();
+        }
+        Ok(!has_own)
+    }
+
+    /// Removes what a gateway knows of its cluster: the directory is no gateway's any more. Returns whether it was one.
+    pub(crate) fn forget_gateways(data: &Path) -> anyhow::Result<bool> {
+        let path = Self::gateways(data);
+        match std::fs::remove_file(&path) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error).with_context(|| format!("cannot remove {}", path.display())),
+        }
     }
 
     /// Returns the path of the list of items that other sites embed.

@@ -146,6 +146,17 @@ pub fn is_blank(files: &Files) -> Result<bool, Fault> {
     Ok(eventlog::look(&files.eventlog())?.is_none())
 }
 
+/// Returns whether the messages of a stream make the store's log, because this is a gateway. Opens nothing for writing.
+///
+/// # Errors
+///
+/// Fails if the eventlog can't be read, or isn't one that this program understands.
+#[cfg(feature = "app")]
+pub(crate) fn is_of_stream(files: &Files) -> Result<bool, Fault> {
+    files.check()?;
+    Ok(eventlog::is_of_stream(&files.eventlog())?)
+}
+
 /// Returns the id of the store's log if this instance is its authority and it has events. Opens nothing for writing.
 ///
 /// # Errors

@@ -242,6 +242,15 @@ pub(crate) fn joined(data: &Path) -> anyhow::Result<Option<UpstreamOptions>> {
     Ok(Some(UpstreamOptions { url, token: TokenSource::File(files.token), root_certificate }))
 }
 
+/// Returns the name that the data directory `data` has at the hub that it was joined to, if that is known.
+///
+/// # Errors
+///
+/// When the file can't be read.
+pub(crate) fn joined_as(data: &Path) -> anyhow::Result<Option<Device>> {
+    Ok(hub_in(&Files::in_dir(data))?.and_then(|hub| hub.device))
+}
+
 /// Makes the data directory `data` no hub's device. What it has of the hub's log stays.
 ///
 /// # Errors

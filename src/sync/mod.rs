@@ -61,7 +61,7 @@ pub(crate) use jetstream::{Cluster, Desk, Moved, Mover, NotReady, Overview, Stan
 #[cfg(feature = "app")]
 pub use jetstream::{ClusterOptions, WithoutTls};
 #[cfg(feature = "app")]
-pub(crate) use joined::{Joined, Link, joined, leave};
+pub(crate) use joined::{Joined, Link, joined, joined_as, leave};
 #[cfg(feature = "app")]
 pub(crate) use pairings::{NotPaired, PairingFile, Shown};
 #[cfg(feature = "app")]

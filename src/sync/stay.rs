@@ -77,6 +77,7 @@ impl Stay {
             let store = self.id.as_str();
             match (&error, state) {
                 (Some(why), LinkState::Halted) => tracing::error!(store, code, why, "sync stopped"),
+                (Some(why), LinkState::Online) => tracing::warn!(store, why, "online, and not ready for devices"),
                 (Some(why), _) if status.state != state => tracing::warn!(store, why, "offline"),
                 (None, LinkState::Online) => tracing::info!(store, "online"),
                 _ => {}

@@ -392,7 +392,10 @@ pub(crate) fn what_to_do(face: &Face, code: &str) -> Option<String> {
         }
         code::NOT_A_HUB => "Sync with the hub itself, with --upstream.".to_owned(),
         code::UNFIT => "It goes on by itself once that is changed.".to_owned(),
-        code::MOVED => "Sync with the hub that has it now.".to_owned(),
+        code::MOVED => format!(
+            "To push them to the hub that has it now, stop this one, make a link with `{app} pair NAME` at that hub, use it here \
+             with `{app} join`, and start this one without --upstream."
+        ),
         code::TOO_MANY_STORES => "The hub has to make room.".to_owned(),
         _ => return None,
     };

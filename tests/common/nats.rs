@@ -461,9 +461,16 @@ fn free_network() -> [u8; 2] {
     }
 }
 
-/// A loopback address on which nobody has the usual ports.
+/// Loopback addresses on which nobody has the usual ports.
+pub fn free_hosts<const N: usize>() -> [Ipv4Addr; N] {
+    let network = free_network();
+    std::array::from_fn(|n| host(network, n + 1))
+}
+
+/// One such address.
 pub fn free_host() -> Ipv4Addr {
-    host(free_network(), 1)
+    let [host] = free_hosts();
+    host
 }
 
 /// Copies a directory. A file that goes away meanwhile is left out.

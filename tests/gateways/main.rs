@@ -16,6 +16,7 @@ mod document;
 mod fire;
 mod fleet;
 mod front;
+mod left;
 mod moving;
 mod people;
 mod servers;

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use serde_json::Value;
 
 use crate::client::{listing, new_id};
-use crate::common::{Server, data_dir, errors, likewise, printed, run, run_with};
+use crate::common::{Server, code_block, data_dir, errors, likewise, printed, run, run_with};
 
 fn lines(export: &str) -> Vec<Value> {
     export.lines().map(|line| serde_json::from_str(line).unwrap_or_else(|why| panic!("{why}: {line}"))).collect()
@@ -54,7 +54,10 @@ fn a_token_goes_into_a_file_of_its_own_and_overwrites_nothing() {
     let (data, place) = (data_dir(), data_dir());
     let file = place.path().join("laptop.token");
     let add = |name: &str| run(data.path(), &["token", "add", name, "--out", file.to_str().expect("a path")]);
-    assert_eq!(printed(add("laptop")), "", "the token is shown to nobody");
+    let added = add("laptop");
+    let words = errors(&added);
+    assert_eq!(printed(added), "", "the token is shown to nobody");
+    assert!(words.contains(file.to_str().expect("a path")) && words.contains("Bring that file"), "{words}");
     let token = std::fs::read_to_string(&file).expect("the token");
     assert!(token.starts_with("lw_") && token.ends_with('\n'), "{token}");
     assert_eq!(std::fs::metadata(&file).expect("the file").permissions().mode() & 0o777, 0o600);
@@ -173,6 +176,26 @@ fn a_list_of_no_devices_says_so_beside_its_empty_output() {
     let output = run(data.path(), &["token", "list"]);
     assert_eq!(errors(&output), "");
     assert!(printed(output).starts_with("phone\t"));
+}
+
+#[test]
+fn a_name_cannot_turn_the_list_of_tokens_around() {
+    let data = data_dir();
+    printed(run(data.path(), &["token", "add", "phone\u{202e}gnol"]));
+    let list = printed(run(data.path(), &["token", "list"]));
+    assert!(list.contains("phone gnol\tadded"), "{list}");
+}
+
+#[test]
+fn a_line_for_import_written_by_hand_is_an_event() {
+    let document = include_str!("../../docs/administration.md");
+    let line = code_block(document, "## Bring events along, or take them out", "json");
+    let data = data_dir();
+    for _ in 0..2 {
+        printed(run_with(data.path(), &["import"], line));
+    }
+    assert_eq!(lines(&printed(run(data.path(), &["export"]))).len(), 1);
+    assert!(printed(run(data.path(), &["status"])).contains("likes      1"));
 }
 
 #[test]

@@ -51,6 +51,9 @@ fn a_joined_directory_syncs_by_itself_and_brings_what_it_has() {
         wait_until_level(&[&hub, &laptop], 3);
         assert_eq!(laptop.status()["upstream"]["url"], hub.url());
         laptop.stop();
+        let stopped = laptop.run(&["status"]);
+        assert!(stopped.contains("likes on laptop") && stopped.contains(hub.url()), "{stopped}");
+        assert!(stopped.contains("not followed now"), "{stopped}");
     }
     let mut origins: Vec<_> = hub.export().iter().map(|event| event["origin"].clone()).collect();
     origins.sort_by_key(ToString::to_string);

@@ -107,6 +107,7 @@ pub(super) async fn doctor(app: &App, data: &Path, told: Told) -> anyhow::Result
         findings.push(patient.disk());
         findings.push(patient.tokens());
     }
+    findings.extend(patient.left_alone());
     let (hub, clock) = patient.hub_and_clock().await;
     findings.extend(hub);
     findings.extend(patient.history());
@@ -175,6 +176,19 @@ impl Patient<'_> {
             }
             None => Finding::ok(CHECK, format!("the process {pid} serves the data on {address}")),
         }
+    }
+
+    /// A gateway's directory, while nothing says to which cluster it belongs.
+    fn left_alone(&self) -> Option<Finding> {
+        let is_alone = self.process.is_none() && self.cluster.is_none() && self.upstream.is_none();
+        let is_of_gateway = is_alone && DataDir::is_gateways(self.data).unwrap_or(false);
+        is_of_gateway.then(|| {
+            let name = self.app.name();
+            Finding::unknown(
+                "hub",
+                format!("the data is a gateway's, and no {name} process serves it; to look at its cluster, name that with --upstream"),
+            )
+        })
     }
 
     /// What is missing of the log on a device that began with its hub's snapshot.

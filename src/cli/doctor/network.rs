@@ -62,7 +62,12 @@ impl Patient<'_> {
         let upstream = &setting.upstream;
         let url = upstream.url.as_ref()?;
         if setting.cluster.is_some() && upstream.state == "online" {
-            return Some(Finding::ok(HUB, format!("this one is a gateway to {url}, and level with its stream")));
+            let found = format!("this one is a gateway to {url}, and level with its stream");
+            return Some(match &upstream.error {
+                None => Finding::ok(HUB, found),
+                // A move that is under way looks like one that was interrupted.
+                Some(why) => Finding::unknown(HUB, format!("{found}; {why}")),
+            });
         }
         let advice = upstream.code.as_deref().and_then(|code| web::what_to_do(self.app.face(), code));
         Some(match (upstream.state.as_str(), &upstream.error) {

@@ -213,6 +213,15 @@ pub(crate) fn look(path: &Path) -> Result<Option<Beside>> {
     Ok(if refuse_newer(&conn, path)? { None } else { Some(conn) })
 }
 
+/// Returns whether the messages of a stream make the log at `path`.
+#[cfg(feature = "app")]
+pub(crate) fn is_of_stream(path: &Path) -> Result<bool> {
+    Ok(match look(path)? {
+        Some(conn) => meta::<String>(&conn, "stream")?.is_some(),
+        None => false,
+    })
+}
+
 /// Returns the id of the log at `path` if it is this instance's own and has events.
 pub(crate) fn own_log(path: &Path) -> Result<Option<LogId>> {
     let Some(conn) = look(path)? else { return Ok(None) };

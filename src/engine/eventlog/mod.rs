@@ -24,6 +24,8 @@ pub(crate) use base::{BaseFile, Brought, History, ID_TAKEN};
 pub(crate) use checks::Checked;
 pub use checks::Progress;
 pub(crate) use digests::{CHECKPOINT_EVERY, Checkpoint};
+#[cfg(feature = "app")]
+pub(crate) use file::is_of_stream;
 use file::set_meta;
 pub(crate) use file::{look, own_log, refuse_newer_header};
 pub use messages::Applied;

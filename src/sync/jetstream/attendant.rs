@@ -50,7 +50,7 @@ pub(crate) enum NotReady {
     Moved(String),
 }
 
-/// Said to devices while a log that is moved into the stream isn't whole.
+/// Said to devices and people while a log that is moved into the stream isn't whole.
 const MOVING_IN: &str = "this store is being moved into the cluster, and the rest of its log is still to come; if the move was \
                          interrupted, run `likewise move in` again where it ran, and if that data is lost, like something at \
                          a gateway's own page";
@@ -118,6 +118,8 @@ pub(in super::super) struct Attendant {
     /// Devices that wait to be judged, each with what the leader said since, and pushes that wait for their answer.
     levels: Vec<(Option<Sequence>, Reply<LogId>)>,
     pushes: HashMap<Ticket, Reply<Result<Pushed, Refusal>>>,
+    /// Whether the rest of a log that is moved into the stream is still to come.
+    is_moving_in: bool,
     /// Held until the store is level for the first time: only so many become so at once.
     warming: Option<OwnedSemaphorePermit>,
 }
@@ -249,6 +251,7 @@ impl Attendant {
             seen: Epoch::default(),
             levels: Vec::new(),
             pushes: HashMap::new(),
+            is_moving_in: false,
             warming,
         };
         (attendant, desk)
@@ -484,10 +487,10 @@ impl Attendant {
         }
     }
 
-    /// Tells that the store is level with the stream.
+    /// Tells that the store is level with the stream, and what devices wait for all the same.
     fn is_level(&mut self) {
         self.warming = None;
-        self.stay.tell(LinkState::Online, None, None);
+        self.stay.tell(LinkState::Online, None, self.is_moving_in.then(|| MOVING_IN.to_owned()));
         self.stay.usage.tried.send_modify(|times| *times += 1);
         self.stay.clients.hear();
         let copies = self.cluster.copies();
@@ -525,6 +528,7 @@ impl Attendant {
         };
         let mut found = serving.store.with(act).await?;
         serving.ahead = std::mem::take(&mut found.ahead);
+        self.is_moving_in = found.stand == Judges::MovingIn;
         match found.stand {
             Judges::Halted(why) => {
                 let code = if is_other_log(&why) { hub_code::WRONG_LOG } else { hub_code::UNFIT };

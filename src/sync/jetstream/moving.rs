@@ -169,15 +169,15 @@ impl Mover {
         Ok(Moved::Now(length))
     }
 
-    /// Closes a store in the stream, reads what it has, and makes its log this directory's own.
+    /// Makes a store a gateway's that is to be moved out, unless its log is this directory's own.
     ///
     /// # Errors
     ///
-    /// As [`move_in`](Self::move_in).
-    pub(crate) async fn move_out(&mut self, replica: &mut Replica, store: &StoreId, to: &str) -> anyhow::Result<Moved> {
-        let subject = self.cluster.subject(store);
-        if matches!(replica.standing()?.whose, Whose::Own(_)) && replica.standing()?.length > 0 {
-            return self.was_moved(&subject, to).await;
+    /// A fault of the machine.
+    pub(crate) fn begin_out(&self, replica: &mut Replica, store: &StoreId) -> anyhow::Result<Option<Gateway>> {
+        let standing = replica.standing()?;
+        if matches!(standing.whose, Whose::Own(_)) && standing.length > 0 {
+            return Ok(None);
         }
         let home = Home {
             stream: self.stream,
@@ -185,7 +185,19 @@ impl Mover {
             log: self.cluster.moved(store).unwrap_or_else(|| log_in(self.stream, store)),
             device: self.device.clone(),
         };
-        let mut gateway = Gateway::begin(replica, home)?;
+        Ok(Some(Gateway::begin(replica, home)?))
+    }
+
+    /// Closes a store in the stream, reads what it has, and makes its log this directory's own.
+    ///
+    /// # Errors
+    ///
+    /// As [`move_in`](Self::move_in).
+    pub(crate) async fn move_out(&mut self, replica: &mut Replica, store: &StoreId, to: &str) -> anyhow::Result<Moved> {
+        let subject = self.cluster.subject(store);
+        let Some(mut gateway) = self.begin_out(replica, store)? else {
+            return self.was_moved(&subject, to).await;
+        };
         loop {
             self.read_all(&mut gateway, replica, store).await?;
             if let Some(closed) = replica.closed()? {
