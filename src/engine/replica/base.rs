@@ -47,13 +47,16 @@ pub struct HistoryStanding {
     pub length: u64,
     /// How many of them are here.
     pub here: u64,
+    /// How many events of this device are in the snapshot, as only the upstream says. The history will bring them.
+    #[serde(default)]
+    pub own: u64,
 }
 
 impl HistoryStanding {
     /// Returns what is here, if the log begins at a snapshot.
     pub(crate) fn of(tip: &Tip) -> Option<Self> {
-        let Tip { base, history, .. } = *tip;
-        (!tip.is_whole()).then_some(Self { base: base.seq, length: base.length, here: history.end.length })
+        let Tip { base, history, early, .. } = *tip;
+        (!tip.is_whole()).then_some(Self { base: base.seq, length: base.length, here: history.end.length, own: early })
     }
 
     /// Returns how many events are missing.
