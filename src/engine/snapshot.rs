@@ -22,9 +22,11 @@ use super::opening::remove_file;
 use super::place::{Cursor, Digest, LogId, Seq};
 use super::schema::Schema;
 use super::setup::Files;
-use super::state::{State, read_committed};
+use super::state::{Counts, State, read_committed};
 use super::storage::Beside;
 
+use crate::limits::engine::replica::LONGEST_WHY;
+use crate::limits::engine::snapshot::{SCHEMA_ROW, SCHEMA_STEPS};
 /// What a snapshot stands for, and what its file is. A hub says this of its snapshots.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Snapshot {
@@ -159,6 +161,13 @@ impl Snapshot {
             return Ok(Some("it doesn't say what it stands for".to_owned()));
         }
         let (cursor, _, fingerprint) = read_committed(conn)?;
+        let sql = "SELECT count(*) FROM likewise_skipped WHERE octet_length(why) > ?1";
+        let too_long: u64 = conn.query_row(sql, [LONGEST_WHY + '…'.len_utf8()], |row| row.get(0))?;
+        if too_long > 0 {
+            return Ok(Some("it says at too much length why events have no effect".to_owned()));
+        }
+        // A row that can't be read fails here.
+        Counts::load(conn)?;
         if fingerprint != schema.fingerprint() {
             return Ok(Some("it is of another schema".to_owned()));
         }

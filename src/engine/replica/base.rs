@@ -276,17 +276,19 @@ impl Replica {
         if !is_ours || history.after < base.seq {
             return Ok(Concluded::Outdated);
         }
-        self.transact(|own| own.conclude(proof.is_right()))?;
-        if proof.is_right() {
+        self.transact(|own| own.conclude(proof.is_to_the_letter()))?;
+        if proof.is_to_the_letter() {
             self.forget_snapshot();
             return Ok(Concluded::Proven);
         }
-        tracing::warn!(
-            store = %self.files.dir().display(),
-            "the hub's snapshot was wrong: the events behind it make another state, which counts"
-        );
+        let store = self.files.dir().display();
+        if proof.is_right() {
+            tracing::info!(%store, "the snapshot says in other words why events have no effect. Those of this program count");
+        } else {
+            tracing::warn!(%store, "the hub's snapshot was wrong: the events behind it make another state, which counts");
+        }
         self.begin_again()?;
-        Ok(Concluded::Disproven)
+        Ok(if proof.is_right() { Concluded::Proven } else { Concluded::Disproven })
     }
 
     /// Returns the events below the base that are here: those of the history, and then those of ours that the history hasn't
