@@ -391,7 +391,7 @@ fn trust_42_a_revoked_tokens_download_is_cut() {
 }
 
 /// Leaves the file system only this much room, until it is deleted.
-fn fill(mounted: &Mounted, left: u64) -> std::path::PathBuf {
+pub(crate) fn fill(mounted: &Mounted, left: u64) -> std::path::PathBuf {
     let disk = rustix::fs::statvfs(mounted.path()).unwrap();
     let path = mounted.path().join("ballast");
     fs::write(&path, vec![1; usize::try_from(disk.f_bavail * disk.f_frsize - left).unwrap()]).unwrap();
