@@ -43,6 +43,16 @@ fn wait_for_part(node: &Node, bytes: u64) {
     wait_for(&format!("{bytes} bytes of the snapshot; it has {}", part(node)), || (part(node) >= bytes).then_some(()));
 }
 
+/// Waits until the device has all of a snapshot, and returns its size.
+fn wait_for_whole(node: &Node) -> u64 {
+    wait_for("the whole snapshot", || {
+        let dir = node.data.join("stores/likes");
+        let label = ["snapshot.json", "snapshot.checking"].iter().find_map(|name| fs::read(dir.join(name)).ok())?;
+        let bytes = serde_json::from_slice::<Value>(&label).ok()?["bytes"].as_u64();
+        bytes.filter(|bytes| part(node) == *bytes)
+    })
+}
+
 /// The bytes of each snapshot that the hub began to send.
 fn sent(hub: &Node) -> Vec<u64> {
     let log = hub.log();
@@ -136,6 +146,29 @@ fn trust_74_a_part_that_a_power_cut_changed_is_downloaded_again() {
     wait_until_level(&[&hub, &phone], LONG as u64);
     assert!(phone.log().contains(BEGAN), "{}", phone.log());
     assert_eq!(sent(&hub).len(), 3);
+}
+
+#[test]
+fn trust_74_a_snapshot_is_not_checked_again_if_its_check_ended_the_process() {
+    let (hub, proxy) = hub_behind_proxy();
+    hub.import(&likes(LONG));
+    // The whole snapshot is here, and nothing is asked of the hub's log.
+    proxy.set(on("after=", Mode::Refuse));
+    let mut phone = Node::client("phone", &proxy.url, &hub);
+    wait_for_whole(&phone);
+    phone.kill();
+    let dir = phone.data.join("stores/likes");
+    if dir.join("snapshot.json").exists() {
+        fs::rename(dir.join("snapshot.json"), dir.join("snapshot.checking")).unwrap();
+    }
+    proxy.set(Mode::Pass);
+    phone.start();
+    wait_until_level(&[&hub, &phone], LONG as u64);
+    let log = phone.log();
+    assert!(log.contains("an earlier process ended while it checked it") && !log.contains(BEGAN), "{log}");
+    for left in ["snapshot.part", "snapshot.json", "snapshot.checking"] {
+        assert!(!dir.join(left).exists(), "{left}");
+    }
 }
 
 #[test]
