@@ -105,7 +105,8 @@ pub enum Error {
     #[error(
         "this store began with a snapshot, and only {here} of the {length} events behind it are here. They are needed for this. \
          They come from the hub as long as it can be reached. If the hub is gone, take them from another device that has all of \
-         its log: `likewise export` there, and `likewise import` here"
+         its log: `likewise export` there, and `likewise import` here. If no device has it, go on with what is here: \
+         `likewise export` here, and `likewise import` in a new data directory"
     )]
     HistoryMissing {
         /// How many events are here.
@@ -522,7 +523,6 @@ impl Fault {
         }
     }
 
-    /// Returns whether the damage is in `state.db`. It then costs only the time to rebuild it.
     /// Returns whether there was no room on the disk.
     pub(crate) fn is_of_full_disk(&self) -> bool {
         match self {
@@ -532,6 +532,7 @@ impl Fault {
         }
     }
 
+    /// Returns whether the damage is in `state.db`. It then costs only the time to rebuild it.
     pub(crate) fn is_damaged_state(&self) -> bool {
         matches!(self, Self::Sqlite { database: Database::State, source } if is_damage(source) || !is_of_machine(source))
     }
