@@ -136,7 +136,8 @@ impl Node {
             options.history,
             options.retry_halted,
             shutdown.clone(),
-        );
+        )
+        .showing(app.face().figures.iter().map(|figure| Arc::clone(&figure.query)).collect());
         if let Some(cluster) = clients.cluster() {
             tokio::spawn(cluster.clone().look_after(shutdown.clone()));
             tokio::spawn(clients.clone().follow_stream());

@@ -147,7 +147,8 @@ pub(super) enum Cli {
     /// Write every event to standard output, one JSON object a line
     ///
     /// First comes the log in its order, then the events that wait for a place in it (their seq is null), then those
-    /// that were set aside (with the reason). The payload is a string that holds its bytes, or null.
+    /// that were set aside (with the reason). The payload is a string that holds its bytes, or null. Exits with 3 if events of
+    /// the log are not here, because this device began with its hub's snapshot.
     Export {
         #[command(flatten)]
         store: StoreArgs,

@@ -114,13 +114,19 @@ fn show(
     }
     writeln!(out, "log        {} up to {head}", log.as_deref().unwrap_or("none yet,"))?;
     writeln!(out, "state      up to {cursor}")?;
-    if let Some(HistoryStatus { state, length, here, .. }) = &report.history {
+    if let Some(HistoryStatus { state, length, here, own, .. }) = &report.history {
         let words = match state {
             HistoryState::Coming => "the others are still coming",
             HistoryState::Proving => "they are compared with it now",
             HistoryState::LeftOut => "this device leaves the others out",
         };
         writeln!(out, "history    {here} of the {length} events in the hub's snapshot are here; {words}")?;
+        if *own > 0 {
+            writeln!(
+                out,
+                "           {own} events of this device are in the snapshot, as only the hub says; they are kept here, too"
+            )?;
+        }
     }
     let upstream = &report.upstream;
     let url = upstream.url.as_ref().map(|url| format!(", {url}")).unwrap_or_default();

@@ -15,37 +15,46 @@ use crate::engine::{self, Imported};
 use crate::node::host_name;
 use crate::web::{self, Exported, MISSING};
 
+/// The exit status of an export that lacks events of the log.
+const PARTIAL: u8 = 3;
+
 pub(super) async fn export(at: &Target<'_>, which: Exported) -> anyhow::Result<ExitCode> {
     let mut out = BufWriter::new(io::stdout().lock());
-    export_to(&mut out, at, which).await?;
+    let missing = export_to(&mut out, at, which).await?;
     out.flush()?;
-    Ok(ExitCode::SUCCESS)
+    Ok(if missing == 0 { ExitCode::SUCCESS } else { ExitCode::from(PARTIAL) })
 }
 
-/// Writes the events of a store to `out`, and says on standard error what of its log is missing.
-pub(super) async fn export_to(out: &mut impl Write, at: &Target<'_>, which: Exported) -> anyhow::Result<()> {
+/// Writes the events of a store to `out`, and says on standard error what of its log is missing. Returns how many events are.
+pub(super) async fn export_to(out: &mut impl Write, at: &Target<'_>, which: Exported) -> anyhow::Result<u64> {
     match at.access()? {
         Access::Asked(process) => {
             let request = process.request(Method::GET, &format!("{}/{}", at.store, which.route()))?;
             let Some(mut answer) = process.answer_about_store(request).await? else { bail!(at.missing()) };
             let missing = answer.headers().get(MISSING).and_then(|missing| missing.to_str().ok()?.parse().ok());
-            say_what_is_missing(at, missing.unwrap_or_default());
+            let missing = missing.unwrap_or_default();
+            say_what_is_missing(at, missing);
             while let Some(piece) =
                 answer.chunk().await.context("the export broke off; what is missing is not known")?
             {
                 out.write_all(&piece)?;
             }
+            Ok(missing)
         }
-        Access::Here(here) => say_what_is_missing(at, which.write(&at.files(&here)?, out)?),
+        Access::Here(here) => {
+            let missing = which.write(&at.files(&here)?, out)?;
+            say_what_is_missing(at, missing);
+            Ok(missing)
+        }
     }
-    Ok(())
 }
 
 fn say_what_is_missing(at: &Target<'_>, missing: u64) {
     if missing > 0 {
         eprintln!(
             "{missing} events of the log of {} are not here, so they are missing in this: it began with the hub's snapshot, and \
-             what is behind that comes later, or never with --history none",
+             what is behind that comes later, or never with --history none. So this export is no backup of the log; \
+             the command exits with {PARTIAL}",
             at.store
         );
     }

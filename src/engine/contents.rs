@@ -7,8 +7,43 @@ use rusqlite::{Connection, Row};
 
 use super::place::Digest;
 
-/// The digest of each of a schema's tables, by table name.
+/// The digest of each table that has something to do with events, by table name.
 pub(crate) type TableDigests = BTreeMap<String, Digest>;
+
+/// The digests of all that a state holds of its events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Contents {
+    /// What the schema's tables hold.
+    pub(super) tables: Digest,
+    /// Which events have no effect, and which of them because nothing here knows their name.
+    pub(super) skipped: Digest,
+    /// Why the others have none. The words are a program's own, so another version may have others.
+    pub(super) reasons: Digest,
+}
+
+impl Contents {
+    /// Reads all of a state.
+    pub(super) fn of(conn: &Connection) -> rusqlite::Result<Self> {
+        let reasons = rows_digest(conn, "SELECT id, why FROM likewise_skipped ORDER BY id")?;
+        Ok(Self { tables: digest_of(conn)?, skipped: skipped_digest(conn)?, reasons })
+    }
+
+    /// Returns whether both are states of the same events, if maybe made by programs with other words.
+    pub(super) fn follow_from_the_same(&self, other: &Self) -> bool {
+        (self.tables, self.skipped) == (other.tables, other.skipped)
+    }
+}
+
+fn skipped_digest(conn: &Connection) -> rusqlite::Result<Digest> {
+    rows_digest(conn, "SELECT id, why IS NULL FROM likewise_skipped ORDER BY id")
+}
+
+fn rows_digest(conn: &Connection, sql: &str) -> rusqlite::Result<Digest> {
+    let mut hasher = blake3::Hasher::new();
+    feed_rows(&mut hasher, conn, sql)?;
+    Ok(Digest(*hasher.finalize().as_bytes()))
+}
+
 /// Returns the digest of all tables that aren't the engine's. It covers their names and each row with its rowid, in key
 /// order. It depends on what the tables hold, not on where SQLite put it.
 pub(super) fn digest_of(conn: &Connection) -> rusqlite::Result<Digest> {
@@ -19,14 +54,15 @@ pub(super) fn digest_of(conn: &Connection) -> rusqlite::Result<Digest> {
     Ok(Digest(*hasher.finalize().as_bytes()))
 }
 
-/// Returns the digest of each of these tables.
+/// Returns the digest of each of these tables, and of the one with the events without effect.
 pub(super) fn table_digests(conn: &Connection) -> rusqlite::Result<TableDigests> {
     let digest = |table: Table| {
         let mut hasher = blake3::Hasher::new();
         feed_table(&mut hasher, conn, &table)?;
         Ok((table.name, Digest(*hasher.finalize().as_bytes())))
     };
-    tables_of(conn)?.into_iter().map(digest).collect()
+    let skipped = ("likewise_skipped".to_owned(), skipped_digest(conn)?);
+    tables_of(conn)?.into_iter().map(digest).chain([Ok(skipped)]).collect()
 }
 
 struct Table {
@@ -66,7 +102,11 @@ fn tables_of(conn: &Connection) -> rusqlite::Result<Vec<Table>> {
 
 fn feed_table(hasher: &mut blake3::Hasher, conn: &Connection, table: &Table) -> rusqlite::Result<()> {
     feed(hasher, b'T', table.name.as_bytes());
-    let mut statement = conn.prepare(&table.select(conn)?)?;
+    feed_rows(hasher, conn, &table.select(conn)?)
+}
+
+fn feed_rows(hasher: &mut blake3::Hasher, conn: &Connection, sql: &str) -> rusqlite::Result<()> {
+    let mut statement = conn.prepare(sql)?;
     let columns = statement.column_count();
     let mut rows = statement.query(())?;
     while let Some(row) = rows.next()? {

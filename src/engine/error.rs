@@ -105,7 +105,8 @@ pub enum Error {
     #[error(
         "this store began with a snapshot, and only {here} of the {length} events behind it are here. They are needed for this. \
          They come from the hub as long as it can be reached. If the hub is gone, take them from another device that has all of \
-         its log: `likewise export` there, and `likewise import` here"
+         its log: `likewise export` there, and `likewise import` here. If no device has it, go on with what is here: \
+         `likewise export` here, and `likewise import` in a new data directory"
     )]
     HistoryMissing {
         /// How many events are here.
@@ -522,6 +523,15 @@ impl Fault {
         }
     }
 
+    /// Returns whether there was no room on the disk.
+    pub(crate) fn is_of_full_disk(&self) -> bool {
+        match self {
+            Self::Io { source, .. } => is_full(source),
+            Self::Sqlite { source, .. } => source.sqlite_error_code() == Some(ErrorCode::DiskFull),
+            _ => false,
+        }
+    }
+
     /// Returns whether the damage is in `state.db`. It then costs only the time to rebuild it.
     pub(crate) fn is_damaged_state(&self) -> bool {
         matches!(self, Self::Sqlite { database: Database::State, source } if is_damage(source) || !is_of_machine(source))
@@ -530,10 +540,11 @@ impl Fault {
 
 /// Returns what to do if the system is out of room.
 fn make_room(error: &io::Error) -> &'static str {
-    match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ". Make room on the disk",
-        _ => "",
-    }
+    if is_full(error) { ". Make room on the disk" } else { "" }
+}
+
+fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 /// Returns what to do about an SQLite error. SQLite says "disk I/O error" for most failures on a full disk.

@@ -192,7 +192,8 @@ fn each_piece(file: &mut File, mut each: impl FnMut(u64, &[u8]) -> io::Result<()
 ///
 /// # Errors
 ///
-/// Fails if `fill` does, or if a file can't be written or synced. Then `path` has the old database or none.
+/// Fails if `fill` does, or if a file can't be written or synced. Then `path` has the old database or none, and nothing is left
+/// of the new one.
 pub(crate) fn make_database(
     database: Database,
     path: &Path,
@@ -201,8 +202,8 @@ pub(crate) fn make_database(
 ) -> Result<(), Fault> {
     let new = beside(path, ".new");
     remove_files(&new)?;
-    open_private_file(&new)?;
-    complete(database, path, fill)
+    let made = open_private_file(&new).and_then(|_| complete(database, path, fill));
+    made.inspect_err(|_| drop(remove_files(&new)))
 }
 
 /// Works like [`make_database`], with a database that begins as a copy of the file `from`. Returns false, and makes none, if
@@ -222,7 +223,7 @@ pub(crate) fn copy_database(
     remove_files(&new)?;
     let is_right = copy_file(&new, from)?;
     if is_right {
-        complete(database, path, fill)?;
+        complete(database, path, fill).inspect_err(|_| drop(remove_files(&new)))?;
     }
     Ok(is_right)
 }
@@ -231,7 +232,7 @@ pub(crate) fn copy_database(
 ///
 /// # Errors
 ///
-/// Fails if a file can't be read or written.
+/// Fails if a file can't be read or written, and leaves no copy.
 pub(crate) fn copy_file(to: &Path, (from, expected): (&Path, &BaseFile)) -> Result<bool, Fault> {
     match open_to_read(from)? {
         Some(source) => copy_opened(to, (source, from), expected),
@@ -248,8 +249,10 @@ pub(crate) fn copy_opened(to: &Path, (mut source, from): (File, &Path), expected
         bytes += piece.len() as u64;
         copy.write_all(piece)
     });
-    copied.and_then(|()| copy.sync_all()).doing("copy", from)?;
+    let copied = copied.and_then(|()| copy.sync_all()).doing("copy", from);
     drop(copy);
+    // What is left of it may be what fills the disk.
+    copied.inspect_err(|_| drop(remove_file(to)))?;
     let is_right = (bytes, Digest(*hasher.finalize().as_bytes())) == (expected.bytes, expected.digest);
     if !is_right {
         remove_file(to)?;
@@ -269,7 +272,8 @@ fn complete(database: Database, path: &Path, fill: impl FnOnce(Connection) -> Re
     fill(conn)?;
     // SQLite moves the WAL into the database on close, and reports no error if it can't.
     if beside(&new, "-wal").try_exists().doing("look at", &new)? {
-        return Err(io::Error::other("not all of it could be written; the disk may be full")).doing("make", &new);
+        let full = io::Error::new(ErrorKind::StorageFull, "not all of it could be written; the disk may be full");
+        return Err(full).doing("make", &new);
     }
     File::open(&new).and_then(|file| file.sync_all()).doing("make durable", &new)?;
     remove_database(path)?;

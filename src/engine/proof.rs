@@ -3,12 +3,12 @@
 
 use std::path::{Path, PathBuf};
 
-use super::contents::digest_of;
+use super::contents::Contents;
 use super::error::{Fault, is_damage, is_of_machine};
 use super::eventlog::{Checkpoint, Eventlog, Tip};
 use super::materialize::{Enders, Stop};
 use super::opening::{beside, remove_file};
-use super::place::{Cursor, Digest, Generation, Seq};
+use super::place::{Cursor, Generation, Seq};
 use super::replica::replay_log;
 use super::setup::{Files, Setup};
 use super::snapshot::open_strangers;
@@ -22,16 +22,21 @@ pub struct Proof {
     pub(super) generation: Generation,
     /// The place of the snapshot.
     pub(super) base: Seq,
-    /// The digest of the state that follows from the events.
-    pub(super) replayed: Digest,
-    /// The digest of the snapshot's state.
-    pub(super) snapshot: Digest,
+    /// The state that follows from the events.
+    pub(super) replayed: Contents,
+    /// The snapshot's state, if it can be read.
+    pub(super) snapshot: Option<Contents>,
 }
 
 impl Proof {
     /// Returns whether the snapshot is the state that follows from the events.
     pub fn is_right(&self) -> bool {
-        self.replayed == self.snapshot
+        self.snapshot.is_some_and(|snapshot| snapshot.follow_from_the_same(&self.replayed))
+    }
+
+    /// Returns whether the snapshot is that state to the letter: it says why events have no effect in this program's words.
+    pub(super) fn is_to_the_letter(&self) -> bool {
+        self.snapshot == Some(self.replayed)
     }
 }
 
@@ -76,20 +81,20 @@ pub fn prove(files: &Files, setup: &Setup) -> Result<Option<Proof>, Fault> {
         state.commit(Cursor { generation, seq: milestone.seq, digest: milestone.digest })?;
         point = milestone;
     }
-    let replayed = state.digest()?;
-    let snapshot = snapshot_digest(&files.base()).map_err(Fault::state)?.unwrap_or(Digest::EMPTY);
+    let replayed = state.contents()?;
+    let snapshot = snapshot_contents(&files.base()).map_err(Fault::state)?;
     Ok(Some(Proof { generation, base: base.seq, replayed, snapshot }))
 }
 
-/// Returns the digest of a snapshot's content, or `None` if the file is damaged. Checks its indexes, too: no digest of rows
-/// covers them, and the running state has the same ones.
-fn snapshot_digest(path: &Path) -> rusqlite::Result<Option<Digest>> {
-    let digest = || {
+/// Returns what a snapshot holds, or `None` if the file is damaged. Checks its indexes, too: no digest of rows covers them,
+/// and the running state has the same ones.
+fn snapshot_contents(path: &Path) -> rusqlite::Result<Option<Contents>> {
+    let contents = || {
         let conn = open_strangers(path)?;
         let found: String = conn.query_row("PRAGMA integrity_check(1)", (), |row| row.get(0))?;
-        if found == "ok" { digest_of(&conn).map(Some) } else { Ok(None) }
+        if found == "ok" { Contents::of(&conn).map(Some) } else { Ok(None) }
     };
-    match digest() {
+    match contents() {
         Err(error) if is_damage(&error) || !is_of_machine(&error) => Ok(None),
         other => other,
     }

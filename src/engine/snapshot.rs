@@ -10,8 +10,9 @@ use std::io::{self, ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 use rusqlite::config::DbConfig;
+use rusqlite::limits::Limit;
 use rusqlite::types::{ToSqlOutput, ValueRef};
-use rusqlite::{Connection, OpenFlags, Row};
+use rusqlite::{Connection, ErrorCode, OpenFlags, Row};
 use serde::{Deserialize, Serialize};
 
 use super::contents::digest_of;
@@ -22,8 +23,10 @@ use super::opening::remove_file;
 use super::place::{Cursor, Digest, LogId, Seq};
 use super::schema::Schema;
 use super::setup::Files;
-use super::state::{State, read_committed};
+use super::state::{Counts, State, read_committed};
 use super::storage::Beside;
+use crate::limits::engine::replica::LONGEST_WHY;
+use crate::limits::engine::snapshot::{SCHEMA_ROW, SCHEMA_STEPS};
 
 /// What a snapshot stands for, and what its file is. A hub says this of its snapshots.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -129,7 +132,7 @@ impl Snapshot {
         }
         check_header(path)?;
         let expected = State::empty_schema(schema)?;
-        let checked = open_strangers(path).and_then(|conn| self.check_content(&conn, schema, &expected));
+        let checked = open_strangers(path).and_then(|mut conn| self.check_content(&mut conn, schema, &expected));
         match checked {
             Ok(None) => Ok(CheckedSnapshot { snapshot: *self, schema: schema.fingerprint(), path: path.to_owned() }),
             Ok(Some(why)) => Err(wrong(why)),
@@ -142,12 +145,12 @@ impl Snapshot {
     /// state.
     fn check_content(
         &self,
-        conn: &Connection,
+        conn: &mut Connection,
         schema: &Schema,
         expected: &[SchemaRow],
     ) -> rusqlite::Result<Option<String>> {
         // A view, a trigger or an index of a stranger's would act on our own statements.
-        if schema_rows(conn)? != expected {
+        if !has_schema(conn, expected)? {
             return Ok(Some("its tables are not those of this program".to_owned()));
         }
         let found: String = conn.query_row("PRAGMA quick_check(1)", (), |row| row.get(0))?;
@@ -158,6 +161,13 @@ impl Snapshot {
         if cursors != 1 {
             return Ok(Some("it doesn't say what it stands for".to_owned()));
         }
+        let sql = "SELECT count(*) FROM likewise_skipped WHERE octet_length(why) > ?1";
+        let too_long: u64 = conn.query_row(sql, [LONGEST_WHY + '…'.len_utf8()], |row| row.get(0))?;
+        if too_long > 0 {
+            return Ok(Some("it says at too much length why events have no effect".to_owned()));
+        }
+        // A row that can't be read fails here.
+        Counts::load(conn)?;
         let (cursor, _, fingerprint) = read_committed(conn)?;
         if fingerprint != schema.fingerprint() {
             return Ok(Some("it is of another schema".to_owned()));
@@ -196,8 +206,31 @@ pub(super) fn schema_rows(conn: &Connection) -> rusqlite::Result<Vec<SchemaRow>>
         .collect()
 }
 
+/// Returns whether a stranger's database consists of exactly this. SQLite reads and parses the whole schema before it answers
+/// anything, so it is stopped as soon as that takes more than the expected schema can: by the length of a row, and by the steps
+/// for all rows.
+fn has_schema(conn: &mut Connection, expected: &[SchemaRow]) -> rusqlite::Result<bool> {
+    let longest =
+        expected.iter().map(|(_, name, table, sql)| name.len() + table.len() + sql.as_ref().map_or(0, String::len));
+    let longest = i32::try_from(longest.max().unwrap_or_default()).unwrap_or(i32::MAX);
+    let steps = i32::try_from(expected.len()).unwrap_or(i32::MAX).saturating_mul(SCHEMA_STEPS.1);
+    // SQLite's own statements about the schema have to fit, too.
+    let usual = conn.set_limit(Limit::SQLITE_LIMIT_LENGTH, longest.saturating_add(SCHEMA_ROW))?;
+    conn.progress_handler(steps.saturating_add(SCHEMA_STEPS.0), Some(|| true))?;
+    let found = schema_rows(conn);
+    conn.progress_handler(0, None::<fn() -> bool>)?;
+    conn.set_limit(Limit::SQLITE_LIMIT_LENGTH, usual)?;
+    let is_too_much = |error: &rusqlite::Error| {
+        matches!(error.sqlite_error_code(), Some(ErrorCode::TooBig | ErrorCode::OperationInterrupted))
+    };
+    match found {
+        Err(error) if is_too_much(&error) => Ok(false),
+        found => Ok(found? == expected),
+    }
+}
+
 /// Checks what a database's header says of how the rest is to be read: that it needs no WAL, which would be read instead of
-/// it, and that text is compared as in our own databases.
+/// it, that text is compared as in our own databases, and that SQLite takes no more memory and does no more work than for them.
 fn check_header(path: &Path) -> Result<(), SnapshotError> {
     // <https://sqlite.org/fileformat2.html#the_database_header>
     let mut header = [0; 100];
@@ -209,7 +242,10 @@ fn check_header(path: &Path) -> Result<(), SnapshotError> {
     }
     let number = |at: usize| u32::from_be_bytes([header[at], header[at + 1], header[at + 2], header[at + 3]]);
     let (journal, schema_format, encoding) = ([header[18], header[19]], number(44), number(56));
-    if !header.starts_with(b"SQLite format 3\0") || journal != [1, 1] || schema_format != 4 || encoding != 1 {
+    // A cache as large as the file, and a file that moves its own pages around.
+    let (cache, vacuum) = (number(48), [number(52), number(64)]);
+    let is_usual = (schema_format, encoding, cache, vacuum) == (4, 1, 0, [0, 0]);
+    if !header.starts_with(b"SQLite format 3\0") || journal != [1, 1] || !is_usual {
         return Err(wrong("it is no database of the kind that likewise makes"));
     }
     Ok(())

@@ -13,7 +13,7 @@ use rusqlite::types::Type;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use super::changes::{Changes, Written};
-use super::contents::{TableDigests, TableRows, digest_of, table_digests, table_rows};
+use super::contents::{Contents, TableDigests, TableRows, digest_of, table_digests, table_rows};
 use super::depends::{Depends, Key, KeyColumn};
 use super::error::{Database, DbError, Fault, IoContext, StateFault, is_damage, is_of_machine};
 use super::event::EventId;
@@ -80,10 +80,16 @@ pub(super) struct Counts {
 }
 
 impl Counts {
-    /// Counts the whole table, once.
-    fn load(conn: &Connection) -> rusqlite::Result<Self> {
-        let sql = "SELECT count(why), count(*) - count(why) FROM likewise_skipped";
-        let counted = conn.query_row(sql, (), |row| Ok((row.get(0)?, row.get(1)?)))?;
+    /// Counts the whole table, once. Fails if a row of it can't be read.
+    pub(super) fn load(conn: &Connection) -> rusqlite::Result<Self> {
+        let mut statement = conn.prepare("SELECT id, why FROM likewise_skipped")?;
+        let (mut rows, mut counted) = (statement.query(())?, (0, 0));
+        while let Some(row) = rows.next()? {
+            match skipped_row(row)? {
+                (_, Some(_)) => counted.0 += 1,
+                (_, None) => counted.1 += 1,
+            }
+        }
         Ok(Self { now: counted, committed: counted, marks: Vec::new() })
     }
 }
@@ -116,7 +122,7 @@ impl State {
     }
 
     /// Creates the state at `base` in a file, from the snapshot `from`. Replaces whatever is there. Returns `None` if the
-    /// snapshot's file isn't what it should be, or of another schema.
+    /// snapshot's file isn't what it should be, of another schema, or has rows that can't be read.
     pub(crate) fn begun(
         path: &Path,
         from: (&Path, &BaseFile),
@@ -141,8 +147,8 @@ impl State {
         let wal = set_up(&mut conn, path, Database::State)?;
         let sandbox = Sandbox::new(conn)?;
         sandbox.learn_tables()?;
-        let skipped = Counts::load(sandbox.engine())?;
-        Ok(Some(Self::over(sandbox, Some(wal), schema, cursor, skipped)))
+        let skipped = if_readable(Counts::load(sandbox.engine()))?;
+        Ok(skipped.map(|skipped| Self::over(sandbox, Some(wal), schema, cursor, skipped)))
     }
 
     /// Creates a state at `path` that is thrown away after a comparison: of an empty log, or of the snapshot whose file is
@@ -167,8 +173,8 @@ impl State {
         };
         let sandbox = Sandbox::new(conn)?;
         sandbox.learn_tables()?;
-        let skipped = Counts::load(sandbox.engine())?;
-        Ok(Some(Self::over(sandbox, None, schema, cursor, skipped)))
+        let skipped = if_readable(Counts::load(sandbox.engine()))?;
+        Ok(skipped.map(|skipped| Self::over(sandbox, None, schema, cursor, skipped)))
     }
 
     /// Returns what the database of an empty state consists of.
@@ -207,14 +213,9 @@ impl State {
             Err(StateFault(fault)) if fault.is_damaged_state() => return Ok(unusable("it is damaged")),
             other => other?,
         };
-        let row = read_committed(&conn);
-        let (cursor, maker_found, schema_found) = match row {
-            Ok(row) => row,
-            // SQLite found no such row, table or database. So the file isn't a state.
-            Err(error) if is_damage(&error) || !is_of_machine(&error) => {
-                return Ok(unusable("it is damaged"));
-            }
-            Err(error) => return Err(error.into()),
+        // If SQLite finds no such row, table or database, the file isn't a state.
+        let Some((cursor, maker_found, schema_found)) = if_readable(read_committed(&conn))? else {
+            return Ok(unusable("it is damaged"));
         };
         if maker_found != made_by(maker) || schema_found != schema.fingerprint() {
             return Ok(Loaded {
@@ -229,9 +230,11 @@ impl State {
         }
         let sandbox = Sandbox::new(conn)?;
         sandbox.learn_tables()?;
-        let skipped = Counts::load(sandbox.engine())?;
-        let state = Self::over(sandbox, Some(wal), schema, cursor, skipped);
-        Ok(Loaded { cursor: Some(cursor), state: Ok(state) })
+        let state = match if_readable(Counts::load(sandbox.engine()))? {
+            Some(skipped) => Ok(Self::over(sandbox, Some(wal), schema, cursor, skipped)),
+            None => Err("it is damaged".to_owned()),
+        };
+        Ok(Loaded { cursor: Some(cursor), state })
     }
 
     fn over(
@@ -351,11 +354,8 @@ impl State {
     pub(crate) fn skipped(&self, most: usize) -> Result<Vec<(EventId, Option<String>)>> {
         let sql = "SELECT id, why FROM likewise_skipped ORDER BY id DESC LIMIT ?1";
         let mut statement = self.sandbox.engine().prepare_cached(sql)?;
-        let id = |row: &Row<'_>| {
-            let id = EventId::from_bytes(row.get_ref(0)?.as_blob()?);
-            id.map_err(|why| rusqlite::Error::FromSqlConversionFailure(0, Type::Blob, why.into()))
-        };
-        let skipped = statement.query_map([most], |row| Ok((id(row)?, row.get(1)?)))?;
+        let owned = |row: &Row<'_>| skipped_row(row).map(|(id, why)| (id, why.map(str::to_owned)));
+        let skipped = statement.query_map([most], owned)?;
         Ok(skipped.collect::<rusqlite::Result<_>>()?)
     }
 
@@ -416,6 +416,11 @@ impl State {
         Ok(digest_of(self.sandbox.engine())?)
     }
 
+    /// Returns the digests of all that the state holds, including the open transaction.
+    pub(super) fn contents(&self) -> Result<Contents> {
+        Ok(Contents::of(self.sandbox.engine())?)
+    }
+
     /// Returns the digest of each table, including the open transaction.
     pub(crate) fn table_digests(&self) -> Result<TableDigests> {
         Ok(table_digests(self.sandbox.engine())?)
@@ -452,7 +457,7 @@ impl Drop for State {
 #[derive(Debug)]
 pub(crate) struct Committed {
     pub(crate) cursor: Cursor,
-    pub(crate) digest: Digest,
+    pub(super) contents: Contents,
     made_by: String,
     schema: String,
 }
@@ -479,7 +484,7 @@ pub(crate) fn committed(path: &Path) -> Result<Committed> {
     conn.only_read()?;
     conn.execute_batch("BEGIN")?;
     let (cursor, made_by, schema) = read_committed(&conn)?;
-    Ok(Committed { cursor, digest: digest_of(&conn)?, made_by, schema })
+    Ok(Committed { cursor, contents: Contents::of(&conn)?, made_by, schema })
 }
 
 /// Returns the cursor of a state, what made it, and the fingerprint of its schema.
@@ -498,6 +503,21 @@ fn read_cursor(row: &Row<'_>) -> rusqlite::Result<(Cursor, String, String)> {
 fn made_by(executable: &str) -> String {
     let source: &str = rusqlite::version();
     format!("{executable} sqlite {source}")
+}
+
+/// Reads an event without effect: its id, and why, or `None` if nothing here knows its name.
+fn skipped_row<'a>(row: &'a Row<'_>) -> rusqlite::Result<(EventId, Option<&'a str>)> {
+    let id = EventId::from_bytes(row.get_ref(0)?.as_blob()?);
+    let id = id.map_err(|why| rusqlite::Error::FromSqlConversionFailure(0, Type::Blob, why.into()))?;
+    Ok((id, row.get_ref(1)?.as_str_or_null()?))
+}
+
+/// Returns what was read from a state, or `None` if that can't be read because the state isn't as this program makes it.
+fn if_readable<T>(read: rusqlite::Result<T>) -> rusqlite::Result<Option<T>> {
+    match read {
+        Err(error) if is_damage(&error) || !is_of_machine(&error) => Ok(None),
+        other => other.map(Some),
+    }
 }
 
 fn is_sound(conn: &Connection) -> Result<bool> {

@@ -88,8 +88,8 @@ pub fn verify(files: &Files, setup: &Setup) -> Result<Report, Fault> {
     }
     let scratch = Scratch::new(files);
     let replay = Replay { files, log: &log, schema, scratch: &scratch };
-    match replay.until(cursor.seq, Order::Reversed)? {
-        Some(state) => report.state_digest = state.digest()?,
+    let replayed = match replay.until(cursor.seq, Order::Reversed)? {
+        Some(state) => state.contents()?,
         None => {
             report.notes.push(
                 "the snapshot is missing, damaged or of another schema. No event is lost: the log is pulled again after \
@@ -98,7 +98,8 @@ pub fn verify(files: &Files, setup: &Setup) -> Result<Report, Fault> {
             );
             return Ok(report);
         }
-    }
+    };
+    report.state_digest = replayed.tables;
     let Some(found) = committed else { return Ok(report) };
     if cursor.generation != tip.generation {
         report.notes.push("events were taken back out of the log; the state is rebuilt at the next start".to_owned());
@@ -113,7 +114,7 @@ pub fn verify(files: &Files, setup: &Setup) -> Result<Report, Fault> {
         ));
     } else if !found.is_made_by(schema, executable) {
         report.notes.push("another version of the program made the state; it is rebuilt at the next start".to_owned());
-    } else if found.digest != report.state_digest {
+    } else if !found.contents.follow_from_the_same(&replayed) {
         report.problems.push(difference(&replay, &found)?);
     }
     Ok(report)
@@ -124,13 +125,15 @@ const REBUILD: &str = "No event is lost: stop likewise and delete the file state
 
 /// Says why the state probably isn't the one that follows from the log, and what to do.
 fn difference(replay: &Replay<'_>, found: &Committed) -> Result<String, Fault> {
-    let digests = |order| match replay.until(found.cursor.seq, order)? {
-        Some(state) => Ok((state.digest()?, state.table_digests()?)),
-        None => Ok::<_, Fault>(Default::default()),
+    let tables = |order| match replay.until(found.cursor.seq, order)? {
+        Some(state) => Ok(Some((state.contents()?, state.table_digests()?))),
+        None => Ok::<_, Fault>(None),
     };
-    let ((one, one_tables), (other, other_tables)) = (digests(Order::Natural)?, digests(Order::Natural)?);
-    let (_, reversed_tables) = digests(Order::Reversed)?;
-    if one != other {
+    let replays = (tables(Order::Natural)?, tables(Order::Natural)?, tables(Order::Reversed)?);
+    let (Some((one, one_tables)), Some((other, other_tables)), Some((_, reversed_tables))) = replays else {
+        return Ok("the snapshot was replaced or given up meanwhile. Verify it again".to_owned());
+    };
+    if !one.follow_from_the_same(&other) {
         let tables = differing(&one_tables, &other_tables);
         return Ok(format!(
             "a materializer is not deterministic: two replays of the same log differ in {tables}. Look in what writes there \
@@ -138,7 +141,7 @@ fn difference(replay: &Replay<'_>, found: &Committed) -> Result<String, Fault> {
              until then. The corrected program rebuilds the state"
         ));
     }
-    if one == found.digest {
+    if one.follow_from_the_same(&found.contents) {
         let tables = differing(&one_tables, &reversed_tables);
         return Ok(format!(
             "a materializer depends on the order of rows that it doesn't ask for: a state made with the rows the other way \

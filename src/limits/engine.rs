@@ -15,6 +15,16 @@ pub(crate) mod event {
     pub const MAX_DEVICE: usize = 64;
 }
 
+/// The schema of a stranger's database.
+pub(crate) mod snapshot {
+    /// Bytes that a row of the schema has beside its texts, with room to spare.
+    pub(crate) const SCHEMA_ROW: i32 = 1_000;
+
+    /// Steps that SQLite takes to read a schema, in all and for each row, with room to spare. It takes some seven to load a
+    /// row and fifteen to return it.
+    pub(crate) const SCHEMA_STEPS: (i32, i32) = (1_000, 100);
+}
+
 /// The directory of stores.
 pub(crate) mod stores {
     use super::Duration;

@@ -248,6 +248,10 @@ pub(crate) mod snapshot {
     /// Snapshots that may be begun. Each is another one than the one before, as its tag says.
     pub(crate) const BEGUN: u32 = 4;
 
+    /// How often a store begins with a snapshot, as long as the process runs. Each after the first follows one that was given
+    /// up. A hub that was restored takes one more.
+    pub(crate) const TIMES: u32 = 2;
+
     /// How often a hub may say that its snapshot is not ready yet.
     pub(crate) const NOT_READY: u32 = 20;
 

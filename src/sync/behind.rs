@@ -116,7 +116,7 @@ impl Behind {
         })
     }
 
-    /// Fetches one stream of pages. Returns without error if it has brought some.
+    /// Fetches one stream of pages. Returns without error if it has brought some, or all that will come.
     async fn fetch(&self, store: &Store, position: HistoryPosition) -> Result<(), End> {
         let bytes = match timeout(SILENCE, self.upstream.history(&self.id, position)).await {
             Ok(Ok(bytes)) => bytes,
@@ -124,7 +124,7 @@ impl Behind {
                 // What came so far is not the hub's log. As a log of its own it can be compared with the hub's.
                 tracing::warn!(store = self.id.as_str(), "the hub has another history than what came so far");
                 store.with(|replica| replica.drop_base()).await.map_err(|error| here(&error))?;
-                return Ok(());
+                return Err(End::PullFirst);
             }
             Ok(Err(end)) => return Err(end),
             Err(_) => return Err(silent()),

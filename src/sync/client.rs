@@ -11,7 +11,7 @@ use tokio::time::sleep;
 use tokio_util::sync::CancellationToken;
 
 use super::behind::HistoryWanted;
-use super::download::Beginning;
+use super::download::{Beginning, Begun, Shown};
 use super::http::Upstream;
 use super::jetstream::{Attendant, Cluster, Desk, Feed, is_cluster};
 use super::link::Client;
@@ -125,6 +125,8 @@ pub(super) struct Shared {
     pub(super) retry_halted: Duration,
     pub(super) shutdown: CancellationToken,
     pub(super) links: Mutex<HashMap<StoreId, Link>>,
+    /// How often each store has begun with its hub's snapshot.
+    pub(super) begun: Begun,
     none: watch::Sender<LinkStatus>,
     /// Counts how often an offline store has come online.
     pub(super) found: watch::Sender<u64>,
@@ -178,11 +180,18 @@ impl Clients {
                 retry_halted,
                 shutdown,
                 links,
+                begun: Begun::default(),
                 none,
                 found,
                 heard: AtomicU64::new(0),
             }),
         }
+    }
+
+    /// Has each snapshot with which a store begins answer what the app shows of it. Call it before there are any clients.
+    pub(crate) fn showing(mut self, shown: Vec<Shown>) -> Self {
+        Arc::get_mut(&mut self.shared).expect("BUG: the clients are shared already").begun.shown = shown;
+        self
     }
 
     /// Returns whether there is an upstream.

@@ -3,10 +3,12 @@
 //!
 //! A download goes on where it broke, also after a restart. Likes are taken all the while.
 
+use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Seek as _, SeekFrom, Write as _};
 use std::path::{Path, PathBuf};
 use std::pin::pin;
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use futures_util::StreamExt as _;
 use reqwest::Response;
@@ -19,9 +21,10 @@ use super::session::End;
 use super::snapshot::{Fetch, Not, Part, Take};
 use super::sse;
 use crate::engine::{
-    Error, Fault, Files, Position, Snapshot, SnapshotError, Store, Stores, free_bytes, open_private_file,
+    CheckedSnapshot, Error, Fault, Files, Position, Query, Replica, Schema, Snapshot, SnapshotError, Store, StoreId,
+    Stores, free_bytes, open_private_file,
 };
-use crate::limits::sync::snapshot::{ANSWER, LASTS, LEFT_FREE, LONGEST_REST, MEASURED_OVER, PIECE, SLOWEST};
+use crate::limits::sync::snapshot::{ANSWER, LASTS, LEFT_FREE, LONGEST_REST, MEASURED_OVER, PIECE, SLOWEST, TIMES};
 use crate::limits::sync::stream::SILENCE;
 
 /// The attempts of a store to begin with its hub's snapshot.
@@ -36,9 +39,39 @@ pub(super) struct Beginning {
     is_unanswered: bool,
     /// Whether nothing is left of earlier attempts.
     is_tidy: bool,
-    /// Whether the log is pulled instead, for as long as this process runs.
-    is_given_up: bool,
 }
+
+/// A number that the app shows of each store.
+pub(crate) type Shown = Arc<dyn Fn() -> Query<u64> + Send + Sync>;
+
+/// How often each store has begun with its hub's snapshot, as long as this process runs. A snapshot that was given up again
+/// may be followed by another one, but not without end.
+#[derive(Default)]
+pub(super) struct Begun {
+    times: Mutex<HashMap<StoreId, u32>>,
+    /// What has to have an answer in each snapshot.
+    pub(super) shown: Vec<Shown>,
+}
+
+impl Begun {
+    /// The log is pulled instead.
+    const NEVER_AGAIN: u32 = u32::MAX;
+
+    fn times(&self, id: &StoreId) -> u32 {
+        self.lock().get(id).copied().unwrap_or_default()
+    }
+
+    fn set(&self, id: &StoreId, times: u32) {
+        self.lock().insert(id.clone(), times);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<StoreId, u32>> {
+        self.times.lock().expect("BUG: counting beginnings panicked")
+    }
+}
+
+/// Held while a store joins: two at a time would both count on the same room.
+static JOINING: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
 /// Why an attempt is over without a snapshot.
 enum Failed {
@@ -64,9 +97,11 @@ impl Beginning {
         store: &Store,
         stores: &Stores,
         upstream: &Upstream,
+        counts: &Begun,
         begun: impl Fn(),
     ) -> Result<(), End> {
-        if self.is_given_up {
+        let times = counts.times(store.id());
+        if times == Begun::NEVER_AGAIN {
             return Ok(());
         }
         let can_join = store.look_if_any(|replica| Ok(replica.is_none_or(|replica| replica.can_join()))).await;
@@ -78,9 +113,15 @@ impl Beginning {
             return Ok(());
         }
         let name = store.id().as_str();
-        match self.try_to_join(store, stores, upstream, begun).await {
+        let joined = if times < TIMES {
+            self.try_to_join(store, stores, upstream, counts, begun).await
+        } else {
+            Err(Failed::ForGood(format!("it had to be given up {times} times")))
+        };
+        match joined {
             Ok(Snapshot { length, seq, .. }) => {
                 tracing::info!(store = name, events = length, "began with the hub's snapshot, which goes up to {seq}");
+                counts.set(store.id(), times + 1);
                 *self = Self::default();
                 Ok(())
             }
@@ -94,7 +135,8 @@ impl Beginning {
                     "the hub's snapshot is not used; the log is pulled from its beginning"
                 );
                 drop(Beside::of(store.files()).remove().await);
-                *self = Self { is_given_up: true, ..Self::default() };
+                counts.set(store.id(), Begun::NEVER_AGAIN);
+                *self = Self::default();
                 Ok(())
             }
         }
@@ -134,11 +176,12 @@ impl Beginning {
         store: &Store,
         stores: &Stores,
         upstream: &Upstream,
+        counts: &Begun,
         begun: impl Fn(),
     ) -> Result<Snapshot, Failed> {
         let beside = Beside::of(store.files());
         if self.fetch.is_none() {
-            let part = beside.clone().find().await;
+            let part = beside.clone().find().await?;
             self.was_found = part.is_some();
             self.fetch = Some(Fetch::with(part));
         }
@@ -165,8 +208,8 @@ impl Beginning {
                 }
             }
             let Some(Part { snapshot, .. }) = fetch.part else { return Err(Failed::NotOffered) };
-            let (path, schema) = (beside.part.clone(), stores.schema());
-            let checked = blocking(move || snapshot.check(&path, &schema)).await?;
+            let (checking, schema) = (beside.clone(), stores.schema());
+            let checked = blocking(move || checking.check(&snapshot, &schema)).await?;
             let checked = match checked {
                 Ok(checked) => checked,
                 Err(SnapshotError::Wrong(_)) if self.was_found => {
@@ -179,13 +222,31 @@ impl Beginning {
                 Err(why) => return Err(Failed::ForGood(why.to_string())),
             };
             confirm(store, upstream, &snapshot).await?;
+            let _one_at_a_time = JOINING.lock().await;
+            // The state is made from a copy of it. What else the disk had room for may have been used meanwhile.
+            if free_bytes(&beside.part).is_some_and(|free| free < snapshot.bytes.saturating_add(LEFT_FREE)) {
+                return Err(unwritten(&io::Error::from(ErrorKind::StorageFull)));
+            }
             drop(fs::remove_file(&beside.label));
-            return match store.with(move |replica| replica.join(checked)).await? {
-                true => Ok(snapshot),
-                false => Err(Failed::ForGood("the hub's snapshot is of another log".to_owned())),
+            let shown = counts.shown.clone();
+            return match store.with(move |replica| join(replica, checked, &shown)).await? {
+                None => Ok(snapshot),
+                Some(why) => Err(Failed::ForGood(why.to_owned())),
             };
         }
     }
+}
+
+/// Has `replica` join by a snapshot from which all of `shown` can be read. Returns why it doesn't, if so.
+fn join(replica: &mut Replica, snapshot: CheckedSnapshot, shown: &[Shown]) -> Result<Option<&'static str>, Fault> {
+    if !replica.join(snapshot)? {
+        return Ok(Some("it is of another log, or the disk has no room for it"));
+    }
+    if shown.iter().all(|query| replica.query(&query()).is_ok()) {
+        return Ok(None);
+    }
+    replica.drop_base()?;
+    Ok(Some("what the page shows can't be read from it"))
 }
 
 /// Asks the hub whether its log has the snapshot's place, as every session does that begins there. A device that had joined
@@ -288,27 +349,45 @@ struct Beside {
     part: PathBuf,
     /// What it is a part of.
     label: PathBuf,
+    /// The label while the file is checked.
+    checking: PathBuf,
 }
 
 impl Beside {
     fn of(files: &Files) -> Self {
-        Self { part: files.dir().join("snapshot.part"), label: files.dir().join("snapshot.json") }
+        let path = |name| files.dir().join(name);
+        Self { part: path("snapshot.part"), label: path("snapshot.json"), checking: path("snapshot.checking") }
     }
 
-    /// Returns what an earlier process left.
-    async fn find(self) -> Option<Part> {
+    /// Returns what an earlier process left. Fails if that process ended while it checked a snapshot: the file may have been
+    /// the cause.
+    async fn find(self) -> Result<Option<Part>, Failed> {
         let find = move || {
-            let snapshot: Snapshot = serde_json::from_slice(&fs::read(&self.label).ok()?).ok()?;
-            let bytes = fs::symlink_metadata(&self.part).ok().filter(|meta| meta.is_file())?.len();
-            (bytes <= snapshot.bytes).then_some(Part { snapshot, bytes })
+            if self.checking.exists() {
+                return Err(Failed::ForGood("an earlier process ended while it checked it".to_owned()));
+            }
+            let find = || {
+                let snapshot: Snapshot = serde_json::from_slice(&fs::read(&self.label).ok()?).ok()?;
+                let bytes = fs::symlink_metadata(&self.part).ok().filter(|meta| meta.is_file())?.len();
+                (bytes <= snapshot.bytes).then_some(Part { snapshot, bytes })
+            };
+            Ok(find())
         };
-        blocking(find).await.ok().flatten()
+        blocking(find).await?
+    }
+
+    /// Checks the file. If the process ends meanwhile, the next one knows.
+    fn check(&self, snapshot: &Snapshot, schema: &Schema) -> Result<CheckedSnapshot, SnapshotError> {
+        drop(fs::rename(&self.label, &self.checking));
+        let checked = snapshot.check(&self.part, schema);
+        drop(fs::rename(&self.checking, &self.label));
+        checked
     }
 
     /// Makes the files of a new download, if there is room for it.
     async fn begin(self, snapshot: Snapshot) -> Result<(), Failed> {
         let begin = move || {
-            remove(&self.part, &self.label)?;
+            self.remove_all()?;
             // The state is made from a copy of it.
             let needed = snapshot.bytes.saturating_mul(2).saturating_add(LEFT_FREE);
             if free_bytes(&self.part).or_else(|| free_bytes(self.part.parent()?)).is_some_and(|free| free < needed) {
@@ -345,7 +424,17 @@ impl Beside {
     }
 
     async fn remove(self) -> Result<(), Failed> {
-        blocking(move || remove(&self.part, &self.label)).await?.map_err(|error| unwritten(&error))
+        blocking(move || self.remove_all()).await?.map_err(|error| unwritten(&error))
+    }
+
+    fn remove_all(&self) -> io::Result<()> {
+        for path in [&self.part, &self.label, &self.checking] {
+            match fs::remove_file(path) {
+                Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
     }
 }
 
@@ -361,16 +450,6 @@ fn private(path: &Path) -> io::Result<File> {
         Fault::Io { source, .. } => source,
         other => io::Error::other(other),
     })
-}
-
-fn remove(part: &Path, label: &Path) -> io::Result<()> {
-    for path in [part, label] {
-        match fs::remove_file(path) {
-            Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-    }
-    Ok(())
 }
 
 async fn blocking<T: Send + 'static>(act: impl FnOnce() -> T + Send + 'static) -> Result<T, Error> {

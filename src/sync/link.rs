@@ -12,7 +12,7 @@ use tokio::time::{sleep, timeout, timeout_at};
 
 use super::backoff::{Backoff, at_least, may_try_again, while_watched};
 use super::behind::Behind;
-use super::client::{Clients, LinkState};
+use super::client::{Clients, LinkState, Shared};
 use super::download::Beginning;
 use super::http::Upstream;
 use super::protocol::{Hello, Point, PushedEvent, WirePage, words};
@@ -70,13 +70,15 @@ impl Client {
         // How many sessions in a row ended for a reason that lets the next one go better.
         let mut hopeful = 0;
         loop {
-            let (began, before, terms) = (Instant::now(), self.stay.standing(), self.terms());
+            let (before, terms) = (self.stay.standing(), self.terms());
+            // When the session itself began, after the snapshot.
+            let mut began = None;
             let end = match self.stay.clients.shared.stores.get(&self.stay.id) {
                 Ok(store) => {
                     self.stay.health = store.health();
                     let mut beginning = std::mem::take(&mut self.beginning);
                     let end = tokio::select! {
-                        end = self.session(&store, &mut beginning) => Some(end),
+                        end = self.session(&store, &mut beginning, &mut began) => Some(end),
                         () = self.stay.idle() => None,
                     };
                     self.beginning = beginning;
@@ -92,7 +94,8 @@ impl Client {
             };
             // A session that lasted, or that did all there was to do, ends the series of failures before it.
             let now = self.stay.standing();
-            if began.elapsed() > LONGEST_WAIT || now.head > before.head && now.pending == 0 {
+            let lasted = began.is_some_and(|began| began.elapsed() > LONGEST_WAIT);
+            if lasted || now.head > before.head && now.pending == 0 {
                 backoff = Backoff::default();
                 hopeful = 0;
             }
@@ -146,16 +149,17 @@ impl Client {
     }
 
     /// Runs one pull stream, with pushes beside it. An empty log begins with the hub's snapshot before.
-    async fn session(&self, store: &Store, beginning: &mut Beginning) -> End {
+    async fn session(&self, store: &Store, beginning: &mut Beginning, began: &mut Option<Instant>) -> End {
         let begun = || {
             self.stay.tell(LinkState::Connecting, None, None);
             self.stay.usage.tried.send_modify(|times| *times += 1);
             self.stay.clients.hear();
         };
-        let stores = &self.stay.clients.shared.stores;
-        if let Err(end) = beginning.attempt(store, stores, &self.upstream, begun).await {
+        let Shared { stores, begun: counts, .. } = &*self.stay.clients.shared;
+        if let Err(end) = beginning.attempt(store, stores, &self.upstream, counts, begun).await {
             return end;
         }
+        *began = Some(Instant::now());
         let position = match store.look(|replica| replica.position()).await {
             Ok(position) => position,
             Err(error) => return here(&error),

@@ -65,13 +65,13 @@ impl Exported {
 
 /// `GET /control/v1/{store}/export`
 pub(crate) async fn export(State(app): State<App>, asked: AskedStore) -> Result<impl IntoResponse, Problem> {
-    let body = write_out(&app, &asked, Exported::All).await?;
-    // A store that can't be opened can still be exported.
+    // A store that can't be opened can still be exported. What arrives from here on may be in it, too.
     let standing = match app.stores.get(asked.id()) {
         Ok(store) => store.healthy().await.standing().cloned(),
         Err(_) => None,
     };
     let missing = standing.and_then(|standing| standing.history).map_or(0, |history| history.missing());
+    let body = write_out(&app, &asked, Exported::All).await?;
     Ok(([(MISSING, missing.to_string())], body))
 }
 

@@ -57,6 +57,9 @@ pub(crate) struct HistoryStatus {
     pub(crate) length: u64,
     /// How many of them are here.
     pub(crate) here: u64,
+    /// How many events of this device are in it, as only the hub says.
+    #[serde(default)]
+    pub(crate) own: u64,
 }
 
 /// What becomes of the events behind a snapshot.
@@ -82,13 +85,13 @@ impl HistoryState {
 
 impl HistoryStatus {
     pub(super) fn of(history: HistoryStanding, wanted: HistoryWanted) -> Self {
-        let HistoryStanding { base, length, here } = history;
+        let HistoryStanding { base, length, here, own } = history;
         let state = match wanted {
             _ if here >= length => HistoryState::Proving,
             HistoryWanted::Full => HistoryState::Coming,
             HistoryWanted::None => HistoryState::LeftOut,
         };
-        Self { state, base: base.0, length, here }
+        Self { state, base: base.0, length, here, own }
     }
 }
 

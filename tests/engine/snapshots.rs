@@ -265,6 +265,7 @@ fn an_event_that_is_in_the_snapshot_leaves_the_outbox_and_is_kept_until_the_hist
     let (hub, mut home, mut replica) = with_early();
     assert!(replica.are_in_snapshot(&[(id(1), Seq(11)), (id(2), Seq(13))]).unwrap());
     assert_eq!(outbox_of(&replica), [append(3, "c")]);
+    assert_eq!(replica.standing().unwrap().history.unwrap().own, 2, "only the hub says so");
     let mut model = Model::of(log_of(&hub.replica).iter().map(|entry| &entry.event));
     model.apply(&append(3, "c"));
     assert_eq!(view(&replica), model.lines());
@@ -400,6 +401,121 @@ fn a_wrong_snapshot_is_replaced_by_what_follows_from_its_history() {
     home.check(&replica);
     drop(replica);
     assert_eq!(log_of(&home.open()), log_of(&hub.replica));
+}
+
+/// What becomes of a hub's snapshot in which this was changed, and of a device that could join by it.
+fn forged(hub: &Hub, sql: &str) -> (Home, Replica, Result<CheckedSnapshot, SnapshotError>) {
+    let home = Home::new();
+    let replica = home.follow();
+    let path = home.path("snapshot.part");
+    let snapshot = Snapshot::make(&hub.home.files(), &path).unwrap().unwrap();
+    Connection::open(&path).unwrap().execute_batch(sql).unwrap();
+    let checked = about(&path, snapshot).check(&path, &bank());
+    (home, replica, checked)
+}
+
+/// A hub with events that have no effect: one of an unknown name, and one that fails.
+fn with_events_without_effect() -> Hub {
+    Hub::of(&[like(1), event(id(2), "Future", ""), event(id(3), "Deposited", r#"{"to":7}"#), like(4)])
+}
+
+#[test]
+fn what_a_snapshot_says_of_events_without_effect_is_proven_too() {
+    let hub = with_events_without_effect();
+    let truth = hub.replica.skipped().unwrap();
+    assert_eq!(truth.len(), 2, "{truth:?}");
+    let made_up = "INSERT INTO likewise_skipped VALUES (unhex('0190d1e53f5c7bb28a3e5d4f6c7b8a90'), ";
+    for (sql, concluded) in [
+        ("", Concluded::Proven),
+        (&format!("{made_up} 'made up')")[..], Concluded::Disproven),
+        (&format!("{made_up} NULL)")[..], Concluded::Disproven),
+        ("DELETE FROM likewise_skipped WHERE why IS NULL", Concluded::Disproven),
+        ("UPDATE likewise_skipped SET why = 'no reason at all' WHERE why IS NULL", Concluded::Disproven),
+        // Another version of the program may say it in other words. Ours count.
+        ("UPDATE likewise_skipped SET why = 'send money' WHERE why IS NOT NULL", Concluded::Proven),
+    ] {
+        let (mut home, mut replica, checked) = forged(&hub, sql);
+        assert!(replica.join(checked.unwrap()).unwrap());
+        replica.arrive_history(&hub.page(0, 4)).unwrap();
+        let proof = prove(&home.files(), &setup(bank())).unwrap().unwrap();
+        assert_eq!(replica.conclude(proof).unwrap(), concluded, "{sql}");
+        assert_eq!(replica.skipped().unwrap(), truth, "{sql}");
+        let standing = replica.standing().unwrap();
+        assert_eq!((standing.skipped, standing.unknown, standing.history), (1, 1, None), "{sql}");
+        home.check(&replica);
+        let replica = home.crash_and_open(replica);
+        assert_eq!(replica.skipped().unwrap(), truth, "{sql}");
+    }
+}
+
+#[test]
+fn rows_of_events_without_effect_that_can_not_be_read_are_refused() {
+    let hub = with_events_without_effect();
+    for sql in [
+        "INSERT INTO likewise_skipped VALUES (x'00', 'an id of one byte')",
+        "INSERT INTO likewise_skipped VALUES (zeroblob(16), 'an id of another version')",
+        "UPDATE likewise_skipped SET why = CAST(x'ff' AS TEXT)",
+        "UPDATE likewise_skipped SET why = replace(hex(zeroblob(10000)), '0', 'ä')",
+    ] {
+        let (_home, _replica, checked) = forged(&hub, sql);
+        is_wrong(checked);
+    }
+}
+
+#[test]
+fn a_state_with_rows_of_events_without_effect_that_can_not_be_read_is_made_again() {
+    let hub = with_events_without_effect();
+    let truth = hub.replica.skipped().unwrap();
+    let unreadable = "UPDATE likewise_skipped SET why = CAST(x'ff' AS TEXT)";
+    let spoil = |home: &Home| {
+        Connection::open(home.path("state.db")).unwrap().execute(unreadable, ()).unwrap();
+    };
+    let Hub { home, replica } = hub;
+    drop(replica);
+    spoil(&home);
+    assert_eq!(home.open().skipped().unwrap(), truth);
+    // From the snapshot, if the log begins at one.
+    let hub = Hub { replica: home.open(), home };
+    let (home, replica) = joined(&hub);
+    drop(replica);
+    spoil(&home);
+    assert_eq!(home.open().standing().unwrap().skipped, 1);
+    // The file of a snapshot that an earlier version believed may have such rows. It is given up.
+    let base = Seq(4);
+    assert_eq!(home.open().base(), base);
+    Connection::open(home.path("base.db")).unwrap().execute(unreadable, ()).unwrap();
+    let bytes = fs::read(home.path("base.db")).unwrap();
+    let mut file = (bytes.len() as u64).to_le_bytes().to_vec();
+    file.extend(blake3::hash(&bytes).as_bytes());
+    file.extend(bank().fingerprint().as_bytes());
+    let log = Connection::open(home.path("eventlog.db")).unwrap();
+    assert_eq!(log.execute("UPDATE meta SET value = ?1 WHERE key = 'base_file'", [file]).unwrap(), 1);
+    drop(log);
+    spoil(&home);
+    let mut replica = home.open();
+    assert_eq!((replica.base(), replica.standing().unwrap().skipped), (Seq::START, 0));
+    replica.arrive(&hub.page(0, 4)).unwrap();
+    assert_eq!(replica.skipped().unwrap(), truth);
+}
+
+#[test]
+fn the_schema_of_a_snapshot_is_read_only_as_far_as_it_can_be_ours() {
+    let hub = Hub::new(20);
+    let schema = |insert: &str| format!("PRAGMA writable_schema = ON; {insert}; PRAGMA writable_schema = OFF");
+    // SQLite would fail at the last row, which is not even SQL.
+    let wrong = "INSERT INTO sqlite_schema VALUES ('view', 'last', 'last', 0, 'CREATE VIEW last AS !')";
+    let many =
+        "INSERT INTO sqlite_schema WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < 20000)
+                SELECT 'view', 'v' || x, 'v' || x, 0, 'CREATE VIEW v' || x || ' AS SELECT 1' FROM n";
+    let long = "INSERT INTO sqlite_schema VALUES ('view', 'v', 'v', 0,
+                'CREATE VIEW v AS SELECT 1 --' || hex(zeroblob(1000000)) || char(10) || '!')";
+    for insert in [format!("{many}; {wrong}"), long.to_owned()] {
+        let (_home, _replica, checked) = forged(&hub, &schema(&insert));
+        assert_eq!(is_wrong(checked), "its tables are not those of this program");
+    }
+    // Nor does it take as much memory as the file would like.
+    let (_home, _replica, checked) = forged(&hub, "PRAGMA default_cache_size = 1000000000");
+    assert!(is_wrong(checked).contains("no database of the kind"));
 }
 
 /// A hub with account books, and its snapshot in the directory of a device that can join by it.
@@ -593,6 +709,12 @@ fn verify_and_backup_work_on_a_log_that_begins_at_a_snapshot() {
     drop(conn);
     let problems = verify(&home.files(), &setup(bank())).unwrap().problems;
     assert!(problems.len() == 1 && problems[0].contains("`likes`"), "{problems:?}");
+    let conn = Connection::open(home.path("state.db")).unwrap();
+    conn.execute("UPDATE likes SET count = count - 1", ()).unwrap();
+    conn.execute("INSERT INTO likewise_skipped VALUES (unhex('0190d1e53f5c7bb28a3e5d4f6c7b8a90'), 'x')", ()).unwrap();
+    drop(conn);
+    let problems = verify(&home.files(), &setup(bank())).unwrap().problems;
+    assert!(problems.len() == 1 && problems[0].contains("`likewise_skipped`"), "{problems:?}");
     // And a row of the history that the disk has changed.
     let conn = Connection::open(home.path("eventlog.db")).unwrap();
     conn.execute("UPDATE log SET args = '{\"text\":\"!\"}' WHERE seq = 700", ()).unwrap();

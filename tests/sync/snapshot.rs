@@ -43,6 +43,16 @@ fn wait_for_part(node: &Node, bytes: u64) {
     wait_for(&format!("{bytes} bytes of the snapshot; it has {}", part(node)), || (part(node) >= bytes).then_some(()));
 }
 
+/// Waits until the device has all of a snapshot, and returns its size.
+fn wait_for_whole(node: &Node) -> u64 {
+    wait_for("the whole snapshot", || {
+        let dir = node.data.join("stores/likes");
+        let label = ["snapshot.json", "snapshot.checking"].iter().find_map(|name| fs::read(dir.join(name)).ok())?;
+        let bytes = serde_json::from_slice::<Value>(&label).ok()?["bytes"].as_u64();
+        bytes.filter(|bytes| part(node) == *bytes)
+    })
+}
+
 /// The bytes of each snapshot that the hub began to send.
 fn sent(hub: &Node) -> Vec<u64> {
     let log = hub.log();
@@ -139,6 +149,29 @@ fn trust_74_a_part_that_a_power_cut_changed_is_downloaded_again() {
 }
 
 #[test]
+fn trust_74_a_snapshot_is_not_checked_again_if_its_check_ended_the_process() {
+    let (hub, proxy) = hub_behind_proxy();
+    hub.import(&likes(LONG));
+    // The whole snapshot is here, and nothing is asked of the hub's log.
+    proxy.set(on("after=", Mode::Refuse));
+    let mut phone = Node::client("phone", &proxy.url, &hub);
+    wait_for_whole(&phone);
+    phone.kill();
+    let dir = phone.data.join("stores/likes");
+    if dir.join("snapshot.json").exists() {
+        fs::rename(dir.join("snapshot.json"), dir.join("snapshot.checking")).unwrap();
+    }
+    proxy.set(Mode::Pass);
+    phone.start();
+    wait_until_level(&[&hub, &phone], LONG as u64);
+    let log = phone.log();
+    assert!(log.contains("an earlier process ended while it checked it") && !log.contains(BEGAN), "{log}");
+    for left in ["snapshot.part", "snapshot.json", "snapshot.checking"] {
+        assert!(!dir.join(left).exists(), "{left}");
+    }
+}
+
+#[test]
 fn trust_74_killed_at_any_moment_a_device_ends_with_all_of_the_log() {
     let (hub, proxy) = hub_behind_proxy();
     hub.import(&(likes(LONG) + &unknown(5_000)));
@@ -210,6 +243,7 @@ fn trust_73_without_its_history_a_device_says_so_and_takes_no_ones_place() {
         "{}",
         errors(&exported)
     );
+    assert_eq!(exported.status.code(), Some(3), "a script must not take it for a backup of the log");
     let (_, page) = get(&format!("{}/history", phone.url()));
     assert!(page.contains("in the hub’s snapshot, with which this device began"), "{page}");
     let noted = phone.run(&["verify"]);
@@ -223,7 +257,15 @@ fn trust_73_without_its_history_a_device_says_so_and_takes_no_ones_place() {
         let output = phone.command(&command).output().unwrap();
         assert!(!output.status.success(), "{command:?}");
         assert!(errors(&output).contains("snapshot"), "{command:?}: {}", errors(&output));
+        assert!(errors(&output).contains("`likewise import` in a new data directory"), "{}", errors(&output));
     }
+    // As it says. The process isn't needed for an export, either.
+    let again = phone.command(&["export"]).output().unwrap();
+    assert_eq!((again.status.code(), &again.stdout), (Some(3), &exported.stdout));
+    let mut new = Node::alone();
+    new.import(std::str::from_utf8(&exported.stdout).unwrap());
+    new.start();
+    assert_eq!(new.count(), 1, "what is here goes on");
 
     // Without the flag it comes.
     phone.unflag("--history");
@@ -318,6 +360,9 @@ fn trust_75_an_event_that_is_in_the_snapshot_is_pushed_again_if_the_hub_loses_it
     copy.start();
     wait_until_level(&[&hub, &copy], LONG as u64 + 1);
     assert_eq!(copy.status()["history"]["length"], LONG + 1, "the like is in the snapshot");
+    assert_eq!(copy.status()["history"]["own"], 1, "as the hub says");
+    let words = copy.run(&["status"]);
+    assert!(words.contains("1 events of this device are in the snapshot, as only the hub says"), "{words}");
     proxy.part();
     hub.kill();
     fs::remove_dir_all(hub.data.join("stores")).unwrap();
@@ -391,7 +436,7 @@ fn trust_42_a_revoked_tokens_download_is_cut() {
 }
 
 /// Leaves the file system only this much room, until it is deleted.
-fn fill(mounted: &Mounted, left: u64) -> std::path::PathBuf {
+pub(crate) fn fill(mounted: &Mounted, left: u64) -> std::path::PathBuf {
     let disk = rustix::fs::statvfs(mounted.path()).unwrap();
     let path = mounted.path().join("ballast");
     fs::write(&path, vec![1; usize::try_from(disk.f_bavail * disk.f_frsize - left).unwrap()]).unwrap();
@@ -417,6 +462,45 @@ fn trust_61_a_disk_that_fills_up_during_a_download_takes_likes_and_the_log() {
     fs::remove_file(ballast).unwrap();
     wait_until_level(&[&hub, &phone], LONG as u64 + 2);
     phone.stop();
+}
+
+#[test]
+fn trust_61_a_disk_without_room_for_the_state_of_a_snapshot_takes_likes_and_the_log() {
+    let (hub, proxy) = hub_behind_proxy();
+    hub.import(&(likes(LONG) + &unknown(20_000)));
+    let mounted = Mounted::in_memory(96);
+    let mut phone = Node::prepared("phone", &proxy.url, &hub);
+    phone.data = mounted.path().join("data");
+    proxy.set(on("after=", Mode::Refuse));
+    phone.start();
+    let bytes = wait_for_whole(&phone);
+    let ballast = fill(&mounted, bytes + (8 << 20));
+    proxy.set(Mode::Pass);
+    wait_for("the snapshot to be given up", || phone.log().contains("the disk has no room for it").then_some(()));
+    phone.like();
+    fs::remove_file(ballast).unwrap();
+    wait_until_level(&[&hub, &phone], LONG as u64 + 1);
+    assert!(!phone.log().contains(BEGAN), "{}", phone.log());
+    phone.stop();
+}
+
+#[test]
+fn whoever_asks_for_one_byte_at_a_time_does_not_fill_the_hubs_log() {
+    let (hub, _proxy) = hub_behind_proxy();
+    hub.import(&likes(LONG));
+    let schema = hub.status()["schema"].as_str().unwrap().replace(' ', "%20");
+    let url = format!("{}/sync/v1/likes/snapshot?schema={schema}", hub.url());
+    let agent = ureq::Agent::config_builder().proxy(None).build().new_agent();
+    let token = format!("Bearer {}", hub.token("phone"));
+    let mut whole = agent.get(&url).header("authorization", &token).call().unwrap();
+    let whole = whole.body_mut().read_to_vec().unwrap();
+    assert_eq!(sent(&hub), [whole.len() as u64]);
+    for at in 0..20 {
+        let range = format!("bytes={at}-{at}");
+        let mut byte = agent.get(&url).header("authorization", &token).header("range", range).call().unwrap();
+        assert_eq!(byte.body_mut().read_to_vec().unwrap(), whole[at..=at]);
+    }
+    assert_eq!(sent(&hub).len(), 1, "{}", hub.log());
 }
 
 #[test]

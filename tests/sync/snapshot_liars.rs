@@ -146,6 +146,18 @@ const LIES: &[(&str, &str, Change)] = &[
     ("another place", "another place in the log", |answer| {
         answer.forged(run("UPDATE likewise_cursor SET seq = seq - 1"))
     }),
+    ("an event without an id", "SQLite says", |answer| {
+        answer.forged(run("INSERT INTO likewise_skipped VALUES (x'00', 'made up')"))
+    }),
+    ("a count that is none", "what the page shows can't be read", |answer| {
+        answer.forged(run("UPDATE likes SET count = -1000000"))
+    }),
+    ("no count", "what the page shows can't be read", |answer| answer.forged(run("DELETE FROM likes"))),
+    ("more tables than can be looked at", "tables are not those", |answer| {
+        answer.forged(run("PRAGMA writable_schema = ON;
+             INSERT INTO sqlite_schema WITH RECURSIVE n(x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < 50000)
+             SELECT 'view', 'v' || x, 'v' || x, 0, 'CREATE VIEW v' || x || ' AS SELECT 1' FROM n"))
+    }),
     ("no place", "doesn't say what it stands for", |answer| answer.forged(run("DELETE FROM likewise_cursor"))),
     ("damaged pages", "the snapshot can't be used", |answer| {
         let mut body = answer.body.clone();
@@ -187,7 +199,7 @@ fn begins(hub: &Node, proxy: &Proxy, name: &str, asked: &AtomicU32) -> Node {
         (phone.count() >= LONG as u64 && phone.pending() == 0).then_some(())
     });
     wait_until_level(&[hub, &phone], count.max(hub.count()));
-    assert!(phone.status()["history"].is_null(), "{}", phone.status());
+    wait_for("its history", || phone.status()["history"].is_null().then_some(()));
     for left in ["base.db", "snapshot.part", "snapshot.json"] {
         assert!(!phone.data.join("stores/likes").join(left).exists(), "{left}");
     }
@@ -288,6 +300,40 @@ fn trust_76_a_download_that_comes_too_slowly_ends_in_pulling() {
     });
     let phone = begins(&hub, &proxy, "phone", &asked);
     assert!(phone.log().contains("comes too slowly"), "{}", phone.log());
+}
+
+#[test]
+fn trust_76_a_hub_whose_history_never_fits_its_snapshots_is_pulled_from_in_the_end() {
+    let (hub, proxy) = hub_behind_proxy();
+    hub.import(&likes(LONG));
+    let body = r#"{"code":"diverged","detail":"","checkpoints":[]}"#;
+    let answer = format!(
+        "HTTP/1.1 409 Conflict\r\nContent-Type: application/problem+json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{body}",
+        body.len()
+    );
+    proxy.set(Mode::On("until=", Box::new(Mode::Answer(answer))));
+    let phone = Node::client("phone", &proxy.url, &hub);
+    phone.like();
+    wait_for("the snapshots to end", || phone.log().contains("it had to be given up 2 times").then_some(()));
+    wait_until_level(&[&hub, &phone], LONG as u64 + 1);
+    assert_eq!(phone.log().matches("began with the hub's snapshot").count(), 2, "{}", phone.log());
+    assert_eq!(hub.log().matches("a device gets a snapshot").count(), 2, "{}", hub.log());
+    phone.verify();
+}
+
+#[test]
+fn trust_76_what_a_hub_makes_up_of_events_without_effect_is_found_out_by_its_history() {
+    let (hub, proxy) = hub_behind_proxy();
+    hub.import(&likes(LONG));
+    let forged = Answer::of(&hub)
+        .forged(run("INSERT INTO likewise_skipped VALUES (unhex('0190d1e53f5c7bb28a3e5d4f6c7b8a90'), 'made up')"));
+    let asked = lie(&proxy, move |_, _, client| forged.tell(client));
+    let phone = begins(&hub, &proxy, "phone", &asked);
+    assert_eq!(
+        (&phone.status()["skipped"], &phone.status()["upstream"]["snapshot_was_wrong"]),
+        (&0.into(), &true.into())
+    );
+    phone.verify();
 }
 
 #[test]

@@ -1,16 +1,22 @@
 //! A device begins with the snapshot of an app whose state has a row for each event, in the order of the log.
 
+use std::fs;
+use std::sync::Arc;
 use std::time::Duration;
 
-use likewise::engine::{Device, Envelope, Event, EventId, Query, Schema};
+use likewise::engine::{
+    Device, Envelope, Event, EventId, Files, Page, PageSize, Query, Replica, Schema, Seq, Setup, Snapshot,
+};
 use likewise::sync::{TokenSource, UpstreamOptions};
 use likewise::{App, Options};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::common::mounted::Mounted;
 use crate::common::served::Served;
 use crate::common::{data_dir, printed, run, wait_for};
 use crate::proxy::{Mode, Proxy};
+use crate::snapshot::fill;
 use crate::support::get;
 
 const ROWS: u64 = 20_000;
@@ -87,4 +93,59 @@ fn trust_73_a_state_with_a_row_for_each_event_comes_as_a_snapshot_and_is_proven(
     }
     assert!(end["upstream"].get("snapshot_was_wrong").is_none(), "{end}");
     drop((device, hub));
+}
+
+#[test]
+fn trust_61_a_disk_that_fills_up_while_a_device_joins_leaves_a_store_that_pulls_the_log() {
+    let setup = || Setup {
+        schema: Arc::new(schema()),
+        device: "test".parse().expect("a name"),
+        executable: "one".to_owned(),
+        progress: |_, _| {},
+    };
+    let open = |files: &Files| Replica::open(files.clone(), setup()).expect("it opens");
+    let count = |replica: &Replica| replica.query(&Query::<u64>::first("SELECT count(*) FROM row")).expect("a count");
+    let (hub_dir, mounted) = (data_dir(), Mounted::in_memory(96));
+    let hub_files = Files::in_dir(hub_dir.path().join("hub"));
+    let mut hub = open(&hub_files);
+    hub.commit(&(0..200).map(|_| row("x".repeat(50_000))).collect::<Vec<_>>()).expect("stored");
+    let entries = hub.entries(Seq::START, PageSize::events(1_000)).expect("a page");
+    for ends_before_the_state in [false, true] {
+        let dir = mounted.path().join("device");
+        let files = Files::in_dir(&dir);
+        let mut device = open(&files);
+        device.follow().expect("it follows");
+        drop(device);
+        let state = fs::read(dir.join("state.db")).expect("a state");
+        let mut device = open(&files);
+        let part = dir.join("snapshot.part");
+        let snapshot = Snapshot::make(&hub_files, &part).expect("a snapshot").expect("it has events");
+        let checked = snapshot.check(&part, &schema()).expect("it is right");
+        let ballast = if ends_before_the_state {
+            assert!(device.join(checked).expect("it joins"));
+            drop(device);
+            fs::write(dir.join("state.db"), &state).expect("the state of before");
+            let ballast = fill(&mounted, snapshot.bytes / 2);
+            device = open(&files);
+            ballast
+        } else {
+            let ballast = fill(&mounted, snapshot.bytes / 2);
+            assert!(!device.join(checked).expect("it goes on"), "there is no room");
+            ballast
+        };
+        assert!(device.base() == Seq::START && device.can_join());
+        for left in ["state.db.new", "base.db", "snapshot.part"] {
+            assert!(!dir.join(left).exists(), "{left}");
+        }
+        device.commit(&[row("mine".to_owned())]).expect("stored");
+        assert_eq!(count(&device), 1);
+        fs::remove_file(ballast).expect("deleted");
+        let page = Page { entries: entries.clone(), next: Seq(200), more: false };
+        device.arrive(&page).expect("it arrives");
+        device.settle_arrivals().expect("settled");
+        assert_eq!(count(&device), 201);
+        drop(device);
+        assert_eq!(count(&open(&files)), 201);
+        fs::remove_dir_all(&dir).expect("deleted");
+    }
 }

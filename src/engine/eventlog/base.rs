@@ -243,10 +243,10 @@ impl Eventlog {
         self.become_whole()
     }
 
-    /// Has the log begin at its beginning, because all of its history is here. If the snapshot was wrong, a state that was
-    /// made from it must not be taken for one of this log.
-    pub(crate) fn conclude(&mut self, is_right: bool) -> Result<()> {
-        if !is_right {
+    /// Has the log begin at its beginning, because all of its history is here. Unless the state that was made from the
+    /// snapshot is kept, it must not be taken for one of this log.
+    pub(crate) fn conclude(&mut self, is_kept: bool) -> Result<()> {
+        if !is_kept {
             self.raise_generation(self.tip.head)?;
         }
         self.become_whole()

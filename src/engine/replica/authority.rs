@@ -74,7 +74,7 @@ impl Replica {
         self.state = State::in_memory(&self.setup.schema)?;
         let alone = Alone::in_dir(self.files.dir())?;
         let Self { files, setup, log, witness, .. } = self;
-        self.state = Parts { files, setup, log, witness }.begin_state(&alone)?;
+        self.state = Parts { files, setup, log, witness, is_new: true }.begin_state(&alone)?;
         drop(alone);
         drop(self.state.take_changes());
         self.try_settle()?;

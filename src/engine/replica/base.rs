@@ -47,13 +47,16 @@ pub struct HistoryStanding {
     pub length: u64,
     /// How many of them are here.
     pub here: u64,
+    /// How many events of this device are in the snapshot, as only the upstream says. The history will bring them.
+    #[serde(default)]
+    pub own: u64,
 }
 
 impl HistoryStanding {
     /// Returns what is here, if the log begins at a snapshot.
     pub(crate) fn of(tip: &Tip) -> Option<Self> {
-        let Tip { base, history, .. } = *tip;
-        (!tip.is_whole()).then_some(Self { base: base.seq, length: base.length, here: history.end.length })
+        let Tip { base, history, early, .. } = *tip;
+        (!tip.is_whole()).then_some(Self { base: base.seq, length: base.length, here: history.end.length, own: early })
     }
 
     /// Returns how many events are missing.
@@ -88,8 +91,8 @@ impl Replica {
     }
 
     /// Makes a snapshot the state, and its place the beginning of the log. Pending events are applied on top of it. Returns
-    /// false, and changes nothing, if this replica [can't join](Self::can_join) or follows another log than the snapshot's.
-    /// The snapshot's file is moved into the store, or deleted.
+    /// false, and changes nothing, if this replica [can't join](Self::can_join), follows another log than the snapshot's, or
+    /// there is no room for the state. The snapshot's file is moved into the store, or deleted.
     ///
     /// # Errors
     ///
@@ -113,7 +116,7 @@ impl Replica {
         let file = BaseFile { bytes, digest: file_digest, schema: schema.clone() };
         self.transact(|own| own.join(log, Checkpoint { seq, digest, length }, &file))?;
         self.rebuild()?;
-        Ok(true)
+        Ok(!self.log.tip().is_whole())
     }
 
     /// Returns the place where the log begins here: 0, or that of a snapshot.
@@ -273,17 +276,19 @@ impl Replica {
         if !is_ours || history.after < base.seq {
             return Ok(Concluded::Outdated);
         }
-        self.transact(|own| own.conclude(proof.is_right()))?;
-        if proof.is_right() {
+        self.transact(|own| own.conclude(proof.is_to_the_letter()))?;
+        if proof.is_to_the_letter() {
             self.forget_snapshot();
             return Ok(Concluded::Proven);
         }
-        tracing::warn!(
-            store = %self.files.dir().display(),
-            "the hub's snapshot was wrong: the events behind it make another state, which counts"
-        );
+        let store = self.files.dir().display();
+        if proof.is_right() {
+            tracing::info!(%store, "the snapshot says in other words why events have no effect. Those of this program count");
+        } else {
+            tracing::warn!(%store, "the hub's snapshot was wrong: the events behind it make another state, which counts");
+        }
         self.begin_again()?;
-        Ok(Concluded::Disproven)
+        Ok(if proof.is_right() { Concluded::Proven } else { Concluded::Disproven })
     }
 
     /// Returns the events below the base that are here: those of the history, and then those of ours that the history hasn't
@@ -301,6 +306,8 @@ pub(super) struct Parts<'a> {
     pub(super) setup: &'a Setup,
     pub(super) log: &'a mut Eventlog,
     pub(super) witness: &'a mut Witness,
+    /// Whether the state that was there before, if any, is of an earlier generation. Then nobody relies on the base yet.
+    pub(super) is_new: bool,
 }
 
 impl Parts<'_> {
@@ -323,7 +330,8 @@ impl Parts<'_> {
         Ok(false)
     }
 
-    /// Makes the state at the place where the log begins.
+    /// Makes the state at the place where the log begins. If there is no room for it and nobody relies on the base yet, gives
+    /// that up: pulling the log needs no room at once.
     pub(super) fn begin_state(&mut self, alone: &Alone) -> Result<State, Fault> {
         let Setup { schema, executable, .. } = self.setup;
         if self.has_base()?
@@ -333,10 +341,17 @@ impl Parts<'_> {
             let Tip { base, generation, .. } = *self.log.tip();
             let cursor = Cursor { generation, seq: base.seq, digest: base.digest };
             let from = (self.files.base(), &file);
-            let begun = State::begun(&self.files.state(), (&from.0, from.1), schema, executable, cursor, alone)?;
-            match begun {
-                Some(state) => return Ok(state),
-                None => self.drop_base()?,
+            let begun = State::begun(&self.files.state(), (&from.0, from.1), schema, executable, cursor, alone);
+            match begun.map_err(Fault::from) {
+                Ok(Some(state)) => return Ok(state),
+                Ok(None) => self.drop_base()?,
+                Err(fault) if self.is_new && fault.is_of_full_disk() => {
+                    tracing::warn!(store = %self.files.dir().display(), %fault, "there is no room for the snapshot");
+                    // The room that it takes is needed for what comes next.
+                    remove_file(&self.files.base())?;
+                    self.drop_base()?;
+                }
+                Err(fault) => return Err(fault),
             }
         }
         Ok(State::new(&self.files.state(), schema, executable, self.log.tip().generation, alone)?)
@@ -346,7 +361,7 @@ impl Parts<'_> {
     fn drop_base(&mut self) -> Result<(), Fault> {
         tracing::warn!(
             store = %self.files.dir().display(),
-            "the snapshot is missing, damaged, or of another schema. Nothing is lost, and the log is pulled again"
+            "the snapshot is missing, damaged, of another schema or too large. Nothing is lost, and the log is pulled again"
         );
         self.log.begin()?;
         self.log.drop_base()?;

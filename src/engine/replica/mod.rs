@@ -113,7 +113,8 @@ impl Replica {
             check_cursor(&log, cursor)?;
         }
         log.upgrade()?;
-        let mut parts = Parts { files: &files, setup: &setup, log: &mut log, witness: &mut witness };
+        let is_new = loaded.cursor.is_some_and(|cursor| cursor.generation < generation);
+        let mut parts = Parts { files: &files, setup: &setup, log: &mut log, witness: &mut witness, is_new };
         let state = match loaded.state {
             Ok(state) if state.cursor().generation == generation && parts.has_base()? => state,
             other => {

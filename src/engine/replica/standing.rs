@@ -120,5 +120,5 @@ impl Replica {
 /// A fault of the machine.
 pub fn committed_state(files: &Files) -> Result<(Cursor, Digest), Fault> {
     let found = state::committed(&files.state())?;
-    Ok((found.cursor, found.digest))
+    Ok((found.cursor, found.contents.tables))
 }
