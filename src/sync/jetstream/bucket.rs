@@ -15,7 +15,7 @@ use tokio::sync::watch;
 
 use super::super::gateway::shared::{Merged, Own, Revision, Runs, Shared, SharedCopy};
 use super::super::pairings::PairingFile;
-use super::super::tokens::{TokenFile, now, read, replace};
+use super::super::tokens::{Stamp, TokenFile, now, read, replace, stamp};
 use super::api::{Api, ApiError, StreamInfo, code};
 use crate::data_dir::DataDir;
 use crate::engine::{LogId, StoreId};
@@ -56,9 +56,15 @@ struct Inner {
     levelling: tokio::sync::Mutex<()>,
     /// When the bucket was last heard of, and told the truth.
     heard: Mutex<Option<Instant>>,
+    /// The files as they were when they held what the copy has. None of them is read again until one of them changes, or the
+    /// copy does.
+    level: Mutex<Option<Stamps>>,
     /// The run, once it is known.
     run: watch::Sender<Option<Arc<str>>>,
 }
+
+/// The stamps of the files of tokens, pairings and the visitors' key.
+type Stamps = [Option<Stamp>; 3];
 
 impl Bucket {
     /// The bucket `stream` with this prefix, and the copy of it in `data`.
@@ -82,6 +88,7 @@ impl Bucket {
                 copy: Mutex::new(copy),
                 levelling: tokio::sync::Mutex::default(),
                 heard: Mutex::default(),
+                level: Mutex::default(),
                 run: watch::channel(None).0,
             }),
         })
@@ -134,7 +141,12 @@ impl Bucket {
     }
 
     fn write(&self, copy: &SharedCopy) -> anyhow::Result<()> {
+        *self.level_files() = None;
         replace(&DataDir::gateways(&self.inner.data), &serde_json::to_vec_pretty(copy)?)
+    }
+
+    fn level_files(&self) -> MutexGuard<'_, Option<Stamps>> {
+        self.inner.level.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns the document that the bucket has, if there are both.
@@ -302,8 +314,22 @@ impl Bucket {
 
     /// Whether the files differ from the copy.
     fn has_changes(&self) -> Result<bool, BucketError> {
+        // Whoever shows a wrong token has this asked.
+        let now = self.stamps();
+        if *self.level_files() == Some(now) {
+            return Ok(false);
+        }
         let own = own(&self.inner.data).map_err(BucketError::Files)?;
-        Ok(!self.copy().is_in(&own))
+        let copy = self.copy();
+        let is_level = copy.is_in(&own);
+        *self.level_files() = is_level.then_some(now);
+        Ok(!is_level)
+    }
+
+    fn stamps(&self) -> Stamps {
+        let data = &self.inner.data;
+        [TokenFile::in_dir(data).path(), PairingFile::in_dir(data).path(), DataDir::visitor_key(data)]
+            .map(|path| stamp(&path))
     }
 
     /// Notes that the bucket was heard of, as of a moment before it was asked.
@@ -332,4 +358,39 @@ fn own(data: &Path) -> anyhow::Result<Own> {
         pairings: PairingFile::in_dir(data).list()?,
         visitors: visitors.filter(|key| blake3::Hash::from_hex(key).is_ok()),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::super::super::access::Purpose;
+    use super::*;
+
+    #[test]
+    fn files_are_read_again_only_after_they_or_the_copy_changed() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let data = dir.path();
+        let bucket = Bucket::new(data, "KV_likewise".to_owned(), "likewise").expect("a bucket");
+        let file = TokenFile::in_dir(data);
+        file.add("phone".parse().expect("a name"), Purpose::Sync).expect("a token");
+        let changed = || bucket.has_changes().expect("files");
+        assert!(changed(), "the bucket doesn't know the token");
+        let mut shared = Shared::new(new_id());
+        shared.tokens = file.list().expect("the tokens");
+        let before = bucket.copy().clone();
+        bucket.keep(&before, shared, Revision::default()).expect("a copy");
+        assert!(!changed());
+        bucket.meet_stream("another").expect("a copy");
+        assert_eq!(*bucket.level_files(), None, "the copy was written");
+        assert!(!changed());
+        // What is written without a trace isn't read, and damage would be an error.
+        let written = fs::metadata(file.path()).expect("a file");
+        fs::write(file.path(), vec![b'x'; usize::try_from(written.len()).expect("a length")]).expect("a file");
+        let text = fs::File::options().append(true).open(file.path()).expect("a file");
+        text.set_modified(written.modified().expect("a time")).expect("a time");
+        assert!(!changed());
+        fs::remove_file(file.path()).expect("a file");
+        assert!(changed());
+    }
 }
