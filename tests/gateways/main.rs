@@ -18,6 +18,7 @@ mod fleet;
 mod front;
 mod moving;
 mod people;
+mod quorum;
 mod servers;
 mod stranger;
 mod tls;

@@ -55,12 +55,30 @@ struct Inner {
     /// Only one at a time makes the copy and the bucket level.
     levelling: tokio::sync::Mutex<()>,
     /// When the bucket was last heard of, and told the truth.
-    heard: Mutex<Option<Instant>>,
+    heard: Mutex<Option<Heard>>,
     /// The files as they were when they held what the copy has. None of them is read again until one of them changes, or the
     /// copy does.
     level: Mutex<Option<Stamps>>,
     /// The run, once it is known.
     run: watch::Sender<Option<Arc<str>>>,
+}
+
+/// A word of the bucket's leader.
+#[derive(Debug, Clone, Copy)]
+struct Heard {
+    /// A moment before it was asked.
+    asked: Instant,
+    /// When a majority of its servers was last known to follow it. Another leader may have taken changes since.
+    as_of: Instant,
+}
+
+impl Heard {
+    /// What `info` tells, which was asked for after `asked`.
+    fn of(info: &StreamInfo, asked: Instant) -> Self {
+        // Whoever just made the bucket isn't told when its servers were last heard of.
+        let age = info.age().unwrap_or_default();
+        Self { asked, as_of: asked.checked_sub(age).unwrap_or(asked) }
+    }
 }
 
 /// The stamps of the files of tokens, pairings and the visitors' key.
@@ -131,8 +149,12 @@ impl Bucket {
         self.copy().shared.as_ref()?.logs.get(store.as_str()).copied()
     }
 
-    /// When the bucket was last heard of.
+    /// Since when what is known of the bucket may be out of date, once it was heard of.
     pub(super) fn heard(&self) -> Option<Instant> {
+        self.last_heard().map(|heard| heard.as_of)
+    }
+
+    fn last_heard(&self) -> Option<Heard> {
         *self.inner.heard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -145,10 +167,6 @@ impl Bucket {
         replace(&DataDir::gateways(&self.inner.data), &serde_json::to_vec_pretty(copy)?)
     }
 
-    fn level_files(&self) -> MutexGuard<'_, Option<Stamps>> {
-        self.inner.level.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Returns the document that the bucket has, if there are both.
     pub(super) async fn glance(&self, api: &Api) -> Result<Option<Shared>, BucketError> {
         match api.last(&self.inner.stream, &self.inner.subject).await {
@@ -156,6 +174,10 @@ impl Bucket {
             Err(error) if error.is(code::STREAM_NOT_FOUND) => Ok(None),
             Err(error) => Err(error.into()),
         }
+    }
+
+    fn level_files(&self) -> MutexGuard<'_, Option<Stamps>> {
+        self.inner.level.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes the bucket, this copy and the files level. `info` describes the bucket as it was after `began`. If nothing changed
@@ -169,7 +191,7 @@ impl Bucket {
     pub(super) async fn level_now(&self, api: &Api) -> Result<(), BucketError> {
         let came = Instant::now();
         let _alone = self.inner.levelling.lock().await;
-        if self.heard().is_some_and(|heard| heard >= came) && !self.has_changes()? {
+        if self.last_heard().is_some_and(|heard| heard.asked >= came) && !self.has_changes()? {
             return Ok(());
         }
         let began = Instant::now();
@@ -180,12 +202,13 @@ impl Bucket {
     async fn level_with(&self, api: &Api, info: &StreamInfo, began: Instant) -> Result<(), BucketError> {
         let StreamInfo { created, state, .. } = info;
         let end = Revision { bucket: created.clone(), sequence: state.last_seq, time: state.last_ts.clone() };
+        let heard = Heard::of(info, began);
         let is_level = self.copy().is_of(&end);
         if is_level && !self.has_changes()? {
-            self.hear(began);
+            self.hear(heard);
             return Ok(());
         }
-        self.swap(api, created, began, |_| {}).await
+        self.swap(api, created, heard, |_| {}).await
     }
 
     /// Begins a new run for each of these stores, of which the stream lost something. Each comes with the number of the run
@@ -195,7 +218,7 @@ impl Bucket {
         let began = Instant::now();
         let info = api.info(&self.inner.stream, None).await?;
         let begin = |shared: &mut Shared| lost.iter().for_each(|(store, seen)| shared.lose(store, *seen, new_id));
-        self.swap(api, &info.created, began, begin).await
+        self.swap(api, &info.created, Heard::of(&info, began), begin).await
     }
 
     /// Notes which logs stores bring along into the stream, before they do.
@@ -208,7 +231,7 @@ impl Bucket {
                 shared.logs.entry(store.as_str().to_owned()).or_insert(*log);
             }
         };
-        self.swap(api, &info.created, began, logs).await
+        self.swap(api, &info.created, Heard::of(&info, began), logs).await
     }
 
     /// Reads the document, merges what is known here into it with `change`, and writes it back, again and again until no
@@ -217,7 +240,7 @@ impl Bucket {
         &self,
         api: &Api,
         bucket: &str,
-        began: Instant,
+        heard: Heard,
         change: impl Fn(&mut Shared),
     ) -> Result<(), BucketError> {
         let Inner { stream, subject, .. } = &*self.inner;
@@ -240,7 +263,7 @@ impl Bucket {
                 if bytes.len() > BUCKET_MESSAGE {
                     if let Some(there) = there {
                         self.keep(&before, there, revision).map_err(BucketError::Files)?;
-                        self.hear(began);
+                        self.hear(heard);
                     }
                     return Err(BucketError::Full(format!(
                         "the gateways share {} bytes of tokens and links, and {BUCKET_MESSAGE} is the limit, so what was added \
@@ -266,7 +289,7 @@ impl Bucket {
                     "the bucket of the gateways had lost its newest changes; they are there again, and a new run begins"
                 );
             }
-            self.hear(began);
+            self.hear(heard);
             return Ok(());
         }
         Err(BucketError::Full("other gateways change the bucket without pause; this one tries again".to_owned()))
@@ -332,15 +355,15 @@ impl Bucket {
             .map(|path| stamp(&path))
     }
 
-    /// Notes that the bucket was heard of, as of a moment before it was asked.
-    fn hear(&self, began: Instant) {
+    /// Notes that the bucket was heard of.
+    fn hear(&self, heard: Heard) {
         let run = self.copy().shared.as_ref().map(|shared| Arc::from(&*shared.run.id));
         self.inner.run.send_if_modified(|known| {
             let is_new = *known != run;
             *known = run;
             is_new
         });
-        *self.inner.heard.lock().unwrap_or_else(PoisonError::into_inner) = Some(began);
+        *self.inner.heard.lock().unwrap_or_else(PoisonError::into_inner) = Some(heard);
     }
 }
 
