@@ -22,8 +22,9 @@ pub(super) enum LogFormat {
     Json,
 }
 
-/// What is logged unless somebody says otherwise. The client of NATS tells what a gateway tells in its own words.
-const USUAL: &str = "info,async_nats=off";
+/// What is logged unless somebody says otherwise. A gateway tells in its own words what the client of NATS tells, and whoever
+/// connects tells once what is wrong with a certificate, which its verifier tells at every attempt.
+const USUAL: &str = "info,async_nats=off,rustls_platform_verifier=off";
 
 /// Writes the log to standard error, as far as the program's own variable asks for it.
 pub(super) fn log_to_stderr(app: &App, format: LogFormat) -> anyhow::Result<()> {

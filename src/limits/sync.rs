@@ -419,6 +419,9 @@ pub(crate) mod nats {
     /// go on behind a partition. Electing a leader takes less.
     pub(crate) const BELIEVED: Duration = Duration::from_secs(30);
 
+    /// How long a leader may go without a majority of its stream's servers. After as long, nats-server itself takes its lead away.
+    pub(crate) const QUORUM: Duration = Duration::from_secs(10);
+
     /// Messages that are read at once.
     pub(crate) const READ_MESSAGES: usize = 256;
 

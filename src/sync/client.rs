@@ -65,7 +65,7 @@ pub(crate) struct LinkStatus {
     pub(crate) was_wrong: bool,
     /// When it entered this state, in milliseconds since the Unix epoch.
     pub(crate) since: Option<u64>,
-    /// Where the copies of the stream are, if the upstream is a cluster and was reached.
+    /// Where the copies of the stream are, if the upstream is a cluster that is reached.
     pub(crate) copies: Option<Arc<str>>,
 }
 

@@ -57,7 +57,9 @@ pub use http::{TokenSource, UpstreamOptions};
 #[cfg(feature = "app")]
 pub(crate) use http::{Upstream, is_local};
 #[cfg(feature = "app")]
-pub(crate) use jetstream::{Cluster, Desk, Moved, Mover, NotReady, Overview, Stand, is_cluster, look_before_moving};
+pub(crate) use jetstream::{
+    Cluster, Desk, Examined, Moved, Mover, NotReady, Overview, Stand, is_cluster, look_before_moving,
+};
 #[cfg(feature = "app")]
 pub use jetstream::{ClusterOptions, WithoutTls};
 #[cfg(feature = "app")]

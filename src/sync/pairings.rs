@@ -77,7 +77,7 @@ impl PairingFile {
         Self { dir: dir.to_owned() }
     }
 
-    fn path(&self) -> PathBuf {
+    pub(super) fn path(&self) -> PathBuf {
         self.dir.join("pairings.json")
     }
 

@@ -60,7 +60,7 @@ impl TokenFile {
         Self { dir: dir.to_owned() }
     }
 
-    fn path(&self) -> PathBuf {
+    pub(super) fn path(&self) -> PathBuf {
         self.dir.join("tokens.json")
     }
 
@@ -188,7 +188,12 @@ struct LastLook {
     trouble: Option<String>,
 }
 
-type Stamp = (Option<SystemTime>, u64);
+pub(super) type Stamp = (Option<SystemTime>, u64);
+
+/// When a file was last changed, and its length then, if it is there.
+pub(super) fn stamp(path: &Path) -> Option<Stamp> {
+    fs::symlink_metadata(path).ok().map(|meta| (meta.modified().ok(), meta.len()))
+}
 
 impl Tokens {
     /// Reads the file, and keeps looking for changes until `shutdown`.
@@ -256,7 +261,7 @@ impl Shared {
     /// locks nobody out. But the trouble is reported, because a token that was revoked in the file stays valid, too.
     fn look(&self) {
         let mut last = self.lock();
-        let now = fs::symlink_metadata(self.file.path()).ok().map(|meta| (meta.modified().ok(), meta.len()));
+        let now = stamp(&self.file.path());
         // The cause of the trouble, such as the file's owner, may be fixed without a change of its text.
         if now == last.stamp && last.trouble.is_none() {
             return;

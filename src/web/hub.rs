@@ -131,16 +131,17 @@ impl Hub {
         match &self.runs {
             Runs::Own(run) => Ok(Arc::clone(run)),
             Runs::Shared(cluster) => cluster.run().ok_or_else(|| {
-                let why =
-                    cluster.trouble().unwrap_or_else(|| "the stream lost something, and a new run begins".to_owned());
-                not_ready(&why)
+                not_ready(&cluster.not_serving().unwrap_or_else(|| "a new run has just begun".to_owned()))
             }),
         }
     }
 
-    /// Why devices can't be served at present, if they can't.
+    /// Why devices can't be served at present, if they can't. Pulls that are open may outlast that for a while.
     pub(super) fn not_serving(&self) -> Option<Problem> {
-        self.run().err()
+        match &self.runs {
+            Runs::Own(_) => None,
+            Runs::Shared(cluster) => cluster.not_serving().map(|why| not_ready(&why)),
+        }
     }
 
     /// Returns when a run is over. A hub's own ends with its process.

@@ -174,7 +174,7 @@ impl LookedUp<'_> {
     /// The cluster to which this instance is a gateway.
     fn gateway(&mut self, cluster: &Cluster) {
         let stand = cluster.stand().borrow().clone();
-        let is_ready = cluster.run().is_some();
+        let is_ready = cluster.not_serving().is_none();
         self.gauge(
             "gateway_ready",
             "1 if this gateway serves devices; 0 while it is cut off from its cluster",

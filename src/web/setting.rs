@@ -29,7 +29,7 @@ pub(crate) struct Setting {
 }
 
 /// The cluster to which an instance is a gateway, and how it is.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct ClusterSetting {
     /// Why it can't be used, if it can't.
     pub(crate) trouble: Option<String>,
@@ -37,16 +37,28 @@ pub(crate) struct ClusterSetting {
     pub(crate) server: String,
     /// Where the copies of the stream are.
     pub(crate) copies: String,
-    /// What should be better, and what to do.
+    /// How many servers have a copy of the stream.
+    #[serde(default)]
+    pub(crate) servers: usize,
+    /// What somebody should mend though sync goes on, and how.
+    #[serde(default)]
+    pub(crate) faults: Vec<String>,
+    /// What should be better for real use, and what to do.
     pub(crate) flaws: Vec<String>,
 }
 
 impl ClusterSetting {
     /// Describes a cluster as it was found.
     pub(crate) fn of(overview: &Overview) -> Self {
-        let Overview { server, version, flaws, .. } = overview;
-        let server = format!("{server}, nats-server {version}");
-        Self { trouble: None, server, copies: overview.copies(), flaws: flaws.clone() }
+        let Overview { server, version, faults, flaws, followers, .. } = overview;
+        Self {
+            trouble: None,
+            server: format!("{server}, nats-server {version}"),
+            copies: overview.copies(),
+            servers: followers.len() + 1,
+            faults: faults.clone(),
+            flaws: flaws.clone(),
+        }
     }
 
     fn now(cluster: &Cluster) -> Self {
@@ -58,7 +70,7 @@ impl ClusterSetting {
     }
 
     fn in_trouble(why: &str) -> Self {
-        Self { trouble: Some(why.to_owned()), server: String::new(), copies: String::new(), flaws: Vec::new() }
+        Self { trouble: Some(why.to_owned()), ..Self::default() }
     }
 }
 

@@ -19,6 +19,7 @@ mod front;
 mod left;
 mod moving;
 mod people;
+mod quorum;
 mod servers;
 mod stranger;
 mod tls;

@@ -6,7 +6,7 @@ use std::process::Stdio;
 use std::thread;
 use std::time::Duration;
 
-use crate::common::nats::Nats;
+use crate::common::nats::{Nats, Plan};
 use crate::common::{data_dir, errors, load, printed, run};
 use crate::front::Front;
 use crate::support::{Node, likes, wait_until_level};
@@ -195,4 +195,21 @@ fn a_hub_is_not_mixed_with_another_installation_unasked() {
 
 fn tokens(node: &Node) -> String {
     node.run(&["token", "list"])
+}
+
+#[test]
+fn a_move_ends_when_the_servers_refuse_it() {
+    let rights = r#"authorization { users: [ { user: anna, password: secret, permissions: { publish: { deny: ["$KV.>"] } } } ] }"#;
+    let nats = Plan::new(1).also(rights).start();
+    let mut hub = Node::hub();
+    hub.like();
+    hub.stop();
+    for (login, words) in [("anna:secret@", "ermissions Violation"), ("", "--nats-credentials")] {
+        let url = nats.url().replace("nats://", &format!("nats://{login}"));
+        let refused = hub.command(&["move", "in", "--upstream", &url]).output().unwrap();
+        let why = errors(&refused);
+        assert!(!refused.status.success() && why.contains("refuses it") && why.contains(words), "{why}");
+    }
+    hub.start();
+    assert_eq!(hub.count(), 1);
 }

@@ -45,6 +45,12 @@ impl Stranger {
         assert!(made["error"].is_null(), "{made}");
     }
 
+    /// Gives a stream these settings.
+    pub fn updates(&self, name: &str, settings: &Value) {
+        let updated = self.asks(&format!("STREAM.UPDATE.{name}"), settings);
+        assert!(updated["error"].is_null(), "{updated}");
+    }
+
     pub fn deletes(&self, name: &str) {
         let gone = self.asks(&format!("STREAM.DELETE.{name}"), &json!({}));
         assert_eq!(gone["success"], true, "{gone}");

@@ -1,11 +1,15 @@
 //! NATS servers that can't be trusted with events, or are in no state to take them, and messages that are none.
 
+use std::time::{Duration, Instant};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::{Value, json};
 
 use crate::common::nats::{Nats, Plan};
 use crate::common::wait_for;
 use crate::stranger::Stranger;
-use crate::support::{Node, Wire, wait_until_level};
+use crate::support::{Node, Wire, exchange, open_page, wait_until_level};
 
 fn gateway(url: &str) -> Node {
     let mut gateway = Node::gateway("gateway", url);
@@ -54,6 +58,56 @@ fn a_stream_with_a_weaker_setting_is_refused_by_its_name_until_it_is_gone() {
 }
 
 #[test]
+fn a_stream_or_bucket_that_becomes_unfit_stops_a_gateway_until_it_is_fit_again() {
+    let nats = Nats::single();
+    let stranger = Stranger::new(&nats);
+    let gateway = gateway(&nats.url());
+    gateway.like();
+    wait_until_level(&[&gateway], 1);
+    let device = Wire::new(&gateway, "phone");
+    let address = gateway.url().trim_start_matches("http://").to_owned();
+    let asked = format!("GET /healthz?sync HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
+    // Somebody watches, so the store is attended to all the while.
+    let _page = open_page(&gateway);
+    let settings = stranger.info("likewise")["config"].clone();
+    let mut weaker = settings.clone();
+    (weaker["discard"], weaker["max_msgs"]) = (json!("old"), json!(1_000));
+    let last = stranger.asks("STREAM.MSG.GET.KV_likewise", &json!({ "last_by_subj": "$KV.likewise.gateways" }));
+    let document = BASE64.decode(last["message"]["data"].as_str().unwrap()).unwrap();
+    let stops = |spoil: &dyn Fn(), mend: &dyn Fn(), words: &[&str], likes: u64| {
+        let mut pull = wait_for("a pull", || device.pull("after=0").ok());
+        spoil();
+        wait_until_it_says(&gateway, "halted", words);
+        assert_eq!(exchange(&address, &asked).0, 503, "no device is sent here");
+        let (status, answer) = device.pull("after=0").err().expect("no hub now");
+        assert_eq!((status, answer["code"].as_str()), (503, Some("gateway-not-ready")), "{answer}");
+        let began = Instant::now();
+        while pull.next().is_some() {}
+        assert!(began.elapsed() < Duration::from_secs(15), "open pulls end at once");
+        let published = stranger.info("likewise")["state"]["messages"].clone();
+        gateway.like();
+        assert_eq!(gateway.pending(), 1);
+        let found = gateway.command(&["doctor"]).output().unwrap();
+        assert!(!found.status.success(), "{found:?}");
+        assert_eq!(stranger.info("likewise")["state"]["messages"], published);
+        mend();
+        wait_until_level(&[&gateway], likes);
+    };
+    stops(
+        &|| stranger.updates("likewise", &weaker),
+        &|| stranger.updates("likewise", &settings),
+        &["discard", "max_msgs: 1000"],
+        2,
+    );
+    stops(
+        &|| drop(stranger.publishes("$KV.likewise.gateways", "hello")),
+        &|| drop(stranger.publishes("$KV.likewise.gateways", document.clone())),
+        &["what the gateways share is not understood"],
+        3,
+    );
+}
+
+#[test]
 fn somebody_elses_stream_of_the_same_name_stays_theirs() {
     let nats = Nats::single();
     let stranger = Stranger::new(&nats);
@@ -90,12 +144,21 @@ fn a_user_without_rights_is_told_so_and_no_password_is_shown() {
     let nats = Plan::new(1).also(rights).start();
     let url = nats.url().replace("nats://", "nats://anna:secret@");
     let known = gateway(&url);
-    wait_until_it_says(&known, "offline", &["ermissions"]);
+    wait_until_it_says(&known, "offline", &["ermissions", "SECURITY.md"]);
+    let doctor = |url: &str| {
+        let output = Node::alone().command(&["doctor", "--upstream", url]).output().unwrap();
+        assert!(!output.status.success());
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let found = doctor(&url);
+    assert!(found.contains("ermissions") && found.contains("SECURITY.md"), "{found}");
+    let found = doctor(&nats.url());
+    assert!(found.contains("--nats-credentials"), "{found}");
     works_otherwise(&known);
     assert_eq!(known.status()["upstream"]["url"], nats.url());
     assert!(!known.log().contains("secret"), "{}", known.log());
     let wrong = gateway(&url.replace("secret", "wrong"));
-    wait_until_it_says(&wrong, "offline", &["uthorization"]);
+    wait_until_it_says(&wrong, "offline", &["uthorization", "--nats-credentials"]);
     works_otherwise(&wrong);
 }
 

@@ -1,7 +1,11 @@
 //! Requests to JetStream, and what the answers mean. Nothing here decides anything.
 //!
 //! Those about one message or the stream are answered by the stream's leader, those for many messages by any of its
-//! replicas, which may be behind.
+//! replicas, which may be behind. What is said of a stream counts only from a leader that a majority of its servers
+//! follows: a server that is cut off from the others goes on answering for a while.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use async_nats::connection::State;
 use async_nats::header::HeaderMap;
@@ -15,7 +19,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use tokio::time::timeout;
 
-use crate::limits::sync::nats::{ANSWER, READ_BYTES, READ_MESSAGES};
+use crate::limits::sync::nats::{ANSWER, QUORUM, READ_BYTES, READ_MESSAGES};
 
 /// Why JetStream didn't do what it was asked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -24,11 +28,23 @@ pub(super) enum ApiError {
     #[error("{0}")]
     NoAnswer(String),
     /// JetStream refuses, with a code of its own and its words.
-    #[error("JetStream says: {1} ({0})")]
+    #[error("{}", refused(*.0, .1))]
     Refused(u64, String),
     /// The answer is none of JetStream's.
     #[error("what answers as JetStream is not understood: {0}")]
     NotUnderstood(String),
+}
+
+fn refused(found: u64, why: &str) -> String {
+    match found {
+        code::UNAVAILABLE => format!(
+            "JetStream says: {why} ({found}): too few of its servers reach each other, or their storage is full"
+        ),
+        found if code::FULL.contains(&found) => {
+            format!("JetStream has no room: {why}. Raise its limit, or give its disk more room")
+        }
+        found => format!("JetStream says: {why} ({found})"),
+    }
 }
 
 /// JetStream's own codes of errors.
@@ -40,6 +56,8 @@ pub(super) mod code {
     /// The same, for a condition that another publish in flight makes uncertain.
     pub(in super::super) const WRONG_LAST_SEQUENCE_CONSTANT: u64 = 10_164;
     pub(in super::super) const NOT_ENABLED: u64 = 10_076;
+    /// There is no leader, for any reason.
+    pub(in super::super) const UNAVAILABLE: u64 = 10_008;
     pub(in super::super) const NOT_ENABLED_FOR_ACCOUNT: u64 = 10_039;
     /// Codes that mean that there is no more room.
     pub(in super::super) const FULL: [u64; 6] = [10_023, 10_047, 10_077, 10_028, 10_002, 10_026];
@@ -91,6 +109,47 @@ pub(super) struct StreamState {
     pub(super) subjects: std::collections::BTreeMap<String, u64>,
 }
 
+impl StreamInfo {
+    /// How many copies the stream is to have.
+    pub(super) fn copies(&self) -> u64 {
+        self.config["num_replicas"].as_u64().unwrap_or(1)
+    }
+
+    /// Returns since when this may be out of date: the time since a majority of the stream's servers followed the leader that
+    /// told it.
+    ///
+    /// # Errors
+    ///
+    /// When none leads, or a leader is alone: another one may have been elected, and taken more messages since. Says which
+    /// servers are missing.
+    pub(super) fn age(&self) -> Result<Duration, String> {
+        // A server without a cluster has nobody to agree with.
+        let Some(peers) = &self.cluster else { return Ok(Duration::ZERO) };
+        let others = usize::try_from(self.copies()).unwrap_or(usize::MAX).saturating_sub(1).max(peers.replicas.len());
+        let mut ages: Vec<_> = peers
+            .replicas
+            .iter()
+            .filter(|peer| !peer.is_missing())
+            .map(|peer| Duration::from_nanos(peer.active))
+            .collect();
+        ages.sort();
+        let needed = others.div_ceil(2);
+        let age = if needed == 0 { Some(Duration::ZERO) } else { ages.get(needed - 1).copied() };
+        if let Some(age) = age.filter(|_| !peers.leader.is_empty()) {
+            return Ok(age);
+        }
+        let missing: Vec<_> =
+            peers.replicas.iter().filter(|peer| peer.is_missing()).map(|peer| peer.name.as_str()).collect();
+        Err(match missing.split_last() {
+            None => "no server leads it at present, and electing one takes some seconds".to_owned(),
+            Some((one, [])) => format!("no server leads it: {one} doesn't answer. Start it"),
+            Some((last, more)) => {
+                format!("no server leads it: {} and {last} don't answer. Start one of them", more.join(", "))
+            }
+        })
+    }
+}
+
 /// The servers that hold a stream.
 #[derive(Debug, Clone, Default, Deserialize)]
 pub(super) struct Peers {
@@ -108,9 +167,16 @@ pub(super) struct Peer {
     pub(super) current: bool,
     #[serde(default)]
     pub(super) offline: bool,
-    /// How many operations it is behind.
+    /// How long ago it was last heard of, in nanoseconds.
     #[serde(default)]
-    pub(super) lag: u64,
+    pub(super) active: u64,
+}
+
+impl Peer {
+    /// Whether it isn't there, rather than slow.
+    pub(super) fn is_missing(&self) -> bool {
+        self.offline || Duration::from_nanos(self.active) > QUORUM
+    }
 }
 
 /// A message of a stream.
@@ -125,24 +191,32 @@ pub(super) struct Stored {
 #[derive(Clone)]
 pub(super) struct Api {
     client: Client,
+    shortage: Shortage,
 }
 
+/// What JetStream last said of room that it lacks, until it stores a message again. Servers without room give up leading soon
+/// after that, and then say nothing of the cause.
+pub(super) type Shortage = Arc<Mutex<Option<String>>>;
+
 impl Api {
-    pub(super) fn new(client: Client) -> Self {
-        Self { client }
+    pub(super) fn new(client: Client, shortage: Shortage) -> Self {
+        Self { client, shortage }
     }
 
     pub(super) fn client(&self) -> &Client {
         &self.client
     }
 
-    /// Describes a stream. `subjects` also counts the messages of each subject that matches it, from the one at `offset` on.
+    /// Describes a stream, as a leader with a majority knows it. `subjects` also counts the messages of each subject that matches
+    /// it, from the one at `offset` on.
     pub(super) async fn info(&self, stream: &str, subjects: Option<(&str, u64)>) -> Result<StreamInfo, ApiError> {
         let asked = match subjects {
             Some((filter, offset)) => json!({ "subjects_filter": filter, "offset": offset }),
             None => json!({}),
         };
-        self.request(&format!("STREAM.INFO.{stream}"), &asked).await
+        let info: StreamInfo = self.request(&format!("STREAM.INFO.{stream}"), &asked).await?;
+        info.age().map_err(|why| ApiError::NoAnswer(format!("the stream {stream} can't be used: {why}")))?;
+        Ok(info)
     }
 
     /// Counts the messages of a subject.
@@ -246,7 +320,9 @@ impl Api {
         let mut headers = HeaderMap::new();
         headers.insert("Nats-Expected-Last-Subject-Sequence", after.to_string());
         let request = Request::new().payload(payload).headers(headers);
-        Ok(self.ask::<Ack>(subject, request).await?.seq)
+        let Ack { seq } = self.ask(subject, request).await?;
+        *self.shortage() = None;
+        Ok(seq)
     }
 
     /// Asks JetStream something.
@@ -282,9 +358,17 @@ impl Api {
             }
         })?;
         if let Ok(Problem { error: Refusal { err_code, description } }) = serde_json::from_slice(&answer.payload) {
-            return Err(ApiError::Refused(err_code, description));
+            let refused = ApiError::Refused(err_code, description);
+            if code::FULL.contains(&err_code) {
+                *self.shortage() = Some(refused.to_string());
+            }
+            return Err(refused);
         }
         serde_json::from_slice(&answer.payload).map_err(|error| ApiError::NotUnderstood(error.to_string()))
+    }
+
+    fn shortage(&self) -> MutexGuard<'_, Option<String>> {
+        self.shortage.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Fails without a connection. The client would keep the request, and send it whenever it is connected again.
@@ -307,4 +391,40 @@ fn stored(message: &Message) -> Result<Stored, ApiError> {
         return Err(ApiError::NotUnderstood("a message without its sequence".to_owned()));
     };
     Ok(Stored { subject, sequence, payload: message.payload.clone() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: u64 = 1_000_000_000;
+
+    /// A stream of three copies. The servers beside the one that answers were last heard of so long ago, in nanoseconds.
+    fn info(leader: &str, others: &[(&str, u64)]) -> StreamInfo {
+        let replicas: Vec<_> = others.iter().map(|(name, active)| json!({ "name": name, "active": active })).collect();
+        let info = json!({
+            "config": { "num_replicas": 3 }, "created": "now",
+            "state": { "messages": 0, "bytes": 0, "first_seq": 0, "last_seq": 0 },
+            "cluster": { "leader": leader, "replicas": replicas },
+        });
+        serde_json::from_value(info).expect("a description")
+    }
+
+    #[test]
+    fn only_a_leader_with_a_majority_is_heard() {
+        let seconds = |age| Ok(Duration::from_secs(age));
+        assert_eq!(info("n1", &[("n2", 3 * SECOND), ("n3", SECOND)]).age(), seconds(1));
+        assert_eq!(info("n1", &[("n2", 3 * SECOND), ("n3", 60 * SECOND)]).age(), seconds(3));
+        let alone = info("n1", &[("n2", 11 * SECOND), ("n3", 60 * SECOND)]).age().expect_err("alone");
+        assert!(alone.contains("n2 and n3 don't answer"), "{alone}");
+        let unled = info("", &[("n1", 0), ("n2", 3 * SECOND), ("n3", 60 * SECOND)]).age().expect_err("no leader");
+        assert!(unled.contains("n3 doesn't answer"), "{unled}");
+        assert!(info("", &[("n2", 0), ("n3", 0)]).age().is_err(), "an election");
+        assert!(info("n1", &[]).age().is_err(), "it doesn't say who follows it");
+        let mut single = info("n1", &[]);
+        single.config = json!({ "num_replicas": 1 });
+        assert_eq!(single.age(), seconds(0));
+        single.cluster = None;
+        assert_eq!(single.age(), seconds(0));
+    }
 }

@@ -138,12 +138,7 @@ enum Trouble {
 
 impl From<ApiError> for Trouble {
     fn from(error: ApiError) -> Self {
-        match error {
-            ApiError::Refused(found, why) if code::FULL.contains(&found) => {
-                Self::Away(format!("JetStream has no room: {why}. Raise its limit, or give its disk more room"))
-            }
-            error => Self::Away(error.to_string()),
-        }
+        Self::Away(error.to_string())
     }
 }
 
@@ -278,6 +273,8 @@ impl Attendant {
                 Err(trouble) => trouble,
             };
             self.warming = None;
+            // Where they were is no news of where they are.
+            self.tell_copies(None);
             let not_ready = match trouble {
                 Trouble::Closed => return true,
                 Trouble::Away(why) => {
@@ -479,7 +476,7 @@ impl Attendant {
                 }
                 // What is known may be another leader's word.
                 _ = self.epoch.changed() => {
-                    api = self.cluster.api().map_err(Trouble::Away)?;
+                    api = self.ready().await?.0;
                     is_known = false;
                 }
                 () = self.stay.idle() => return Ok(Reason::Idle),
@@ -493,7 +490,11 @@ impl Attendant {
         self.stay.tell(LinkState::Online, None, self.is_moving_in.then(|| MOVING_IN.to_owned()));
         self.stay.usage.tried.send_modify(|times| *times += 1);
         self.stay.clients.hear();
-        let copies = self.cluster.copies();
+        self.tell_copies(self.cluster.copies());
+    }
+
+    /// Tells where the copies of the stream are.
+    fn tell_copies(&self, copies: Option<Arc<str>>) {
         self.stay.status.send_if_modified(|status| {
             let is_new = status.copies != copies;
             status.copies = copies;

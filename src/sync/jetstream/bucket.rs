@@ -15,7 +15,7 @@ use tokio::sync::watch;
 
 use super::super::gateway::shared::{Merged, Own, Revision, Runs, Shared, SharedCopy};
 use super::super::pairings::PairingFile;
-use super::super::tokens::{TokenFile, now, read, replace};
+use super::super::tokens::{Stamp, TokenFile, now, read, replace, stamp};
 use super::api::{Api, ApiError, StreamInfo, code};
 use crate::data_dir::DataDir;
 use crate::engine::{LogId, StoreId};
@@ -55,10 +55,34 @@ struct Inner {
     /// Only one at a time makes the copy and the bucket level.
     levelling: tokio::sync::Mutex<()>,
     /// When the bucket was last heard of, and told the truth.
-    heard: Mutex<Option<Instant>>,
+    heard: Mutex<Option<Heard>>,
+    /// The files as they were when they held what the copy has. None of them is read again until one of them changes, or the
+    /// copy does.
+    level: Mutex<Option<Stamps>>,
     /// The run, once it is known.
     run: watch::Sender<Option<Arc<str>>>,
 }
+
+/// A word of the bucket's leader.
+#[derive(Debug, Clone, Copy)]
+struct Heard {
+    /// A moment before it was asked.
+    asked: Instant,
+    /// When a majority of its servers was last known to follow it. Another leader may have taken changes since.
+    as_of: Instant,
+}
+
+impl Heard {
+    /// What `info` tells, which was asked for after `asked`.
+    fn of(info: &StreamInfo, asked: Instant) -> Self {
+        // Whoever just made the bucket isn't told when its servers were last heard of.
+        let age = info.age().unwrap_or_default();
+        Self { asked, as_of: asked.checked_sub(age).unwrap_or(asked) }
+    }
+}
+
+/// The stamps of the files of tokens, pairings and the visitors' key.
+type Stamps = [Option<Stamp>; 3];
 
 impl Bucket {
     /// The bucket `stream` with this prefix, and the copy of it in `data`.
@@ -82,6 +106,7 @@ impl Bucket {
                 copy: Mutex::new(copy),
                 levelling: tokio::sync::Mutex::default(),
                 heard: Mutex::default(),
+                level: Mutex::default(),
                 run: watch::channel(None).0,
             }),
         })
@@ -124,8 +149,12 @@ impl Bucket {
         self.copy().shared.as_ref()?.logs.get(store.as_str()).copied()
     }
 
-    /// When the bucket was last heard of.
+    /// Since when what is known of the bucket may be out of date, once it was heard of.
     pub(super) fn heard(&self) -> Option<Instant> {
+        self.last_heard().map(|heard| heard.as_of)
+    }
+
+    fn last_heard(&self) -> Option<Heard> {
         *self.inner.heard.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -134,6 +163,7 @@ impl Bucket {
     }
 
     fn write(&self, copy: &SharedCopy) -> anyhow::Result<()> {
+        *self.level_files() = None;
         replace(&DataDir::gateways(&self.inner.data), &serde_json::to_vec_pretty(copy)?)
     }
 
@@ -144,6 +174,10 @@ impl Bucket {
             Err(error) if error.is(code::STREAM_NOT_FOUND) => Ok(None),
             Err(error) => Err(error.into()),
         }
+    }
+
+    fn level_files(&self) -> MutexGuard<'_, Option<Stamps>> {
+        self.inner.level.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes the bucket, this copy and the files level. `info` describes the bucket as it was after `began`. If nothing changed
@@ -157,7 +191,7 @@ impl Bucket {
     pub(super) async fn level_now(&self, api: &Api) -> Result<(), BucketError> {
         let came = Instant::now();
         let _alone = self.inner.levelling.lock().await;
-        if self.heard().is_some_and(|heard| heard >= came) && !self.has_changes()? {
+        if self.last_heard().is_some_and(|heard| heard.asked >= came) && !self.has_changes()? {
             return Ok(());
         }
         let began = Instant::now();
@@ -168,12 +202,13 @@ impl Bucket {
     async fn level_with(&self, api: &Api, info: &StreamInfo, began: Instant) -> Result<(), BucketError> {
         let StreamInfo { created, state, .. } = info;
         let end = Revision { bucket: created.clone(), sequence: state.last_seq, time: state.last_ts.clone() };
+        let heard = Heard::of(info, began);
         let is_level = self.copy().is_of(&end);
         if is_level && !self.has_changes()? {
-            self.hear(began);
+            self.hear(heard);
             return Ok(());
         }
-        self.swap(api, created, began, |_| {}).await
+        self.swap(api, created, heard, |_| {}).await
     }
 
     /// Begins a new run for each of these stores, of which the stream lost something. Each comes with the number of the run
@@ -183,7 +218,7 @@ impl Bucket {
         let began = Instant::now();
         let info = api.info(&self.inner.stream, None).await?;
         let begin = |shared: &mut Shared| lost.iter().for_each(|(store, seen)| shared.lose(store, *seen, new_id));
-        self.swap(api, &info.created, began, begin).await
+        self.swap(api, &info.created, Heard::of(&info, began), begin).await
     }
 
     /// Notes which logs stores bring along into the stream, before they do.
@@ -196,7 +231,7 @@ impl Bucket {
                 shared.logs.entry(store.as_str().to_owned()).or_insert(*log);
             }
         };
-        self.swap(api, &info.created, began, logs).await
+        self.swap(api, &info.created, Heard::of(&info, began), logs).await
     }
 
     /// Reads the document, merges what is known here into it with `change`, and writes it back, again and again until no
@@ -205,7 +240,7 @@ impl Bucket {
         &self,
         api: &Api,
         bucket: &str,
-        began: Instant,
+        heard: Heard,
         change: impl Fn(&mut Shared),
     ) -> Result<(), BucketError> {
         let Inner { stream, subject, .. } = &*self.inner;
@@ -228,7 +263,7 @@ impl Bucket {
                 if bytes.len() > BUCKET_MESSAGE {
                     if let Some(there) = there {
                         self.keep(&before, there, revision).map_err(BucketError::Files)?;
-                        self.hear(began);
+                        self.hear(heard);
                     }
                     return Err(BucketError::Full(format!(
                         "the gateways share {} bytes of tokens and links, and {BUCKET_MESSAGE} is the limit, so what was added \
@@ -254,7 +289,7 @@ impl Bucket {
                     "the bucket of the gateways had lost its newest changes; they are there again, and a new run begins"
                 );
             }
-            self.hear(began);
+            self.hear(heard);
             return Ok(());
         }
         Err(BucketError::Full("other gateways change the bucket without pause; this one tries again".to_owned()))
@@ -302,19 +337,33 @@ impl Bucket {
 
     /// Whether the files differ from the copy.
     fn has_changes(&self) -> Result<bool, BucketError> {
+        // Whoever shows a wrong token has this asked.
+        let now = self.stamps();
+        if *self.level_files() == Some(now) {
+            return Ok(false);
+        }
         let own = own(&self.inner.data).map_err(BucketError::Files)?;
-        Ok(!self.copy().is_in(&own))
+        let copy = self.copy();
+        let is_level = copy.is_in(&own);
+        *self.level_files() = is_level.then_some(now);
+        Ok(!is_level)
     }
 
-    /// Notes that the bucket was heard of, as of a moment before it was asked.
-    fn hear(&self, began: Instant) {
+    fn stamps(&self) -> Stamps {
+        let data = &self.inner.data;
+        [TokenFile::in_dir(data).path(), PairingFile::in_dir(data).path(), DataDir::visitor_key(data)]
+            .map(|path| stamp(&path))
+    }
+
+    /// Notes that the bucket was heard of.
+    fn hear(&self, heard: Heard) {
         let run = self.copy().shared.as_ref().map(|shared| Arc::from(&*shared.run.id));
         self.inner.run.send_if_modified(|known| {
             let is_new = *known != run;
             *known = run;
             is_new
         });
-        *self.inner.heard.lock().unwrap_or_else(PoisonError::into_inner) = Some(began);
+        *self.inner.heard.lock().unwrap_or_else(PoisonError::into_inner) = Some(heard);
     }
 }
 
@@ -332,4 +381,39 @@ fn own(data: &Path) -> anyhow::Result<Own> {
         pairings: PairingFile::in_dir(data).list()?,
         visitors: visitors.filter(|key| blake3::Hash::from_hex(key).is_ok()),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::super::super::access::Purpose;
+    use super::*;
+
+    #[test]
+    fn files_are_read_again_only_after_they_or_the_copy_changed() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let data = dir.path();
+        let bucket = Bucket::new(data, "KV_likewise".to_owned(), "likewise").expect("a bucket");
+        let file = TokenFile::in_dir(data);
+        file.add("phone".parse().expect("a name"), Purpose::Sync).expect("a token");
+        let changed = || bucket.has_changes().expect("files");
+        assert!(changed(), "the bucket doesn't know the token");
+        let mut shared = Shared::new(new_id());
+        shared.tokens = file.list().expect("the tokens");
+        let before = bucket.copy().clone();
+        bucket.keep(&before, shared, Revision::default()).expect("a copy");
+        assert!(!changed());
+        bucket.meet_stream("another").expect("a copy");
+        assert_eq!(*bucket.level_files(), None, "the copy was written");
+        assert!(!changed());
+        // What is written without a trace isn't read, and damage would be an error.
+        let written = fs::metadata(file.path()).expect("a file");
+        fs::write(file.path(), vec![b'x'; usize::try_from(written.len()).expect("a length")]).expect("a file");
+        let text = fs::File::options().append(true).open(file.path()).expect("a file");
+        text.set_modified(written.modified().expect("a time")).expect("a time");
+        assert!(!changed());
+        fs::remove_file(file.path()).expect("a file");
+        assert!(changed());
+    }
 }

@@ -1,9 +1,10 @@
 //! The cluster that a gateway stands before: one connection, the stream, the bucket, and how all of it is.
 //!
-//! One task looks after it. Every second it asks for the stream and the bucket, which their leaders answer. So whatever is
-//! known of them is at most as old as the last look, and a gateway that was cut off knows it.
+//! One task looks after it. Every second it asks for the stream and the bucket. An answer counts only as of the moment when a
+//! majority of their servers last followed the leader that gave it. So it is known how old that is which is known of them, and a
+//! gateway that was cut off knows it, alone or together with its server.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,7 +15,7 @@ use anyhow::{Context, anyhow};
 use async_nats::connection::State;
 use async_nats::{ConnectOptions, Event, ServerInfo};
 use tokio::sync::{Notify, watch};
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::super::access::Token;
@@ -23,7 +24,7 @@ use super::super::gateway::shared::Runs;
 use super::super::http::read_certificates;
 use super::super::tls::{Trust, tls};
 use super::address::{Address, ClusterOptions, Login};
-use super::api::{Api, ApiError, StreamInfo, code};
+use super::api::{Api, ApiError, Shortage, StreamInfo, code};
 use super::bucket::{Bucket, BucketError};
 use super::settings;
 use crate::engine::{LogId, StoreId, StreamId};
@@ -59,16 +60,27 @@ pub(crate) struct Overview {
     /// How many copies the stream is to have.
     pub(crate) replicas: u64,
     /// The servers that hold the other copies, each with what is wrong with it, if anything is.
-    pub(crate) followers: Vec<(String, Option<String>)>,
+    pub(crate) followers: Vec<(String, Option<&'static str>)>,
     /// Where the stream's messages begin and how many are missing. A change of these in the middle is damage.
     pub(super) first: u64,
     pub(super) gaps: u64,
     pub(super) created: String,
-    /// What should be better, and what to do.
+    /// What somebody should mend though sync goes on, and how.
+    pub(crate) faults: Vec<String>,
+    /// What should be better for real use, and what to do.
     pub(crate) flaws: Vec<String>,
     /// How many messages the stream holds, and their bytes.
     pub(crate) messages: u64,
     pub(crate) bytes: u64,
+}
+
+/// What somebody who only looks finds at a cluster that can be used.
+pub(crate) enum Examined {
+    /// There is no stream yet, and it would have so many copies.
+    Nothing {
+        replicas: u64,
+    },
+    Stream(Box<Overview>),
 }
 
 /// What a gateway's stores have to know of the cluster, beside the messages.
@@ -130,6 +142,7 @@ struct Inner {
     last: watch::Sender<u64>,
     /// What the connection last complained of.
     complaint: Arc<Mutex<Option<String>>>,
+    shortage: Shortage,
     counts: Counts,
 }
 
@@ -158,6 +171,7 @@ impl Cluster {
                 now: Notify::new(),
                 last: watch::channel(0).0,
                 complaint,
+                shortage: Shortage::default(),
                 counts: Counts::default(),
             }),
         })
@@ -255,9 +269,18 @@ impl Cluster {
         }
     }
 
-    /// Why the cluster can't be used now, if it can't.
-    pub(crate) fn trouble(&self) -> Option<String> {
-        self.api().err()
+    /// Why devices can't be served now, if they can't.
+    pub(crate) fn not_serving(&self) -> Option<String> {
+        let is_between_runs =
+            || self.run().is_none().then(|| "the stream lost something, and a new run begins".to_owned());
+        self.api().err().or_else(is_between_runs)
+    }
+
+    /// What went wrong, if it is that the servers don't let this gateway in, or don't allow it what it needs. `why` is what
+    /// was seen of it.
+    pub(super) fn refusal(&self, why: &str) -> Option<String> {
+        let is_refusal = |why: &String| [RIGHTS, LOGIN].iter().any(|words| why.contains(words));
+        Some(why.to_owned()).filter(is_refusal).or_else(|| Some(self.explained(why.to_owned())).filter(is_refusal))
     }
 
     /// Makes the bucket and this gateway's files level now.
@@ -269,21 +292,27 @@ impl Cluster {
         self.inner.bucket.level_now(&self.api()?).await.map_err(|error| error.to_string())
     }
 
-    /// The run that this gateway serves under, if the bucket was heard of lately. What a gateway knows otherwise may be out
-    /// of date, and a revoked device must not live on behind a partition.
+    /// The run that this gateway serves under, if the bucket was heard of lately and nothing there is unfit. What a gateway
+    /// knows otherwise may be out of date, and a revoked device must not live on behind a partition.
     pub(crate) fn run(&self) -> Option<Arc<str>> {
+        let is_fit = !matches!(&*self.inner.stand.borrow(), Stand::Unfit(_));
         let is_lately = self.inner.bucket.heard().is_some_and(|heard| heard.elapsed() < BELIEVED);
         let is_whole = self.inner.lost.lock().unwrap_or_else(PoisonError::into_inner).is_empty();
-        self.inner.bucket.run().filter(|_| is_lately && is_whole)
+        self.inner.bucket.run().filter(|_| is_lately && is_whole && is_fit)
     }
 
-    /// Returns once `run` is over: another one has begun, the stream lost something, or the bucket wasn't heard of for too
-    /// long.
+    /// Returns once `run` is over: another one has begun, the stream lost something, stream or bucket became unfit, or the
+    /// bucket wasn't heard of for too long.
     pub(crate) async fn run_ends(&self, run: &str) {
         let mut runs = self.inner.bucket.runs();
+        let mut stand = self.stand();
         while self.run().as_deref() == Some(run) {
             let heard = self.inner.bucket.heard().map(|heard| heard.elapsed()).unwrap_or_default();
-            drop(timeout(BELIEVED.saturating_sub(heard).max(LOOK_EVERY), runs.changed()).await);
+            tokio::select! {
+                _ = runs.changed() => {}
+                changed = stand.changed() => if changed.is_err() { return },
+                () = sleep(BELIEVED.saturating_sub(heard).max(LOOK_EVERY)) => {}
+            }
         }
     }
 
@@ -316,7 +345,6 @@ impl Cluster {
                 Err(Trouble::Unfit(why)) => Stand::Unfit(why),
             };
             failures = if matches!(stand, Stand::Away(_)) { failures + 1 } else { 0 };
-            self.note(&stand);
             self.tell(stand);
         }
     }
@@ -329,11 +357,16 @@ impl Cluster {
         }
     }
 
-    /// Notes what stores have to know of the cluster as it is now.
-    fn note(&self, stand: &Stand) {
-        let Stand::Ready(now) = stand else { return };
-        let known = self.inner.stand.borrow().clone();
-        let before = if let Stand::Ready(before) = &known { Some(before) } else { None };
+    /// Notes what stores have to know of the cluster as it is now. Those that serve halt if it became unfit.
+    fn note(&self, known: &Stand, stand: &Stand) {
+        let now = match stand {
+            Stand::Ready(now) => now,
+            Stand::Unfit(_) if known != stand => {
+                return self.inner.epoch.send_modify(|epoch| epoch.connection += 1);
+            }
+            Stand::Unfit(_) | Stand::Away(_) | Stand::Connecting => return,
+        };
+        let before = if let Stand::Ready(before) = known { Some(before) } else { None };
         let is_another = before.is_none_or(|before| (&before.leader, &before.created) != (&now.leader, &now.created));
         let is_damaged = before.is_some_and(|before| (before.first, before.gaps) != (now.first, now.gaps));
         let runs = self.inner.bucket.begun();
@@ -360,13 +393,12 @@ impl Cluster {
         self.inner.stand.send_if_modified(|known| {
             match (&*known, &stand) {
                 (Stand::Ready(before), Stand::Ready(now)) => {
-                    for flaw in now.flaws.iter().filter(|flaw| !before.flaws.contains(flaw)) {
-                        tracing::warn!("{flaw}");
-                    }
+                    let before: Vec<_> = before.wrong().collect();
+                    now.wrong().filter(|wrong| !before.contains(wrong)).for_each(|wrong| tracing::warn!("{wrong}"));
                 }
                 (_, Stand::Ready(now)) => {
                     tracing::info!(server = now.server, version = now.version, "connected to {address}");
-                    now.flaws.iter().for_each(|flaw| tracing::warn!("{flaw}"));
+                    now.wrong().for_each(|wrong| tracing::warn!("{wrong}"));
                 }
                 (Stand::Unfit(before), Stand::Unfit(now)) if before == now => {}
                 (_, Stand::Unfit(why)) => tracing::error!("{address} can't be used: {why}"),
@@ -375,7 +407,9 @@ impl Cluster {
                 (_, Stand::Connecting) => {}
             }
             let is_new = *known != stand;
-            *known = stand;
+            let before = std::mem::replace(known, stand);
+            // Whoever is woken by that waits until the new stand can be seen.
+            self.note(&before, known);
             is_new
         });
     }
@@ -386,12 +420,12 @@ impl Cluster {
             let is_connected = api.client().connection_state() == State::Connected;
             return if is_connected { Ok(api) } else { Err(self.complaint()) };
         }
-        let Inner { address, options, complaint, epoch, .. } = &*self.inner;
+        let Inner { address, options, complaint, epoch, shortage, .. } = &*self.inner;
         let options = connect_options(options, address, complaint, epoch).map_err(|error| format!("{error:#}"))?;
         let connecting = options.connect(address.servers.clone());
         match timeout(CONNECT * self.rounds(), connecting).await {
             Ok(Ok(client)) => {
-                let api = Api::new(client);
+                let api = Api::new(client, Arc::clone(shortage));
                 *self.inner.api.lock().unwrap_or_else(PoisonError::into_inner) = Some(api.clone());
                 Ok(api)
             }
@@ -404,14 +438,17 @@ impl Cluster {
         u32::try_from(self.inner.address.servers.len()).unwrap_or(u32::MAX).max(1)
     }
 
-    /// Says with `why` what a server complained of, such as rights that this gateway doesn't have: such a server gives no other
-    /// answer.
-    fn explained(&self, why: String) -> String {
+    /// Says with `why` what may be the cause: what a server complained of, such as rights that this gateway doesn't have, since
+    /// such a server gives no other answer; and that there was no room, since such servers soon have no leader.
+    fn explained(&self, mut why: String) -> String {
         let complaint = self.inner.complaint.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        match complaint.filter(|complaint| !why.contains(complaint)) {
-            Some(complaint) => format!("{why}; {complaint}"),
-            None => why,
+        let shortage = self.inner.shortage.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        for cause in [complaint, shortage.map(|said| format!("before that, {said}"))].into_iter().flatten() {
+            if !why.contains(cause.trim_start_matches("before that, ")) {
+                let _ = write!(why, "; {cause}");
+            }
         }
+        advised(why)
     }
 
     fn complaint(&self) -> String {
@@ -419,26 +456,35 @@ impl Cluster {
         complaint.unwrap_or_else(|| "the connection broke".to_owned())
     }
 
-    /// Looks at the cluster once, and changes nothing there. Returns `None` if it is well and has no stream yet.
+    /// Looks at the cluster once, and changes nothing there.
     ///
     /// # Errors
     ///
     /// Why it can't be used.
-    pub(crate) async fn examine(&self) -> anyhow::Result<Option<Overview>> {
+    pub(crate) async fn examine(&self) -> anyhow::Result<Examined> {
         let examining = async {
             let api = self.connect().await.map_err(Trouble::Away)?;
             let server = check_server(&api)?;
             let name = self.inner.address.stream();
-            let Some(info) = self.found(&api, &name).await? else { return Ok(None) };
+            let Some(info) = self.found(&api, &name).await? else {
+                return Ok(Examined::Nothing { replicas: replicas_at(&server) });
+            };
             settings::check_stream(&name, &info.config).map_err(unfit)?;
             let id = stream_id(&name, &info)?;
-            Ok(Some(overview(&info, id, &server)))
+            let (bucket, prefix) = (self.inner.address.bucket(), self.inner.address.prefix().to_string());
+            let shared = self.found(&api, &bucket).await?;
+            if let Some(shared) = &shared {
+                settings::check_bucket(&bucket, &prefix, &shared.config).map_err(unfit)?;
+            }
+            Ok(Examined::Stream(Box::new(self.overview(&info, shared.as_ref(), id, &server))))
         };
         let examined: Result<_, Trouble> = examining.await;
+        let examined = examined.map_err(|trouble| match trouble {
+            Trouble::Away(why) => anyhow!(self.explained(why)),
+            Trouble::Unfit(why) => anyhow!(why),
+        });
         self.hang_up().await;
-        examined.map_err(|trouble| match trouble {
-            Trouble::Away(why) | Trouble::Unfit(why) => anyhow!(why),
-        })
+        examined
     }
 
     /// Looks at what is there already where these logs are to be moved in, once, and changes nothing.
@@ -473,12 +519,13 @@ impl Cluster {
             Ok(there)
         };
         let there: Result<_, Trouble> = glancing.await;
-        self.hang_up().await;
-        match there {
+        let there = match there {
             Ok(there) => Ok(Ok(there)),
             Err(Trouble::Unfit(why)) => Ok(Err(anyhow!("{} can't be used: {why}", self.url()))),
             Err(Trouble::Away(why)) => Err(self.explained(why)),
-        }
+        };
+        self.hang_up().await;
+        there
     }
 
     /// Looks at everything once.
@@ -510,11 +557,11 @@ impl Cluster {
             None => self.make(api, &bucket, |replicas| settings::of_bucket(&bucket, &prefix, replicas)).await?,
         };
         settings::check_bucket(&bucket, &prefix, &shared.config).map_err(unfit)?;
-        let mut flaws = Vec::new();
+        let mut full = None;
         match self.inner.bucket.level(api, &shared, began).await {
             Ok(()) => {}
             // Those who are known already go on.
-            Err(BucketError::Full(why)) => flaws.push(why),
+            Err(BucketError::Full(why)) => full = Some(why),
             Err(error) => return Err(of_bucket(error)),
         }
         let lost = self.inner.lost.lock().unwrap_or_else(PoisonError::into_inner).clone();
@@ -528,9 +575,30 @@ impl Cluster {
             *last = info.state.last_seq;
             is_new
         });
-        let mut overview = overview(&info, id, &server);
-        overview.flaws.extend(flaws);
+        let mut overview = self.overview(&info, Some(&shared), id, &server);
+        overview.faults.extend(full);
         Ok(overview)
+    }
+
+    /// Describes the cluster by its stream and its bucket.
+    fn overview(&self, info: &StreamInfo, bucket: Option<&StreamInfo>, id: StreamId, server: &ServerInfo) -> Overview {
+        let streams =
+            [Some((self.inner.address.stream(), info)), bucket.map(|info| (self.inner.address.bucket(), info))];
+        let mut faults = Vec::new();
+        let mut flaws = Vec::new();
+        for (name, info) in streams.into_iter().flatten() {
+            let few = settings::few_replicas(&name, info.copies());
+            // One server is enough to try it, and for those who can do without sync for a while.
+            if server.cluster.is_none() { flaws.extend(few) } else { faults.extend(few) }
+        }
+        let mut missing = BTreeSet::new();
+        for peers in [Some(info), bucket].into_iter().flatten().filter_map(|info| info.cluster.as_ref()) {
+            missing.extend(peers.replicas.iter().filter(|peer| peer.is_missing()).map(|peer| peer.name.as_str()));
+        }
+        faults.extend(missing.iter().map(|name| {
+            format!("the server {name} doesn't answer the others; start it, because sync stands still once a majority is missing")
+        }));
+        overview(info, id, server, faults, flaws)
     }
 
     async fn found(&self, api: &Api, name: &str) -> Result<Option<StreamInfo>, Trouble> {
@@ -548,8 +616,7 @@ impl Cluster {
         name: &str,
         config: impl Fn(u64) -> serde_json::Value,
     ) -> Result<StreamInfo, Trouble> {
-        let is_alone = api.client().server_info().cluster.is_none();
-        let replicas = if is_alone { 1 } else { REPLICAS };
+        let replicas = replicas_at(&api.client().server_info());
         match api.create(name, &config(replicas)).await {
             Ok(info) => {
                 tracing::info!(replicas, "made the stream {name}");
@@ -598,11 +665,13 @@ fn trouble(error: ApiError) -> Trouble {
         ApiError::Refused(code::NOT_ENABLED_FOR_ACCOUNT, _) => {
             Trouble::Unfit("this account may not use JetStream; enable it for the account".to_owned())
         }
-        ApiError::Refused(found, why) if code::FULL.contains(&found) => {
-            Trouble::Away(format!("JetStream has no room: {why}. Raise its limit, or give its disk more room"))
-        }
         error => Trouble::Away(error.to_string()),
     }
+}
+
+/// How many copies a new stream gets.
+fn replicas_at(server: &ServerInfo) -> u64 {
+    if server.cluster.is_none() { 1 } else { REPLICAS }
 }
 
 /// Fails if the server that is connected to won't do.
@@ -623,17 +692,13 @@ fn stream_id(name: &str, info: &StreamInfo) -> Result<StreamId, Trouble> {
     id.parse().map_err(|error| Trouble::Unfit(format!("the id in the metadata of the stream {name} is none: {error}")))
 }
 
-fn overview(info: &StreamInfo, id: StreamId, server: &ServerInfo) -> Overview {
+fn overview(info: &StreamInfo, id: StreamId, server: &ServerInfo, faults: Vec<String>, flaws: Vec<String>) -> Overview {
     let peers = info.cluster.clone().unwrap_or_default();
     let followers = peers.replicas.iter().map(|peer| {
-        let fault = match (peer.offline, peer.current, peer.lag) {
-            (true, ..) => Some("offline".to_owned()),
-            (false, false, lag) => Some(format!("behind by {lag}")),
-            (false, true, _) => None,
-        };
+        let fault = if peer.is_missing() { Some("missing") } else { (!peer.current).then_some("behind") };
         (peer.name.clone(), fault)
     });
-    let replicas = settings::replicas(&info.config);
+    let replicas = info.copies();
     Overview {
         stream: id,
         server: server.server_name.clone(),
@@ -645,13 +710,19 @@ fn overview(info: &StreamInfo, id: StreamId, server: &ServerInfo) -> Overview {
         first: info.state.first_seq.max(1),
         gaps: info.state.num_deleted,
         created: info.created.clone(),
-        flaws: settings::few_replicas(&info.config).into_iter().collect(),
+        faults,
+        flaws,
         messages: info.state.messages,
         bytes: info.state.bytes,
     }
 }
 
 impl Overview {
+    /// Everything that should be otherwise.
+    fn wrong(&self) -> impl Iterator<Item = &String> {
+        self.faults.iter().chain(&self.flaws)
+    }
+
     /// Says in a line where its copies are.
     pub(crate) fn copies(&self) -> String {
         if self.replicas == 1 {
@@ -659,11 +730,8 @@ impl Overview {
         }
         let mut text = format!("{} copies of the stream: {} leads", self.replicas, self.leader);
         for (name, fault) in &self.followers {
-            let _ = match fault {
-                // A number would change each second.
-                Some(fault) => write!(text, ", {name} is {}", fault.split(" by ").next().unwrap_or_default()),
-                None => write!(text, ", {name} is current"),
-            };
+            // A number would change each second.
+            let _ = write!(text, ", {name} is {}", fault.unwrap_or("current"));
         }
         text
     }
@@ -736,10 +804,75 @@ fn in_words(error: &dyn std::error::Error) -> String {
     let mut cause = error.source();
     while let Some(error) = cause {
         let why = error.to_string();
-        if !text.contains(&why) {
+        if why.contains(&text) {
+            text = why;
+        } else if !text.contains(&why) {
             let _ = write!(text, ": {why}");
         }
         cause = error.source();
     }
     text
+}
+
+/// In the words of servers: this user may not do that.
+const RIGHTS: &str = "ermissions Violation";
+/// In the words of servers and of the client: nobody is let in like this.
+const LOGIN: &str = "uthorization violation";
+
+/// Adds to words of servers, of the client or of TLS what to do.
+fn advised(mut why: String) -> String {
+    let advice = [
+        ("UnknownIssuer", "If its authority is one of your own, name that with --root-certificate"),
+        (
+            "InvalidContentType",
+            "The server speaks no TLS there: give it a part `tls {}` in its file, or use nats:// where the way to it is private",
+        ),
+        (LOGIN, "Name the file of this gateway's credentials with --nats-credentials, or have them renewed"),
+        (RIGHTS, "SECURITY.md says which rights a gateway needs"),
+    ];
+    for (words, advice) in advice {
+        if why.contains(words) && !why.contains(advice) {
+            let _ = write!(why, ". {advice}");
+        }
+    }
+    why
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::address::WithoutTls;
+    use super::*;
+
+    #[test]
+    fn a_lack_of_room_is_still_said_once_its_servers_have_no_leader() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let options = ClusterOptions {
+            servers: "nats://localhost".to_owned(),
+            credentials: None,
+            root_certificate: None,
+            without_tls: WithoutTls::Here,
+        };
+        let cluster = Cluster::new(&options, dir.path()).expect("a cluster");
+        let unavailable = ApiError::Refused(code::UNAVAILABLE, "temporarily unavailable".to_owned()).to_string();
+        assert_eq!(cluster.explained(unavailable.clone()), unavailable);
+        let full = ApiError::Refused(code::FULL[0], "insufficient resources".to_owned()).to_string();
+        *cluster.inner.shortage.lock().expect("what was said") = Some(full.clone());
+        let why = cluster.explained(unavailable);
+        assert!(why.contains("temporarily unavailable") && why.contains("before that, JetStream has no room"), "{why}");
+        assert_eq!(cluster.explained(full.clone()), full, "it isn't said twice");
+    }
+
+    #[test]
+    fn what_servers_and_tls_say_comes_with_what_to_do() {
+        for (said, advice) in [
+            ("IO error: invalid peer certificate: UnknownIssuer", "--root-certificate"),
+            ("IO error: received corrupt message of type InvalidContentType", "speaks no TLS"),
+            ("authorization violation: nats: authorization violation", "--nats-credentials"),
+            ("Permissions Violation for Publish to \"$KV.shop.gateways\"", "SECURITY.md"),
+        ] {
+            let why = advised(said.to_owned());
+            assert!(why.starts_with(said) && why.contains(advice), "{why}");
+            assert_eq!(advised(why.clone()), why);
+        }
+    }
 }

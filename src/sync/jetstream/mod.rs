@@ -14,6 +14,6 @@ pub(crate) use address::is_cluster;
 pub use address::{ClusterOptions, WithoutTls};
 pub(super) use attendant::Attendant;
 pub(crate) use attendant::{Desk, NotReady};
-pub(crate) use cluster::{Cluster, Overview, Stand};
+pub(crate) use cluster::{Cluster, Examined, Overview, Stand};
 pub(super) use feed::Feed;
 pub(crate) use moving::{Moved, Mover, look_before_moving};

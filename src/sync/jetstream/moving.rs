@@ -47,6 +47,7 @@ pub(crate) async fn look_before_moving(cluster: &Cluster, logs: &BTreeMap<StoreI
         match cluster.glance(logs).await {
             Ok(there) => return there,
             Err(why) if began.elapsed() > MOVE_PATIENCE => bail!("{} isn't reached: {why}", cluster.url()),
+            Err(why) if let Some(why) = cluster.refusal(&why) => bail!("{} refuses it: {why}", cluster.url()),
             Err(_) => sleep(MOVE_PAUSE).await,
         }
     }
@@ -71,6 +72,9 @@ impl Mover {
                 }
                 Stand::Unfit(why) => bail!("{} can't be used: {why}", cluster.url()),
                 Stand::Away(why) if began.elapsed() > MOVE_PATIENCE => bail!("{} isn't reached: {why}", cluster.url()),
+                Stand::Away(why) if let Some(why) = cluster.refusal(&why) => {
+                    bail!("{} refuses it: {why}", cluster.url())
+                }
                 Stand::Away(_) | Stand::Connecting => {}
             }
             drop(tokio::time::timeout(MOVE_PAUSE, stand.changed()).await);
@@ -353,6 +357,9 @@ impl Mover {
 
     /// Waits before the next attempt, unless there were enough.
     async fn wait(&self, error: ApiError) -> anyhow::Result<()> {
+        if let Some(why) = self.cluster.refusal(&error.to_string()) {
+            bail!("{} refuses it: {why}", self.cluster.url());
+        }
         if self.heard.elapsed() > MOVE_PATIENCE {
             return Err(error).with_context(|| format!("{} doesn't answer", self.cluster.url()));
         }

@@ -66,11 +66,6 @@ pub(super) fn id(config: &Value) -> Option<&str> {
     config["metadata"][ID].as_str().filter(|id| !id.is_empty())
 }
 
-/// How many replicas a stream has.
-pub(super) fn replicas(config: &Value) -> u64 {
-    config["num_replicas"].as_u64().unwrap_or(1)
-}
-
 /// What a setting may be.
 enum May {
     Be(Value),
@@ -83,7 +78,7 @@ enum May {
     BeOff,
 }
 
-/// Fails if the settings of an existing stream of events can lose some. Says which, and what it is.
+/// Fails if the settings of an existing stream of events can lose some. Says which, and what they are.
 ///
 /// # Errors
 ///
@@ -119,17 +114,10 @@ pub(super) fn check_stream(name: &str, config: &Value) -> anyhow::Result<()> {
             ("republish", BeOff, "events would go where nobody asked for them"),
             ("allow_msg_counter", BeOff, "it stores numbers, not events"),
         ],
-    )?;
-    if id(config).is_none() {
-        bail!(
-            "the stream {name} is somebody else's: its metadata has no {ID}. Delete it if nobody needs it, or give this \
-             installation another prefix (nats://HOST/PREFIX)"
-        );
-    }
-    Ok(())
+    )
 }
 
-/// Fails if the settings of an existing bucket don't do. Says which, and what it is.
+/// Fails if the settings of an existing bucket don't do. Says which, and what they are.
 ///
 /// # Errors
 ///
@@ -153,17 +141,17 @@ pub(super) fn check_bucket(name: &str, prefix: &str, config: &Value) -> anyhow::
             ("mirror", BeOff, "its values would be another bucket's"),
             ("sources", BeOff, "its values would be other buckets'"),
         ],
-    )?;
-    if id(config).is_none() {
-        bail!(
-            "the bucket {prefix} is somebody else's: its metadata has no {ID}. Give this installation another prefix \
-             (nats://HOST/PREFIX)"
-        );
-    }
-    Ok(())
+    )
 }
 
 fn check<const N: usize>(name: &str, config: &Value, settings: [(&str, May, &str); N]) -> anyhow::Result<()> {
+    if id(config).is_none() {
+        bail!(
+            "the stream {name} is somebody else's: its metadata has no {ID}. Delete it if nobody needs it, or give this \
+             installation another prefix (nats://HOST/PREFIX)"
+        );
+    }
+    let mut wrong = Vec::new();
     for (setting, may, why) in settings {
         let found = &config[setting];
         let (is_right, wanted) = match may {
@@ -177,10 +165,11 @@ fn check<const N: usize>(name: &str, config: &Value, settings: [(&str, May, &str
             May::BeOff => (is_off(found), "off".to_owned()),
         };
         if !is_right {
-            bail!(
-                "the stream {name} has {setting}: {found}, and that has to be {wanted}: {why}. Change it, or use another prefix"
-            );
+            wrong.push(format!("{setting}: {found}, and that has to be {wanted}: {why}"));
         }
+    }
+    if !wrong.is_empty() {
+        bail!("the stream {name} has {}. Change it, or use another prefix", wrong.join("; "));
     }
     Ok(())
 }
@@ -197,12 +186,12 @@ fn is_off(found: &Value) -> bool {
 }
 
 /// What is said of a stream that has fewer copies than it should.
-pub(super) fn few_replicas(config: &Value) -> Option<String> {
-    let replicas = replicas(config);
+pub(super) fn few_replicas(name: &str, replicas: u64) -> Option<String> {
     (replicas < REPLICAS).then(|| {
         format!(
-            "the stream is on {replicas} server{}: when it dies, nothing syncs, and what its disk loses is lost unless a gateway \
-             or a device has it. Give it {REPLICAS} replicas on {REPLICAS} servers",
+            "the stream {name} is on {replicas} server{}: when it dies, nothing syncs, and what its disk loses is lost unless a \
+             gateway or a device has it. Give it {REPLICAS} replicas on {REPLICAS} servers, with `nats stream edit {name} \
+             --replicas {REPLICAS}`",
             if replicas == 1 { "" } else { "s" }
         )
     })
@@ -264,10 +253,18 @@ mod tests {
             let why = check_stream("likewise", &weaker).expect_err(setting).to_string();
             assert!(why.contains(&format!("likewise has {setting}: {value}")), "{why}");
         }
+        let mut weaker = stream.clone();
+        (weaker["discard"], weaker["max_msgs"]) = (json!("old"), json!(10));
+        let why = check_stream("likewise", &weaker).expect_err("two").to_string();
+        assert!(why.contains("discard: \"old\"") && why.contains("max_msgs: 10"), "{why}");
+        // Whoever sees that mends nothing there.
+        weaker["metadata"] = json!({});
         let mut other = stream;
         other["metadata"] = json!({});
-        let why = check_stream("likewise", &other).expect_err("no id").to_string();
-        assert!(why.contains("somebody else's"), "{why}");
+        for other in [weaker, other] {
+            let why = check_stream("likewise", &other).expect_err("no id").to_string();
+            assert!(why.contains("somebody else's") && !why.contains("discard"), "{why}");
+        }
     }
 
     #[test]
