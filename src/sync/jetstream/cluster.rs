@@ -470,11 +470,13 @@ impl Cluster {
                 return Ok(Examined::Nothing { replicas: replicas_at(&server) });
             };
             settings::check_stream(&name, &info.config).map_err(unfit)?;
+            check_copies(&name, &info, &server)?;
             let id = stream_id(&name, &info)?;
             let (bucket, prefix) = (self.inner.address.bucket(), self.inner.address.prefix().to_string());
             let shared = self.found(&api, &bucket).await?;
             if let Some(shared) = &shared {
                 settings::check_bucket(&bucket, &prefix, &shared.config).map_err(unfit)?;
+                check_copies(&bucket, shared, &server)?;
             }
             Ok(Examined::Stream(Box::new(self.overview(&info, shared.as_ref(), id, &server))))
         };
@@ -549,6 +551,7 @@ impl Cluster {
             }
         };
         settings::check_stream(&name, &info.config).map_err(unfit)?;
+        check_copies(&name, &info, &server)?;
         let id = stream_id(&name, &info)?;
         self.inner.bucket.meet_stream(&id.to_string()).map_err(|error| Trouble::Away(format!("{error:#}")))?;
         let began = Instant::now();
@@ -557,6 +560,7 @@ impl Cluster {
             None => self.make(api, &bucket, |replicas| settings::of_bucket(&bucket, &prefix, replicas)).await?,
         };
         settings::check_bucket(&bucket, &prefix, &shared.config).map_err(unfit)?;
+        check_copies(&bucket, &shared, &server)?;
         let mut full = None;
         match self.inner.bucket.level(api, &shared, began).await {
             Ok(()) => {}
@@ -587,9 +591,7 @@ impl Cluster {
         let mut faults = Vec::new();
         let mut flaws = Vec::new();
         for (name, info) in streams.into_iter().flatten() {
-            let few = settings::few_replicas(&name, info.copies());
-            // One server is enough to try it, and for those who can do without sync for a while.
-            if server.cluster.is_none() { flaws.extend(few) } else { faults.extend(few) }
+            flaws.extend(settings::few_replicas(&name, info.copies()));
         }
         let mut missing = BTreeSet::new();
         for peers in [Some(info), bucket].into_iter().flatten().filter_map(|info| info.cluster.as_ref()) {
@@ -685,6 +687,15 @@ fn check_server(api: &Api) -> Result<ServerInfo, Trouble> {
         )));
     }
     Ok(server)
+}
+
+/// Fails if the servers hold fewer copies of a stream than they should. One server alone is enough to try it, and for those who
+/// can do without sync for a while.
+fn check_copies(name: &str, info: &StreamInfo, server: &ServerInfo) -> Result<(), Trouble> {
+    match settings::few_replicas(name, info.copies()) {
+        Some(why) if server.cluster.is_some() => Err(Trouble::Unfit(why)),
+        _ => Ok(()),
+    }
 }
 
 fn stream_id(name: &str, info: &StreamInfo) -> Result<StreamId, Trouble> {
