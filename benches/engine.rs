@@ -2,19 +2,24 @@
 //! a unique id, and UPDATE of the count.
 //!
 //! ```sh
-//! cargo bench --bench engine              # all; or a part: -- commit, -- rebuild, -- live, -- keys
+//! cargo bench --bench engine              # all; or a part: -- commit, -- rebuild, -- import, -- live, -- keys
 //! BENCH_SECONDS=60 cargo bench --bench engine   # more rounds, when the machine is busy
 //! ```
 //!
 //! In each table both sides do the same work in turns: the same rows, the same durability (WAL, `synchronous=FULL`, one COMMIT
 //! per group), the same disk.
 
+#[path = "../tests/common/mod.rs"]
+mod common;
 mod compare;
 
+use std::fs::File;
+use std::io::{BufRead, BufReader, BufWriter, Write};
 use std::path::Path;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use compare::{Aim, Scale, compare, each, head, is_wanted, on_disk};
+use compare::{Aim, Scale, Table, each, is_wanted, on_disk};
 use likewise::engine::{Envelope, Event, EventId, Files, Query, Replica, Schema, Setup, StoreLimits, Stores};
 use likewise::likes::{self, LikeAdded};
 use rusqlite::{Connection, params};
@@ -30,6 +35,9 @@ fn main() {
     if is_wanted("rebuild") {
         rebuild(scale);
     }
+    if is_wanted("import") {
+        import(scale);
+    }
     if is_wanted("live") {
         live(scale);
     }
@@ -40,7 +48,7 @@ fn main() {
 
 /// Commits in groups. Neither side checkpoints: the store does that on another thread, beside its commits.
 fn commit(scale: Scale) {
-    head("commit, per event", "engine", "plain");
+    let table = Table::new(scale, "commit, per event", "engine", "plain");
     for (group, events) in [(1, 200), (10, 2_000), (100, 20_000), (1_000, 50_000)] {
         let groups = scale.of(events / group);
         let ours = || {
@@ -66,15 +74,14 @@ fn commit(scale: Scale) {
             }
             each(start, groups.len() * group)
         };
-        let aim = if group == 1 { Aim::None } else { Aim::Time(1.5) };
-        compare(scale, &format!("in groups of {group}"), aim, ours, plain);
+        let aim = if group == 1 { Aim::None } else { Aim::Times(1.15) };
+        table.compare(&format!("in groups of {group}"), aim, ours, plain);
     }
 }
 
 /// Rebuilds the state from the log. The plain side reads the same log, and updates a fresh table in transactions of the same
 /// size.
 fn rebuild(scale: Scale) {
-    head("rebuild, per event", "engine", "plain");
     let events = scale.of(1_000_000);
     let dir = on_disk();
     let files = Files::in_dir(dir.path());
@@ -117,13 +124,68 @@ fn rebuild(scale: Scale) {
         assert_eq!(count, events);
         time
     };
-    compare(scale, &format!("of {events} events"), Aim::Speed(0.7), ours, plain);
+    let table = Table::new(scale, "rebuild, per event", "engine", "plain");
+    table.compare(&format!("of {events} events"), Aim::Speed(1.0), ours, plain);
+}
+
+/// Imports events from lines of JSON, by the command. The plain side reads the same lines into the plain loop.
+fn import(scale: Scale) {
+    let events = scale.of(1_000_000);
+    let dir = on_disk();
+    let lines = dir.path().join("events");
+    let mut out = BufWriter::new(File::create(&lines).expect("a file"));
+    for _ in 0..events {
+        writeln!(out, r#"{{"id":"{}","name":"LikeAdded"}}"#, EventId::now()).expect("write an event");
+    }
+    out.into_inner().expect("write the events");
+
+    let ours = || {
+        let data = on_disk();
+        let mut command = common::likewise();
+        command
+            .args(["import", "--data"])
+            .arg(data.path())
+            .stdin(File::open(&lines).expect("open"))
+            .stderr(Stdio::null());
+        let start = Instant::now();
+        assert!(command.status().expect("start the import").success());
+        each(start, events)
+    };
+    let plain = || {
+        let dir = on_disk();
+        let start = Instant::now();
+        let plain = Plain::new(dir.path());
+        let mut lines = BufReader::new(File::open(&lines).expect("open")).lines();
+        loop {
+            let group: Vec<_> = lines.by_ref().take(1_000).map(|line| parsed(&line.expect("read"))).collect();
+            if group.is_empty() {
+                break;
+            }
+            plain.commit(&group);
+        }
+        each(start, events)
+    };
+    let table = Table::new(scale, "import, per event", "likewise", "plain");
+    table.compare(&format!("of {events} events"), Aim::Times(1.5), ours, plain);
+}
+
+/// What a line of an export says.
+#[derive(Deserialize)]
+struct Line {
+    id: EventId,
+    name: String,
+}
+
+fn parsed(line: &str) -> Envelope {
+    let Line { id, name } = serde_json::from_str(line).expect("JSON");
+    assert_eq!(name, LikeAdded::NAME);
+    Envelope::new(id, &LikeAdded {}).expect("an event")
 }
 
 /// The time from a click to the last watcher: commit, run the query again, wake the watchers. The plain side commits and runs
 /// its query again, but wakes nobody.
 fn live(scale: Scale) {
-    head("a change, watched", "engine", "plain");
+    let table = Table::new(scale, "a change, watched", "engine", "plain");
     let runtime = Runtime::new().expect("start tokio");
     for (watchers, changes) in [(1, 100), (100, 100), (10_000, 20)] {
         let (watchers, changes) = (scale.of(watchers), scale.of(changes));
@@ -146,7 +208,8 @@ fn live(scale: Scale) {
             }
             each(start, changes)
         };
-        compare(scale, &format!("by {watchers}"), Aim::None, ours, plain);
+        let aim = if watchers == scale.of(10_000) { Aim::Times(10.0) } else { Aim::None };
+        table.compare(&format!("by {watchers}"), aim, ours, plain);
     }
 }
 
@@ -193,13 +256,13 @@ impl Event for Voted {
 
 /// A commit that changes one row while many rows are watched by key, compared with one while nobody watches.
 fn keys(scale: Scale) {
-    head("a commit of one row", "watched", "alone");
+    let table = Table::new(scale, "a commit of one row", "watched", "alone");
     let runtime = Runtime::new().expect("start a runtime");
     for (watched, commits) in [(1, 500), (1_000, 500), (10_000, 500)] {
         let (watched, commits) = (scale.of(watched), scale.of(commits));
         let ours = || runtime.block_on(time_votes(watched, commits));
         let alone = || runtime.block_on(time_votes(0, commits));
-        compare(scale, &format!("of {watched} watched"), Aim::None, ours, alone);
+        table.compare(&format!("of {watched} watched"), Aim::None, ours, alone);
     }
 }
 

@@ -21,7 +21,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use common::{Server, likewise, wait_for};
-use compare::{Aim, Scale, compare, each, head, is_wanted, on_disk};
+use compare::{Aim, Scale, Table, each, is_wanted, on_disk, point};
 use likewise::engine::{Device, Entry, Envelope, EventId, Files, Page, Replica, Seq, Setup, Whose};
 use likewise::likes::{self, LikeAdded};
 use rusqlite::{Connection, params};
@@ -45,9 +45,9 @@ fn main() {
 
 /// Likes made offline reach the hub and a second device. In the end three machines have them.
 fn bulk(scale: Scale) {
-    head("offline likes, per event", "sync", "plain");
-    for likes in [10_000, 100_000, 1_000_000] {
-        let likes = scale.of(likes);
+    let table = Table::new(scale, "offline likes, per event", "sync", "plain");
+    for full in [1_000, 10_000, 100_000, 1_000_000] {
+        let likes = scale.of(full);
         let ours = || {
             let dir = on_disk();
             let offline = dir.path().join("one");
@@ -60,19 +60,24 @@ fn bulk(scale: Scale) {
             wait_until(&one, |status| status["pending"] == 0);
             each(start, likes)
         };
-        compare(scale, &format!("{likes} to hub and device"), Aim::Time(4.0), ours, || plain(likes, 3));
+        let aim = if full == 100_000 { Aim::Times(2.0) } else { Aim::None };
+        let name = format!("{likes} to hub and device");
+        let [ours, plain] = table.compare(&name, aim, ours, || plain(likes, 3));
+        point("sync", "likewise", likes as f64, ours * likes as f64);
+        point("sync", "plain SQLite, three times", likes as f64, plain * likes as f64);
     }
 }
 
 /// A new device joins a log, and shows the right count: by a snapshot, compared with the bare download of the snapshot's bytes
 /// and one start on data that is there already. Then all of the log is there and proven: compared with a device that pulls it.
+/// Such a device, which inserts and applies all of the log, is compared with one plain loop that does.
 fn join(scale: Scale) {
     let logs: Vec<usize> = match env::var("BENCH_EVENTS") {
         Ok(list) => list.split(',').map(|events| events.parse().expect("a number of events")).collect(),
         Err(_) => vec![10_000, 100_000, 1_000_000, 10_000_000],
     };
-    for likes in logs {
-        let likes = scale.of(likes);
+    for full in logs {
+        let likes = scale.of(full);
         let dir = on_disk();
         let data = dir.path().join("hub");
         fill_fast(&data, 1);
@@ -86,7 +91,8 @@ fn join(scale: Scale) {
         let hub = Hub::start(&data, &[]);
         wait_until(&hub.server, |status| status["count"] == likes + 1);
 
-        head(&format!("a new device on a log of {likes}"), "likewise", "plain");
+        let title = format!("a new device on a log of {likes}");
+        let table = Table::new(scale, &title, "likewise", "plain");
         let joined = dir.path().join("joined");
         let has_all = |status: &Value| status["count"] == likes + 1;
         let is_whole = |status: &Value| has_all(status) && status["history"].is_null() && status["head"] == likes + 1;
@@ -117,7 +123,7 @@ fn join(scale: Scale) {
             file.write_all(&bytes).and_then(|()| file.sync_all()).expect("written");
             time(start, &joined, &has_all)
         };
-        compare(scale, "shows the right count", Aim::Time(1.5), begin, download_and_open);
+        table.compare("shows the right count", Aim::Times(1.5), begin, download_and_open);
 
         let whole = || {
             let dir = on_disk();
@@ -128,14 +134,20 @@ fn join(scale: Scale) {
             copy_all(&seed, dir.path());
             time(Instant::now(), dir.path(), &is_whole)
         };
-        compare(scale, "has all of the log, proven", Aim::Time(1.3), whole, pull);
+        Table::new(scale, &title, "snapshot", "pull").compare(
+            "has all of the log, proven",
+            Aim::Times(1.3),
+            whole,
+            pull,
+        );
+        let aim = if full == 1_000_000 { Aim::Times(1.4) } else { Aim::None };
+        table.compare("pulls and applies all of the log", aim, pull, || plain(likes, 1).mul_f64(likes as f64));
     }
 }
 
 /// Another device's event arrives while many are pending. All pending ones have to be re-applied on top of it.
 fn rebase(scale: Scale) {
     let pending = scale.of(100_000);
-    head("rebase, per pending event", "engine", "plain");
     let dir = on_disk();
     let files = Files::in_dir(dir.path());
     let setup = Setup::new(likes::schema(), "bench".parse().expect("a name")).expect("read the program");
@@ -167,13 +179,14 @@ fn rebase(scale: Scale) {
         }
         each(start, pending)
     };
-    compare(scale, &format!("{pending} pending"), Aim::Time(2.0), ours, plain);
+    let table = Table::new(scale, "rebase, per pending event", "engine", "plain");
+    table.compare(&format!("{pending} pending"), Aim::Times(2.0), ours, plain);
 }
 
 /// The time from a click on one device to the event on the other's stream, compared with the round trips that this takes at
 /// least: to the one device, to the hub, and to the other.
 fn click(scale: Scale) {
-    let clicks = scale.of(300);
+    let clicks = scale.of(100);
     let dir = on_disk();
     let hub = Hub::start(&dir.path().join("hub"), &["one", "two"]);
     let one = hub.device(&dir.path().join("one"), "one");
@@ -183,33 +196,45 @@ fn click(scale: Scale) {
     }
     let stream = request(&two, "GET /live HTTP/1.1\r\n");
     let mut shown = BufReader::new(stream).lines().map(|line| line.expect("the stream goes on"));
-    let mut times = Vec::new();
-    let mut bare = Vec::new();
     let agent = agent();
-    for count in 1..=clicks {
-        let start = Instant::now();
-        agent.post(format!("{}/likes", one.url)).send_empty().expect("like");
-        let wanted = format!("data-count=\"{count}\"");
-        shown.find(|line| line.contains(&wanted)).expect("the like arrives");
-        times.push(start.elapsed());
-        let start = Instant::now();
-        for server in [&one, &hub.server, &two] {
-            agent.get(format!("{}/healthz", server.url)).call().expect("ask");
-        }
-        bare.push(start.elapsed());
-        // Pages are updated at intervals. The next click should find the stream at rest.
-        std::thread::sleep(Duration::from_millis(if clicks > 20 { 30 } else { 0 }));
-    }
-    let [p50, p99] = percentiles(&mut times);
-    let [bare50, bare99] = percentiles(&mut bare);
-    println!("\nfrom a click to another device's stream: p50 {p50:.2?}, p99 {p99:.2?}, of {clicks}");
-    println!("three bare round trips:                  p50 {bare50:.2?}, p99 {bare99:.2?}");
-    println!("ratio:                                   p50 {:.1}", p50.as_secs_f64() / bare50.as_secs_f64());
+    let mut count = 0;
+    let click = || {
+        let mut times: Vec<_> = (0..clicks)
+            .map(|_| {
+                // Pages are updated at intervals. The next click should find the stream at rest.
+                std::thread::sleep(REST);
+                count += 1;
+                let start = Instant::now();
+                agent.post(format!("{}/likes", one.url)).send_empty().expect("like");
+                let wanted = format!("data-count=\"{count}\"");
+                shown.find(|line| line.contains(&wanted)).expect("the like arrives");
+                start.elapsed()
+            })
+            .collect();
+        middle(&mut times)
+    };
+    let ask = || {
+        let mut times: Vec<_> = (0..clicks)
+            .map(|_| {
+                let start = Instant::now();
+                for server in [&one, &hub.server, &two] {
+                    agent.get(format!("{}/healthz", server.url)).call().expect("ask");
+                }
+                start.elapsed()
+            })
+            .collect();
+        middle(&mut times)
+    };
+    let table = Table::new(scale, "a click on another device's stream", "likewise", "3 asked");
+    table.compare(&format!("p50 of {clicks}"), Aim::Times(4.0), click, ask);
 }
 
-fn percentiles(times: &mut [Duration]) -> [Duration; 2] {
+/// Longer than the pause between two updates of one page.
+const REST: Duration = Duration::from_millis(30);
+
+fn middle(times: &mut [Duration]) -> Duration {
     times.sort();
-    [times[times.len() / 2], times[(times.len() * 99 / 100).min(times.len() - 1)]]
+    times[times.len() / 2]
 }
 
 /// A hub with its devices' tokens.
