@@ -14,7 +14,7 @@ use std::process::Command;
 use plot::{Axis, Plot};
 use serde::Deserialize;
 
-/// What stands around the table in `performance.md`.
+/// What stands around the table and the plots in `performance.md`.
 const BEGIN: &str = "<!-- figures: written by benches/all -->\n";
 const END: &str = "<!-- end of the figures -->";
 
@@ -120,15 +120,17 @@ fn write_into(docs: &Path, table: &str, plots: &BTreeMap<String, Lines>) {
     let text = fs::read_to_string(&document).expect("read performance.md");
     let (before, rest) = text.split_once(BEGIN).expect("the comment before the figures");
     let (_, after) = rest.split_once(END).expect("the comment after the figures");
-    fs::write(&document, format!("{before}{BEGIN}\n{table}\n{END}{after}")).expect("write performance.md");
     fs::create_dir_all(docs.join("performance")).expect("make the directory of plots");
+    let mut shown = String::new();
     for (name, plot) in PLOTS {
         // A part of the benchmarks may have run.
         let Some(lines) = plots.get(name) else { continue };
         let file = docs.join(format!("performance/{name}.svg"));
+        writeln!(shown, "![{}](performance/{name}.svg)\n", plot.title).expect("text");
         fs::write(&file, plot.draw(lines)).expect("write a plot");
         println!("{}", file.display());
     }
+    fs::write(&document, format!("{before}{BEGIN}\n{table}\n{shown}{END}{after}")).expect("write performance.md");
 }
 
 /// All rows, below a line that says where and when.
