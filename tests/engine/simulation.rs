@@ -12,7 +12,7 @@ use crate::ledger;
 use crate::support::*;
 
 /// How many seeds an ordinary run takes.
-const SEEDS: u64 = 1_000;
+const SEEDS: u64 = 700;
 
 /// How often something failed because a sync failed.
 static FAILED_SYNCS: AtomicU64 = AtomicU64::new(0);
