@@ -65,7 +65,7 @@ pub(super) async fn go(app: &App, data: &Path, command: MoveCommand) -> anyhow::
 async fn must_be_free(dir: &DataDir, cluster: &Cluster, is_sure: bool) -> anyhow::Result<()> {
     let mut logs = BTreeMap::new();
     for store in engine::stores_in(&DataDir::stores(dir.path()))? {
-        if let Some(log) = engine::own_log(&DataDir::files(dir.path(), &store))? {
+        if let Some(log) = engine::ownership(&DataDir::files(dir.path(), &store))?.own {
             logs.insert(store, log);
         }
     }

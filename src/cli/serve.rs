@@ -118,7 +118,7 @@ fn must_not_be_a_hub(dir: &DataDir) -> anyhow::Result<()> {
         return Ok(());
     }
     for store in engine::stores_in(&DataDir::stores(data))? {
-        if engine::own_log(&DataDir::files(data, &store))?.is_some() {
+        if engine::ownership(&DataDir::files(data, &store))?.own.is_some() {
             bail!(
                 "{} is the data of a hub that has devices. Move its stores into the cluster first, with `move in` and the same \
                  --upstream: then its devices notice nothing",

@@ -235,11 +235,11 @@ impl DataDir {
         }
         let mut has_own = false;
         for store in engine::stores_in(&Self::stores(data))? {
-            let files = Self::files(data, &store);
-            if engine::is_of_stream(&files)? {
+            let log = engine::ownership(&Self::files(data, &store))?;
+            if log.is_of_stream {
                 return Ok(true);
             }
-            has_own |= engine::own_log(&files)?.is_some();
+            has_own |= log.own.is_some();
         }
         Ok(!has_own)
     }

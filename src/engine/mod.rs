@@ -80,9 +80,9 @@ pub use replica::{
 /// What an author's own code says to SQLite, in the version that the engine is built with.
 pub use rusqlite::{self, Params, Row, ToSql, params, types::FromSql};
 pub use schema::Schema;
-pub use setup::{Files, Setup, executable, is_blank};
 #[cfg(feature = "app")]
-pub(crate) use setup::{is_of_stream, own_log};
+pub(crate) use setup::ownership;
+pub use setup::{Files, Setup, executable, is_blank};
 pub use snapshot::{CheckedSnapshot, Snapshot, SnapshotError};
 pub use store::{Store, StoreId, Watch};
 pub(crate) use stores::Spare;

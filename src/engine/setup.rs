@@ -8,8 +8,6 @@ use super::error::{Database, Fault, IoContext};
 use super::event::Device;
 use super::eventlog;
 use super::files::check_files;
-#[cfg(feature = "app")]
-use super::place::LogId;
 use super::schema::Schema;
 
 /// The name of the witness.
@@ -146,24 +144,13 @@ pub fn is_blank(files: &Files) -> Result<bool, Fault> {
     Ok(eventlog::look(&files.eventlog())?.is_none())
 }
 
-/// Returns whether the messages of a stream make the store's log, because this is a gateway. Opens nothing for writing.
+/// Returns whose the store's log is. Opens nothing for writing.
 ///
 /// # Errors
 ///
 /// Fails if the eventlog can't be read, or isn't one that this program understands.
 #[cfg(feature = "app")]
-pub(crate) fn is_of_stream(files: &Files) -> Result<bool, Fault> {
+pub(crate) fn ownership(files: &Files) -> Result<eventlog::Ownership, Fault> {
     files.check()?;
-    Ok(eventlog::is_of_stream(&files.eventlog())?)
-}
-
-/// Returns the id of the store's log if this instance is its authority and it has events. Opens nothing for writing.
-///
-/// # Errors
-///
-/// Fails if the eventlog can't be read, or isn't one that this program understands.
-#[cfg(feature = "app")]
-pub(crate) fn own_log(files: &Files) -> Result<Option<LogId>, Fault> {
-    files.check()?;
-    Ok(eventlog::own_log(&files.eventlog())?)
+    Ok(eventlog::Ownership::of(&files.eventlog())?)
 }

@@ -213,23 +213,28 @@ pub(crate) fn look(path: &Path) -> Result<Option<Beside>> {
     Ok(if refuse_newer(&conn, path)? { None } else { Some(conn) })
 }
 
-/// Returns whether the messages of a stream make the log at `path`.
+/// Whose a log is, as its file says.
 #[cfg(feature = "app")]
-pub(crate) fn is_of_stream(path: &Path) -> Result<bool> {
-    Ok(match look(path)? {
-        Some(conn) => meta::<String>(&conn, "stream")?.is_some(),
-        None => false,
-    })
+#[derive(Debug, Default)]
+pub(crate) struct Ownership {
+    /// Whether the messages of a stream make it, because this is a gateway.
+    pub(crate) is_of_stream: bool,
+    /// Its id, if this instance is its authority and it has events.
+    pub(crate) own: Option<LogId>,
 }
 
-/// Returns the id of the log at `path` if it is this instance's own and has events.
-pub(crate) fn own_log(path: &Path) -> Result<Option<LogId>> {
-    let Some(conn) = look(path)? else { return Ok(None) };
-    let has_events = || conn.query_row("SELECT EXISTS (SELECT 1 FROM log)", (), |row| row.get(0));
-    Ok(match whose(&conn)? {
-        Whose::Own(log) if has_events()? => Some(log),
-        _ => None,
-    })
+#[cfg(feature = "app")]
+impl Ownership {
+    /// Reads it from the eventlog at `path`, which need not exist.
+    pub(crate) fn of(path: &Path) -> Result<Self> {
+        let Some(conn) = look(path)? else { return Ok(Self::default()) };
+        let has_events = || conn.query_row("SELECT EXISTS (SELECT 1 FROM log)", (), |row| row.get(0));
+        let own = match whose(&conn)? {
+            Whose::Own(log) if has_events()? => Some(log),
+            _ => None,
+        };
+        Ok(Self { is_of_stream: meta::<String>(&conn, "stream")?.is_some(), own })
+    }
 }
 
 /// Refuses a file of a later format, or of another program, before anything is written to it. Returns whether the file

@@ -25,9 +25,9 @@ pub(crate) use checks::Checked;
 pub use checks::Progress;
 pub(crate) use digests::{CHECKPOINT_EVERY, Checkpoint};
 #[cfg(feature = "app")]
-pub(crate) use file::is_of_stream;
+pub(crate) use file::Ownership;
 use file::set_meta;
-pub(crate) use file::{look, own_log, refuse_newer_header};
+pub(crate) use file::{look, refuse_newer_header};
 pub use messages::Applied;
 use names::Interned;
 pub use read::PageSize;

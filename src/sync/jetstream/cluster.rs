@@ -24,7 +24,7 @@ use super::super::gateway::shared::Runs;
 use super::super::http::read_certificates;
 use super::super::tls::{Trust, tls};
 use super::address::{Address, ClusterOptions, Login};
-use super::api::{Api, ApiError, Shortage, StreamInfo, code};
+use super::api::{Api, ApiError, Peer, Shortage, StreamInfo, code};
 use super::bucket::{Bucket, BucketError};
 use super::settings;
 use crate::engine::{LogId, StoreId, StreamId};
@@ -443,9 +443,9 @@ impl Cluster {
     fn explained(&self, mut why: String) -> String {
         let complaint = self.inner.complaint.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let shortage = self.inner.shortage.lock().unwrap_or_else(PoisonError::into_inner).clone();
-        for cause in [complaint, shortage.map(|said| format!("before that, {said}"))].into_iter().flatten() {
-            if !why.contains(cause.trim_start_matches("before that, ")) {
-                let _ = write!(why, "; {cause}");
+        for (when, cause) in [("", complaint), ("before that, ", shortage)] {
+            if let Some(cause) = cause.filter(|cause| !why.contains(cause)) {
+                let _ = write!(why, "; {when}{cause}");
             }
         }
         advised(why)
@@ -469,14 +469,10 @@ impl Cluster {
             let Some(info) = self.found(&api, &name).await? else {
                 return Ok(Examined::Nothing { replicas: replicas_at(&server) });
             };
-            settings::check_stream(&name, &info.config).map_err(unfit)?;
-            check_copies(&name, &info, &server)?;
-            let id = stream_id(&name, &info)?;
-            let (bucket, prefix) = (self.inner.address.bucket(), self.inner.address.prefix().to_string());
-            let shared = self.found(&api, &bucket).await?;
+            let id = self.check_stream(&info, &server)?;
+            let shared = self.found(&api, &self.inner.address.bucket()).await?;
             if let Some(shared) = &shared {
-                settings::check_bucket(&bucket, &prefix, &shared.config).map_err(unfit)?;
-                check_copies(&bucket, shared, &server)?;
+                self.check_bucket(shared, &server)?;
             }
             Ok(Examined::Stream(Box::new(self.overview(&info, shared.as_ref(), id, &server))))
         };
@@ -497,11 +493,11 @@ impl Cluster {
     pub(super) async fn glance(&self, logs: &BTreeMap<StoreId, LogId>) -> Result<anyhow::Result<There>, String> {
         let glancing = async {
             let api = self.connect().await.map_err(Trouble::Away)?;
-            check_server(&api)?;
+            let server = check_server(&api)?;
             let name = self.inner.address.stream();
             let Some(info) = self.found(&api, &name).await? else { return Ok(There::default()) };
-            settings::check_stream(&name, &info.config).map_err(unfit)?;
-            if self.inner.bucket.known_stream() == Some(stream_id(&name, &info)?.to_string()) {
+            let id = self.check_stream(&info, &server)?;
+            if self.inner.bucket.known_stream() == Some(id.to_string()) {
                 // This directory is a gateway's already: a move goes on.
                 return Ok(There::default());
             }
@@ -550,17 +546,14 @@ impl Cluster {
                 self.make(api, &name, |replicas| settings::of_stream(&name, &id, replicas)).await?
             }
         };
-        settings::check_stream(&name, &info.config).map_err(unfit)?;
-        check_copies(&name, &info, &server)?;
-        let id = stream_id(&name, &info)?;
+        let id = self.check_stream(&info, &server)?;
         self.inner.bucket.meet_stream(&id.to_string()).map_err(|error| Trouble::Away(format!("{error:#}")))?;
         let began = Instant::now();
         let shared = match self.found(api, &bucket).await? {
             Some(info) => info,
             None => self.make(api, &bucket, |replicas| settings::of_bucket(&bucket, &prefix, replicas)).await?,
         };
-        settings::check_bucket(&bucket, &prefix, &shared.config).map_err(unfit)?;
-        check_copies(&bucket, &shared, &server)?;
+        self.check_bucket(&shared, &server)?;
         let mut full = None;
         match self.inner.bucket.level(api, &shared, began).await {
             Ok(()) => {}
@@ -584,23 +577,56 @@ impl Cluster {
         Ok(overview)
     }
 
+    /// Fails if the stream isn't as it has to be. Returns its id.
+    fn check_stream(&self, info: &StreamInfo, server: &ServerInfo) -> Result<StreamId, Trouble> {
+        let name = self.inner.address.stream();
+        settings::check_stream(&name, &info.config).map_err(unfit)?;
+        check_copies(&name, info, server)?;
+        let id = settings::id(&info.config).unwrap_or_default();
+        id.parse()
+            .map_err(|error| Trouble::Unfit(format!("the id in the metadata of the stream {name} is none: {error}")))
+    }
+
+    /// Fails if the bucket isn't as it has to be.
+    fn check_bucket(&self, info: &StreamInfo, server: &ServerInfo) -> Result<(), Trouble> {
+        let name = self.inner.address.bucket();
+        settings::check_bucket(&name, &self.inner.address.prefix().to_string(), &info.config).map_err(unfit)?;
+        check_copies(&name, info, server)
+    }
+
     /// Describes the cluster by its stream and its bucket.
     fn overview(&self, info: &StreamInfo, bucket: Option<&StreamInfo>, id: StreamId, server: &ServerInfo) -> Overview {
-        let streams =
-            [Some((self.inner.address.stream(), info)), bucket.map(|info| (self.inner.address.bucket(), info))];
-        let mut faults = Vec::new();
-        let mut flaws = Vec::new();
-        for (name, info) in streams.into_iter().flatten() {
-            flaws.extend(settings::few_replicas(&name, info.copies()));
-        }
-        let mut missing = BTreeSet::new();
-        for peers in [Some(info), bucket].into_iter().flatten().filter_map(|info| info.cluster.as_ref()) {
-            missing.extend(peers.replicas.iter().filter(|peer| peer.is_missing()).map(|peer| peer.name.as_str()));
-        }
-        faults.extend(missing.iter().map(|name| {
+        let named = bucket.map(|bucket| (self.inner.address.bucket(), bucket));
+        let streams: Vec<_> = [(self.inner.address.stream(), info)].into_iter().chain(named).collect();
+        let few = streams.iter().filter_map(|(name, info)| settings::few_replicas(name, info.copies()));
+        let peers_of = |info: &StreamInfo| info.cluster.clone().unwrap_or_default();
+        let all_peers = streams.iter().flat_map(|(_, info)| peers_of(info).replicas);
+        let missing: BTreeSet<_> = all_peers.filter(Peer::is_missing).map(|peer| peer.name).collect();
+        let missing = missing.into_iter().map(|name| {
             format!("the server {name} doesn't answer the others; start it, because sync stands still once a majority is missing")
-        }));
-        overview(info, id, server, faults, flaws)
+        });
+        let peers = peers_of(info);
+        let followers = peers.replicas.into_iter().map(|peer| {
+            let fault = if peer.is_missing() { Some("missing") } else { (!peer.current).then_some("behind") };
+            (peer.name, fault)
+        });
+        let replicas = info.copies();
+        Overview {
+            stream: id,
+            server: server.server_name.clone(),
+            version: server.version.clone(),
+            leader: if replicas > 1 { peers.leader } else { String::new() },
+            replicas,
+            followers: followers.collect(),
+            // A stream without messages begins at 0, and its first message is 1.
+            first: info.state.first_seq.max(1),
+            gaps: info.state.num_deleted,
+            created: info.created.clone(),
+            faults: missing.collect(),
+            flaws: few.collect(),
+            messages: info.state.messages,
+            bytes: info.state.bytes,
+        }
     }
 
     async fn found(&self, api: &Api, name: &str) -> Result<Option<StreamInfo>, Trouble> {
@@ -695,36 +721,6 @@ fn check_copies(name: &str, info: &StreamInfo, server: &ServerInfo) -> Result<()
     match settings::few_replicas(name, info.copies()) {
         Some(why) if server.cluster.is_some() => Err(Trouble::Unfit(why)),
         _ => Ok(()),
-    }
-}
-
-fn stream_id(name: &str, info: &StreamInfo) -> Result<StreamId, Trouble> {
-    let id = settings::id(&info.config).unwrap_or_default();
-    id.parse().map_err(|error| Trouble::Unfit(format!("the id in the metadata of the stream {name} is none: {error}")))
-}
-
-fn overview(info: &StreamInfo, id: StreamId, server: &ServerInfo, faults: Vec<String>, flaws: Vec<String>) -> Overview {
-    let peers = info.cluster.clone().unwrap_or_default();
-    let followers = peers.replicas.iter().map(|peer| {
-        let fault = if peer.is_missing() { Some("missing") } else { (!peer.current).then_some("behind") };
-        (peer.name.clone(), fault)
-    });
-    let replicas = info.copies();
-    Overview {
-        stream: id,
-        server: server.server_name.clone(),
-        version: server.version.clone(),
-        leader: if replicas > 1 { peers.leader.clone() } else { String::new() },
-        replicas,
-        followers: followers.collect(),
-        // A stream without messages begins at 0, and its first message is 1.
-        first: info.state.first_seq.max(1),
-        gaps: info.state.num_deleted,
-        created: info.created.clone(),
-        faults,
-        flaws,
-        messages: info.state.messages,
-        bytes: info.state.bytes,
     }
 }
 
