@@ -19,7 +19,7 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
-use compare::{Aim, Scale, Table, each, is_wanted, on_disk};
+use compare::{Aim, Scale, Table, each, on_disk, run};
 use likewise::engine::{Envelope, Event, EventId, Files, Query, Replica, Schema, Setup, StoreLimits, Stores};
 use likewise::likes::{self, LikeAdded};
 use rusqlite::{Connection, params};
@@ -28,22 +28,7 @@ use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 
 fn main() {
-    let scale = Scale::asked_for();
-    if is_wanted("commit") {
-        commit(scale);
-    }
-    if is_wanted("rebuild") {
-        rebuild(scale);
-    }
-    if is_wanted("import") {
-        import(scale);
-    }
-    if is_wanted("live") {
-        live(scale);
-    }
-    if is_wanted("keys") {
-        keys(scale);
-    }
+    run(&[("commit", commit), ("rebuild", rebuild), ("import", import), ("live", live), ("keys", keys)]);
 }
 
 /// Commits in groups. Neither side checkpoints: the store does that on another thread, beside its commits.

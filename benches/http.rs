@@ -19,7 +19,7 @@ use std::env;
 use std::time::Duration;
 
 use common::Server;
-use compare::{Aim, Scale, Table, Unit, is_wanted, median, on_disk, point, turns};
+use compare::{Aim, Scale, Table, Unit, median, on_disk, point, run, turns};
 use parts::{Answered, Peer, Plan, count, serve};
 use tempfile::TempDir;
 
@@ -28,19 +28,7 @@ fn main() {
         return;
     }
     common::raise_open_file_limit();
-    let scale = Scale::asked_for();
-    if is_wanted("likes") {
-        likes(scale);
-    }
-    if is_wanted("click") {
-        click(scale);
-    }
-    if is_wanted("page") {
-        page(scale);
-    }
-    if is_wanted("latency") {
-        latency(scale);
-    }
+    run(&[("likes", likes), ("click", click), ("page", page), ("latency", latency)]);
 }
 
 /// Likewise and the bare prototype, on directories of their own.

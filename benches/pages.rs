@@ -16,7 +16,7 @@ mod parts;
 use std::time::{Duration, Instant};
 
 use common::Server;
-use compare::{Aim, Scale, Table, Unit, is_wanted, median, on_disk, point, turns};
+use compare::{Aim, Scale, Table, Unit, median, on_disk, point, run, turns};
 use parts::{Answered, Pages, Peer, Plan, memory, serve, serve_at};
 use tempfile::TempDir;
 
@@ -31,19 +31,7 @@ fn main() {
         return;
     }
     common::raise_open_file_limit();
-    let scale = Scale::asked_for();
-    if is_wanted("open") {
-        open(scale);
-    }
-    if is_wanted("likes") {
-        likes(scale);
-    }
-    if is_wanted("seen") {
-        seen(scale);
-    }
-    if is_wanted("restart") {
-        restart(scale);
-    }
+    run(&[("open", open), ("likes", likes), ("seen", seen), ("restart", restart)]);
 }
 
 /// What it took one server to have all pages open.

@@ -29,7 +29,7 @@ use async_nats::jetstream::stream::{Config, LastRawMessageErrorKind, StorageType
 use async_nats::jetstream::{self, Context};
 use common::nats::{Nats, Plan};
 use common::{Server, likewise, raise_open_file_limit, wait_for};
-use compare::{Scale, is_wanted, on_disk};
+use compare::{Scale, on_disk, run};
 use likewise::engine::EventId;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -39,26 +39,8 @@ use tokio::runtime::Runtime;
 const STREAM: &str = "likewise";
 
 fn main() {
-    let scale = Scale::asked_for();
     raise_open_file_limit();
-    if is_wanted("likes") {
-        likes(scale);
-    }
-    if is_wanted("seen") {
-        seen(scale);
-    }
-    if is_wanted("leader") {
-        leader(scale);
-    }
-    if is_wanted("fair") {
-        fair(scale);
-    }
-    if is_wanted("pulls") {
-        pulls(scale);
-    }
-    if is_wanted("moving") {
-        moving(scale);
-    }
+    run(&[("likes", likes), ("seen", seen), ("leader", leader), ("fair", fair), ("pulls", pulls), ("moving", moving)]);
 }
 
 /// A gateway, with tokens for those who push through it.

@@ -16,19 +16,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use compare::{Aim, Scale, Table, Unit, is_wanted, on_disk};
+use compare::{Aim, Scale, Table, Unit, on_disk, run};
 
 fn main() {
-    let scale = Scale::asked_for();
-    if is_wanted("binary") {
-        binary(scale);
-    }
-    if is_wanted("crates") {
-        crates(scale);
-    }
-    if is_wanted("build") {
-        build(scale);
-    }
+    run(&[("binary", binary), ("crates", crates), ("build", build)]);
 }
 
 fn binary(scale: Scale) {

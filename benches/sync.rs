@@ -21,26 +21,14 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use common::{Server, likewise, wait_for};
-use compare::{Aim, Scale, Table, each, is_wanted, on_disk, point};
+use compare::{Aim, Scale, Table, each, on_disk, point, run};
 use likewise::engine::{Device, Entry, Envelope, EventId, Files, Page, Replica, Seq, Setup, Whose};
 use likewise::likes::{self, LikeAdded};
 use rusqlite::{Connection, params};
 use serde_json::Value;
 
 fn main() {
-    let scale = Scale::asked_for();
-    if is_wanted("bulk") {
-        bulk(scale);
-    }
-    if is_wanted("join") {
-        join(scale);
-    }
-    if is_wanted("rebase") {
-        rebase(scale);
-    }
-    if is_wanted("click") {
-        click(scale);
-    }
+    run(&[("bulk", bulk), ("join", join), ("rebase", rebase), ("click", click)]);
 }
 
 /// Likes made offline reach the hub and a second device. In the end three machines have them.

@@ -86,6 +86,15 @@ pub(crate) fn is_wanted(name: &str) -> bool {
     filters.peek().is_none() || filters.any(|filter| name.contains(&filter))
 }
 
+/// A part of a benchmark, with its name.
+type Part = (&'static str, fn(Scale));
+
+/// Runs the parts of a benchmark that are [wanted](is_wanted), by their names.
+pub(crate) fn run(parts: &[Part]) {
+    let scale = Scale::asked_for();
+    parts.iter().filter(|(name, _)| is_wanted(name)).for_each(|(_, part)| part(scale));
+}
+
 /// Calls all of `sides` in each round, and begins each round with another one, so none always finds the disk as the same other
 /// left it. Returns what each said, round by round.
 pub(crate) fn turns<T>(scale: Scale, sides: &mut [&mut dyn FnMut() -> T]) -> Vec<Vec<T>> {
