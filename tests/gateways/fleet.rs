@@ -16,6 +16,8 @@ use crate::support::Node;
 const PAUSE: Duration = Duration::from_millis(40);
 
 pub struct Fleet {
+    /// First, so that they are gone before those whom they ask.
+    people: Vec<Person>,
     pub nats: Nats,
     /// Copies of the servers' files: of one server alone, and of all at one moment.
     saved: Vec<Option<Saved>>,
@@ -23,17 +25,16 @@ pub struct Fleet {
     pub gateways: Vec<Member>,
     pub devices: Vec<Node>,
     front: Front,
-    people: Vec<Person>,
     liked: BTreeSet<String>,
 }
 
 /// A gateway.
 pub struct Member {
+    person: Option<Person>,
     pub node: Node,
     /// Its ways to the servers.
     links: Vec<Link>,
     state: State,
-    person: Option<Person>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -59,13 +60,13 @@ impl Fleet {
         let saved = (0..servers).map(|_| None).collect();
         let front = Front::start();
         let mut fleet = Self {
+            people: Vec::new(),
             nats,
             saved,
             moment: None,
             gateways: members,
             devices: Vec::new(),
             front,
-            people: Vec::new(),
             liked: BTreeSet::new(),
         };
         fleet.direct();
@@ -99,12 +100,14 @@ impl Fleet {
     pub fn kill_or_start_gateway(&mut self, n: usize) -> &'static str {
         self.resume_gateway(n);
         let gateway = &mut self.gateways[n];
+        let person = gateway.person.as_ref().expect("somebody is there");
         let what = if gateway.state == State::Dead {
             gateway.node.start();
             gateway.state = State::Up;
-            gateway.person.as_ref().expect("somebody is there").go_to(gateway.node.url());
+            person.go_to(gateway.node.url());
             "started"
         } else {
+            person.wait();
             gateway.node.kill();
             gateway.state = State::Dead;
             "killed"

@@ -12,16 +12,18 @@ use crate::support::new_id;
 /// Somebody at the page of one instance, who likes again and again until told to stop. A like that isn't answered is
 /// repeated under the same id, as the page's script does.
 pub struct Person {
-    page: Arc<Mutex<String>>,
+    page: Arc<Mutex<Option<String>>>,
     is_done: Arc<AtomicBool>,
+    is_away: Arc<AtomicBool>,
     thread: Option<JoinHandle<BTreeSet<String>>>,
 }
 
 impl Person {
     /// Likes at `url`, with a pause after each like.
     pub fn start(url: &str, pause: Duration) -> Self {
-        let (page, is_done) = (Arc::new(Mutex::new(url.to_owned())), Arc::new(AtomicBool::new(false)));
-        let (at, ends) = (Arc::clone(&page), Arc::clone(&is_done));
+        let page = Arc::new(Mutex::new(Some(url.to_owned())));
+        let (is_done, is_away) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
+        let (at, ends, gives_up) = (Arc::clone(&page), Arc::clone(&is_done), Arc::clone(&is_away));
         let thread = thread::spawn(move || {
             let config = ureq::Agent::config_builder().http_status_as_error(false).max_redirects(0).proxy(None);
             let agent = config.timeout_global(Some(Duration::from_secs(5))).build().new_agent();
@@ -30,13 +32,14 @@ impl Person {
                 let id = new_id();
                 let began = Instant::now();
                 loop {
-                    let url = format!("{}/likes", at.lock().unwrap());
-                    let answer =
-                        agent.post(&url).content_type("application/x-www-form-urlencoded").send(format!("id={id}"));
-                    if answer.is_ok_and(|answer| answer.status() == 303) {
+                    let page = at.lock().unwrap().clone();
+                    if page.as_ref().is_some_and(|url| is_taken(&agent, url, &id)) {
                         break;
                     }
-                    assert!(began.elapsed() < 2 * PATIENCE, "nobody at {url} takes the like {id}");
+                    if gives_up.load(Ordering::SeqCst) {
+                        return liked;
+                    }
+                    assert!(began.elapsed() < 2 * PATIENCE, "nobody at {page:?} takes the like {id}");
                     thread::sleep(Duration::from_millis(100));
                 }
                 assert!(liked.insert(id), "ids are unique");
@@ -44,12 +47,18 @@ impl Person {
             }
             liked
         });
-        Self { page, is_done, thread: Some(thread) }
+        Self { page, is_done, is_away, thread: Some(thread) }
     }
 
     /// Goes to the page at `url`, where the same instance is now.
     pub fn go_to(&self, url: &str) {
-        url.clone_into(&mut self.page.lock().unwrap());
+        *self.page.lock().unwrap() = Some(url.to_owned());
+    }
+
+    /// Keeps the present like until [`go_to`](Self::go_to) says where. The port of an instance that ended may be another
+    /// test's soon.
+    pub fn wait(&self) {
+        *self.page.lock().unwrap() = None;
     }
 
     /// Stops after the present like. [`liked`](Self::liked) waits for that.
@@ -64,8 +73,16 @@ impl Person {
     }
 }
 
+/// Whoever goes away doesn't repeat a like that nobody took: a stranger might take it.
 impl Drop for Person {
     fn drop(&mut self) {
         self.stop();
+        self.wait();
+        self.is_away.store(true, Ordering::SeqCst);
     }
+}
+
+fn is_taken(agent: &ureq::Agent, url: &str, id: &str) -> bool {
+    let form = agent.post(format!("{url}/likes")).content_type("application/x-www-form-urlencoded");
+    form.send(format!("id={id}")).is_ok_and(|answer| answer.status() == 303)
 }
