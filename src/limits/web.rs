@@ -67,6 +67,12 @@ pub(crate) mod server {
     /// How long the shutdown then waits for requests in flight. It leaves the stores the rest of the shutdown's time.
     pub(crate) const DRAIN: Duration = Duration::from_millis(3_900);
 
+    /// Bytes of an event stream that are gathered to be written at once.
+    pub(crate) const AT_ONCE: usize = 16 * 1024;
+
+    /// Bytes that a peer may send behind its request for an event stream. Nobody asked for them, and they are ignored.
+    pub(crate) const UNASKED: usize = 4 * 1024;
+
     /// Connections there may be beyond the limit while those that had to make room go away.
     pub(crate) const GOING: usize = 64;
 
@@ -193,11 +199,15 @@ pub(crate) mod live {
     /// The shortest pause between two updates of a page: a frame of most screens.
     pub(crate) const SHORTEST_PAUSE: Duration = Duration::from_millis(16);
 
-    /// The longest pause between two updates of a page. More would be seen.
-    pub(crate) const LONGEST_PAUSE: Duration = Duration::from_millis(100);
+    /// The longest pause between two updates of a page, while one change follows another. The first one after a rest comes at
+    /// once.
+    pub(crate) const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
-    /// Open pages at which the pause is longest. To wake a page costs about as much as to store an event.
-    pub(crate) const CROWD: u32 = 1_000;
+    /// Open pages at which the pause is longest. To write to a page costs about as much as to store an event.
+    pub(crate) const CROWD: u32 = 4_000;
+
+    /// Pages that are woken together. Somebody who clicks meanwhile waits for less than a millisecond.
+    pub(crate) const GROUP: usize = 64;
 
     /// Different fragments that the pages of one store may follow. A commit may run the query of each again, on the thread
     /// that stores, and anybody can open pages with parameters of their own.

@@ -13,13 +13,12 @@ use axum::extract::{RawQuery, State};
 use axum::http::HeaderMap;
 use axum::response::{IntoResponse, Response};
 use futures_util::stream;
-use tokio::sync::watch;
 use tokio::time::{Interval, MissedTickBehavior, interval_at};
 use tokio_util::sync::CancellationToken;
 
 use self::dialect::Dialect;
 pub(crate) use self::publisher::Pages;
-use self::publisher::{Following, Frames, Version};
+use self::publisher::{Following, Version, View};
 use super::face::{Asked, Draw, Face, FragmentKey};
 use super::problem::Problem;
 use super::status::StatusLine;
@@ -72,11 +71,11 @@ pub(crate) async fn live(
 ) -> Result<Response, Problem> {
     let (dialect, asked) = asked(&app.face, query.as_deref().unwrap_or_default())?;
     let slot = app.shares.streams.lend(&who, 1).map_err(|_| too_many())?;
-    let (following, frames) = app.pages.subscribe(&app, &store, link, &who, sees, asked)?;
+    let (following, view) = app.pages.subscribe(&app, &store, link, &who, sees, asked)?;
     let stream = LiveStream {
         sent: following.slots().iter().map(|slot| (*slot, 0)).collect(),
         dialect,
-        frames,
+        view,
         waiting: VecDeque::new(),
         first: Some(First { known: known(&headers) }),
         alive: pings(),
@@ -165,7 +164,7 @@ pub(crate) fn pings() -> Interval {
 /// One stream. It holds no backlog: a slow reader gets the newest fragments when it reads again.
 struct LiveStream {
     dialect: Dialect,
-    frames: watch::Receiver<Frames>,
+    view: View,
     /// For each of its fragments, the slot among the frames and the version that was sent last.
     sent: Vec<(usize, u64)>,
     /// The changes of one commit that are still to be sent.
@@ -197,19 +196,15 @@ impl LiveStream {
             }
             tokio::select! {
                 () = self.shutdown.cancelled() => return None,
-                changed = self.frames.changed() => {
-                    // The store was closed, or pages no longer keep it open. A page that connects again is told why.
-                    if changed.is_err() {
-                        return None;
-                    }
-                }
+                // The store was closed, or pages no longer keep it open. A page that connects again is told why.
+                is_followed = self.view.changed() => if !is_followed { return None },
                 _ = self.alive.tick() => return Some(PING),
             }
         }
     }
 
     fn take_changes(&mut self) {
-        let frames = self.frames.borrow_and_update();
+        let frames = self.view.frames();
         for (slot, sent) in &mut self.sent {
             if let Some(bytes) = frames.newer(*slot, self.dialect, sent) {
                 self.waiting.push_back(bytes);

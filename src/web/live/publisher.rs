@@ -9,12 +9,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{Notify, watch};
+use tokio::task::yield_now;
 use tokio::time::sleep;
 
 use super::dialect::Dialect;
 use super::{STATUS, drawn, status_fragment, too_many};
 use crate::engine::{Error, Health, Store, StoreId};
-use crate::limits::web::live::{CROWD, FRAGMENTS, LONGEST_PAUSE, SHORTEST_PAUSE};
+use crate::limits::web::live::{CROWD, FRAGMENTS, GROUP, LONGEST_PAUSE, SHORTEST_PAUSE};
 use crate::sync::LinkStatus;
 use crate::web::face::{Answers, Asked, Draw, Face, FragmentKey};
 use crate::web::status::StatusLine;
@@ -124,7 +125,82 @@ pub(crate) struct Pages {
 #[derive(Clone)]
 struct Channel {
     frames: watch::Sender<Frames>,
+    groups: Arc<Groups>,
     interests: Arc<Interests>,
+}
+
+impl Channel {
+    fn view(&self) -> View {
+        View { frames: self.frames.subscribe(), calls: self.groups.join() }
+    }
+}
+
+/// What a stream sees of the publisher.
+pub(super) struct View {
+    frames: watch::Receiver<Frames>,
+    calls: watch::Receiver<()>,
+}
+
+impl View {
+    /// Returns the frames as they are now.
+    pub(super) fn frames(&self) -> watch::Ref<'_, Frames> {
+        self.frames.borrow()
+    }
+
+    /// Waits until the frames may have changed. Returns false if there is no publisher any more.
+    pub(super) async fn changed(&mut self) -> bool {
+        self.calls.changed().await.is_ok()
+    }
+
+    /// Creates a view of `frames`, and what announces their changes.
+    #[cfg(test)]
+    pub(super) fn of(frames: watch::Receiver<Frames>) -> (Self, watch::Sender<()>) {
+        let (call, calls) = watch::channel(());
+        (Self { frames, calls }, call)
+    }
+}
+
+/// Announces changes to one group of streams after the other. If all streams of a crowd were woken at once, whoever clicks
+/// meanwhile would wait behind them.
+#[derive(Default)]
+pub(super) struct Groups(Mutex<Vec<watch::Sender<()>>>);
+
+impl Groups {
+    fn lock(&self) -> MutexGuard<'_, Vec<watch::Sender<()>>> {
+        self.0.lock().expect("BUG: joining a group panicked")
+    }
+
+    /// Returns what announces changes to one more stream.
+    pub(super) fn join(&self) -> watch::Receiver<()> {
+        let mut groups = self.lock();
+        match groups.iter().find(|group| group.receiver_count() < GROUP) {
+            Some(group) => group.subscribe(),
+            None => {
+                let (group, calls) = watch::channel(());
+                groups.push(group);
+                calls
+            }
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.lock().len()
+    }
+
+    /// Announces a change to all.
+    pub(super) async fn call(&self) {
+        let mut at = 0;
+        loop {
+            if let Some(group) = self.lock().get(at) {
+                group.send_replace(());
+            } else {
+                return;
+            }
+            at += 1;
+            yield_now().await;
+        }
+    }
 }
 
 /// Which fragments the streams of a store follow.
@@ -233,16 +309,16 @@ impl Pages {
         who: &Who,
         sees: Sees,
         asked: Vec<Box<dyn Asked>>,
-    ) -> Result<(Following, watch::Receiver<Frames>), Problem> {
+    ) -> Result<(Following, View), Problem> {
         let mut stores = self.lock();
         if let Some(known) = stores.get(store.id()) {
-            return Ok((known.interests.follow(sees, asked)?, known.frames.subscribe()));
+            return Ok((known.interests.follow(sees, asked)?, known.view()));
         }
         let place = app.shares.held.lend(who, 0).and_then(|lease| Place::of(lease, store)).map_err(|_| too_many())?;
         let interests = Arc::<Interests>::default();
         let following = interests.follow(sees, asked)?;
-        let (frames, receiver) = watch::channel(Frames::default());
-        let channel = Channel { frames, interests };
+        let channel = Channel { frames: watch::Sender::new(Frames::default()), groups: Arc::default(), interests };
+        let view = channel.view();
         stores.insert(store.id().clone(), channel.clone());
         let publisher = Publisher {
             pages: self.clone(),
@@ -255,7 +331,7 @@ impl Pages {
             version: 0,
         };
         tokio::spawn(publisher.run(link));
-        Ok((following, receiver))
+        Ok((following, view))
     }
 }
 
@@ -327,6 +403,7 @@ impl Publisher {
                     break;
                 }
                 if self.publish(news) {
+                    self.channel.groups.call().await;
                     sleep(pause(self.channel.frames.receiver_count())).await;
                 }
             }

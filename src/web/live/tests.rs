@@ -3,19 +3,21 @@
 use std::sync::Arc;
 
 use axum::http::StatusCode;
+use tokio::sync::watch;
 
-use super::publisher::{frame, pause};
+use super::publisher::{Frames, Groups, frame, pause};
 use super::*;
 use crate::engine::StoreLimits;
+use crate::limits::web::live::GROUP;
 use crate::web::metrics::Metrics;
 use crate::web::tests::{app, ask};
 use crate::web::{Shares, Who};
 
 /// Creates a stream of the fragment in the first slot, and of the status in the second.
-fn stream(frames: watch::Receiver<Frames>, shutdown: &CancellationToken) -> LiveStream {
+fn stream(view: View, shutdown: &CancellationToken) -> LiveStream {
     LiveStream {
         dialect: Dialect::Own,
-        frames,
+        view,
         sent: vec![(0, 0), (1, 0)],
         waiting: VecDeque::new(),
         first: None,
@@ -92,7 +94,8 @@ async fn trust_64_pages_of_visitors_keep_so_many_stores_open_and_leave_room_for_
 async fn a_quiet_stream_says_every_8_seconds_that_it_is_alive() {
     let (frames, receiver) = watch::channel(Frames::default());
     let shutdown = CancellationToken::new();
-    let mut stream = stream(receiver, &shutdown);
+    let (view, call) = View::of(receiver);
+    let mut stream = stream(view, &shutdown);
     let start = tokio::time::Instant::now();
     for seconds in [8, 16, 24] {
         assert_eq!(stream.next().await.as_deref(), Some(&b"event: ping\ndata: ok\n\n"[..]));
@@ -101,6 +104,7 @@ async fn a_quiet_stream_says_every_8_seconds_that_it_is_alive() {
     frames.send_modify(|frames| {
         frames.set(0, 1, frame("likes", &html("<p>1</p>")));
     });
+    call.send_replace(());
     assert_eq!(stream.next().await.as_deref(), Some(&b"event: likes\ndata: <p>1</p>\n\n"[..]));
     assert_eq!(without_ids(&stream.next().await.expect("a frame")), "event: done\ndata: ok\n\n");
     shutdown.cancel();
@@ -110,7 +114,8 @@ async fn a_quiet_stream_says_every_8_seconds_that_it_is_alive() {
 #[tokio::test]
 async fn trust_48_who_reads_seldom_gets_the_newest_of_each_fragment() {
     let (frames, receiver) = watch::channel(Frames::default());
-    let mut stream = stream(receiver, &CancellationToken::new());
+    let (view, _call) = View::of(receiver);
+    let mut stream = stream(view, &CancellationToken::new());
     let set = |slot, version, name, text: String| {
         frames.send_modify(|frames| {
             frames.set(slot, version, frame(name, &html(text)));
@@ -135,7 +140,7 @@ async fn who_comes_back_with_the_newest_version_is_told_so_and_gets_nothing_else
         });
     };
     let begin = |known: Option<Version>| {
-        let stream = stream(receiver.clone(), &CancellationToken::new());
+        let stream = stream(View::of(receiver.clone()).0, &CancellationToken::new());
         LiveStream { first: Some(First { known }), ..stream }
     };
     let all = async |mut stream: LiveStream| {
@@ -169,7 +174,7 @@ async fn streams_of_one_dialect_share_one_frame() {
         frames.set(0, 1, frame("likes", &html("1")));
     });
     let first = async |dialect| {
-        let stream = stream(receiver.clone(), &CancellationToken::new());
+        let stream = stream(View::of(receiver.clone()).0, &CancellationToken::new());
         LiveStream { dialect, ..stream }.next().await.expect("a frame")
     };
     for dialect in [Dialect::Own, Dialect::Htmx, Dialect::Datastar, Dialect::Turbo] {
@@ -204,8 +209,24 @@ fn trust_37_no_text_can_break_out_of_its_frame() {
     assert!(lines.all(|line| line.starts_with("data: ")), "{text:?}");
 }
 
+#[tokio::test]
+async fn each_stream_hears_of_a_change_however_many_there_are() {
+    let groups = Groups::default();
+    let streams = 3 * GROUP + 1;
+    let mut calls: Vec<_> = (0..streams).map(|_| groups.join()).collect();
+    assert_eq!(groups.len(), 4);
+    groups.call().await;
+    assert!(calls.iter_mut().all(|calls| calls.has_changed().is_ok_and(|changed| changed)));
+    // Those who come later take the places of those who left.
+    calls.drain(..GROUP + 1);
+    calls.extend((0..GROUP).map(|_| groups.join()));
+    assert_eq!(groups.len(), 4);
+    drop(groups);
+    assert!(calls.iter().all(|calls| calls.has_changed().is_err()), "nobody tells of changes any more");
+}
+
 #[test]
 fn the_pause_between_updates_grows_with_the_pages() {
-    assert_eq!([0, 1_000, 1_000_000].map(|pages| pause(pages).as_millis()), [16, 100, 100]);
+    assert_eq!([0, 2_000, 1_000_000].map(|pages| pause(pages).as_millis()), [16, 258, 500]);
     assert!(pause(10) < pause(500));
 }

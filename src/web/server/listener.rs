@@ -2,7 +2,9 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::task::{Context, Poll};
 
+use tokio::io::ReadBuf;
 use tokio::net::{TcpListener, TcpStream};
 #[cfg(unix)]
 use tokio::net::{UnixListener, UnixStream};
@@ -113,6 +115,12 @@ pub(super) fn tcp(stream: &Stream) -> Option<&TcpStream> {
     };
     #[cfg(not(unix))]
     Some(stream)
+}
+
+/// Ready once the peer of a port has sent something or hung up. Whoever connects to a file is there to say something.
+pub(super) fn poll_begun(stream: &Stream, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    let Some(stream) = tcp(stream) else { return Poll::Ready(Ok(())) };
+    stream.poll_peek(cx, &mut ReadBuf::new(&mut [0])).map_ok(drop)
 }
 
 /// Writes what fits without waiting, and closes.

@@ -159,6 +159,16 @@ impl Connection {
         self.change(|state| state.is_stalled = is_stalled);
     }
 
+    /// Returns whether a request is being answered.
+    pub(super) fn is_answering(&self) -> bool {
+        self.state().is_answering
+    }
+
+    /// Returns whether the peer takes nothing at present.
+    pub(super) fn is_kept_from_writing(&self) -> bool {
+        self.state().is_stalled
+    }
+
     /// Gives the peer this much time, from now on, to take what it is sent.
     pub(crate) fn must_take_within(&self, time: Duration) {
         let by = (self.inner.shared.start.elapsed() + time).as_millis();

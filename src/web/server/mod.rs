@@ -1,6 +1,7 @@
 //! The HTTP/1.1 server loop. `axum::serve` has no header timeout, no limit of connections and no deadline for event
 //! streams at shutdown. A server that strangers can reach and that must stop within seconds needs all three.
 
+mod event_stream;
 mod framing;
 mod limits;
 mod listener;
@@ -12,6 +13,7 @@ use std::fmt::Write as _;
 use std::io;
 use std::net::SocketAddr;
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -22,12 +24,13 @@ use hyper::Request;
 use hyper::body::{Bytes, Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use tokio::task::{JoinError, JoinSet};
 use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tower::Service as _;
 
+use self::event_stream::{Asked, EventStream, HandedOver};
 pub(crate) use self::limits::{Limits, raise_open_file_limit, stores_within_open_files};
 pub(crate) use self::listener::{Door, Listener};
 use self::listener::{Peer, Stream, tcp, write_and_close};
@@ -45,12 +48,12 @@ use super::guard::{ByFile, ReachedAt, SECURITY_HEADERS};
 /// or [`ByFile`] in place of both.
 /// At shutdown, requests in flight finish. Event streams have to end by themselves, on the same token.
 pub(crate) async fn serve(listener: Listener, router: Router, limits: Limits, shutdown: CancellationToken) {
-    let http = http1_with(limits);
+    let server = Arc::new(Server { http: http1_with(limits), router, limits, shutdown });
     let busy_answer = busy_answer();
     let lobby = Lobby::new();
     let mut connections = JoinSet::new();
     let mut accept_errors = AcceptErrors::default();
-    let mut closing = pin!(closing_time(shutdown.clone(), limits));
+    let mut closing = pin!(server.closing_time());
     loop {
         let accepted = tokio::select! {
             () = &mut closing => break,
@@ -65,9 +68,7 @@ pub(crate) async fn serve(listener: Listener, router: Router, limits: Limits, sh
                 let has_room = open < limits.connections || open < limits.connections + GOING && lobby.make_room();
                 if has_room {
                     let connection = lobby.enter(peer.is_on_this_machine());
-                    let conversation =
-                        converse(stream, peer, connection, http.clone(), router.clone(), limits, shutdown.clone());
-                    connections.spawn(conversation);
+                    connections.spawn(Arc::clone(&server).attend(stream, peer, connection));
                 } else {
                     tracing::debug!("a connection was refused: {open} are open");
                     // A new socket takes this little without waiting. If not, the closed connection is an answer, too.
@@ -90,71 +91,104 @@ pub(crate) async fn serve(listener: Listener, router: Router, limits: Limits, sh
     }
 }
 
-/// Resolves when the server takes no more requests.
-async fn closing_time(shutdown: CancellationToken, limits: Limits) {
-    shutdown.cancelled().await;
-    sleep(limits.last_call).await;
-}
-
 fn http1_with(limits: Limits) -> http1::Builder {
     let mut http = http1::Builder::new();
-    // For hyper, this includes the time before a head begins. The socket bounds the head itself.
-    let at_most = limits.idle + limits.header_read;
-    http.timer(TokioTimer::new()).header_read_timeout(at_most).max_buf_size(limits.buffer_bytes);
+    // The socket bounds how long a head may take, and how long a connection may rest: it sets no timer for each request.
+    http.header_read_timeout(None).max_buf_size(limits.buffer_bytes);
     http
 }
 
-/// Serves one connection, from its acceptance to its end.
-async fn converse(
-    stream: Stream,
-    peer: Peer,
-    connection: Connection,
+/// What all connections share.
+struct Server {
     http: http1::Builder,
     router: Router,
     limits: Limits,
     shutdown: CancellationToken,
-) {
-    let came_in = match set_up(&stream, limits).and_then(|()| CameIn::by(&stream, peer)) {
-        Ok(came_in) => came_in,
-        Err(error) => {
-            tracing::debug!(%error, "a connection was gone before its first byte");
-            return;
-        }
-    };
-    let known = connection.clone();
-    let service = service_fn(move |mut request: Request<Incoming>| {
-        match came_in {
-            CameIn::Port(peer, own) => {
-                request.extensions_mut().insert(peer);
-                request.extensions_mut().insert(own);
+}
+
+impl Server {
+    /// Resolves when the server takes no more requests.
+    async fn closing_time(&self) {
+        self.shutdown.cancelled().await;
+        sleep(self.limits.last_call).await;
+    }
+
+    /// Serves one connection, from its acceptance to its end. There may be thousands that have yet to ask for something, and
+    /// thousands of event streams. So what a conversation needs is there only during the conversation.
+    async fn attend(self: Arc<Self>, stream: Stream, peer: Peer, connection: Connection) {
+        let came_in = match set_up(&stream, self.limits).and_then(|()| CameIn::by(&stream, peer)) {
+            Ok(came_in) => came_in,
+            Err(error) => {
+                tracing::debug!(%error, "a connection was gone before its first byte");
+                return;
             }
-            CameIn::File => drop(request.extensions_mut().insert(ByFile)),
+        };
+        let mut socket = Socket::new(stream, connection.clone(), self.limits);
+        let begun = tokio::select! {
+            biased;
+            begun = socket.begun() => begun,
+            () = connection.let_go() => return tracing::debug!("a connection that said nothing made room"),
+            () = self.closing_time() => return,
+        };
+        if let Err(error) = begun {
+            return tracing::debug!(%error, "a connection said nothing");
         }
-        request.extensions_mut().insert(known.clone());
-        let answering = known.answer();
-        let answer = router.clone().call(request);
-        async move {
-            let answer = answer.await.unwrap_or_else(|never| match never {});
-            Ok::<_, Infallible>(answer.map(|body| AnswerBody { body, _answering: answering }))
+        let Some(stream) = Box::pin(self.converse(socket, came_in, connection.clone())).await else { return };
+        tokio::select! {
+            biased;
+            ended = stream.run() => {
+                if let Err(error) = ended {
+                    tracing::debug!(%error, "an event stream broke off");
+                }
+            }
+            () = connection.let_go() => tracing::debug!("an event stream that nobody reads made room"),
         }
-    });
-    let io = TokioIo::new(Socket::new(stream, connection.clone(), limits));
-    let mut conversation = pin!(http.serve_connection(io, service));
-    let ended = tokio::select! {
-        biased;
-        ended = conversation.as_mut() => ended,
-        () = connection.let_go() => {
-            tracing::debug!("a connection that kept us waiting made room");
-            return;
+    }
+
+    /// Answers the requests on one connection, until it ends or an event stream begins. Returns the stream.
+    async fn converse(&self, socket: Socket, came_in: CameIn, connection: Connection) -> Option<EventStream> {
+        let known = connection.clone();
+        let handed_over = HandedOver::default();
+        let hand_over = handed_over.clone();
+        let service = service_fn(move |mut request: Request<Incoming>| {
+            match came_in {
+                CameIn::Port(peer, own) => {
+                    request.extensions_mut().insert(peer);
+                    request.extensions_mut().insert(own);
+                }
+                CameIn::File => drop(request.extensions_mut().insert(ByFile)),
+            }
+            request.extensions_mut().insert(known.clone());
+            let answering = known.answer();
+            let (asked, hand_over) = (Asked::by(&request), hand_over.clone());
+            let answer = self.router.clone().call(request);
+            async move {
+                let answer = answer.await.unwrap_or_else(|never| match never {});
+                let answer = answer.map(|body| AnswerBody { body, _answering: answering });
+                Ok::<_, Infallible>(hand_over.unless_stream(asked, answer).await)
+            }
+        });
+        let mut conversation = self.http.serve_connection(TokioIo::new(socket), service);
+        let ended = tokio::select! {
+            biased;
+            ended = handed_over.or_end(&connection, &mut conversation) => ended,
+            () = connection.let_go() => {
+                tracing::debug!("a connection that kept us waiting made room");
+                return None;
+            }
+            () = self.closing_time() => {
+                Pin::new(&mut conversation).graceful_shutdown();
+                handed_over.or_end(&connection, &mut conversation).await
+            }
+        };
+        match ended {
+            Ok(stream) => stream.map(|answer| EventStream::new(conversation.into_parts().io.into_inner(), answer)),
+            Err(error) => {
+                // Peers hang up, stall and send nonsense all day. That is no fault of ours.
+                tracing::debug!(error = format!("{:#}", anyhow::Error::from(error)), "a connection broke off");
+                None
+            }
         }
-        () = closing_time(shutdown, limits) => {
-            conversation.as_mut().graceful_shutdown();
-            conversation.await
-        }
-    };
-    if let Err(error) = ended {
-        // Peers hang up, stall and send nonsense all day. That is no fault of ours.
-        tracing::debug!(error = format!("{:#}", anyhow::Error::from(error)), "a connection broke off");
     }
 }
 

@@ -1,16 +1,17 @@
 //! One connection as the HTTP loop sees it.
 
+use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::{Sleep, sleep};
+use tokio::time::{Instant, Sleep, sleep, sleep_until};
 
 use super::Limits;
 use super::framing::Framing;
-use super::listener::{Stream, tcp};
+use super::listener::{Stream, poll_begun, tcp};
 use super::lobby::Connection;
 use crate::limits::web::server::SEND_BUFFER;
 
@@ -35,8 +36,13 @@ pub(super) struct Socket {
     write_stall: Duration,
     linger: Duration,
     header_read: Duration,
+    idle: Duration,
     /// Runs while the head of a request is incomplete, and until the first one begins.
     head: Option<Pin<Box<Sleep>>>,
+    /// When something was last received or sent, and the timer that ends a rest. It is set anew only when it runs out, because
+    /// most rests are much shorter.
+    active: Instant,
+    rest: Option<Pin<Box<Sleep>>>,
     /// Runs while a write has to wait.
     stalled: Option<Pin<Box<Sleep>>>,
     /// Runs after our side is closed.
@@ -45,15 +51,18 @@ pub(super) struct Socket {
 
 impl Socket {
     pub(super) fn new(stream: Stream, connection: Connection, limits: Limits) -> Self {
-        let (framing, Limits { write_stall, linger, header_read, .. }) = (Framing::new(), limits);
+        let Limits { write_stall, linger, header_read, idle, .. } = limits;
         Self {
             stream,
             connection,
-            framing,
+            framing: Framing::new(),
             write_stall,
             linger,
             header_read,
+            idle,
             head: None,
+            active: Instant::now(),
+            rest: None,
             stalled: None,
             lingering: None,
         }
@@ -64,11 +73,43 @@ impl Socket {
         self.framing.heads() > 0 && self.framing.head_bytes() == 0
     }
 
+    /// Waits until the peer has sent something, or hung up.
+    ///
+    /// # Errors
+    ///
+    /// When it takes too long.
+    pub(super) async fn begun(&mut self) -> io::Result<()> {
+        poll_fn(|cx| match poll_begun(&self.stream, cx) {
+            Poll::Ready(begun) => Poll::Ready(begun),
+            Poll::Pending => self.watch_silence(cx),
+        })
+        .await
+    }
+
+    /// Gives up on a peer that says nothing.
+    fn watch_silence(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.rests() { self.watch_rest(cx) } else { self.watch_head(cx) }
+    }
+
+    /// Gives up on a connection that has rested for long. While we are working on an answer, it doesn't rest.
+    fn watch_rest(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let end = self.active + self.idle;
+        let rest = self.rest.get_or_insert_with(|| Box::pin(sleep_until(end)));
+        while rest.as_mut().poll(cx).is_ready() {
+            if self.connection.is_answering() {
+                self.active = Instant::now();
+            }
+            let end = self.active + self.idle;
+            if end <= Instant::now() {
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            }
+            rest.as_mut().reset(end);
+        }
+        Poll::Pending
+    }
+
     /// Gives up on a head that doesn't come. A byte now and then doesn't extend its time.
     fn watch_head(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        if self.rests() {
-            return Poll::Pending;
-        }
         let patience = self.header_read;
         let head = self.head.get_or_insert_with(|| Box::pin(sleep(patience)));
         ready!(head.as_mut().poll(cx));
@@ -77,6 +118,7 @@ impl Socket {
 
     fn watch_stall(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         if written.is_ready() {
+            self.active = Instant::now();
             if self.stalled.take().is_some() {
                 self.connection.is_stalled(false);
             }
@@ -95,7 +137,8 @@ impl Socket {
 impl AsyncRead for Socket {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
-        let Poll::Ready(read) = Pin::new(&mut self.stream).poll_read(cx, buffer) else { return self.watch_head(cx) };
+        let Poll::Ready(read) = Pin::new(&mut self.stream).poll_read(cx, buffer) else { return self.watch_silence(cx) };
+        self.active = Instant::now();
         let Self { framing, connection, .. } = &mut *self;
         let heads = framing.heads();
         framing.pass(&mut buffer.filled_mut()[before..]);

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use axum::body::{Body, Bytes};
+use axum::http::header::{self, HeaderName};
 use axum::routing::{get, post};
 use futures_util::stream::{self, Stream, StreamExt as _};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -17,6 +18,9 @@ use crate::web::guard::{BodyRule, Patience, Policy, protect};
 const GET: &str = "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
 const GET_AND_CLOSE: &str = "GET / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
 const GET_LIVE: &str = "GET /live HTTP/1.1\r\nHost: localhost\r\n\r\n";
+
+/// More bytes than go out at once.
+const LARGE: usize = 2 << 20;
 
 /// A server on a port of its own, behind the real guard.
 struct Server {
@@ -45,19 +49,23 @@ impl Server {
             move || {
                 let ended = shutdown.clone().cancelled_owned();
                 let updates = stream::iter([&b"data: 1\n\n"[..]]).chain(stream::pending());
-                std::future::ready(body(&bodies, updates.take_until(ended)))
+                std::future::ready(event_stream(body(&bodies, updates.take_until(ended))))
             }
         };
         let deaf = {
             let bodies = bodies.clone();
             move || {
                 let endless = stream::iter([&b"on and on"[..]]).chain(stream::pending());
-                std::future::ready(body(&bodies, endless))
+                std::future::ready(event_stream(body(&bodies, endless)))
             }
         };
-        let flood = {
+        let download = {
             let bodies = bodies.clone();
             move || std::future::ready(body(&bodies, stream::repeat(&[b'x'; 65_536][..])))
+        };
+        let flood = {
+            let download = download.clone();
+            move || std::future::ready(event_stream(download().into_inner()))
         };
         let wait = {
             let (release, waiting) = (release.clone(), waiting.clone());
@@ -73,6 +81,8 @@ impl Server {
             .route("/live", get(live))
             .route("/deaf", get(deaf))
             .route("/flood", get(flood))
+            .route("/download", get(download))
+            .route("/large", get(|| async { Bytes::from_static(&[b'y'; LARGE]) }))
             .route("/wait", get(wait))
             .route("/likes", post(|body: Bytes| async move { body.len().to_string() }));
         let policy = Policy {
@@ -103,6 +113,10 @@ impl Server {
         within(self.serving).await.expect("no panic");
         assert_eq!(self.bodies.load(Ordering::SeqCst), 0, "bodies leaked");
     }
+}
+
+fn event_stream(body: Body) -> ([(HeaderName, &'static str); 1], Body) {
+    ([(header::CONTENT_TYPE, "text/event-stream")], body)
 }
 
 fn body(held: &Arc<AtomicUsize>, pieces: impl Stream<Item = &'static [u8]> + Send + 'static) -> Body {
@@ -435,22 +449,42 @@ async fn shutdown_answers_what_was_sent_before_it() {
 async fn shutdown_cuts_off_whoever_does_not_end() {
     let server = Server::start(Limits { drain: Duration::from_millis(200), ..patient() }).await;
     let mut streams = Vec::new();
-    for path in ["/deaf", "/flood", "/live"] {
+    for path in ["/deaf", "/flood", "/download", "/live"] {
         let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n");
         streams.push(server.connect_and_send(&request).await);
     }
     streams.push(server.connect_and_send("GET / HTTP/1.1\r\nHo").await);
-    until(|| server.bodies.load(Ordering::SeqCst) == 3).await;
+    until(|| server.bodies.load(Ordering::SeqCst) == 4).await;
     server.stop().await;
     drop(streams);
 }
 
 #[tokio::test]
+async fn a_stream_begins_after_all_earlier_answers_and_nothing_is_answered_behind_it() {
+    let server = Server::start(patient()).await;
+    let large = "GET /large HTTP/1.1\r\nHost: localhost\r\n\r\n";
+    let mut stream = server.connect_and_send(&[GET, large, GET_LIVE, GET].concat()).await;
+    let answers = read_until(&mut stream, "data: 1\n\n\r\n").await;
+    assert_eq!(answers.matches("hello").count(), 1);
+    let large = "y".repeat(LARGE);
+    assert!(answers.contains(&large), "the earlier answer is whole");
+    stream.write_all(GET.as_bytes()).await.expect("sent");
+    // What it sends is ignored, but not for ever.
+    while stream.write_all(&[b'x'; 1_024]).await.is_ok() && server.bodies.load(Ordering::SeqCst) > 0 {}
+    until(|| server.bodies.load(Ordering::SeqCst) == 0).await;
+    let rest = read_to_end(stream).await;
+    assert!(!rest.contains("hello"), "{rest}");
+    server.stop().await;
+}
+
+#[tokio::test]
 async fn peers_that_take_nothing_or_hang_up_hold_nothing() {
     let server = Server::start(Limits { write_stall: Duration::from_millis(200), ..patient() }).await;
-    let flood = "GET /flood HTTP/1.1\r\nHost: localhost\r\n\r\n";
     let deaf = "GET /deaf HTTP/1.1\r\nHost: localhost\r\n\r\n";
-    let stalled = server.connect_and_send(flood).await;
+    let mut stalled = Vec::new();
+    for path in ["/flood", "/download"] {
+        stalled.push(server.connect_and_send(&format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n")).await);
+    }
     let mut quiet = server.connect_and_send(deaf).await;
     read_until(&mut quiet, "on and on\r\n").await;
     // Nothing to send is no stall: the quiet stream stays.
