@@ -92,26 +92,37 @@ impl Framing {
                     }
                 }
                 Place::Head(_) | Place::Size | Place::Trailer => {
-                    self.take(&mut bytes[at]);
-                    at += 1;
+                    let rest = &bytes[at..];
+                    let text = rest.iter().position(|byte| *byte == b'\n').unwrap_or(rest.len());
+                    self.take_text(&rest[..text]);
+                    at += text;
+                    if let Some(end) = bytes.get_mut(at) {
+                        self.end_line(end);
+                        at += 1;
+                    }
                 }
             }
         }
     }
 
-    /// Takes the next byte of a line.
-    fn take(&mut self, byte: &mut u8) {
+    /// Takes more of a line, but not its end.
+    fn take_text(&mut self, text: &[u8]) {
+        let known = self.line_length.min(LINE);
+        let kept = text.len().min(LINE - known);
+        self.line[known..known + kept].copy_from_slice(&text[..kept]);
+        self.line_length += text.len();
+        self.last = text.last().copied().unwrap_or(self.last);
+        if let Place::Head(_) = self.place {
+            self.head_bytes += text.len();
+        }
+    }
+
+    /// Takes the byte that ends a line.
+    fn end_line(&mut self, byte: &mut u8) {
         if let Place::Head(_) = self.place {
             self.head_bytes += 1;
         }
         let last = std::mem::replace(&mut self.last, *byte);
-        if *byte != b'\n' {
-            if let Some(place) = self.line.get_mut(self.line_length) {
-                *place = *byte;
-            }
-            self.line_length += 1;
-            return;
-        }
         let begins = matches!(self.place, Place::Head(0));
         let next = if last == b'\r' { self.after_line() } else { None };
         self.place = next.unwrap_or(Place::Lost);
