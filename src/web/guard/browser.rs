@@ -91,6 +91,9 @@ impl Browsers {
 
     /// The first of the tokens shown that is valid. Others may come from somebody who can set cookies for the same name.
     fn valid<'a>(&self, headers: &'a HeaderMap) -> Option<(&'a str, Token)> {
+        if !headers.contains_key(header::COOKIE) {
+            return None;
+        }
         let cookie = self.cookies.of(headers);
         let mut shown = cookies(headers, &cookie.name);
         shown.find_map(|shown| Some((shown, self.tokens.find(shown.as_bytes(), Purpose::Browser)?)))

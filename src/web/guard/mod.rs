@@ -211,6 +211,7 @@ async fn admit(State(guard): State<Arc<Guard>>, mut request: Request, next: Next
         }
     };
     let mut answer = problem::render(face, &method, &uri, asks_for_json, answer);
+    answer.headers_mut().reserve(guard.headers.len());
     for (name, value) in &guard.headers {
         answer.headers_mut().insert(name, value.clone());
     }
