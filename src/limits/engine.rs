@@ -211,10 +211,10 @@ pub(crate) mod files {
 
     /// How long a WAL gets before it is moved into its database, in pages of 4 KiB. Longer is cheaper: a page that was
     /// overwritten many times is moved once.
-    pub(crate) const CHECKPOINT_PAGES: u32 = 4_000;
+    pub(crate) const CHECKPOINT_PAGES: u32 = 1_000;
 
     /// How long a WAL may get before the checkpoint can't be left to another thread any more, in pages.
-    pub(crate) const OVERDUE_PAGES: u32 = 16_000;
+    pub(crate) const OVERDUE_PAGES: u32 = 3_800;
 
     /// Bytes that a WAL keeps when it starts over. A reader can make it longer for a while. If it kept less, each round would
     /// pay for making the file longer again.
