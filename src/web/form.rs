@@ -29,15 +29,15 @@ pub(crate) async fn post(
     State(app): State<App>,
     opened: Opened,
     RawQuery(query): RawQuery,
-    headers: HeaderMap,
-    body: Received,
+    received: Received,
 ) -> Result<Response, Problem> {
+    let Received { headers, bytes, .. } = &received;
     let home = opened.asked.home();
     let action = format!("{home}{}", form.name);
-    let back = back(&action, query.as_deref(), &headers, &home);
-    let asks_for_json = asks_for_json(&headers);
-    let (fields, ids) = read(&app.face.nouns, &headers, &body.bytes)?;
-    let posted = store(&form, &app, &opened, &headers, &fields, &ids).await;
+    let back = back(&action, query.as_deref(), headers, &home);
+    let asks_for_json = asks_for_json(headers);
+    let (fields, ids) = read(&app.face.nouns, headers, bytes)?;
+    let posted = store(&form, &app, &opened, headers, &fields, &ids).await;
     let (id, cookie) = match posted {
         Ok(stored) => stored,
         Err(problem) if asks_for_json || fields.is_empty() => return Err(problem),

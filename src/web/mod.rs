@@ -149,7 +149,7 @@ fn joined(app: App) -> Router {
     for form in &app.face.forms {
         let post_it = {
             let form = form.clone();
-            async move |state, opened, query, headers, body| form::post(form, state, opened, query, headers, body).await
+            async move |state, opened, query, received| form::post(form, state, opened, query, received).await
         };
         of_a_store = of_a_store.route(&format!("/{}", form.name), post(post_it));
     }

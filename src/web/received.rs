@@ -1,7 +1,7 @@
 //! Receives the body of a request, within the share of memory that bodies may take.
 
 use axum::extract::{FromRef, FromRequest, Request};
-use axum::http::StatusCode;
+use axum::http::{HeaderMap, StatusCode};
 use bytes::{Bytes, BytesMut};
 use futures_util::StreamExt as _;
 
@@ -9,8 +9,9 @@ use super::shares::{Full, Lease};
 use super::store::who;
 use super::{App, Problem};
 
-/// The whole body of a request.
+/// The whole body of a request, and the headers that came with it.
 pub(crate) struct Received {
+    pub(crate) headers: HeaderMap,
     pub(crate) bytes: Bytes,
     /// Held until the request is answered, because what is made from a body is larger than the body.
     _lease: Lease,
@@ -30,7 +31,7 @@ where
             full.problem("too-much-at-once", what, "Nothing was stored. Repeat it with the same ids.", 1)
         };
         let mut lease = App::from_ref(state).shares.bodies.lend(&who(&parts), 0).map_err(busy)?;
-        drop(parts);
+        let headers = parts.headers;
         let mut bytes = BytesMut::new();
         let mut pieces = body.into_data_stream();
         while let Some(piece) = pieces.next().await {
@@ -39,6 +40,6 @@ where
             lease.extend(piece.len()).map_err(busy)?;
             bytes.extend_from_slice(&piece);
         }
-        Ok(Self { bytes: bytes.freeze(), _lease: lease })
+        Ok(Self { headers, bytes: bytes.freeze(), _lease: lease })
     }
 }

@@ -6,7 +6,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::{DefaultBodyLimit, Request, State};
+use axum::extract::{DefaultBodyLimit, Request};
 use axum::http::StatusCode;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -14,7 +14,7 @@ use bytes::Bytes;
 use hyper::body::{Body as _, Frame, SizeHint};
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use super::Guard;
+use super::Policy;
 use crate::web::problem::Problem;
 
 /// How large the body of a request may be, and how slowly it may arrive.
@@ -36,10 +36,10 @@ pub(crate) enum Patience {
 
 /// The innermost step. A body whose declared length is too large is refused at once, any other when it exceeds the
 /// limit.
-pub(super) async fn bound_body(State(guard): State<Arc<Guard>>, mut request: Request, next: Next) -> Response {
+pub(super) async fn bound_body(policy: &Policy, mut request: Request, next: Next) -> Response {
     let path = request.uri().path();
-    let rule = guard.policy.body_rule(path);
-    let is_form = guard.policy.is_form(path);
+    let rule = policy.body_rule(path);
+    let is_form = policy.is_form(path);
     let too_large = move || if is_form { form_too_large(rule.max_bytes) } else { data_too_large(rule.max_bytes) };
     // axum's own limit would cut in before ours.
     DefaultBodyLimit::disable().apply(&mut request);

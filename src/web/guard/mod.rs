@@ -110,10 +110,7 @@ pub(crate) fn protect(router: Router, policy: Policy) -> Router {
     let headers = SECURITY_HEADERS.into_iter().chain([(MARK, policy.face.name)]);
     let headers = headers.map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
     let guard = Arc::new(Guard { headers: headers.collect(), policy });
-    let guarded = ServiceBuilder::new()
-        .layer(from_fn_with_state(guard.clone(), admit))
-        .layer(from_fn_with_state(guard, bound_body))
-        .service(router);
+    let guarded = ServiceBuilder::new().layer(from_fn_with_state(guard, admit)).service(router);
     // As the fallback of a router without routes, the guard runs before any routing.
     Router::new().fallback_service(guarded)
 }
@@ -203,7 +200,8 @@ async fn admit(State(guard): State<Arc<Guard>>, mut request: Request, next: Next
                 request.extensions_mut().insert(proxy);
             }
             let renewed = guard.renewed(&caller, &request);
-            let answer = AssertUnwindSafe(next.run(request)).catch_unwind().await.unwrap_or_else(|_| {
+            let answer = AssertUnwindSafe(bound_body(&guard.policy, request, next)).catch_unwind();
+            let answer = answer.await.unwrap_or_else(|_| {
                 // The panic hook has already printed the message and its place.
                 Problem::internal(format_args!("{method} {} panicked", uri.path())).into_response()
             });
