@@ -99,27 +99,26 @@ enum Kind {
 pub(crate) async fn redeem(
     State(app): State<App>,
     client: Option<Extension<ClientAddress>>,
-    headers: HeaderMap,
-    body: Received,
+    received: Received,
 ) -> Result<Response, Problem> {
-    let asked = asked(&app, &headers, &body)?;
-    give(&app, client, &headers, asked).await
+    let asked = asked(&app, &received)?;
+    give(&app, client, &received.headers, asked).await
 }
 
 /// `POST /pair` of a hub without a page
 pub(crate) async fn redeem_for_devices(
     State(app): State<App>,
     client: Option<Extension<ClientAddress>>,
-    headers: HeaderMap,
-    body: Received,
+    received: Received,
 ) -> Result<Response, Problem> {
-    let asked = asked(&app, &headers, &body)?;
-    if asked.kind == Kind::Browser { Err(hub::no_page().await) } else { give(&app, client, &headers, asked).await }
+    let asked = asked(&app, &received)?;
+    let is_browser = asked.kind == Kind::Browser;
+    if is_browser { Err(hub::no_page().await) } else { give(&app, client, &received.headers, asked).await }
 }
 
-fn asked(app: &App, headers: &HeaderMap, body: &Received) -> Result<Asked, Problem> {
+fn asked(app: &App, received: &Received) -> Result<Asked, Problem> {
     must_be_authority(app)?;
-    let (fields, _) = form::read(&app.face.nouns, headers, &body.bytes)?;
+    let (fields, _) = form::read(&app.face.nouns, &received.headers, &received.bytes)?;
     Ok(fields.parse().map_err(Unmade::Misfit)?)
 }
 

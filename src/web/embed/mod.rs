@@ -227,10 +227,9 @@ async fn like(
     State(app): State<App>,
     AskedItem(item): AskedItem,
     AskingClient(client): AskingClient,
-    headers: HeaderMap,
-    body: Received,
+    received: Received,
 ) -> Result<Response, Problem> {
-    let (fields, ids) = Fields::read(&body.bytes)
+    let (fields, ids) = Fields::read(&received.bytes)
         .map_err(|misfit| Problem::bad_request("malformed-form", misfit.sentence(), "Nothing was stored."))?;
     let id = match &ids[..] {
         [] => EventId::now(),
@@ -239,7 +238,7 @@ async fn like(
     };
     store(&app, &item, client, id).await?;
     let page = fields.iter().find(|(name, _)| *name == "back").map(|(_, page)| page);
-    Ok(stored(&app, id, page, &headers))
+    Ok(stored(&app, id, page, &received.headers))
 }
 
 fn malformed_id(detail: String) -> Problem {
@@ -375,10 +374,9 @@ async fn send_heart(
     State(app): State<App>,
     AskedItem(item): AskedItem,
     AskingClient(client): AskingClient,
-    headers: HeaderMap,
-    body: Received,
+    received: Received,
 ) -> Result<Response, Problem> {
-    let text = percent_decode(&body.bytes).decode_utf8_lossy();
+    let text = percent_decode(&received.bytes).decode_utf8_lossy();
     if !text.trim_start().starts_with(BARE_HEART) {
         return Err(Problem::bad_request(
             "unknown-emoji",
@@ -388,7 +386,7 @@ async fn send_heart(
     }
     let id = EventId::now();
     store(&app, &item, client, id).await?;
-    Ok(stored(&app, id, None, &headers))
+    Ok(stored(&app, id, None, &received.headers))
 }
 
 /// `GET /embed/v1/{item}/badge.svg`
