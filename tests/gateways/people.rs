@@ -14,7 +14,6 @@ use crate::support::new_id;
 pub struct Person {
     page: Arc<Mutex<Option<String>>>,
     is_done: Arc<AtomicBool>,
-    is_away: Arc<AtomicBool>,
     thread: Option<JoinHandle<BTreeSet<String>>>,
 }
 
@@ -22,8 +21,8 @@ impl Person {
     /// Likes at `url`, with a pause after each like.
     pub fn start(url: &str, pause: Duration) -> Self {
         let page = Arc::new(Mutex::new(Some(url.to_owned())));
-        let (is_done, is_away) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicBool::new(false)));
-        let (at, ends, gives_up) = (Arc::clone(&page), Arc::clone(&is_done), Arc::clone(&is_away));
+        let is_done = Arc::new(AtomicBool::new(false));
+        let (at, ends) = (Arc::clone(&page), Arc::clone(&is_done));
         let thread = thread::spawn(move || {
             let config = ureq::Agent::config_builder().http_status_as_error(false).max_redirects(0).proxy(None);
             let agent = config.timeout_global(Some(Duration::from_secs(5))).build().new_agent();
@@ -36,7 +35,8 @@ impl Person {
                     if page.as_ref().is_some_and(|url| is_taken(&agent, url, &id)) {
                         break;
                     }
-                    if gives_up.load(Ordering::SeqCst) {
+                    // Nobody is ever going to take it.
+                    if page.is_none() && ends.load(Ordering::SeqCst) {
                         return liked;
                     }
                     assert!(began.elapsed() < 2 * PATIENCE, "nobody at {page:?} takes the like {id}");
@@ -47,7 +47,7 @@ impl Person {
             }
             liked
         });
-        Self { page, is_done, is_away, thread: Some(thread) }
+        Self { page, is_done, thread: Some(thread) }
     }
 
     /// Goes to the page at `url`, where the same instance is now.
@@ -78,7 +78,6 @@ impl Drop for Person {
     fn drop(&mut self) {
         self.stop();
         self.wait();
-        self.is_away.store(true, Ordering::SeqCst);
     }
 }
 

@@ -190,14 +190,9 @@ impl Groups {
 
     /// Announces a change to all.
     pub(super) async fn call(&self) {
-        let mut at = 0;
-        loop {
-            if let Some(group) = self.lock().get(at) {
-                group.send_replace(());
-            } else {
-                return;
-            }
-            at += 1;
+        let call = |at: usize| self.lock().get(at).map(|group| group.send_replace(()));
+        for at in 0.. {
+            let Some(()) = call(at) else { return };
             yield_now().await;
         }
     }
