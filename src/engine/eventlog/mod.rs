@@ -138,7 +138,7 @@ impl Tip {
     }
 }
 
-/// The in-memory values at the start of a part of a transaction.
+/// The in-memory values at the start of a transaction, or of a part of one.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Mark {
     tip: Tip,
@@ -152,8 +152,8 @@ pub(crate) struct Eventlog {
     pub(super) conn: Link,
     wal: Option<Arc<WalGauge>>,
     tip: Tip,
-    /// The tip at the start of the transaction.
-    saved: Option<Tip>,
+    /// What was so at the start of the transaction.
+    saved: Option<Mark>,
     names: Interned,
     origins: Interned,
     /// The format of the file.
@@ -203,13 +203,20 @@ impl Eventlog {
 
     pub(crate) fn begin(&mut self) -> Result<()> {
         self.conn.prepare_cached("BEGIN IMMEDIATE")?.execute(())?;
-        self.saved = Some(self.tip);
+        self.saved = Some(self.mark());
+        Ok(())
+    }
+
+    /// Undoes the transaction.
+    pub(crate) fn rollback(&mut self) -> Result<()> {
+        self.conn.execute_batch("ROLLBACK")?;
+        self.go_back(self.saved.expect("BUG: no transaction is undone"));
         Ok(())
     }
 
     /// Makes the transaction durable. Once this has returned, its events survive a power cut.
     pub(crate) fn commit(&mut self) -> Result<()> {
-        if self.saved != Some(self.tip) {
+        if self.saved.is_none_or(|saved| saved.tip != self.tip) {
             self.tip.commits += 1;
             set_meta(&self.conn, "commits", self.tip.commits)?;
             set_meta(&self.conn, "digests", self.tip.digests())?;
@@ -225,25 +232,34 @@ impl Eventlog {
         self.synced.take()
     }
 
-    /// Starts a part of the transaction that can be [undone](Self::undo) on its own.
-    pub(crate) fn mark(&mut self) -> Result<Mark> {
-        self.conn.prepare_cached("SAVEPOINT mark")?.execute(())?;
-        Ok(Mark { tip: self.tip, name: self.names.last(), origin: self.origins.last() })
+    /// Starts a part of the transaction that can be [undone](Self::undo_part) on its own. SQLite then keeps a copy of each page
+    /// that the part changes.
+    pub(crate) fn begin_part(&mut self) -> Result<Mark> {
+        self.conn.prepare_cached("SAVEPOINT part")?.execute(())?;
+        Ok(self.mark())
     }
 
-    /// Ends the part that began at the last mark, and keeps it.
-    pub(crate) fn keep(&mut self) -> Result<()> {
-        self.conn.prepare_cached("RELEASE mark")?.execute(())?;
+    /// Ends the part that began last, and keeps it.
+    pub(crate) fn keep_part(&mut self) -> Result<()> {
+        self.conn.prepare_cached("RELEASE part")?.execute(())?;
         Ok(())
     }
 
     /// Ends the part that began at `mark`, and undoes it.
-    pub(crate) fn undo(&mut self, mark: Mark) -> Result<()> {
-        self.conn.execute_batch("ROLLBACK TO mark; RELEASE mark")?;
+    pub(crate) fn undo_part(&mut self, mark: Mark) -> Result<()> {
+        self.conn.execute_batch("ROLLBACK TO part; RELEASE part")?;
+        self.go_back(mark);
+        Ok(())
+    }
+
+    fn mark(&self) -> Mark {
+        Mark { tip: self.tip, name: self.names.last(), origin: self.origins.last() }
+    }
+
+    fn go_back(&mut self, mark: Mark) {
         self.tip = mark.tip;
         self.names.forget_after(mark.name);
         self.origins.forget_after(mark.origin);
-        Ok(())
     }
 
     /// Returns how many different names events have.

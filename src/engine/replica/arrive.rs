@@ -69,7 +69,6 @@ impl Replica {
         let before = *self.log.tip();
         let mut is_ours_in_order = !self.is_behind();
         self.log.begin()?;
-        let mark = self.log.mark()?;
         for entry in &page.entries {
             is_ours_in_order &= self.admit(entry)?;
         }
@@ -77,11 +76,9 @@ impl Replica {
             self.log.set_pulled(page.next)?;
         }
         if !conclude(&mut self.log, page.next)? {
-            self.log.undo(mark)?;
-            self.log.commit()?;
+            self.log.rollback()?;
             return Ok(false);
         }
-        self.log.keep()?;
         self.log.commit()?;
         self.witness.write(self.log.testimony())?;
 

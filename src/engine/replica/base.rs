@@ -199,7 +199,6 @@ impl Replica {
     fn try_are_in_snapshot(&mut self, events: &[(EventId, Seq)]) -> Result<bool, Fault> {
         let Tip { base, history, pending, .. } = *self.log.tip();
         self.log.begin()?;
-        let mark = self.log.mark()?;
         let mut are = true;
         for (id, seq) in events {
             // What isn't in the outbox any more has arrived in the meantime.
@@ -207,10 +206,9 @@ impl Replica {
                 are &= *seq > history.after && *seq <= base.seq && self.log.outbox_to_early(n, *seq)?;
             }
         }
-        if are {
-            self.log.keep()?;
-        } else {
-            self.log.undo(mark)?;
+        if !are {
+            self.log.rollback()?;
+            return Ok(false);
         }
         self.log.commit()?;
         self.witness.write(self.log.testimony())?;
@@ -218,7 +216,7 @@ impl Replica {
         if moved > 0 {
             self.outbox_changed(moved, false)?;
         }
-        Ok(are)
+        Ok(true)
     }
 
     /// Has the outbox applied again, now or later, because `moved` events left it or came back to it.

@@ -67,9 +67,6 @@ impl Replica {
         on_fault: OnFault,
     ) -> Result<Vec<Outcome>, Fault> {
         self.log.begin()?;
-        if !self.state.is_open() {
-            self.state.begin()?;
-        }
         let outcomes = match self.write_together(batch, on_fault)? {
             Some(outcomes) => outcomes,
             None => {
@@ -92,29 +89,46 @@ impl Replica {
         batch: &[(&Envelope, &Device)],
         on_fault: OnFault,
     ) -> Result<Option<Vec<Outcome>>, Fault> {
-        let mark = self.log.mark()?;
-        self.state.mark()?;
+        // Pending events in an open transaction stay. Where there are none, all of it can be undone, which costs less.
+        let is_part = self.state.is_open();
+        if is_part {
+            self.state.mark()?
+        } else {
+            self.state.begin()?
+        }
         let outcomes = self.store(batch)?;
         let stored = outcomes.iter().zip(batch).filter(|(outcome, _)| matches!(outcome, Outcome::Stored(_)));
         let fresh: Vec<_> = stored.map(|(_, (event, _))| *event).collect();
         match self.state.apply_together(&fresh, on_fault) {
             Ok(effects) if on_fault == OnFault::Skip || effects.iter().all(|effect| *effect == Effect::Applied) => {
-                self.log.keep()?;
-                self.state.keep()?;
+                if is_part {
+                    self.state.keep()?;
+                }
                 Ok(Some(outcomes))
             }
             Ok(_) | Err(Halt::Undo) => {
-                self.log.undo(mark)?;
-                self.state.undo()?;
+                self.begin_anew()?;
+                if is_part {
+                    self.state.undo()?;
+                } else {
+                    self.state.rollback()?;
+                    self.state.begin()?;
+                }
                 Ok(None)
             }
             Err(Halt::Stop(Stop::Ended(..))) => {
-                self.log.undo(mark)?;
+                self.begin_anew()?;
                 self.restore(&mut Enders::new())?;
                 Ok(None)
             }
             Err(Halt::Stop(Stop::Fault(fault))) => Err(fault),
         }
+    }
+
+    /// Undoes what the eventlog's transaction has stored.
+    fn begin_anew(&mut self) -> Result<(), Fault> {
+        self.log.rollback()?;
+        Ok(self.log.begin()?)
     }
 
     /// Stores and applies one event of a batch that has a faulty event. `enders` holds the earlier events of the batch
@@ -127,7 +141,7 @@ impl Replica {
         on_fault: OnFault,
         enders: &mut Enders,
     ) -> Result<Outcome, Fault> {
-        let mark = self.log.mark()?;
+        let mark = self.log.begin_part()?;
         let outcome = self.store(&[(event, origin)])?.remove(0);
         let refused = match outcome {
             Outcome::Stored(_) => match self.state.apply_alone(event, on_fault) {
@@ -137,12 +151,12 @@ impl Replica {
                 }
                 Ok(_) => None,
                 Err(Stop::Ended(_, why)) if on_fault == OnFault::Refuse => {
-                    self.log.undo(mark)?;
+                    self.log.undo_part(mark)?;
                     self.restore(enders)?;
                     return Ok(Outcome::Refused(why));
                 }
                 Err(Stop::Ended(id, why)) => {
-                    self.log.keep()?;
+                    self.log.keep_part()?;
                     enders.insert(id, why);
                     self.restore(enders)?;
                     return Ok(outcome);
@@ -153,11 +167,11 @@ impl Replica {
         };
         match refused {
             Some(why) => {
-                self.log.undo(mark)?;
+                self.log.undo_part(mark)?;
                 Ok(Outcome::Refused(why))
             }
             None => {
-                self.log.keep()?;
+                self.log.keep_part()?;
                 Ok(outcome)
             }
         }
