@@ -138,9 +138,9 @@ impl Assets {
         self.icons().find(|name| *name == MASKABLE)
     }
 
-    /// Where the file `name` is, below the base path.
-    pub(crate) fn path(&self, name: &str) -> String {
-        format!("/static/{}/{name}", self.version)
+    /// What changes with any of the files.
+    pub(crate) fn version(&self) -> &str {
+        &self.version
     }
 
     /// The app's own stylesheets.

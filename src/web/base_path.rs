@@ -36,7 +36,6 @@ impl FromStr for BasePath {
 }
 
 impl fmt::Display for BasePath {
-    /// What addresses begin with. It is empty for the whole site.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
@@ -73,9 +72,14 @@ impl BasePath {
         within().filter(|_| rest.starts_with('/')).map_or(Place::Outside, Place::Within)
     }
 
+    /// What addresses begin with. It is empty for the whole site.
+    pub(crate) fn as_str(&self) -> &str {
+        &self.0
+    }
+
     /// The path of the start page, which is also the path of cookies.
     pub(crate) fn home(&self) -> String {
-        format!("{}/", self.0)
+        [&self.0, "/"].concat()
     }
 }
 

@@ -1,6 +1,5 @@
 //! What people see of an app, as the web floor holds it: forms, fragments, page and figures, each with its types erased.
 
-use std::fmt::Write as _;
 use std::sync::Arc;
 
 use axum::Router;
@@ -174,7 +173,7 @@ impl Face {
 
     /// The address of the static file `name`.
     pub(crate) fn asset(&self, name: &str) -> String {
-        format!("{}{}", self.base_path, self.assets.path(name))
+        [self.base_path.as_str(), "/static/", self.assets.version(), "/", name].concat()
     }
 
     /// The addresses of the app's own stylesheets.
@@ -184,9 +183,7 @@ impl Face {
 
     /// The app's name as a heading.
     pub(crate) fn title(&self) -> String {
-        let mut letters = self.name.chars();
-        let first = letters.next().map(|first| first.to_ascii_uppercase());
-        first.into_iter().chain(letters).collect()
+        capitalized(self.name)
     }
 
     /// Every fragment, with its query made from `params`.
@@ -216,7 +213,7 @@ impl Nouns {
 
     /// The plural, at the beginning of a sentence.
     pub(crate) fn many_capitalized(&self) -> String {
-        super::sentence(self.many).trim_end_matches('.').to_owned()
+        capitalized(self.many)
     }
 }
 
@@ -265,6 +262,13 @@ impl Embed {
     pub(crate) fn count(&self) -> Arc<dyn Fn() -> Query<u64> + Send + Sync> {
         Arc::clone(&self.figure.query)
     }
+}
+
+/// The same text with a capital at its start.
+fn capitalized(text: &str) -> String {
+    let mut letters = text.chars();
+    let first = letters.next().map(|first| first.to_uppercase().to_string()).unwrap_or_default();
+    first + letters.as_str()
 }
 
 fn seal<E: Event>(id: EventId, event: &E) -> Result<Envelope, Unmade> {
@@ -346,11 +350,11 @@ impl FragmentKey {
     /// `<likewise-live>` is allowed wherever
     /// text is, so a fragment may stand in a paragraph or a heading. It takes no part in the layout.
     pub(crate) fn wrap(&self, html: &Html) -> Html {
-        let name = self.name;
-        let mut text = format!("<likewise-live class=\"live\" id=\"live-{name}\" data-live=\"{name}\"");
-        if let Some(query) = &self.query {
-            write!(text, " data-key=\"{query}\"").expect("BUG: a String takes all text");
-        }
-        Html::trusted(format!("{text}>{}</likewise-live>", html.as_str().trim_end()))
+        let (name, html) = (self.name, html.as_str().trim_end());
+        let (key, query, end) = self.query.as_deref().map_or(("", "", ""), |query| (" data-key=\"", query, "\""));
+        let start = "<likewise-live class=\"live\" id=\"live-";
+        Html::trusted(
+            [start, name, "\" data-live=\"", name, "\"", key, query, end, ">", html, "</likewise-live>"].concat(),
+        )
     }
 }

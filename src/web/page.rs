@@ -53,7 +53,7 @@ impl Render {
         if !self.face.forms.iter().any(|form| form.name == name) {
             self.note(format!("there is no form named `{name}`"));
         }
-        format!("{}/{name}", self.base)
+        [&self.base, "/", name].concat()
     }
 
     /// The hidden field that makes each post of a form count once. Put it into every form.

@@ -14,23 +14,39 @@ pub(super) enum View {
     Stores,
 }
 
+/// More bytes than the links to them usually take.
+const LENGTH: usize = 256;
+
 /// Returns links to the views of the store whose addresses begin with `base`. On the page itself, the program's version
 /// stands in place of the link to it.
 pub(super) fn links(face: &Face, base: &str, here: View) -> Html {
     let all = [
-        (View::Page, format!("{base}/"), face.nouns.many_capitalized()),
-        (View::History, format!("{base}/history"), "History".to_owned()),
-        (View::Stores, format!("{}/stores", face.base_path), "Stores".to_owned()),
+        (View::Page, base, "/", face.nouns.many_capitalized()),
+        (View::History, base, "/history", "History".to_owned()),
+        (View::Stores, face.base_path.as_str(), "/stores", "Stores".to_owned()),
     ];
-    let link = |(view, address, words): (View, String, String)| {
+    let mut html = String::with_capacity(LENGTH);
+    html.push_str("<nav class=\"views\" aria-label=\"Views\">");
+    for (view, base, path, words) in all {
+        if view == View::Page && here == View::Page {
+            continue;
+        }
         let current = if view == here { " aria-current=\"page\"" } else { "" };
-        format!("<a href=\"{address}\"{current}>{}</a>", Html::text(words))
-    };
-    let links = all.into_iter().filter(|(view, ..)| here != View::Page || *view != View::Page).map(link);
-    let links = links.collect::<Vec<_>>().join(" ");
-    let version = match here {
-        View::Page => format!(" <small>{} {}</small>", Html::text(face.title()), Html::text(face.version)),
-        View::History | View::Stores => String::new(),
-    };
-    Html::trusted(format!("<nav class=\"views\" aria-label=\"Views\">{links}{version}</nav>"))
+        let words = Html::text(words);
+        for part in ["<a href=\"", base, path, "\"", current, ">", words.as_str(), "</a> "] {
+            html.push_str(part);
+        }
+    }
+    match here {
+        View::Page => {
+            let (title, version) = (Html::text(face.title()), Html::text(face.version));
+            for part in ["<small>", title.as_str(), " ", version.as_str(), "</small>"] {
+                html.push_str(part);
+            }
+        }
+        // No space behind the last link.
+        View::History | View::Stores => drop(html.pop()),
+    }
+    html.push_str("</nav>");
+    Html::trusted(html)
 }
