@@ -10,7 +10,6 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use anyhow::{Context, anyhow, bail};
-use axum::Router;
 use subtle::ConstantTimeEq;
 use tokio_util::sync::CancellationToken;
 
@@ -24,14 +23,14 @@ use crate::web::embed::Embedding;
 use crate::web::live::Pages;
 use crate::web::metrics::Metrics;
 use crate::web::{
-    self, BasePath, Browsers, Door, Hub, Listener, PairingCookies, Pairings, Pass, Passes, Policy, PublicUrl, Role,
-    Services, Shares, Sites, VisitorKey,
+    self, BasePath, Browsers, Door, Guarded, Hub, Listener, PairingCookies, Pairings, Pass, Passes, Policy, PublicUrl,
+    Role, Services, Shares, Sites, VisitorKey,
 };
 
 /// A node with a server in front of it, ready to serve.
 pub(crate) struct Server {
     node: Node,
-    router: Router,
+    site: Guarded,
     limits: web::Limits,
     listener: Listener,
     /// Where programs on this machine reach it.
@@ -154,14 +153,14 @@ impl Server {
             browsers: Some(Browsers { tokens, cookies }),
             ..Policy::of(&face)
         };
-        let router = web::protect(routes, policy);
-        Ok(Self { node, router, limits, listener, address, anew })
+        let site = web::protect(routes, policy);
+        Ok(Self { node, site, limits, listener, address, anew })
     }
 
     /// Serves until the shutdown that [`prepare`](Self::prepare) was given, then lets requests and stores finish.
     pub(crate) async fn run(self) -> Ended {
-        let Self { node, router, limits, listener, anew, .. } = self;
-        web::serve(listener, router, limits, node.shutdown.clone()).await;
+        let Self { node, site, limits, listener, anew, .. } = self;
+        web::serve(listener, site, limits, node.shutdown.clone()).await;
         node.close().await;
         if anew.is_cancelled() { Ended::ToBeginAnew } else { Ended::ForGood }
     }

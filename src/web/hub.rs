@@ -19,7 +19,7 @@ use tokio::sync::watch;
 use tokio::time::{Interval, MissedTickBehavior, interval_at};
 use tokio_util::sync::CancellationToken;
 
-use super::guard::{ClientAddress, bearer_token};
+use super::guard::{Asker, ClientAddress, bearer_token};
 use super::{App, Connection, Lease, Opened, Problem, Received, STREAM_HEADERS, Who};
 use crate::engine::{Device, Digest, LogId, PageSize, Replica, Seq, Spare, Store, StoreId, Stores};
 use crate::limits::sync::stream::{PING_EVERY, SILENCE};
@@ -303,10 +303,10 @@ where
         }
         let token = token.ok_or_else(|| {
             app.metrics.refused();
-            app.hub.refusals.log(parts.extensions.get().copied());
+            app.hub.refusals.log(Asker::of(parts).client);
             StatusCode::UNAUTHORIZED
         })?;
-        parts.extensions.insert(Who::Token(token.device.clone()));
+        parts.extensions.get_or_insert_default::<Asker>().who = Who::Token(token.device.clone());
         Ok(Self(token))
     }
 }

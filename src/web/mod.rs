@@ -40,6 +40,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use axum::http::header::{self, HeaderName};
+use axum::middleware::map_request;
 use axum::response::Redirect;
 use axum::routing::{get, post};
 use axum::{Extension, Router};
@@ -52,7 +53,7 @@ pub use base_path::BasePath;
 pub(crate) use control::{AFTER_IMPORT, Exported, Followed, MISSING, PairingAt};
 pub(crate) use face::{Embed, Face};
 pub use guard::{AllowedHost, EmbeddingSite, TrustedProxy};
-pub(crate) use guard::{Browsers, PairingCookies, Pass, Passes, Policy, Sees, Sites, protect};
+pub(crate) use guard::{Browsers, Guarded, PairingCookies, Pass, Passes, Policy, Sees, Sites, protect};
 pub use html::{Html, IntoHtml};
 pub(crate) use hub::Hub;
 pub use page::{Page, Render};
@@ -153,7 +154,7 @@ fn joined(app: App) -> Router {
         };
         of_a_store = of_a_store.route(&format!("/{}", form.name), post(post_it));
     }
-    let own = app.face.routes.clone().layer(Extension(Arc::clone(&app)));
+    let own = app.face.routes.clone().layer(Extension(Arc::clone(&app))).layer(map_request(guard::with_connect_info));
     let of_a_store = of_a_store.merge(own.with_state(()));
     Router::new()
         .route("/", get(page::page))

@@ -11,16 +11,15 @@ use std::time::{Duration, Instant};
 
 use askama::Template;
 use axum::Json;
-use axum::extract::{Extension, State};
+use axum::extract::State;
 use axum::http::header::{self, HeaderMap};
 use axum::http::{StatusCode, request};
 use axum::response::{IntoResponse, Redirect, Response};
 use serde::Deserialize;
 
 use super::face::{Face, Unmade};
-use super::guard::{ClientAddress, PairingCookies};
+use super::guard::{Asker, ClientAddress, PairingCookies};
 use super::problem::Problem;
-use super::store::who;
 use super::{App, IntoHtml as _, PublicUrl, Received, Who, form, hub, sentence};
 use crate::limits::web::guesses::{OF_A_CLIENT, OF_ALL, WINDOW};
 use crate::random;
@@ -58,7 +57,7 @@ struct PairPage<'a> {
 pub(crate) async fn page(State(app): State<App>, parts: request::Parts) -> Result<Response, Problem> {
     must_be_authority(&app)?;
     let base = &app.face.base_path;
-    let paired = match who(&parts) {
+    let paired = match Asker::of(&parts).who {
         Who::Token(device) => Some(device.as_str().to_owned()),
         Who::Owner | Who::Visitor => None,
     };
@@ -98,7 +97,7 @@ enum Kind {
 /// `POST /pair`
 pub(crate) async fn redeem(
     State(app): State<App>,
-    client: Option<Extension<ClientAddress>>,
+    Asker { client, .. }: Asker,
     received: Received,
 ) -> Result<Response, Problem> {
     let asked = asked(&app, &received)?;
@@ -108,7 +107,7 @@ pub(crate) async fn redeem(
 /// `POST /pair` of a hub without a page
 pub(crate) async fn redeem_for_devices(
     State(app): State<App>,
-    client: Option<Extension<ClientAddress>>,
+    Asker { client, .. }: Asker,
     received: Received,
 ) -> Result<Response, Problem> {
     let asked = asked(&app, &received)?;
@@ -124,13 +123,12 @@ fn asked(app: &App, received: &Received) -> Result<Asked, Problem> {
 
 async fn give(
     app: &App,
-    client: Option<Extension<ClientAddress>>,
+    client: Option<ClientAddress>,
     headers: &HeaderMap,
     asked: Asked,
 ) -> Result<Response, Problem> {
     let Asked { secret, code, nonce, kind } = asked;
     let shown = if secret.is_empty() { Shown::Code(code) } else { Shown::Secret(secret) };
-    let client = client.map(|Extension(client)| client);
     let is_guess = matches!(shown, Shown::Code(_));
     if is_guess {
         app.pairings.guesses.count(client).map_err(too_many_guesses)?;

@@ -18,13 +18,14 @@ use crate::limits::web::{
 };
 
 /// Who sent a request.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub(crate) enum Who {
     /// Somebody on this machine, under a loopback name.
     Owner,
     /// A device or a browser with a valid token.
     Token(Device),
     /// Anybody else.
+    #[default]
     Visitor,
 }
 

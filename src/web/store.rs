@@ -1,13 +1,12 @@
 //! The store that a request names: its name, the open store, and who may make a new one.
 
-use std::collections::HashMap;
-
 use axum::extract::{FromRef, FromRequestParts, RawPathParams};
 use axum::http::StatusCode;
 use axum::http::request::Parts;
 use axum::response::{IntoResponse as _, Response};
 use tokio::sync::watch;
 
+use super::guard::Asker;
 use super::{App, Problem, Services, Who};
 use crate::engine::{Device, Error, Store, StoreId};
 use crate::limits::web::shares::{TOKENS_STORES, VISITORS_LINKS};
@@ -47,8 +46,7 @@ where
         let params = RawPathParams::from_request_parts(parts, state).await.map_err(|error| {
             Problem::bad_request("malformed-store", error.to_string(), "Check the address for typing errors.")
         })?;
-        let params: HashMap<&str, &str> = params.iter().collect();
-        let name = params.get("store").copied();
+        let name = params.iter().find(|(param, _)| *param == "store").map(|(_, name)| name);
         let face = App::from_ref(state).face.clone();
         let id: StoreId = name.unwrap_or(face.store).parse().map_err(|error: crate::engine::Malformed| {
             Problem::new(
@@ -82,7 +80,7 @@ where
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Problem> {
         let asked = AskedStore::from_request_parts(parts, state).await?;
         let app = App::from_ref(state);
-        let who = who(parts);
+        let who = Asker::of(parts).who;
         let is_embedded = || app.embedding.as_ref().is_some_and(|embedding| embedding.has(&asked.id));
         if who == Who::Visitor && !parts.method.is_safe() && is_embedded() {
             return Err(Problem::forbidden(
@@ -101,11 +99,6 @@ where
         let link = app.clients.attend(&store, most);
         Ok(Self { asked, store, link, who })
     }
-}
-
-/// Who sent the request. A request that didn't pass the guard comes from a visitor.
-pub(super) fn who(parts: &Parts) -> Who {
-    parts.extensions.get().cloned().unwrap_or(Who::Visitor)
 }
 
 impl Services {

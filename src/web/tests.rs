@@ -1,15 +1,15 @@
 //! An instance without a network, asked request by request.
 
+use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Mutex, mpsc};
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::extract::ConnectInfo;
 use axum::http::{Request, StatusCode};
 use axum::response::{IntoResponse as _, Response};
-use tower::ServiceExt as _;
+use tower::{Service, ServiceExt as _};
 
 use super::*;
 use crate::engine::{Schema, Setup, Store, StoreLimits};
@@ -60,12 +60,16 @@ fn serving(app: crate::App, dir: &Path, schema: Schema, limits: StoreLimits, max
     })
 }
 
-pub(crate) async fn ask(router: &Router, method: &str, path: &str) -> Response {
+/// Asks routes, with or without the guard around them.
+pub(crate) async fn ask<S>(site: &S, method: &str, path: &str) -> Response
+where
+    S: Service<Request<Body>, Response = Response, Error = Infallible> + Clone,
+{
     let peer: SocketAddr = "127.0.0.1:50000".parse().expect("an address");
     let request = Request::builder().method(method).uri(path).header("host", "localhost");
-    let request =
-        request.extension(ConnectInfo(peer)).extension(guard::ReachedAt(peer)).body(Body::empty()).expect("a request");
-    router.clone().oneshot(request).await.expect("an answer")
+    let came_in = guard::CameIn::Port { peer, own: peer };
+    let request = request.extension(came_in).body(Body::empty()).expect("a request");
+    site.clone().oneshot(request).await.expect("an answer")
 }
 
 #[tokio::test]
@@ -176,24 +180,23 @@ async fn what_visitors_make_by_an_apps_own_routes_counts_as_well() {
     // Who doesn't come by the guard is a visitor.
     let (visitor, owner) = (routes(Arc::clone(&app)).expect("routes"), Policy::of(&app.face));
     let owner = protect(visitor.clone(), owner);
-    let text = async |router: &Router, method: &str, path: &str| {
-        let answer = ask(router, method, path).await;
+    let text = async |answer: Response| {
         let bytes = axum::body::to_bytes(answer.into_body(), 1 << 20).await.expect("a body in memory");
         String::from_utf8(bytes.to_vec()).expect("text")
     };
-    assert_eq!(text(&visitor, "POST", "/s/first/own").await, "");
+    assert_eq!(text(ask(&visitor, "POST", "/s/first/own").await).await, "");
     let saved = &app.shares.visitors_stores;
     for _ in 0..99 {
         assert!(saved.take(&Who::Visitor, 1.0).is_ok(), "one was made");
     }
-    let refused = text(&visitor, "POST", "/s/second/own").await;
+    let refused = text(ask(&visitor, "POST", "/s/second/own").await).await;
     assert!(refused.contains("as many new stores"), "{refused}");
     assert!(!dir.path().join("second").exists());
-    assert_eq!(text(&visitor, "GET", "/s/second/own").await, "0", "a look is free");
-    assert_eq!(text(&visitor, "POST", "/s/first/own").await, "", "those that exist go on");
-    assert_eq!(text(&owner, "POST", "/s/second/own").await, "", "the owner may");
-    assert_eq!(text(&visitor, "POST", "/s/second/own").await, "");
-    assert_eq!(text(&visitor, "GET", "/s/second/own").await, "2");
+    assert_eq!(text(ask(&visitor, "GET", "/s/second/own").await).await, "0", "a look is free");
+    assert_eq!(text(ask(&visitor, "POST", "/s/first/own").await).await, "", "those that exist go on");
+    assert_eq!(text(ask(&owner, "POST", "/s/second/own").await).await, "", "the owner may");
+    assert_eq!(text(ask(&visitor, "POST", "/s/second/own").await).await, "");
+    assert_eq!(text(ask(&visitor, "GET", "/s/second/own").await).await, "2");
 }
 
 #[test]

@@ -46,7 +46,7 @@ use super::assets::prefers_gzip;
 use super::face::Embed;
 use super::fields::Fields;
 use super::form::STORED;
-use super::guard::{ClientAddress, HidingProxy, SEC_FETCH_MODE, Sites};
+use super::guard::{Asker, ClientAddress, HidingProxy, SEC_FETCH_MODE, Sites};
 use super::problem::asks_for_json;
 use super::shares::{Meter, Who};
 use super::{App, Problem, Received, Services, sentence};
@@ -212,8 +212,9 @@ impl FromRequestParts<App> for AskingClient {
     async fn from_request_parts(parts: &mut Parts, app: &App) -> Result<Self, Problem> {
         let embedding = app.embedding()?;
         let missing = || Problem::internal("a request without the address of its client");
-        let ClientAddress(address) = parts.extensions.get().copied().ok_or_else(missing)?;
-        if let Some(proxy) = parts.extensions.get().copied() {
+        let Asker { client, hidden_by, .. } = Asker::of(parts);
+        let ClientAddress(address) = client.ok_or_else(missing)?;
+        if let Some(proxy) = hidden_by {
             embedding.note(proxy);
         }
         Ok(Self(embedding.clients.at(address)))

@@ -5,14 +5,15 @@ use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use axum::Router;
 use axum::body::Body;
 use axum::extract::{DefaultBodyLimit, Request};
 use axum::http::StatusCode;
-use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use hyper::body::{Body as _, Frame, SizeHint};
 use tokio::time::{Instant, Sleep, sleep_until};
+use tower::Service as _;
 
 use super::Policy;
 use crate::web::problem::Problem;
@@ -36,7 +37,7 @@ pub(crate) enum Patience {
 
 /// The innermost step. A body whose declared length is too large is refused at once, any other when it exceeds the
 /// limit.
-pub(super) async fn bound_body(policy: &Policy, mut request: Request, next: Next) -> Response {
+pub(super) async fn bound_body(policy: &Policy, mut request: Request, mut router: Router) -> Response {
     let path = request.uri().path();
     let rule = policy.body_rule(path);
     let is_form = policy.is_form(path);
@@ -44,7 +45,7 @@ pub(super) async fn bound_body(policy: &Policy, mut request: Request, next: Next
     // axum's own limit would cut in before ours.
     DefaultBodyLimit::disable().apply(&mut request);
     if request.body().is_end_stream() {
-        return next.run(request).await;
+        return routed(&mut router, request).await;
     }
     let max_bytes = rule.max_bytes.unwrap_or(u64::MAX);
     if request.body().size_hint().lower() > max_bytes {
@@ -62,7 +63,7 @@ pub(super) async fn bound_body(policy: &Policy, mut request: Request, next: Next
             fault: fault.clone(),
         })
     });
-    let answer = next.run(request).await;
+    let answer = routed(&mut router, request).await;
     match fault.get() {
         // The handler saw malformed content. The cause is the better answer.
         Some(BodyFault::TooLarge) if answer.status().is_client_error() => too_large().into_response(),
@@ -71,6 +72,10 @@ pub(super) async fn bound_body(policy: &Policy, mut request: Request, next: Next
         }
         _ => answer,
     }
+}
+
+async fn routed(router: &mut Router, request: Request) -> Response {
+    router.call(request).await.unwrap_or_else(|never| match never {})
 }
 
 impl Patience {

@@ -8,7 +8,7 @@ use axum::extract::{FromRequestParts, Request};
 use axum::http::header::{self, HeaderMap};
 use axum::http::request::Parts;
 
-use super::client::is_proxied;
+use super::client::{ClientAddress, HidingProxy, is_proxied};
 use super::host::{AddressedAs, addressed_as};
 use super::{HEALTH, PAIR, Policy};
 use crate::sync::Token;
@@ -47,14 +47,43 @@ impl Caller {
     }
 }
 
+/// Who asks, as far as the guard can tell. Every request that passes the guard carries it. One that didn't comes from a
+/// visitor.
+#[derive(Clone, Debug, Default)]
+pub(in crate::web) struct Asker {
+    pub(in crate::web) who: Who,
+    pub(in crate::web) sees: Sees,
+    /// Where they are.
+    pub(in crate::web) client: Option<ClientAddress>,
+    /// The proxy that doesn't say for whom it asks, where limits by client suffer from it.
+    pub(in crate::web) hidden_by: Option<HidingProxy>,
+}
+
+impl Asker {
+    /// Returns who sent the request.
+    pub(in crate::web) fn of(parts: &Parts) -> Self {
+        parts.extensions.get().cloned().unwrap_or_default()
+    }
+}
+
+/// A handler gets who asks.
+impl<S: Send + Sync> FromRequestParts<S> for Asker {
+    type Rejection = Infallible;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
+        Ok(Self::of(parts))
+    }
+}
+
 /// How much of itself the program shows to the sender of a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Sees {
     /// What its owner sees.
     All,
     /// Its page, and the program's own views: who brought what, and all stores.
     TheViews,
     /// What is on its page.
+    #[default]
     ThePage,
 }
 
@@ -62,8 +91,7 @@ impl<S: Send + Sync> FromRequestParts<S> for Sees {
     type Rejection = Infallible;
 
     async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Infallible> {
-        // A request that didn't pass the guard is a stranger's.
-        Ok(parts.extensions.get().copied().unwrap_or(Self::ThePage))
+        Ok(Asker::of(parts).sees)
     }
 }
 

@@ -4,11 +4,11 @@ use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 
-use axum::extract::{ConnectInfo, Request};
+use axum::extract::Request;
 use axum::http::HeaderMap;
 use ipnet::IpNet;
 
-use super::host::is_by_file;
+use super::host::{CameIn, is_by_file};
 
 /// A value of `--behind-proxy`: the address of a proxy that says for whom it asks, or a network of such proxies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,7 +140,10 @@ pub(super) fn is_proxied(proxies: &[TrustedProxy], request: &Request) -> bool {
 }
 
 fn peer(request: &Request) -> Option<IpAddr> {
-    request.extensions().get().map(|ConnectInfo(peer): &ConnectInfo<SocketAddr>| peer.ip().to_canonical())
+    match CameIn::of(request)? {
+        CameIn::Port { peer, .. } => Some(peer.ip().to_canonical()),
+        CameIn::File => None,
+    }
 }
 
 fn is_one_of(proxies: &[TrustedProxy], address: IpAddr) -> bool {
@@ -162,7 +165,6 @@ mod tests {
     use axum::body::Body;
 
     use super::*;
-    use crate::web::guard::ByFile;
 
     fn client(proxies: &[&str], peer: &str, forwarded_for: &[&str]) -> String {
         let proxies: Vec<_> = proxies.iter().map(|proxy| proxy.parse().expect("a proxy")).collect();
@@ -171,7 +173,8 @@ mod tests {
             request.headers_mut().append("x-forwarded-for", value.parse().expect("a header"));
         }
         request.headers_mut().insert("forwarded", "for=203.0.113.66".parse().expect("a header"));
-        request.extensions_mut().insert(ConnectInfo(SocketAddr::new(peer.parse().expect("an address"), 50_000)));
+        let peer = SocketAddr::new(peer.parse().expect("an address"), 50_000);
+        request.extensions_mut().insert(CameIn::Port { peer, own: peer });
         ClientAddress::of(&proxies, &request).expect("a peer").0.to_string()
     }
 
@@ -188,7 +191,7 @@ mod tests {
     fn whoever_comes_by_a_socket_file_is_a_proxy_and_needs_no_name() {
         let client = |proxies: &[TrustedProxy], forwarded_for: &'static str| {
             let mut request = Request::new(Body::empty());
-            request.extensions_mut().insert(ByFile);
+            request.extensions_mut().insert(CameIn::File);
             request.headers_mut().append("x-forwarded-for", forwarded_for.parse().expect("a header"));
             assert!(is_proxied(proxies, &request));
             ClientAddress::of(proxies, &request).expect("a client").0.to_string()
@@ -208,9 +211,9 @@ mod tests {
             match peer {
                 Some(peer) => {
                     let peer = SocketAddr::new(peer.parse().expect("an address"), 50_000);
-                    request.extensions_mut().insert(ConnectInfo(peer));
+                    request.extensions_mut().insert(CameIn::Port { peer, own: peer });
                 }
-                None => drop(request.extensions_mut().insert(ByFile)),
+                None => drop(request.extensions_mut().insert(CameIn::File)),
             }
             HidingProxy::of(&proxies, &request)
         };

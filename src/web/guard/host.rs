@@ -68,17 +68,33 @@ impl AllowedHost {
     }
 }
 
-/// Our address at which a connection came in.
+/// How a connection came in.
 #[derive(Clone, Copy, Debug)]
-pub(in crate::web) struct ReachedAt(pub(in crate::web) SocketAddr);
+pub(in crate::web) enum CameIn {
+    /// From this address, at one of ours.
+    Port { peer: SocketAddr, own: SocketAddr },
+    /// By a socket file, and so from a proxy or a command on this machine.
+    File,
+}
 
-/// A request that came in by a socket file, and so from a proxy or a command on this machine.
-#[derive(Clone, Copy, Debug)]
-pub(in crate::web) struct ByFile;
+impl CameIn {
+    /// Returns how a request came in. One that didn't come through the server has no such thing.
+    pub(super) fn of(request: &Request) -> Option<Self> {
+        request.extensions().get().copied()
+    }
+}
+
+/// Adds the peer's address to a request, as axum's extractors expect it.
+pub(in crate::web) async fn with_connect_info(mut request: Request) -> Request {
+    if let Some(CameIn::Port { peer, .. }) = CameIn::of(&request) {
+        request.extensions_mut().insert(ConnectInfo(peer));
+    }
+    request
+}
 
 /// Returns whether a request came in by a socket file.
 pub(super) fn is_by_file(request: &Request) -> bool {
-    request.extensions().get::<ByFile>().is_some()
+    matches!(CameIn::of(request), Some(CameIn::File))
 }
 
 /// The name by which a client asks for us, and where it asks from.
@@ -204,17 +220,15 @@ fn unnamed_by_proxy(sign: &Sign) -> Problem {
 /// of its network addresses comes from that same address, but so does everybody where a container's port is forwarded by
 /// a program. So such a command has to show the key. A socket file is there for a proxy, so it is the same there.
 fn is_local(policy: &Policy, request: &Request) -> bool {
-    if is_by_file(request) {
-        return policy.passes.of(request) == Some(Pass::Owner);
+    let shows_key = || policy.passes.of(request) == Some(Pass::Owner);
+    match CameIn::of(request) {
+        Some(CameIn::Port { peer, own }) => {
+            let (peer, own) = (peer.ip().to_canonical(), own.ip().to_canonical());
+            peer.is_loopback() || peer == own && shows_key()
+        }
+        Some(CameIn::File) => shows_key(),
+        None => false,
     }
-    let extensions = request.extensions();
-    let (Some(ConnectInfo(peer)), Some(ReachedAt(own))) =
-        (extensions.get::<ConnectInfo<SocketAddr>>(), extensions.get::<ReachedAt>())
-    else {
-        return false;
-    };
-    let (peer, own) = (peer.ip().to_canonical(), own.ip().to_canonical());
-    peer.is_loopback() || peer == own && policy.passes.of(request) == Some(Pass::Owner)
 }
 
 /// The content of a `Host` header or of an authority: what RFC 3986 allows, less what no browser sends.

@@ -10,29 +10,34 @@ mod host;
 mod origin;
 mod sites;
 
+use std::convert::Infallible;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
-use axum::Router;
-use axum::extract::{Request, State};
+use axum::body::Body;
+use axum::extract::Request;
 use axum::http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use axum::http::{Method, StatusCode};
-use axum::middleware::{Next, from_fn_with_state};
 use axum::response::{IntoResponse, Redirect, Response};
+use axum::{BoxError, Router};
+use bytes::Bytes;
 use futures_util::FutureExt;
-use tower::ServiceBuilder;
+use futures_util::future::BoxFuture;
+use tower::Service;
 
 use self::body::bound_body;
 pub(crate) use self::body::{BodyRule, Patience};
 use self::browser::with_cookie;
 pub(crate) use self::browser::{Browsers, PairingCookies};
+pub(super) use self::caller::Asker;
 pub(super) use self::caller::bearer_token;
 use self::caller::caller;
 pub(crate) use self::caller::{Caller, Pass, Passes, Sees};
 pub use self::client::TrustedProxy;
 pub(super) use self::client::{ClientAddress, HidingProxy};
 pub use self::host::AllowedHost;
-pub(super) use self::host::{ByFile, ReachedAt};
+pub(super) use self::host::{CameIn, with_connect_info};
 pub use self::sites::EmbeddingSite;
 pub(crate) use self::sites::Sites;
 use super::Role;
@@ -104,15 +109,37 @@ impl Policy {
 ///
 /// From the outside in, the guard strips the base path; adds security headers and the program's mark to every answer; renders errors as
 /// problems; catches panics; checks the `Host`, reach, size and encoding of the request; refuses cross-site requests;
-/// and limits the body. It needs `ConnectInfo<SocketAddr>` and [`ReachedAt`], or [`ByFile`], in the extensions of each
-/// request: without them nobody counts as local.
-pub(crate) fn protect(router: Router, policy: Policy) -> Router {
+/// and limits the body. It needs [`CameIn`] in the extensions of each request: without it nobody counts as local.
+pub(crate) fn protect(router: Router, policy: Policy) -> Guarded {
     let headers = SECURITY_HEADERS.into_iter().chain([(MARK, policy.face.name)]);
     let headers = headers.map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)));
-    let guard = Arc::new(Guard { headers: headers.collect(), policy });
-    let guarded = ServiceBuilder::new().layer(from_fn_with_state(guard, admit)).service(router);
-    // As the fallback of a router without routes, the guard runs before any routing.
-    Router::new().fallback_service(guarded)
+    Guarded { guard: Arc::new(Guard { headers: headers.collect(), policy }), router }
+}
+
+/// Routes behind the guard. It stands before any routing, and before the layers that a router would put around it.
+#[derive(Clone)]
+pub(crate) struct Guarded {
+    guard: Arc<Guard>,
+    router: Router,
+}
+
+impl<B> Service<Request<B>> for Guarded
+where
+    B: hyper::body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<BoxError>,
+{
+    type Response = Response;
+    type Error = Infallible;
+    type Future = BoxFuture<'static, Result<Response, Infallible>>;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, request: Request<B>) -> Self::Future {
+        let Self { guard, router } = self.clone();
+        async move { Ok(guard.answer(request.map(Body::new), router).await) }.boxed()
+    }
 }
 
 /// Sent with every answer. The referrer policy is `same-origin`, because `no-referrer` would make browsers send
@@ -137,6 +164,67 @@ struct Guard {
 }
 
 impl Guard {
+    /// Takes the outermost step. Every answer that leaves is rendered and has the security headers, whatever happens further
+    /// in. From here on, a request has the path that it would have without a base path.
+    async fn answer(&self, mut request: Request, router: Router) -> Response {
+        let Self { policy, headers } = self;
+        let face = &policy.face;
+        let elsewhere = match face.base_path.place(request.uri()) {
+            Place::Within(uri) => {
+                *request.uri_mut() = uri;
+                None
+            }
+            // A load balancer may know the machine and not the site.
+            Place::Outside if request.uri().path() == HEALTH => None,
+            Place::Door => {
+                let query = request.uri().query().map(|query| format!("?{query}")).unwrap_or_default();
+                Some(Redirect::permanent(&(face.base_path.home() + &query)).into_response())
+            }
+            Place::Outside => Some(outside(face).into_response()),
+        };
+        let method = request.method().clone();
+        let uri = request.uri().clone();
+        let embedded = policy.embedded(uri.path());
+        let origin = request.headers().get(header::ORIGIN).cloned();
+        let asks_for_json = policy.role == Role::Hub
+            || problem::asks_for_json(request.headers())
+            || embedded.is_some() && !is_navigation(request.headers());
+        let answer = match check(policy, &request) {
+            Err(problem) => problem.into_response(),
+            Ok(_) if let Some(answer) = elsewhere => answer,
+            Ok(_)
+                if embedded.is_some()
+                    && let Some(answer) = sites::preflight(&request) =>
+            {
+                answer
+            }
+            Ok(_) if lacks_the_key(policy, &request) => Problem::from(StatusCode::UNAUTHORIZED).into_response(),
+            Ok(caller) => {
+                let client = ClientAddress::of(&policy.proxies, &request);
+                // Only limits by client suffer from it, and those are on what other sites embed.
+                let hidden_by = embedded.and_then(|_| HidingProxy::of(&policy.proxies, &request));
+                let asker = Asker { who: caller.who(), sees: caller.sees(), client, hidden_by };
+                request.extensions_mut().insert(asker);
+                let renewed = self.renewed(&caller, &request);
+                let answer = AssertUnwindSafe(bound_body(policy, request, router)).catch_unwind();
+                let answer = answer.await.unwrap_or_else(|_| {
+                    // The panic hook has already printed the message and its place.
+                    Problem::internal(format_args!("{method} {} panicked", uri.path())).into_response()
+                });
+                with_cookie(self.until_revoked(caller, answer), renewed)
+            }
+        };
+        let mut answer = problem::render(face, &method, &uri, asks_for_json, answer);
+        answer.headers_mut().reserve(headers.len());
+        for (name, value) in headers {
+            answer.headers_mut().insert(name, value.clone());
+        }
+        if let Some(route) = embedded {
+            sites::open(policy, route, origin.as_ref(), &mut answer);
+        }
+        answer
+    }
+
     /// Returns the cookie that a paired browser is to keep longer, because it opens a page.
     fn renewed(&self, caller: &Caller, request: &Request) -> Option<HeaderValue> {
         let opens_page = request.method() == Method::GET && storeless(request.uri().path()) == "/";
@@ -151,72 +239,6 @@ impl Guard {
             _ => answer,
         }
     }
-}
-
-/// Runs the outermost step. Every answer that leaves is rendered and has the security headers, whatever happens further
-/// in. From here on, a request has the path that it would have without a base path.
-async fn admit(State(guard): State<Arc<Guard>>, mut request: Request, next: Next) -> Response {
-    let face = &guard.policy.face;
-    let elsewhere = match face.base_path.place(request.uri()) {
-        Place::Within(uri) => {
-            *request.uri_mut() = uri;
-            None
-        }
-        // A load balancer may know the machine and not the site.
-        Place::Outside if request.uri().path() == HEALTH => None,
-        Place::Door => {
-            let query = request.uri().query().map(|query| format!("?{query}")).unwrap_or_default();
-            Some(Redirect::permanent(&(face.base_path.home() + &query)).into_response())
-        }
-        Place::Outside => Some(outside(face).into_response()),
-    };
-    let method = request.method().clone();
-    let uri = request.uri().clone();
-    let embedded = guard.policy.embedded(uri.path());
-    let origin = request.headers().get(header::ORIGIN).cloned();
-    let asks_for_json = guard.policy.role == Role::Hub
-        || problem::asks_for_json(request.headers())
-        || embedded.is_some() && !is_navigation(request.headers());
-    let answer = match check(&guard.policy, &request) {
-        Err(problem) => problem.into_response(),
-        Ok(_) if let Some(answer) = elsewhere => answer,
-        Ok(_)
-            if embedded.is_some()
-                && let Some(answer) = sites::preflight(&request) =>
-        {
-            answer
-        }
-        Ok(_) if lacks_the_key(&guard.policy, &request) => Problem::from(StatusCode::UNAUTHORIZED).into_response(),
-        Ok(caller) => {
-            request.extensions_mut().insert(caller.who());
-            request.extensions_mut().insert(caller.sees());
-            if let Some(client) = ClientAddress::of(&guard.policy.proxies, &request) {
-                request.extensions_mut().insert(client);
-            }
-            // Only limits by client suffer from it, and those are on what other sites embed.
-            if embedded.is_some()
-                && let Some(proxy) = HidingProxy::of(&guard.policy.proxies, &request)
-            {
-                request.extensions_mut().insert(proxy);
-            }
-            let renewed = guard.renewed(&caller, &request);
-            let answer = AssertUnwindSafe(bound_body(&guard.policy, request, next)).catch_unwind();
-            let answer = answer.await.unwrap_or_else(|_| {
-                // The panic hook has already printed the message and its place.
-                Problem::internal(format_args!("{method} {} panicked", uri.path())).into_response()
-            });
-            with_cookie(guard.until_revoked(caller, answer), renewed)
-        }
-    };
-    let mut answer = problem::render(face, &method, &uri, asks_for_json, answer);
-    answer.headers_mut().reserve(guard.headers.len());
-    for (name, value) in &guard.headers {
-        answer.headers_mut().insert(name, value.clone());
-    }
-    if let Some(route) = embedded {
-        sites::open(&guard.policy, route, origin.as_ref(), &mut answer);
-    }
-    answer
 }
 
 /// Returns whether a browser goes to an address, and shows a person the answer. Scripts, pictures and programs don't.

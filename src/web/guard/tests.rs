@@ -5,7 +5,6 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use axum::body::Body;
-use axum::extract::ConnectInfo;
 use axum::http::Version;
 use axum::routing::{any, get, post};
 use bytes::Bytes;
@@ -26,7 +25,7 @@ impl Default for Policy {
 
 /// The routes of the program, with handlers that only count.
 struct Site {
-    router: Router,
+    guarded: Guarded,
     handled: Arc<AtomicUsize>,
 }
 
@@ -59,11 +58,11 @@ impl Site {
             b"watch" => Some(Pass::Watcher),
             _ => None,
         });
-        Self { router: protect(router, Policy { passes, ..policy }), handled }
+        Self { guarded: protect(router, Policy { passes, ..policy }), handled }
     }
 
     async fn answer(&self, request: Request) -> Response {
-        let never = self.router.clone().oneshot(request).await;
+        let never = self.guarded.clone().oneshot(request).await;
         never.unwrap_or_else(|never| match never {})
     }
 
@@ -99,8 +98,7 @@ fn request_between(peer: &str, own: &str, method: &str, uri: &str, headers: &[(&
     }
     let mut request = request.body(Body::empty()).expect("a valid request");
     let address = |text: &str| text.parse::<SocketAddr>().expect("an address");
-    request.extensions_mut().insert(ConnectInfo(address(peer)));
-    request.extensions_mut().insert(ReachedAt(address(own)));
+    request.extensions_mut().insert(CameIn::Port { peer: address(peer), own: address(own) });
     request
 }
 
@@ -317,7 +315,7 @@ async fn loopback_names_open_everything_to_local_peers_only() {
     assert_eq!(site.answer(absolute).await.status(), StatusCode::OK);
 
     let mut unknown = request("GET", "/", &[("host", HOST)]);
-    unknown.extensions_mut().remove::<ConnectInfo<SocketAddr>>();
+    unknown.extensions_mut().remove::<CameIn>();
     assert_eq!(site.answer(unknown).await.status(), StatusCode::FORBIDDEN);
 }
 

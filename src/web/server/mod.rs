@@ -11,15 +11,12 @@ mod socket;
 use std::convert::Infallible;
 use std::fmt::Write as _;
 use std::io;
-use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use axum::Router;
 use axum::body::Body;
-use axum::extract::ConnectInfo;
 use hyper::Request;
 use hyper::body::{Bytes, Frame, Incoming, SizeHint};
 use hyper::server::conn::http1;
@@ -39,16 +36,15 @@ use self::lobby::{Answering, Lobby};
 use self::socket::{Socket, set_up};
 use crate::limits::web::server::GOING;
 
-use super::guard::{ByFile, ReachedAt, SECURITY_HEADERS};
+use super::guard::{CameIn, Guarded, SECURITY_HEADERS};
 
-/// Serves `router` on `listener` until `shutdown`, and returns when the last connection is gone or `limits.drain` is
+/// Serves `site` on `listener` until `shutdown`, and returns when the last connection is gone or `limits.drain` is
 /// over.
 ///
-/// Each request carries its [`Connection`], and the peer's address as `ConnectInfo<SocketAddr>` with ours as [`ReachedAt`],
-/// or [`ByFile`] in place of both.
+/// Each request carries its [`Connection`] and how that [`CameIn`].
 /// At shutdown, requests in flight finish. Event streams have to end by themselves, on the same token.
-pub(crate) async fn serve(listener: Listener, router: Router, limits: Limits, shutdown: CancellationToken) {
-    let server = Arc::new(Server { http: http1_with(limits), router, limits, shutdown });
+pub(crate) async fn serve(listener: Listener, site: Guarded, limits: Limits, shutdown: CancellationToken) {
+    let server = Arc::new(Server { http: http1_with(limits), site, limits, shutdown });
     let busy_answer = busy_answer();
     let lobby = Lobby::new();
     let mut connections = JoinSet::new();
@@ -101,7 +97,7 @@ fn http1_with(limits: Limits) -> http1::Builder {
 /// What all connections share.
 struct Server {
     http: http1::Builder,
-    router: Router,
+    site: Guarded,
     limits: Limits,
     shutdown: CancellationToken,
 }
@@ -116,7 +112,7 @@ impl Server {
     /// Serves one connection, from its acceptance to its end. There may be thousands that have yet to ask for something, and
     /// thousands of event streams. So what a conversation needs is there only during the conversation.
     async fn attend(self: Arc<Self>, stream: Stream, peer: Peer, connection: Connection) {
-        let came_in = match set_up(&stream, self.limits).and_then(|()| CameIn::by(&stream, peer)) {
+        let came_in = match set_up(&stream, self.limits).and_then(|()| came_in(&stream, peer)) {
             Ok(came_in) => came_in,
             Err(error) => {
                 tracing::debug!(%error, "a connection was gone before its first byte");
@@ -151,17 +147,11 @@ impl Server {
         let handed_over = HandedOver::default();
         let hand_over = handed_over.clone();
         let service = service_fn(move |mut request: Request<Incoming>| {
-            match came_in {
-                CameIn::Port(peer, own) => {
-                    request.extensions_mut().insert(peer);
-                    request.extensions_mut().insert(own);
-                }
-                CameIn::File => drop(request.extensions_mut().insert(ByFile)),
-            }
+            request.extensions_mut().insert(came_in);
             request.extensions_mut().insert(known.clone());
             let answering = known.answer();
             let (asked, hand_over) = (Asked::by(&request), hand_over.clone());
-            let answer = self.router.clone().call(request);
+            let answer = self.site.clone().call(request);
             async move {
                 let answer = answer.await.unwrap_or_else(|never| match never {});
                 let answer = answer.map(|body| AnswerBody { body, _answering: answering });
@@ -192,20 +182,12 @@ impl Server {
     }
 }
 
-/// How a connection came in, as its requests say.
-#[derive(Clone, Copy)]
-enum CameIn {
-    Port(ConnectInfo<SocketAddr>, ReachedAt),
-    File,
-}
-
-impl CameIn {
-    fn by(stream: &Stream, peer: Peer) -> io::Result<Self> {
-        match (peer, tcp(stream)) {
-            (Peer::At(peer), Some(stream)) => Ok(Self::Port(ConnectInfo(peer), ReachedAt(stream.local_addr()?))),
-            _ => Ok(Self::File),
-        }
-    }
+/// Returns how a connection came in.
+fn came_in(stream: &Stream, peer: Peer) -> io::Result<CameIn> {
+    Ok(match (peer, tcp(stream)) {
+        (Peer::At(peer), Some(stream)) => CameIn::Port { peer, own: stream.local_addr()? },
+        _ => CameIn::File,
+    })
 }
 
 /// The body of an answer. The request counts as being answered until it is dropped.

@@ -1,8 +1,10 @@
 //! The server under peers that are slow, many, silent or gone.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::http::header::{self, HeaderName};
 use axum::routing::{get, post};
