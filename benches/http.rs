@@ -132,8 +132,8 @@ fn latency(scale: Scale) {
         for (name, what) in [("p50", (|a| a.p50) as fn(&Answered) -> f64), ("p99", |a| a.p99)] {
             let [ours, grouped] = [of(0, what), of(1, what)];
             table.row(name, Unit::Seconds, Aim::None, &ours, &grouped);
-            point("latency", &format!("likewise, {name}"), rate, median(&ours));
-            point("latency", &format!("bare group commit, {name}"), rate, median(&grouped));
+            point("latency", &format!("likewise, {name}"), rate, median(&ours) * 1e3);
+            point("latency", &format!("bare group commit, {name}"), rate, median(&grouped) * 1e3);
         }
     }
 }

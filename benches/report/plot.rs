@@ -75,10 +75,10 @@ impl Range {
 }
 
 /// The picture and the part of it inside the axes, in pixels.
-const WIDTH: f64 = 720.0;
+const WIDTH: f64 = 750.0;
 const HEIGHT: f64 = 400.0;
 const LEFT: f64 = 84.0;
-const RIGHT: f64 = WIDTH - 190.0;
+const RIGHT: f64 = WIDTH - 220.0;
 const TOP: f64 = 44.0;
 const BOTTOM: f64 = HEIGHT - 56.0;
 
