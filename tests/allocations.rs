@@ -70,7 +70,7 @@ fn a_like_over_http_allocates_no_more_than_it_did() {
     let mut visitor = Visitor::new(served.port);
     // The first ones open the store, and fill what is kept for later.
     visitor.like(300);
-    Allocated::by(100, || visitor.like(100)).must_be_within(104.0, 25_600.0);
+    Allocated::by(100, || visitor.like(100)).must_be_within(88.0, 24_700.0);
 }
 
 /// A client that allocates nothing itself while it likes.
