@@ -203,7 +203,7 @@ impl Eventlog {
 
     pub(crate) fn begin(&mut self) -> Result<()> {
         self.conn.prepare_cached("BEGIN IMMEDIATE")?.execute(())?;
-        self.saved = Some(self.mark());
+        self.saved = Some(self.now());
         Ok(())
     }
 
@@ -232,27 +232,27 @@ impl Eventlog {
         self.synced.take()
     }
 
-    /// Starts a part of the transaction that can be [undone](Self::undo_part) on its own. SQLite then keeps a copy of each page
+    /// Starts a part of the transaction that can be [undone](Self::undo) on its own. SQLite then keeps a copy of each page
     /// that the part changes.
-    pub(crate) fn begin_part(&mut self) -> Result<Mark> {
-        self.conn.prepare_cached("SAVEPOINT part")?.execute(())?;
-        Ok(self.mark())
+    pub(crate) fn mark(&mut self) -> Result<Mark> {
+        self.conn.prepare_cached("SAVEPOINT mark")?.execute(())?;
+        Ok(self.now())
     }
 
-    /// Ends the part that began last, and keeps it.
-    pub(crate) fn keep_part(&mut self) -> Result<()> {
-        self.conn.prepare_cached("RELEASE part")?.execute(())?;
+    /// Ends the part that began at the last mark, and keeps it.
+    pub(crate) fn keep(&mut self) -> Result<()> {
+        self.conn.prepare_cached("RELEASE mark")?.execute(())?;
         Ok(())
     }
 
     /// Ends the part that began at `mark`, and undoes it.
-    pub(crate) fn undo_part(&mut self, mark: Mark) -> Result<()> {
-        self.conn.execute_batch("ROLLBACK TO part; RELEASE part")?;
+    pub(crate) fn undo(&mut self, mark: Mark) -> Result<()> {
+        self.conn.execute_batch("ROLLBACK TO mark; RELEASE mark")?;
         self.go_back(mark);
         Ok(())
     }
 
-    fn mark(&self) -> Mark {
+    fn now(&self) -> Mark {
         Mark { tip: self.tip, name: self.names.last(), origin: self.origins.last() }
     }
 

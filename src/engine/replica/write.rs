@@ -141,7 +141,7 @@ impl Replica {
         on_fault: OnFault,
         enders: &mut Enders,
     ) -> Result<Outcome, Fault> {
-        let mark = self.log.begin_part()?;
+        let mark = self.log.mark()?;
         let outcome = self.store(&[(event, origin)])?.remove(0);
         let refused = match outcome {
             Outcome::Stored(_) => match self.state.apply_alone(event, on_fault) {
@@ -151,12 +151,12 @@ impl Replica {
                 }
                 Ok(_) => None,
                 Err(Stop::Ended(_, why)) if on_fault == OnFault::Refuse => {
-                    self.log.undo_part(mark)?;
+                    self.log.undo(mark)?;
                     self.restore(enders)?;
                     return Ok(Outcome::Refused(why));
                 }
                 Err(Stop::Ended(id, why)) => {
-                    self.log.keep_part()?;
+                    self.log.keep()?;
                     enders.insert(id, why);
                     self.restore(enders)?;
                     return Ok(outcome);
@@ -167,11 +167,11 @@ impl Replica {
         };
         match refused {
             Some(why) => {
-                self.log.undo_part(mark)?;
+                self.log.undo(mark)?;
                 Ok(Outcome::Refused(why))
             }
             None => {
-                self.log.keep_part()?;
+                self.log.keep()?;
                 Ok(outcome)
             }
         }
