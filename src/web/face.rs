@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 use super::assets::Assets;
 use super::fields::{Fields, Misfit};
 use super::html::{Html, IntoHtml};
+use super::problem::capitalized;
 use super::{BasePath, Page, Params, Refusal, Render, Visitor};
 use crate::engine::{DbError, Envelope, Error, Event, EventId, Query, Rehearsed, Store, StoreId, Watch};
 use crate::limits::web::guard::FORM_BYTES;
@@ -264,13 +265,6 @@ impl Embed {
     }
 }
 
-/// The same text with a capital at its start.
-fn capitalized(text: &str) -> String {
-    let mut letters = text.chars();
-    let first = letters.next().map(|first| first.to_uppercase().to_string()).unwrap_or_default();
-    first + letters.as_str()
-}
-
 fn seal<E: Event>(id: EventId, event: &E) -> Result<Envelope, Unmade> {
     Envelope::new(id, event).map_err(|why| Unmade::Malformed(why.into()))
 }
@@ -351,10 +345,8 @@ impl FragmentKey {
     /// text is, so a fragment may stand in a paragraph or a heading. It takes no part in the layout.
     pub(crate) fn wrap(&self, html: &Html) -> Html {
         let (name, html) = (self.name, html.as_str().trim_end());
-        let (key, query, end) = self.query.as_deref().map_or(("", "", ""), |query| (" data-key=\"", query, "\""));
+        let key = self.query.as_ref().map(|query| [" data-key=\"", query, "\""].concat()).unwrap_or_default();
         let start = "<likewise-live class=\"live\" id=\"live-";
-        Html::trusted(
-            [start, name, "\" data-live=\"", name, "\"", key, query, end, ">", html, "</likewise-live>"].concat(),
-        )
+        Html::trusted([start, name, "\" data-live=\"", name, "\"", &key, ">", html, "</likewise-live>"].concat())
     }
 }

@@ -14,9 +14,6 @@ pub(super) enum View {
     Stores,
 }
 
-/// More bytes than the links to them usually take.
-const LENGTH: usize = 256;
-
 /// Returns links to the views of the store whose addresses begin with `base`. On the page itself, the program's version
 /// stands in place of the link to it.
 pub(super) fn links(face: &Face, base: &str, here: View) -> Html {
@@ -25,28 +22,17 @@ pub(super) fn links(face: &Face, base: &str, here: View) -> Html {
         (View::History, base, "/history", "History".to_owned()),
         (View::Stores, face.base_path.as_str(), "/stores", "Stores".to_owned()),
     ];
-    let mut html = String::with_capacity(LENGTH);
-    html.push_str("<nav class=\"views\" aria-label=\"Views\">");
-    for (view, base, path, words) in all {
-        if view == View::Page && here == View::Page {
-            continue;
-        }
+    let link = |(view, base, path, words): (View, &str, &str, String)| {
         let current = if view == here { " aria-current=\"page\"" } else { "" };
-        let words = Html::text(words);
-        for part in ["<a href=\"", base, path, "\"", current, ">", words.as_str(), "</a> "] {
-            html.push_str(part);
-        }
-    }
-    match here {
+        ["<a href=\"", base, path, "\"", current, ">", Html::text(words).as_str(), "</a>"].concat()
+    };
+    let links = all.into_iter().filter(|(view, ..)| here != View::Page || *view != View::Page).map(link);
+    let links = links.collect::<Vec<_>>().join(" ");
+    let version = match here {
         View::Page => {
-            let (title, version) = (Html::text(face.title()), Html::text(face.version));
-            for part in ["<small>", title.as_str(), " ", version.as_str(), "</small>"] {
-                html.push_str(part);
-            }
+            [" <small>", Html::text(face.title()).as_str(), " ", Html::text(face.version).as_str(), "</small>"].concat()
         }
-        // No space behind the last link.
-        View::History | View::Stores => drop(html.pop()),
-    }
-    html.push_str("</nav>");
-    Html::trusted(html)
+        View::History | View::Stores => String::new(),
+    };
+    Html::trusted(["<nav class=\"views\" aria-label=\"Views\">", &links, &version, "</nav>"].concat())
 }

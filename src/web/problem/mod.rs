@@ -363,13 +363,18 @@ fn is_store_id(text: &str) -> bool {
 pub(crate) fn sentence(error: impl Display) -> String {
     let text = error.to_string();
     let word = text.split_whitespace().next().unwrap_or_default().trim_end_matches(['.', ':', ',', ';']);
-    let mut chars = text.chars();
-    let start = match chars.next() {
-        Some(first) if !word.contains(['.', '/', '\\']) => first.to_uppercase().to_string(),
-        first => first.map(String::from).unwrap_or_default(),
-    };
-    let end = if text.ends_with('.') { "" } else { "." };
-    format!("{start}{}{end}", chars.as_str())
+    let mut sentence = if word.contains(['.', '/', '\\']) { text } else { capitalized(&text) };
+    if !sentence.ends_with('.') {
+        sentence.push('.');
+    }
+    sentence
+}
+
+/// The same text with a capital at its start.
+pub(crate) fn capitalized(text: &str) -> String {
+    let mut letters = text.chars();
+    let first = letters.next().map(|first| first.to_uppercase().to_string()).unwrap_or_default();
+    first + letters.as_str()
 }
 
 #[cfg(test)]
