@@ -37,7 +37,7 @@ pub(crate) enum Patience {
 
 /// The innermost step. A body whose declared length is too large is refused at once, any other when it exceeds the
 /// limit.
-pub(super) async fn bound_body(policy: &Policy, mut request: Request, mut router: Router) -> Response {
+pub(super) async fn bound_body(policy: &Policy, mut request: Request, router: Router) -> Response {
     let path = request.uri().path();
     let rule = policy.body_rule(path);
     let is_form = policy.is_form(path);
@@ -45,7 +45,7 @@ pub(super) async fn bound_body(policy: &Policy, mut request: Request, mut router
     // axum's own limit would cut in before ours.
     DefaultBodyLimit::disable().apply(&mut request);
     if request.body().is_end_stream() {
-        return routed(&mut router, request).await;
+        return routed(router, request).await;
     }
     let max_bytes = rule.max_bytes.unwrap_or(u64::MAX);
     if request.body().size_hint().lower() > max_bytes {
@@ -63,7 +63,7 @@ pub(super) async fn bound_body(policy: &Policy, mut request: Request, mut router
             fault: fault.clone(),
         })
     });
-    let answer = routed(&mut router, request).await;
+    let answer = routed(router, request).await;
     match fault.get() {
         // The handler saw malformed content. The cause is the better answer.
         Some(BodyFault::TooLarge) if answer.status().is_client_error() => too_large().into_response(),
@@ -74,7 +74,7 @@ pub(super) async fn bound_body(policy: &Policy, mut request: Request, mut router
     }
 }
 
-async fn routed(router: &mut Router, request: Request) -> Response {
+async fn routed(mut router: Router, request: Request) -> Response {
     router.call(request).await.unwrap_or_else(|never| match never {})
 }
 

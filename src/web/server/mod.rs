@@ -41,7 +41,7 @@ use super::guard::{CameIn, Guarded, SECURITY_HEADERS};
 /// Serves `site` on `listener` until `shutdown`, and returns when the last connection is gone or `limits.drain` is
 /// over.
 ///
-/// Each request carries its [`Connection`] and how that [`CameIn`].
+/// Each request carries its [`Connection`], and how that came in, as [`CameIn`].
 /// At shutdown, requests in flight finish. Event streams have to end by themselves, on the same token.
 pub(crate) async fn serve(listener: Listener, site: Guarded, limits: Limits, shutdown: CancellationToken) {
     let server = Arc::new(Server { http: http1_with(limits), site, limits, shutdown });
