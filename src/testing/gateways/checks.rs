@@ -33,14 +33,14 @@ impl Gateways<'_> {
     pub(super) fn heal(&mut self) {
         for at in 0..self.machines.len() {
             self.machines[at].is_cut_off = false;
-            if self.machines[at].replica.is_none() {
-                self.start(at);
-            }
+            self.start_if_down(at);
             self.reconnect(at);
         }
         while !(self.late.is_empty() && self.in_flight.is_empty() && self.delayed.is_empty()) {
             self.deliver_something();
         }
+        // What is delivered may meet a gateway that crashes over it.
+        (0..self.machines.len()).for_each(|at| self.start_if_down(at));
         let mut rounds = 0;
         loop {
             rounds += 1;

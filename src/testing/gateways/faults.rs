@@ -27,8 +27,14 @@ impl Gateways<'_> {
         }
     }
 
-    pub(super) fn start(&mut self, at: usize) {
+    fn start(&mut self, at: usize) {
         self.machines[at].replica = Some(open(self.simulation, &self.machines[at].dir).expect(WORKS));
+    }
+
+    pub(super) fn start_if_down(&mut self, at: usize) {
+        if self.machines[at].replica.is_none() {
+            self.start(at);
+        }
     }
 
     /// Takes away what a process had in memory. What a gateway shares with others is in its files.
