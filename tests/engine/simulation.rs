@@ -29,11 +29,21 @@ fn trust_14_whatever_the_network_and_the_machines_do_all_replicas_agree_in_the_e
     let bank = Simulation::new(bank, |rng| random_event(rng).into()).always_holds(check_state_file).holds(check_view);
     // It has no model in plain Rust. Its state is compared with a replay, now and then and at the end.
     let ledger = Simulation::new(ledger::schema, |rng| ledger::random_event(rng).into());
-    bank.faults(FAULTS).only(|seed| seed % 4 != 3).run(0..SEEDS);
+    let bank = bank.faults(FAULTS).only(|seed| seed % 4 != 3);
+    bank.run(0..SEEDS);
     ledger.faults(FAULTS).only(|seed| seed % 4 == 3).run(0..SEEDS);
-    // A single seed may have no failed sync.
-    let are_few = ["LIKEWISE_SEED", "LIKEWISE_SEEDS"].iter().any(|name| std::env::var_os(name).is_some());
-    assert!(are_few || FAILED_SYNCS.load(Ordering::Relaxed) > 0, "no sync has failed");
+    if are_asked_for() {
+        // A single seed may have no failed sync.
+        return;
+    }
+    assert!(FAILED_SYNCS.load(Ordering::Relaxed) > 0, "no sync has failed");
+    // An event below a snapshot, whose answer was lost, fell behind a later one when the hub was another.
+    bank.run(2_152..2_153);
+}
+
+/// Returns whether the environment names the seeds.
+fn are_asked_for() -> bool {
+    ["LIKEWISE_SEED", "LIKEWISE_SEEDS"].iter().any(|name| std::env::var_os(name).is_some())
 }
 
 /// How many seeds of gateways an ordinary run takes.
@@ -43,6 +53,11 @@ const SEEDS_OF_GATEWAYS: u64 = 200;
 fn trust_80_gateways_before_a_stream_that_loses_messages_agree_in_the_end() {
     let bank = Simulation::new(bank, |rng| random_event(rng).into()).always_holds(check_state_file).holds(check_view);
     let ledger = Simulation::new(ledger::schema, |rng| ledger::random_event(rng).into());
-    bank.only(|seed| seed % 2 == 0).run_gateways(0..SEEDS_OF_GATEWAYS);
+    let bank = bank.only(|seed| seed % 2 == 0);
+    bank.run_gateways(0..SEEDS_OF_GATEWAYS);
     ledger.only(|seed| seed % 2 == 1).run_gateways(0..SEEDS_OF_GATEWAYS);
+    if !are_asked_for() {
+        // A gateway crashed over what was delivered last, and had to be started again.
+        bank.run_gateways(2_048..2_049);
+    }
 }

@@ -306,6 +306,29 @@ fn events_of_a_snapshot_that_is_given_up_are_pushed_again_in_their_order() {
     home.open();
 }
 
+/// The answer to a push of all three was lost, and the third comes back: the first two must be below the base.
+#[test]
+fn events_of_the_snapshot_that_later_ones_have_passed_stay_before_them() {
+    let (hub, mut home, mut replica) = with_early();
+    let later = [append(61, "after that"), append(62, "and that")];
+    replica.arrive(&page(15, &[append(60, "theirs"), append(3, "c")], false)).unwrap();
+    replica.commit(&later).unwrap();
+    let mut replica = home.crash_and_open(replica);
+    let own = [append(1, "a"), append(2, "b"), append(60, "theirs"), append(3, "c")];
+    // The hub lost what came after the snapshot.
+    replica.take_back(Seq(15), Whose::Upstream(Some(hub.log()))).unwrap();
+    assert_eq!(outbox_of(&replica), [&own[..2], &own[3..], &later].concat());
+    replica.take_back(replica.base(), Whose::Upstream(Some(hub.log()))).unwrap();
+    assert_eq!(outbox_of(&replica), [&own[..], &later].concat());
+    home.check(&replica);
+    let mut replica = home.crash_and_open(replica);
+    // Then the hub is another one.
+    replica.drop_base().unwrap();
+    assert_eq!(outbox_of(&replica), [&own[..], &later].concat());
+    home.check(&replica);
+    home.crash_and_open(replica);
+}
+
 #[test]
 fn a_hub_that_names_places_which_can_not_be_is_not_believed() {
     let (hub, home, mut replica) = with_early();

@@ -5,6 +5,9 @@
 //!   checkpoints like the log's.
 //! - *Early rows* are events of ours below the base that the history hasn't brought yet: the upstream has answered that
 //!   they are there. If the upstream turns out to be another one than it was, they have to be here to be pushed again.
+//! - *Passed events* are still in the outbox, and later ones of ours are in the log above the base. A log keeps the order of a
+//!   device's events, so they are below the base, and the answer that said so was lost. When the log's events go back to the
+//!   outbox, they go behind these.
 
 use rusqlite::{Connection, Row, params};
 
@@ -14,7 +17,7 @@ use super::file::{meta, set_meta};
 use super::read::{Found, PageSize};
 use super::tally::RowHash;
 use super::{Eventlog, Result, Tally, Tip, Waiting, Whose, damaged, first};
-use crate::engine::event::{Envelope, EventId};
+use crate::engine::event::{Envelope, EventId, EventRef};
 use crate::engine::place::{Digest, Entry, LogId, Seq};
 
 /// The table of early rows. It is there while the log begins at a base.
@@ -215,6 +218,48 @@ impl Eventlog {
         Ok(true)
     }
 
+    /// Records that the upstream has the event with the number `n` above the base, and not those before it in the outbox.
+    pub(crate) fn passes(&mut self, n: i64) -> Result<()> {
+        let passed = Some(n - 1);
+        if self.tip.is_whole() || self.tip.passed >= passed {
+            return Ok(());
+        }
+        self.set_passed(passed)
+    }
+
+    fn set_passed(&mut self, passed: Option<i64>) -> Result<()> {
+        self.tip.passed = passed;
+        set_meta(&self.conn, "passed", passed)
+    }
+
+    /// Moves the passed events, which have numbers from `from` on, to the front of the outbox.
+    pub(super) fn passed_to_front(&mut self, from: i64) -> Result<()> {
+        let Some(until) = self.tip.passed else { return Ok(()) };
+        let which = "n BETWEEN ?1 AND ?2";
+        let sql = format!("SELECT count(*) FROM outbox WHERE {which}");
+        let count = self.conn.prepare_cached(&sql)?.query_row([from, until], |row| row.get(0))?;
+        let mut next = self.before_outbox(count)?;
+        let mut moves = Vec::new();
+        {
+            let sql = format!("{} WHERE {which} ORDER BY n", Waiting::Pending.select());
+            let mut statement = self.conn.prepare_cached(&sql)?;
+            let mut rows = statement.query([from, until])?;
+            while let Some(row) = rows.next()? {
+                let (n, EventRef { id, name, args }, hash) = self.waiting(row)?;
+                moves.push((n, hash, next, RowHash::of(next, id.as_bytes(), name, args, "")));
+                next += 1;
+            }
+        }
+        let mut statement = self.conn.prepare_cached("UPDATE outbox SET n = ?2, hash = ?3 WHERE n = ?1")?;
+        for (n, hash, to, new_hash) in moves {
+            statement.execute(params![n, to, new_hash.short()])?;
+            self.tip.outbox_tally.take(hash);
+            self.tip.outbox_tally.add(new_hash);
+        }
+        drop(statement);
+        self.set_passed((count > 0).then_some(next - 1))
+    }
+
     /// Removes an early row, because the upstream has brought its event above the base.
     pub(crate) fn remove_early(&mut self, seq: Seq) -> Result<()> {
         self.remove(Waiting::Early, seq.to_sql())
@@ -259,7 +304,9 @@ impl Eventlog {
         self.set_base(Checkpoint::default())?;
         self.tip.history = History::default();
         self.tip.early_tally = Tally::default();
-        self.conn.execute_batch("DROP TABLE early; DELETE FROM meta WHERE key IN ('history', 'base_file')")?;
+        self.tip.passed = None;
+        self.conn
+            .execute_batch("DROP TABLE early; DELETE FROM meta WHERE key IN ('history', 'base_file', 'passed')")?;
         let known_from = self.checkpoint_before(self.tip.head)?.seq;
         self.checked.replace(Checked::nothing(known_from, self.tip.head, self.tip.n));
         Ok(())

@@ -129,9 +129,11 @@ impl Eventlog {
             history: History::default(),
             early: 0,
             early_tally: Tally::default(),
+            passed: None,
         };
         if !tip.is_whole() {
             tip.history = History::load(&conn)?;
+            tip.passed = meta(&conn, "passed")?;
             tip.early = conn.query_row("SELECT count(*) FROM early", (), |row| row.get(0))?;
             tip.early_tally = tally(3);
         }

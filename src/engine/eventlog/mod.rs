@@ -93,6 +93,9 @@ pub(crate) struct Tip {
     pub(crate) pending: u64,
     /// The highest number that the outbox has ever assigned.
     pub(crate) n: i64,
+    /// The number up to which the outbox's events were passed: the log above the base has later ones of ours. So these are
+    /// below the base, although the upstream has yet to say so.
+    pub(crate) passed: Option<i64>,
     /// How many events are set aside.
     pub(crate) set_aside: u64,
     /// How many transactions have changed anything.

@@ -134,11 +134,12 @@ impl Eventlog {
         set_meta(&self.conn, "generation", self.tip.generation.0)
     }
 
-    /// Moves every event of the log after `after` back to the front of the outbox.
+    /// Moves every event of the log after `after` back to the front of the outbox, behind those that were passed.
     pub(super) fn log_to_outbox(&mut self, after: Seq) -> Result<()> {
         let from = self.walk(self.checkpoint_before(after)?, Some(after))?;
         let taken = self.tip.length - from.length;
         let mut n = self.before_outbox(taken)?;
+        let first_pending = n + taken.cast_signed();
         let mut point = from;
         {
             let sql = "SELECT seq, id, name, args, origin FROM log WHERE seq > ?1 ORDER BY seq";
@@ -162,7 +163,7 @@ impl Eventlog {
         self.checked.borrow_mut().forget_after(from, last.seq);
         self.set_end(from);
         self.tip.pending += taken;
-        Ok(())
+        self.passed_to_front(first_pending)
     }
 
     /// Returns the first of `count` numbers at the front of the outbox. They are below all that the outbox has assigned or

@@ -143,6 +143,9 @@ impl Replica {
             Some(Found::Outbox(n, _)) => {
                 let first = self.log.pending(i64::MIN, ONE)?;
                 is_next = is_same && first.first().is_some_and(|(first, _)| *first == n);
+                if is_same && !is_next {
+                    self.log.passes(n)?;
+                }
                 if !is_same && let Some((_, ours)) = self.log.pending(n - 1, ONE)?.first() {
                     self.log.set_aside(ours, ID_TAKEN)?;
                 }

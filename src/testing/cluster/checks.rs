@@ -177,13 +177,18 @@ fn seen_by(replica: &Replica, below: Option<&Below>) -> Option<Vec<Entry>> {
     Some(events)
 }
 
-/// Returns the ids of the log and of what is here of its history, followed by those of the outbox.
+/// Returns the ids of what is here below the base, as far as the replica knows that it is there, then those of the log and
+/// of the rest of the outbox.
 pub(in crate::testing) fn ids_of(replica: &Replica) -> Vec<EventId> {
     let (history, early) = replica.below_base().expect(WORKS);
+    let pending = replica.pending(i64::MIN, PageSize::events(usize::MAX >> 1)).expect(WORKS);
+    let is_passed = |(n, _): &(i64, Envelope)| replica.log().tip().passed.is_some_and(|passed| *n <= passed);
+    let (passed, pending): (Vec<_>, Vec<_>) = pending.into_iter().partition(is_passed);
     let history = history.into_iter().map(|entry| entry.event.id);
+    let below =
+        history.chain(early.into_iter().chain(passed.into_iter().map(|(_, event)| event)).map(|event| event.id));
     let log = log_of(replica).into_iter().map(|entry| entry.event.id);
-    let below = history.chain(early.into_iter().map(|event| event.id));
-    below.chain(log).chain(outbox_of(replica).into_iter().map(|event| event.id)).collect()
+    below.chain(log).chain(pending.into_iter().map(|(_, event)| event.id)).collect()
 }
 
 /// Returns every event that a replica holds: in its log or the history of it, in its outbox, or set aside.
