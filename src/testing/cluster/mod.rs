@@ -9,7 +9,7 @@ mod faults;
 mod network;
 mod snapshots;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -76,6 +76,8 @@ struct Node {
     committed: Vec<EventId>,
     /// What is behind the snapshot that it began with last.
     below: Option<Below>,
+    /// The length of its log and what it has above its snapshot, if some of the history behind that is missing.
+    above_gap: Option<(u64, Vec<EventId>)>,
     /// Whether a page of its history was not what the hub has.
     is_lied_to: bool,
     /// Whether it stays at its snapshot for good.
@@ -95,6 +97,7 @@ impl Node {
             held: Vec::new(),
             committed: Vec::new(),
             below: None,
+            above_gap: None,
             is_lied_to: false,
             wants_no_history: false,
             earlier: None,
@@ -169,6 +172,9 @@ pub(super) struct Cluster<'s> {
     stride: u64,
     /// The acknowledged events that no restored backup has undone.
     acknowledged: Vec<Envelope>,
+    /// The events whose order can't be kept, because a device gave up a snapshot and never had all that is behind it. If the
+    /// hub has lost that too, a device that has it brings it later than these.
+    excused: BTreeSet<EventId>,
     tally: Tally,
 }
 
@@ -204,6 +210,7 @@ impl<'s> Cluster<'s> {
             delayed: Vec::new(),
             stride,
             acknowledged: Vec::new(),
+            excused: BTreeSet::new(),
             tally: Tally::new(),
         };
         for _ in 0..2 + cluster.rng.below(2) {
