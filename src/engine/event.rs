@@ -295,7 +295,7 @@ pub struct Envelope {
 }
 
 /// An event as a materializer gets it, borrowed from wherever its text is.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct EventRef<'a> {
     pub(crate) id: EventId,
     pub(crate) name: &'a str,

@@ -9,7 +9,7 @@ use super::read::{PageSize, Waiting, id};
 use super::tally::RowHash;
 use super::{Eventlog, Result, Tip, damaged, first};
 use crate::engine::event::{Device, Envelope};
-use crate::engine::place::Seq;
+use crate::engine::place::{Entry, Seq};
 
 impl Eventlog {
     /// Appends `event` to the log as `seq`. Returns false, and changes nothing, if the log already has its id.
@@ -42,6 +42,48 @@ impl Eventlog {
         let end = appender.finish();
         self.set_end(end);
         Ok(places)
+    }
+
+    /// Appends the events of an upstream's page that come after the end of the log and whose ids it doesn't have. Returns
+    /// whether there are any.
+    pub(crate) fn append_page(&mut self, entries: &[Entry]) -> Result<bool> {
+        let before = self.end();
+        let mut appender = self.appender(before)?;
+        for Entry { seq, event, origin } in entries {
+            if *seq > appender.end.seq {
+                appender.append(*seq, event, origin)?;
+            }
+        }
+        let end = appender.finish();
+        self.set_end(end);
+        Ok(end.length > before.length)
+    }
+
+    /// Moves the first events of the outbox to the end of the log, as many as `entries` begins with. Returns how many.
+    pub(crate) fn confirm(&mut self, entries: &[Entry]) -> Result<usize> {
+        let (mut head, mut tally) = (self.tip.head, self.tip.outbox_tally);
+        let (mut count, mut last) = (0, None);
+        {
+            let mut statement = self.conn.prepare_cached(&format!("{} ORDER BY n", Waiting::Pending.select()))?;
+            let mut rows = statement.query(())?;
+            for Entry { seq, event, .. } in entries {
+                let Some(row) = rows.next()? else { break };
+                let (n, ours, hash) = self.waiting(row)?;
+                if *seq <= head || ours != event.borrowed() {
+                    break;
+                }
+                tally.take(hash);
+                (head, last) = (*seq, Some(n));
+                count += 1;
+            }
+        }
+        if let Some(last) = last {
+            self.conn.prepare_cached("DELETE FROM outbox WHERE n <= ?1")?.execute([last])?;
+            self.tip.outbox_tally = tally;
+            self.tip.pending -= count as u64;
+            self.append_page(&entries[..count])?;
+        }
+        Ok(count)
     }
 
     /// Returns the end of the log.

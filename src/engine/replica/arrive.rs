@@ -69,8 +69,11 @@ impl Replica {
         let before = *self.log.tip();
         let mut is_ours_in_order = !self.is_behind();
         self.log.begin()?;
-        for entry in &page.entries {
-            is_ours_in_order &= self.admit(entry)?;
+        let mut entries = page.entries.as_slice();
+        while !entries.is_empty() {
+            let (admitted, are_next) = self.admit_some(entries)?;
+            is_ours_in_order &= are_next;
+            entries = &entries[admitted..];
         }
         if page.next > before.pulled {
             self.log.set_pulled(page.next)?;
@@ -116,6 +119,23 @@ impl Replica {
         let pending = self.log.tip().pending;
         let is_due = if more { lag >= SETTLE_EVERY.max(pending) } else { lag >= pending };
         if is_due || pending == 0 || !more && pending <= PUT_BACK { self.try_settle() } else { Ok(()) }
+    }
+
+    /// Adds the first events of a page to our log, as many as can be added together. Returns how many they are, and whether the
+    /// open transaction has them already.
+    fn admit_some(&mut self, entries: &[Entry]) -> Result<(usize, bool), LogFault> {
+        let Tip { pending, set_aside, early, .. } = *self.log.tip();
+        if set_aside == 0 && early == 0 {
+            if pending == 0 {
+                let are_new = self.log.append_page(entries)?;
+                return Ok((entries.len(), !are_new));
+            }
+            let confirmed = self.log.confirm(entries)?;
+            if confirmed > 0 {
+                return Ok((confirmed, true));
+            }
+        }
+        Ok((1, self.admit(&entries[0])?))
     }
 
     /// Adds one event of the upstream's log to ours. Returns true if the open transaction has it already, as it was the
