@@ -6,7 +6,7 @@ use super::{Replica, View};
 use crate::engine::error::{Fault, StateFault};
 use crate::engine::eventlog::{Eventlog, Tip};
 use crate::engine::materialize::{Enders, Stop};
-use crate::engine::place::{Cursor, Seq};
+use crate::engine::place::{Cursor, Entry, Seq};
 use crate::engine::state::State;
 use crate::limits::engine::replica::{CHUNK, PER_COMMIT};
 
@@ -60,6 +60,28 @@ impl Replica {
             }
         }
         Ok(true)
+    }
+
+    /// Applies and commits the events with which the log ends, behind `before`, as [`catch_up`](Self::catch_up) does, but without
+    /// reading them again. Returns false, and applies nothing, if the state has yet to catch up with those before, if one of
+    /// them ends the transaction, or if the disk has no room.
+    pub(super) fn apply_end(&mut self, before: Seq, entries: &[Entry]) -> Result<bool, Fault> {
+        if self.view != View::Level || self.state.is_open() || self.state.cursor().seq != before {
+            return Ok(false);
+        }
+        self.state.begin()?;
+        let applied = self.state.replay(0, &Enders::new(), |from, each| {
+            let until = entries.len().min(from + CHUNK);
+            entries[from..until].iter().try_for_each(|entry| each(&entry.event.borrowed()))?;
+            Ok((from < until).then_some(until))
+        });
+        match applied.map(|()| self.commit_state()) {
+            Ok(Ok(())) => return Ok(true),
+            Ok(Err(fault)) if !fault.leaves_synced() => return Err(fault),
+            Err(Stop::Fault(fault)) => return Err(fault),
+            Ok(Err(_)) | Err(Stop::Ended(..)) => self.state.rollback()?,
+        }
+        Ok(false)
     }
 
     /// Restarts the state's transaction and applies all events after the state's cursor without committing: first the
