@@ -278,12 +278,15 @@ impl Writer {
             next = if events.len() < MOST_TOGETHER { self.queue.try_recv().ok() } else { None };
         }
         if !events.is_empty() {
-            let results = self.commit(&events);
+            let results = self.commit(&events, next.is_some());
             self.publish();
             for (reply, result) in replies.into_iter().zip(results) {
                 // The caller may be gone. The event is stored anyway.
                 drop(reply.send(result));
             }
+        }
+        if next.is_some() && self.rest().is_err() {
+            self.publish();
         }
         match next {
             Some(Work::Refresh) => {
@@ -308,13 +311,15 @@ impl Writer {
         }
     }
 
-    fn commit(&mut self, events: &[(Envelope, Option<Device>)]) -> Vec<Result<Stored, Error>> {
+    /// Commits events. `rests` says that something else than a commit comes next.
+    fn commit(&mut self, events: &[(Envelope, Option<Device>)], rests: bool) -> Vec<Result<Stored, Error>> {
         let result = match self.replica() {
             Ok(replica) => replica.commit_from(events).map_err(|fault| self.recover(&fault)),
             // The store failed a moment ago and is not retried for a while. Asking doesn't prolong that.
             Err(error) => Err(error),
         };
-        match result {
+        let is_last = rests || self.queue.is_empty();
+        match result.and_then(|outcomes| if is_last { self.rest().map(|()| outcomes) } else { Ok(outcomes) }) {
             Ok(outcomes) => {
                 self.writes = Writes::Taken;
                 let receipt = |(outcome, (event, _)): (Outcome, &(Envelope, _))| match outcome {
@@ -327,6 +332,13 @@ impl Writer {
             }
             Err(error) => vec![Err(error); events.len()],
         }
+    }
+
+    /// Commits the state of the commits so far. It waits while one group of them follows the other, and is done before anything
+    /// else, so nobody who looks sees a state that is behind.
+    fn rest(&mut self) -> Result<(), Error> {
+        let Held::Open(replica) = &mut self.held else { return Ok(()) };
+        replica.rest().map_err(|fault| self.recover(&fault))
     }
 
     fn act(&mut self, act: Act, may_create: bool) {

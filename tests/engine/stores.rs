@@ -3,7 +3,9 @@
 use std::sync::Mutex;
 use std::sync::mpsc;
 
-use likewise::engine::{Error, Health, NoEffect, Query, Schema, Store, StoreLimits, Stores, export};
+use likewise::engine::{
+    Error, Health, NoEffect, Query, Schema, Seq, Store, StoreLimits, Stores, committed_state, export,
+};
 
 use crate::support::*;
 
@@ -68,6 +70,27 @@ async fn the_store_beyond_the_limit_is_refused_its_first_event_and_gets_no_files
         close(&shelf.stores).await;
         shelf.stores = Stores::open(&shelf.dir(), setup(bank()), limits).unwrap();
     }
+}
+
+#[tokio::test]
+async fn the_state_waits_while_commits_follow_each_other_and_no_longer() {
+    let (schema, is_busy, gate) = gated();
+    let shelf = Shelf::new(schema, StoreLimits::default());
+    let store = shelf.store("ann");
+    let state = || committed_state(store.files()).unwrap().0.seq;
+    let mut first = Box::pin(store.commit_envelope(like(1)));
+    assert!(at_once(first.as_mut()).is_none());
+    is_busy.recv().unwrap();
+    let mut second = Box::pin(store.commit_envelope(like(2)));
+    assert!(at_once(second.as_mut()).is_none());
+    gate.send(()).unwrap();
+    first.await.unwrap();
+    is_busy.recv().unwrap();
+    assert_eq!(state(), Seq::START, "the eventlog has it");
+    drop(gate);
+    second.await.unwrap();
+    assert_eq!(state(), Seq(2));
+    assert_eq!(store.healthy().await.standing().unwrap().cursor, Seq(2));
 }
 
 #[tokio::test]

@@ -54,6 +54,8 @@ pub struct Replica {
     witness: Witness,
     /// The number of confirmed events that are in the state's open transaction but not yet in its file.
     unsettled: u64,
+    /// The number of an authority's own events whose effect is in the state's open transaction but not yet in its file.
+    deferred: u64,
     view: View,
     identity: Option<Vec<FileId>>,
 }
@@ -132,7 +134,8 @@ impl Replica {
         files.remove_scratch()?;
         sync_dir(files.dir())?;
         drop(alone);
-        let mut replica = Self { setup, files, log, state, witness, unsettled: 0, view: View::Level, identity: None };
+        let mut replica =
+            Self { setup, files, log, state, witness, unsettled: 0, deferred: 0, view: View::Level, identity: None };
         replica.settle()?;
         replica.witness.write(replica.log.testimony())?;
         replica.identity = replica.identify();

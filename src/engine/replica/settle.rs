@@ -112,7 +112,7 @@ impl Replica {
     pub(super) fn commit_state(&mut self) -> Result<(), Fault> {
         let Tip { head, digest, generation, .. } = *self.log.tip();
         self.state.commit(Cursor { generation, seq: head, digest })?;
-        self.unsettled = 0;
+        (self.unsettled, self.deferred) = (0, 0);
         Ok(())
     }
 

@@ -6,6 +6,7 @@ use crate::engine::event::{Device, Envelope, EventId};
 use crate::engine::eventlog::{Found, Tip, Whose};
 use crate::engine::materialize::{Effect, Enders, Halt, OnFault, Stop};
 use crate::engine::place::Seq;
+use crate::limits::engine::replica::SETTLE_EVERY;
 
 /// The outcome of storing an event.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,13 +38,39 @@ impl Replica {
     /// Works like [`commit`](Self::commit), for events that somebody else brings here. An authority records the given name as
     /// their origin. Where an upstream gives the places, it names the origin, and the given name has no effect.
     ///
+    /// An authority's state may be left uncommitted, because more events follow at once and the log has them all. Call
+    /// [`rest`](Self::rest) when none do.
+    ///
     /// # Errors
     ///
     /// The same as for [`commit`](Self::commit).
     pub(crate) fn commit_from(&mut self, events: &[(Envelope, Option<Device>)]) -> Result<Vec<Outcome>, Fault> {
         let device = self.setup.device.clone();
         let batch: Vec<_> = events.iter().map(|(event, origin)| (event, origin.as_ref().unwrap_or(&device))).collect();
-        self.write(&batch, OnFault::Refuse)
+        self.unless_broken(|replica| {
+            let outcomes = replica.try_write_log(&batch, OnFault::Refuse)?;
+            if replica.is_authority() {
+                replica.deferred +=
+                    outcomes.iter().filter(|outcome| matches!(outcome, Outcome::Stored(_))).count() as u64;
+            }
+            if !(1..SETTLE_EVERY).contains(&replica.deferred) {
+                replica.commit_if_level()?;
+            }
+            replica.witness.write(replica.log.testimony())?;
+            Ok(outcomes)
+        })
+    }
+
+    /// Commits the state of the events that [`commit_from`](Self::commit_from) left uncommitted.
+    ///
+    /// # Errors
+    ///
+    /// A fault of the machine. The events are stored.
+    pub(crate) fn rest(&mut self) -> Result<(), Fault> {
+        if self.deferred == 0 {
+            return Ok(());
+        }
+        self.unless_broken(|replica| if replica.state.is_open() { replica.commit_state() } else { Ok(()) })
     }
 
     /// Adds events that happened elsewhere, in this order, each with the device it comes from. They are not judged: an
@@ -66,6 +93,14 @@ impl Replica {
         batch: &[(&Envelope, &Device)],
         on_fault: OnFault,
     ) -> Result<Vec<Outcome>, Fault> {
+        let outcomes = self.try_write_log(batch, on_fault)?;
+        self.commit_if_level()?;
+        self.witness.write(self.log.testimony())?;
+        Ok(outcomes)
+    }
+
+    /// Stores events, and applies them in the state's open transaction.
+    fn try_write_log(&mut self, batch: &[(&Envelope, &Device)], on_fault: OnFault) -> Result<Vec<Outcome>, Fault> {
         self.log.begin()?;
         let outcomes = match self.write_together(batch, on_fault)? {
             Some(outcomes) => outcomes,
@@ -76,11 +111,22 @@ impl Replica {
             }
         };
         self.log.commit()?;
-        if matches!(self.log.tip().whose, Whose::Own(_)) || self.log.tip().pending == 0 && self.unsettled == 0 {
-            self.commit_state()?;
-        }
-        self.witness.write(self.log.testimony())?;
         Ok(outcomes)
+    }
+
+    /// Commits the state, unless its transaction has pending events, or confirmed ones that wait with them.
+    fn commit_if_level(&mut self) -> Result<(), Fault> {
+        let is_level = self.log.tip().pending == 0 && self.unsettled == 0;
+        if self.is_authority() || is_level { self.commit_state() } else { Ok(()) }
+    }
+
+    /// Returns whether events are committed whose effect isn't.
+    pub(crate) fn is_deferring(&self) -> bool {
+        self.deferred > 0
+    }
+
+    fn is_authority(&self) -> bool {
+        matches!(self.log.tip().whose, Whose::Own(_))
     }
 
     /// Stores and applies the whole batch or none of it. Returns `None` if the events have to be looked at one by one.
