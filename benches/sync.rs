@@ -39,8 +39,9 @@ fn bulk(scale: Scale) {
         let ours = || {
             let dir = on_disk();
             let offline = dir.path().join("one");
-            fill(&offline, likes);
             let hub = Hub::start(&dir.path().join("hub"), &["one", "two"]);
+            hub.like_while_away(&offline, "one");
+            fill(&offline, likes - 1);
             let two = hub.device(&dir.path().join("two"), "two");
             let start = Instant::now();
             let one = hub.device(&offline, "one");
@@ -257,10 +258,21 @@ impl Hub {
 
     /// A device that syncs with this hub.
     fn device(&self, data: &Path, name: &str) -> Server {
+        self.device_of(&self.server.url, data, name)
+    }
+
+    fn device_of(&self, upstream: &str, data: &Path, name: &str) -> Server {
         let mut command = likewise();
-        command.args(["serve", "--listen", "127.0.0.1:0", "--upstream", &self.server.url, "--token-file"]);
+        command.args(["serve", "--listen", "127.0.0.1:0", "--upstream", upstream, "--token-file"]);
         command.arg(self.data.join(name)).env("LIKEWISE_LOG", "error");
         Server::spawn(command, data)
+    }
+
+    /// Makes one like on a device that can't reach its hub. From then on, its likes wait in its outbox.
+    fn like_while_away(&self, data: &Path, name: &str) {
+        let device = self.device_of("http://127.0.0.1:9", data, name);
+        agent().post(format!("{}/likes", device.url)).send_empty().expect("like");
+        assert!(device.terminate().success());
     }
 }
 
