@@ -96,6 +96,7 @@ impl Eventlog {
         self.set_end(base);
         self.set_pulled(base.seq)?;
         self.set_history(History::default())?;
+        self.set_passed(None)?;
         let mut stored = file.bytes.to_le_bytes().to_vec();
         stored.extend(file.digest.0);
         stored.extend(file.schema.as_bytes());

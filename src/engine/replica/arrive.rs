@@ -87,8 +87,8 @@ impl Replica {
 
         let now = *self.log.tip();
         let added = now.length - before.length;
-        let are_the_end = added == page.entries.len() as u64 && before.pending == 0;
-        if are_the_end && self.apply_end(before.head, &page.entries)? {
+        let are_all_new = added > 0 && added == page.entries.len() as u64;
+        if are_all_new && before.pending == 0 && self.apply_end(before.head, &page.entries)? {
             return Ok(true);
         }
         self.follow_arrivals(added, now.pending != before.pending, is_ours_in_order, page.more)?;
