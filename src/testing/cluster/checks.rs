@@ -34,7 +34,11 @@ impl Cluster<'_> {
         node.held = holds;
         let Standing { length, history, .. } = replica.standing().expect(WORKS);
         let is_missing = history.is_some_and(|history| history.missing() > 0);
-        let above = is_missing.then(|| (length, log_of(replica).into_iter().map(|entry| entry.event.id).collect()));
+        let above = is_missing.then(|| {
+            let log = log_of(replica).into_iter().map(|entry| entry.event.id);
+            let all = log.chain(outbox_of(replica).into_iter().map(|event| event.id));
+            (length, all.filter(|id| !node.committed.contains(id)).collect())
+        });
         if let Some((before, above)) = std::mem::replace(&mut node.above_gap, above)
             && history.is_none()
             && length < before

@@ -76,7 +76,7 @@ struct Node {
     committed: Vec<EventId>,
     /// What is behind the snapshot that it began with last.
     below: Option<Below>,
-    /// The length of its log and what it has above its snapshot, if some of the history behind that is missing.
+    /// The length of its log, and what it has of other devices above its snapshot, if some of the history behind that is missing.
     above_gap: Option<(u64, Vec<EventId>)>,
     /// Whether a page of its history was not what the hub has.
     is_lied_to: bool,
