@@ -53,8 +53,7 @@ impl Replica {
     }
 
     pub(super) fn try_take_back(&mut self, after: Seq, whose: Whose) -> Result<(), Fault> {
-        self.state.rollback()?;
-        self.unsettled = 0;
+        self.roll_back()?;
         let device = self.setup.device.clone();
         self.transact(|own| {
             if after < own.tip().base.seq {

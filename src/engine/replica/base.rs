@@ -110,8 +110,7 @@ impl Replica {
         }
         // The file goes first. Without the base, it is one that nobody needs.
         put_in_place(path, &self.files.base()).inspect_err(|_| drop(remove_file(path)))?;
-        self.state.rollback()?;
-        self.unsettled = 0;
+        self.roll_back()?;
         let Snapshot { log, seq, length, digest, bytes, file_digest, .. } = *snapshot;
         let file = BaseFile { bytes, digest: file_digest, schema: schema.clone() };
         self.transact(|own| own.join(log, Checkpoint { seq, digest, length }, &file))?;
@@ -245,8 +244,7 @@ impl Replica {
     /// Rebuilds the state after the base was given up.
     fn begin_again(&mut self) -> Result<(), Fault> {
         self.forget_snapshot();
-        self.state.rollback()?;
-        self.unsettled = 0;
+        self.roll_back()?;
         self.rebuild()
     }
 

@@ -22,9 +22,8 @@ impl Replica {
     }
 
     pub(super) fn try_settle(&mut self) -> Result<(), Fault> {
-        self.state.rollback()?;
+        self.roll_back()?;
         let is_level = self.catch_up()?;
-        self.unsettled = 0;
         self.view = View::Level;
         if self.log.tip().pending > 0 || !is_level { self.restore(&mut Enders::new()) } else { Ok(()) }
     }
@@ -106,6 +105,13 @@ impl Replica {
 
     pub(super) fn replay_pending(&self, enders: &Enders) -> Result<(), Stop> {
         self.state.replay(i64::MIN, enders, |after, each| self.log.each_pending(after, CHUNK, each))
+    }
+
+    /// Rolls the state back to what is in its file.
+    pub(super) fn roll_back(&mut self) -> Result<(), Fault> {
+        self.state.rollback()?;
+        (self.unsettled, self.deferred) = (0, 0);
+        Ok(())
     }
 
     /// Commits the state's open transaction as the state of the whole log.

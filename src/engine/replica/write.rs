@@ -67,10 +67,7 @@ impl Replica {
     ///
     /// A fault of the machine. The events are stored.
     pub(crate) fn rest(&mut self) -> Result<(), Fault> {
-        if self.deferred == 0 {
-            return Ok(());
-        }
-        self.unless_broken(|replica| if replica.state.is_open() { replica.commit_state() } else { Ok(()) })
+        if self.deferred == 0 { Ok(()) } else { self.unless_broken(Self::commit_state) }
     }
 
     /// Adds events that happened elsewhere, in this order, each with the device it comes from. They are not judged: an
