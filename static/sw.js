@@ -89,7 +89,7 @@ async function findCache(began) {
 async function keepNews(url, news) {
   const cache = await findCache(news.at);
   // No room, perhaps. The page is then older when it opens, and says so.
-  await cache?.put(newsOf(withoutHash(url)), new Response(JSON.stringify(news)));
+  if (cache) await replace(cache, newsOf(withoutHash(url)), JSON.stringify(news), { [KEPT_AT]: news.at });
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -100,15 +100,37 @@ async function keepNews(url, news) {
  * when it was asked for: what an open page hears after that is newer.
  */
 async function keep(url, asked, answer, files) {
-  const headers = new Headers(answer.headers);
-  headers.set(KEPT_AT, asked);
-  for (const name of ["Content-Encoding", "Content-Length"]) headers.delete(name);
+  const headers = { ...Object.fromEntries(answer.headers), [KEPT_AT]: asked };
+  for (const name of ["content-encoding", "content-length"]) delete headers[name];
   const html = await answer.text();
   if (asked <= leftAt) return;
   const cache = await caches.open(CACHE);
   await Promise.all([...new Set([...filesIn(html), ...files])].map((file) => keepFile(cache, file)));
-  await cache.put(withoutHash(url), new Response(html, { headers }));
+  await replace(cache, withoutHash(url), html, headers);
   await tidy(cache);
+}
+
+/**
+ * Puts a text in the place of another. A browser that ends while it puts one loses the other, too, so that there are two
+ * copies of each.
+ */
+async function replace(cache, href, text, headers) {
+  for (const copy of copiesOf(href)) await cache.put(copy, new Response(text, { headers }));
+}
+
+/** The newest copy of a text, if there is one. */
+async function newest(cache, href) {
+  const copies = await Promise.all(copiesOf(href).map((copy) => cache.match(copy, { ignoreVary: true })));
+  const time = (copy) => Number(copy.headers.get(KEPT_AT));
+  return copies.filter(Boolean).reduce((one, other) => (one && time(one) >= time(other) ? one : other), undefined);
+}
+
+function copiesOf(href) {
+  return [href, href.replace(/(?=\?|$)/, ".copy")];
+}
+
+function originalOf(href) {
+  return href.replace(/\.copy(?=\?|$)/, "");
 }
 
 /** The paths of the files that a page names, and of the worker that its script starts. */
@@ -147,18 +169,17 @@ function find(cache, request) {
 
 /** Forgets the pages that were opened longest ago, and files of versions that no page has. */
 async function tidy(cache) {
-  const all = (await cache.keys()).map(({ url }) => new URL(url));
+  const all = [...new Set((await cache.keys()).map(({ url }) => originalOf(url)))].map((href) => new URL(href));
   const pages = all.filter(isPage); // in the order in which they were kept
   for (const { href } of pages.slice(0, -PAGES)) await forget(cache, href);
-  const texts = await Promise.all(pages.slice(-PAGES).map(async ({ href }) => (await cache.match(href))?.text()));
+  const texts = await Promise.all(pages.slice(-PAGES).map(async ({ href }) => (await newest(cache, href))?.text()));
   const version = ({ pathname }) => pathname.split("/").at(-2);
   const needed = new Set(texts.flatMap((html) => filesIn(html ?? "")).map((pathname) => version({ pathname })));
   for (const url of all) if (isFile(url) && !needed.has(version(url))) await cache.delete(url, { ignoreVary: true });
 }
 
 async function forget(cache, href) {
-  await cache?.delete(href, { ignoreVary: true });
-  await cache?.delete(newsOf(href));
+  for (const copy of [href, newsOf(href)].flatMap(copiesOf)) await cache?.delete(copy, { ignoreVary: true });
 }
 
 function withoutHash({ href }) {
@@ -177,12 +198,12 @@ function newsOf(href) {
 async function kept(url) {
   const cache = await findCache(Date.now());
   const href = withoutHash(url);
-  const page = await cache?.match(href, { ignoreVary: true });
+  const page = cache && (await newest(cache, href));
   if (!page) {
     const home = url.origin + url.pathname;
-    return home !== href && (await cache?.match(home, { ignoreVary: true })) ? Response.redirect(home) : undefined;
+    return home !== href && cache && (await newest(cache, home)) ? Response.redirect(home) : undefined;
   }
-  const news = await (await cache.match(newsOf(href)))?.json().catch(() => undefined);
+  const news = await (await newest(cache, newsOf(href)))?.json().catch(() => undefined);
   const keptAt = Number(page.headers.get(KEPT_AT));
   const { at, fragments } = news?.at > keptAt ? news : { at: keptAt, fragments: {} };
   const html = (await page.text())

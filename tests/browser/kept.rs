@@ -97,6 +97,40 @@ fn the_page_opens_while_the_program_is_stopped_and_its_clicks_are_stored_once() 
 }
 
 #[test]
+fn a_browser_that_ends_while_it_keeps_a_page_anew_still_has_it() {
+    let data = data_dir();
+    let mut server = Server::start(data.path());
+    let (port, url) = (server.port(), server.url.clone());
+    let mut browser = Browser::launch();
+    for round in 1..=6 {
+        browser.network_may_fail();
+        let tab = browser.open(&url);
+        tab.until_live();
+        server.like("");
+        tab.until_kept(round);
+        // The computer shuts down. As seldom as that moment is, it comes two thousand times here.
+        let message =
+            ["{ heard: location.href, news: { ...news, at: Date.now() } }", "{ keep: location.href, files: [] }"];
+        tab.eval(&format!(
+            "(async () => {{
+               const news = await (await caches.match('live')).json();
+               const {{ active }} = await navigator.serviceWorker.ready;
+               for (let i = 0; i < 2000; i++) active.postMessage({});
+             }})()",
+            message[round as usize % 2],
+        ));
+        server.kill();
+        browser = browser.again();
+        browser.network_may_fail();
+        let tab = browser.open(&url);
+        tab.until_says(STOPPED);
+        assert_eq!(tab.count(), round);
+        server = start_again(data.path(), port);
+        tab.until_live();
+    }
+}
+
+#[test]
 fn a_page_that_is_gone_for_good_isnt_shown_from_what_was_kept() {
     let data = data_dir();
     let server = Server::start(data.path());
