@@ -329,6 +329,24 @@ fn events_of_the_snapshot_that_later_ones_have_passed_stay_before_them() {
     home.crash_and_open(replica);
 }
 
+/// The third was made elsewhere, too. That shows only when the first comes back: it wasn't below the base, and so the second,
+/// which was pushed after it, wasn't either.
+#[test]
+fn what_comes_back_above_the_snapshot_keeps_its_place_before_what_was_pushed_later() {
+    let (hub, mut home, mut replica) = with_early();
+    replica.arrive(&page(15, &[append(3, "c"), append(1, "a")], false)).unwrap();
+    replica.take_back(replica.base(), Whose::Upstream(Some(hub.log()))).unwrap();
+    let own = [append(3, "c"), append(1, "a"), append(2, "b")];
+    assert_eq!(outbox_of(&replica), own);
+    // That is still known when they come back, and the hub is another one again.
+    let mut replica = home.crash_and_open(replica);
+    replica.arrive(&page(15, &[append(3, "c"), append(60, "theirs")], false)).unwrap();
+    replica.take_back(replica.base(), Whose::Upstream(Some(hub.log()))).unwrap();
+    assert_eq!(outbox_of(&replica), [append(3, "c"), append(60, "theirs"), append(1, "a"), append(2, "b")]);
+    home.check(&replica);
+    home.crash_and_open(replica);
+}
+
 #[test]
 fn a_hub_that_names_places_which_can_not_be_is_not_believed() {
     let (hub, home, mut replica) = with_early();

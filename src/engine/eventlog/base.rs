@@ -219,13 +219,13 @@ impl Eventlog {
         Ok(true)
     }
 
-    /// Records that the upstream has the event with the number `n` above the base, and not those before it in the outbox.
+    /// Records that the upstream has the event with the number `n` above the base. Events are pushed in order, so none behind
+    /// it in the outbox is below the base, but those before it may be.
     pub(crate) fn passes(&mut self, n: i64) -> Result<()> {
-        let passed = Some(n - 1);
-        if self.tip.is_whole() || self.tip.passed >= passed {
+        if self.tip.is_whole() || self.tip.passed.is_some_and(|passed| passed < n) {
             return Ok(());
         }
-        self.set_passed(passed)
+        self.set_passed(Some(n - 1))
     }
 
     fn set_passed(&mut self, passed: Option<i64>) -> Result<()> {
@@ -258,7 +258,7 @@ impl Eventlog {
             self.tip.outbox_tally.add(new_hash);
         }
         drop(statement);
-        self.set_passed((count > 0).then_some(next - 1))
+        self.set_passed(Some(next - 1))
     }
 
     /// Removes an early row, because the upstream has brought its event above the base.

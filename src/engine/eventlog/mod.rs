@@ -93,8 +93,9 @@ pub(crate) struct Tip {
     pub(crate) pending: u64,
     /// The highest number that the outbox has ever assigned.
     pub(crate) n: i64,
-    /// The number up to which the outbox's events were passed: the log above the base has later ones of ours. So these are
-    /// below the base, although the upstream has yet to say so.
+    /// The number up to which events of the outbox may be below the base, although the upstream has yet to say so. Those with
+    /// higher numbers are not, because it has one of them, or one before them, above the base. Unknown until it brings the
+    /// first of ours.
     pub(crate) passed: Option<i64>,
     /// How many events are set aside.
     pub(crate) set_aside: u64,

@@ -62,7 +62,7 @@ impl Eventlog {
     /// Moves the first events of the outbox to the end of the log, as many as `entries` begins with. Returns how many.
     pub(crate) fn confirm(&mut self, entries: &[Entry]) -> Result<usize> {
         let (mut head, mut tally) = (self.tip.head, self.tip.outbox_tally);
-        let (mut count, mut last) = (0, None);
+        let (mut count, mut first, mut last) = (0, None, None);
         {
             let mut statement = self.conn.prepare_cached(&format!("{} ORDER BY n", Waiting::Pending.select()))?;
             let mut rows = statement.query(())?;
@@ -73,11 +73,12 @@ impl Eventlog {
                     break;
                 }
                 tally.take(hash);
-                (head, last) = (*seq, Some(n));
+                (head, first, last) = (*seq, first.or(Some(n)), Some(n));
                 count += 1;
             }
         }
-        if let Some(last) = last {
+        if let (Some(first), Some(last)) = (first, last) {
+            self.passes(first)?;
             self.conn.prepare_cached("DELETE FROM outbox WHERE n <= ?1")?.execute([last])?;
             self.tip.outbox_tally = tally;
             self.tip.pending -= count as u64;

@@ -167,7 +167,7 @@ impl Replica {
             Some(Found::Outbox(n, _)) => {
                 let first = self.log.pending(i64::MIN, ONE)?;
                 is_next = is_same && first.first().is_some_and(|(first, _)| *first == n);
-                if is_same && !is_next {
+                if is_same {
                     self.log.passes(n)?;
                 }
                 if !is_same && let Some((_, ours)) = self.log.pending(n - 1, ONE)?.first() {
