@@ -604,8 +604,9 @@ impl Gateway {
             let what = format!(
                 "message {sequence} doesn't follow from those before it: the stream has lost some, or it is no gateway's"
             );
-            // A new gateway has promised nothing to anybody, and others have seen this before.
-            if self.is_new {
+            // A new gateway has promised nothing to anybody. But if this is the last message, its publisher has another log, and
+            // may have no reason of its own to compare it.
+            if self.is_new && self.has_more(sequence) {
                 self.notice(what)
             } else {
                 self.lose(what)

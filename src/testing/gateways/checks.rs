@@ -169,7 +169,6 @@ impl Gateways<'_> {
             let is_new = |event: Envelope| entered.insert(event.id);
             assert!(self.stream.events().all(is_new), "an event enters the stream once");
         }
-        self.check_stream(&log);
         self.check_tokens();
         log
     }
@@ -193,8 +192,9 @@ impl Gateways<'_> {
         assert_eq!((standing.length, standing.pending), (before + 1, 0), "it is confirmed by the first gateway");
     }
 
-    /// A gateway that begins now, with nothing, comes to the same log.
-    fn check_stream(&mut self, log: &[Entry]) {
+    /// A gateway that begins now, with nothing, comes to the same log. Returns false if it finds that the stream may not be
+    /// what the others have their log from, which nobody else could see. Then all of them have to compare it.
+    pub(super) fn newcomer_agrees(&mut self, log: &[Entry]) -> bool {
         let dir = self.new_dir();
         let replica = open(self.simulation, &dir).expect(WORKS);
         self.push_machine(super::Machine {
@@ -208,7 +208,11 @@ impl Gateways<'_> {
         let at = self.machines.len() - 1;
         self.poll_bucket(at, false);
         assert!(self.catch_up(at, false), "it comes level with the stream");
+        if self.gate(at).lost.is_some() {
+            return false;
+        }
         assert_eq!(log_of(self.replica(at)), log, "the stream has the log");
+        true
     }
 
     /// Moves the store out of the stream: one gateway becomes the hub of the log, and the others refuse it.

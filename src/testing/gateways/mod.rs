@@ -146,7 +146,11 @@ impl<'s> Gateways<'s> {
             story.step();
         }
         story.heal();
-        let log = story.agree();
+        let mut log = story.agree();
+        if !story.newcomer_agrees(&log) {
+            story.heal();
+            log = story.agree();
+        }
         story.roam();
         if story.rng.chance(25) {
             story.move_out();
