@@ -321,7 +321,7 @@ impl State {
         &self,
         after: P,
         enders: &Enders,
-        read: impl Fn(P, &mut Each<'_>) -> Result<Option<P>, Halt>,
+        mut read: impl FnMut(P, &mut Each<'_>) -> Result<Option<P>, Halt>,
     ) -> Result<(), Stop> {
         let db = Db::new(&self.sandbox, &self.touched);
         let mut after = after;

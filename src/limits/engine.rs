@@ -89,6 +89,12 @@ pub(crate) mod replica {
     /// again one by one.
     pub(crate) const CHUNK: usize = 1_024;
 
+    /// Chunks of a long log that are read before the state is ready for them.
+    pub(crate) const AHEAD: usize = 2;
+
+    /// The bytes of payloads after which such a chunk ends, however few events it has.
+    pub(crate) const AHEAD_BYTES: usize = 256 * 1_024;
+
     /// Events without effect that are listed at most. Their number is in the [`Standing`](crate::engine::Standing).
     pub const MOST_SKIPPED: usize = 1_000;
 

@@ -8,6 +8,7 @@ use likewise::engine::{
     Batch, DbError, Digest, Envelope, Files, LogId, Outcome, Page, Query, Replica, SETTLE_EVERY, Schema, Seq, Whose,
     committed_state,
 };
+use rusqlite::Connection;
 
 use crate::support::*;
 
@@ -692,6 +693,42 @@ fn a_rebuild_tells_how_far_it_has_come() {
     let replica = home.try_open_as(setup).unwrap();
     assert_eq!(TOLD.load(Ordering::Relaxed), 21_000);
     assert_eq!(likes(&replica), 21_000);
+}
+
+#[test]
+fn a_long_rebuild_skips_what_an_ordinary_one_skips() {
+    let home = Home::new();
+    let mut replica = home.follow();
+    let mut rng = Rng::new(1);
+    // Some fail, end the transaction, or have a name that nobody knows, wherever chunks and portions end.
+    let mut event = |n| if n % 301 == 0 { random_event(&mut rng) } else { like(n) };
+    let many: Vec<_> = (0..23_000).map(&mut event).collect();
+    for (nth, events) in many.chunks(500).enumerate() {
+        replica.arrive(&page(nth as u64 * 500 + 1, events, nth < 45)).unwrap();
+    }
+    let standing = replica.standing().unwrap();
+    assert!(standing.skipped > 0 && standing.unknown > 0, "{standing:?}");
+    drop(replica);
+    std::fs::remove_file(home.path("state.db")).unwrap();
+    let replica = home.follow();
+    assert_eq!(replica.standing().unwrap(), standing);
+    home.check(&replica);
+}
+
+#[test]
+fn a_long_rebuild_says_what_of_the_log_it_cant_read() {
+    let home = Home::new();
+    let mut replica = home.open();
+    let many: Vec<_> = (0..23_000).map(|n| (like(n), device("elsewhere"))).collect();
+    many.chunks(3_000).for_each(|chunk| assert!(stored(&replica.add(chunk).unwrap())));
+    drop(replica);
+    std::fs::remove_file(home.path("state.db")).unwrap();
+    Connection::open(home.path("eventlog.db"))
+        .unwrap()
+        .execute("UPDATE log SET name = 99 WHERE seq = 15000", ())
+        .unwrap();
+    let why = home.try_open_as(setup(bank())).err().expect("a log that can't be read").to_string();
+    assert!(why.contains("the eventlog is damaged") && why.contains("number 99"), "{why}");
 }
 
 #[test]

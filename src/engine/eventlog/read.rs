@@ -224,6 +224,7 @@ impl Eventlog {
         each: &mut dyn FnMut(&EventRef<'_>) -> Result<(), E>,
     ) -> Result<Option<Seq>, E> {
         let sql = "SELECT seq, id, name, args FROM log WHERE seq > ?1 AND seq <= ?2 ORDER BY seq LIMIT ?3";
+        let most = i64::try_from(most).unwrap_or(i64::MAX);
         let event = |row: &Row<'_>| each(&self.log_event(row)?);
         let last = self.each(sql, params![after.to_sql(), until.to_sql(), most], event)?;
         Ok(last.map(Seq::from_sql))

@@ -1,6 +1,7 @@
 //! One device's copy of a store: an eventlog and the state derived from it.
 //!
-//! The code is synchronous and uses no threads, clock or network, so a test can drive a hundred replicas from one seed.
+//! The code is synchronous and uses no clock or network, and no thread but one that reads ahead in a long rebuild. So a test
+//! can drive a hundred replicas from one seed.
 //! After a [`Fault`], a replica makes no more changes: drop it and open it again. Everything it acknowledged is in its
 //! eventlog.
 //!
@@ -11,6 +12,7 @@
 //! - The state on disk holds only confirmed events. Pending events are applied on top of it in a transaction that stays
 //!   open, and reads go through that transaction. To remove pending events from the state, SQLite rolls it back.
 
+mod ahead;
 mod arrive;
 mod authority;
 mod base;

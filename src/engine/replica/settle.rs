@@ -1,12 +1,14 @@
 //! Brings the state level with the eventlog: commits confirmed events, and applies pending events on top.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::thread;
 
+use super::ahead::Ahead;
 use super::{Replica, View};
-use crate::engine::error::{Fault, StateFault};
-use crate::engine::eventlog::{Eventlog, Tip};
+use crate::engine::error::{Fault, IoContext, StateFault};
+use crate::engine::eventlog::{Checkpoint, Eventlog, Tip};
 use crate::engine::materialize::{Enders, Stop};
-use crate::engine::place::{Cursor, Entry, Seq};
+use crate::engine::place::{Cursor, Entry, Generation, Seq};
 use crate::engine::state::State;
 use crate::limits::engine::replica::{CHUNK, PER_COMMIT};
 
@@ -31,34 +33,55 @@ impl Replica {
     /// Applies the events of the log after the state's cursor, and commits them. No transaction may be open. Returns
     /// false if the disk has no room to commit all of them.
     pub(super) fn catch_up(&mut self) -> Result<bool, Fault> {
-        let Tip { head, generation, length, .. } = *self.log.tip();
-        let is_long = self.log.milestone_after(self.state.cursor().seq, PER_COMMIT)?.seq < head;
         let mut enders = Enders::new();
-        while self.state.cursor().seq < head {
+        loop {
+            let Tip { head, .. } = *self.log.tip();
             let cursor = self.state.cursor();
+            if cursor.seq >= head {
+                return Ok(true);
+            }
             let milestone = self.log.milestone_after(cursor.seq, PER_COMMIT)?;
-            self.state.begin()?;
-            match replay_log(&self.log, &self.state, milestone.seq, &enders) {
-                Ok(()) => {}
+            let caught_up =
+                if milestone.seq < head { self.catch_up_far(&enders) } else { self.catch_up_to(milestone, &enders) };
+            match caught_up {
+                Ok(true) => {}
+                Ok(false) => return Ok(false),
                 Err(Stop::Ended(id, why)) => {
                     self.state.rollback()?;
                     enders.insert(id, why);
-                    continue;
                 }
                 Err(Stop::Fault(fault)) => return Err(fault),
             }
-            match self.state.commit(Cursor { generation, seq: milestone.seq, digest: milestone.digest }) {
-                Err(StateFault(fault)) if fault.leaves_synced() => return Ok(false),
-                committed => committed?,
-            }
-            if is_long {
-                // Reporting progress is a courtesy. A panic in it must not cost the store.
-                let tell = || (self.setup.progress)(milestone.length, length);
-                drop(catch_unwind(AssertUnwindSafe(tell)));
-                self.state.checkpoint_if_due()?;
-            }
         }
-        Ok(true)
+    }
+
+    fn catch_up_to(&mut self, end: Checkpoint, enders: &Enders) -> Result<bool, Stop> {
+        self.state.begin()?;
+        replay_log(&self.log, &self.state, end.seq, enders)?;
+        Ok(commit_at(&mut self.state, self.log.tip().generation, end)?)
+    }
+
+    /// Does the same for more events than one transaction should have. Tells how far it has come.
+    fn catch_up_far(&mut self, enders: &Enders) -> Result<bool, Stop> {
+        let Self { log, state, setup, files, .. } = self;
+        let Tip { head, generation, length, .. } = *log.tip();
+        thread::scope(|scope| {
+            let ahead = Ahead::begin(scope, log, state.cursor().seq);
+            let mut ahead = ahead.doing("start a thread to read", &files.eventlog()).map_err(Stop::Fault)?;
+            while state.cursor().seq < head {
+                state.begin()?;
+                state.replay(ahead.count(), enders, |count, each| ahead.each(count, each))?;
+                let end = ahead.milestone();
+                if !commit_at(state, generation, end)? {
+                    return Ok(false);
+                }
+                // Reporting progress is a courtesy. A panic in it must not cost the store.
+                let tell = || (setup.progress)(end.length, length);
+                drop(catch_unwind(AssertUnwindSafe(tell)));
+                state.checkpoint_if_due()?;
+            }
+            Ok(true)
+        })
     }
 
     /// Applies and commits the events with which the log ends, behind `before`, as [`catch_up`](Self::catch_up) does, but without
@@ -134,6 +157,14 @@ impl Replica {
     /// Returns whether events have arrived that queries don't see yet.
     pub fn is_behind(&self) -> bool {
         matches!(self.view, View::Behind { .. })
+    }
+}
+
+/// Commits the state's open transaction as the state of the log up to `end`. Returns false if the disk has no room.
+fn commit_at(state: &mut State, generation: Generation, end: Checkpoint) -> Result<bool, StateFault> {
+    match state.commit(Cursor { generation, seq: end.seq, digest: end.digest }) {
+        Err(StateFault(fault)) if fault.leaves_synced() => Ok(false),
+        committed => committed.map(|()| true),
     }
 }
 
