@@ -1,7 +1,8 @@
 //! What people see of an app, as the web floor holds it: forms, fragments, page and figures, each with its types erased.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
+use askama::Template;
 use axum::Router;
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
@@ -40,6 +41,15 @@ pub(crate) struct Face {
     /// What other sites may embed.
     pub(crate) embed: Option<Embed>,
     pub(crate) routes: Router,
+    /// Drawn with the first page.
+    files: OnceLock<Html>,
+}
+
+/// The links to the program's own files.
+#[derive(Template)]
+#[template(path = "files.html")]
+struct Files<'a> {
+    face: &'a Face,
 }
 
 /// Makes the page's HTML.
@@ -159,12 +169,13 @@ impl Face {
             figures: Vec::new(),
             embed: None,
             routes: Router::new(),
+            files: OnceLock::new(),
         }
     }
 
     /// The same face under another base path.
     pub(crate) fn under(&self, base_path: BasePath) -> Self {
-        Self { base_path, ..self.clone() }
+        Self { base_path, files: OnceLock::new(), ..self.clone() }
     }
 
     /// What the addresses of `store` begin with.
@@ -175,6 +186,11 @@ impl Face {
     /// The address of the static file `name`.
     pub(crate) fn asset(&self, name: &str) -> String {
         [self.base_path.as_str(), "/static/", self.assets.version(), "/", name].concat()
+    }
+
+    /// The links to the program's own files, which every page's head has.
+    pub(crate) fn files(&self) -> &Html {
+        self.files.get_or_init(|| Files { face: self }.into_html().expect("BUG: a template of names can't fail"))
     }
 
     /// The addresses of the app's own stylesheets.

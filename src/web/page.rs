@@ -188,8 +188,9 @@ impl Page {
         let title = Html::text(title);
         let fragments = &self.parts.render.face.fragments;
         let summary = fragments.iter().find_map(|fragment| summary(self.parts.fragments.get(fragment.name)?.as_str()));
-        let before = summary.map(|summary| format!("{summary} · ")).unwrap_or_default();
-        Html::trusted(format!("<title data-title=\"{title}\">{before}{title}</title>"))
+        let (summary, point) = summary.map_or(("", ""), |summary| (summary, " · "));
+        let title = title.as_str();
+        Html::trusted(["<title data-title=\"", title, "\">", summary, point, title, "</title>"].concat())
     }
 
     /// Where the form `name` posts to.

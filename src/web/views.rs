@@ -17,22 +17,23 @@ pub(super) enum View {
 /// Returns links to the views of the store whose addresses begin with `base`. On the page itself, the program's version
 /// stands in place of the link to it.
 pub(super) fn links(face: &Face, base: &str, here: View) -> Html {
-    let all = [
-        (View::Page, base, "/", face.nouns.many_capitalized()),
-        (View::History, base, "/history", "History".to_owned()),
-        (View::Stores, face.base_path.as_str(), "/stores", "Stores".to_owned()),
-    ];
-    let link = |(view, base, path, words): (View, &str, &str, String)| {
+    let mut html = String::with_capacity(256);
+    html.push_str("<nav class=\"views\" aria-label=\"Views\">");
+    let mut link = |view, base: &str, path, words: &str| {
         let current = if view == here { " aria-current=\"page\"" } else { "" };
-        ["<a href=\"", base, path, "\"", current, ">", Html::text(words).as_str(), "</a>"].concat()
-    };
-    let links = all.into_iter().filter(|(view, ..)| here != View::Page || *view != View::Page).map(link);
-    let links = links.collect::<Vec<_>>().join(" ");
-    let version = match here {
-        View::Page => {
-            [" <small>", Html::text(face.title()).as_str(), " ", Html::text(face.version).as_str(), "</small>"].concat()
+        for text in ["<a href=\"", base, path, "\"", current, ">", words, "</a> "] {
+            html.push_str(text);
         }
-        View::History | View::Stores => String::new(),
     };
-    Html::trusted(["<nav class=\"views\" aria-label=\"Views\">", &links, &version, "</nav>"].concat())
+    if here != View::Page {
+        link(View::Page, base, "/", Html::text(face.nouns.many_capitalized()).as_str());
+    }
+    link(View::History, base, "/history", "History");
+    link(View::Stores, face.base_path.as_str(), "/stores", "Stores");
+    if here == View::Page {
+        for text in ["<small>", Html::text(face.title()).as_str(), " ", Html::text(face.version).as_str(), "</small>"] {
+            html.push_str(text);
+        }
+    }
+    Html::trusted([html.trim_end(), "</nav>"].concat())
 }
