@@ -256,7 +256,7 @@ impl Gateways<'_> {
 
     /// Hands a push to a gateway, and waits for the answer for some time.
     fn deliver(&mut self, from: usize, at: usize, push: Push, is_bad: bool) -> Delivered {
-        if !self.is_gate(at) || !self.wake(at, true) {
+        if !self.is_gate(at) || !self.wake(at, is_bad) {
             return Delivered::Nothing;
         }
         let Some(run) = self.run_of(at) else { return Delivered::Nothing };
