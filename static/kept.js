@@ -12,12 +12,15 @@ export function keepPage({ script, fragments }) {
   const home = new URL("./", new URL(script, location.href)).pathname;
   let registration;
   let timer;
+  let untold; // when something was heard before there was a worker
 
   async function register() {
     try {
       registration = await workers.register(script, { updateViaCache: "none" });
+      const { active } = await workers.ready;
       // The worker has kept a page that it opened itself.
-      if (!workers.controller) (await workers.ready).active.postMessage({ keep: location.href, files: files() });
+      if (!workers.controller) active.postMessage({ keep: location.href, files: files() });
+      if (untold) tell(untold);
     } catch {
       // Not allowed here, as in a private window. The page is as good, while the program runs.
     }
@@ -32,7 +35,9 @@ export function keepPage({ script, fragments }) {
 
   function tell(at) {
     stop();
-    registration?.active?.postMessage({ heard: location.href, news: { at, fragments: fragments() } });
+    const worker = registration?.active;
+    untold = worker ? undefined : at;
+    worker?.postMessage({ heard: location.href, news: { at, fragments: fragments() } });
   }
 
   function stop() {

@@ -105,9 +105,11 @@ fn a_browser_that_ends_while_it_keeps_a_page_anew_still_has_it() {
     for round in 1..=6 {
         browser.network_may_fail();
         let tab = browser.open(&url);
+        tab.until_kept(round - 1);
         tab.until_live();
         server.like("");
         tab.until_kept(round);
+        tab.until("caches.match('live').then(Boolean)");
         // The computer shuts down. As seldom as that moment is, it comes two thousand times here.
         let message =
             ["{ heard: location.href, news: { ...news, at: Date.now() } }", "{ keep: location.href, files: [] }"];
