@@ -120,7 +120,7 @@ async function replace(cache, href, text, headers) {
 
 /** The newest copy of a text, if there is one. */
 async function newest(cache, href) {
-  const copies = await Promise.all(copiesOf(href).map((copy) => cache.match(copy, { ignoreVary: true })));
+  const copies = await Promise.all(copiesOf(href).map((copy) => find(cache, copy)));
   const time = (copy) => Number(copy.headers.get(KEPT_AT));
   return copies.filter(Boolean).reduce((one, other) => (one && time(one) >= time(other) ? one : other), undefined);
 }
@@ -162,17 +162,18 @@ async function openFile(event) {
   return answer;
 }
 
-/** A file has one content, however it came. */
+/** What is kept has one content, however it came. */
 function find(cache, request) {
   return cache.match(request, { ignoreVary: true });
 }
 
 /** Forgets the pages that were opened longest ago, and files of versions that no page has. */
 async function tidy(cache) {
-  const all = [...new Set((await cache.keys()).map(({ url }) => originalOf(url)))].map((href) => new URL(href));
-  const pages = all.filter(isPage); // in the order in which they were kept
-  for (const { href } of pages.slice(0, -PAGES)) await forget(cache, href);
-  const texts = await Promise.all(pages.slice(-PAGES).map(async ({ href }) => (await newest(cache, href))?.text()));
+  const all = (await cache.keys()).map(({ url }) => new URL(url));
+  const originals = [...new Set(all.map(({ href }) => originalOf(href)))];
+  const pages = originals.filter((href) => isPage(new URL(href))); // in the order in which they were kept
+  for (const href of pages.slice(0, -PAGES)) await forget(cache, href);
+  const texts = await Promise.all(pages.slice(-PAGES).map(async (href) => (await newest(cache, href))?.text()));
   const version = ({ pathname }) => pathname.split("/").at(-2);
   const needed = new Set(texts.flatMap((html) => filesIn(html ?? "")).map((pathname) => version({ pathname })));
   for (const url of all) if (isFile(url) && !needed.has(version(url))) await cache.delete(url, { ignoreVary: true });

@@ -675,16 +675,21 @@ fn trust_57_many_pending_and_many_arriving_take_seconds() {
     assert_eq!(likes(&replica), 2 * many as i64 + 300);
 }
 
+/// Leaves a store of so many likes whose state is gone.
+fn leave_without_state(home: &Home, count: u64) {
+    let mut replica = home.open();
+    let many: Vec<_> = (0..count).map(|n| (like(n), device("elsewhere"))).collect();
+    many.chunks(3_000).for_each(|chunk| assert!(stored(&replica.add(chunk).unwrap())));
+    drop(replica);
+    std::fs::remove_file(home.path("state.db")).unwrap();
+}
+
 #[test]
 fn a_rebuild_tells_how_far_it_has_come() {
     use std::sync::atomic::{AtomicU64, Ordering};
     static TOLD: AtomicU64 = AtomicU64::new(0);
     let home = Home::new();
-    let mut replica = home.open();
-    let many: Vec<_> = (0..21_000).map(|n| (like(n), device("elsewhere"))).collect();
-    many.chunks(3_000).for_each(|chunk| assert!(stored(&replica.add(chunk).unwrap())));
-    drop(replica);
-    std::fs::remove_file(home.path("state.db")).unwrap();
+    leave_without_state(&home, 21_000);
     let mut setup = setup(bank());
     setup.progress = |applied, all| {
         assert!(applied > TOLD.swap(applied, Ordering::Relaxed) && applied <= all && all == 21_000);
@@ -718,11 +723,7 @@ fn a_long_rebuild_skips_what_an_ordinary_one_skips() {
 #[test]
 fn a_long_rebuild_says_what_of_the_log_it_cant_read() {
     let home = Home::new();
-    let mut replica = home.open();
-    let many: Vec<_> = (0..23_000).map(|n| (like(n), device("elsewhere"))).collect();
-    many.chunks(3_000).for_each(|chunk| assert!(stored(&replica.add(chunk).unwrap())));
-    drop(replica);
-    std::fs::remove_file(home.path("state.db")).unwrap();
+    leave_without_state(&home, 23_000);
     Connection::open(home.path("eventlog.db"))
         .unwrap()
         .execute("UPDATE log SET name = 99 WHERE seq = 15000", ())

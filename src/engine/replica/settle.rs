@@ -55,6 +55,8 @@ impl Replica {
         }
     }
 
+    /// Applies the events after the state's cursor up to `end` in one transaction, and commits it. Returns false if the disk has
+    /// no room.
     fn catch_up_to(&mut self, end: Checkpoint, enders: &Enders) -> Result<bool, Stop> {
         self.state.begin()?;
         replay_log(&self.log, &self.state, end.seq, enders)?;
